@@ -1,0 +1,249 @@
+// append: new keys and values into the packed pages: RoPE, rotation, scale, codes, in one pass over both.
+//
+//   key   = scale * (code - zero)  of  H RoPE_t(k)
+//   value = scale * (code - zero)  of  H v            (H only where the codec rotates)
+//
+// One workgroup packs the new tokens of one block of 32 for one KV head, token by token; invocation i holds channel i of
+// the key and of the value. A token's row comes from the caller (new in this step) or from the f16 rows that `protect`
+// kept (it leaves the window now, and is already rotated). Tokens of the block packed earlier keep their codes.
+//
+// A key or value with a number that is not finite is stored as zeros, and the token is listed in `status`.
+//
+// Parts: half, finite, place, turn, hadamard, group. Wrapper: src/kernel/append.rs. Twin: src/reference/append.rs.
+
+override HEAD_DIM: u32;
+override HADAMARD_OUTER: u32;
+override HADAMARD_INNER: u32;
+override HADAMARD_SCALE: f32;
+override ROTATE: bool;
+override ROPE: u32;
+override ROPE_PAIRS: u32;
+override HALF_ROWS: bool;
+override KEY_BITS: u32;     // 2, 3, 4, 8, or 16 for f16
+override VALUE_BITS: u32;
+override KEY_CLIP: f32;     // share of a group's range that the codes span
+override VALUE_CLIP: f32;
+override GROUP: u32;        // channels that share a scale; divides HEAD_DIM
+override KEY_SCALES: u32;   // vec4s from a page's start
+override VALUES: u32;
+override VALUE_SCALES: u32;
+override PAGE_VECS: u32;
+override SINKS: u32;        // first tokens that stay f16
+override RING: u32;         // f16 rows of the window, used in turn
+override EIGHTHS: u32;      // HEAD_DIM / 8
+
+struct AppendParams { // src/kernel/append.rs
+    items_at: u32,   // first item in tables
+    items: u32,
+    layer: u32,      // for the status list
+    slab_heads: u32, // KV heads whose pages lie in this slab
+    head_first: u32, // the first of them
+    kv_heads: u32,
+    pad_a: u32,
+    pad_b: u32,
+}
+
+alias Cell = vec2<f32>;
+
+@group(0) @binding(0) var<uniform> params: AppendParams;
+@group(0) @binding(1) var<storage, read> tables: array<u32>;                    // items of 2 words; chunks of 8; pages
+@group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;               // [128 low + high positions, ROPE_PAIRS]
+@group(0) @binding(3) var<storage, read> keys: array<u32>;                      // [rows, kv_heads, HEAD_DIM] f32 or f16
+@group(0) @binding(4) var<storage, read> values: array<u32>;                    // the same
+@group(0) @binding(5) var<storage, read> protected_rows: array<u32>;            // [slot, kv_heads, SINKS + RING, HEAD_DIM]
+@group(0) @binding(6) var<storage, read_write> pages: array<u32>;               // [physical page, slab head, 4 * PAGE_VECS]
+@group(0) @binding(7) var<storage, read_write> status: array<atomic<u32>>;      // count, then entries of 4 words
+
+var<workgroup> row: array<vec2<f32>, HEAD_DIM>;
+var<workgroup> extents: array<vec4<f32>, EIGHTHS>; // largest key, largest -key, largest value, largest -value of 8 channels
+var<workgroup> codes: array<u32, HEAD_DIM>;
+var<workgroup> broken: atomic<u32>;
+
+fn input_at(i: u32) -> vec2<f32> {
+    if (HALF_ROWS) {
+        let k = unpack2x16float(keys[i / 2u]);
+        let v = unpack2x16float(values[i / 2u]);
+        return select(vec2<f32>(k.x, v.x), vec2<f32>(k.y, v.y), (i & 1u) == 1u);
+    }
+    return vec2<f32>(bitcast<f32>(keys[i]), bitcast<f32>(values[i]));
+}
+
+fn protected_at(at: u32, i: u32) -> vec2<f32> {
+    let k = unpack2x16float(protected_rows[at + i / 2u]);
+    let v = unpack2x16float(protected_rows[at + (HEAD_DIM + i) / 2u]);
+    return select(vec2<f32>(k.x, v.x), vec2<f32>(k.y, v.y), (i & 1u) == 1u);
+}
+
+fn report(slot: u32, token: u32, head: u32, what: u32) {
+    let n = atomicAdd(&status[0], 1u);
+    let at = 4u + 4u * n;
+    if (at + 3u < arrayLength(&status)) {
+        atomicStore(&status[at], params.layer);
+        atomicStore(&status[at + 1u], slot);
+        atomicStore(&status[at + 2u], token);
+        atomicStore(&status[at + 3u], head * 4u + what);
+    }
+}
+
+// The largest over a group's channels of what `extents` holds.
+fn group_extent(g: u32) -> vec4<f32> {
+    var extent = extents[g * (GROUP / 8u)];
+    for (var e = 1u; e < GROUP / 8u; e++) {
+        extent = max(extent, extents[g * (GROUP / 8u) + e]);
+    }
+    return extent;
+}
+
+// Replaces the bits of one code in a word of the value plane.
+fn value_put(at: u32, mask: u32, shift: u32, code: u32) {
+    pages[at] = (pages[at] & ~(mask << shift)) | (code << shift);
+}
+
+// The word w of the low key plane (or of the f16 keys): four consecutive channels a byte lane, by shifts of `bits`.
+fn key_word(w: u32, bits: u32) -> u32 {
+    let shifts = 8u / bits;
+    var word = 0u;
+    for (var j = 0u; j < shifts; j++) {
+        let c = 4u * (w * shifts + j);
+        let mask = (1u << bits) - 1u;
+        word |= ((codes[c] & mask) | ((codes[c + 1u] & mask) << 8u) | ((codes[c + 2u] & mask) << 16u) | ((codes[c + 3u] & mask) << 24u)) << (j * bits);
+    }
+    return word;
+}
+
+// The word w of the plane of third bits.
+fn key_word_high(w: u32) -> u32 {
+    var word = 0u;
+    for (var j = 0u; j < min(8u, HEAD_DIM / 4u - 8u * w); j++) {
+        let c = 4u * (w * 8u + j);
+        word |= ((codes[c] >> 2u) | ((codes[c + 1u] >> 2u) << 8u) | ((codes[c + 2u] >> 2u) << 16u) | ((codes[c + 3u] >> 2u) << 24u)) << j;
+    }
+    return word;
+}
+
+@compute @workgroup_size(HEAD_DIM)
+fn append(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) i: u32,
+) {
+    let n = place_workgroup(workgroup, workgroups);
+    if (n >= params.items) {
+        return;
+    }
+    let chunk = tables[params.items_at + 2u * n];
+    let block = tables[params.items_at + 2u * n + 1u];
+    let slot = tables[chunk];
+    let old_tokens = tables[chunk + 1u];
+    let old_packed = tables[chunk + 3u];
+    let new_packed = tables[chunk + 4u];
+    let page = tables[tables[chunk + 5u] + block / 4u];
+    let row_first = tables[chunk + 6u];
+    let head = params.head_first + workgroup.z;
+    let at = (page * params.slab_heads + workgroup.z) * (4u * PAGE_VECS);
+    let protected_first = (slot * params.kv_heads + head) * (SINKS + RING) * HEAD_DIM;
+    let group = i / GROUP;
+
+    for (var t = max(32u * block, max(old_packed, SINKS)); t < min(32u * block + 32u, new_packed); t++) {
+        let fresh = t >= old_tokens;
+        var x: vec2<f32>;
+        if (fresh) {
+            x = input_at(((row_first + t - old_tokens) * params.kv_heads + head) * HEAD_DIM + i);
+        } else {
+            x = protected_at(protected_first + (SINKS + t % max(RING, 1u)) * HEAD_DIM, i);
+        }
+        if (i == 0u) {
+            atomicStore(&broken, 0u);
+        }
+        workgroupBarrier();
+        row[i] = x;
+        let bad = select(1u, 0u, finite(x.x)) | select(2u, 0u, finite(x.y));
+        if (bad != 0u) {
+            atomicOr(&broken, bad);
+        }
+        workgroupBarrier();
+        let what = atomicLoad(&broken);
+        if (what != 0u && i == 0u) {
+            report(slot, t, head, what);
+        }
+        let pair = turn_pair(i);
+        if (fresh && pair < ROPE_PAIRS) {
+            let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
+            x.x = x.x * turn.x + turn_sign(i) * row[turn_partner(i)].x * turn.y;
+        }
+        x = select(x, vec2<f32>(0.0), vec2<bool>((what & 1u) != 0u, (what & 2u) != 0u));
+        if (ROTATE) {
+            let kept = x;
+            workgroupBarrier();
+            row[i] = x;
+            workgroupBarrier();
+            x = hadamard_outer(i);
+            workgroupBarrier();
+            row[i] = x;
+            workgroupBarrier();
+            x = select(kept, hadamard_inner(i), vec2<bool>(fresh));
+        }
+        workgroupBarrier();
+        row[i] = x;
+        workgroupBarrier();
+        if (i < EIGHTHS) {
+            var extent = vec4<f32>(row[8u * i].x, -row[8u * i].x, row[8u * i].y, -row[8u * i].y);
+            for (var e = 8u * i + 1u; e < 8u * i + 8u; e++) {
+                extent = max(extent, vec4<f32>(row[e].x, -row[e].x, row[e].y, -row[e].y));
+            }
+            extents[i] = extent;
+        }
+        workgroupBarrier();
+
+        let extent = group_extent(group);
+        let lane = t % 128u / 4u;
+        let corner = t % 4u;
+        if (KEY_BITS == 16u) {
+            codes[i] = half_bits(x.x);
+        } else {
+            let levels = f32((1u << KEY_BITS) - 1u);
+            let scale = group_scale(-extent.y, extent.x, KEY_CLIP, levels);
+            let zero = group_zero(-extent.y, KEY_CLIP, scale);
+            let code = group_code(x.x, scale, zero, levels);
+            // Eight bits lie in memory as signed bytes, so that one signed dot product serves every width.
+            codes[i] = select(code, code ^ 128u, KEY_BITS == 8u);
+            if (i % GROUP == 0u) {
+                pages[at + 4u * KEY_SCALES + (group * 32u + lane) * 4u + corner] = half_pair(scale, select(zero, zero - 128.0, KEY_BITS == 8u));
+            }
+        }
+        if (VALUE_BITS == 16u) {
+            value_put(at + 4u * VALUES + t % 128u / 2u * HEAD_DIM + i, 0xffffu, 16u * (t % 2u), half_bits(x.y));
+        } else {
+            let levels = f32((1u << VALUE_BITS) - 1u);
+            let scale = group_scale(-extent.w, extent.z, VALUE_CLIP, levels);
+            let zero = group_zero(-extent.w, VALUE_CLIP, scale);
+            let code = group_code(x.y, scale, zero, levels);
+            let low_bits = select(VALUE_BITS, 2u, VALUE_BITS == 3u);
+            let shifts = 8u / low_bits;
+            let mask = (1u << low_bits) - 1u;
+            value_put(at + 4u * VALUES + lane / shifts * HEAD_DIM + i, mask, lane % shifts * low_bits + 8u * corner, code & mask);
+            if (VALUE_BITS == 3u) {
+                value_put(at + 4u * VALUES + (8u + lane / 8u) * HEAD_DIM + i, 1u, lane % 8u + 8u * corner, code >> 2u);
+            }
+            if (i % GROUP == 0u) {
+                pages[at + 4u * VALUE_SCALES + (group * 32u + lane) * 4u + corner] = half_pair(scale, zero);
+            }
+        }
+        workgroupBarrier();
+        let key_at = at + lane * 4u + corner;
+        if (KEY_BITS == 16u) {
+            if (i < HEAD_DIM / 2u) {
+                pages[key_at + 128u * i] = codes[2u * i] | (codes[2u * i + 1u] << 16u);
+            }
+        } else {
+            let low_bits = select(KEY_BITS, 2u, KEY_BITS == 3u);
+            let low_words = HEAD_DIM * low_bits / 32u;
+            if (i < low_words) {
+                pages[key_at + 128u * i] = key_word(i, low_bits);
+            }
+            if (KEY_BITS == 3u && i < (HEAD_DIM + 31u) / 32u) {
+                pages[key_at + 128u * (low_words + i)] = key_word_high(i);
+            }
+        }
+    }
+}

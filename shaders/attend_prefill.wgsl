@@ -1,0 +1,311 @@
+// attend_prefill: a block of query rows against cached tokens, causal, in f32: flash attention over tiles of 32 tokens.
+//
+//   partial = (max s, sum 2^(s - max), sum 2^(s - max) v)   with s in log2 units, over the tokens the row may see
+//
+// One workgroup of 64 invocations takes 32 query rows of one KV head: as many tokens as fit, each with all the query
+// heads that share the KV head. Invocation (down, across) holds rows 4 * down.. against tokens 4 * across.., then the
+// same rows against channels 4 * across.. of each slice of 32 channels. It also serves decoding: with `protected_only`
+// it covers just the tokens kept in f16, while attend_split covers the pages.
+//
+// Parts: cached. Wrapper: src/kernel/attend_prefill.rs. Twin: src/reference/attend_prefill.rs.
+
+override HEAD_DIM: u32;
+override SHARE: u32;          // query heads per KV head
+override KEY_BITS: u32;
+override VALUE_BITS: u32;
+override GROUP: u32;
+override KEY_SCALES: u32;
+override VALUES: u32;
+override VALUE_SCALES: u32;
+override PAGE_VECS: u32;
+override SINKS: u32;
+override RING: u32;
+override SLICES: u32;         // slices of 32 channels, the last perhaps in part
+
+struct AttendPrefillParams { // src/kernel/attend_prefill.rs
+    items_at: u32,    // first item in tables
+    slab_heads: u32,
+    head_first: u32,
+    kv_heads: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: AttendPrefillParams;
+@group(0) @binding(1) var<storage, read> tables: array<u32>;                // items of 8 words; chunks of 8; pages
+@group(0) @binding(2) var<storage, read> query_rows: array<vec4<f32>>;      // [row, query_heads, HEAD_DIM / 4]
+@group(0) @binding(3) var<storage, read> pages: array<vec4<u32>>;           // [physical page, slab head, PAGE_VECS]
+@group(0) @binding(4) var<storage, read> protected_rows: array<u32>;        // [slot, kv_heads, SINKS + RING, HEAD_DIM]
+@group(0) @binding(5) var<storage, read_write> row_partials: array<f32>;    // [row, query_heads, HEAD_DIM + 2]
+
+var<workgroup> query_tile: array<vec4<f32>, 256>; // [32 rows, 8 quads of the slice]
+var<workgroup> token_tile: array<vec4<f32>, 256>; // [32 tokens, 8 quads of the slice], keys or values
+var<workgroup> scores: array<vec4<f32>, 256>;     // [32 rows, 8 quads of tokens]
+
+const HIDDEN = -1e30;
+
+struct Item {
+    row_first: u32,  // first row of scratch
+    rows: u32,       // query tokens times SHARE, 32 at most
+    head: u32,
+}
+
+// Four rows of four columns.
+struct Block { a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32> }
+
+// Offset, in units of HEAD_DIM, of row r of the item among the query rows.
+fn item_row(item: Item, r: u32) -> u32 {
+    return (item.row_first + r / SHARE) * (params.kv_heads * SHARE) + item.head * SHARE + r % SHARE;
+}
+
+fn stage_queries(item: Item, slice: u32, i: u32) {
+    for (var e = i; e < 256u; e += 64u) {
+        let quad = 8u * slice + e % 8u;
+        var x = vec4<f32>(0.0);
+        if (quad < HEAD_DIM / 4u && e / 8u < item.rows) {
+            x = query_rows[item_row(item, e / 8u) * (HEAD_DIM / 4u) + quad];
+        }
+        query_tile[e] = x;
+    }
+}
+
+fn stage_keys(place: Place, first: u32, end: u32, slice: u32, i: u32) {
+    for (var e = i; e < 256u; e += 64u) {
+        let quad = 8u * slice + e % 8u;
+        let t = first + e / 8u;
+        var x = vec4<f32>(0.0);
+        if (quad < HEAD_DIM / 4u && t < end) {
+            x = cached_key(place, t, quad);
+        }
+        token_tile[e] = x;
+    }
+}
+
+fn stage_values(place: Place, first: u32, end: u32, slice: u32, i: u32) {
+    for (var e = i; e < 256u; e += 64u) {
+        let quad = 8u * slice + e % 8u;
+        let t = first + e / 8u;
+        var x = vec4<f32>(0.0);
+        if (quad < HEAD_DIM / 4u && t < end) {
+            x = cached_value(place, t, quad);
+        }
+        token_tile[e] = x;
+    }
+}
+
+fn block_score_step(tokens: u32, rows: u32, s: Block) -> Block {
+    let a = token_tile[tokens];
+    let b = token_tile[tokens + 8u];
+    let c = token_tile[tokens + 16u];
+    let d = token_tile[tokens + 24u];
+    let p = query_tile[rows];
+    let q = query_tile[rows + 8u];
+    let r = query_tile[rows + 16u];
+    let t = query_tile[rows + 24u];
+    return Block(s.a + vec4<f32>(dot(p, a), dot(p, b), dot(p, c), dot(p, d)), s.b + vec4<f32>(dot(q, a), dot(q, b), dot(q, c), dot(q, d)),
+        s.c + vec4<f32>(dot(r, a), dot(r, b), dot(r, c), dot(r, d)), s.d + vec4<f32>(dot(t, a), dot(t, b), dot(t, c), dot(t, d)));
+}
+
+// The slice's share of the scores of four rows against four tokens.
+fn block_scores(across: u32, down: u32, s: Block) -> Block {
+    var next = s;
+    for (var q = 0u; q < 8u; q++) {
+        next = block_score_step(32u * across + q, 32u * down + q, next);
+    }
+    return next;
+}
+
+fn block_value_step(n: u32, across: u32, down: u32, o: Block) -> Block {
+    let a = token_tile[32u * n + across];
+    let b = token_tile[32u * n + 8u + across];
+    let c = token_tile[32u * n + 16u + across];
+    let d = token_tile[32u * n + 24u + across];
+    let p = scores[32u * down + n];
+    let q = scores[32u * down + 8u + n];
+    let r = scores[32u * down + 16u + n];
+    let t = scores[32u * down + 24u + n];
+    return Block(o.a + ((p.x * a + p.y * b) + (p.z * c + p.w * d)), o.b + ((q.x * a + q.y * b) + (q.z * c + q.w * d)),
+        o.c + ((r.x * a + r.y * b) + (r.z * c + r.w * d)), o.d + ((t.x * a + t.y * b) + (t.z * c + t.w * d)));
+}
+
+// The tile's share of the outputs of four rows at four channels of the slice.
+fn block_values(across: u32, down: u32) -> Block {
+    var next = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
+    for (var n = 0u; n < 8u; n++) {
+        next = block_value_step(n, across, down, next);
+    }
+    return next;
+}
+
+fn block_grown(o: Block, by: vec4<f32>, more: Block) -> Block {
+    return Block(o.a * by.x + more.a, o.b * by.y + more.b, o.c * by.z + more.c, o.d * by.w + more.d);
+}
+
+fn largest(x: vec4<f32>) -> f32 {
+    return max(max(x.x, x.y), max(x.z, x.w));
+}
+
+fn row_largest(r: u32) -> f32 {
+    let at = 8u * r;
+    return largest(max(max(max(scores[at], scores[at + 1u]), max(scores[at + 2u], scores[at + 3u])),
+        max(max(scores[at + 4u], scores[at + 5u]), max(scores[at + 6u], scores[at + 7u]))));
+}
+
+// Hides the tokens that row r may not see: those after it and those beyond the tile's range.
+fn row_hide(s: vec4<f32>, r: u32, query_first: u32, first: u32, end: u32) -> vec4<f32> {
+    let last = min(query_first + r / SHARE + 1u, end);
+    return select(vec4<f32>(HIDDEN), s, vec4<u32>(first, first + 1u, first + 2u, first + 3u) < vec4<u32>(last));
+}
+
+// Hidden tokens weigh nothing, also in a row that has seen none yet.
+fn row_weights(s: vec4<f32>, peak: f32) -> vec4<f32> {
+    return select(vec4<f32>(0.0), exp2(s - vec4<f32>(peak)), s != vec4<f32>(HIDDEN));
+}
+
+fn store_row(item: Item, r: u32, quad: u32, x: vec4<f32>) {
+    if (r < item.rows && quad < HEAD_DIM / 4u) {
+        let at = item_row(item, r) * (HEAD_DIM + 2u) + 4u * quad;
+        row_partials[at] = x.x;
+        row_partials[at + 1u] = x.y;
+        row_partials[at + 2u] = x.z;
+        row_partials[at + 3u] = x.w;
+    }
+}
+
+fn store_block(item: Item, down: u32, quad: u32, o: Block) {
+    store_row(item, 4u * down, quad, o.a);
+    store_row(item, 4u * down + 1u, quad, o.b);
+    store_row(item, 4u * down + 2u, quad, o.c);
+    store_row(item, 4u * down + 3u, quad, o.d);
+}
+
+fn store_sums(item: Item, r: u32, peak: f32, sum: f32) {
+    if (r < item.rows) {
+        let at = item_row(item, r) * (HEAD_DIM + 2u) + HEAD_DIM;
+        row_partials[at] = peak;
+        row_partials[at + 1u] = sum;
+    }
+}
+
+@compute @workgroup_size(64)
+fn attend_prefill(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) i: u32) {
+    let record = params.items_at + 8u * workgroup.x;
+    let chunk = tables[record];
+    let token_first = tables[record + 1u];
+    let tokens = tables[record + 2u];
+    let protected_only = tables[record + 4u] != 0u;
+    let head = params.head_first + workgroup.y;
+    let item = Item(tables[record + 3u], tokens * SHARE, head);
+    let packed = tables[chunk + 4u];
+    let place = Place(tables[chunk], packed, tables[chunk + 5u], head, params.kv_heads, workgroup.y, params.slab_heads);
+    let query_first = tables[chunk + 1u] + token_first;
+    let across = i % 8u;
+    let down = i / 8u;
+
+    // Two ranges of tokens: before..before_end, then after..after_end; just one when everything is covered.
+    let seen_end = query_first + tokens;
+    let before_end = select(seen_end, min(SINKS, packed), protected_only);
+    let after = select(seen_end, packed, protected_only);
+    let before_tiles = (before_end + 31u) / 32u;
+    let tiles = before_tiles + (seen_end - after + 31u) / 32u;
+
+    var peak = vec4<f32>(HIDDEN);
+    var sum = vec4<f32>(0.0);
+    var o0 = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
+    var o1 = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
+    var o2 = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
+    var o3 = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
+    var o4 = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
+    var o5 = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
+    var o6 = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
+    var o7 = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
+
+    for (var tile = 0u; tile < tiles; tile++) {
+        let first = select(after + 32u * (tile - before_tiles), 32u * tile, tile < before_tiles);
+        let end = min(first + 32u, select(seen_end, before_end, tile < before_tiles));
+        var s = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
+        for (var slice = 0u; slice < SLICES; slice++) {
+            stage_queries(item, slice, i);
+            stage_keys(place, first, end, slice, i);
+            workgroupBarrier();
+            s = block_scores(across, down, s);
+            workgroupBarrier();
+        }
+
+        let token = first + 4u * across;
+        s.a = row_hide(s.a, 4u * down, query_first, token, end);
+        s.b = row_hide(s.b, 4u * down + 1u, query_first, token, end);
+        s.c = row_hide(s.c, 4u * down + 2u, query_first, token, end);
+        s.d = row_hide(s.d, 4u * down + 3u, query_first, token, end);
+        scores[32u * down + across] = s.a;
+        scores[32u * down + 8u + across] = s.b;
+        scores[32u * down + 16u + across] = s.c;
+        scores[32u * down + 24u + across] = s.d;
+        workgroupBarrier();
+        let new_peak = max(peak, vec4<f32>(row_largest(4u * down), row_largest(4u * down + 1u), row_largest(4u * down + 2u), row_largest(4u * down + 3u)));
+        let shrink = exp2(peak - new_peak);
+        peak = new_peak;
+        workgroupBarrier();
+        s = Block(row_weights(s.a, peak.x), row_weights(s.b, peak.y), row_weights(s.c, peak.z), row_weights(s.d, peak.w));
+        let ones = vec4<f32>(1.0);
+        sum = sum * shrink + vec4<f32>(dot(s.a, ones), dot(s.b, ones), dot(s.c, ones), dot(s.d, ones));
+        scores[32u * down + across] = s.a;
+        scores[32u * down + 8u + across] = s.b;
+        scores[32u * down + 16u + across] = s.c;
+        scores[32u * down + 24u + across] = s.d;
+        for (var slice = 0u; slice < SLICES; slice++) {
+            stage_values(place, first, end, slice, i);
+            workgroupBarrier();
+            let more = block_values(across, down);
+            if (slice == 0u) {
+                o0 = block_grown(o0, shrink, more);
+            } else if (HEAD_DIM > 32u && slice == 1u) {
+                o1 = block_grown(o1, shrink, more);
+            } else if (HEAD_DIM > 64u && slice == 2u) {
+                o2 = block_grown(o2, shrink, more);
+            } else if (HEAD_DIM > 96u && slice == 3u) {
+                o3 = block_grown(o3, shrink, more);
+            } else if (HEAD_DIM > 128u && slice == 4u) {
+                o4 = block_grown(o4, shrink, more);
+            } else if (HEAD_DIM > 160u && slice == 5u) {
+                o5 = block_grown(o5, shrink, more);
+            } else if (HEAD_DIM > 192u && slice == 6u) {
+                o6 = block_grown(o6, shrink, more);
+            } else if (HEAD_DIM > 224u && slice == 7u) {
+                o7 = block_grown(o7, shrink, more);
+            }
+            workgroupBarrier();
+        }
+    }
+
+    scores[8u * down + across] = sum;
+    workgroupBarrier();
+    let total = ((scores[8u * down] + scores[8u * down + 1u]) + (scores[8u * down + 2u] + scores[8u * down + 3u]))
+        + ((scores[8u * down + 4u] + scores[8u * down + 5u]) + (scores[8u * down + 6u] + scores[8u * down + 7u]));
+    store_block(item, down, 8u * 0u + across, o0);
+    if (HEAD_DIM > 32u) {
+        store_block(item, down, 8u * 1u + across, o1);
+    }
+    if (HEAD_DIM > 64u) {
+        store_block(item, down, 8u * 2u + across, o2);
+    }
+    if (HEAD_DIM > 96u) {
+        store_block(item, down, 8u * 3u + across, o3);
+    }
+    if (HEAD_DIM > 128u) {
+        store_block(item, down, 8u * 4u + across, o4);
+    }
+    if (HEAD_DIM > 160u) {
+        store_block(item, down, 8u * 5u + across, o5);
+    }
+    if (HEAD_DIM > 192u) {
+        store_block(item, down, 8u * 6u + across, o6);
+    }
+    if (HEAD_DIM > 224u) {
+        store_block(item, down, 8u * 7u + across, o7);
+    }
+    if (across == 0u) {
+        store_sums(item, 4u * down, peak.x, total.x);
+        store_sums(item, 4u * down + 1u, peak.y, total.y);
+        store_sums(item, 4u * down + 2u, peak.z, total.z);
+        store_sums(item, 4u * down + 3u, peak.w, total.w);
+    }
+}

@@ -1,0 +1,219 @@
+// attend_split: attention of one query row over one slice of the packed pages, straight from the codes.
+//
+//   partial = (max s, sum 2^(s - max), sum 2^(s - max) v)   with s in log2 units, over the tokens of the slice
+//
+// One workgroup of 32 lanes walks the pages first..end of one sequence for one KV head and up to HEADS query heads that
+// share it. For the keys a lane owns four tokens, for the values four channels (eight at head_dim 256). The whole body
+// of the loop is straight-line: naga's bounds checks cost nothing there, and a factor of four around indexed locals.
+//
+// Parts: heads_<n>, reduce_<method>, keys_integer + keys_<bits> or keys_f16, values_integer + values_<bits> or values_f16.
+// Wrapper: src/kernel/attend_split.rs. Twin: src/reference/attend_split.rs.
+
+override HEAD_DIM: u32;        // channels a head: 64, 80, 96, 128 or 256
+override GROUP: u32;           // channels that share a value scale; divides HEAD_DIM
+override HEADS: u32;           // query heads that share one reading: 1, 2 or 4
+override BLOCKS: u32;          // blocks of HEADS query heads per KV head
+override QUERY_STRIDE: u32;    // entries of query_codes per block of heads
+override KEY_STEPS: u32;       // vec4s of low key words a lane reads per page
+override KEY_GROUP_STEPS: u32; // steps that share a key scale
+override KEY_SCALES: u32;      // vec4s from a page's start to its key scales
+override VALUES: u32;          // vec4s from a page's start to its value codes
+override VALUE_STEPS: u32;     // low value words of one channel
+override VALUE_SCALES: u32;    // vec4s from a page's start to its value scales
+override VALUE_GROUPS: u32;    // value groups a head (1 for f16)
+override VALUE_WEIGHTS: u32;   // entries of the weights in workgroup memory
+override PAGE_VECS: u32;       // vec4s of one head's page
+
+struct AttendSplitParams { // src/kernel/attend_split.rs
+    items_at: u32,    // first item in tables
+    slab_heads: u32,  // KV heads whose pages lie in this slab
+    head_first: u32,  // the first of them
+    kv_heads: u32,    // KV heads of the layer
+}
+
+@group(0) @binding(0) var<uniform> params: AttendSplitParams;
+@group(0) @binding(1) var<storage, read> tables: array<u32>;               // items of 8 words; lists of physical pages
+@group(0) @binding(2) var<storage, read> query_codes: array<HeadsU>;       // [row, kv_head, block, QUERY_STRIDE]
+@group(0) @binding(3) var<storage, read> pages: array<vec4<u32>>;          // [physical page, slab head, PAGE_VECS]
+@group(0) @binding(4) var<storage, read_write> partials: array<HeadsF>;    // [item, kv_head, block, HEAD_DIM + 2]
+
+const HIDDEN = -1e30;
+
+struct Zeros { a: HeadsF, b: HeadsF, c: HeadsF, d: HeadsF, e: HeadsF, f: HeadsF, g: HeadsF, h: HeadsF }
+
+fn zero_of(zeros: Zeros, g: u32) -> HeadsF {
+    var zero = zeros.a;
+    if (VALUE_GROUPS > 1u) { zero = select(zero, zeros.b, g == 1u); }
+    if (VALUE_GROUPS > 2u) { zero = select(select(zero, zeros.c, g == 2u), zeros.d, g == 3u); }
+    if (VALUE_GROUPS > 4u) { zero = select(select(zero, zeros.e, g == 4u), zeros.f, g == 5u); }
+    if (VALUE_GROUPS > 6u) { zero = select(select(zero, zeros.g, g == 6u), zeros.h, g == 7u); }
+    return zero;
+}
+
+fn put(at: u32, quad: u32, row: Scores, zero: HeadsF) {
+    partials[at + 4u * quad] = row.a - zero;
+    partials[at + 4u * quad + 1u] = row.b - zero;
+    partials[at + 4u * quad + 2u] = row.c - zero;
+    partials[at + 4u * quad + 3u] = row.d - zero;
+}
+
+fn shrunk(row: Scores, by: HeadsF) -> Scores {
+    return Scores(row.a * by, row.b * by, row.c * by, row.d * by);
+}
+
+@compute @workgroup_size(32)
+fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let item = params.items_at + workgroup.x * 8u;
+    let query_row = tables[item];
+    let list = tables[item + 1u];
+    let first = tables[item + 2u];
+    let end = tables[item + 3u];
+    let visible_first = tables[item + 4u];
+    let visible_end = tables[item + 5u];
+    let slab_head = workgroup.y / BLOCKS;
+    let block = workgroup.y % BLOCKS;
+    let head = params.head_first + slab_head;
+
+    queries_take(((query_row * params.kv_heads + head) * BLOCKS + block) * QUERY_STRIDE, lane);
+    workgroupBarrier();
+
+    // Lanes beyond the quads of a short head repeat the last quad and write nothing.
+    let quads = HEAD_DIM / 4u;
+    let quad = min(lane, quads - 1u);
+    var peak = HeadsF(HIDDEN);
+    var sum = HeadsF(0.0);
+    var low = Scores(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
+    var high = Scores(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
+    var zeros = Zeros(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
+
+    for (var n = first; n < end; n++) {
+        let page = (tables[list + n] * params.slab_heads + slab_head) * PAGE_VECS;
+        var s = keys_scores(page, lane);
+        let token = n * 128u + lane * 4u;
+        s.a = select(HeadsF(HIDDEN), s.a, token >= visible_first && token < visible_end);
+        s.b = select(HeadsF(HIDDEN), s.b, token + 1u >= visible_first && token + 1u < visible_end);
+        s.c = select(HeadsF(HIDDEN), s.c, token + 2u >= visible_first && token + 2u < visible_end);
+        s.d = select(HeadsF(HIDDEN), s.d, token + 3u >= visible_first && token + 3u < visible_end);
+        let lane_peak = max(max(s.a, s.b), max(s.c, s.d));
+        reduce_put(lane, lane_peak);
+        if (REDUCE_BARRIER) { workgroupBarrier(); }
+        let new_peak = max(peak, reduce_max(lane_peak));
+        let shrink = exp2(peak - new_peak);
+        peak = new_peak;
+        let p = Scores(exp2(s.a - peak), exp2(s.b - peak), exp2(s.c - peak), exp2(s.d - peak));
+        sum = sum * shrink + ((p.a + p.b) + (p.c + p.d));
+
+        // The weights of each value group. The barriers also keep the last page's readers ahead of this page's writers.
+        let wa = weigh_tokens(0u, page, lane, p);
+        if (REDUCE_BARRIER) { workgroupBarrier(); }
+        reduce_put(lane, weigh_largest(wa));
+        workgroupBarrier();
+        zeros.a = zeros.a * shrink + weigh_pack(0u, lane, wa, reduce_max(weigh_largest(wa)));
+        if (VALUE_GROUPS > 1u) {
+            let wb = weigh_tokens(1u, page, lane, p);
+            if (REDUCE_BARRIER) { workgroupBarrier(); }
+            reduce_put(lane, weigh_largest(wb));
+            if (REDUCE_BARRIER) { workgroupBarrier(); }
+            zeros.b = zeros.b * shrink + weigh_pack(1u, lane, wb, reduce_max(weigh_largest(wb)));
+        }
+        if (VALUE_GROUPS > 2u) {
+            let wc = weigh_tokens(2u, page, lane, p);
+            if (REDUCE_BARRIER) { workgroupBarrier(); }
+            reduce_put(lane, weigh_largest(wc));
+            if (REDUCE_BARRIER) { workgroupBarrier(); }
+            zeros.c = zeros.c * shrink + weigh_pack(2u, lane, wc, reduce_max(weigh_largest(wc)));
+            if (VALUE_GROUPS > 3u) {
+                let wd = weigh_tokens(3u, page, lane, p);
+                if (REDUCE_BARRIER) { workgroupBarrier(); }
+                reduce_put(lane, weigh_largest(wd));
+                if (REDUCE_BARRIER) { workgroupBarrier(); }
+                zeros.d = zeros.d * shrink + weigh_pack(3u, lane, wd, reduce_max(weigh_largest(wd)));
+            }
+        }
+        if (VALUE_GROUPS > 4u) {
+            let we = weigh_tokens(4u, page, lane, p);
+            if (REDUCE_BARRIER) { workgroupBarrier(); }
+            reduce_put(lane, weigh_largest(we));
+            if (REDUCE_BARRIER) { workgroupBarrier(); }
+            zeros.e = zeros.e * shrink + weigh_pack(4u, lane, we, reduce_max(weigh_largest(we)));
+            let wf = weigh_tokens(5u, page, lane, p);
+            if (REDUCE_BARRIER) { workgroupBarrier(); }
+            reduce_put(lane, weigh_largest(wf));
+            if (REDUCE_BARRIER) { workgroupBarrier(); }
+            zeros.f = zeros.f * shrink + weigh_pack(5u, lane, wf, reduce_max(weigh_largest(wf)));
+            let wg = weigh_tokens(6u, page, lane, p);
+            if (REDUCE_BARRIER) { workgroupBarrier(); }
+            reduce_put(lane, weigh_largest(wg));
+            if (REDUCE_BARRIER) { workgroupBarrier(); }
+            zeros.g = zeros.g * shrink + weigh_pack(6u, lane, wg, reduce_max(weigh_largest(wg)));
+            let wh = weigh_tokens(7u, page, lane, p);
+            if (REDUCE_BARRIER) { workgroupBarrier(); }
+            reduce_put(lane, weigh_largest(wh));
+            if (REDUCE_BARRIER) { workgroupBarrier(); }
+            zeros.h = zeros.h * shrink + weigh_pack(7u, lane, wh, reduce_max(weigh_largest(wh)));
+        }
+        workgroupBarrier();
+
+        low = shrunk(low, shrink);
+        values_add(page, quad, &low);
+        if (HEAD_DIM > 128u) {
+            high = shrunk(high, shrink);
+            values_add(page, quad + 32u, &high);
+        }
+    }
+
+    workgroupBarrier();
+    reduce_put(lane, sum);
+    if (REDUCE_BARRIER) { workgroupBarrier(); }
+    let total = reduce_add(sum);
+    if (REDUCE_BARRIER) { workgroupBarrier(); }
+    reduce_put(lane, zeros.a);
+    if (REDUCE_BARRIER) { workgroupBarrier(); }
+    zeros.a = reduce_add(zeros.a);
+    if (VALUE_GROUPS > 1u) {
+        if (REDUCE_BARRIER) { workgroupBarrier(); }
+        reduce_put(lane, zeros.b);
+        if (REDUCE_BARRIER) { workgroupBarrier(); }
+        zeros.b = reduce_add(zeros.b);
+    }
+    if (VALUE_GROUPS > 2u) {
+        if (REDUCE_BARRIER) { workgroupBarrier(); }
+        reduce_put(lane, zeros.c);
+        if (REDUCE_BARRIER) { workgroupBarrier(); }
+        zeros.c = reduce_add(zeros.c);
+        if (REDUCE_BARRIER) { workgroupBarrier(); }
+        reduce_put(lane, zeros.d);
+        if (REDUCE_BARRIER) { workgroupBarrier(); }
+        zeros.d = reduce_add(zeros.d);
+    }
+    if (VALUE_GROUPS > 4u) {
+        if (REDUCE_BARRIER) { workgroupBarrier(); }
+        reduce_put(lane, zeros.e);
+        if (REDUCE_BARRIER) { workgroupBarrier(); }
+        zeros.e = reduce_add(zeros.e);
+        if (REDUCE_BARRIER) { workgroupBarrier(); }
+        reduce_put(lane, zeros.f);
+        if (REDUCE_BARRIER) { workgroupBarrier(); }
+        zeros.f = reduce_add(zeros.f);
+        if (REDUCE_BARRIER) { workgroupBarrier(); }
+        reduce_put(lane, zeros.g);
+        if (REDUCE_BARRIER) { workgroupBarrier(); }
+        zeros.g = reduce_add(zeros.g);
+        if (REDUCE_BARRIER) { workgroupBarrier(); }
+        reduce_put(lane, zeros.h);
+        if (REDUCE_BARRIER) { workgroupBarrier(); }
+        zeros.h = reduce_add(zeros.h);
+    }
+
+    let at = ((workgroup.x * params.kv_heads + head) * BLOCKS + block) * (HEAD_DIM + 2u);
+    if (lane < quads) {
+        put(at, lane, low, zero_of(zeros, 4u * lane / GROUP));
+    }
+    if (HEAD_DIM > 128u) {
+        put(at, lane + 32u, high, zero_of(zeros, 4u * (lane + 32u) / GROUP));
+    }
+    if (lane == 0u) {
+        partials[at + HEAD_DIM] = peak;
+        partials[at + HEAD_DIM + 1u] = total;
+    }
+}

@@ -1,0 +1,74 @@
+// cached: four consecutive channels of one cached token as f32, wherever the token lies: in the f16 rows (sinks, window)
+// or in a packed page. Reads the kernel's bindings `tables`, `pages` and `protected_rows`.
+// Twin: src/reference/cached.rs.
+
+// Where one sequence's tokens of one KV head lie.
+struct Place {
+    slot: u32,       // the sequence's place in protected_rows
+    packed: u32,     // tokens before this one lie in pages (but for the sinks)
+    list: u32,       // the sequence's list of physical pages, in tables
+    head: u32,       // KV head
+    kv_heads: u32,
+    slab_head: u32,  // the head's place in the slab
+    slab_heads: u32,
+}
+
+fn cached_protected(place: Place, t: u32) -> bool {
+    return t < SINKS || t >= place.packed;
+}
+
+// Word offset of the token's row: HEAD_DIM / 2 words of key, then as many of value.
+fn cached_row(place: Place, t: u32) -> u32 {
+    let s = select(SINKS + t % max(RING, 1u), t, t < SINKS);
+    return ((place.slot * place.kv_heads + place.head) * (SINKS + RING) + s) * HEAD_DIM;
+}
+
+fn cached_page(place: Place, t: u32) -> u32 {
+    return (tables[place.list + t / 128u] * place.slab_heads + place.slab_head) * PAGE_VECS;
+}
+
+fn cached_key(place: Place, t: u32, quad: u32) -> vec4<f32> {
+    if (cached_protected(place, t)) {
+        let at = cached_row(place, t) + 2u * quad;
+        return vec4<f32>(unpack2x16float(protected_rows[at]), unpack2x16float(protected_rows[at + 1u]));
+    }
+    let page = cached_page(place, t);
+    let lane = t % 128u / 4u;
+    let corner = t % 4u;
+    if (KEY_BITS == 16u) {
+        let at = page + 2u * quad * 32u + lane;
+        return vec4<f32>(unpack2x16float(pages[at][corner]), unpack2x16float(pages[at + 32u][corner]));
+    }
+    let bits = select(KEY_BITS, 2u, KEY_BITS == 3u);
+    let shifts = 8u / bits;
+    var word = (pages[page + quad / shifts * 32u + lane][corner] >> (quad % shifts * bits)) & (((1u << bits) - 1u) * 0x01010101u);
+    if (KEY_BITS == 3u) {
+        let high = pages[page + (HEAD_DIM / 16u + quad / 8u) * 32u + lane][corner] >> (quad % 8u);
+        word |= (high & 0x01010101u) << 2u;
+    }
+    let scale = unpack2x16float(pages[page + KEY_SCALES + 4u * quad / GROUP * 32u + lane][corner]);
+    return scale.x * (vec4<f32>(unpack4xI8(word)) - scale.y);
+}
+
+fn cached_value(place: Place, t: u32, quad: u32) -> vec4<f32> {
+    if (cached_protected(place, t)) {
+        let at = cached_row(place, t) + HEAD_DIM / 2u + 2u * quad;
+        return vec4<f32>(unpack2x16float(protected_rows[at]), unpack2x16float(protected_rows[at + 1u]));
+    }
+    let page = cached_page(place, t);
+    let lane = t % 128u / 4u;
+    let corner = t % 4u;
+    if (VALUE_BITS == 16u) {
+        let words = pages[page + VALUES + t % 128u / 2u * (HEAD_DIM / 4u) + quad] >> vec4<u32>(16u * (t % 2u));
+        return vec4<f32>(unpack2x16float(words.x).x, unpack2x16float(words.y).x, unpack2x16float(words.z).x, unpack2x16float(words.w).x);
+    }
+    let bits = select(VALUE_BITS, 2u, VALUE_BITS == 3u);
+    let shifts = 8u / bits;
+    var codes = (pages[page + VALUES + lane / shifts * (HEAD_DIM / 4u) + quad] >> vec4<u32>(lane % shifts * bits + 8u * corner)) & vec4<u32>((1u << bits) - 1u);
+    if (VALUE_BITS == 3u) {
+        let high = pages[page + VALUES + (8u + lane / 8u) * (HEAD_DIM / 4u) + quad] >> vec4<u32>(lane % 8u + 8u * corner);
+        codes |= (high & vec4<u32>(1u)) << vec4<u32>(2u);
+    }
+    let scale = unpack2x16float(pages[page + VALUE_SCALES + 4u * quad / GROUP * 32u + lane][corner]);
+    return scale.x * (vec4<f32>(codes) - scale.y);
+}

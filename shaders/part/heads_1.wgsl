@@ -1,0 +1,12 @@
+// heads, one at a time: every query head has a KV head of its own.
+alias HeadsF = f32;
+alias HeadsI = i32;
+alias HeadsU = u32;
+
+fn heads_dot_i8(codes: u32, q: HeadsU) -> HeadsI {
+    return dot4I8Packed(codes, q);
+}
+
+fn heads_dot_u8(codes: u32, p: HeadsU) -> HeadsU {
+    return dot4U8Packed(codes, p);
+}

@@ -1,0 +1,42 @@
+// keys, f16: a word holds two channels of one token. Queries stay f32. Reads the kernel's bindings `pages` and `query_codes`.
+
+struct Scores { a: HeadsF, b: HeadsF, c: HeadsF, d: HeadsF }
+
+// What the kernel `query` wrote for these heads: HEAD_DIM channels in f32, already times log2(e) / sqrt(head_dim).
+var<workgroup> queries: array<HeadsU, QUERY_STRIDE>;
+
+fn queries_take(at: u32, lane: u32) {
+    for (var i = lane; i < QUERY_STRIDE; i += 32u) {
+        queries[i] = query_codes[at + i];
+    }
+}
+
+fn keys_pair(k: vec4<u32>, n: u32, scores: ptr<function, Scores>) {
+    let q = bitcast<HeadsF>(queries[n]);
+    let r = bitcast<HeadsF>(queries[n + 1u]);
+    let a = unpack2x16float(k.x);
+    let b = unpack2x16float(k.y);
+    let c = unpack2x16float(k.z);
+    let d = unpack2x16float(k.w);
+    (*scores).a += a.x * q + a.y * r;
+    (*scores).b += b.x * q + b.y * r;
+    (*scores).c += c.x * q + c.y * r;
+    (*scores).d += d.x * q + d.y * r;
+}
+
+// Scores in log2 units, tokens 4 * lane to 4 * lane + 3. Eight words a turn: head_dim / 2 is a multiple of eight.
+fn keys_scores(page: u32, lane: u32) -> Scores {
+    var scores = Scores(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
+    for (var w = 0u; w < KEY_STEPS; w += 8u) {
+        let at = page + w * 32u + lane;
+        keys_pair(pages[at + 0u], 2u * w, &scores);
+        keys_pair(pages[at + 32u], 2u * w + 2u, &scores);
+        keys_pair(pages[at + 64u], 2u * w + 4u, &scores);
+        keys_pair(pages[at + 96u], 2u * w + 6u, &scores);
+        keys_pair(pages[at + 128u], 2u * w + 8u, &scores);
+        keys_pair(pages[at + 160u], 2u * w + 10u, &scores);
+        keys_pair(pages[at + 192u], 2u * w + 12u, &scores);
+        keys_pair(pages[at + 224u], 2u * w + 14u, &scores);
+    }
+    return scores;
+}

@@ -1,0 +1,51 @@
+// values, f16: a word holds two tokens of one channel. The weights are the probabilities themselves, in f32.
+// Reads the kernel's binding `pages`.
+
+struct Weighed { a: HeadsF, b: HeadsF, c: HeadsF, d: HeadsF }
+
+// weights[t]: the probability of token t of the page, one number a head.
+var<workgroup> weights: array<HeadsF, VALUE_WEIGHTS>;
+
+fn weigh_tokens(g: u32, page: u32, lane: u32, p: Scores) -> Weighed {
+    return Weighed(p.a, p.b, p.c, p.d);
+}
+
+fn weigh_largest(w: Weighed) -> HeadsF {
+    return HeadsF(0.0);
+}
+
+fn weigh_pack(g: u32, lane: u32, w: Weighed, largest: HeadsF) -> HeadsF {
+    weights[4u * lane] = w.a;
+    weights[4u * lane + 1u] = w.b;
+    weights[4u * lane + 2u] = w.c;
+    weights[4u * lane + 3u] = w.d;
+    return HeadsF(0.0);
+}
+
+fn values_pair(v: vec4<u32>, t: u32, row: ptr<function, Scores>) {
+    let p = weights[t];
+    let r = weights[t + 1u];
+    let a = unpack2x16float(v.x);
+    let b = unpack2x16float(v.y);
+    let c = unpack2x16float(v.z);
+    let d = unpack2x16float(v.w);
+    (*row).a += a.x * p + a.y * r;
+    (*row).b += b.x * p + b.y * r;
+    (*row).c += c.x * p + c.y * r;
+    (*row).d += d.x * p + d.y * r;
+}
+
+// Adds the page's share to the four channels of quad `quad`. Eight words a turn of the 64 a channel has.
+fn values_add(page: u32, quad: u32, row: ptr<function, Scores>) {
+    for (var w = 0u; w < 64u; w += 8u) {
+        let at = page + VALUES + w * (HEAD_DIM / 4u) + quad;
+        values_pair(pages[at + 0u * (HEAD_DIM / 4u)], 2u * w, row);
+        values_pair(pages[at + 1u * (HEAD_DIM / 4u)], 2u * w + 2u, row);
+        values_pair(pages[at + 2u * (HEAD_DIM / 4u)], 2u * w + 4u, row);
+        values_pair(pages[at + 3u * (HEAD_DIM / 4u)], 2u * w + 6u, row);
+        values_pair(pages[at + 4u * (HEAD_DIM / 4u)], 2u * w + 8u, row);
+        values_pair(pages[at + 5u * (HEAD_DIM / 4u)], 2u * w + 10u, row);
+        values_pair(pages[at + 6u * (HEAD_DIM / 4u)], 2u * w + 12u, row);
+        values_pair(pages[at + 7u * (HEAD_DIM / 4u)], 2u * w + 14u, row);
+    }
+}

@@ -1,0 +1,114 @@
+// protect: new keys and values that stay f16: the first tokens of a sequence (sinks) and the recent ones (window).
+//
+//   row = (H RoPE_t(k), H v) in f16    (H only where the codec rotates)
+//
+// One workgroup keeps one token of one KV head; invocation i holds channel i of the key and of the value. The rows are
+// stored as attention reads them: turned and rotated. A key or value with a number that is not finite is stored as
+// zeros, and the token is listed in `status`.
+//
+// Parts: half, finite, place, turn, hadamard. Wrapper: src/kernel/protect.rs. Twin: src/reference/protect.rs.
+
+override HEAD_DIM: u32;
+override HADAMARD_OUTER: u32;
+override HADAMARD_INNER: u32;
+override HADAMARD_SCALE: f32;
+override ROTATE: bool;
+override ROPE: u32;
+override ROPE_PAIRS: u32;
+override HALF_ROWS: bool;
+override SINKS: u32;
+override RING: u32;
+
+struct ProtectParams { // src/kernel/protect.rs
+    items_at: u32,
+    items: u32,
+    layer: u32,
+    kv_heads: u32,
+}
+
+alias Cell = vec2<f32>;
+
+@group(0) @binding(0) var<uniform> params: ProtectParams;
+@group(0) @binding(1) var<storage, read> tables: array<u32>;                   // items of 2 words; chunks of 8
+@group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;              // [128 low + high positions, ROPE_PAIRS]
+@group(0) @binding(3) var<storage, read> keys: array<u32>;                     // [rows, kv_heads, HEAD_DIM] f32 or f16
+@group(0) @binding(4) var<storage, read> values: array<u32>;                   // the same
+@group(0) @binding(5) var<storage, read_write> protected_rows: array<u32>;     // [slot, kv_heads, SINKS + RING, HEAD_DIM]
+@group(0) @binding(6) var<storage, read_write> status: array<atomic<u32>>;     // count, then entries of 4 words
+
+var<workgroup> row: array<vec2<f32>, HEAD_DIM>;
+var<workgroup> broken: atomic<u32>;
+
+fn input_at(i: u32) -> vec2<f32> {
+    if (HALF_ROWS) {
+        let k = unpack2x16float(keys[i / 2u]);
+        let v = unpack2x16float(values[i / 2u]);
+        return select(vec2<f32>(k.x, v.x), vec2<f32>(k.y, v.y), (i & 1u) == 1u);
+    }
+    return vec2<f32>(bitcast<f32>(keys[i]), bitcast<f32>(values[i]));
+}
+
+fn report(slot: u32, token: u32, head: u32, what: u32) {
+    let n = atomicAdd(&status[0], 1u);
+    let at = 4u + 4u * n;
+    if (at + 3u < arrayLength(&status)) {
+        atomicStore(&status[at], params.layer);
+        atomicStore(&status[at + 1u], slot);
+        atomicStore(&status[at + 2u], token);
+        atomicStore(&status[at + 3u], head * 4u + what);
+    }
+}
+
+@compute @workgroup_size(HEAD_DIM)
+fn protect(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) i: u32,
+) {
+    let n = place_workgroup(workgroup, workgroups);
+    if (n >= params.items) {
+        return;
+    }
+    let chunk = tables[params.items_at + 2u * n];
+    let t = tables[params.items_at + 2u * n + 1u];
+    let slot = tables[chunk];
+    let old_tokens = tables[chunk + 1u];
+    let row_first = tables[chunk + 6u];
+    let head = workgroup.z;
+    var x = input_at(((row_first + t - old_tokens) * params.kv_heads + head) * HEAD_DIM + i);
+    row[i] = x;
+    let bad = select(1u, 0u, finite(x.x)) | select(2u, 0u, finite(x.y));
+    if (bad != 0u) {
+        atomicOr(&broken, bad);
+    }
+    workgroupBarrier();
+    let what = atomicLoad(&broken);
+    if (what != 0u && i == 0u) {
+        report(slot, t, head, what);
+    }
+    let pair = turn_pair(i);
+    if (pair < ROPE_PAIRS) {
+        let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
+        x.x = x.x * turn.x + turn_sign(i) * row[turn_partner(i)].x * turn.y;
+    }
+    x = select(x, vec2<f32>(0.0), vec2<bool>((what & 1u) != 0u, (what & 2u) != 0u));
+    if (ROTATE) {
+        workgroupBarrier();
+        row[i] = x;
+        workgroupBarrier();
+        x = hadamard_outer(i);
+        workgroupBarrier();
+        row[i] = x;
+        workgroupBarrier();
+        x = hadamard_inner(i);
+    }
+    workgroupBarrier();
+    row[i] = x;
+    workgroupBarrier();
+    let s = select(SINKS + t % max(RING, 1u), t, t < SINKS);
+    let at = ((slot * params.kv_heads + head) * (SINKS + RING) + s) * HEAD_DIM;
+    if (i < HEAD_DIM / 2u) {
+        protected_rows[at + i] = half_pair(row[2u * i].x, row[2u * i + 1u].x);
+        protected_rows[at + HEAD_DIM / 2u + i] = half_pair(row[2u * i].y, row[2u * i + 1u].y);
+    }
+}

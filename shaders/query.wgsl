@@ -1,0 +1,124 @@
+// query: query rows into the basis of the codec, for the two ways of attending.
+//
+//   y = log2(e) / sqrt(head_dim) * H * RoPE_position(x)
+//
+// One workgroup turns one row of one query head; invocation i holds channel i. It writes y in f32 (`query_rows`, for
+// attend_prefill) and the form attend_split reads (`query_codes`): per block of HEADS query heads of one KV head, either
+// HEAD_DIM numbers in f32, or HEAD_DIM / 4 words of four int8 codes, the scale, and each key group's sum of codes.
+//
+// A row with a number that is not finite gets a scale that is NaN: its own output is NaN, and no other row changes.
+//
+// Parts: finite, turn, hadamard. Wrapper: src/kernel/query.rs. Twin: src/reference/query.rs.
+
+override HEAD_DIM: u32;
+override HADAMARD_OUTER: u32;
+override HADAMARD_INNER: u32;
+override HADAMARD_SCALE: f32;  // 1 / sqrt(HEAD_DIM)
+override ROTATE: bool;         // does the codec rotate?
+override ROPE: u32;            // 0 none, 1 split halves, 2 interleaved pairs
+override ROPE_PAIRS: u32;      // pairs of channels that turn
+override HALF_ROWS: bool;      // are the caller's rows f16?
+override SCALE: f32;           // log2(e) / sqrt(HEAD_DIM)
+override FLOAT_QUERIES: bool;  // does attend_split take f32 queries?
+override KEY_GROUP: u32;       // channels that share a key scale
+override HEADS: u32;
+override BLOCKS: u32;
+override QUERY_STRIDE: u32;
+override EIGHTHS: u32;         // HEAD_DIM / 8
+override QUADS: u32;           // HEAD_DIM / 4
+
+struct QueryParams { // src/kernel/query.rs
+    positions_at: u32, // first row's position in tables
+    row_first: u32,    // first row in queries
+    query_heads: u32,
+    kv_heads: u32,
+}
+
+alias Cell = f32;
+
+@group(0) @binding(0) var<uniform> params: QueryParams;
+@group(0) @binding(1) var<storage, read> tables: array<u32>;
+@group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;             // [128 low + high positions, ROPE_PAIRS]
+@group(0) @binding(3) var<storage, read> queries: array<u32>;                 // [rows, query_heads, HEAD_DIM] f32 or f16
+@group(0) @binding(4) var<storage, read_write> query_rows: array<f32>;        // [row, query_heads, HEAD_DIM]
+@group(0) @binding(5) var<storage, read_write> query_codes: array<u32>;       // [row, kv_heads, BLOCKS, QUERY_STRIDE, HEADS]
+
+var<workgroup> row: array<f32, HEAD_DIM>;
+var<workgroup> extents: array<f32, EIGHTHS>;
+var<workgroup> codes: array<i32, HEAD_DIM>;
+var<workgroup> quad_sums: array<i32, QUADS>;
+
+fn query_at(i: u32) -> f32 {
+    if (HALF_ROWS) {
+        let pair = unpack2x16float(queries[i / 2u]);
+        return select(pair.x, pair.y, (i & 1u) == 1u);
+    }
+    return bitcast<f32>(queries[i]);
+}
+
+@compute @workgroup_size(HEAD_DIM)
+fn query(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) i: u32) {
+    let r = workgroup.x;
+    let query_head = workgroup.y;
+    let position = tables[params.positions_at + r];
+    var x = query_at(((params.row_first + r) * params.query_heads + query_head) * HEAD_DIM + i);
+    row[i] = x;
+    workgroupBarrier();
+    let pair = turn_pair(i);
+    if (pair < ROPE_PAIRS) {
+        let turn = turn_compose(turns[(128u + position / 128u) * ROPE_PAIRS + pair], turns[(position % 128u) * ROPE_PAIRS + pair]);
+        x = x * turn.x + turn_sign(i) * row[turn_partner(i)] * turn.y;
+    }
+    if (ROTATE) {
+        workgroupBarrier();
+        row[i] = x;
+        workgroupBarrier();
+        x = hadamard_outer(i);
+        workgroupBarrier();
+        row[i] = x;
+        workgroupBarrier();
+        x = hadamard_inner(i);
+    }
+    x *= SCALE;
+    query_rows[(r * params.query_heads + query_head) * HEAD_DIM + i] = x;
+
+    let share = params.query_heads / params.kv_heads;
+    let block = query_head % share / HEADS;
+    let at = (((r * params.kv_heads + query_head / share) * BLOCKS + block) * QUERY_STRIDE) * HEADS + query_head % share % HEADS;
+    if (FLOAT_QUERIES) {
+        query_codes[at + i * HEADS] = bitcast<u32>(x);
+    } else {
+        workgroupBarrier();
+        row[i] = select(3e38, abs(x), finite(x));
+        workgroupBarrier();
+        if (i < EIGHTHS) {
+            let e = 8u * i;
+            extents[i] = max(max(max(row[e], row[e + 1u]), max(row[e + 2u], row[e + 3u])), max(max(row[e + 4u], row[e + 5u]), max(row[e + 6u], row[e + 7u])));
+        }
+        workgroupBarrier();
+        var largest = 0.0;
+        for (var e = 0u; e < EIGHTHS; e++) {
+            largest = max(largest, extents[e]);
+        }
+        let scale = largest / 127.0;
+        codes[i] = i32(clamp(round(x / max(scale, 1e-30)), -127.0, 127.0));
+        workgroupBarrier();
+        if (i < QUADS) {
+            let q = 4u * i;
+            query_codes[at + i * HEADS] = (u32(codes[q]) & 255u) | ((u32(codes[q + 1u]) & 255u) << 8u)
+                | ((u32(codes[q + 2u]) & 255u) << 16u) | ((u32(codes[q + 3u]) & 255u) << 24u);
+            quad_sums[i] = codes[q] + codes[q + 1u] + codes[q + 2u] + codes[q + 3u];
+        }
+        workgroupBarrier();
+        if (i < HEAD_DIM / KEY_GROUP) {
+            var sum = 0;
+            for (var q = i * KEY_GROUP / 4u; q < (i + 1u) * KEY_GROUP / 4u; q++) {
+                sum += quad_sums[q];
+            }
+            query_codes[at + (QUADS + 1u + i) * HEADS] = bitcast<u32>(f32(sum));
+        }
+        if (i == 0u) {
+            query_codes[at + QUADS * HEADS] = select(bitcast<u32>(scale), 0x7fc00000u, largest > 1e38);
+        }
+    }
+}

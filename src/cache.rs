@@ -1,0 +1,532 @@
+//! The cache: packed pages, f16 rows, and who holds which.
+
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::kernel::append::AppendParams;
+use crate::kernel::attend_merge::AttendMergeParams;
+use crate::kernel::attend_prefill::AttendPrefillParams;
+use crate::kernel::attend_split::AttendSplitParams;
+use crate::kernel::dequantize::DequantizeParams;
+use crate::kernel::protect::ProtectParams;
+use crate::kernel::query::QueryParams;
+use crate::kernel::{append, attend_merge, attend_prefill, attend_split, dequantize, protect, query};
+use crate::layout::PAGE_TOKENS;
+use crate::plan::Plan;
+use crate::rows::{Element, Rows};
+use crate::status::{STATUS_WORDS, Status};
+use crate::step::{Chunk, Growth, Step, fold, tables, uniform};
+use std::num::NonZeroU64;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A handle on one sequence of one cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Sequence {
+    cache: u64,
+    generation: u64,
+    slot: u32,
+}
+
+impl Sequence {
+    /// The sequence's place in its cache, below the plan's number of sequences.
+    pub fn slot(&self) -> u32 {
+        self.slot
+    }
+}
+
+/// Bytes that a cache has allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Memory {
+    /// Packed pages, over all layers.
+    pub pages: u64,
+    /// f16 rows of sinks and windows, over all layers.
+    pub protected: u64,
+    /// Queries and partial results of one pass, and the table of RoPE's turns.
+    pub scratch: u64,
+}
+
+/// Where one live sequence stands.
+#[derive(Clone, Debug)]
+struct Live {
+    generation: u64,
+    tokens: u32,
+    pages: Vec<u32>,
+}
+
+/// The buffers of one layer.
+#[derive(Debug)]
+struct Layer {
+    /// By slab: `[physical page, slab head, page]`.
+    pages: Vec<wgpu::Buffer>,
+    /// `[slot, kv_heads, sinks + ring, head_dim]` words.
+    protected_rows: wgpu::Buffer,
+}
+
+/// What all layers share.
+#[derive(Debug)]
+struct Scratch {
+    turns: wgpu::Buffer,
+    query_rows: wgpu::Buffer,
+    query_codes: wgpu::Buffer,
+    partials: wgpu::Buffer,
+    row_partials: wgpu::Buffer,
+}
+
+/// Identities of caches, so that a handle of one is not taken by another.
+static CACHES: AtomicU64 = AtomicU64::new(1);
+
+/// Keys and values of many sequences, packed, on one device.
+///
+/// Every step of the model goes: [`Cache::step`] once, then for each layer [`Cache::append`] and [`Cache::attend`] on the
+/// caller's encoder. Nothing here submits, waits or maps, but [`Cache::status`].
+#[derive(Debug)]
+pub struct Cache {
+    id: u64,
+    gpu: Gpu,
+    plan: Plan,
+    layers: Vec<Layer>,
+    scratch: Scratch,
+    status: wgpu::Buffer,
+    live: Vec<Option<Live>>,
+    free_pages: Vec<u32>,
+    generation: u64,
+    serial: u64,
+}
+
+/// Cosine and sine of every pair at positions 0 to 127, then at every multiple of 128 that a sequence can reach.
+pub(crate) fn turns(plan: &Plan) -> Vec<[f32; 2]> {
+    let frequencies = plan.shape().rope.frequencies();
+    let high = plan.turn_rows() - u64::from(PAGE_TOKENS);
+    let positions = (0..u64::from(PAGE_TOKENS)).chain((0..high).map(|n| n * u64::from(PAGE_TOKENS)));
+    let mut turns: Vec<[f32; 2]> = positions
+        .flat_map(|position| {
+            frequencies.iter().map(move |frequency| {
+                let (sin, cos) = (position as f64 * frequency).sin_cos();
+                [cos as f32, sin as f32]
+            })
+        })
+        .collect();
+    if turns.is_empty() {
+        turns.push([1.0, 0.0]);
+    }
+    turns
+}
+
+impl Cache {
+    /// Allocates everything that the plan says.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] if the plan was made for a device that can do more than this one.
+    pub fn new(gpu: &Gpu, plan: Plan) -> Result<Self> {
+        // Plan again, for this device: a plan made for another may not fit.
+        Plan::new(plan.shape().clone(), *plan.format(), *plan.protection(), crate::Budget::tokens(plan.sequences(), 1), gpu.capability())?;
+        let page_bytes = plan.layout().bytes() * u64::from(plan.pages());
+        let room = gpu.capability().binding_bytes.min(gpu.capability().buffer_bytes);
+        for slab in plan.slabs() {
+            let need = page_bytes * u64::from(slab.heads);
+            if need > room {
+                return Err(Error::Limit { what: "max_storage_buffer_binding_size", reason: "the pages of one slab", need, have: room });
+            }
+        }
+        if plan.reduce() == crate::gpu::Reduce::Subgroup && gpu.capability().reduce() != crate::gpu::Reduce::Subgroup {
+            return Err(Error::Limit { what: "min_subgroup_size", reason: "the plan's reduction by subgroups", need: 32, have: gpu.capability().subgroups.map_or(0, |s| s.0.into()) });
+        }
+        let device = gpu.device();
+        let buffer = |label, bytes: u64| {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size: bytes.max(16).next_multiple_of(16),
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        };
+        let layers = (0..plan.shape().layers)
+            .map(|_| Layer {
+                pages: plan.slabs().iter().map(|slab| buffer("wgkv pages", page_bytes * u64::from(slab.heads))).collect(),
+                protected_rows: buffer("wgkv protected_rows", plan.protected_bytes()),
+            })
+            .collect();
+        let turn_table = turns(&plan);
+        let scratch = Scratch {
+            turns: buffer("wgkv turns", 8 * turn_table.len() as u64),
+            query_rows: buffer("wgkv query_rows", plan.query_rows_bytes()),
+            query_codes: buffer("wgkv query_codes", plan.query_codes_bytes()),
+            partials: buffer("wgkv partials", plan.partials_bytes()),
+            row_partials: buffer("wgkv row_partials", plan.row_partials_bytes()),
+        };
+        gpu.queue().write_buffer(&scratch.turns, 0, bytemuck::cast_slice(&turn_table));
+        let status = buffer("wgkv status", 4 * STATUS_WORDS);
+        let sequences = plan.sequences() as usize;
+        Ok(Self {
+            id: CACHES.fetch_add(1, Ordering::Relaxed),
+            gpu: gpu.clone(),
+            live: vec![None; sequences],
+            // Popped from the end: pages are handed out from the first.
+            free_pages: (0..plan.pages()).rev().collect(),
+            plan,
+            layers,
+            scratch,
+            status,
+            generation: 0,
+            serial: 0,
+        })
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The device it lives on.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Begins a sequence of no tokens.
+    ///
+    /// # Errors
+    /// [`Error::Sequences`] if the plan's sequences are all live.
+    pub fn allocate(&mut self) -> Result<Sequence> {
+        let slot = self.live.iter().position(Option::is_none).ok_or(Error::Sequences { have: self.plan.sequences() })?;
+        self.generation += 1;
+        self.live[slot] = Some(Live { generation: self.generation, tokens: 0, pages: Vec::new() });
+        Ok(Sequence { cache: self.id, generation: self.generation, slot: slot as u32 })
+    }
+
+    /// Ends a sequence and gives back its pages.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`].
+    pub fn free(&mut self, sequence: Sequence) -> Result<()> {
+        self.find(sequence)?;
+        if let Some(live) = self.live[sequence.slot as usize].take() {
+            self.free_pages.extend(live.pages.into_iter().rev());
+        }
+        // A step made before may name the sequence: its tables point at pages that now belong to nobody.
+        self.serial += 1;
+        Ok(())
+    }
+
+    /// How many tokens a sequence holds.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`].
+    pub fn tokens(&self, sequence: Sequence) -> Result<u32> {
+        Ok(self.find(sequence)?.tokens)
+    }
+
+    /// Bytes allocated for pages and f16 rows.
+    pub fn bytes(&self) -> u64 {
+        let memory = self.memory();
+        memory.pages + memory.protected
+    }
+
+    /// Bytes that the tokens of all live sequences need: codes, scales, zeros, and f16 rows in use.
+    pub fn bytes_used(&self) -> u64 {
+        self.live.iter().flatten().map(|live| self.plan.bits(u64::from(live.tokens)).div_ceil(8)).sum()
+    }
+
+    /// Pages that no sequence holds.
+    pub fn free_pages(&self) -> u32 {
+        self.free_pages.len() as u32
+    }
+
+    /// Bytes allocated, by what for.
+    pub fn memory(&self) -> Memory {
+        Memory {
+            pages: self.layers.iter().flat_map(|l| &l.pages).map(wgpu::Buffer::size).sum(),
+            protected: self.layers.iter().map(|l| l.protected_rows.size()).sum(),
+            scratch: [&self.scratch.turns, &self.scratch.query_rows, &self.scratch.query_codes, &self.scratch.partials, &self.scratch.row_partials]
+                .map(wgpu::Buffer::size)
+                .iter()
+                .sum(),
+        }
+    }
+
+    fn find(&self, sequence: Sequence) -> Result<&Live> {
+        self.live
+            .get(sequence.slot as usize)
+            .and_then(Option::as_ref)
+            .filter(|live| sequence.cache == self.id && live.generation == sequence.generation)
+            .ok_or(Error::UnknownSequence { slot: sequence.slot })
+    }
+
+    /// Grows sequences by new tokens: takes the pages they need and makes the tables that all layers read. The new tokens
+    /// count from here on, so every layer must be given their keys and values by [`Cache::append`], with this step, before
+    /// the next step is made.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`], [`Error::RepeatedSequence`], [`Error::EmptyChunk`], [`Error::Length`],
+    /// [`Error::Pages`]. After an error no sequence has grown.
+    pub fn step(&mut self, chunks: &[Chunk]) -> Result<Step> {
+        let mut growths = Vec::with_capacity(chunks.len());
+        let mut named = vec![false; self.live.len()];
+        let mut need = 0;
+        for chunk in chunks {
+            let slot = chunk.sequence.slot;
+            let live = self.find(chunk.sequence)?;
+            if chunk.tokens == 0 {
+                return Err(Error::EmptyChunk { slot });
+            }
+            if std::mem::replace(&mut named[slot as usize], true) {
+                return Err(Error::RepeatedSequence { slot });
+            }
+            let new_tokens = live.tokens.checked_add(chunk.tokens).filter(|n| u64::from(*n) <= self.plan.max_tokens()).ok_or(Error::Length {
+                slot,
+                need: u64::from(live.tokens) + u64::from(chunk.tokens),
+                have: self.plan.max_tokens(),
+            })?;
+            let new_packed = self.plan.packed(new_tokens);
+            need += new_packed.div_ceil(PAGE_TOKENS) - live.pages.len() as u32;
+            growths.push(Growth { slot, old_tokens: live.tokens, new_tokens, old_packed: self.plan.packed(live.tokens), new_packed, pages: live.pages.clone() });
+        }
+        if need > self.free_pages() {
+            return Err(Error::Pages { need, have: self.free_pages() });
+        }
+        for growth in &mut growths {
+            let missing = growth.new_packed.div_ceil(PAGE_TOKENS) as usize - growth.pages.len();
+            growth.pages.extend(self.free_pages.drain(self.free_pages.len() - missing..).rev());
+            if let Some(live) = &mut self.live[growth.slot as usize] {
+                live.tokens = growth.new_tokens;
+                live.pages.clone_from(&growth.pages);
+            }
+        }
+        self.serial += 1;
+        Ok(Step::new(self.gpu.device(), &self.plan, self.gpu.capability().uniform_alignment, &growths, self.id, self.serial))
+    }
+
+    fn check(&self, step: &Step, layer: u32) -> Result<&Layer> {
+        if step.cache != self.id {
+            return Err(Error::Stale { reason: "another cache made it" });
+        }
+        if step.serial != self.serial {
+            return Err(Error::Stale { reason: "a later step was made, or a sequence was freed" });
+        }
+        self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.plan.shape().layers })
+    }
+
+    /// Records the new tokens' keys and values of one layer: `[rows, kv_heads, head_dim]` each, keys before RoPE, the
+    /// chunks of the step one after another. Both may be f32 or f16, alike.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], [`Error::Layer`], [`Error::Element`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`]; then
+    /// nothing was recorded.
+    pub fn append(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, keys: Rows<'_>, values: Rows<'_>) -> Result<()> {
+        let buffers = self.check(step, layer)?;
+        let shape = self.plan.shape();
+        let elements = u64::from(step.rows) * u64::from(shape.kv_heads * shape.head_dim);
+        if keys.element != values.element {
+            return Err(Error::Element { name: "values", wanted: keys.element.name(), had: values.element.name() });
+        }
+        let alignment = self.gpu.capability().storage_alignment;
+        let key_rows = keys.binding("keys", elements, alignment)?;
+        let value_rows = values.binding("values", elements, alignment)?;
+        let device = self.gpu.device();
+        let most = self.gpu.capability().workgroups;
+
+        // Pages first: they take what leaves the window, before its rows are overwritten.
+        let slabs = self.plan.slabs().len();
+        let appends = &step.append[layer as usize * slabs..][..slabs];
+        if appends.iter().any(|d| d.items > 0) {
+            let pipeline = self.gpu.pipeline(&append::variant(&self.plan, keys.element));
+            for ((slab, dispatch), pages) in self.plan.slabs().iter().zip(appends).zip(&buffers.pages) {
+                let [x, y] = fold(dispatch.items, most);
+                pipeline.dispatch(
+                    device,
+                    encoder,
+                    &[
+                        params::<AppendParams>(step, dispatch.params),
+                        step.tables.as_entire_binding(),
+                        self.scratch.turns.as_entire_binding(),
+                        key_rows.clone(),
+                        value_rows.clone(),
+                        buffers.protected_rows.as_entire_binding(),
+                        pages.as_entire_binding(),
+                        self.status.as_entire_binding(),
+                    ],
+                    [x, y, slab.heads],
+                );
+            }
+        }
+        let dispatch = step.protect[layer as usize];
+        if dispatch.items > 0 {
+            let [x, y] = fold(dispatch.items, most);
+            self.gpu.pipeline(&protect::variant(&self.plan, keys.element)).dispatch(
+                device,
+                encoder,
+                &[
+                    params::<ProtectParams>(step, dispatch.params),
+                    step.tables.as_entire_binding(),
+                    self.scratch.turns.as_entire_binding(),
+                    key_rows,
+                    value_rows,
+                    buffers.protected_rows.as_entire_binding(),
+                    self.status.as_entire_binding(),
+                ],
+                [x, y, shape.kv_heads],
+            );
+        }
+        Ok(())
+    }
+
+    /// Records causal attention of the step's tokens over everything their sequences hold in one layer, themselves
+    /// included: `queries` and `output` are `[rows, query_heads, head_dim]`, queries before RoPE, scores times
+    /// `1 / sqrt(head_dim)`. Both may be f32 or f16, alike.
+    ///
+    /// # Errors
+    /// As [`Cache::append`].
+    pub fn attend(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, queries: Rows<'_>, output: Rows<'_>) -> Result<()> {
+        let buffers = self.check(step, layer)?;
+        let plan = &self.plan;
+        let shape = plan.shape();
+        let elements = u64::from(step.rows) * u64::from(shape.query_heads * shape.head_dim);
+        if queries.element != output.element {
+            return Err(Error::Element { name: "output", wanted: queries.element.name(), had: output.element.name() });
+        }
+        let alignment = self.gpu.capability().storage_alignment;
+        let query_rows = queries.binding("queries", elements, alignment)?;
+        let output_rows = output.binding("output", elements, alignment)?;
+        let device = self.gpu.device();
+        let scratch = &self.scratch;
+        for pass in &step.passes {
+            self.gpu.pipeline(&query::variant(plan, queries.element)).dispatch(
+                device,
+                encoder,
+                &[
+                    params::<QueryParams>(step, pass.query),
+                    step.tables.as_entire_binding(),
+                    scratch.turns.as_entire_binding(),
+                    query_rows.clone(),
+                    scratch.query_rows.as_entire_binding(),
+                    scratch.query_codes.as_entire_binding(),
+                ],
+                [pass.rows, shape.query_heads, 1],
+            );
+            for ((slab, dispatch), pages) in plan.slabs().iter().zip(&pass.split).zip(&buffers.pages) {
+                if dispatch.items > 0 {
+                    self.gpu.pipeline(&attend_split::variant(plan)).dispatch(
+                        device,
+                        encoder,
+                        &[
+                            params::<AttendSplitParams>(step, dispatch.params),
+                            step.tables.as_entire_binding(),
+                            scratch.query_codes.as_entire_binding(),
+                            pages.as_entire_binding(),
+                            scratch.partials.as_entire_binding(),
+                        ],
+                        [dispatch.items, slab.heads * plan.blocks(), 1],
+                    );
+                }
+            }
+            for ((slab, dispatch), pages) in plan.slabs().iter().zip(&pass.prefill).zip(&buffers.pages) {
+                if dispatch.items > 0 {
+                    self.gpu.pipeline(&attend_prefill::variant(plan)).dispatch(
+                        device,
+                        encoder,
+                        &[
+                            params::<AttendPrefillParams>(step, dispatch.params),
+                            step.tables.as_entire_binding(),
+                            scratch.query_rows.as_entire_binding(),
+                            pages.as_entire_binding(),
+                            buffers.protected_rows.as_entire_binding(),
+                            scratch.row_partials.as_entire_binding(),
+                        ],
+                        [dispatch.items, slab.heads, 1],
+                    );
+                }
+            }
+            self.gpu.pipeline(&attend_merge::variant(plan, output.element)).dispatch(
+                device,
+                encoder,
+                &[
+                    params::<AttendMergeParams>(step, pass.merge),
+                    step.tables.as_entire_binding(),
+                    scratch.partials.as_entire_binding(),
+                    scratch.row_partials.as_entire_binding(),
+                    output_rows.clone(),
+                ],
+                [pass.rows, shape.query_heads, 1],
+            );
+        }
+        Ok(())
+    }
+
+    /// Records the restoring of cached tokens of one layer to f32 rows `[tokens, kv_heads, head_dim]`: keys as they were
+    /// after RoPE, values as they came, both with the error of their codes.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Layer`], [`Error::Element`], [`Error::Rows`],
+    /// [`Error::Offset`], [`Error::Usage`].
+    pub fn dequantize(&self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, layer: u32, tokens: Range<u32>, keys: Rows<'_>, values: Rows<'_>) -> Result<()> {
+        let live = self.find(sequence)?;
+        let shape = self.plan.shape();
+        if tokens.start > tokens.end || tokens.end > live.tokens {
+            return Err(Error::Range { first: tokens.start, end: tokens.end, have: live.tokens });
+        }
+        let buffers = self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: shape.layers })?;
+        for (name, rows) in [("keys", keys), ("values", values)] {
+            if rows.element != Element::F32 {
+                return Err(Error::Element { name, wanted: "f32", had: rows.element.name() });
+            }
+        }
+        let count = tokens.end - tokens.start;
+        if count == 0 {
+            return Ok(());
+        }
+        let elements = u64::from(count) * u64::from(shape.kv_heads * shape.head_dim);
+        let alignment = self.gpu.capability().storage_alignment;
+        let key_rows = keys.binding("keys", elements, alignment)?;
+        let value_rows = values.binding("values", elements, alignment)?;
+        let packed = self.plan.packed(live.tokens);
+        let growth = Growth { slot: sequence.slot, old_tokens: live.tokens, new_tokens: live.tokens, old_packed: packed, new_packed: packed, pages: live.pages.clone() };
+        let mut words = Vec::new();
+        let chunk = growth.record(&mut words, 0);
+        let device = self.gpu.device();
+        let table = tables(device, &words);
+        let pipeline = self.gpu.pipeline(&dequantize::variant(&self.plan));
+        let [x, y] = fold(count, self.gpu.capability().workgroups);
+        for (slab, pages) in self.plan.slabs().iter().zip(&buffers.pages) {
+            let p = DequantizeParams { chunk, first: tokens.start, tokens: count, slab_heads: slab.heads, head_first: slab.head_first, kv_heads: shape.kv_heads, pad: [0; 2] };
+            pipeline.dispatch(
+                device,
+                encoder,
+                &[
+                    uniform(device, bytemuck::bytes_of(&p)).as_entire_binding(),
+                    table.as_entire_binding(),
+                    pages.as_entire_binding(),
+                    buffers.protected_rows.as_entire_binding(),
+                    key_rows.clone(),
+                    value_rows.clone(),
+                ],
+                [x, y, slab.heads],
+            );
+        }
+        Ok(())
+    }
+
+    /// Waits for all submitted work and tells which keys and values had numbers that were not finite since the last call.
+    /// Those were stored as zeros, so that no other token's codes or output is harmed.
+    ///
+    /// # Errors
+    /// [`Error::Readback`].
+    pub async fn status(&self) -> Result<Status> {
+        let words = self.gpu.read(&self.status, 0, STATUS_WORDS).await?;
+        self.gpu.queue().write_buffer(&self.status, 0, &[0; 16]);
+        Ok(Status::from_words(&words))
+    }
+
+    /// The buffers of one layer, for snapshots and for comparing kernels with their [twins](crate::reference): the pages by
+    /// slab, and the f16 rows. All have usage `COPY_SRC` and `COPY_DST`.
+    ///
+    /// # Errors
+    /// [`Error::Layer`].
+    pub fn layer_buffers(&self, layer: u32) -> Result<(&[wgpu::Buffer], &wgpu::Buffer)> {
+        let buffers = self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.plan.shape().layers })?;
+        Ok((&buffers.pages, &buffers.protected_rows))
+    }
+}
+
+/// The binding of one kernel's parameters.
+fn params<T>(step: &Step, offset: u64) -> wgpu::BindingResource<'_> {
+    wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: &step.params, offset, size: NonZeroU64::new(size_of::<T>() as u64) })
+}

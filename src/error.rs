@@ -1,0 +1,194 @@
+//! What can go wrong, by the name of the thing, the number wanted and the number had.
+
+/// A result of this library.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of this library. Errors are found before anything is recorded or changed: after one, a [`Cache`](crate::Cache)
+/// holds what it held and can be used on.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A number of the shape is outside what the kernels serve.
+    #[error("{name} must be {wanted}, but is {had}")]
+    Shape {
+        /// The field.
+        name: &'static str,
+        /// What it may be.
+        wanted: String,
+        /// What it is.
+        had: String,
+    },
+    /// The bits of a code are not 2, 3, 4 or 8.
+    #[error("bits must be 2, 3, 4 or 8, but are {had}")]
+    Bits {
+        /// The number asked for.
+        had: u32,
+    },
+    /// No codec has this name.
+    #[error("no codec is called {had:?}; there are f16, rtn and hadamard")]
+    Codec {
+        /// The name asked for.
+        had: String,
+    },
+    /// A group of channels does not fit the head.
+    #[error("group {group} does not divide head_dim {head_dim}; use 32, 64 or 128 that divides it, or 128 for one group a head")]
+    Group {
+        /// Channels that should share a scale.
+        group: u32,
+        /// Channels of a head.
+        head_dim: u32,
+    },
+    /// A text could not be read as the named thing.
+    #[error("{name} must be {wanted}, but is {had:?}")]
+    Text {
+        /// The thing.
+        name: &'static str,
+        /// What it may be.
+        wanted: &'static str,
+        /// The text.
+        had: String,
+    },
+    /// The device cannot do what the plan needs.
+    #[error("the device's {what} is {have}, but {need} is needed for {reason}")]
+    Limit {
+        /// The limit, by its WebGPU name.
+        what: &'static str,
+        /// What is needed for.
+        reason: &'static str,
+        /// The number wanted.
+        need: u64,
+        /// The number had.
+        have: u64,
+    },
+    /// The budget is too small to hold anything.
+    #[error("the budget gives {have} bytes, but {need} are needed for {reason}")]
+    Budget {
+        /// What is needed for.
+        reason: &'static str,
+        /// Bytes wanted.
+        need: u64,
+        /// Bytes had.
+        have: u64,
+    },
+    /// More tokens than free pages can hold.
+    #[error("{need} more pages are needed, but {have} are free")]
+    Pages {
+        /// Pages wanted.
+        need: u32,
+        /// Pages free.
+        have: u32,
+    },
+    /// All sequences that the plan has room for are in use.
+    #[error("all {have} sequences of the plan are in use")]
+    Sequences {
+        /// The plan's number of sequences.
+        have: u32,
+    },
+    /// A sequence of another cache, or one that was freed.
+    #[error("sequence {slot} is not a live sequence of this cache")]
+    UnknownSequence {
+        /// The handle's place.
+        slot: u32,
+    },
+    /// A step of another cache, or one that a later step replaced.
+    #[error("the step is not this cache's latest: {reason}")]
+    Stale {
+        /// Why it is not.
+        reason: &'static str,
+    },
+    /// A step names a sequence twice.
+    #[error("sequence {slot} appears twice in the step")]
+    RepeatedSequence {
+        /// The handle's place.
+        slot: u32,
+    },
+    /// A chunk of no tokens.
+    #[error("the chunk of sequence {slot} must have 1 token or more, but has 0")]
+    EmptyChunk {
+        /// The handle's place.
+        slot: u32,
+    },
+    /// A sequence would grow beyond the positions the plan holds.
+    #[error("sequence {slot} would hold {need} tokens, but the plan has room for {have} in one sequence")]
+    Length {
+        /// The handle's place.
+        slot: u32,
+        /// Tokens wanted.
+        need: u64,
+        /// Tokens possible.
+        have: u64,
+    },
+    /// No such layer.
+    #[error("layer {had} does not exist; the plan has {layers} layers")]
+    Layer {
+        /// The layer asked for.
+        had: u32,
+        /// Layers of the plan.
+        layers: u32,
+    },
+    /// Tokens that the sequence does not hold.
+    #[error("tokens {first} to {end} were asked for, but the sequence holds {have}")]
+    Range {
+        /// First token.
+        first: u32,
+        /// Token after the last.
+        end: u32,
+        /// Tokens held.
+        have: u32,
+    },
+    /// A buffer is shorter than the rows it should hold.
+    #[error("{name} must hold {need} bytes from its offset, but holds {have}")]
+    Rows {
+        /// The argument.
+        name: &'static str,
+        /// Bytes wanted.
+        need: u64,
+        /// Bytes had.
+        have: u64,
+    },
+    /// A buffer's offset is not where the device can bind it.
+    #[error("the offset of {name} must be a multiple of {need}, but is {had}")]
+    Offset {
+        /// The argument.
+        name: &'static str,
+        /// The device's alignment.
+        need: u64,
+        /// The offset.
+        had: u64,
+    },
+    /// A buffer lacks a usage.
+    #[error("the buffer of {name} must be made with usage {need}")]
+    Usage {
+        /// The argument.
+        name: &'static str,
+        /// The usage wanted.
+        need: &'static str,
+    },
+    /// Rows of an element type that this call does not take.
+    #[error("{name} must be {wanted}, but is {had}")]
+    Element {
+        /// The argument.
+        name: &'static str,
+        /// The element type wanted.
+        wanted: &'static str,
+        /// The element type had.
+        had: &'static str,
+    },
+    /// No adapter was found.
+    #[error("no GPU adapter was found: {0}. On Debian or Ubuntu without a GPU driver, install mesa-vulkan-drivers")]
+    NoAdapter(String),
+    /// The device could not be made.
+    #[error("the device could not be made: {0}")]
+    Device(String),
+    /// A shader did not compile.
+    #[error("{kernel} did not compile: {message}")]
+    Shader {
+        /// The kernel and its variant.
+        kernel: String,
+        /// The compiler's message, with the file and line where the parts were joined.
+        message: String,
+    },
+    /// A buffer could not be read back.
+    #[error("reading back failed: {0}")]
+    Readback(String),
+}

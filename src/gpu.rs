@@ -1,0 +1,163 @@
+//! The device, what it can do, and the pipelines made on it.
+
+mod capability;
+mod pipeline;
+mod shader;
+
+pub use capability::{Capability, Reduce};
+pub use pipeline::Pipeline;
+pub use shader::{Linked, Part};
+
+use crate::error::{Error, Result};
+use crate::kernel::Variant;
+use crate::plan::Plan;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A device with its queue, what it can do, and the pipelines made on it so far. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    capability: Capability,
+    adapter_name: String,
+    pipelines: Arc<Mutex<HashMap<Variant, Pipeline>>>,
+}
+
+impl Gpu {
+    /// Wraps a device and queue of the caller's. The device keeps its errors: wgkv installs no handler.
+    pub fn new(device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        let info = device.adapter_info();
+        Self { capability: Capability::of(&device), adapter_name: info.name, device, queue, pipelines: Arc::default() }
+    }
+
+    /// Makes a device of its own, for programs that have none: the adapter named by the environment variable
+    /// `WGPU_ADAPTER_NAME` (a part of its name) or the fastest, with all its limits and the features that the kernels use.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] and [`Error::Device`].
+    pub async fn request() -> Result<Self> {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let adapter = Self::request_adapter(&instance).await?;
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("wgkv"),
+            required_features: adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY),
+            required_limits: adapter.limits(),
+            ..Default::default()
+        };
+        let (device, queue) = adapter.request_device(&descriptor).await.map_err(|e| Error::Device(e.to_string()))?;
+        Ok(Self::new(device, queue))
+    }
+
+    /// The adapter that [`Gpu::request`] uses.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`].
+    pub async fn request_adapter(instance: &wgpu::Instance) -> Result<wgpu::Adapter> {
+        #[cfg(not(target_arch = "wasm32"))]
+        if let Ok(wanted) = std::env::var("WGPU_ADAPTER_NAME") {
+            let wanted = wanted.to_lowercase();
+            let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
+            let names: Vec<String> = adapters.iter().map(|a| a.get_info().name).collect();
+            return adapters
+                .into_iter()
+                .find(|a| a.get_info().name.to_lowercase().contains(&wanted))
+                .ok_or_else(|| Error::NoAdapter(format!("none of {names:?} is called {wanted:?}")));
+        }
+        let options = wgpu::RequestAdapterOptions { power_preference: wgpu::PowerPreference::HighPerformance, ..Default::default() };
+        instance.request_adapter(&options).await.map_err(|e| Error::NoAdapter(e.to_string()))
+    }
+
+    /// The same device, treated as if it could do no more than `capability` says: to test the portable variants on a
+    /// capable machine. Nothing is pretended that the device cannot do.
+    pub fn pretend(&self, capability: Capability) -> Self {
+        Self { capability: self.capability.at_most(capability), pipelines: Arc::default(), ..self.clone() }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    /// The queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+
+    /// What the device can do, as far as the kernels are concerned.
+    pub fn capability(&self) -> &Capability {
+        &self.capability
+    }
+
+    /// The adapter's name.
+    pub fn adapter_name(&self) -> &str {
+        &self.adapter_name
+    }
+
+    /// Compiles every pipeline that a cache of this plan can use, so that the first token waits for none.
+    ///
+    /// # Errors
+    /// [`Error::Shader`] with the compiler's message and the place in our sources.
+    pub async fn prepare(&self, plan: &Plan) -> Result<()> {
+        for variant in plan.variants() {
+            let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+            let known = self.known(&variant);
+            if known.is_none() {
+                let pipeline = Pipeline::new(&self.device, &variant);
+                if let Some(error) = scope.pop().await {
+                    let message = variant.link().locate(&error.to_string());
+                    return Err(Error::Shader { kernel: variant.to_string(), message });
+                }
+                self.remember(variant, pipeline);
+            }
+        }
+        Ok(())
+    }
+
+    /// The pipeline of a variant, made now if it was not prepared.
+    pub fn pipeline(&self, variant: &Variant) -> Pipeline {
+        if let Some(pipeline) = self.known(variant) {
+            return pipeline;
+        }
+        let pipeline = Pipeline::new(&self.device, variant);
+        self.remember(variant.clone(), pipeline.clone());
+        pipeline
+    }
+
+    fn known(&self, variant: &Variant) -> Option<Pipeline> {
+        // A panic elsewhere cannot leave the map half changed, so a poisoned lock is as good as any.
+        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).get(variant).cloned()
+    }
+
+    fn remember(&self, variant: Variant, pipeline: Pipeline) {
+        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).insert(variant, pipeline);
+    }
+
+    /// Waits for all submitted work and copies `words` 32-bit words of a buffer (made with usage `COPY_SRC`) to the host.
+    ///
+    /// # Errors
+    /// [`Error::Readback`], also when the device is lost.
+    pub async fn read(&self, buffer: &wgpu::Buffer, offset: u64, words: u64) -> Result<Vec<u32>> {
+        if words == 0 {
+            return Ok(Vec::new());
+        }
+        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("wgkv readback"),
+            size: 4 * words,
+            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("wgkv readback") });
+        encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, 4 * words);
+        self.queue.submit([encoder.finish()]);
+        let (sender, receiver) = futures::channel::oneshot::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| {
+            // The receiver is gone only if the caller dropped the future; then nobody waits for the answer.
+            let _ = sender.send(result);
+        });
+        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| Error::Readback(e.to_string()))?;
+        receiver.await.map_err(|e| Error::Readback(e.to_string()))?.map_err(|e| Error::Readback(e.to_string()))?;
+        let view = staging.get_mapped_range(..).map_err(|e| Error::Readback(e.to_string()))?;
+        Ok(bytemuck::pod_collect_to_vec(&view))
+    }
+}

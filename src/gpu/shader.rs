@@ -1,0 +1,58 @@
+//! Joins the plain WGSL parts of a kernel into one module, and finds the part a line came from.
+
+/// A WGSL text of its own file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Part {
+    /// The path below `shaders/`.
+    pub path: &'static str,
+    /// The text.
+    pub source: &'static str,
+}
+
+/// The parts of one module, joined.
+#[derive(Clone, Debug)]
+pub struct Linked {
+    /// The whole module.
+    pub source: String,
+    /// (first line, path) of each part, in order.
+    lines: Vec<(usize, &'static str)>,
+}
+
+impl Linked {
+    /// Joins parts below a header of directives. WGSL's module scope has no order, so any order does.
+    pub fn new(header: &str, parts: &[Part]) -> Self {
+        let mut source = String::from(header);
+        let mut lines = Vec::new();
+        for part in parts {
+            lines.push((source.lines().count() + 1, part.path));
+            source.push_str(part.source);
+            source.push('\n');
+        }
+        Self { source, lines }
+    }
+
+    /// The file and line that a line of the joined module (from 1) came from.
+    pub fn place(&self, line: usize) -> Option<(&'static str, usize)> {
+        let (first, path) = self.lines.iter().rev().find(|(first, _)| *first <= line)?;
+        Some((path, line - first + 1))
+    }
+
+    /// Replaces the places `wgsl:LINE:` of a naga message by the file and line of the part.
+    pub fn locate(&self, message: &str) -> String {
+        let mut located = String::new();
+        let mut rest = message;
+        while let Some(at) = rest.find("wgsl:") {
+            let (before, after) = rest.split_at(at + "wgsl:".len());
+            let digits = after.chars().take_while(char::is_ascii_digit).count();
+            match after[..digits].parse().ok().and_then(|line| self.place(line)) {
+                Some((path, line)) => {
+                    located.push_str(&before[..before.len() - "wgsl:".len()]);
+                    located.push_str(&format!("shaders/{}.wgsl:{line}", path.trim_end_matches(".wgsl")));
+                }
+                None => located.push_str(&before[..before.len()]),
+            }
+            rest = if self.place(after[..digits].parse().unwrap_or(0)).is_some() { &after[digits..] } else { after };
+        }
+        located + rest
+    }
+}

@@ -1,0 +1,213 @@
+//! The kernels: one file each here, in `shaders/`, in [`reference`](crate::reference) and in `tests/`, under one name.
+//!
+//! A [`Kernel`] is data: its source, its bindings, the size of its parameters. A [`Variant`] is a kernel with the parts and
+//! the constants that one plan needs; it is the key of a pipeline.
+
+pub mod append;
+pub mod attend_merge;
+pub mod attend_prefill;
+pub mod attend_split;
+pub mod dequantize;
+pub mod protect;
+pub mod query;
+pub mod rotate;
+
+use crate::gpu::{Linked, Part};
+use crate::plan::Plan;
+use crate::rows::Element;
+use crate::shape::RopeLayout;
+use std::fmt;
+
+/// What a binding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Binding {
+    /// The parameters.
+    Uniform,
+    /// A storage buffer that is only read.
+    Read,
+    /// A storage buffer that is read and written.
+    Write,
+}
+
+/// A kernel: what its shader file declares.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    /// The one word: shader file, entry point, module, twin, test.
+    pub name: &'static str,
+    /// The shader file's text.
+    pub source: &'static str,
+    /// Name and kind of each binding of group 0, in order.
+    pub bindings: &'static [(&'static str, Binding)],
+    /// Bytes of the parameters.
+    pub params_bytes: usize,
+    /// Does it rely on workgroup memory being zero at the start?
+    pub zeroed: bool,
+}
+
+/// All kernels.
+pub const ALL: [&Kernel; 8] = [
+    &append::KERNEL,
+    &attend_merge::KERNEL,
+    &attend_prefill::KERNEL,
+    &attend_split::KERNEL,
+    &dequantize::KERNEL,
+    &protect::KERNEL,
+    &query::KERNEL,
+    &rotate::KERNEL,
+];
+
+/// A kernel with the parts and constants that one plan needs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// The kernel.
+    pub kernel: &'static Kernel,
+    /// The parts joined to its source.
+    pub parts: Vec<Part>,
+    /// Override constants, by name; the numbers as the bits of f64, so that variants can be compared and hashed.
+    constants: Vec<(&'static str, u64)>,
+    /// Does it use subgroup operations?
+    pub subgroups: bool,
+}
+
+impl Variant {
+    pub(crate) fn new(kernel: &'static Kernel, parts: &[Part], constants: &[(&'static str, f64)]) -> Self {
+        Self { kernel, parts: parts.to_vec(), constants: constants.iter().map(|(n, x)| (*n, x.to_bits())).collect(), subgroups: false }
+    }
+
+    /// Override constants by name.
+    pub fn constants(&self) -> Vec<(&'static str, f64)> {
+        self.constants.iter().map(|(n, x)| (*n, f64::from_bits(*x))).collect()
+    }
+
+    /// The whole WGSL module.
+    pub fn link(&self) -> Linked {
+        // On the web the compiler demands the directive; naga knows the operations but refuses the line.
+        let subgroups = if self.subgroups && cfg!(target_arch = "wasm32") { "enable subgroups;\n" } else { "" };
+        let mut parts = vec![Part { path: self.kernel.name, source: self.kernel.source }];
+        parts.extend_from_slice(&self.parts);
+        let mut linked = Linked::new(&format!("{subgroups}requires packed_4x8_integer_dot_product;\n"), &parts);
+        linked.source = linked.source.lines().map(|line| self.fix(line) + "\n").collect();
+        linked
+    }
+
+    /// Turns the declaration of an override into one of a constant. naga's handling of overrides as array sizes is not to
+    /// be relied on (it can lose the order of types), drivers fold constants sooner, and a variant has a module of its own
+    /// anyway, since its parts differ.
+    fn fix(&self, line: &str) -> String {
+        let declared = line.strip_prefix("override ").and_then(|rest| rest.split_once(';'));
+        let Some((name, kind)) = declared.and_then(|(declaration, _)| declaration.split_once(": ")) else {
+            return line.to_owned();
+        };
+        match (self.constants().iter().find(|(n, _)| *n == name), kind) {
+            (Some((_, x)), "bool") => format!("const {name} = {};", *x != 0.0),
+            (Some((_, x)), "u32") => format!("const {name} = {}u;", *x as u32),
+            (Some((_, x)), _) => format!("const {name} = {:?}f;", *x as f32),
+            (None, _) => line.to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kernel.name)?;
+        for part in &self.parts {
+            write!(f, "+{}", part.path.trim_start_matches("part/").trim_end_matches(".wgsl"))?;
+        }
+        for (name, x) in self.constants() {
+            write!(f, "/{name}={x}")?;
+        }
+        Ok(())
+    }
+}
+
+macro_rules! part {
+    ($name:literal) => {
+        Part { path: concat!("part/", $name, ".wgsl"), source: include_str!(concat!("../shaders/part/", $name, ".wgsl")) }
+    };
+}
+
+pub(crate) const CACHED: Part = part!("cached");
+pub(crate) const FINITE: Part = part!("finite");
+pub(crate) const GROUP: Part = part!("group");
+pub(crate) const HADAMARD: Part = part!("hadamard");
+pub(crate) const HALF: Part = part!("half");
+pub(crate) const HEADS_1: Part = part!("heads_1");
+pub(crate) const HEADS_2: Part = part!("heads_2");
+pub(crate) const HEADS_4: Part = part!("heads_4");
+pub(crate) const KEYS_2: Part = part!("keys_2");
+pub(crate) const KEYS_3: Part = part!("keys_3");
+pub(crate) const KEYS_4: Part = part!("keys_4");
+pub(crate) const KEYS_8: Part = part!("keys_8");
+pub(crate) const KEYS_F16: Part = part!("keys_f16");
+pub(crate) const KEYS_INTEGER: Part = part!("keys_integer");
+pub(crate) const KEYS_ROLLED: Part = part!("keys_rolled");
+pub(crate) const KEYS_STRAIGHT: Part = part!("keys_straight");
+pub(crate) const PLACE: Part = part!("place");
+pub(crate) const REDUCE_SUBGROUP: Part = part!("reduce_subgroup");
+pub(crate) const REDUCE_WORKGROUP: Part = part!("reduce_workgroup");
+pub(crate) const TURN: Part = part!("turn");
+pub(crate) const VALUES_2: Part = part!("values_2");
+pub(crate) const VALUES_3: Part = part!("values_3");
+pub(crate) const VALUES_4: Part = part!("values_4");
+pub(crate) const VALUES_8: Part = part!("values_8");
+pub(crate) const VALUES_F16: Part = part!("values_f16");
+pub(crate) const VALUES_INTEGER: Part = part!("values_integer");
+pub(crate) const VALUES_ROLLED: Part = part!("values_rolled");
+pub(crate) const VALUES_STRAIGHT: Part = part!("values_straight");
+
+type Constants = Vec<(&'static str, f64)>;
+
+/// Hadamard's factors (outer, inner) of a head dimension, as in `shaders/part/hadamard.wgsl`.
+pub fn hadamard_factors(head_dim: u32) -> (u32, u32) {
+    match head_dim {
+        80 => (20, 4),
+        96 => (12, 8),
+        256 => (16, 16),
+        _ => (head_dim / 8, 8),
+    }
+}
+
+pub(crate) fn hadamard_constants(head_dim: u32) -> Constants {
+    let (outer, inner) = hadamard_factors(head_dim);
+    vec![
+        ("HEAD_DIM", head_dim.into()),
+        ("HADAMARD_OUTER", outer.into()),
+        ("HADAMARD_INNER", inner.into()),
+        ("HADAMARD_SCALE", (1.0 / f64::from(head_dim).sqrt()) as f32 as f64),
+    ]
+}
+
+/// ROPE and ROPE_PAIRS.
+pub(crate) fn rope_constants(plan: &Plan) -> Constants {
+    let rope = &plan.shape().rope;
+    let kind = match (rope.frequencies().is_empty(), rope.layout()) {
+        (true, _) => 0,
+        (false, RopeLayout::SplitHalves) => 1,
+        (false, RopeLayout::Interleaved) => 2,
+    };
+    vec![("ROPE", kind.into()), ("ROPE_PAIRS", rope.frequencies().len() as f64)]
+}
+
+/// Where everything lies in a page.
+pub(crate) fn page_constants(plan: &Plan) -> Constants {
+    let layout = plan.layout();
+    vec![
+        ("KEY_BITS", plan.format().key_bits().into()),
+        ("VALUE_BITS", plan.format().value_bits().into()),
+        ("GROUP", layout.group.into()),
+        ("KEY_SCALES", layout.key_scales.into()),
+        ("VALUES", layout.values.into()),
+        ("VALUE_SCALES", layout.value_scales.into()),
+        ("PAGE_VECS", layout.vecs.into()),
+        ("SINKS", plan.sinks().into()),
+        ("RING", plan.ring().into()),
+    ]
+}
+
+pub(crate) fn flag(name: &'static str, on: bool) -> (&'static str, f64) {
+    (name, f64::from(u8::from(on)))
+}
+
+pub(crate) fn half_rows(element: Element) -> (&'static str, f64) {
+    flag("HALF_ROWS", element == Element::F16)
+}

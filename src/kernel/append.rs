@@ -1,0 +1,61 @@
+//! New keys and values into the packed pages: RoPE, rotation, scale, codes, in one pass over both.
+//!
+//! Shader: `shaders/append.wgsl`. Twin: [`reference::append`](crate::reference::append).
+
+use super::{Binding, FINITE, GROUP, HADAMARD, HALF, Kernel, PLACE, TURN, Variant, flag, hadamard_constants, half_rows, page_constants, rope_constants};
+use crate::plan::Plan;
+use crate::rows::Element;
+
+/// `AppendParams` of `shaders/append.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AppendParams {
+    /// First item in tables.
+    pub items_at: u32,
+    /// Items: blocks of 32 tokens with something new.
+    pub items: u32,
+    /// The layer, for the status list.
+    pub layer: u32,
+    /// KV heads whose pages lie in the slab.
+    pub slab_heads: u32,
+    /// The first of them.
+    pub head_first: u32,
+    /// KV heads of the layer.
+    pub kv_heads: u32,
+    /// Unused.
+    pub pad: [u32; 2],
+}
+
+/// The kernel.
+pub static KERNEL: Kernel = Kernel {
+    name: "append",
+    source: include_str!("../../shaders/append.wgsl"),
+    bindings: &[
+        ("params", Binding::Uniform),
+        ("tables", Binding::Read),
+        ("turns", Binding::Read),
+        ("keys", Binding::Read),
+        ("values", Binding::Read),
+        ("protected_rows", Binding::Read),
+        ("pages", Binding::Write),
+        ("status", Binding::Write),
+    ],
+    params_bytes: size_of::<AppendParams>(),
+    zeroed: false,
+};
+
+/// The variant for a plan and the type of the caller's rows.
+pub fn variant(plan: &Plan, element: Element) -> Variant {
+    let head_dim = plan.shape().head_dim;
+    let mut constants = hadamard_constants(head_dim);
+    constants.extend(rope_constants(plan));
+    constants.extend(page_constants(plan));
+    constants.extend([
+        flag("ROTATE", plan.format().codec().rotates()),
+        half_rows(element),
+        ("KEY_CLIP", plan.format().key_clip().into()),
+        ("VALUE_CLIP", plan.format().value_clip().into()),
+        ("EIGHTHS", (head_dim / 8).into()),
+    ]);
+    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, GROUP], &constants)
+}

@@ -1,0 +1,47 @@
+//! The partial results of one query row into its output row, with the value rotation undone.
+//!
+//! Shader: `shaders/attend_merge.wgsl`. Twin: [`reference::attend_merge`](crate::reference::attend_merge).
+
+use super::{Binding, FINITE, HADAMARD, HALF, Kernel, Variant, flag, hadamard_constants, half_rows};
+use crate::plan::Plan;
+use crate::rows::Element;
+
+/// `AttendMergeParams` of `shaders/attend_merge.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AttendMergeParams {
+    /// First row's record in tables.
+    pub records_at: u32,
+    /// First row in output.
+    pub row_first: u32,
+    /// Query heads.
+    pub query_heads: u32,
+    /// KV heads.
+    pub kv_heads: u32,
+}
+
+/// Partial results of attend_split that one row can have.
+pub const MERGE_ITEMS: u32 = 256;
+
+/// The kernel.
+pub static KERNEL: Kernel = Kernel {
+    name: "attend_merge",
+    source: include_str!("../../shaders/attend_merge.wgsl"),
+    bindings: &[("params", Binding::Uniform), ("tables", Binding::Read), ("partials", Binding::Read), ("row_partials", Binding::Read), ("output", Binding::Write)],
+    params_bytes: size_of::<AttendMergeParams>(),
+    zeroed: false,
+};
+
+/// The variant for a plan and the type of the caller's rows.
+pub fn variant(plan: &Plan, element: Element) -> Variant {
+    let head_dim = plan.shape().head_dim;
+    let mut constants = hadamard_constants(head_dim);
+    constants.extend([
+        flag("ROTATE", plan.format().codec().rotates()),
+        half_rows(element),
+        ("HEADS", plan.heads().into()),
+        ("BLOCKS", plan.blocks().into()),
+        ("EIGHTHS", (head_dim / 8).into()),
+    ]);
+    Variant::new(&KERNEL, &[HALF, FINITE, HADAMARD], &constants)
+}

@@ -1,0 +1,47 @@
+//! A block of query rows against cached tokens, causal, in f32; also the f16 rows of a decode step.
+//!
+//! Shader: `shaders/attend_prefill.wgsl`. Twin: [`reference::attend_prefill`](crate::reference::attend_prefill).
+
+use super::{Binding, CACHED, Kernel, Variant, page_constants};
+use crate::plan::Plan;
+
+/// `AttendPrefillParams` of `shaders/attend_prefill.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AttendPrefillParams {
+    /// First item in tables.
+    pub items_at: u32,
+    /// KV heads whose pages lie in the slab.
+    pub slab_heads: u32,
+    /// The first of them.
+    pub head_first: u32,
+    /// KV heads of the layer.
+    pub kv_heads: u32,
+}
+
+/// The kernel.
+pub static KERNEL: Kernel = Kernel {
+    name: "attend_prefill",
+    source: include_str!("../../shaders/attend_prefill.wgsl"),
+    bindings: &[
+        ("params", Binding::Uniform),
+        ("tables", Binding::Read),
+        ("query_rows", Binding::Read),
+        ("pages", Binding::Read),
+        ("protected_rows", Binding::Read),
+        ("row_partials", Binding::Write),
+    ],
+    params_bytes: size_of::<AttendPrefillParams>(),
+    zeroed: false,
+};
+
+/// Rows (query tokens times query heads that share a KV head) that one workgroup takes.
+pub const TILE_ROWS: u32 = 32;
+
+/// The variant for a plan.
+pub fn variant(plan: &Plan) -> Variant {
+    let mut constants = page_constants(plan);
+    let head_dim = plan.shape().head_dim;
+    constants.extend([("HEAD_DIM", head_dim.into()), ("SHARE", plan.shape().share().into()), ("SLICES", head_dim.div_ceil(32).into())]);
+    Variant::new(&KERNEL, &[CACHED], &constants)
+}

@@ -1,0 +1,51 @@
+//! New keys and values that stay f16: sinks and the window.
+//!
+//! Shader: `shaders/protect.wgsl`. Twin: [`reference::protect`](crate::reference::protect).
+
+use super::{Binding, FINITE, HADAMARD, HALF, Kernel, PLACE, TURN, Variant, flag, hadamard_constants, half_rows, rope_constants};
+use crate::plan::Plan;
+use crate::rows::Element;
+
+/// `ProtectParams` of `shaders/protect.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ProtectParams {
+    /// First item in tables.
+    pub items_at: u32,
+    /// Items: tokens to keep.
+    pub items: u32,
+    /// The layer, for the status list.
+    pub layer: u32,
+    /// KV heads of the layer.
+    pub kv_heads: u32,
+}
+
+/// The kernel.
+pub static KERNEL: Kernel = Kernel {
+    name: "protect",
+    source: include_str!("../../shaders/protect.wgsl"),
+    bindings: &[
+        ("params", Binding::Uniform),
+        ("tables", Binding::Read),
+        ("turns", Binding::Read),
+        ("keys", Binding::Read),
+        ("values", Binding::Read),
+        ("protected_rows", Binding::Write),
+        ("status", Binding::Write),
+    ],
+    params_bytes: size_of::<ProtectParams>(),
+    zeroed: true,
+};
+
+/// The variant for a plan and the type of the caller's rows.
+pub fn variant(plan: &Plan, element: Element) -> Variant {
+    let mut constants = hadamard_constants(plan.shape().head_dim);
+    constants.extend(rope_constants(plan));
+    constants.extend([
+        flag("ROTATE", plan.format().codec().rotates()),
+        half_rows(element),
+        ("SINKS", plan.sinks().into()),
+        ("RING", plan.ring().into()),
+    ]);
+    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD], &constants)
+}

@@ -1,0 +1,62 @@
+//! Query rows into the basis of the codec: RoPE, rotation, the softmax scale, and int8 codes for [`attend_split`](super::attend_split).
+//!
+//! Shader: `shaders/query.wgsl`. Twin: [`reference::query`](crate::reference::query).
+
+use super::{Binding, FINITE, HADAMARD, Kernel, TURN, Variant, flag, hadamard_constants, half_rows, rope_constants};
+use crate::plan::Plan;
+use crate::rows::Element;
+
+/// `QueryParams` of `shaders/query.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct QueryParams {
+    /// First row's position in tables.
+    pub positions_at: u32,
+    /// First row in queries.
+    pub row_first: u32,
+    /// Query heads.
+    pub query_heads: u32,
+    /// KV heads.
+    pub kv_heads: u32,
+}
+
+/// The kernel.
+pub static KERNEL: Kernel = Kernel {
+    name: "query",
+    source: include_str!("../../shaders/query.wgsl"),
+    bindings: &[
+        ("params", Binding::Uniform),
+        ("tables", Binding::Read),
+        ("turns", Binding::Read),
+        ("queries", Binding::Read),
+        ("query_rows", Binding::Write),
+        ("query_codes", Binding::Write),
+    ],
+    params_bytes: size_of::<QueryParams>(),
+    zeroed: false,
+};
+
+/// The factor on queries: log2(e) / sqrt(head_dim), so that `exp2` serves the softmax.
+pub fn scale(head_dim: u32) -> f32 {
+    (std::f64::consts::LOG2_E / f64::from(head_dim).sqrt()) as f32
+}
+
+/// The variant for a plan and the type of the caller's rows.
+pub fn variant(plan: &Plan, element: Element) -> Variant {
+    let head_dim = plan.shape().head_dim;
+    let mut constants = hadamard_constants(head_dim);
+    constants.extend(rope_constants(plan));
+    constants.extend([
+        flag("ROTATE", plan.format().codec().rotates()),
+        half_rows(element),
+        ("SCALE", scale(head_dim).into()),
+        flag("FLOAT_QUERIES", plan.format().key_bits() == 16),
+        ("KEY_GROUP", plan.layout().group.into()),
+        ("HEADS", plan.heads().into()),
+        ("BLOCKS", plan.blocks().into()),
+        ("QUERY_STRIDE", plan.query_stride().into()),
+        ("EIGHTHS", (head_dim / 8).into()),
+        ("QUADS", (head_dim / 4).into()),
+    ]);
+    Variant::new(&KERNEL, &[FINITE, TURN, HADAMARD], &constants)
+}

@@ -1,0 +1,66 @@
+//! Where everything lies in a page: 128 tokens of one KV head, keys and values.
+
+use crate::format::Format;
+
+/// Tokens of a page.
+pub const PAGE_TOKENS: u32 = 128;
+
+/// The planes of a page, in units of 16 bytes (a `vec4<u32>`):
+///
+/// | plane | size | element `[..]` holds |
+/// |---|---|---|
+/// | key codes | `key_words * 32` | `[word, lane]`: the word of tokens `4 lane .. 4 lane + 3` |
+/// | key scales | `groups * 32` | `[group, lane]`: (scale, zero) as two halves, of the same four tokens |
+/// | value codes | `value_words * head_dim / 4` | `[word, quad]`: the word of channels `4 quad .. 4 quad + 3` |
+/// | value scales | `groups * 32` | as for the keys |
+///
+/// A word of key codes holds consecutive channels of one token: for 2, 4 and 8 bits, shift `j` and the mask of the low bits
+/// of each byte give channels `4 (word * 8 / bits + j) ..`, one a byte. A word of value codes holds consecutive tokens of one
+/// channel in the same way. Three bits are a plane of the low two bits followed by a plane of the third bits, 32 a word.
+/// f16 is two channels (keys) or two tokens (values) a word, and has no scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PageLayout {
+    /// Channels that share a scale.
+    pub group: u32,
+    /// Groups a head; 0 for f16.
+    pub groups: u32,
+    /// Words of one token's key codes in all planes.
+    pub key_words: u32,
+    /// Words of one token's key codes in the low plane.
+    pub key_steps: u32,
+    /// Words of one channel's value codes in all planes.
+    pub value_words: u32,
+    /// Words of one channel's value codes in the low plane.
+    pub value_steps: u32,
+    /// Units from the page's start to the key scales.
+    pub key_scales: u32,
+    /// Units from the page's start to the value codes.
+    pub values: u32,
+    /// Units from the page's start to the value scales.
+    pub value_scales: u32,
+    /// Units of the page.
+    pub vecs: u32,
+}
+
+/// (words in the low plane, words in all planes) of `n` codes.
+fn words(n: u32, bits: u32) -> (u32, u32) {
+    if bits == 3 { (n / 16, n / 16 + n.div_ceil(32)) } else { (n * bits / 32, n * bits / 32) }
+}
+
+impl PageLayout {
+    pub(crate) fn new(format: &Format, head_dim: u32) -> Self {
+        let group = format.group(head_dim);
+        let groups = if format.key_bits() == 16 { 0 } else { head_dim / group };
+        let (key_steps, key_words) = words(head_dim, format.key_bits());
+        let (value_steps, value_words) = words(PAGE_TOKENS, format.value_bits());
+        let key_scales = key_words * 32;
+        let values = key_scales + groups * 32;
+        let value_scales = values + value_words * head_dim / 4;
+        Self { group, groups, key_words, key_steps, value_words, value_steps, key_scales, values, value_scales, vecs: value_scales + groups * 32 }
+    }
+
+    /// Bytes of one head's page.
+    pub fn bytes(&self) -> u64 {
+        16 * u64::from(self.vecs)
+    }
+}

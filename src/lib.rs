@@ -1,0 +1,29 @@
+#![doc = include_str!("../README.md")]
+
+mod budget;
+mod cache;
+mod error;
+mod format;
+pub mod gpu;
+pub mod kernel;
+mod layout;
+mod plan;
+mod protection;
+pub mod reference;
+mod rows;
+mod shape;
+mod status;
+mod step;
+
+pub use budget::Budget;
+pub use cache::{Cache, Memory, Sequence};
+pub use error::{Error, Result};
+pub use format::{Bits, Codec, Format};
+pub use gpu::{Capability, Gpu};
+pub use layout::{PAGE_TOKENS, PageLayout};
+pub use plan::{Cost, Plan, Slab};
+pub use protection::{Protection, Sinks};
+pub use rows::{Element, Rows};
+pub use shape::{Rope, RopeLayout, Shape};
+pub use status::{Flag, Status};
+pub use step::{Chunk, Step};

@@ -1,0 +1,82 @@
+//! Tokens that stay in f16.
+
+use crate::error::{Error, Result};
+use std::fmt;
+use std::str::FromStr;
+
+/// Which tokens stay f16 for good, because attention leans on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Sinks {
+    /// None.
+    #[default]
+    None,
+    /// The first so many tokens of a sequence (StreamingLLM, 2309.17453), 127 at most.
+    First(u32),
+}
+
+impl Sinks {
+    /// How many f16 rows a sequence keeps for them.
+    pub fn rows(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::First(n) => n,
+        }
+    }
+}
+
+impl fmt::Display for Sinks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::First(n) => write!(f, "first:{n}"),
+        }
+    }
+}
+
+impl FromStr for Sinks {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || Error::Text { name: "sinks", wanted: "none or first:N", had: text.to_owned() };
+        if text == "none" {
+            return Ok(Self::None);
+        }
+        let n = text.strip_prefix("first:").ok_or_else(wrong)?;
+        Ok(Self::First(n.parse().map_err(|_| wrong())?))
+    }
+}
+
+/// Tokens that stay in f16: sinks for good, the most recent ones until a whole page of them can be packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Protection {
+    /// Tokens that stay f16 for good.
+    pub sinks: Sinks,
+    /// Tokens that are f16 because they are recent, at least. They leave a page (128) at a time, so up to 127 more are.
+    /// With 0 every token is packed before it is attended to.
+    pub window: u32,
+}
+
+impl Default for Protection {
+    /// Four sinks and a window of 128.
+    fn default() -> Self {
+        Self { sinks: Sinks::First(4), window: 128 }
+    }
+}
+
+impl Protection {
+    /// Nothing stays f16: every token is packed before it is attended to.
+    pub fn strict() -> Self {
+        Self { sinks: Sinks::None, window: 0 }
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.sinks.rows() > 127 {
+            return Err(Error::Shape { name: "sinks", wanted: "127 at most".into(), had: self.sinks.rows().to_string() });
+        }
+        if self.window > 1 << 16 {
+            return Err(Error::Shape { name: "window", wanted: "65536 at most".into(), had: self.window.to_string() });
+        }
+        Ok(())
+    }
+}

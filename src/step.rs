@@ -1,0 +1,324 @@
+//! One step of the model: which sequences grow by how many tokens, and the tables that tell the kernels so.
+
+use crate::cache::Sequence;
+use crate::kernel::append::AppendParams;
+use crate::kernel::attend_merge::{AttendMergeParams, MERGE_ITEMS};
+use crate::kernel::attend_prefill::{AttendPrefillParams, TILE_ROWS};
+use crate::kernel::attend_split::AttendSplitParams;
+use crate::kernel::protect::ProtectParams;
+use crate::kernel::query::QueryParams;
+use crate::layout::PAGE_TOKENS;
+use crate::plan::Plan;
+use wgpu::util::DeviceExt;
+
+/// New tokens of one sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Chunk {
+    /// The sequence.
+    pub sequence: Sequence,
+    /// How many tokens it grows by; they are also the tokens that attend.
+    pub tokens: u32,
+}
+
+/// One chunk with where its sequence stands: the record of 8 words that the kernels read.
+#[derive(Clone, Debug)]
+pub(crate) struct Growth {
+    pub slot: u32,
+    pub old_tokens: u32,
+    pub new_tokens: u32,
+    pub old_packed: u32,
+    pub new_packed: u32,
+    pub pages: Vec<u32>,
+}
+
+/// Blocks of tokens that one workgroup of `append` packs.
+const BLOCK: u32 = 32;
+
+/// Words of a chunk's record.
+pub(crate) const CHUNK_WORDS: u32 = 8;
+
+/// What one dispatch reads: its parameters' place, and how many workgroups it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Dispatch {
+    /// Bytes from the start of the parameters.
+    pub params: u64,
+    /// Items, each a workgroup for every head.
+    pub items: u32,
+}
+
+/// Query rows that are attended together, because scratch holds no more.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pass {
+    pub rows: u32,
+    pub query: u64,
+    pub merge: u64,
+    /// By slab.
+    pub split: Vec<Dispatch>,
+    /// By slab.
+    pub prefill: Vec<Dispatch>,
+}
+
+/// A step on its way: made by [`Cache::step`](crate::Cache::step), used for every layer.
+#[derive(Debug)]
+pub struct Step {
+    pub(crate) cache: u64,
+    pub(crate) serial: u64,
+    pub(crate) rows: u32,
+    pub(crate) tables: wgpu::Buffer,
+    pub(crate) params: wgpu::Buffer,
+    /// `[layer, slab]`.
+    pub(crate) append: Vec<Dispatch>,
+    /// By layer.
+    pub(crate) protect: Vec<Dispatch>,
+    pub(crate) passes: Vec<Pass>,
+    pub(crate) words: Words,
+}
+
+impl Step {
+    /// Rows of keys, values, queries and output: the tokens of all chunks, in their order.
+    pub fn rows(&self) -> u32 {
+        self.rows
+    }
+
+    /// What the kernels read, for comparing a kernel with its [twin](crate::reference).
+    pub fn words(&self) -> &Words {
+        &self.words
+    }
+}
+
+/// The tables and parameters of a step, as the kernels read them.
+#[derive(Clone, Debug, Default)]
+pub struct Words {
+    /// The tables.
+    pub tables: Vec<u32>,
+    /// Parameters of `append`, by layer and slab.
+    pub append: Vec<AppendParams>,
+    /// Parameters of `protect`, by layer.
+    pub protect: Vec<ProtectParams>,
+    /// Parameters of `query`, by pass.
+    pub query: Vec<QueryParams>,
+    /// Parameters of `attend_split` and its items, by pass and slab.
+    pub attend_split: Vec<(AttendSplitParams, u32)>,
+    /// Parameters of `attend_prefill` and its items, by pass and slab.
+    pub attend_prefill: Vec<(AttendPrefillParams, u32)>,
+    /// Parameters of `attend_merge` and its rows, by pass.
+    pub attend_merge: Vec<(AttendMergeParams, u32)>,
+}
+
+/// Parameters one after another, each where a uniform binding may begin.
+#[derive(Default)]
+struct Params {
+    bytes: Vec<u8>,
+}
+
+impl Params {
+    fn push<T: bytemuck::Pod>(&mut self, params: &T, alignment: u32) -> u64 {
+        self.bytes.resize(self.bytes.len().next_multiple_of(alignment as usize), 0);
+        let at = self.bytes.len() as u64;
+        self.bytes.extend_from_slice(bytemuck::bytes_of(params));
+        at
+    }
+}
+
+/// A small uniform buffer with these contents.
+pub(crate) fn uniform(device: &wgpu::Device, bytes: &[u8]) -> wgpu::Buffer {
+    device.create_buffer_init(&wgpu::util::BufferInitDescriptor { label: Some("wgkv params"), contents: bytes, usage: wgpu::BufferUsages::UNIFORM })
+}
+
+/// A storage buffer of tables.
+pub(crate) fn tables(device: &wgpu::Device, words: &[u32]) -> wgpu::Buffer {
+    device.create_buffer_init(&wgpu::util::BufferInitDescriptor { label: Some("wgkv tables"), contents: bytemuck::cast_slice(words), usage: wgpu::BufferUsages::STORAGE })
+}
+
+/// A grid of two dimensions that holds `count` workgroups where one dimension holds `most`.
+pub(crate) fn fold(count: u32, most: u32) -> [u32; 2] {
+    let down = count.div_ceil(most).max(1);
+    [count.div_ceil(down), down]
+}
+
+impl Growth {
+    /// Writes the record; answers where it lies.
+    pub fn record(&self, tables: &mut Vec<u32>, row_first: u32) -> u32 {
+        let at = tables.len() as u32;
+        let pages_at = at + CHUNK_WORDS;
+        tables.extend([self.slot, self.old_tokens, self.new_tokens, self.old_packed, self.new_packed, pages_at, row_first, 0]);
+        tables.extend(&self.pages);
+        at
+    }
+}
+
+impl Step {
+    pub(crate) fn new(device: &wgpu::Device, plan: &Plan, alignment: u32, growths: &[Growth], cache: u64, serial: u64) -> Self {
+        let mut words = Words::default();
+        let mut params = Params::default();
+        let mut records = Vec::new();
+        let mut rows = 0;
+        for growth in growths {
+            records.push(growth.record(&mut words.tables, rows));
+            rows += growth.new_tokens - growth.old_tokens;
+        }
+        let append = append_dispatches(plan, growths, &records, &mut words, &mut params, alignment);
+        let protect = protect_dispatches(plan, growths, &records, &mut words, &mut params, alignment);
+        let passes = passes(plan, growths, &records, &mut words, &mut params, alignment);
+        if words.tables.is_empty() {
+            words.tables.push(0);
+        }
+        Self { cache, serial, rows, tables: tables(device, &words.tables), params: uniform(device, &params.bytes), append, protect, passes, words }
+    }
+}
+
+fn append_dispatches(plan: &Plan, growths: &[Growth], records: &[u32], words: &mut Words, params: &mut Params, alignment: u32) -> Vec<Dispatch> {
+    let items_at = words.tables.len() as u32;
+    let mut items = 0;
+    for (growth, record) in growths.iter().zip(records) {
+        let first = growth.old_packed.max(plan.sinks());
+        if first < growth.new_packed {
+            for block in first / BLOCK..growth.new_packed.div_ceil(BLOCK) {
+                words.tables.extend([*record, block]);
+                items += 1;
+            }
+        }
+    }
+    let mut dispatches = Vec::new();
+    for layer in 0..plan.shape().layers {
+        for slab in plan.slabs() {
+            let p = AppendParams { items_at, items, layer, slab_heads: slab.heads, head_first: slab.head_first, kv_heads: plan.shape().kv_heads, pad: [0; 2] };
+            dispatches.push(Dispatch { params: params.push(&p, alignment), items });
+            words.append.push(p);
+        }
+    }
+    dispatches
+}
+
+fn protect_dispatches(plan: &Plan, growths: &[Growth], records: &[u32], words: &mut Words, params: &mut Params, alignment: u32) -> Vec<Dispatch> {
+    let items_at = words.tables.len() as u32;
+    let mut items = 0;
+    for (growth, record) in growths.iter().zip(records) {
+        let sinks = growth.old_tokens..growth.new_tokens.min(plan.sinks());
+        let window = growth.new_packed.max(growth.old_tokens).max(plan.sinks())..growth.new_tokens;
+        for token in sinks.chain(window) {
+            words.tables.extend([*record, token]);
+            items += 1;
+        }
+    }
+    let kv_heads = plan.shape().kv_heads;
+    (0..plan.shape().layers)
+        .map(|layer| {
+            let p = ProtectParams { items_at, items, layer, kv_heads };
+            words.protect.push(p);
+            Dispatch { params: params.push(&p, alignment), items }
+        })
+        .collect()
+}
+
+/// A run of one chunk's query rows that falls into one pass.
+struct Run<'a> {
+    growth: &'a Growth,
+    record: u32,
+    /// First query among the chunk's new tokens.
+    first: u32,
+    tokens: u32,
+    /// First row among the pass's rows.
+    row: u32,
+}
+
+impl Run<'_> {
+    /// A single new token decodes: its pages are split. Several are a prefill.
+    fn decodes(&self) -> bool {
+        self.growth.new_tokens - self.growth.old_tokens == 1
+    }
+}
+
+fn passes(plan: &Plan, growths: &[Growth], records: &[u32], words: &mut Words, params: &mut Params, alignment: u32) -> Vec<Pass> {
+    let most = plan.query_rows();
+    let mut passes = Vec::new();
+    let mut runs: Vec<Run<'_>> = Vec::new();
+    let mut rows = 0;
+    let mut row_first = 0;
+    for (growth, record) in growths.iter().zip(records) {
+        let tokens = growth.new_tokens - growth.old_tokens;
+        let mut first = 0;
+        while first < tokens {
+            let taken = (tokens - first).min(most - rows);
+            runs.push(Run { growth, record: *record, first, tokens: taken, row: rows });
+            first += taken;
+            rows += taken;
+            if rows == most {
+                passes.push(pass(plan, &runs, rows, row_first, words, params, alignment));
+                runs.clear();
+                row_first += rows;
+                rows = 0;
+            }
+        }
+    }
+    if rows > 0 {
+        passes.push(pass(plan, &runs, rows, row_first, words, params, alignment));
+    }
+    passes
+}
+
+fn pass(plan: &Plan, runs: &[Run<'_>], rows: u32, row_first: u32, words: &mut Words, params: &mut Params, alignment: u32) -> Pass {
+    let shape = plan.shape();
+    let tables = &mut words.tables;
+
+    let positions_at = tables.len() as u32;
+    for run in runs {
+        tables.extend((0..run.tokens).map(|t| run.growth.old_tokens + run.first + t));
+    }
+    let query = QueryParams { positions_at, row_first, query_heads: shape.query_heads, kv_heads: shape.kv_heads };
+
+    // Decoding rows: their pages in slices of about equal size, 256 a row at most.
+    let pages_of = |run: &Run<'_>| run.growth.new_packed.div_ceil(PAGE_TOKENS);
+    let with_pages = |run: &Run<'_>| run.decodes() && run.growth.new_packed > plan.sinks();
+    let all_pages: u32 = runs.iter().filter(|r| with_pages(r)).map(pages_of).sum();
+    let slice = all_pages.div_ceil(plan.split_items()).max(1);
+    let split_at = tables.len() as u32;
+    let mut splits = 0;
+    let mut merges = Vec::new();
+    for run in runs {
+        let first_split = splits;
+        if with_pages(run) {
+            let slice = slice.max(pages_of(run).div_ceil(MERGE_ITEMS));
+            for first in (0..pages_of(run)).step_by(slice as usize) {
+                let end = (first + slice).min(pages_of(run));
+                tables.extend([run.row, run.record + CHUNK_WORDS, first, end, plan.sinks(), run.growth.new_packed, 0, 0]);
+                splits += 1;
+            }
+        }
+        let with_rows = !run.decodes() || plan.sinks() > 0 || run.growth.new_packed < run.growth.new_tokens;
+        for _ in 0..run.tokens {
+            merges.extend([first_split, splits - first_split, u32::from(with_rows), 0]);
+        }
+    }
+
+    // Prefilling rows, and the f16 tokens of decoding rows.
+    let prefill_at = tables.len() as u32;
+    let tile = TILE_ROWS / shape.share();
+    let mut prefills = 0;
+    for run in runs {
+        if run.decodes() && plan.sinks() == 0 && run.growth.new_packed == run.growth.new_tokens {
+            continue;
+        }
+        for first in (0..run.tokens).step_by(tile as usize) {
+            let tokens = tile.min(run.tokens - first);
+            tables.extend([run.record, run.first + first, tokens, run.row + first, u32::from(run.decodes()), 0, 0, 0]);
+            prefills += 1;
+        }
+    }
+    let records_at = tables.len() as u32;
+    tables.extend(merges);
+    let merge = AttendMergeParams { records_at, row_first, query_heads: shape.query_heads, kv_heads: shape.kv_heads };
+
+    let mut pass = Pass { rows, query: params.push(&query, alignment), merge: params.push(&merge, alignment), ..Pass::default() };
+    words.query.push(query);
+    words.attend_merge.push((merge, rows));
+    for slab in plan.slabs() {
+        let split = AttendSplitParams { items_at: split_at, slab_heads: slab.heads, head_first: slab.head_first, kv_heads: shape.kv_heads };
+        let prefill = AttendPrefillParams { items_at: prefill_at, slab_heads: slab.heads, head_first: slab.head_first, kv_heads: shape.kv_heads };
+        pass.split.push(Dispatch { params: params.push(&split, alignment), items: splits });
+        pass.prefill.push(Dispatch { params: params.push(&prefill, alignment), items: prefills });
+        words.attend_split.push((split, splits));
+        words.attend_prefill.push((prefill, prefills));
+    }
+    pass
+}
