@@ -1,0 +1,16 @@
+//! LLaMA-family models on burn, with wgkv holding their keys and values: text generation, and the measure of what a
+//! compressed cache costs.
+
+pub mod attention;
+pub mod bridge;
+pub mod compressed;
+pub mod config;
+pub mod error;
+pub mod generate;
+pub mod model;
+pub mod options;
+pub mod perplexity;
+pub mod rope;
+pub mod sampler;
+pub mod text;
+pub mod weights;

@@ -1,0 +1,66 @@
+//! The `wgkv-llama` command.
+
+use std::io::Write;
+
+use clap::{Parser, Subcommand};
+use wgkv_llama::generate::{GenerateOptions, GenerateReport, generate};
+use wgkv_llama::perplexity::{PerplexityOptions, perplexity};
+
+/// Runs LLaMA-family models with a compressed key/value cache.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Continue a prompt.
+    Generate(GenerateOptions),
+    /// Measure perplexity, and divergence from an f16 cache.
+    Perplexity(PerplexityOptions),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Generate(options) => {
+            let mut out = std::io::stdout().lock();
+            let report = generate(&options, &mut out)?;
+            writeln!(out)?;
+            if options.json {
+                writeln!(out, "{}", serde_json::to_string(&report)?)?;
+            } else {
+                writeln!(out, "\n{}", summary(&report))?;
+            }
+        }
+        Command::Perplexity(options) => {
+            println!("{}", serde_json::to_string(&perplexity(&options)?)?);
+        }
+    }
+    Ok(())
+}
+
+fn summary(report: &GenerateReport) -> String {
+    let format = &report.format;
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    format!(
+        "{} K{}V{} group {}, sinks {}, window {}, on {}\n\
+         prefill {:.1} tokens/s ({} tokens), decode {:.1} tokens/s ({} tokens)\n\
+         cache {:.3} MiB, in f16 {:.3} MiB, {:.3} bits per element",
+        format.codec,
+        format.k_bits,
+        format.v_bits,
+        format.group,
+        format.sinks,
+        format.window,
+        report.adapter,
+        report.prefill_tokens_per_second,
+        report.prompt_tokens,
+        report.decode_tokens_per_second,
+        report.tokens.len(),
+        mib(report.cache_bytes),
+        mib(report.f16_bytes),
+        report.bits_per_element,
+    )
+}

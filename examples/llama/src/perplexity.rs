@@ -1,0 +1,313 @@
+//! `perplexity`: how much a codec costs, as perplexity and as divergence from the f16 cache.
+//!
+//! The text is encoded once, without special tokens, and cut into windows of `context` ids. A window's input is the
+//! opening token and all ids but the last, its targets are the ids. The f16 cache and the codec's cache see the same
+//! chunks side by side, so their scores are compared row by row and never kept.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use burn::tensor::Tensor;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use wgkv::{Codec, Format, Protection, Sinks};
+
+use crate::attention::{Attention, PlainAttention};
+use crate::bridge::Bridge;
+use crate::compressed::CompressedAttention;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::options::{CacheOptions, CacheSummary, ModelOptions, open_cache};
+use crate::text::Text;
+
+/// Rows of scores that are read back at once: 2048 rows of a large vocabulary would be a gigabyte.
+const ROWS: usize = 128;
+
+/// Options of `perplexity`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct PerplexityOptions {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelOptions,
+    /// The cache.
+    #[command(flatten)]
+    pub cache: CacheOptions,
+    /// Text to be predicted.
+    #[arg(long)]
+    pub text: PathBuf,
+    /// Windows to measure.
+    #[arg(long, default_value_t = 2)]
+    pub windows: usize,
+    /// Tokens in a window.
+    #[arg(long, default_value_t = 2048)]
+    pub context: usize,
+    /// Quantize every token before it is attended to: no window, no sinks unless asked for, one chunk.
+    #[arg(long)]
+    pub strict: bool,
+    /// Tokens that are processed at once; 128 where a window protects recent tokens, else the whole context.
+    #[arg(long)]
+    pub chunk: Option<usize>,
+}
+
+/// What a measurement gave.
+#[derive(Debug, Clone, Serialize)]
+pub struct PerplexityReport {
+    /// The cache's format.
+    #[serde(flatten)]
+    pub format: CacheSummary,
+    /// e to the mean negative log probability of the targets.
+    pub perplexity: f64,
+    /// Mean divergence of the codec's predictions from those of the f16 cache, in nats.
+    pub kl: f64,
+    /// Stored bits for each key or value element, at a full context.
+    pub bits_per_element: f64,
+    /// Targets that were predicted.
+    pub tokens: usize,
+    /// Time for all of it.
+    pub seconds: f64,
+    /// The GPU.
+    pub adapter: String,
+}
+
+/// Sums over targets.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Score {
+    /// Negative log probability.
+    pub loss: f64,
+    /// Divergence from the reference.
+    pub divergence: f64,
+    /// Targets.
+    pub tokens: usize,
+}
+
+impl Score {
+    /// e to the mean loss.
+    pub fn perplexity(&self) -> f64 {
+        (self.loss / self.tokens as f64).exp()
+    }
+
+    /// Mean divergence.
+    pub fn kl(&self) -> f64 {
+        self.divergence / self.tokens as f64
+    }
+
+    /// Adds rows of scores, and their divergence from the reference's rows where there is one.
+    pub fn add(&mut self, logits: &[f32], reference: Option<&[f32]>, targets: &[u32]) {
+        let vocabulary = logits.len() / targets.len();
+        for (row, &target) in targets.iter().enumerate() {
+            let range = row * vocabulary..(row + 1) * vocabulary;
+            let scores = &logits[range.clone()];
+            let total = log_sum_exp(scores);
+            self.loss += total - f64::from(scores[target as usize]);
+            if let Some(reference) = reference {
+                let expected = &reference[range];
+                let expected_total = log_sum_exp(expected);
+                let shift = (total - expected_total) as f32;
+                let top = expected_total as f32;
+                // Both exponents and differences are small numbers here, so f32 terms suffice; their sum does not.
+                self.divergence += expected
+                    .iter()
+                    .zip(scores)
+                    .map(|(&p, &q)| f64::from((p - top).exp() * (p - q + shift)))
+                    .sum::<f64>();
+            }
+        }
+        self.tokens += targets.len();
+    }
+}
+
+fn log_sum_exp(scores: &[f32]) -> f64 {
+    let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = scores
+        .iter()
+        .map(|&score| f64::from((score - top).exp()))
+        .sum();
+    f64::from(top) + sum.ln()
+}
+
+/// Inputs and targets of each window.
+pub fn windows(
+    ids: &[u32],
+    config: &Config,
+    count: usize,
+    context: usize,
+) -> Result<Vec<(Vec<u32>, Vec<u32>)>> {
+    let begin = config.begin.ok_or(Error::SettingMissing {
+        name: "bos_token_id",
+    })?;
+    let wanted = count * context;
+    if ids.len() < wanted || wanted == 0 {
+        return Err(Error::TextShort {
+            windows: count,
+            context,
+            wanted: wanted.max(1),
+            found: ids.len(),
+        });
+    }
+    Ok(ids[..wanted]
+        .chunks(context)
+        .map(|targets| {
+            let mut input = vec![begin];
+            input.extend(&targets[..context - 1]);
+            (input, targets.to_vec())
+        })
+        .collect())
+}
+
+/// Scores one window through a cache and, side by side, through a reference.
+pub fn score_window(
+    model: &Model,
+    window: &(Vec<u32>, Vec<u32>),
+    chunk: usize,
+    attention: &mut dyn Attention,
+    mut reference: Option<&mut dyn Attention>,
+    mut progress: impl FnMut(usize),
+) -> Result<Score> {
+    let mut score = Score::default();
+    let (input, targets) = window;
+    for (input, targets) in input.chunks(chunk).zip(targets.chunks(chunk)) {
+        let hidden = model.forward(input, attention)?;
+        let expected = match reference.as_deref_mut() {
+            Some(reference) => Some(model.forward(input, reference)?),
+            None => None,
+        };
+        for (block, targets) in targets.chunks(ROWS).enumerate() {
+            let rows = |hidden: &Tensor<2>| {
+                model.logits(hidden.clone().narrow(0, block * ROWS, targets.len()))
+            };
+            let logits = rows(&hidden)?;
+            let expected = expected.as_ref().map(rows).transpose()?;
+            score.add(&logits, expected.as_deref(), targets);
+        }
+        progress(input.len());
+    }
+    Ok(score)
+}
+
+/// Scores windows through burn's own f32 attention: the control that needs no cache.
+pub fn plain_score(
+    model: &Model,
+    bridge: &Bridge,
+    windows: &[(Vec<u32>, Vec<u32>)],
+    chunk: usize,
+) -> Result<Score> {
+    let mut total = Score::default();
+    for window in windows {
+        let mut attention = PlainAttention::new(model.config(), bridge.device());
+        total += score_window(model, window, chunk, &mut attention, None, |_| ())?;
+    }
+    Ok(total)
+}
+
+impl std::ops::AddAssign for Score {
+    fn add_assign(&mut self, other: Self) {
+        self.loss += other.loss;
+        self.divergence += other.divergence;
+        self.tokens += other.tokens;
+    }
+}
+
+/// Runs the measurement.
+pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
+    let started = Instant::now();
+    let text = Text::open(&options.model.model)?;
+    let content = std::fs::read_to_string(&options.text).map_err(|source| Error::Read {
+        path: options.text.clone(),
+        source,
+    })?;
+    let bridge = Bridge::open(options.model.adapter.as_deref())?;
+    let model = Model::open(&options.model.model, &bridge)?;
+    let config = model.config();
+    let windows = windows(
+        &text.encode(&content)?,
+        config,
+        options.windows,
+        options.context,
+    )?;
+
+    let protection = match options.strict {
+        true => options.cache.protection(Sinks::None, 0),
+        false => options.cache.protection(Sinks::First(4), 128),
+    };
+    let chunk = options.chunk.unwrap_or(match protection.window {
+        0 => options.context,
+        _ => options.context.min(128),
+    });
+    let format = options.cache.format(config)?;
+    let mut cache = open_cache(&bridge, config, format, protection, options.context)?;
+    // The f16 codec is its own reference: its divergence is zero and need not be measured.
+    let mut reference = match options.cache.codec {
+        Codec::F16 => None,
+        _ => Some(open_cache(
+            &bridge,
+            config,
+            Format::f16(),
+            Protection::strict(),
+            options.context,
+        )?),
+    };
+
+    let bar = ProgressBar::new((windows.len() * options.context) as u64);
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:40} {pos}/{len} tokens, {eta} left, perplexity {msg}")
+    {
+        bar.set_style(style);
+    }
+    let mut total = Score::default();
+    for window in &windows {
+        let mut attention = CompressedAttention::new(&bridge, &mut cache)?;
+        let mut control = match reference.as_mut() {
+            Some(cache) => Some(CompressedAttention::new(&bridge, cache)?),
+            None => None,
+        };
+        total += score_window(
+            &model,
+            window,
+            chunk,
+            &mut attention,
+            control
+                .as_mut()
+                .map(|control| control as &mut dyn Attention),
+            |tokens| bar.inc(tokens as u64),
+        )?;
+        attention.free()?;
+        if let Some(control) = control {
+            control.free()?;
+        }
+        bar.set_message(format!("{:.3}", total.perplexity()));
+    }
+    bar.finish_and_clear();
+    Ok(PerplexityReport {
+        format: options.cache.summary(config, protection),
+        perplexity: total.perplexity(),
+        kl: total.kl(),
+        bits_per_element: cache.plan().bits_per_element(options.context as u64),
+        tokens: total.tokens,
+        seconds: started.elapsed().as_secs_f64(),
+        adapter: bridge.adapter().to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_scores_predict_with_the_vocabularys_perplexity_and_do_not_diverge() {
+        let mut score = Score::default();
+        let logits = [3.0_f32; 20];
+        score.add(&logits, Some(&logits), &[0, 4, 2, 1]);
+        assert!((score.perplexity() - 5.0).abs() < 1e-6);
+        assert!(score.kl().abs() < 1e-9);
+    }
+
+    #[test]
+    fn divergence_is_that_of_the_two_distributions() {
+        // softmax(0, ln 3) = (1/4, 3/4) against (1/2, 1/2).
+        let mut score = Score::default();
+        score.add(&[0.0, 0.0], Some(&[0.0, 3.0_f32.ln()]), &[0]);
+        let wanted = 0.25 * 0.5_f64.ln() + 0.75 * 1.5_f64.ln();
+        assert!((score.kl() - wanted).abs() < 1e-6);
+    }
+}
