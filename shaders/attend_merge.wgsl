@@ -2,8 +2,8 @@
 //
 //   output = H (sum_s 2^(m_s - m) row_s) / (sum_s 2^(m_s - m) sum_s),   m = max m_s    (H only where the codec rotates)
 //
-// One workgroup merges one row of one query head; invocation i holds channel i. Partials come from attend_split (one a
-// slice of the pages, 256 at most) and from attend_prefill (one at most).
+// One workgroup merges one row of one query head; invocation i of each part holds channel i. Partials come from attend_split
+// (one a slice of the pages, shared out among the parts) and from attend_prefill (one at most).
 //
 // Parts: half, finite, hadamard. Wrapper: src/kernel/attend_merge.rs. Twin: src/reference/attend_merge.rs.
 
@@ -15,7 +15,8 @@ override ROTATE: bool;
 override HALF_ROWS: bool;
 override HEADS: u32;
 override BLOCKS: u32;
-override EIGHTHS: u32;
+override PARTS: u32;    // runs of HEAD_DIM invocations that share a row's items
+override THREADS: u32;  // HEAD_DIM * PARTS
 
 struct AttendMergeParams { // src/kernel/attend_merge.rs
     records_at: u32,  // first row's record in tables
@@ -28,13 +29,12 @@ alias Cell = f32;
 
 @group(0) @binding(0) var<uniform> params: AttendMergeParams;
 @group(0) @binding(1) var<storage, read> tables: array<u32>;            // records of 4 words: first item, items, rows?, -
-@group(0) @binding(2) var<storage, read> partials: array<f32>;          // [item, kv_heads, BLOCKS, HEAD_DIM + 2, HEADS]
+@group(0) @binding(2) var<storage, read> partials: array<f32>;          // [item, kv_heads, BLOCKS, HEADS, HEAD_DIM + 4]
 @group(0) @binding(3) var<storage, read> row_partials: array<f32>;      // [row, query_heads, HEAD_DIM + 2]
 @group(0) @binding(4) var<storage, read_write> output: array<u32>;      // [rows, query_heads, HEAD_DIM] f32 or f16
 
 var<workgroup> row: array<f32, HEAD_DIM>;
-var<workgroup> extents: array<f32, EIGHTHS>;
-var<workgroup> weights: array<f32, 256>; // first each item's largest score, then its weight in the output
+var<workgroup> gathered: array<vec3<f32>, THREADS>; // each part's largest score, sum and channel
 
 const HIDDEN = -1e30;
 
@@ -42,88 +42,86 @@ fn half_or_nan(x: f32) -> u32 {
     return select(0x7e00u, half_bits(x), finite(x));
 }
 
-@compute @workgroup_size(HEAD_DIM)
-fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) i: u32) {
+// Some items merged: largest score, sum of weights, one channel of the weighted rows.
+fn merge_two(a: vec3<f32>, b: vec3<f32>) -> vec3<f32> {
+    let peak = max(a.x, b.x);
+    return vec3<f32>(peak, exp2(a.x - peak) * a.yz + exp2(b.x - peak) * b.yz);
+}
+
+// Four items from s on, those beyond the last left out. Every invocation merges the scores for itself: the loads are the
+// same for all and need no barrier.
+fn merge_four(s: u32, at: u32, i: u32, stride: u32, count: u32) -> vec3<f32> {
+    let a = at + min(s, count - 1u) * stride;
+    let b = at + min(s + 1u, count - 1u) * stride;
+    let c = at + min(s + 2u, count - 1u) * stride;
+    let d = at + min(s + 3u, count - 1u) * stride;
+    let there = vec4<u32>(s, s + 1u, s + 2u, s + 3u) < vec4<u32>(count);
+    let peaks = select(vec4<f32>(HIDDEN), vec4<f32>(partials[a + HEAD_DIM], partials[b + HEAD_DIM], partials[c + HEAD_DIM], partials[d + HEAD_DIM]), there);
+    let peak = max(max(peaks.x, peaks.y), max(peaks.z, peaks.w));
+    let weights = select(vec4<f32>(0.0), exp2(peaks - vec4<f32>(peak)), there);
+    let sums = vec4<f32>(partials[a + HEAD_DIM + 1u], partials[b + HEAD_DIM + 1u], partials[c + HEAD_DIM + 1u], partials[d + HEAD_DIM + 1u]);
+    return vec3<f32>(peak, dot(weights, sums), dot(weights, vec4<f32>(partials[a + i], partials[b + i], partials[c + i], partials[d + i])));
+}
+
+@compute @workgroup_size(THREADS)
+fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let r = workgroup.x;
     let query_head = workgroup.y;
+    let i = thread % HEAD_DIM;
+    let part = thread / HEAD_DIM;
     let record = params.records_at + 4u * r;
     let first = tables[record];
-    let count = min(tables[record + 1u], 256u);
+    let count = tables[record + 1u];
     let with_rows = tables[record + 2u] != 0u;
     let share = params.query_heads / params.kv_heads;
     let block = query_head % share / HEADS;
-    let stride = params.kv_heads * BLOCKS * (HEAD_DIM + 2u) * HEADS;
-    let at = first * stride + (query_head / share * BLOCKS + block) * (HEAD_DIM + 2u) * HEADS + query_head % share % HEADS;
+    let stride = params.kv_heads * BLOCKS * HEADS * (HEAD_DIM + 4u);
+    let at = first * stride + ((query_head / share * BLOCKS + block) * HEADS + query_head % share % HEADS) * (HEAD_DIM + 4u);
     let row_at = (r * params.query_heads + query_head) * (HEAD_DIM + 2u);
 
-    var peak = HIDDEN;
-    if (with_rows) {
-        peak = row_partials[row_at + HEAD_DIM];
+    var merged = vec3<f32>(HIDDEN, 0.0, 0.0);
+    if (with_rows && part == 0u) {
+        merged = vec3<f32>(row_partials[row_at + HEAD_DIM], row_partials[row_at + HEAD_DIM + 1u], row_partials[row_at + i]);
     }
-    for (var s = i; s < count; s += HEAD_DIM) {
-        let item_peak = partials[at + s * stride + HEAD_DIM * HEADS];
-        weights[s] = item_peak;
-        peak = max(peak, item_peak);
+    // Sixteen items a turn, so that their loads are in flight together.
+    for (var s = 16u * part; s < count; s += 16u * PARTS) {
+        let low = merge_two(merge_four(s, at, i, stride, count), merge_four(s + 4u, at, i, stride, count));
+        let high = merge_two(merge_four(s + 8u, at, i, stride, count), merge_four(s + 12u, at, i, stride, count));
+        merged = merge_two(merged, merge_two(low, high));
     }
-    row[i] = peak;
-    workgroupBarrier();
-    if (i < EIGHTHS) {
-        let e = 8u * i;
-        extents[i] = max(max(max(row[e], row[e + 1u]), max(row[e + 2u], row[e + 3u])), max(max(row[e + 4u], row[e + 5u]), max(row[e + 6u], row[e + 7u])));
+    if (PARTS > 1u) {
+        gathered[thread] = merged;
+        workgroupBarrier();
+        merged = gathered[i];
+        for (var p = 1u; p < PARTS; p++) {
+            merged = merge_two(merged, gathered[p * HEAD_DIM + i]);
+        }
     }
-    workgroupBarrier();
-    for (var e = 0u; e < EIGHTHS; e++) {
-        peak = max(peak, extents[e]);
-    }
-    for (var s = i; s < count; s += HEAD_DIM) {
-        weights[s] = exp2(weights[s] - peak);
-    }
-    workgroupBarrier();
-
-    var x = 0.0;
-    var total = 0.0;
-    if (with_rows) {
-        let weight = exp2(row_partials[row_at + HEAD_DIM] - peak);
-        x = weight * row_partials[row_at + i];
-        total = weight * row_partials[row_at + HEAD_DIM + 1u];
-    }
-    // Eight items a turn, so that their loads are in flight together; surplus places repeat the last item at weight zero.
-    for (var s = 0u; s < count; s += 8u) {
-        let b = min(s + 1u, count - 1u);
-        let c = min(s + 2u, count - 1u);
-        let d = min(s + 3u, count - 1u);
-        let e = min(s + 4u, count - 1u);
-        let f = min(s + 5u, count - 1u);
-        let g = min(s + 6u, count - 1u);
-        let h = min(s + 7u, count - 1u);
-        let low = vec4<f32>(weights[s], select(0.0, weights[b], b == s + 1u), select(0.0, weights[c], c == s + 2u), select(0.0, weights[d], d == s + 3u));
-        let high = vec4<f32>(select(0.0, weights[e], e == s + 4u), select(0.0, weights[f], f == s + 5u), select(0.0, weights[g], g == s + 6u), select(0.0, weights[h], h == s + 7u));
-        let channel = at + i * HEADS;
-        x += dot(low, vec4<f32>(partials[channel + s * stride], partials[channel + b * stride], partials[channel + c * stride], partials[channel + d * stride]))
-            + dot(high, vec4<f32>(partials[channel + e * stride], partials[channel + f * stride], partials[channel + g * stride], partials[channel + h * stride]));
-        let sums = at + (HEAD_DIM + 1u) * HEADS;
-        total += dot(low, vec4<f32>(partials[sums + s * stride], partials[sums + b * stride], partials[sums + c * stride], partials[sums + d * stride]))
-            + dot(high, vec4<f32>(partials[sums + e * stride], partials[sums + f * stride], partials[sums + g * stride], partials[sums + h * stride]));
-    }
-    x = x / total;
+    var x = merged.z / merged.y;
     if (ROTATE) {
-        row[i] = x;
+        if (part == 0u) {
+            row[i] = x;
+        }
         workgroupBarrier();
         x = hadamard_outer(i);
         workgroupBarrier();
-        row[i] = x;
+        if (part == 0u) {
+            row[i] = x;
+        }
         workgroupBarrier();
         x = hadamard_inner(i);
     }
     let output_at = ((params.row_first + r) * params.query_heads + query_head) * HEAD_DIM + i;
     if (HALF_ROWS) {
         workgroupBarrier();
-        row[i] = x;
+        if (part == 0u) {
+            row[i] = x;
+        }
         workgroupBarrier();
-        if (i % 2u == 0u) {
+        if (part == 0u && i % 2u == 0u) {
             output[output_at / 2u] = half_or_nan(row[i]) | (half_or_nan(row[i + 1u]) << 16u);
         }
-    } else {
+    } else if (part == 0u) {
         output[output_at] = bitcast<u32>(x);
     }
 }

@@ -35,7 +35,7 @@ struct AttendSplitParams { // src/kernel/attend_split.rs
 @group(0) @binding(1) var<storage, read> tables: array<u32>;               // items of 8 words; lists of physical pages
 @group(0) @binding(2) var<storage, read> query_codes: array<HeadsU>;       // [row, kv_head, block, QUERY_STRIDE]
 @group(0) @binding(3) var<storage, read> pages: array<vec4<u32>>;          // [physical page, slab head, PAGE_VECS]
-@group(0) @binding(4) var<storage, read_write> partials: array<HeadsF>;    // [item, kv_head, block, HEAD_DIM + 2]
+@group(0) @binding(4) var<storage, read_write> partials: array<vec4<f32>>; // [item, kv_head, block, HEADS, HEAD_DIM / 4 + 1]
 
 const HIDDEN = -1e30;
 
@@ -50,11 +50,24 @@ fn zero_of(zeros: Zeros, g: u32) -> HeadsF {
     return zero;
 }
 
-fn put(at: u32, quad: u32, row: Scores, zero: HeadsF) {
-    partials[at + 4u * quad] = row.a - zero;
-    partials[at + 4u * quad + 1u] = row.b - zero;
-    partials[at + 4u * quad + 2u] = row.c - zero;
-    partials[at + 4u * quad + 3u] = row.d - zero;
+// One head's four channels of a quad.
+fn put_head(at: u32, h: u32, quad: u32, row: Scores) {
+    partials[at + h * (HEAD_DIM / 4u + 1u) + quad] = vec4<f32>(heads_at(row.a, h), heads_at(row.b, h), heads_at(row.c, h), heads_at(row.d, h));
+}
+
+fn put(at: u32, quad: u32, row: Scores) {
+    put_head(at, 0u, quad, row);
+    if (HEADS > 1u) {
+        put_head(at, 1u, quad, row);
+    }
+    if (HEADS > 2u) {
+        put_head(at, 2u, quad, row);
+        put_head(at, 3u, quad, row);
+    }
+}
+
+fn lowered(row: Scores, by: HeadsF) -> Scores {
+    return Scores(row.a - by, row.b - by, row.c - by, row.d - by);
 }
 
 fn shrunk(row: Scores, by: HeadsF) -> Scores {
@@ -88,6 +101,7 @@ fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
 
     for (var n = first; n < end; n++) {
         let page = (tables[list + n] * params.slab_heads + slab_head) * PAGE_VECS;
+        let fetched = values_fetch(page, quad);
         var s = keys_scores(page, lane);
         let token = n * 128u + lane * 4u;
         s.a = select(HeadsF(HIDDEN), s.a, token >= visible_first && token < visible_end);
@@ -155,10 +169,10 @@ fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         workgroupBarrier();
 
         low = shrunk(low, shrink);
-        values_add(page, quad, &low);
+        values_add(page, quad, fetched, &low);
         if (HEAD_DIM > 128u) {
             high = shrunk(high, shrink);
-            values_add(page, quad + 32u, &high);
+            values_add(page, quad + 32u, values_fetch(page, quad + 32u), &high);
         }
     }
 
@@ -205,15 +219,15 @@ fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         zeros.h = reduce_add(zeros.h);
     }
 
-    let at = ((workgroup.x * params.kv_heads + head) * BLOCKS + block) * (HEAD_DIM + 2u);
+    // Each head's quads, then its largest score and its sum.
+    let at = ((workgroup.x * params.kv_heads + head) * BLOCKS + block) * HEADS * (quads + 1u);
     if (lane < quads) {
-        put(at, lane, low, zero_of(zeros, 4u * lane / GROUP));
+        put(at, lane, lowered(low, zero_of(zeros, 4u * lane / GROUP)));
     }
     if (HEAD_DIM > 128u) {
-        put(at, lane + 32u, high, zero_of(zeros, 4u * (lane + 32u) / GROUP));
+        put(at, lane + 32u, lowered(high, zero_of(zeros, 4u * (lane + 32u) / GROUP)));
     }
     if (lane == 0u) {
-        partials[at + HEAD_DIM] = peak;
-        partials[at + HEAD_DIM + 1u] = total;
+        put(at, quads, Scores(peak, total, HeadsF(0.0), HeadsF(0.0)));
     }
 }

@@ -312,6 +312,15 @@ impl Cache {
     /// [`Error::Stale`], [`Error::Layer`], [`Error::Element`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`]; then
     /// nothing was recorded.
     pub fn append(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, keys: Rows<'_>, values: Rows<'_>) -> Result<()> {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv append"), timestamp_writes: None });
+        self.append_in(&mut pass, step, layer, keys, values)
+    }
+
+    /// [`Cache::append`] within a compute pass of the caller's: cheaper where many dispatches follow each other.
+    ///
+    /// # Errors
+    /// As [`Cache::append`].
+    pub fn append_in(&self, pass: &mut wgpu::ComputePass<'_>, step: &Step, layer: u32, keys: Rows<'_>, values: Rows<'_>) -> Result<()> {
         let buffers = self.check(step, layer)?;
         let shape = self.plan.shape();
         let elements = u64::from(step.rows) * u64::from(shape.kv_heads * shape.head_dim);
@@ -321,7 +330,6 @@ impl Cache {
         let alignment = self.gpu.capability().storage_alignment;
         let key_rows = keys.binding("keys", elements, alignment)?;
         let value_rows = values.binding("values", elements, alignment)?;
-        let device = self.gpu.device();
         let most = self.gpu.capability().workgroups;
 
         // Pages first: they take what leaves the window, before its rows are overwritten.
@@ -332,8 +340,8 @@ impl Cache {
             for ((slab, dispatch), pages) in self.plan.slabs().iter().zip(appends).zip(&buffers.pages) {
                 let [x, y] = fold(dispatch.items, most);
                 pipeline.dispatch(
-                    device,
-                    encoder,
+                    &self.gpu,
+                    pass,
                     &[
                         params::<AppendParams>(step, dispatch.params),
                         step.tables.as_entire_binding(),
@@ -352,8 +360,8 @@ impl Cache {
         if dispatch.items > 0 {
             let [x, y] = fold(dispatch.items, most);
             self.gpu.pipeline(&protect::variant(&self.plan, keys.element)).dispatch(
-                device,
-                encoder,
+                &self.gpu,
+                pass,
                 &[
                     params::<ProtectParams>(step, dispatch.params),
                     step.tables.as_entire_binding(),
@@ -376,6 +384,15 @@ impl Cache {
     /// # Errors
     /// As [`Cache::append`].
     pub fn attend(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, queries: Rows<'_>, output: Rows<'_>) -> Result<()> {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv attend"), timestamp_writes: None });
+        self.attend_in(&mut pass, step, layer, queries, output)
+    }
+
+    /// [`Cache::attend`] within a compute pass of the caller's: cheaper where many dispatches follow each other.
+    ///
+    /// # Errors
+    /// As [`Cache::attend`].
+    pub fn attend_in(&self, pass: &mut wgpu::ComputePass<'_>, step: &Step, layer: u32, queries: Rows<'_>, output: Rows<'_>) -> Result<()> {
         let buffers = self.check(step, layer)?;
         let plan = &self.plan;
         let shape = plan.shape();
@@ -386,27 +403,26 @@ impl Cache {
         let alignment = self.gpu.capability().storage_alignment;
         let query_rows = queries.binding("queries", elements, alignment)?;
         let output_rows = output.binding("output", elements, alignment)?;
-        let device = self.gpu.device();
         let scratch = &self.scratch;
-        for pass in &step.passes {
+        for part in &step.passes {
             self.gpu.pipeline(&query::variant(plan, queries.element)).dispatch(
-                device,
-                encoder,
+                &self.gpu,
+                pass,
                 &[
-                    params::<QueryParams>(step, pass.query),
+                    params::<QueryParams>(step, part.query),
                     step.tables.as_entire_binding(),
                     scratch.turns.as_entire_binding(),
                     query_rows.clone(),
                     scratch.query_rows.as_entire_binding(),
                     scratch.query_codes.as_entire_binding(),
                 ],
-                [pass.rows, shape.query_heads, 1],
+                [part.rows, shape.query_heads, 1],
             );
-            for ((slab, dispatch), pages) in plan.slabs().iter().zip(&pass.split).zip(&buffers.pages) {
+            for ((slab, dispatch), pages) in plan.slabs().iter().zip(&part.split).zip(&buffers.pages) {
                 if dispatch.items > 0 {
                     self.gpu.pipeline(&attend_split::variant(plan)).dispatch(
-                        device,
-                        encoder,
+                        &self.gpu,
+                        pass,
                         &[
                             params::<AttendSplitParams>(step, dispatch.params),
                             step.tables.as_entire_binding(),
@@ -418,11 +434,11 @@ impl Cache {
                     );
                 }
             }
-            for ((slab, dispatch), pages) in plan.slabs().iter().zip(&pass.prefill).zip(&buffers.pages) {
+            for ((slab, dispatch), pages) in plan.slabs().iter().zip(&part.prefill).zip(&buffers.pages) {
                 if dispatch.items > 0 {
                     self.gpu.pipeline(&attend_prefill::variant(plan)).dispatch(
-                        device,
-                        encoder,
+                        &self.gpu,
+                        pass,
                         &[
                             params::<AttendPrefillParams>(step, dispatch.params),
                             step.tables.as_entire_binding(),
@@ -435,17 +451,17 @@ impl Cache {
                     );
                 }
             }
-            self.gpu.pipeline(&attend_merge::variant(plan, output.element)).dispatch(
-                device,
-                encoder,
+            self.gpu.pipeline(&attend_merge::variant(plan, output.element, part.many_items)).dispatch(
+                &self.gpu,
+                pass,
                 &[
-                    params::<AttendMergeParams>(step, pass.merge),
+                    params::<AttendMergeParams>(step, part.merge),
                     step.tables.as_entire_binding(),
                     scratch.partials.as_entire_binding(),
                     scratch.row_partials.as_entire_binding(),
                     output_rows.clone(),
                 ],
-                [pass.rows, shape.query_heads, 1],
+                [part.rows, shape.query_heads, 1],
             );
         }
         Ok(())
@@ -485,11 +501,12 @@ impl Cache {
         let table = tables(device, &words);
         let pipeline = self.gpu.pipeline(&dequantize::variant(&self.plan));
         let [x, y] = fold(count, self.gpu.capability().workgroups);
+        let pass = &mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv dequantize"), timestamp_writes: None });
         for (slab, pages) in self.plan.slabs().iter().zip(&buffers.pages) {
             let p = DequantizeParams { chunk, first: tokens.start, tokens: count, slab_heads: slab.heads, head_first: slab.head_first, kv_heads: shape.kv_heads, pad: [0; 2] };
             pipeline.dispatch(
-                device,
-                encoder,
+                &self.gpu,
+                pass,
                 &[
                     uniform(device, bytemuck::bytes_of(&p)).as_entire_binding(),
                     table.as_entire_binding(),
@@ -523,6 +540,13 @@ impl Cache {
     pub fn layer_buffers(&self, layer: u32) -> Result<(&[wgpu::Buffer], &wgpu::Buffer)> {
         let buffers = self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.plan.shape().layers })?;
         Ok((&buffers.pages, &buffers.protected_rows))
+    }
+
+    /// The buffers that the attention kernels hand each other: query_rows, query_codes, partials, row_partials, of the last
+    /// pass recorded. For comparing kernels with their [twins](crate::reference).
+    #[doc(hidden)]
+    pub fn scratch_buffers(&self) -> [&wgpu::Buffer; 4] {
+        [&self.scratch.query_rows, &self.scratch.query_codes, &self.scratch.partials, &self.scratch.row_partials]
     }
 }
 

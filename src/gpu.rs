@@ -2,10 +2,12 @@
 
 mod capability;
 mod pipeline;
+mod profile;
 mod shader;
 
 pub use capability::{Capability, Reduce};
 pub use pipeline::Pipeline;
+pub use profile::Profile;
 pub use shader::{Linked, Part};
 
 use crate::error::{Error, Result};
@@ -22,13 +24,14 @@ pub struct Gpu {
     capability: Capability,
     adapter_name: String,
     pipelines: Arc<Mutex<HashMap<Variant, Pipeline>>>,
+    profile: Option<Arc<Profile>>,
 }
 
 impl Gpu {
     /// Wraps a device and queue of the caller's. The device keeps its errors: wgkv installs no handler.
     pub fn new(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let info = device.adapter_info();
-        Self { capability: Capability::of(&device), adapter_name: info.name, device, queue, pipelines: Arc::default() }
+        Self { capability: Capability::of(&device), adapter_name: info.name, device, queue, pipelines: Arc::default(), profile: None }
     }
 
     /// Makes a device of its own, for programs that have none: the adapter named by the environment variable
@@ -41,7 +44,7 @@ impl Gpu {
         let adapter = Self::request_adapter(&instance).await?;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("wgkv"),
-            required_features: adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY),
+            required_features: adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES),
             required_limits: adapter.limits(),
             ..Default::default()
         };
@@ -72,6 +75,19 @@ impl Gpu {
     /// capable machine. Nothing is pretended that the device cannot do.
     pub fn pretend(&self, capability: Capability) -> Self {
         Self { capability: self.capability.at_most(capability), pipelines: Arc::default(), ..self.clone() }
+    }
+
+    /// The same device, with timestamps around the first so many dispatches of the caches made on it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] without the feature `timestamp-query-inside-passes` (wgpu has it on native adapters only).
+    pub fn profiled(&self, dispatches: u32) -> Result<Self> {
+        Ok(Self { profile: Some(Arc::new(Profile::new(&self.device, dispatches)?)), ..self.clone() })
+    }
+
+    /// The timestamps, if it was made by [`Gpu::profiled`].
+    pub fn profile(&self) -> Option<&Profile> {
+        self.profile.as_deref()
     }
 
     /// The device.

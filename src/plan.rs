@@ -15,7 +15,7 @@ use std::fmt;
 const QUERY_ROWS: u32 = 512;
 
 /// Workgroups that a decode pass is split into, at least, as far as there are pages: enough to fill a large GPU.
-const SPLIT_WORKGROUPS: u32 = 2048;
+const SPLIT_WORKGROUPS: u32 = 4096;
 
 /// KV heads of one layer whose pages share a buffer, because a binding holds no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,8 +97,8 @@ impl Plan {
         };
         plan.pages = plan.pages_for(budget)?;
         plan.check_kernels(capability)?;
-        plan.check_scratch(capability)?;
         plan.slabs = plan.slabs_for(capability)?;
+        plan.check_scratch(capability)?;
         Ok(plan)
     }
 
@@ -140,9 +140,10 @@ impl Plan {
         let limit = |what, reason, need: u32, have: u32| {
             if need > have { Err(Error::Limit { what, reason, need: need.into(), have: have.into() }) } else { Ok(()) }
         };
-        let invocations = self.shape.head_dim.max(64);
-        limit("max_compute_invocations_per_workgroup", "one invocation a channel", invocations, capability.invocations)?;
-        limit("max_compute_workgroup_size_x", "one invocation a channel", invocations, capability.workgroup_size_x)?;
+        // attend_merge has up to 256, the others one a channel.
+        let invocations = 256;
+        limit("max_compute_invocations_per_workgroup", "attend_merge", invocations, capability.invocations)?;
+        limit("max_compute_workgroup_size_x", "attend_merge", invocations, capability.workgroup_size_x)?;
         limit("max_storage_buffers_per_shader_stage", "append", 7, capability.storage_buffers)?;
         limit("max_compute_workgroup_storage_size", "attend_prefill's tiles", 12_288, capability.workgroup_bytes)?;
         limit("max_compute_workgroup_storage_size", "attend_split's queries and weights", self.split_workgroup_bytes(), capability.workgroup_bytes)?;
@@ -277,7 +278,9 @@ impl Plan {
 
     /// Items that one decode pass is split into, at least, as far as there are pages.
     pub(crate) fn split_items(&self) -> u32 {
-        (self.split_workgroups / (self.shape.kv_heads * self.blocks())).max(1)
+        // A slab's heads run together; further slabs come after it.
+        let heads = self.slabs.iter().map(|s| s.heads).max().unwrap_or(self.shape.kv_heads);
+        (self.split_workgroups / (heads * self.blocks())).max(1)
     }
 
     pub(crate) fn query_rows_bytes(&self) -> u64 {
@@ -294,7 +297,7 @@ impl Plan {
     }
 
     pub(crate) fn partials_bytes(&self) -> u64 {
-        4 * self.partial_items() * u64::from(self.shape.kv_heads * self.blocks() * self.heads()) * u64::from(self.shape.head_dim + 2)
+        4 * self.partial_items() * u64::from(self.shape.kv_heads * self.blocks() * self.heads()) * u64::from(self.shape.head_dim + 4)
     }
 
     pub(crate) fn row_partials_bytes(&self) -> u64 {
@@ -323,7 +326,8 @@ impl Plan {
             kernel::query::variant(self, self.element),
             attend_split::variant(self),
             attend_prefill::variant(self),
-            kernel::attend_merge::variant(self, self.element),
+            kernel::attend_merge::variant(self, self.element, true),
+            kernel::attend_merge::variant(self, self.element, false),
         ];
         if self.sinks() + self.ring() > 0 {
             variants.push(kernel::protect::variant(self, self.element));

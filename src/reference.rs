@@ -1,1 +1,213 @@
-//! Plain CPU versions of the kernels, one module each under the kernel's name: slow, in the shader's shape.
+//! Plain CPU versions of the kernels, one function each under the kernel's name: slow, in the shader's shape.
+//!
+//! A twin takes the parameters, the [`Constants`] (the shader's overrides) and one slice for each of the shader's bindings,
+//! in their order, and runs all workgroups. Where the shader's parameters do not hold the number of workgroups, the twin takes
+//! it after the constants. All arithmetic is f32 in the shader's order of operations, so that a kernel and its twin differ by
+//! what a compiler may do (contract a product and a sum, approximate a division or `exp2`) and by nothing else; integers agree
+//! exactly. The twins of the shader's parts are modules here: [`half`], [`turn`], [`hadamard`], [`group`], [`cached`].
+//!
+//! The functions in f64 ([`rotate_exact`], [`turn_exact`], [`attention_exact`]) are what the kernels approximate: they tell
+//! which error is honest.
+
+pub mod cached;
+pub mod group;
+pub mod hadamard;
+pub mod half;
+pub mod turn;
+
+mod append;
+mod attend_merge;
+mod attend_prefill;
+mod attend_split;
+mod dequantize;
+mod exact;
+mod protect;
+mod query;
+mod rotate;
+
+pub use append::append;
+pub use attend_merge::attend_merge;
+pub use attend_prefill::attend_prefill;
+pub use attend_split::attend_split;
+pub use dequantize::dequantize;
+pub use exact::{attention_exact, rotate_exact, turn_exact};
+pub use protect::protect;
+pub use query::query;
+pub use rotate::rotate;
+
+use crate::plan::Plan;
+use std::collections::HashMap;
+
+/// The numbers that the shaders' overrides hold, under the same names.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Constants {
+    /// Channels of a head.
+    pub head_dim: u32,
+    /// Order of Hadamard's outer factor.
+    pub hadamard_outer: u32,
+    /// Order of Hadamard's inner factor.
+    pub hadamard_inner: u32,
+    /// `1 / sqrt(head_dim)`.
+    pub hadamard_scale: f32,
+    /// Does the codec rotate?
+    pub rotate: bool,
+    /// 0 none, 1 split halves, 2 interleaved pairs.
+    pub rope: u32,
+    /// Pairs of channels that turn.
+    pub rope_pairs: u32,
+    /// Are the caller's rows f16?
+    pub half_rows: bool,
+    /// `log2(e) / sqrt(head_dim)`.
+    pub scale: f32,
+    /// Does `attend_split` take f32 queries?
+    pub float_queries: bool,
+    /// Bits of a key's code: 2, 3, 4, 8, or 16 for f16.
+    pub key_bits: u32,
+    /// Bits of a value's code.
+    pub value_bits: u32,
+    /// Share of a group's range that key codes span.
+    pub key_clip: f32,
+    /// Share of a group's range that value codes span.
+    pub value_clip: f32,
+    /// Channels that share a scale.
+    pub group: u32,
+    /// vec4s from a page's start to its key scales.
+    pub key_scales: u32,
+    /// vec4s from a page's start to its value codes.
+    pub values: u32,
+    /// vec4s from a page's start to its value scales.
+    pub value_scales: u32,
+    /// vec4s of one head's page.
+    pub page_vecs: u32,
+    /// First tokens that stay f16.
+    pub sinks: u32,
+    /// f16 rows of the window, used in turn.
+    pub ring: u32,
+    /// Query heads that share one reading of the cache.
+    pub heads: u32,
+    /// Blocks of `heads` query heads a KV head.
+    pub blocks: u32,
+    /// Entries of the query codes a block of heads.
+    pub query_stride: u32,
+    /// Words of one token's key codes in the low plane.
+    pub key_steps: u32,
+    /// Words of one channel's value codes in the low plane.
+    pub value_steps: u32,
+    /// Groups a head that values are weighed by; 1 for f16.
+    pub value_groups: u32,
+    /// Query heads a KV head.
+    pub share: u32,
+    /// Runs of `head_dim` invocations of `attend_merge` that share a row's items, in passes that split pages.
+    pub parts: u32,
+}
+
+impl Constants {
+    /// The constants of a plan's variants, for rows of the type that [`Plan::with_element`] told.
+    pub fn of(plan: &Plan) -> Self {
+        let mut numbers: HashMap<&str, f64> = HashMap::new();
+        for (name, x) in plan.variants().iter().flat_map(crate::kernel::Variant::constants) {
+            // Only attend_merge has two variants: for passes that split pages, with the larger numbers, and for others.
+            numbers.entry(name).and_modify(|n| *n = n.max(x)).or_insert(x);
+        }
+        let number = |name| {
+            debug_assert!(numbers.contains_key(name), "no variant has an override {name}");
+            numbers.get(name).copied().unwrap_or_default()
+        };
+        let whole = |name| number(name) as u32;
+        let float = |name| number(name) as f32;
+        let flag = |name| number(name) != 0.0;
+        Self {
+            head_dim: whole("HEAD_DIM"),
+            hadamard_outer: whole("HADAMARD_OUTER"),
+            hadamard_inner: whole("HADAMARD_INNER"),
+            hadamard_scale: float("HADAMARD_SCALE"),
+            rotate: flag("ROTATE"),
+            rope: whole("ROPE"),
+            rope_pairs: whole("ROPE_PAIRS"),
+            half_rows: flag("HALF_ROWS"),
+            scale: float("SCALE"),
+            float_queries: flag("FLOAT_QUERIES"),
+            key_bits: whole("KEY_BITS"),
+            value_bits: whole("VALUE_BITS"),
+            key_clip: float("KEY_CLIP"),
+            value_clip: float("VALUE_CLIP"),
+            group: whole("GROUP"),
+            key_scales: whole("KEY_SCALES"),
+            values: whole("VALUES"),
+            value_scales: whole("VALUE_SCALES"),
+            page_vecs: whole("PAGE_VECS"),
+            sinks: whole("SINKS"),
+            ring: whole("RING"),
+            heads: whole("HEADS"),
+            blocks: whole("BLOCKS"),
+            query_stride: whole("QUERY_STRIDE"),
+            key_steps: whole("KEY_STEPS"),
+            value_steps: whole("VALUE_STEPS"),
+            value_groups: whole("VALUE_GROUPS"),
+            share: whole("SHARE"),
+            parts: whole("PARTS"),
+        }
+    }
+
+    /// The constants that `rotate` needs, for a head dimension; all others are zero.
+    pub fn rotation(head_dim: u32) -> Self {
+        let (hadamard_outer, hadamard_inner) = crate::kernel::hadamard_factors(head_dim);
+        Self {
+            head_dim,
+            hadamard_outer,
+            hadamard_inner,
+            hadamard_scale: (1.0 / f64::from(head_dim).sqrt()) as f32,
+            rotate: true,
+            rope: 0,
+            rope_pairs: 0,
+            half_rows: false,
+            scale: 0.0,
+            float_queries: false,
+            key_bits: 0,
+            value_bits: 0,
+            key_clip: 0.0,
+            value_clip: 0.0,
+            group: 0,
+            key_scales: 0,
+            values: 0,
+            value_scales: 0,
+            page_vecs: 0,
+            sinks: 0,
+            ring: 0,
+            heads: 0,
+            blocks: 0,
+            query_stride: 0,
+            key_steps: 0,
+            value_steps: 0,
+            value_groups: 0,
+            share: 0,
+            parts: 0,
+        }
+    }
+
+    /// Number `i` of the caller's rows, f32 or f16, bit for bit as they lie in memory.
+    pub(crate) fn input(&self, rows: &[u32], i: u32) -> f32 {
+        if self.half_rows { half::unpack(rows[i as usize / 2])[i as usize % 2] } else { f32::from_bits(rows[i as usize]) }
+    }
+}
+
+/// Cosine and sine of every RoPE pair at positions 0 to 127, then at every multiple of 128 that a sequence can reach:
+/// `[128 low + high positions, pairs]`, the binding `turns`.
+pub fn turns(plan: &Plan) -> Vec<[f32; 2]> {
+    crate::cache::turns(plan)
+}
+
+/// Is a number neither infinite nor NaN? Shader: `shaders/part/finite.wgsl`.
+pub(crate) fn finite(x: f32) -> bool {
+    x.to_bits() & 0x7f80_0000 != 0x7f80_0000
+}
+
+/// Lists a row with a number that is not finite: `what` is 1 for the key, 2 for the value, 3 for both.
+pub(crate) fn report(status: &mut [u32], layer: u32, slot: u32, token: u32, head: u32, what: u32) {
+    let n = status[0];
+    status[0] += 1;
+    let at = 4 + 4 * n as usize;
+    if at + 3 < status.len() {
+        status[at..at + 4].copy_from_slice(&[layer, slot, token, head * 4 + what]);
+    }
+}

@@ -2,7 +2,7 @@
 
 use crate::cache::Sequence;
 use crate::kernel::append::AppendParams;
-use crate::kernel::attend_merge::{AttendMergeParams, MERGE_ITEMS};
+use crate::kernel::attend_merge::{AttendMergeParams, MANY_ITEMS, MERGE_ITEMS};
 use crate::kernel::attend_prefill::{AttendPrefillParams, TILE_ROWS};
 use crate::kernel::attend_split::AttendSplitParams;
 use crate::kernel::protect::ProtectParams;
@@ -52,6 +52,8 @@ pub(crate) struct Pass {
     pub rows: u32,
     pub query: u64,
     pub merge: u64,
+    /// Has a row many items to merge?
+    pub many_items: bool,
     /// By slab.
     pub split: Vec<Dispatch>,
     /// By slab.
@@ -275,6 +277,7 @@ fn pass(plan: &Plan, runs: &[Run<'_>], rows: u32, row_first: u32, words: &mut Wo
     let split_at = tables.len() as u32;
     let mut splits = 0;
     let mut merges = Vec::new();
+    let mut most_items = 0;
     for run in runs {
         let first_split = splits;
         if with_pages(run) {
@@ -286,6 +289,7 @@ fn pass(plan: &Plan, runs: &[Run<'_>], rows: u32, row_first: u32, words: &mut Wo
             }
         }
         let with_rows = !run.decodes() || plan.sinks() > 0 || run.growth.new_packed < run.growth.new_tokens;
+        most_items = most_items.max(splits - first_split);
         for _ in 0..run.tokens {
             merges.extend([first_split, splits - first_split, u32::from(with_rows), 0]);
         }
@@ -309,7 +313,7 @@ fn pass(plan: &Plan, runs: &[Run<'_>], rows: u32, row_first: u32, words: &mut Wo
     tables.extend(merges);
     let merge = AttendMergeParams { records_at, row_first, query_heads: shape.query_heads, kv_heads: shape.kv_heads };
 
-    let mut pass = Pass { rows, query: params.push(&query, alignment), merge: params.push(&merge, alignment), ..Pass::default() };
+    let mut pass = Pass { rows, query: params.push(&query, alignment), merge: params.push(&merge, alignment), many_items: most_items >= MANY_ITEMS, ..Pass::default() };
     words.query.push(query);
     words.attend_merge.push((merge, rows));
     for slab in plan.slabs() {

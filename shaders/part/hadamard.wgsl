@@ -4,11 +4,16 @@
 // kernel defines Cell (f32, or vec2 for a key and a value at once) and puts a barrier on both sides of each factor.
 // Twin: src/reference/hadamard.rs.
 
-// Signs of the symmetric Hadamard matrices (Paley's second construction for 12 and 20): bit j of word r is set where
-// entry (r, j) is -1. The Sylvester matrices of order 4 and 8 are the corner of the one of order 16.
+// Signs of the symmetric Hadamard matrices of order 12 and 20 (Paley's second construction): bit j of word r is set where
+// entry (r, j) is -1.
 const HADAMARD_12 = array<u32, 12>(0x40u, 0x698u, 0xd30u, 0xaa2u, 0x586u, 0xb0cu, 0xfc1u, 0x9dau, 0x3f4u, 0x76au, 0xe56u, 0xcecu);
-const HADAMARD_16 = array<u32, 16>(0x0u, 0xaaaau, 0xccccu, 0x6666u, 0xf0f0u, 0x5a5au, 0x3c3cu, 0x9696u, 0xff00u, 0x55aau, 0x33ccu, 0x9966u, 0xff0u, 0xa55au, 0xc33cu, 0x6996u);
 const HADAMARD_20 = array<u32, 20>(0x400u, 0xd8b60u, 0xb52d0u, 0x6e1b0u, 0xc730cu, 0xaaa8au, 0x71986u, 0x3b06cu, 0x5685au, 0x8d836u, 0xffc01u, 0x27f62u, 0x4bed4u, 0x93db8u, 0x3cf1cu, 0x5d6aau, 0x9e5c6u, 0xe4cecu, 0xe955au, 0xf2636u);
+
+// The same for row r of the Sylvester matrix of order 16, whose corners are those of order 4 and 8. Computed, because an
+// indexed constant array costs memory traffic.
+fn hadamard_sylvester(r: u32) -> u32 {
+    return (0xaaaau * (r & 1u)) ^ (0x6666u * (r & 2u)) ^ (0x3c3cu * (r & 4u)) ^ (0x1fe0u * (r & 8u));
+}
 
 fn hadamard_sign(mask: u32, j: u32) -> f32 {
     return bitcast<f32>(0x3f800000u | (((mask >> j) & 1u) << 31u));
@@ -29,7 +34,7 @@ fn hadamard_outer(i: u32) -> Cell {
     } else if (HADAMARD_OUTER == 20u) {
         mask = HADAMARD_20[r];
     } else {
-        mask = HADAMARD_16[r];
+        mask = hadamard_sylvester(r);
     }
     var sum = hadamard_four(mask, 0u, base, HADAMARD_INNER) + hadamard_four(mask, 4u, base, HADAMARD_INNER);
     if (HADAMARD_OUTER > 8u) {
@@ -46,7 +51,7 @@ fn hadamard_outer(i: u32) -> Cell {
 
 // The factor within a block, and the scale that makes the whole orthonormal.
 fn hadamard_inner(i: u32) -> Cell {
-    let mask = HADAMARD_16[i % HADAMARD_INNER];
+    let mask = hadamard_sylvester(i % HADAMARD_INNER);
     let base = i - i % HADAMARD_INNER;
     var sum = hadamard_four(mask, 0u, base, 1u);
     if (HADAMARD_INNER > 4u) {

@@ -10,3 +10,7 @@ fn heads_dot_i8(codes: u32, q: HeadsU) -> HeadsI {
 fn heads_dot_u8(codes: u32, p: HeadsU) -> HeadsU {
     return vec4<u32>(dot4U8Packed(codes, p.x), dot4U8Packed(codes, p.y), dot4U8Packed(codes, p.z), dot4U8Packed(codes, p.w));
 }
+
+fn heads_at(x: HeadsF, h: u32) -> f32 {
+    return x[h];
+}

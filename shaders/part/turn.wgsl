@@ -10,7 +10,7 @@ fn turn_pair(i: u32) -> u32 {
     if (ROPE == 0u || i >= 2u * ROPE_PAIRS) {
         return ROPE_PAIRS;
     }
-    return select(i / 2u, i % ROPE_PAIRS, ROPE == 1u);
+    return select(i / 2u, i % max(ROPE_PAIRS, 1u), ROPE == 1u);
 }
 
 // The channel that shares channel i's pair.

@@ -1,6 +1,8 @@
 // values, f16: a word holds two tokens of one channel. The weights are the probabilities themselves, in f32.
 // Reads the kernel's binding `pages`.
 
+// Nothing is loaded ahead: the loads of f16 are many, and the other workgroups hide their latency.
+struct Fetched { nothing: u32 }
 struct Weighed { a: HeadsF, b: HeadsF, c: HeadsF, d: HeadsF }
 
 // weights[t]: the probability of token t of the page, one number a head.
@@ -22,6 +24,10 @@ fn weigh_pack(g: u32, lane: u32, w: Weighed, largest: HeadsF) -> HeadsF {
     return HeadsF(0.0);
 }
 
+fn values_fetch(page: u32, quad: u32) -> Fetched {
+    return Fetched(0u);
+}
+
 fn values_pair(v: vec4<u32>, t: u32, row: ptr<function, Scores>) {
     let p = weights[t];
     let r = weights[t + 1u];
@@ -35,17 +41,22 @@ fn values_pair(v: vec4<u32>, t: u32, row: ptr<function, Scores>) {
     (*row).d += d.x * p + d.y * r;
 }
 
-// Adds the page's share to the four channels of quad `quad`. Eight words a turn of the 64 a channel has.
-fn values_add(page: u32, quad: u32, row: ptr<function, Scores>) {
-    for (var w = 0u; w < 64u; w += 8u) {
-        let at = page + VALUES + w * (HEAD_DIM / 4u) + quad;
-        values_pair(pages[at + 0u * (HEAD_DIM / 4u)], 2u * w, row);
-        values_pair(pages[at + 1u * (HEAD_DIM / 4u)], 2u * w + 2u, row);
-        values_pair(pages[at + 2u * (HEAD_DIM / 4u)], 2u * w + 4u, row);
-        values_pair(pages[at + 3u * (HEAD_DIM / 4u)], 2u * w + 6u, row);
-        values_pair(pages[at + 4u * (HEAD_DIM / 4u)], 2u * w + 8u, row);
-        values_pair(pages[at + 5u * (HEAD_DIM / 4u)], 2u * w + 10u, row);
-        values_pair(pages[at + 6u * (HEAD_DIM / 4u)], 2u * w + 12u, row);
-        values_pair(pages[at + 7u * (HEAD_DIM / 4u)], 2u * w + 14u, row);
+fn values_eight(w: u32, page: u32, quad: u32, row: ptr<function, Scores>) {
+    let at = page + VALUES + w * (HEAD_DIM / 4u) + quad;
+    values_pair(pages[at + 0u * (HEAD_DIM / 4u)], 2u * w, row);
+    values_pair(pages[at + 1u * (HEAD_DIM / 4u)], 2u * w + 2u, row);
+    values_pair(pages[at + 2u * (HEAD_DIM / 4u)], 2u * w + 4u, row);
+    values_pair(pages[at + 3u * (HEAD_DIM / 4u)], 2u * w + 6u, row);
+    values_pair(pages[at + 4u * (HEAD_DIM / 4u)], 2u * w + 8u, row);
+    values_pair(pages[at + 5u * (HEAD_DIM / 4u)], 2u * w + 10u, row);
+    values_pair(pages[at + 6u * (HEAD_DIM / 4u)], 2u * w + 12u, row);
+    values_pair(pages[at + 7u * (HEAD_DIM / 4u)], 2u * w + 14u, row);
+}
+
+// Adds the page's share to the four channels of quad `quad`. Sixteen words a turn of the 64 a channel has.
+fn values_add(page: u32, quad: u32, fetched: Fetched, row: ptr<function, Scores>) {
+    for (var w = 0u; w < 64u; w += 16u) {
+        values_eight(w, page, quad, row);
+        values_eight(w + 8u, page, quad, row);
     }
 }

@@ -49,12 +49,12 @@ fn values_quad(codes: vec4<u32>, n: u32, sums: ptr<function, Sums>) {
 }
 
 // Adds the page's share to the four channels of quad `quad`.
-fn values_add(page: u32, quad: u32, row: ptr<function, Scores>) {
+fn values_add(page: u32, quad: u32, fetched: Fetched, row: ptr<function, Scores>) {
     let g = quad * 4u / GROUP;
     let at = page + VALUES + quad;
     let n = 32u * g;
     var sums = Sums(HeadsU(0u), HeadsU(0u), HeadsU(0u), HeadsU(0u));
-    values_walk(at, n, &sums);
+    values_walk(at, n, fetched, &sums);
     let scale = weight_peaks[g] * (1.0 / 255.0);
     (*row).a += HeadsF(sums.a) * scale;
     (*row).b += HeadsF(sums.b) * scale;

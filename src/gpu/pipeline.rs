@@ -1,5 +1,6 @@
 //! A variant of a kernel, compiled.
 
+use super::Gpu;
 use crate::kernel::{Binding, Variant};
 
 /// A compiled variant with the layout of its one bind group.
@@ -55,17 +56,20 @@ impl Pipeline {
         Self { compute, layout, label: kernel.name }
     }
 
-    /// Records one dispatch in a pass of its own.
-    pub(crate) fn dispatch(&self, device: &wgpu::Device, encoder: &mut wgpu::CommandEncoder, bindings: &[wgpu::BindingResource<'_>], workgroups: [u32; 3]) {
+    /// Records one dispatch.
+    pub(crate) fn dispatch(&self, gpu: &Gpu, pass: &mut wgpu::ComputePass<'_>, bindings: &[wgpu::BindingResource<'_>], workgroups: [u32; 3]) {
         if workgroups.contains(&0) {
             return;
         }
         let entries: Vec<wgpu::BindGroupEntry<'_>> =
             bindings.iter().enumerate().map(|(i, resource)| wgpu::BindGroupEntry { binding: i as u32, resource: resource.clone() }).collect();
-        let group = device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(self.label), layout: &self.layout, entries: &entries });
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(self.label), timestamp_writes: None });
+        let group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor { label: Some(self.label), layout: &self.layout, entries: &entries });
         pass.set_pipeline(&self.compute);
         pass.set_bind_group(0, &group, &[]);
+        let stamp = gpu.profile().and_then(|profile| profile.begin(pass, self.label));
         pass.dispatch_workgroups(workgroups[0], workgroups[1], workgroups[2]);
+        if let (Some(profile), Some(stamp)) = (gpu.profile(), stamp) {
+            profile.end(pass, stamp);
+        }
     }
 }

@@ -32,16 +32,21 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// The variant for a plan and the type of the caller's rows.
-pub fn variant(plan: &Plan, element: Element) -> Variant {
+/// Items a row from which on a workgroup of up to 256 invocations shares them out.
+pub const MANY_ITEMS: u32 = 33;
+
+/// The variant for a plan and the type of the caller's rows, for rows of few items or of many ([`MANY_ITEMS`]).
+pub fn variant(plan: &Plan, element: Element, many: bool) -> Variant {
     let head_dim = plan.shape().head_dim;
+    let parts = if many { 256 / head_dim } else { 1 };
     let mut constants = hadamard_constants(head_dim);
     constants.extend([
         flag("ROTATE", plan.format().codec().rotates()),
         half_rows(element),
         ("HEADS", plan.heads().into()),
         ("BLOCKS", plan.blocks().into()),
-        ("EIGHTHS", (head_dim / 8).into()),
+        ("PARTS", parts.into()),
+        ("THREADS", (head_dim * parts).into()),
     ]);
     Variant::new(&KERNEL, &[HALF, FINITE, HADAMARD], &constants)
 }

@@ -51,6 +51,7 @@ pub fn record(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, rows: Rows<'_>, cou
     let binding = rows.binding("rows", u64::from(count) * u64::from(head_dim), gpu.capability().storage_alignment)?;
     let params = crate::step::uniform(gpu.device(), bytemuck::bytes_of(&RotateParams { rows: count, pad: [0; 3] }));
     let grid = crate::step::fold(count, gpu.capability().workgroups);
-    gpu.pipeline(&variant(head_dim)).dispatch(gpu.device(), encoder, &[params.as_entire_binding(), binding], [grid[0], grid[1], 1]);
+    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv rotate"), timestamp_writes: None });
+    gpu.pipeline(&variant(head_dim)).dispatch(gpu, &mut pass, &[params.as_entire_binding(), binding], [grid[0], grid[1], 1]);
     Ok(())
 }

@@ -1,0 +1,144 @@
+//! The twin of `shaders/append.wgsl`.
+
+use super::cached::row_at;
+use super::group::{group_code, group_scale, group_zero};
+use super::half::{half_bits, half_pair, unpack};
+use super::protect::fresh;
+use super::{Constants, finite, report};
+use crate::kernel::append::AppendParams;
+
+/// New keys and values into the packed pages. Shader: `shaders/append.wgsl`.
+///
+/// `turns` is as [`turns`](super::turns), `keys` and `values` `[rows, kv_heads, head_dim]` in f32 or f16, `protected_rows`
+/// `[slot, kv_heads, sinks + ring, head_dim]`, `pages` `[physical page, slab head, 4 * page_vecs]`, `status` the count, three
+/// words of padding, then entries of four words.
+#[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
+pub fn append(
+    params: &AppendParams,
+    constants: &Constants,
+    tables: &[u32],
+    turns: &[[f32; 2]],
+    keys: &[u32],
+    values: &[u32],
+    protected_rows: &[u32],
+    pages: &mut [u32],
+    status: &mut [u32],
+) {
+    let c = constants;
+    for (n, slab_head) in (0..params.items).flat_map(|n| (0..params.slab_heads).map(move |z| (n, z))) {
+        let item = (params.items_at + 2 * n) as usize;
+        let (chunk, block) = (tables[item] as usize, tables[item + 1]);
+        let slot = tables[chunk];
+        let old_tokens = tables[chunk + 1];
+        let old_packed = tables[chunk + 3];
+        let new_packed = tables[chunk + 4];
+        let page = tables[(tables[chunk + 5] + block / 4) as usize];
+        let row_first = tables[chunk + 6];
+        let head = params.head_first + slab_head;
+        let at = ((page * params.slab_heads + slab_head) * (4 * c.page_vecs)) as usize;
+        let page = &mut pages[at..at + 4 * c.page_vecs as usize];
+        for t in (32 * block).max(old_packed.max(c.sinks))..(32 * block + 32).min(new_packed) {
+            let (key, value, what) = if t >= old_tokens {
+                fresh(c, turns, keys, values, ((row_first + t - old_tokens) * params.kv_heads + head) * c.head_dim, t)
+            } else {
+                kept(c, protected_rows, row_at(c, slot, params.kv_heads, head, t))
+            };
+            if what != 0 {
+                report(status, params.layer, slot, t, head, what);
+            }
+            pack_key(c, page, t, &key);
+            pack_value(c, page, t, &value);
+        }
+    }
+}
+
+/// A token that leaves the window: it was turned and rotated when it entered.
+fn kept(c: &Constants, protected_rows: &[u32], at: u32) -> (Vec<f32>, Vec<f32>, u32) {
+    let take = |first: u32| -> Vec<f32> {
+        let row: Vec<f32> = (0..c.head_dim / 2).flat_map(|i| unpack(protected_rows[(first + i) as usize])).collect();
+        row
+    };
+    let (key, value) = (take(at), take(at + c.head_dim / 2));
+    let broken = |row: &[f32]| !row.iter().all(|x| finite(*x));
+    let what = u32::from(broken(&key)) | (u32::from(broken(&value)) << 1);
+    let zeros = |row: Vec<f32>| if broken(&row) { vec![0.0; row.len()] } else { row };
+    (zeros(key), zeros(value), what)
+}
+
+/// (lowest, highest) of a group.
+fn extent(group: &[f32]) -> (f32, f32) {
+    (-group.iter().map(|x| -x).fold(f32::NEG_INFINITY, f32::max), group.iter().copied().fold(f32::NEG_INFINITY, f32::max))
+}
+
+/// Where the pair (scale, zero) of a token and group lies, in words from the page's start.
+fn scale_at(scales: u32, g: u32, t: u32) -> usize {
+    (4 * scales + (g * 32 + t % 128 / 4) * 4 + t % 4) as usize
+}
+
+fn pack_key(c: &Constants, page: &mut [u32], t: u32, key: &[f32]) {
+    let key_at = |word: u32| (t % 128 / 4 * 4 + t % 4 + 128 * word) as usize;
+    if c.key_bits == 16 {
+        for (i, pair) in key.chunks_exact(2).enumerate() {
+            page[key_at(i as u32)] = half_pair(pair[0], pair[1]);
+        }
+        return;
+    }
+    let levels = ((1_u32 << c.key_bits) - 1) as f32;
+    let mut codes = Vec::new();
+    for (g, group) in key.chunks_exact(c.group as usize).enumerate() {
+        let (low, high) = extent(group);
+        let scale = group_scale(low, high, c.key_clip, levels);
+        let zero = group_zero(low, c.key_clip, scale);
+        // Eight bits lie in memory as signed bytes, so that one signed dot product serves every width.
+        let (flip, stored) = if c.key_bits == 8 { (128, zero - 128.0) } else { (0, zero) };
+        codes.extend(group.iter().map(|x| group_code(*x, scale, zero, levels) ^ flip));
+        page[scale_at(c.key_scales, g as u32, t)] = half_pair(scale, stored);
+    }
+    let bits = if c.key_bits == 3 { 2 } else { c.key_bits };
+    let shifts = 8 / bits as usize;
+    // Four consecutive channels a byte lane, by shifts of `bits`.
+    for (w, channels) in codes.chunks(4 * shifts).enumerate() {
+        let quad = |quad: &[u32]| quad.iter().rev().fold(0, |word, code| word << 8 | (code & ((1 << bits) - 1)));
+        page[key_at(w as u32)] = channels.chunks_exact(4).enumerate().fold(0, |word, (j, channels)| word | quad(channels) << (j as u32 * bits));
+    }
+    if c.key_bits == 3 {
+        for (w, channels) in codes.chunks(32).enumerate() {
+            let quad = |quad: &[u32]| quad.iter().rev().fold(0, |word, code| word << 8 | code >> 2);
+            page[key_at(c.head_dim / 16 + w as u32)] = channels.chunks_exact(4).enumerate().fold(0, |word, (j, channels)| word | quad(channels) << j);
+        }
+    }
+}
+
+/// Replaces the bits of one code in a word.
+fn put(word: &mut u32, mask: u32, shift: u32, code: u32) {
+    *word = (*word & !(mask << shift)) | (code << shift);
+}
+
+fn pack_value(c: &Constants, page: &mut [u32], t: u32, value: &[f32]) {
+    let (lane, corner) = (t % 128 / 4, t % 4);
+    let value_at = |word: u32, i: usize| (4 * c.values + word * c.head_dim) as usize + i;
+    if c.value_bits == 16 {
+        for (i, x) in value.iter().enumerate() {
+            put(&mut page[value_at(t % 128 / 2, i)], 0xffff, 16 * (t % 2), half_bits(*x));
+        }
+        return;
+    }
+    let levels = ((1_u32 << c.value_bits) - 1) as f32;
+    let bits = if c.value_bits == 3 { 2 } else { c.value_bits };
+    let shifts = 8 / bits;
+    let mask = (1 << bits) - 1;
+    for (g, group) in value.chunks_exact(c.group as usize).enumerate() {
+        let (low, high) = extent(group);
+        let scale = group_scale(low, high, c.value_clip, levels);
+        let zero = group_zero(low, c.value_clip, scale);
+        for (e, x) in group.iter().enumerate() {
+            let i = g * c.group as usize + e;
+            let code = group_code(*x, scale, zero, levels);
+            put(&mut page[value_at(lane / shifts, i)], mask, lane % shifts * bits + 8 * corner, code & mask);
+            if c.value_bits == 3 {
+                put(&mut page[value_at(8 + lane / 8, i)], 1, lane % 8 + 8 * corner, code >> 2);
+            }
+        }
+        page[scale_at(c.value_scales, g as u32, t)] = half_pair(scale, zero);
+    }
+}

@@ -1,0 +1,181 @@
+//! The twin of `shaders/attend_split.wgsl`.
+
+use super::Constants;
+use super::half::unpack;
+use crate::kernel::attend_split::AttendSplitParams;
+
+const HIDDEN: f32 = -1e30;
+
+/// What one KV head's page and one query head's codes are to the functions below.
+struct Reading<'a> {
+    c: &'a Constants,
+    /// One head's page.
+    page: &'a [u32],
+    /// One block's query codes: `[query_stride, heads]`.
+    queries: &'a [u32],
+    /// The query head among `heads`.
+    h: usize,
+}
+
+/// Attention of one query row over one slice of the packed pages, for `items` slices. Shader: `shaders/attend_split.wgsl`.
+///
+/// `tables` holds the items (8 words) and lists of physical pages, `query_codes` is `[row, kv_heads, blocks, query_stride, heads]`,
+/// `pages` `[physical page, slab head, 4 * page_vecs]`, `partials` `[item, kv_heads, blocks, heads, head_dim + 4]`.
+pub fn attend_split(params: &AttendSplitParams, constants: &Constants, items: u32, tables: &[u32], query_codes: &[u32], pages: &[u32], partials: &mut [f32]) {
+    let c = constants;
+    for (x, y) in (0..items).flat_map(|x| (0..params.slab_heads * c.blocks).map(move |y| (x, y))) {
+        let item = (params.items_at + x * 8) as usize;
+        let [query_row, list, first, end, visible_first, visible_end] = [0, 1, 2, 3, 4, 5].map(|e| tables[item + e]);
+        let (slab_head, block) = (y / c.blocks, y % c.blocks);
+        let head = params.head_first + slab_head;
+        let queries_at = (((query_row * params.kv_heads + head) * c.blocks + block) * c.query_stride * c.heads) as usize;
+        let queries = &query_codes[queries_at..queries_at + (c.query_stride * c.heads) as usize];
+        let at = ((x * params.kv_heads + head) * c.blocks + block) * c.heads * (c.head_dim + 4);
+        // The shader's vectors over query heads are a loop here.
+        for h in 0..c.heads {
+            let mut peak = HIDDEN;
+            let mut sums = [0.0; 32];
+            let mut zeros = vec![[0.0; 32]; c.value_groups as usize];
+            let mut row = vec![0.0; c.head_dim as usize];
+            for n in first..end {
+                let page_at = ((tables[(list + n) as usize] * params.slab_heads + slab_head) * c.page_vecs * 4) as usize;
+                let reading = Reading { c, page: &pages[page_at..page_at + 4 * c.page_vecs as usize], queries, h: h as usize };
+                let mut s = reading.scores();
+                for (t, s) in s.iter_mut().enumerate() {
+                    let token = n * 128 + t as u32;
+                    if token < visible_first || token >= visible_end {
+                        *s = HIDDEN;
+                    }
+                }
+                let new_peak = s.iter().copied().fold(peak, f32::max);
+                let shrink = (peak - new_peak).exp2();
+                peak = new_peak;
+                let p = s.map(|s| (s - peak).exp2());
+                for (lane, sum) in sums.iter_mut().enumerate() {
+                    let [a, b, c, d] = [0, 1, 2, 3].map(|e| p[4 * lane + e]);
+                    *sum = *sum * shrink + ((a + b) + (c + d));
+                }
+                for x in &mut row {
+                    *x *= shrink;
+                }
+                if c.value_bits == 16 {
+                    reading.values_f16(&p, &mut row);
+                } else {
+                    for (g, zeros) in zeros.iter_mut().enumerate() {
+                        reading.values_integer(g, &p, shrink, zeros, &mut row);
+                    }
+                }
+            }
+            let zeros: Vec<f32> = zeros.iter().map(reduce_add).collect();
+            let mut put = |entry: u32, x: f32| partials[(at + h * (c.head_dim + 4) + entry) as usize] = x;
+            for (i, x) in row.iter().enumerate() {
+                put(i as u32, x - zeros[i / c.group as usize]);
+            }
+            put(c.head_dim, peak);
+            put(c.head_dim + 1, reduce_add(&sums));
+            put(c.head_dim + 2, 0.0);
+            put(c.head_dim + 3, 0.0);
+        }
+    }
+}
+
+/// The sum over the lanes, in the order of `part/reduce_workgroup.wgsl`.
+fn reduce_add(lanes: &[f32; 32]) -> f32 {
+    let eight = |n: usize| ((lanes[n] + lanes[n + 1]) + (lanes[n + 2] + lanes[n + 3])) + ((lanes[n + 4] + lanes[n + 5]) + (lanes[n + 6] + lanes[n + 7]));
+    (eight(0) + eight(8)) + (eight(16) + eight(24))
+}
+
+/// WGSL's `dot4I8Packed`.
+fn dot_i8(a: u32, b: u32) -> i32 {
+    a.to_le_bytes().iter().zip(b.to_le_bytes()).map(|(a, b)| i32::from(*a as i8) * i32::from(b as i8)).sum()
+}
+
+impl Reading<'_> {
+    fn query(&self, entry: u32) -> u32 {
+        self.queries[(entry * self.c.heads) as usize + self.h]
+    }
+
+    /// Scores of the page's 128 tokens, in log2 units.
+    fn scores(&self) -> [f32; 128] {
+        std::array::from_fn(|t| if self.c.key_bits == 16 { self.score_f16(t) } else { self.score_integer(t) })
+    }
+
+    /// Word `w` of the keys of token `t`.
+    fn key(&self, w: u32, t: usize) -> u32 {
+        self.page[w as usize * 128 + t]
+    }
+
+    fn score_f16(&self, t: usize) -> f32 {
+        let mut score = 0.0;
+        for w in 0..self.c.key_steps {
+            let [a, b] = unpack(self.key(w, t));
+            score += a * f32::from_bits(self.query(2 * w)) + b * f32::from_bits(self.query(2 * w + 1));
+        }
+        score
+    }
+
+    fn score_integer(&self, t: usize) -> f32 {
+        let c = self.c;
+        let bits = if c.key_bits == 3 { 2 } else { c.key_bits };
+        let shifts = 8 / bits;
+        let mask = if bits == 8 { u32::MAX } else { ((1 << bits) - 1) * 0x0101_0101 };
+        let (mut dot, mut score) = (0, 0.0);
+        for quad in 0..c.head_dim / 4 {
+            let mut codes = (self.key(quad / shifts, t) >> (quad % shifts * bits)) & mask;
+            if c.key_bits == 3 {
+                codes |= ((self.key(c.head_dim / 16 + quad / 8, t) >> (quad % 8)) & 0x0101_0101) << 2;
+            }
+            dot += dot_i8(codes, self.query(quad));
+            // Closes a group: its integer dot becomes a score through the token's scale and zero.
+            if 4 * (quad + 1) % c.group == 0 {
+                let g = 4 * quad / c.group;
+                let [scale, zero] = unpack(self.page[(4 * (c.key_scales + g * 32)) as usize + t]);
+                score += scale * (dot as f32 - zero * f32::from_bits(self.query(c.head_dim / 4 + 1 + g)));
+                dot = 0;
+            }
+        }
+        score * f32::from_bits(self.query(c.head_dim / 4))
+    }
+
+    fn values_f16(&self, p: &[f32; 128], row: &mut [f32]) {
+        let c = self.c;
+        for w in 0..64 {
+            for (i, x) in row.iter_mut().enumerate() {
+                let [a, b] = unpack(self.page[(4 * c.values) as usize + w * c.head_dim as usize + i]);
+                *x += a * p[2 * w] + b * p[2 * w + 1];
+            }
+        }
+    }
+
+    /// The group's weights quantized to u8, then its channels' sums over the page's tokens, all integers.
+    fn values_integer(&self, g: usize, p: &[f32; 128], shrink: f32, zeros: &mut [f32; 32], row: &mut [f32]) {
+        let c = self.c;
+        const UNIT: f32 = (1.0 / 255.0_f64) as f32;
+        let pairs: [[f32; 2]; 128] = std::array::from_fn(|t| unpack(self.page[4 * (c.value_scales as usize + g * 32) + t]));
+        let weights: [f32; 128] = std::array::from_fn(|t| p[t] * pairs[t][0]);
+        let peak = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max).max(1e-30);
+        let inverse = 255.0 / peak;
+        let codes: [u32; 128] = weights.map(|w| (w * inverse + 0.5) as u32);
+        for (lane, zero) in zeros.iter_mut().enumerate() {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|e| codes[4 * lane + e] as f32 * pairs[4 * lane + e][1]);
+            *zero = *zero * shrink + peak * UNIT * ((a + b) + (c + d));
+        }
+        let bits = if c.value_bits == 3 { 2 } else { c.value_bits };
+        let shifts = 8 / bits;
+        let scale = peak * UNIT;
+        let first = g * c.group as usize;
+        for (i, x) in row.iter_mut().enumerate().skip(first).take(c.group as usize) {
+            let word = |w: u32| self.page[(4 * c.values + w * c.head_dim) as usize + i];
+            let mut sum = 0;
+            for (t, weight) in (0..).zip(codes) {
+                let (lane, corner) = (t / 4, t % 4);
+                let mut code = (word(lane / shifts) >> (lane % shifts * bits + 8 * corner)) & ((1 << bits) - 1);
+                if c.value_bits == 3 {
+                    code |= ((word(8 + lane / 8) >> (lane % 8 + 8 * corner)) & 1) << 2;
+                }
+                sum += weight * code;
+            }
+            *x += sum as f32 * scale;
+        }
+    }
+}

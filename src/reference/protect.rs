@@ -1,0 +1,59 @@
+//! The twin of `shaders/protect.wgsl`.
+
+use super::cached::row_at;
+use super::half::half_pair;
+use super::{Constants, finite, hadamard, report, turn};
+use crate::kernel::protect::ProtectParams;
+
+/// New keys and values that stay f16. Shader: `shaders/protect.wgsl`.
+///
+/// `turns` is as [`turns`](super::turns), `keys` and `values` `[rows, kv_heads, head_dim]` in f32 or f16, `protected_rows`
+/// `[slot, kv_heads, sinks + ring, head_dim]`, `status` the count, three words of padding, then entries of four words.
+#[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
+pub fn protect(
+    params: &ProtectParams,
+    constants: &Constants,
+    tables: &[u32],
+    turns: &[[f32; 2]],
+    keys: &[u32],
+    values: &[u32],
+    protected_rows: &mut [u32],
+    status: &mut [u32],
+) {
+    let c = constants;
+    for (n, head) in (0..params.items).flat_map(|n| (0..params.kv_heads).map(move |h| (n, h))) {
+        let item = (params.items_at + 2 * n) as usize;
+        let (chunk, t) = (tables[item] as usize, tables[item + 1]);
+        let slot = tables[chunk];
+        let old_tokens = tables[chunk + 1];
+        let row_first = tables[chunk + 6];
+        let first = ((row_first + t - old_tokens) * params.kv_heads + head) * c.head_dim;
+        let (key, value, what) = fresh(c, turns, keys, values, first, t);
+        if what != 0 {
+            report(status, params.layer, slot, t, head, what);
+        }
+        let at = row_at(c, slot, params.kv_heads, head, t) as usize;
+        let half = c.head_dim as usize / 2;
+        for i in 0..half {
+            protected_rows[at + i] = half_pair(key[2 * i], key[2 * i + 1]);
+            protected_rows[at + half + i] = half_pair(value[2 * i], value[2 * i + 1]);
+        }
+    }
+}
+
+/// A token's key and value as attention reads them, from the caller's rows: turned and rotated, or zeros where a number is not
+/// finite; and which of them (1 the key, 2 the value) had such a number.
+pub(super) fn fresh(c: &Constants, turns: &[[f32; 2]], keys: &[u32], values: &[u32], first: u32, t: u32) -> (Vec<f32>, Vec<f32>, u32) {
+    let take = |rows: &[u32]| -> Vec<f32> { (0..c.head_dim).map(|i| c.input(rows, first + i)).collect() };
+    let broken = |row: &[f32]| !row.iter().all(|x| finite(*x));
+    let (mut key, mut value) = (take(keys), take(values));
+    let what = u32::from(broken(&key)) | (u32::from(broken(&value)) << 1);
+    key = turn::row(c, turns, &key, t);
+    if what & 1 != 0 {
+        key.fill(0.0);
+    }
+    if what & 2 != 0 {
+        value.fill(0.0);
+    }
+    if c.rotate { (hadamard::row(c, &key), hadamard::row(c, &value), what) } else { (key, value, what) }
+}

@@ -1,0 +1,48 @@
+//! RoPE by a table of turns. Shader: `shaders/part/turn.wgsl`.
+
+use super::Constants;
+
+/// Cosine and sine at `128 * high + low`, from those of the two positions.
+pub fn compose(high: [f32; 2], low: [f32; 2]) -> [f32; 2] {
+    [high[0] * low[0] - high[1] * low[1], high[1] * low[0] + high[0] * low[1]]
+}
+
+/// Which pair turns channel `i`; `rope_pairs` where none does.
+pub fn pair(constants: &Constants, i: u32) -> u32 {
+    let pairs = constants.rope_pairs;
+    if constants.rope == 0 || i >= 2 * pairs {
+        return pairs;
+    }
+    if constants.rope == 1 { i % pairs } else { i / 2 }
+}
+
+/// The channel that shares channel `i`'s pair.
+pub fn partner(constants: &Constants, i: u32) -> u32 {
+    if constants.rope == 1 {
+        return if i < constants.rope_pairs { i + constants.rope_pairs } else { i - constants.rope_pairs };
+    }
+    i ^ 1
+}
+
+/// The sign of the partner's share: the first channel of a pair loses it, the second gains it.
+pub fn sign(constants: &Constants, i: u32) -> f32 {
+    let first = if constants.rope == 1 { i < constants.rope_pairs } else { i & 1 == 0 };
+    if first { -1.0 } else { 1.0 }
+}
+
+/// A row of `head_dim` numbers, turned to its position.
+pub fn row(constants: &Constants, turns: &[[f32; 2]], row: &[f32], position: u32) -> Vec<f32> {
+    let pairs = constants.rope_pairs;
+    (0..constants.head_dim)
+        .map(|i| {
+            let x = row[i as usize];
+            let pair = pair(constants, i);
+            if pair >= pairs {
+                return x;
+            }
+            let at = |p: u32| turns[(p * pairs + pair) as usize];
+            let turn = compose(at(128 + position / 128), at(position % 128));
+            x * turn[0] + sign(constants, i) * row[partner(constants, i) as usize] * turn[1]
+        })
+        .collect()
+}
