@@ -1,1 +1,48 @@
-fn main() {}
+//! The project's own commands, run as `cargo xtask NAME`.
+
+mod command;
+mod demo;
+mod doctor;
+mod llama;
+mod quality;
+mod setup;
+mod test;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// The project's own commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Say which GPUs are there, what they can do, and what is missing.
+    Doctor,
+    /// Continue a prompt with the embedded model through three caches and compare them.
+    Demo(demo::Options),
+    /// Everything that CI runs.
+    Test(test::Options),
+    /// Measure perplexity and divergence of the codecs on a model, against what they must be.
+    Quality(quality::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Doctor => doctor::run(),
+        Task::Demo(options) => demo::run(&options),
+        Task::Test(options) => test::run(&options),
+        Task::Quality(options) => quality::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

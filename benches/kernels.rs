@@ -1,0 +1,148 @@
+//! Every kernel by itself, by the GPU's own clock: `rotate`, `query`, `append`, `protect`, `dequantize`, `attend_split`,
+//! `attend_prefill`, `attend_merge`.
+//!
+//! ```text
+//! cargo bench --bench kernels
+//! ```
+//! Each line is the median over its dispatches. `GB/s` counts the bytes that the kernel must at least read and write, beside
+//! the copy bandwidth of the same run; the results are checked before anything is timed.
+#![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
+#![allow(missing_docs, reason = "a bench has no readers")]
+
+mod support;
+use support::*;
+use wgkv::{Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Sinks, kernel};
+
+/// Twice the transform returns the row: 2 x 40 additions of numbers below 1 in f32.
+const ROTATE_ERROR: f32 = 1e-5;
+
+/// Half a step of 4-bit codes over rotated uniform numbers, as relative RMS: 0.10 in theory. A wrong plane gives 1.
+const CODE_ERROR: f64 = 0.15;
+
+/// Runs a recording several times and answers each kernel's median seconds.
+fn profile(gpu: &Gpu, times: usize, mut record: impl FnMut(&mut wgpu::CommandEncoder)) -> Vec<(&'static str, f64)> {
+    let timer = gpu.profile().unwrap();
+    let mut all: Vec<(&'static str, Vec<f64>)> = Vec::new();
+    for turn in 0..times + 3 {
+        let mut encoder = encoder(gpu);
+        record(&mut encoder);
+        submit(gpu, encoder);
+        let stamps = pollster::block_on(timer.take(gpu)).unwrap();
+        // The first turns warm up.
+        for (label, seconds) in stamps.into_iter().filter(|_| turn >= 3) {
+            match all.iter_mut().find(|(l, _)| *l == label) {
+                Some((_, list)) => list.push(seconds),
+                None => all.push((label, vec![seconds])),
+            }
+        }
+    }
+    all.into_iter()
+        .map(|(label, mut list)| {
+            list.sort_by(f64::total_cmp);
+            (label, list[list.len() / 2])
+        })
+        .collect()
+}
+
+fn line(kernel: &str, what: &str, seconds: f64, bytes: f64) {
+    println!("{kernel:>16} {what:>44} {:>10.1} us {:>8.0} GB/s", seconds * 1e6, bytes / seconds * 1e-9);
+}
+
+fn find(times: &[(&'static str, f64)], kernel: &str) -> f64 {
+    times.iter().find(|(k, _)| *k == kernel).unwrap().1
+}
+
+fn rotate(gpu: &Gpu, rows: u32) {
+    for head_dim in [64, 128, 256] {
+        let count = rows.max(1);
+        let n = (count * head_dim) as usize;
+        let data = numbers(n.min(1 << 22));
+        let small = buffer(gpu, &data);
+        let check = (data.len() as u32 / head_dim).min(count);
+        let mut encoder = support::encoder(gpu);
+        for _ in 0..2 {
+            kernel::rotate::record(gpu, &mut encoder, Rows::f32(&small), check, head_dim).unwrap();
+        }
+        submit(gpu, encoder);
+        let got = read(gpu, &small, (check * head_dim) as usize);
+        assert!(got.iter().zip(&data).all(|(a, b)| (a - b).abs() < ROTATE_ERROR), "rotating twice must return the row");
+        let big = gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size: 4 * n as u64, usage: wgpu::BufferUsages::STORAGE, mapped_at_creation: false });
+        let times = profile(gpu, 9, |encoder| kernel::rotate::record(gpu, encoder, Rows::f32(&big), count, head_dim).unwrap());
+        line("rotate", &format!("{count} rows of {head_dim}"), find(&times, "rotate"), 8.0 * n as f64);
+    }
+}
+
+/// Appends, decodes, prefills and dequantizes one cache.
+fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Protection) {
+    let case = Case { name: "", query_heads: 32, kv_heads: 8, head_dim: 128, sequences, tokens: tokens + 1 };
+    let plan: Plan = plan(gpu, case, format, protection, 0).unwrap();
+    pollster::block_on(gpu.prepare(&plan)).unwrap();
+    let mut cache = Cache::new(gpu, plan).unwrap();
+    let (kv_row, query_row) = (8 * 128_usize, 32 * 128_usize);
+    let count = (sequences * tokens) as usize;
+    let data = numbers(count * kv_row);
+    let keys = buffer(gpu, &data);
+    let queries = buffer(gpu, &numbers(count * query_row));
+    let output = buffer(gpu, &vec![f32::NAN; count * query_row]);
+    let chunks: Vec<Chunk> = (0..sequences).map(|_| Chunk { sequence: cache.allocate().unwrap(), tokens }).collect();
+    let step = cache.step(&chunks).unwrap();
+    let name = format!("{format}, sinks {}, window {}", protection.sinks, protection.window);
+    let bytes = cache.bytes_used() as f64;
+    let rows = |row: usize, tokens: usize| 4.0 * (row * tokens) as f64;
+
+    let times = profile(gpu, 5, |encoder| {
+        cache.append(encoder, &step, 0, Rows::f32(&keys), Rows::f32(&keys)).unwrap();
+        cache.attend(encoder, &step, 0, Rows::f32(&queries), Rows::f32(&output)).unwrap();
+    });
+    line("append", &format!("{sequences}x{tokens}: {name}"), find(&times, "append"), 2.0 * rows(kv_row, count) + bytes);
+    if protection != Protection::strict() {
+        let kept = f64::from(sequences * (cache.plan().sinks() + tokens - cache.plan().packed(tokens)));
+        line("protect", &format!("{sequences}x{tokens}: {name}"), find(&times, "protect"), kept * kv_row as f64 * 12.0);
+    }
+    let prefill = find(&times, "attend_prefill");
+    let flops = 4.0 * f64::from(sequences) * f64::from(tokens) * f64::from(tokens) / 2.0 * query_row as f64;
+    println!("{:>16} {:>44} {:>10.1} us {:>8.0} GFLOP/s (median of its passes)", "attend_prefill", format!("{sequences}x{tokens}: {name}"), prefill * 1e6, {
+        let passes = (count as f64 / f64::from(cache.plan().query_rows())).ceil();
+        flops / passes / prefill * 1e-9
+    });
+    let got = read(gpu, &output, count * query_row);
+    assert!(got.iter().all(|x| x.is_finite()), "attention over finite rows must be finite");
+
+    let (key_rows, value_rows) = (buffer(gpu, &vec![f32::NAN; tokens as usize * kv_row]), buffer(gpu, &vec![f32::NAN; tokens as usize * kv_row]));
+    let times = profile(gpu, 5, |encoder| cache.dequantize(encoder, chunks[0].sequence, 0, 0..tokens, Rows::f32(&key_rows), Rows::f32(&value_rows)).unwrap());
+    let got = read(gpu, &value_rows, tokens as usize * kv_row);
+    let error: f64 = got.iter().zip(&data).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let norm: f64 = data[..got.len()].iter().map(|x| f64::from(x * x)).sum();
+    assert!((error / norm).sqrt() < CODE_ERROR, "relative error {} of dequantized values", (error / norm).sqrt());
+    line("dequantize", &format!("1x{tokens}: {name}"), find(&times, "dequantize"), 2.0 * rows(kv_row, tokens as usize) + bytes / f64::from(sequences));
+
+    let decode: Vec<Chunk> = chunks.iter().map(|c| Chunk { tokens: 1, ..*c }).collect();
+    let step = cache.step(&decode).unwrap();
+    let times = profile(gpu, 9, |encoder| {
+        cache.append(encoder, &step, 0, Rows::f32(&keys), Rows::f32(&keys)).unwrap();
+        cache.attend(encoder, &step, 0, Rows::f32(&queries), Rows::f32(&output)).unwrap();
+    });
+    for (kernel, seconds) in &times {
+        let bytes = match *kernel {
+            "attend_split" => bytes,
+            "query" => 2.0 * rows(query_row, sequences as usize),
+            "attend_merge" => rows(query_row, sequences as usize),
+            _ => 2.0 * rows(kv_row, sequences as usize),
+        };
+        line(kernel, &format!("decode {sequences}x{tokens}: {name}"), *seconds, bytes);
+    }
+}
+
+fn main() {
+    let gpu = gpu();
+    let software = !gpu.capability().straight;
+    let gpu = gpu.profiled(2048).unwrap();
+    println!("{}: reads {:.0} GB/s", gpu.adapter_name(), read_bandwidth(&gpu, if software { 64 << 20 } else { 1 << 30 }) * 1e-9);
+    // One row is what a dispatch costs; many are what the memory gives. On a software adapter the sizes only show that it runs.
+    rotate(&gpu, 1);
+    rotate(&gpu, if software { 1 << 10 } else { 1 << 20 });
+    let four = Format::new(Codec::Hadamard, Bits::Four, Bits::Four, 128);
+    let (sequences, tokens) = if software { (1, 256) } else { (8, 4096) };
+    cache(&gpu, sequences, tokens, four, Protection::strict());
+    cache(&gpu, sequences, tokens, four, Protection { sinks: Sinks::First(4), window: 128 });
+}

@@ -1,0 +1,365 @@
+//! `append` packs exactly the new tokens, and packs them as its twin does.
+//!
+//! - Every scale, zero and code is the rounding of a number within f32's error of the one computed in f64: scales as halves,
+//!   zeros from the stored scale, codes from the stored scale and zero.
+//! - It is the rounding that the twin makes, ties to even included, except where the number before rounding is within that error
+//!   of a tie. Such exceptions are rare, and counted.
+//! - Tokens that were packed before, and pages of other sequences, keep every bit. (Pages hold stale halves at first. The words
+//!   of value codes are read, changed and written, so what was in them shows only where it should have stayed.)
+//! - A key or value that is not finite is stored as zeros and listed; nothing else changes.
+#![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
+
+mod support;
+
+use support::*;
+use wgkv::kernel::append::AppendParams;
+use wgkv::reference::{self, Constants, rotate_exact, turn_exact};
+use wgkv::*;
+
+/// Error of a number of a turned and rotated row, relative to the row's length: at most 11 roundings in the rotation (see
+/// tests/rotate.rs) and 5 in the turn (two of the composed cosine, two of the table's, one of the sum), of 2^-24 each.
+const ROW_ERROR: f64 = 16.0 / 16_777_216.0;
+
+/// A quotient: 2.5 units in the last place by WGSL's accuracy, 2^-23 each, and a rounding more.
+const QUOTIENT_ERROR: f64 = 3.0 / 8_388_608.0;
+
+/// Codes, scales and zeros that may be rounded otherwise than the twin does it.
+const TIES: f64 = 0.001;
+
+/// The same for the halves of f16 pages, whose steps are finer: f32's error is 2^-13 of a half's last place, and more for numbers
+/// much smaller than their row.
+const HALF_TIES: f64 = 0.01;
+
+/// Half a unit in the last place of a half near x.
+fn half_step(x: f64) -> f64 {
+    let exponent = x.abs().log2().floor().clamp(-14.0, 15.0);
+    (exponent - 11.0).exp2()
+}
+
+/// How many were compared, and how many were rounded otherwise than the twin did it.
+#[derive(Debug, Default)]
+struct Count {
+    all: usize,
+    ties: usize,
+}
+
+impl Count {
+    fn add(&mut self, same: bool) {
+        self.all += 1;
+        self.ties += usize::from(!same);
+    }
+}
+
+/// One key or value in f64, and the error that f32 may have made of it.
+struct Exact {
+    row: Vec<f64>,
+    error: f64,
+}
+
+/// Checks one key or value against the f64 row and the twin's.
+#[expect(clippy::too_many_arguments, reason = "what is stored, what should be, and how it is packed")]
+fn check(context: &str, bits: u32, clip: f32, group: usize, got: &Packed, twin: &Packed, exact: &Exact, count: &mut Count) {
+    if bits == 16 {
+        for (i, x) in exact.row.iter().enumerate() {
+            let stored = f64::from(half::f16::from_bits(got.codes[i] as u16).to_f32());
+            assert!((stored - x).abs() <= half_step(*x) + exact.error, "{context}: channel {i} holds {stored}, should {x}");
+            count.add(got.codes[i] == twin.codes[i]);
+        }
+        return;
+    }
+    let (levels, clip) = (f64::from((1_u32 << bits) - 1), f64::from(clip));
+    for (g, row) in exact.row.chunks_exact(group).enumerate() {
+        let (low, high) = row.iter().fold((f64::MAX, f64::MIN), |(l, h), x| (l.min(*x), h.max(*x)));
+        let (scale, zero) = (f64::from(got.scales[g]), f64::from(got.zeros[g]));
+        let context = format!("{context}, group {g} of {low}..{high}");
+        let step = (clip * (high - low) / levels).max((clip * low.abs().max(high.abs()) / 1024.0).max(2_f64.powi(-14)));
+        let error = 2.0 * exact.error / levels.min(1024.0) + QUOTIENT_ERROR * step;
+        assert!((scale - step).abs() <= half_step(step) + error, "{context}: the scale is {scale}, should be {step}");
+        count.add(got.scales[g] == twin.scales[g]);
+        let wanted = -clip * low / scale;
+        assert!(
+            zero.fract() == 0.0 && (zero - wanted).abs() <= 0.5 + exact.error / scale + QUOTIENT_ERROR * wanted.abs(),
+            "{context}: the zero is {zero}, should be {wanted}"
+        );
+        if got.scales[g] == twin.scales[g] {
+            count.add(got.zeros[g] == twin.zeros[g]);
+        }
+        let alike = got.scales[g] == twin.scales[g] && got.zeros[g] == twin.zeros[g];
+        for (i, x) in row.iter().enumerate() {
+            let code = f64::from(got.codes[g * group + i]);
+            let quotient = x / scale;
+            let error = exact.error / scale + QUOTIENT_ERROR * quotient.abs();
+            let off = (quotient + zero).clamp(0.0, levels) - code;
+            assert!(off.abs() <= 0.5 + error, "{context}: number {i} is {x}, {} codes, but has code {code} at scale {scale} and zero {zero}", quotient + zero);
+            // What rounding to nearest gives where no tie is in reach, and the twin's code if its scale and zero are the same.
+            count.add((quotient.round_ties_even() + zero).clamp(0.0, levels) == code);
+            if alike {
+                let twin = f64::from(twin.codes[g * group + i]);
+                assert!((twin - code).abs() <= 1.0, "{context}: number {i} is {x} and has code {code}, the twin's is {twin}");
+                count.add(twin == code);
+            }
+        }
+    }
+}
+
+/// Tokens of a page's place that a chunk packs in this step.
+fn packs(plan: &Plan, record: &Record, token: u32) -> bool {
+    (record.old_packed.max(plan.sinks())..record.new_packed).contains(&token)
+}
+
+fn exact_rows(walk: &Walk, taken: &Taken, record: &Record, head: u32, token: u32) -> [Exact; 2] {
+    let shape = &walk.case.shape;
+    let d = shape.head_dim as usize;
+    let rotates = walk.case.format.codec().rotates();
+    if token < record.old_tokens {
+        // It leaves the window: what is packed are the halves kept there, no arithmetic before.
+        let at = reference::cached::row_at(&walk.constants, record.slot, shape.kv_heads, head, token) as usize;
+        let row: Vec<f64> = taken.before.protected_rows[at..at + d].iter().flat_map(|w| reference::half::unpack(*w)).map(f64::from).collect();
+        return [&row[..d], &row[d..]].map(|row| Exact { row: row.to_vec(), error: 0.0 });
+    }
+    let at = (((record.row_first + token - record.old_tokens) * shape.kv_heads + head) * shape.head_dim) as usize;
+    [(&taken.keys, true), (&taken.values, false)].map(|(input, key)| {
+        let raw: Vec<f64> = input.numbers[at..at + d].iter().map(|x| f64::from(*x)).collect();
+        let length = raw.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let turned = if key { turn_exact(&shape.rope, &raw, token) } else { raw };
+        let error = if rotates || key { ROW_ERROR * length } else { 0.0 };
+        Exact { row: if rotates { rotate_exact(&turned) } else { turned }, error }
+    })
+}
+
+fn check_step(walk: &Walk, taken: &Taken, count: &mut Count) {
+    let plan = walk.plan();
+    let shape = plan.shape();
+    let (format, layout) = (plan.format(), plan.layout());
+    let words = taken.step.words();
+    let mut twin = taken.before.pages.clone();
+    let mut status = vec![0; 1028];
+    for (params, pages) in words.append.iter().zip(&mut twin) {
+        reference::append(
+            params,
+            &walk.constants,
+            &words.tables,
+            &walk.turns,
+            &taken.keys.words,
+            &taken.values.words,
+            &taken.before.protected_rows,
+            pages,
+            &mut status,
+        );
+    }
+    assert_eq!(status[0], 0, "all rows are finite");
+    let records = records(taken);
+    for (physical, head) in (0..plan.pages()).flat_map(|p| (0..shape.kv_heads).map(move |h| (p, h))) {
+        let [before, got, want] = [&taken.before.pages, &taken.after.pages, &twin].map(|pages| page(plan, pages, physical, head));
+        let owner = records.iter().find_map(|r| Some((r, r.pages.iter().position(|p| *p == physical)? as u32)));
+        let Some((record, number)) = owner else {
+            assert!(got == before, "page {physical} of no sequence in this step changed, head {head}");
+            continue;
+        };
+        for t in 0..128 {
+            let token = 128 * number + t;
+            let context = format!("{}: slot {}, token {token}, head {head}. WGKV_SEED={}", walk.case.why, record.slot, walk.seed);
+            if packs(plan, record, token) {
+                let [k, v] = exact_rows(walk, taken, record, head, token);
+                check(
+                    &format!("key, {context}"),
+                    format.key_bits(),
+                    format.key_clip(),
+                    layout.group as usize,
+                    &key(plan, got, t),
+                    &key(plan, want, t),
+                    &k,
+                    count,
+                );
+                check(
+                    &format!("value, {context}"),
+                    format.value_bits(),
+                    format.value_clip(),
+                    layout.group as usize,
+                    &value(plan, got, t),
+                    &value(plan, want, t),
+                    &v,
+                    count,
+                );
+            } else {
+                assert!(
+                    same(&key(plan, got, t), &key(plan, before, t)) && same(&value(plan, got, t), &value(plan, before, t)),
+                    "changed, but not packed: {context}"
+                );
+            }
+        }
+    }
+}
+
+fn same(a: &Packed, b: &Packed) -> bool {
+    a.codes == b.codes && a.scales == b.scales && a.zeros == b.zeros
+}
+
+fn cases() -> Vec<Case> {
+    use Bits::*;
+    let rope = |case: &Case, rope: Rope| Shape { rope, ..case.shape.clone() };
+    let leave: Vec<Vec<(usize, u32)>> = vec![vec![(0, 150), (1, 7)], vec![(0, 20)], vec![(1, 300), (0, 1)], vec![(0, 120), (1, 1)]];
+    let mut cases = vec![
+        case("2 bits of both, four groups in a head of 128", 128, 2, 2, rtn(Two, Two, 32)),
+        case("2 bits clipped to 0.8, one group a head", 64, 1, 1, hadamard(Two, Two, 64)),
+        case("keys of two planes; 20 x 4: the last word of the high plane is half full", 80, 1, 1, hadamard(Three, Three, 128)),
+        Case { protection: protect(4, 0), ..case("sinks without a window: the first block is packed in part", 64, 2, 2, hadamard(Three, Four, 32)) },
+        Case {
+            protection: protect(4, 32),
+            element: Element::F16,
+            steps: leave.clone(),
+            ..case("f16 rows; tokens leave the window and are packed with fresh ones", 64, 2, 2, rtn(Four, Three, 128))
+        },
+        Case {
+            protection: protect(0, 128),
+            steps: vec![vec![(0, 255)], vec![(0, 1)], vec![(0, 400), (1, 130)], vec![(1, 126), (0, 1)]],
+            ..case("a window of a page; signed key bytes", 64, 1, 1, hadamard(Eight, Eight, 32))
+        },
+        Case { slabs: true, ..case("every KV head in a slab of its own; 12 x 8", 96, 3, 3, rtn(Two, Eight, 32)) },
+        Case { protection: protect(127, 0), ..case("all but one token of the first page is a sink", 128, 1, 1, hadamard(Four, Two, 128)) },
+        case("the largest head", 256, 1, 1, rtn(Eight, Three, 64)),
+        case("the largest head rotated, eight groups", 256, 1, 1, hadamard(Three, Eight, 32)),
+        Case { element: Element::F16, protection: protect(4, 128), ..case("f16 pages protect nothing", 64, 2, 2, Format::f16()) },
+        case("f16 pages of a head of 80", 80, 1, 1, Format::f16()),
+    ];
+    cases[1].shape = rope(&cases[1], Rope::new(500.0, 64).interleaved());
+    cases[3].shape = rope(&cases[3], Rope::new(10_000.0, 32));
+    cases[4].shape = rope(&cases[4], Rope::none());
+    cases[9].shape = rope(&cases[9], Rope::new(10_000.0, 64).interleaved());
+    cases
+}
+
+#[test]
+fn append_agrees_with_its_reference_at_every_bit_width() {
+    let gpu = gpu();
+    for case in cases() {
+        let start = std::time::Instant::now();
+        let steps = case.steps.clone();
+        let mut walk = Walk::new(&gpu, case);
+        let mut count = Count::default();
+        for chunks in &steps {
+            let taken = walk.take(chunks, false);
+            check_step(&walk, &taken, &mut count);
+        }
+        let ties = if walk.case.format.codec() == Codec::F16 { HALF_TIES } else { TIES };
+        assert!(count.all > 1000 && (count.ties as f64) < ties * count.all as f64, "{count:?} rounded otherwise than the twin. WGKV_SEED={}", walk.seed);
+        assert!(pollster::block_on(walk.cache.status()).unwrap().is_clean());
+        println!("  {count:?} {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn groups_without_a_range_come_back() {
+    // All numbers of a group alike: the scale is bounded below so that the zero stays an integer that a half holds.
+    let gpu = gpu();
+    for bits in [Bits::Two, Bits::Three, Bits::Four, Bits::Eight] {
+        let mut walk = Walk::new(
+            &gpu,
+            Case {
+                shape: Shape { layers: 1, query_heads: 1, kv_heads: 1, head_dim: 64, rope: Rope::none() },
+                ..case("flat groups", 64, 1, 1, rtn(bits, bits, 32))
+            },
+        );
+        let levels: Vec<f32> = [0.0, 1e-7, -3e-5, 0.1, -1.0, 77.7, -1000.0, 20_000.0].into_iter().flat_map(|x| [x; 64]).collect();
+        walk.take_rows(&[(0, 8)], [levels.clone(), levels.clone(), levels.clone()], false);
+        for back in walk.dequantize(0) {
+            for (x, want) in back.iter().zip(&levels) {
+                // Half a step; a step is 2^-10 of the number, or 2^-14.
+                let allowed = 0.51 * (want.abs() / 1024.0).max(2_f32.powi(-14)) * 1.001;
+                assert!((x - want).abs() <= allowed, "{want} at {bits:?} came back as {x}");
+            }
+        }
+    }
+}
+
+/// What is wrong with one row: (chunk row, KV head, in the key, in the value, the number).
+type Harm = (u32, u32, bool, bool, f32);
+
+/// Runs the same two steps twice: with harm, and with zeros in the harmed rows instead.
+fn harmed(gpu: &Gpu, case: &Case, harms: &[Harm], flags: &[Flag]) {
+    let shape = case.shape.clone();
+    let d = shape.head_dim as usize;
+    let [mut broken, mut zeroed] = [Walk::new(gpu, case.clone()), Walk::new(gpu, case.clone())];
+    for (s, chunks) in case.steps.iter().enumerate() {
+        let rows = broken.draw(chunks.iter().map(|(_, n)| n).sum());
+        let (mut bad, mut zero) = (rows.clone(), rows);
+        for (row, head, key, value, number) in harms.iter().filter(|_| s == 0) {
+            let at = (row * shape.kv_heads + head) as usize * d;
+            for (which, harmed) in [(0, *key), (1, *value)] {
+                if harmed {
+                    bad[which][at + 5] = *number;
+                    zero[which][at..at + d].fill(0.0);
+                }
+            }
+        }
+        let (a, b) = (broken.take_rows(chunks, bad, true), zeroed.take_rows(chunks, zero, true));
+        // RoPE turns zeros into zeros of either sign, so halves are compared with that sign taken off.
+        let halves = |words: &[u32]| words.iter().map(|w| [w & 0xffff, w >> 16].map(|h| if h == 0x8000 { 0 } else { h })).collect::<Vec<_>>();
+        assert!(halves(&a.after.protected_rows) == halves(&b.after.protected_rows), "{}: step {s} left other f16 rows", case.why);
+        let alike = |(a, b): (&Vec<u32>, &Vec<u32>)| if case.format.codec() == Codec::F16 { halves(a) == halves(b) } else { a == b };
+        assert!(a.after.pages.iter().zip(&b.after.pages).all(alike), "{}: step {s} left other pages", case.why);
+        assert!(broken.output(&a) == zeroed.output(&b), "{}: step {s} attended otherwise", case.why);
+        assert!(broken.output(&a).iter().all(|x| x.is_finite()));
+    }
+    let status = pollster::block_on(broken.cache.status()).unwrap();
+    assert_eq!(status, Status { rows: flags.len() as u32, flags: flags.to_vec() }, "{}", case.why);
+    assert!(pollster::block_on(broken.cache.status()).unwrap().is_clean(), "asking clears the list");
+    assert!(pollster::block_on(zeroed.cache.status()).unwrap().is_clean());
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_stored_as_zeros_and_listed() {
+    let gpu = gpu();
+    let steps = vec![vec![(0, 40), (1, 9)], vec![(1, 1), (0, 1)]];
+    let flag = |slot, token, head, key, value| Flag { layer: 0, slot, token, head, key, value };
+    // Row 43 is token 3 of the second sequence.
+    let harms = [(2, 1, true, false, f32::NAN), (31, 0, false, true, f32::INFINITY), (43, 1, true, true, f32::NEG_INFINITY)];
+    let flags = [flag(0, 2, 1, true, false), flag(0, 31, 0, false, true), flag(1, 3, 1, true, true)];
+    for case in [
+        Case { steps: steps.clone(), ..case("packed at once, rotated", 64, 2, 2, hadamard(Bits::Four, Bits::Two, 32)) },
+        Case { steps: steps.clone(), element: Element::F16, ..case("f16 rows into f16 pages", 64, 2, 2, Format::f16()) },
+        Case { steps, protection: protect(4, 128), ..case("kept in the window", 64, 2, 2, hadamard(Bits::Four, Bits::Two, 32)) },
+    ] {
+        harmed(&gpu, &case, &harms, &flags);
+    }
+}
+
+#[test]
+fn more_broken_rows_than_the_list_holds_are_counted() {
+    let gpu = gpu();
+    let mut walk = Walk::new(&gpu, Case { steps: vec![vec![(0, 300)]], ..case("300 broken keys", 64, 1, 1, rtn(Bits::Four, Bits::Four, 64)) });
+    let [mut keys, values, queries] = walk.draw(300);
+    for row in keys.chunks_exact_mut(64) {
+        row[63] = f32::NAN;
+    }
+    walk.take_rows(&[(0, 300)], [keys, values, queries], false);
+    let status = pollster::block_on(walk.cache.status()).unwrap();
+    assert_eq!((status.rows, status.flags.len()), (300, 256));
+    assert!(status.flags.iter().all(|f| f.key && !f.value));
+}
+
+#[test]
+fn the_twin_lists_what_the_kernel_lists() {
+    let gpu = gpu();
+    let mut walk = Walk::new(&gpu, case("a broken row", 64, 1, 1, rtn(Bits::Four, Bits::Four, 64)));
+    let [mut keys, mut values, queries] = walk.draw(3);
+    keys[64] = f32::NAN;
+    values[128] = f32::INFINITY;
+    let taken = walk.take_rows(&[(0, 3)], [keys, values, queries], false);
+    let (words, mut pages, mut status) = (taken.step.words(), taken.before.pages.clone(), vec![0; 1028]);
+    let params: &AppendParams = &words.append[0];
+    let constants: &Constants = &walk.constants;
+    reference::append(
+        params,
+        constants,
+        &words.tables,
+        &walk.turns,
+        &taken.keys.words,
+        &taken.values.words,
+        &taken.before.protected_rows,
+        &mut pages[0],
+        &mut status,
+    );
+    assert_eq!(status[..12], [2, 0, 0, 0, 0, 0, 1, 1, 0, 0, 2, 2]);
+    assert_eq!(pollster::block_on(walk.cache.status()).unwrap().rows, 2);
+}

@@ -1,0 +1,111 @@
+//! `attend_merge` makes each output row of its partial results: from the slices of the pages and from the f16 rows.
+//!
+//! - It agrees with its twin on the same partial results up to f32's rounding, in f32 and (one rounding more) in f16.
+//! - The output of a decode step is f64 attention over the stored rows, up to the int8 query and the u8 weights.
+//! - It writes every row, and nothing beyond the last.
+#![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
+
+mod support;
+
+use support::*;
+use wgkv::reference;
+use wgkv::*;
+
+/// Error of a number of the output, relative to the length of its row: a weighted mean over at most 256 partial results in groups of
+/// eight, `exp2` of each weight (2^-22 and more for small ones), the quotient, and the rotation's 11 roundings of 2^-24.
+const MERGE_ERROR: f32 = 4e-6;
+
+/// A unit in the last place of a half.
+const HALF_ERROR: f32 = 1.0 / 1024.0;
+
+/// Relative RMS of a decode step's output against f64 attention over the stored rows: the int8 query moves a score by 1/254 of the
+/// largest channel's share, the u8 weights move a weight by 1/510 of the largest.
+const DECODE_RMS: f64 = 0.03;
+
+fn cases() -> Vec<Case> {
+    use Bits::*;
+    let steps: Vec<Vec<(usize, u32)>> = vec![vec![(0, 140), (1, 30), (2, 400)], vec![(2, 1), (0, 1), (1, 1)], vec![(1, 3), (2, 1)]];
+    let of = |why, head_dim, query_heads, kv_heads, format| Case { steps: steps.clone(), ..case(why, head_dim, query_heads, kv_heads, format) };
+    let mut cases = vec![
+        of("partials of pages alone, no rotation", 64, 2, 2, rtn(Eight, Eight, 32)),
+        Case { element: Element::F16, protection: protect(4, 16), ..of("both kinds, rotation, f16 rows, a share of 3", 64, 6, 2, hadamard(Four, Four, 64)) },
+        Case { element: Element::F16, ..of("f16 rows of an odd number of heads, a share of 7", 64, 7, 1, Format::f16()) },
+        Case { slabs: true, protection: protect(4, 128), ..of("every KV head in a slab of its own, 20 x 4", 80, 8, 2, hadamard(Four, Four, 128)) },
+        Case { protection: protect(0, 16), ..of("12 x 8", 96, 2, 1, hadamard(Eight, Four, 32)) },
+        Case { protection: protect(4, 0), ..of("a head of 128", 128, 1, 1, hadamard(Four, Eight, 128)) },
+        Case { protection: protect(4, 0), ..of("a head of 256", 256, 1, 1, hadamard(Four, Four, 128)) },
+        Case { steps: vec![vec![(0, 70 * 128)], vec![(0, 1)]], ..case("more partials than invocations", 64, 1, 1, rtn(Four, Four, 64)) },
+    ];
+    cases[3].shape.rope = Rope::new(10_000.0, 80).interleaved();
+    cases[4].shape.rope = Rope::none();
+    cases
+}
+
+#[test]
+fn attend_merge_agrees_with_its_reference() {
+    let gpu = gpu();
+    for case in cases() {
+        let start = std::time::Instant::now();
+        let mut walk = Walk::new(&gpu, case);
+        let steps = walk.case.steps.clone();
+        for (s, chunks) in steps.iter().enumerate() {
+            let taken = walk.take(chunks, s > 0);
+            if s == 0 {
+                continue;
+            }
+            let (words, c, shape) = (taken.step.words(), walk.constants, walk.case.shape.clone());
+            let [_, _, partials, row_partials] = &taken.scratch;
+            let mut twin = vec![POISON; taken.output.len()];
+            let (params, rows) = &words.attend_merge[0];
+            reference::attend_merge(params, &c, *rows, &words.tables, floats(partials), floats(row_partials), &mut twin);
+            let want: Vec<f32> = if c.half_rows { twin.iter().flat_map(|w| reference::half::unpack(*w)).collect() } else { floats(&twin).to_vec() };
+            let (d, got) = (c.head_dim as usize, walk.output(&taken));
+            for (i, (got, want)) in got.chunks_exact(d).zip(want.chunks_exact(d)).enumerate() {
+                let name = format!("{}: step {s}, row {}, head {}", walk.case.why, i / shape.query_heads as usize, i % shape.query_heads as usize);
+                close(&name, got, want, MERGE_ERROR * norm(want), if c.half_rows { HALF_ERROR } else { 0.0 }, walk.seed);
+            }
+            decodes(&walk, &taken, &got);
+        }
+        println!("  {:?}", start.elapsed());
+    }
+}
+
+fn decodes(walk: &Walk, taken: &Taken, got: &[f32]) {
+    let row = (walk.case.shape.query_heads * walk.case.shape.head_dim) as usize;
+    let mut first = 0;
+    for (sequence, tokens) in &taken.chunks {
+        if *tokens == 1 {
+            let want = exact_over_stored(walk, taken, *sequence, first, 1);
+            let (error, length) = got[first as usize * row..].iter().zip(&want).fold((0.0, 0.0), |(e, l), (a, b)| (e + (f64::from(*a) - b).powi(2), l + b * b));
+            println!("  sequence {sequence}: relative error {:.5}", (error / length).sqrt());
+            assert!(
+                error <= DECODE_RMS * DECODE_RMS * length,
+                "{}: sequence {sequence}, relative error {}. WGKV_SEED={}",
+                walk.case.why,
+                (error / length).sqrt(),
+                walk.seed
+            );
+        }
+        first += tokens;
+    }
+}
+
+#[test]
+fn nothing_beyond_the_last_row_is_written() {
+    let gpu = gpu();
+    for element in [Element::F32, Element::F16] {
+        let mut walk = Walk::new(&gpu, Case { element, ..case("an output longer than its rows", 64, 2, 1, rtn(Bits::Four, Bits::Four, 64)) });
+        walk.take(&[(0, 9)], false);
+        let rows = walk.draw(1).map(|numbers| walk.input(numbers).words);
+        let step = walk.cache.step(&[Chunk { sequence: walk.sequences[0], tokens: 1 }]).unwrap();
+        let [k, v, q] = [&rows[0], &rows[1], &rows[2]].map(|words| upload(&walk.gpu, bytemuck::cast_slice(words)));
+        let (used, out) = (rows[2].len(), poisoned(&walk.gpu, rows[2].len() + 64));
+        let of = |buffer| Rows { buffer, offset: 0, element };
+        let mut encoder = walk.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        walk.cache.append(&mut encoder, &step, 0, of(&k), of(&v)).unwrap();
+        walk.cache.attend(&mut encoder, &step, 0, of(&q), of(&out)).unwrap();
+        walk.gpu.queue().submit([encoder.finish()]);
+        let got = words(&walk.gpu, &out);
+        assert!(got[..used].iter().all(|w| *w != POISON) && got[used..].iter().all(|w| *w == POISON), "{element:?}");
+    }
+}

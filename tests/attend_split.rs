@@ -1,0 +1,141 @@
+//! `attend_split` computes, for each slice of the packed pages and each query head, the largest score, the sum of the weights and
+//! the weighted row of values, from the codes.
+//!
+//! - It agrees with its twin on the same query codes and the same pages: integer dot products exactly, the rest up to f32's rounding.
+//! - The u8 weight of a token may be rounded otherwise where `exp2`'s error reaches a tie: then the row is off by 1/255 of the largest
+//!   weight at most. That is rare, and counted.
+//! - Tokens that are not visible (sinks, tokens not yet written) weigh nothing, whatever their place in the page holds.
+//! - It writes the partial results of its items and no others.
+//!
+//! Everything is read back from the GPU, so the twin starts from the kernel's own inputs.
+#![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
+
+mod support;
+
+use support::*;
+use wgkv::reference;
+use wgkv::*;
+
+/// Error of a score, in log2 units: 2^-24 for each of at most 12 roundings, on terms whose magnitudes sum to less than 40 in these
+/// tests (a scale times a zero times the sum of a group's codes can be several times the score).
+const SCORE_ERROR: f32 = 3e-5;
+
+/// Error of a weight: that of the score times ln 2, and `exp2`'s own, 2^-22 by WGSL's accuracy for arguments near zero, and more for
+/// weights that are small.
+const WEIGHT_ERROR: f32 = 4e-5;
+
+/// Weights of one item and group that may be rounded otherwise.
+const FLIPS: f32 = 3.0;
+
+/// Share of the rows in which such a weight may be.
+const FLIPPED_ROWS: f64 = 0.1;
+
+fn cases(gpu: &Gpu) -> Vec<Case> {
+    use Bits::*;
+    let long = vec![vec![(0, 140), (1, 300), (2, 1)], vec![(2, 1), (0, 1), (1, 1)]];
+    let of = |why, head_dim, query_heads, kv_heads, format| Case { steps: long.clone(), ..case(why, head_dim, query_heads, kv_heads, format) };
+    let mut cases = vec![
+        Case { no_subgroups: true, ..of("2 bits, a share of 1, two groups; reduced through workgroup memory everywhere", 64, 2, 2, rtn(Two, Two, 32)) },
+        of("2-bit values under 3-bit keys, a share of 2", 64, 4, 2, hadamard(Three, Two, 64)),
+        Case { protection: protect(4, 0), ..of("a share of 3: one of four lanes idle; sinks are hidden", 64, 3, 1, rtn(Four, Three, 32)) },
+        Case { slabs: true, element: Element::F16, ..of("a share of 7, every KV head in a slab of its own", 64, 14, 2, hadamard(Eight, Eight, 64)) },
+        Case { split_workgroups: Some(1), ..of("f16 pages, a share of 16, all pages in one slice", 64, 16, 1, Format::f16()) },
+        Case {
+            protection: protect(127, 0),
+            ..of("a head of 80: three high words, the last half full; one token of the first page is visible", 80, 4, 1, hadamard(Three, Three, 128))
+        },
+        Case { protection: protect(0, 16), ..of("a head of 96: three groups, a share of 8; the window is hidden", 96, 8, 1, rtn(Eight, Two, 32)) },
+        Case {
+            no_subgroups: true,
+            split_workgroups: Some(2),
+            ..of("a head of 128, four groups, several pages a slice; reduced through workgroup memory everywhere", 128, 4, 1, hadamard(Two, Four, 32))
+        },
+        of("a head of 256: two quads a lane, eight groups", 256, 1, 1, hadamard(Four, Eight, 32)),
+    ];
+    // The cases above run the code that the device prefers; these, the other.
+    let straight = Some(!gpu.capability().straight);
+    for (why, bits) in
+        [("the other walk at 2 bits", Two), ("the other walk at 3 bits", Three), ("the other walk at 4 bits", Four), ("the other walk at 8 bits", Eight)]
+    {
+        cases.push(Case { straight, steps: vec![vec![(0, 300)], vec![(0, 1)]], ..case(why, 64, 2, 1, hadamard(bits, bits, 64)) });
+    }
+    cases
+}
+
+#[test]
+fn attend_split_agrees_with_its_reference() {
+    let gpu = gpu();
+    for case in cases(&gpu) {
+        let start = std::time::Instant::now();
+        let mut walk = Walk::new(&gpu, case);
+        let steps = walk.case.steps.clone();
+        let (last, fill) = steps.split_last().unwrap();
+        for chunks in fill {
+            walk.take(chunks, false);
+        }
+        let taken = walk.take(last, true);
+        check(&walk, &taken);
+        println!("  {:?}", start.elapsed());
+    }
+}
+
+fn check(walk: &Walk, taken: &Taken) {
+    let (words, c, shape) = (taken.step.words(), walk.constants, &walk.case.shape);
+    let [_, query_codes, partials, _] = &taken.scratch;
+    let mut twin = vec![f32::from_bits(POISON); partials.len()];
+    for ((params, items), pages) in words.attend_split.iter().zip(&taken.after.pages) {
+        assert!(*items > 0, "the case has something to attend to");
+        reference::attend_split(params, &c, *items, &words.tables, query_codes, pages, &mut twin);
+    }
+    let items = words.attend_split[0].1;
+    let d = c.head_dim as usize;
+    let entries = (c.head_dim + 4) * c.heads;
+    let used = (items * shape.kv_heads * c.blocks * entries) as usize;
+    assert!(partials[used..].iter().all(|w| *w == POISON), "{}: partials of no item were written", walk.case.why);
+    let (mut rows, mut flipped) = (0, 0);
+    for (item, head) in (0..items).flat_map(|x| (0..shape.query_heads).map(move |h| (x, h))) {
+        let (kv, of) = (head / shape.share(), head % shape.share());
+        let at = ((item * shape.kv_heads + kv) * c.blocks + of / c.heads) * entries + of % c.heads * (c.head_dim + 4);
+        let take = |words: &[f32]| words[at as usize..][..d + 2].to_vec();
+        let (got, want) = (take(floats(partials)), take(&twin));
+        let name = format!("{}: item {item}, head {head}", walk.case.why);
+        close(&format!("{name}: largest score"), &got[d..=d], &want[d..=d], SCORE_ERROR, f32::EPSILON, walk.seed);
+        close(&format!("{name}: sum of weights"), &got[d + 1..], &want[d + 1..], 0.0, 2.0 * WEIGHT_ERROR, walk.seed);
+        let total = want[d + 1];
+        assert!(total >= 1.0 - WEIGHT_ERROR, "{name}: the largest weight is 1, so the sum {total} is more");
+        // The rows as means of the values, so that they are of the values' size.
+        let mean = |row: &[f32]| -> Vec<f32> { row[..d].iter().map(|x| x / total).collect() };
+        let largest = largest_value(taken);
+        let (got, want) = (mean(&got), mean(&want));
+        let tight = 2.0 * WEIGHT_ERROR * largest;
+        rows += 1;
+        if got.iter().zip(&want).any(|(a, b)| (a - b).abs() > tight) {
+            flipped += 1;
+            assert!(c.value_bits < 16, "{name}: weights of f16 values are not rounded to u8. WGKV_SEED={}", walk.seed);
+        }
+        let flips = if c.value_bits < 16 { FLIPS * largest / 255.0 } else { 0.0 };
+        close(&format!("{name}: mean of values"), &got, &want, tight + flips, 0.0, walk.seed);
+    }
+    println!("  {flipped} of {rows} rows with a weight rounded otherwise");
+    assert!(f64::from(flipped) <= (FLIPPED_ROWS * f64::from(rows)).max(1.0), "{flipped} of {rows}");
+}
+
+/// A bound on the magnitude of a stored value: five standard deviations, or the step's own largest. (Rotated rows of normal numbers are
+/// normal, too.)
+fn largest_value(taken: &Taken) -> f32 {
+    taken.values.numbers.iter().fold(5.0_f32, |l, x| l.max(x.abs()))
+}
+
+#[test]
+fn attend_split_is_near_exact_attention_over_the_stored_rows() {
+    // Against f64 attention over the dequantized rows: what remains is the int8 query and the u8 weights.
+    const RMS: f64 = 0.02;
+    let gpu = gpu();
+    let mut walk =
+        Walk::new(&gpu, Case { steps: vec![vec![(0, 511)], vec![(0, 1)]], ..case("four full pages", 64, 2, 1, hadamard(Bits::Four, Bits::Four, 64)) });
+    walk.take(&[(0, 511)], false);
+    let taken = walk.take(&[(0, 1)], true);
+    let (got, want) = (walk.output(&taken), exact_over_stored(&walk, &taken, 0, 0, 1));
+    let (error, length) = got.iter().zip(&want).fold((0.0, 0.0), |(e, l), (a, b)| (e + (f64::from(*a) - b).powi(2), l + b * b));
+    assert!(error < RMS * RMS * length, "relative error {}. WGKV_SEED={}", (error / length).sqrt(), walk.seed);
+}

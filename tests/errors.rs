@@ -1,0 +1,351 @@
+//! Bad input is refused by a typed error that names the thing, the number wanted and the number had; and after a refusal the cache
+//! holds what it held and can be used on.
+//!
+//! What is wrong with shape, format, protection, budget or device is refused by `Plan`, without a GPU. What is wrong with a step, a
+//! sequence or a buffer is refused by the cache before anything is recorded.
+#![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
+
+mod support;
+
+use support::*;
+use wgkv::gpu::Capability;
+use wgkv::kernel::rotate;
+use wgkv::*;
+
+/// Asserts that it is this error, and that its message holds these words and numbers.
+#[track_caller]
+fn refused<T: std::fmt::Debug>(result: Result<T>, want: &Error, words: &[&str]) {
+    let Err(error) = result else { panic!("should be refused: {want}") };
+    assert_eq!(error, *want);
+    let message = error.to_string();
+    for word in words {
+        assert!(message.contains(word), "{message:?} does not say {word:?}");
+    }
+}
+
+fn shape() -> Shape {
+    Shape { layers: 2, query_heads: 4, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
+}
+
+fn plan(shape: Shape, format: Format, protection: Protection, budget: Budget, capability: &Capability) -> Result<Plan> {
+    Plan::new(shape, format, protection, budget, capability)
+}
+
+#[test]
+fn names_and_numbers_that_mean_nothing_are_refused() {
+    refused("int4".parse::<Codec>(), &Error::Codec { had: "int4".into() }, &["int4", "f16, rtn and hadamard"]);
+    refused(Bits::try_from(5), &Error::Bits { had: 5 }, &["2, 3, 4 or 8", "5"]);
+    for text in ["last:3", "first:", "first:x", "4", ""] {
+        refused(text.parse::<Sinks>(), &Error::Text { name: "sinks", wanted: "none or first:N", had: text.into() }, &["none or first:N", text]);
+    }
+    assert_eq!("first:4".parse::<Sinks>().unwrap(), Sinks::First(4));
+    for codec in [Codec::F16, Codec::Rtn, Codec::Hadamard] {
+        assert_eq!(codec.to_string().parse::<Codec>().unwrap(), codec);
+    }
+}
+
+#[test]
+fn shapes_that_no_kernel_serves_are_refused() {
+    let fields = |edit: &dyn Fn(&mut Shape)| {
+        let mut shape = shape();
+        edit(&mut shape);
+        plan(shape, Format::f16(), Protection::strict(), Budget::tokens(1, 1), &Capability::webgpu_default())
+    };
+    let error = |name, wanted: &str, had: &str| Error::Shape { name, wanted: wanted.into(), had: had.into() };
+    let case = |edit: &dyn Fn(&mut Shape), name, wanted: &str, had: &str| refused(fields(edit), &error(name, wanted, had), &[name, wanted, had]);
+    case(&|s| s.layers = 0, "layers", "1 or more", "0");
+    case(&|s| s.kv_heads = 0, "kv_heads", "1 or more", "0");
+    case(&|s| s.query_heads = 0, "query_heads", "1 or more", "0");
+    case(&|s| s.head_dim = 100, "head_dim", "64, 80, 96, 128 or 256", "100");
+    case(&|s| s.query_heads = 5, "query_heads", "a multiple of kv_heads (2), 16 times at most", "5");
+    case(&|s| s.query_heads = 34, "query_heads", "a multiple of kv_heads (2), 16 times at most", "34");
+    case(&|s| (s.query_heads, s.kv_heads) = (5000, 5000), "kv_heads", "4095 at most", "5000");
+    case(&|s| s.rope = Rope::new(1e4, 66), "rope pairs", "32 at most", "33");
+    case(&|s| s.rope = Rope::none().with_frequencies(vec![1.0, f64::NAN]), "rope frequency", "finite", "NaN");
+    case(&|s| s.rope = Rope::none().with_frequencies(vec![f64::INFINITY]), "rope frequency", "finite", "inf");
+}
+
+#[test]
+fn formats_that_do_not_fit_the_head_are_refused() {
+    let make = |format, head_dim| {
+        plan(Shape { head_dim, rope: Rope::none(), ..shape() }, format, Protection::strict(), Budget::tokens(1, 1), &Capability::webgpu_default())
+    };
+    // (group, head_dim): no such group; not a divisor; larger than the head, but not 128, which means one group.
+    for (group, head_dim) in [(48, 96), (16, 64), (0, 64), (256, 256), (32, 80), (64, 80), (64, 96)] {
+        refused(make(rtn(Bits::Four, Bits::Four, group), head_dim), &Error::Group { group, head_dim }, &[&group.to_string(), &head_dim.to_string()]);
+    }
+    for (group, head_dim) in [(128, 64), (128, 80), (128, 96), (32, 96), (64, 256)] {
+        assert!(make(rtn(Bits::Four, Bits::Four, group), head_dim).is_ok(), "a group of {group} in a head of {head_dim}");
+    }
+    for clip in [0.0, -0.5, 1.5, f32::NAN] {
+        let error = Error::Shape { name: "key clip", wanted: "above 0 and at most 1".into(), had: clip.to_string() };
+        refused(make(rtn(Bits::Two, Bits::Two, 64).with_clip(clip), 64), &error, &["key clip", "above 0 and at most 1", &clip.to_string()]);
+    }
+}
+
+#[test]
+fn protections_that_are_too_large_are_refused() {
+    let make = |protection| plan(shape(), rtn(Bits::Two, Bits::Two, 64), protection, Budget::tokens(1, 1), &Capability::webgpu_default());
+    refused(make(protect(128, 0)), &Error::Shape { name: "sinks", wanted: "127 at most".into(), had: "128".into() }, &["sinks", "127", "128"]);
+    refused(make(protect(0, 65_537)), &Error::Shape { name: "window", wanted: "65536 at most".into(), had: "65537".into() }, &["window", "65536", "65537"]);
+    assert!(make(protect(127, 0)).is_ok());
+}
+
+#[test]
+fn budgets_that_hold_nothing_are_refused() {
+    let make = |budget| plan(shape(), rtn(Bits::Two, Bits::Two, 64), Protection::default(), budget, &Capability::webgpu_default());
+    let none = |name| Error::Shape { name, wanted: "1 or more".into(), had: "0".into() };
+    refused(make(Budget::tokens(0, 10)), &none("sequences"), &["sequences", "1 or more", "0"]);
+    refused(make(Budget::tokens(10, 0)), &none("tokens"), &["tokens", "1 or more", "0"]);
+    refused(make(Budget::bytes(0, 1 << 20)), &none("sequences"), &["sequences"]);
+    // One sequence's f16 rows: (4 + 128 + 128) rows of 64 words, 2 KV heads, 2 layers; a page is as the layout says.
+    let rows = 4 * 260 * 64 * 2 * 2;
+    let page = 4 * make(Budget::tokens(1, 1)).unwrap().layout().bytes();
+    let error = Error::Budget { reason: "the f16 rows of all sequences and one page", need: rows + page, have: rows + page - 1 };
+    refused(make(Budget::bytes(1, rows + page - 1)), &error, &[&(rows + page).to_string(), &(rows + page - 1).to_string(), "f16 rows"]);
+    assert_eq!(make(Budget::bytes(1, rows + page)).unwrap().pages(), 1);
+}
+
+#[test]
+fn devices_that_can_do_too_little_are_refused() {
+    let full = Capability::webgpu_default();
+    let make = |capability: &Capability| plan(shape(), hadamard(Bits::Four, Bits::Four, 64), Protection::default(), Budget::tokens(2, 4096), capability);
+    assert!(make(&full).is_ok(), "WebGPU's default limits are enough");
+    let less: [(&str, Capability, u64); 7] = [
+        ("max_compute_invocations_per_workgroup", Capability { invocations: 32, ..full }, 32),
+        ("max_compute_workgroup_size_x", Capability { workgroup_size_x: 63, ..full }, 63),
+        ("max_storage_buffers_per_shader_stage", Capability { storage_buffers: 4, ..full }, 4),
+        ("max_compute_workgroup_storage_size", Capability { workgroup_bytes: 4096, ..full }, 4096),
+        ("max_compute_workgroups_per_dimension", Capability { workgroups: 3, ..full }, 3),
+        ("max_storage_buffer_binding_size", Capability { binding_bytes: 10_000, ..full }, 10_000),
+        ("max_buffer_size", Capability { buffer_bytes: 300_000, ..full }, 300_000),
+    ];
+    for (limit, capability, had) in less {
+        let error = make(&capability).expect_err(limit);
+        let Error::Limit { what, need, have, reason } = error.clone() else { panic!("{error:?}") };
+        // A buffer may be too small for a binding of it, too: then the binding is named.
+        assert!(what == limit || limit == "max_buffer_size", "{error}");
+        assert!(have == had && need > had, "{error}");
+        let message = error.to_string();
+        assert!(message.contains(what) && message.contains(&need.to_string()) && message.contains(&had.to_string()) && message.contains(reason), "{message}");
+    }
+    let pages = plan(shape(), rtn(Bits::Two, Bits::Two, 64), Protection::strict(), Budget::tokens(1 << 20, 1 << 20), &full);
+    refused(pages, &Error::Limit { what: "page number", reason: "the budget's pages", need: 1 << 33, have: 1 << 24 }, &["8589934592", "16777216"]);
+}
+
+#[test]
+fn a_plan_for_a_larger_device_is_refused_by_the_cache() {
+    let gpu = gpu();
+    let large = plan(shape(), Format::f16(), Protection::strict(), Budget::tokens(1, 1 << 17), gpu.capability()).unwrap();
+    let head = large.layout().bytes() * u64::from(large.pages()) * 2;
+    let small = gpu.pretend(Capability { binding_bytes: head / 2 - 1, ..*gpu.capability() });
+    let error = Cache::new(&small, large).expect_err("the slab is larger than a binding");
+    assert!(matches!(error, Error::Limit { what: "max_storage_buffer_binding_size", need, have, .. } if need > have && have == head / 2 - 1), "{error:?}");
+    assert!(error.to_string().contains(&(head / 2 - 1).to_string()));
+}
+
+#[test]
+fn rows_that_rotate_cannot_take_are_refused() {
+    let gpu = gpu();
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let buffer = upload(&gpu, &[0.0; 1024]);
+    let mut rotate = |rows: Rows<'_>, count, head_dim| rotate::record(&gpu, &mut encoder, rows, count, head_dim);
+    refused(
+        rotate(Rows::f32(&buffer), 1, 100),
+        &Error::Shape { name: "head_dim", wanted: "64, 80, 96, 128 or 256".into(), had: "100".into() },
+        &["head_dim", "100"],
+    );
+    refused(rotate(Rows::f16(&buffer), 1, 64), &Error::Element { name: "rows", wanted: "f32", had: "f16" }, &["rows", "f32", "f16"]);
+    refused(rotate(Rows::f32(&buffer), 17, 64), &Error::Rows { name: "rows", need: 17 * 256, have: 4096 }, &["rows", "4352", "4096"]);
+    assert!(rotate(Rows::f32(&buffer), 0, 64).is_ok(), "no rows are no error");
+}
+
+/// A cache in use, with what must not change when it refuses something.
+struct Used {
+    walk: Walk,
+    state: State,
+    tokens: Vec<u32>,
+    free_pages: u32,
+}
+
+impl Used {
+    /// Fills it by one step of 140 and 30 tokens.
+    fn new(gpu: &Gpu, rows: &[Vec<f32>; 3]) -> Self {
+        let steps = vec![vec![(0, 140), (1, 30)], vec![(0, 1), (1, 1)]];
+        let mut walk = Walk::new(gpu, Case { steps, protection: protect(4, 0), ..case("a cache in use", 64, 4, 2, hadamard(Bits::Four, Bits::Four, 64)) });
+        walk.take_rows(&[(0, 140), (1, 30)], rows.clone(), true);
+        let tokens = walk.sequences.iter().map(|s| walk.cache.tokens(*s).unwrap()).collect();
+        Self { state: walk.state(), tokens, free_pages: walk.cache.free_pages(), walk }
+    }
+
+    #[track_caller]
+    fn unchanged(&self) {
+        let cache = &self.walk.cache;
+        assert_eq!(self.walk.sequences.iter().map(|s| cache.tokens(*s).unwrap()).collect::<Vec<_>>(), self.tokens);
+        assert_eq!(cache.free_pages(), self.free_pages);
+        assert!(self.walk.state() == self.state, "pages or f16 rows changed");
+        assert!(pollster::block_on(cache.status()).unwrap().is_clean());
+    }
+}
+
+fn buffer(gpu: &Gpu, bytes: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
+    gpu.device().create_buffer(&wgpu::BufferDescriptor { label: Some("test"), size: bytes, usage, mapped_at_creation: false })
+}
+
+#[test]
+fn a_cache_that_refused_holds_what_it_held_and_can_be_used_on() {
+    let gpu = gpu();
+    let mut source = Walk::new(&gpu, Case { steps: vec![vec![(0, 1)]], ..case("numbers for two caches", 64, 4, 2, hadamard(Bits::Four, Bits::Four, 64)) });
+    let fill = source.draw(170);
+    let [mut used, mut control] = [Used::new(&gpu, &fill), Used::new(&gpu, &fill)];
+    assert!(used.state == control.state);
+
+    let sequence = used.walk.sequences[0];
+    let chunk = |sequence, tokens| Chunk { sequence, tokens };
+    let foreign = control.walk.sequences[0];
+    let gone = {
+        let mut other = Used::new(&gpu, &fill);
+        let gone = other.walk.sequences[1];
+        other.walk.cache.free(gone).unwrap();
+        refused(other.walk.cache.tokens(gone), &Error::UnknownSequence { slot: 1 }, &["sequence 1"]);
+        refused(other.walk.cache.free(gone), &Error::UnknownSequence { slot: 1 }, &["sequence 1"]);
+        refused(other.walk.cache.step(&[chunk(gone, 1)]), &Error::UnknownSequence { slot: 1 }, &["sequence 1"]);
+        let again = other.walk.cache.allocate().unwrap();
+        assert_eq!((again.slot(), other.walk.cache.tokens(again)), (1, Ok(0)), "the place is given out again, and is empty");
+        refused(other.walk.cache.tokens(gone), &Error::UnknownSequence { slot: 1 }, &["sequence 1"]);
+        gone
+    };
+
+    // Steps.
+    let plan = used.walk.plan().clone();
+    let room = plan.max_tokens();
+    let cache = &mut used.walk.cache;
+    refused(cache.allocate(), &Error::Sequences { have: 2 }, &["2"]);
+    refused(cache.step(&[chunk(sequence, 0)]), &Error::EmptyChunk { slot: 0 }, &["sequence 0", "1 token", "0"]);
+    refused(cache.step(&[chunk(sequence, 1), chunk(sequence, 2)]), &Error::RepeatedSequence { slot: 0 }, &["sequence 0"]);
+    for stranger in [foreign, gone] {
+        let error = Error::UnknownSequence { slot: stranger.slot() };
+        refused(cache.step(&[chunk(sequence, 1), chunk(stranger, 1)]), &error, &["live sequence"]);
+        refused(cache.tokens(stranger), &error, &["live sequence"]);
+        refused(cache.free(stranger), &error, &["live sequence"]);
+    }
+    refused(
+        cache.step(&[chunk(sequence, room as u32)]),
+        &Error::Length { slot: 0, need: 140 + room, have: room },
+        &["sequence 0", &(140 + room).to_string(), &room.to_string()],
+    );
+    refused(cache.step(&[chunk(sequence, u32::MAX)]), &Error::Length { slot: 0, need: 140 + u64::from(u32::MAX), have: room }, &[&room.to_string()]);
+    // Two sequences that would fit alone: 4 pages in all, 2 and 1 in use.
+    assert_eq!((plan.pages(), used.free_pages), (4, 1));
+    let cache = &mut used.walk.cache;
+    refused(cache.step(&[chunk(used.walk.sequences[1], 128), chunk(sequence, 128)]), &Error::Pages { need: 2, have: 1 }, &["2 more pages", "1 are free"]);
+    used.unchanged();
+
+    // A step of another cache; one that a later step replaced.
+    let keys = source.draw(2);
+    let [k, v, q] = [&keys[0], &keys[1], &keys[2]].map(|rows| upload(&gpu, rows));
+    let out = poisoned(&gpu, keys[2].len());
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let (old, other) = {
+        let mut third = Used::new(&gpu, &fill);
+        let old = third.walk.cache.step(&[chunk(third.walk.sequences[0], 1)]).unwrap();
+        let new = third.walk.cache.step(&[chunk(third.walk.sequences[0], 1), chunk(third.walk.sequences[1], 1)]).unwrap();
+        let later = Error::Stale { reason: "a later step was made, or a sequence was freed" };
+        refused(third.walk.cache.append(&mut encoder, &old, 0, Rows::f32(&k), Rows::f32(&v)), &later, &["later step"]);
+        refused(third.walk.cache.attend(&mut encoder, &old, 0, Rows::f32(&q), Rows::f32(&out)), &later, &["later step"]);
+        third.walk.cache.free(third.walk.sequences[0]).unwrap();
+        refused(third.walk.cache.append(&mut encoder, &new, 0, Rows::f32(&k), Rows::f32(&v)), &later, &["freed"]);
+        (old, new)
+    };
+    for step in [&old, &other] {
+        let stale = Error::Stale { reason: "another cache made it" };
+        refused(used.walk.cache.append(&mut encoder, step, 0, Rows::f32(&k), Rows::f32(&v)), &stale, &["another cache"]);
+        refused(used.walk.cache.attend(&mut encoder, step, 0, Rows::f32(&q), Rows::f32(&out)), &stale, &["another cache"]);
+    }
+
+    // Buffers. The step itself is good, and is used at the end.
+    let step = used.walk.cache.step(&[chunk(sequence, 1), chunk(used.walk.sequences[1], 1)]).unwrap();
+    used.tokens = vec![141, 31];
+    let cache = &used.walk.cache;
+    let storage = wgpu::BufferUsages::STORAGE;
+    let (short, plain) = (buffer(&gpu, 1020, storage), buffer(&gpu, 4096, wgpu::BufferUsages::COPY_DST));
+    let offset = |buffer, offset| Rows { buffer, offset, element: Element::F32 };
+    let mut append = |keys, values, layer| cache.append(&mut encoder, &step, layer, keys, values);
+    refused(append(Rows::f32(&k), Rows::f32(&v), 1), &Error::Layer { had: 1, layers: 1 }, &["layer 1", "1 layers"]);
+    refused(append(Rows::f32(&k), Rows::f16(&v), 0), &Error::Element { name: "values", wanted: "f32", had: "f16" }, &["values", "f32", "f16"]);
+    refused(append(Rows::f32(&short), Rows::f32(&v), 0), &Error::Rows { name: "keys", need: 1024, have: 1020 }, &["keys", "1024", "1020"]);
+    refused(append(Rows::f32(&k), Rows::f32(&short), 0), &Error::Rows { name: "values", need: 1024, have: 1020 }, &["values", "1024", "1020"]);
+    refused(append(offset(&k, 256), Rows::f32(&v), 0), &Error::Rows { name: "keys", need: 1024, have: 768 }, &["keys", "1024", "768"]);
+    refused(append(offset(&k, 1 << 40), Rows::f32(&v), 0), &Error::Rows { name: "keys", need: 1024, have: 0 }, &["keys", "1024", "0"]);
+    let alignment = u64::from(gpu.capability().storage_alignment);
+    let roomy = buffer(&gpu, 4096, storage);
+    refused(append(offset(&roomy, 4), Rows::f32(&v), 0), &Error::Offset { name: "keys", need: alignment, had: 4 }, &["keys", &alignment.to_string(), "4"]);
+    refused(append(Rows::f32(&k), Rows::f32(&plain), 0), &Error::Usage { name: "values", need: "STORAGE" }, &["values", "STORAGE"]);
+    let mut attend = |queries, output, layer| cache.attend(&mut encoder, &step, layer, queries, output);
+    refused(attend(Rows::f32(&q), Rows::f32(&out), 7), &Error::Layer { had: 7, layers: 1 }, &["layer 7", "1 layers"]);
+    refused(attend(Rows::f32(&q), Rows::f16(&out), 0), &Error::Element { name: "output", wanted: "f32", had: "f16" }, &["output", "f32", "f16"]);
+    refused(attend(Rows::f32(&k), Rows::f32(&out), 0), &Error::Rows { name: "queries", need: 2048, have: 1024 }, &["queries", "2048", "1024"]);
+    refused(attend(Rows::f32(&q), Rows::f32(&k), 0), &Error::Rows { name: "output", need: 2048, have: 1024 }, &["output", "2048", "1024"]);
+    refused(attend(Rows::f32(&q), offset(&roomy, 12), 0), &Error::Offset { name: "output", need: alignment, had: 12 }, &["output", "12"]);
+    refused(attend(Rows::f32(&plain), Rows::f32(&out), 0), &Error::Usage { name: "queries", need: "STORAGE" }, &["queries"]);
+    let mut dequantize = |sequence, layer, tokens, keys, values| cache.dequantize(&mut encoder, sequence, layer, tokens, keys, values);
+    refused(dequantize(foreign, 0, 0..1, Rows::f32(&k), Rows::f32(&v)), &Error::UnknownSequence { slot: 0 }, &["sequence 0"]);
+    refused(dequantize(sequence, 0, 139..142, Rows::f32(&k), Rows::f32(&v)), &Error::Range { first: 139, end: 142, have: 141 }, &["139", "142", "141"]);
+    #[expect(clippy::reversed_empty_ranges, reason = "it is what must be refused")]
+    let backwards = 3..2;
+    refused(dequantize(sequence, 0, backwards, Rows::f32(&k), Rows::f32(&v)), &Error::Range { first: 3, end: 2, have: 141 }, &["3", "2", "141"]);
+    refused(dequantize(sequence, 5, 0..1, Rows::f32(&k), Rows::f32(&v)), &Error::Layer { had: 5, layers: 1 }, &["layer 5"]);
+    refused(dequantize(sequence, 0, 0..1, Rows::f16(&k), Rows::f32(&v)), &Error::Element { name: "keys", wanted: "f32", had: "f16" }, &["keys"]);
+    refused(dequantize(sequence, 0, 0..3, Rows::f32(&k), Rows::f32(&v)), &Error::Rows { name: "keys", need: 1536, have: 1024 }, &["1536", "1024"]);
+    assert!(dequantize(sequence, 0, 5..5, Rows::f32(&k), Rows::f32(&v)).is_ok(), "no tokens are no error");
+    assert!(matches!(cache.layer_buffers(1), Err(Error::Layer { had: 1, layers: 1 })));
+    // Had any refusal recorded something, it would run now.
+    gpu.queue().submit([encoder.finish()]);
+    used.unchanged();
+    assert!(words(&gpu, &out).iter().all(|w| *w == POISON), "nothing was attended");
+
+    // The same step on both caches.
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    used.walk.cache.append(&mut encoder, &step, 0, Rows::f32(&k), Rows::f32(&v)).unwrap();
+    used.walk.cache.attend(&mut encoder, &step, 0, Rows::f32(&q), Rows::f32(&out)).unwrap();
+    gpu.queue().submit([encoder.finish()]);
+    let taken = control.walk.take_rows(&[(0, 1), (1, 1)], keys, true);
+    assert!(used.walk.state() == taken.after, "the refusals left a trace in the pages");
+    assert!(words(&gpu, &out) == taken.output, "the refusals left a trace in the output");
+    let mut twin = taken.before.pages.clone();
+    let tables = taken.step.words();
+    reference::append(
+        &tables.append[0],
+        &control.walk.constants,
+        &tables.tables,
+        &control.walk.turns,
+        &taken.keys.words,
+        &taken.values.words,
+        &taken.before.protected_rows,
+        &mut twin[0],
+        &mut [0; 1028],
+    );
+    let differing = twin[0].iter().zip(&taken.after.pages[0]).filter(|(a, b)| a != b).count();
+    assert!(differing <= 2, "{differing} words differ from the twin's, more than ties of two tokens explain");
+    for (sequence, first) in [(0, 0), (1, 1)] {
+        let want = exact_over_stored(&control.walk, &taken, sequence, first, 1);
+        let got = &floats(&taken.output)[first as usize * want.len()..][..want.len()];
+        let (error, length) = got.iter().zip(&want).fold((0.0, 0.0), |(e, l), (a, b)| (e + (f64::from(*a) - b).powi(2), l + b * b));
+        assert!(error < 1e-3 * length, "sequence {sequence}: relative error {}", (error / length).sqrt());
+    }
+}
+
+#[test]
+fn a_step_of_no_chunks_does_nothing() {
+    let gpu = gpu();
+    let mut walk = Walk::new(&gpu, case("nothing", 64, 2, 1, rtn(Bits::Four, Bits::Four, 64)));
+    let state = walk.state();
+    let step = walk.cache.step(&[]).unwrap();
+    assert_eq!(step.rows(), 0);
+    let empty = upload(&gpu, &[0.0]);
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    walk.cache.append(&mut encoder, &step, 0, Rows::f32(&empty), Rows::f32(&empty)).unwrap();
+    walk.cache.attend(&mut encoder, &step, 0, Rows::f32(&empty), Rows::f32(&empty)).unwrap();
+    gpu.queue().submit([encoder.finish()]);
+    assert!(walk.state() == state);
+}

@@ -1,0 +1,107 @@
+//! `protect` keeps exactly the new tokens that are sinks or in the window, in f16, turned and rotated.
+//!
+//! - Every half is the rounding of a number within f32's error of the one computed in f64, and the one the twin makes except where
+//!   that error reaches a tie: rarely, and counted.
+//! - All other f16 rows, those of other sequences among them, keep every bit.
+#![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
+
+mod support;
+
+use support::*;
+use wgkv::reference::{self, rotate_exact, turn_exact};
+use wgkv::*;
+
+/// Error of a number of a turned and rotated row, relative to the row's length; see tests/append.rs.
+const ROW_ERROR: f64 = 16.0 / 16_777_216.0;
+
+/// Halves that may be rounded otherwise than the twin does it: f32's error is 2^-13 of a half's last place, a little more for
+/// numbers much smaller than their row.
+const TIES: f64 = 0.01;
+
+fn cases() -> Vec<Case> {
+    use Bits::*;
+    let format = hadamard(Four, Four, 32);
+    vec![
+        Case { protection: protect(4, 0), ..case("sinks without a window", 64, 2, 2, format) },
+        Case { protection: protect(0, 1), element: Element::F16, ..case("the smallest window; f16 rows", 64, 1, 1, rtn(Two, Two, 32)) },
+        Case {
+            protection: protect(4, 128),
+            steps: vec![vec![(0, 2)], vec![(0, 300), (1, 3)], vec![(0, 1), (1, 200)], vec![(1, 128)]],
+            ..case("the default; sinks arrive in two steps", 64, 2, 2, rtn(Four, Four, 64))
+        },
+        Case { protection: protect(127, 128), ..case("the most sinks; 20 x 4", 80, 1, 1, hadamard(Four, Four, 128)) },
+        Case { protection: protect(4, 16), ..case("12 x 8", 96, 1, 1, hadamard(Four, Four, 32)) },
+        Case { protection: protect(4, 32), ..case("a head of 128, without rotation", 128, 1, 1, rtn(Four, Four, 128)) },
+        Case { protection: protect(4, 32), ..case("the largest head", 256, 1, 1, format) },
+        Case {
+            protection: protect(4, 1024),
+            steps: vec![vec![(0, 700)], vec![(0, 1)]],
+            ..case("more tokens than a dimension of the grid, as pretended, holds", 64, 1, 1, format)
+        },
+    ]
+}
+
+#[test]
+fn protect_agrees_with_its_reference() {
+    let gpu = gpu();
+    for mut case in cases() {
+        let mut gpu = gpu.clone();
+        match case.shape.head_dim {
+            80 => case.shape.rope = Rope::new(10_000.0, 80).interleaved(),
+            96 => case.shape.rope = Rope::none(),
+            128 => case.shape.rope = Rope::new(10_000.0, 64),
+            _ if case.protection.window == 1024 => gpu = gpu.pretend(gpu::Capability { workgroups: 512, ..*gpu.capability() }),
+            _ => {}
+        }
+        let steps = case.steps.clone();
+        let rotates = case.format.codec().rotates();
+        let mut walk = Walk::new(&gpu, case);
+        let (sinks, shape) = (walk.plan().sinks(), walk.case.shape.clone());
+        let d = shape.head_dim as usize;
+        let (mut all, mut ties) = (0, 0);
+        for chunks in &steps {
+            let taken = walk.take(chunks, false);
+            let words = taken.step.words();
+            let (mut twin, mut status) = (taken.before.protected_rows.clone(), vec![0; 1028]);
+            reference::protect(&words.protect[0], &walk.constants, &words.tables, &walk.turns, &taken.keys.words, &taken.values.words, &mut twin, &mut status);
+            assert_eq!(status[0], 0);
+
+            // Which words should change, from what protection means.
+            let mut kept = vec![false; twin.len()];
+            for record in records(&taken) {
+                for token in record.old_tokens..record.new_tokens {
+                    if token >= sinks && token < record.new_packed {
+                        continue;
+                    }
+                    for head in 0..shape.kv_heads {
+                        let context = format!("{}: slot {}, token {token}, head {head}. WGKV_SEED={}", walk.case.why, record.slot, walk.seed);
+                        let at = reference::cached::row_at(&walk.constants, record.slot, shape.kv_heads, head, token) as usize;
+                        kept[at..at + d].fill(true);
+                        let from = (((record.row_first + token - record.old_tokens) * shape.kv_heads + head) * shape.head_dim) as usize;
+                        for (input, at, key) in [(&taken.keys, at, true), (&taken.values, at + d / 2, false)] {
+                            let raw: Vec<f64> = input.numbers[from..from + d].iter().map(|x| f64::from(*x)).collect();
+                            let error = ROW_ERROR * raw.iter().map(|x| x * x).sum::<f64>().sqrt();
+                            let turned = if key { turn_exact(&shape.rope, &raw, token) } else { raw };
+                            let exact = if rotates { rotate_exact(&turned) } else { turned };
+                            let got: Vec<f32> = taken.after.protected_rows[at..at + d / 2].iter().flat_map(|w| reference::half::unpack(*w)).collect();
+                            let want: Vec<f32> = twin[at..at + d / 2].iter().flat_map(|w| reference::half::unpack(*w)).collect();
+                            for i in 0..d {
+                                // Half a unit in the last place of a half is 2^-11 of it at most, or 2^-25.
+                                let allowed = (exact[i].abs() / 2048.0).max(2_f64.powi(-25)) + error;
+                                assert!((f64::from(got[i]) - exact[i]).abs() <= allowed, "channel {i} is {}, should be {}: {context}", got[i], exact[i]);
+                                all += 1;
+                                ties += usize::from(got[i] != want[i]);
+                            }
+                        }
+                    }
+                }
+            }
+            for (i, kept) in kept.iter().enumerate() {
+                assert!(*kept || taken.after.protected_rows[i] == taken.before.protected_rows[i], "{}: word {i} should have stayed", walk.case.why);
+                assert!(*kept || twin[i] == taken.before.protected_rows[i], "{}: the twin's word {i} should have stayed", walk.case.why);
+            }
+        }
+        assert!(all > 1000 && f64::from(ties as u32) < TIES * f64::from(all), "{ties} of {all} rounded otherwise than the twin. WGKV_SEED={}", walk.seed);
+        println!("  {ties} of {all} halves rounded otherwise");
+    }
+}

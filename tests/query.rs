@@ -1,0 +1,130 @@
+//! `query` turns, rotates and scales query rows, and quantizes them to int8 for `attend_split`.
+//!
+//! - `query_rows` agrees with the twin up to f32's rounding.
+//! - The scale is the row's largest magnitude over 127; every code is the rounding of the number over the scale, as the twin rounds
+//!   (ties to even) except where f32's error reaches a tie; each group's sum is exactly the sum of the codes.
+//! - A query that is not finite gives NaN in its own head's output, and changes nothing else.
+#![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
+
+mod support;
+
+use support::*;
+use wgkv::reference;
+use wgkv::*;
+
+/// Relative to the length of the row: 11 roundings of the rotation, 5 of the turn, one of the scale, of 2^-24 each, and the same
+/// again since two codes may round differently.
+const ROW_ERROR: f32 = 34.0 / 16_777_216.0;
+
+/// A quotient: 2.5 units in the last place by WGSL's accuracy, 2^-23 each, and a rounding more.
+const QUOTIENT_ERROR: f32 = 3.0 / 8_388_608.0;
+
+fn cases() -> Vec<Case> {
+    use Bits::*;
+    let mut cases = vec![
+        case("a share of 1", 64, 2, 2, hadamard(Four, Four, 32)),
+        Case { element: Element::F16, ..case("a share of 2, f16 rows, no rotation", 64, 4, 2, rtn(Four, Four, 64)) },
+        case("a share of 3 leaves a head of the block of 4 empty; 20 x 4", 80, 6, 2, hadamard(Two, Two, 128)),
+        case("a share of 7: a block of 4 and one of 3; 12 x 8", 96, 7, 1, hadamard(Two, Two, 32)),
+        case("a share of 16: four blocks", 128, 16, 1, hadamard(Eight, Two, 128)),
+        case("the largest head", 256, 4, 1, hadamard(Three, Two, 64)),
+        case("f32 queries for f16 keys", 64, 4, 1, Format::f16()),
+    ];
+    cases[1].shape.rope = Rope::new(10_000.0, 32);
+    cases[2].shape.rope = Rope::new(10_000.0, 80).interleaved();
+    cases[5].shape.rope = Rope::none();
+    cases
+}
+
+/// The largest magnitude of a row over 127, as the kernel divides.
+fn check_codes(walk: &Walk, name: &str, codes: &[u32], row: &[f32]) {
+    let c = &walk.constants;
+    let quads = c.head_dim as usize / 4;
+    let scale = f32::from_bits(codes[quads]);
+    let largest = row.iter().fold(0.0_f32, |l, x| l.max(x.abs()));
+    close(&format!("{name}: scale"), &[scale], &[largest / 127.0], 0.0, QUOTIENT_ERROR, walk.seed);
+    let bytes: Vec<i8> = codes[..quads].iter().flat_map(|w| w.to_le_bytes()).map(|b| b as i8).collect();
+    for (i, (x, code)) in row.iter().zip(&bytes).enumerate() {
+        // The row here is the kernel's own, so only the quotient has an error.
+        let quotient = f64::from(*x) / f64::from(scale);
+        let off = (quotient - f64::from(*code)).abs();
+        assert!(off <= 0.5 + 127.0 * f64::from(QUOTIENT_ERROR), "{name}: code {i} is {code}, should be {quotient}. WGKV_SEED={}", walk.seed);
+    }
+    for (g, group) in bytes.chunks_exact(c.group as usize).enumerate() {
+        let sum: i32 = group.iter().map(|b| i32::from(*b)).sum();
+        assert_eq!(f32::from_bits(codes[quads + 1 + g]), sum as f32, "{name}: sum of group {g}");
+    }
+}
+
+#[test]
+fn query_agrees_with_its_reference() {
+    let gpu = gpu();
+    for case in cases() {
+        let mut walk = Walk::new(&gpu, Case { steps: vec![vec![(0, 5), (1, 1)], vec![(1, 1), (0, 130)]], ..case });
+        let steps = walk.case.steps.clone();
+        for chunks in &steps {
+            let taken = walk.take(chunks, true);
+            let (words, c, shape) = (taken.step.words(), walk.constants, walk.case.shape.clone());
+            let [query_rows, query_codes, ..] = &taken.scratch;
+            let mut rows = vec![f32::from_bits(POISON); query_rows.len()];
+            let mut codes = vec![POISON; query_codes.len()];
+            reference::query(&words.query[0], &c, taken.step.rows(), &words.tables, &walk.turns, &taken.queries.words, &mut rows, &mut codes);
+            let d = c.head_dim as usize;
+            let used = (taken.step.rows() * shape.query_heads) as usize * d;
+            for (i, (got, want)) in floats(query_rows)[..used].chunks_exact(d).zip(rows[..used].chunks_exact(d)).enumerate() {
+                close(&format!("{}: query row and head {i}", walk.case.why), got, want, ROW_ERROR * norm(want), 0.0, walk.seed);
+            }
+            assert!(query_rows[used..].iter().all(|w| *w == POISON), "rows beyond the last were written");
+            for (at, (got, want)) in query_codes.iter().zip(&codes).enumerate() {
+                assert_eq!(*got == POISON, *want == POISON, "{}: the kernel and its twin write different places; word {at}", walk.case.why);
+            }
+            // [row, kv_heads, blocks, query_stride, heads]
+            for (r, query_head) in (0..taken.step.rows()).flat_map(|r| (0..shape.query_heads).map(move |h| (r, h))) {
+                let (kv, of) = (query_head / shape.share(), query_head % shape.share());
+                let at = ((r * shape.kv_heads + kv) * c.blocks + of / c.heads) * c.query_stride * c.heads + of % c.heads;
+                let take = |words: &[u32]| -> Vec<u32> { (0..c.query_stride).map(|e| words[(at + e * c.heads) as usize]).collect() };
+                let name = format!("{}: row {r}, head {query_head}", walk.case.why);
+                let row = &floats(query_rows)[((r * shape.query_heads + query_head) * c.head_dim) as usize..][..d];
+                let got = take(query_codes);
+                if c.float_queries {
+                    assert!(floats(&got) == row, "{name}: f32 queries are the rows");
+                } else {
+                    check_codes(&walk, &name, &got, row);
+                    check_codes(&walk, &format!("{name} (twin)"), &take(&codes), &rows[((r * shape.query_heads + query_head) * c.head_dim) as usize..][..d]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_query_that_is_not_finite_gives_nan_in_its_own_head_only() {
+    let gpu = gpu();
+    let steps = vec![vec![(0, 140), (1, 5)], vec![(1, 1), (0, 1)], vec![(0, 3), (1, 2)]];
+    for case in [
+        case("packed pages", 64, 6, 2, hadamard(Bits::Four, Bits::Two, 32)),
+        Case { element: Element::F16, ..case("f16 pages, f16 rows", 64, 6, 2, Format::f16()) },
+        Case { protection: protect(4, 128), ..case("sinks and window", 64, 6, 2, hadamard(Bits::Four, Bits::Two, 32)) },
+        case("keys as they came", 64, 6, 2, rtn(Bits::Eight, Bits::Eight, 64)),
+    ] {
+        let case = Case { steps: steps.clone(), ..case };
+        for bad in [f32::NAN, f32::INFINITY] {
+            let [mut clean, mut harmed] = [Walk::new(&gpu, case.clone()), Walk::new(&gpu, case.clone())];
+            for chunks in &steps {
+                let rows = clean.draw(chunks.iter().map(|(_, n)| n).sum());
+                let mut broken = rows.clone();
+                // Head 4 of row 1: the second KV head's second query head.
+                broken[2][(6 + 4) * 64 + 7] = bad;
+                let (want, got) = (clean.take_rows(chunks, rows, true), harmed.take_rows(chunks, broken, true));
+                for (i, (got, want)) in harmed.output(&got).chunks_exact(64).zip(clean.output(&want).chunks_exact(64)).enumerate() {
+                    if i == 6 + 4 {
+                        assert!(got.iter().all(|x| x.is_nan()), "{}: {bad} gave {got:?}", case.why);
+                    } else {
+                        assert!(got == want && got.iter().all(|x| x.is_finite()), "{}: row {}, head {} changed beside {bad}", case.why, i / 6, i % 6);
+                    }
+                }
+            }
+            assert!(pollster::block_on(harmed.cache.status()).unwrap().is_clean(), "queries are not listed");
+        }
+    }
+}

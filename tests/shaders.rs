@@ -1,0 +1,492 @@
+//! Every kernel in every variant, by naga alone: no GPU, any machine.
+//!
+//! The contract of a variant: its parts join into one module whose constants are exactly those the kernel declares; naga
+//! accepts it with only the capabilities that the variant declares; it stays within WebGPU's default limits; its bindings
+//! and its parameters are those of the Rust side; and it translates to every language that a driver may want. House rules
+//! that no compiler knows are checked on the parsed module.
+//!
+//! All variants are looked at before a test fails, so that one run tells everything.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use naga::back::{glsl, hlsl, msl, spv};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{AddressSpace, Block, Module, ShaderStage, Statement, StorageAccess, TypeInner};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt::Write as _;
+use std::mem::offset_of;
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use wgkv::gpu::{Linked, Part};
+use wgkv::kernel::{self, Binding, Kernel, Variant};
+use wgkv::{Bits, Budget, Capability, Codec, Element, Format, Plan, Protection, Rope, Shape, Sinks};
+
+/// WebGPU's default limits, which the portable variants keep to.
+const INVOCATIONS: u32 = 256;
+const WORKGROUP_BYTES: u32 = 16_384;
+const STORAGE_BUFFERS: usize = 8;
+
+/// Kernels that may use atomics: they list broken tokens in `status`. Everything else owns the words it writes.
+const ATOMIC_KERNELS: [&str; 2] = ["append", "protect"];
+
+/// Variants that naga's GLSL writer cannot write as `310 es` compute, each a part of the variant's label, with the reason.
+/// Empty: packed dot products are polyfilled and subgroups have an extension. One that starts to pass fails the test.
+const GLSL_EXCLUDED: [(&str, &str); 0] = [];
+
+const HEAD_DIMS: [u32; 5] = [64, 80, 96, 128, 256];
+const BITS: [Bits; 4] = [Bits::Two, Bits::Three, Bits::Four, Bits::Eight];
+/// One query head, two, four; three and seven leave places of the last block of four empty; eight and sixteen need several blocks.
+const SHARES: [u32; 7] = [1, 2, 3, 4, 7, 8, 16];
+
+/// The plans whose variants are looked at. Bits, head dimensions and groups, which decide where everything lies in a page,
+/// are all combined; the other columns go round beside them at lengths that have no common divisor.
+fn plans() -> Vec<Plan> {
+    let mut formats = Vec::new();
+    for head_dim in HEAD_DIMS {
+        formats.extend(SHARES.map(|_| (head_dim, Format::f16())));
+        for group in [32, 64, 128].into_iter().filter(|g| head_dim % (*g).min(head_dim) == 0 && (*g <= head_dim || *g == 128)) {
+            for key_bits in BITS {
+                formats.extend(BITS.map(|value_bits| (head_dim, Format::new([Codec::Rtn, Codec::Hadamard][formats.len() % 2], key_bits, value_bits, group))));
+            }
+        }
+    }
+    let plan = |(i, (head_dim, format)): (usize, (u32, Format))| {
+        let ropes = [
+            Rope::new(10_000.0, head_dim),
+            Rope::new(10_000.0, head_dim).interleaved(),
+            Rope::new(500_000.0, head_dim / 2),
+            Rope::new(500_000.0, head_dim / 2).interleaved(),
+            Rope::none(),
+        ];
+        let protections = [Protection::strict(), Protection::default(), Protection { sinks: Sinks::First(1), window: 0 }];
+        let shape = Shape { layers: 1, query_heads: 2 * SHARES[i % 7], kv_heads: 2, head_dim, rope: ropes[i % 5].clone() };
+        let capability = Capability { straight: i / 2 % 2 == 0, subgroups: (i / 4 % 2 == 0).then_some((32, 64)), ..Capability::webgpu_default() };
+        Plan::new(shape, format, protections[i % 3], Budget::tokens(1, 1024), &capability).unwrap().with_element([Element::F32, Element::F16][i / 3 % 2])
+    };
+    formats.into_iter().enumerate().map(plan).collect()
+}
+
+/// A variant that naga has read and found valid.
+struct Proven {
+    variant: Variant,
+    module: Module,
+    info: ModuleInfo,
+}
+
+/// Reads and validates with the capabilities that the variant declares and no other. Packed dot products need none.
+/// `unpack2x16float` is core WGSL, and naga's flag for it stands for what every WebGPU adapter has (only some of OpenGL's
+/// lack it): halves in 32-bit words are how all kernels read scales.
+fn prove(linked: &Linked, subgroups: bool) -> Result<(Module, ModuleInfo), String> {
+    let module = naga::front::wgsl::parse_str(&linked.source).map_err(|e| linked.locate(&e.emit_to_string(&linked.source)))?;
+    let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    capabilities.set(Capabilities::SUBGROUP, subgroups);
+    let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module).map_err(|e| linked.locate(&e.emit_to_string(&linked.source)))?;
+    Ok((module, info))
+}
+
+/// Every variant once, proven; the whole list of complaints if one is not.
+fn all() -> &'static [Proven] {
+    static ALL: OnceLock<Result<Vec<Proven>, String>> = OnceLock::new();
+    let proven = ALL.get_or_init(|| {
+        let mut seen = HashSet::new();
+        let variants =
+            plans().iter().flat_map(Plan::variants).chain(HEAD_DIMS.map(kernel::rotate::variant)).filter(|v| seen.insert(v.clone())).collect::<Vec<_>>();
+        let mut proven = Vec::new();
+        let mut complaints = String::new();
+        for variant in variants {
+            match prove(&variant.link(), variant.subgroups) {
+                Ok((module, info)) => proven.push(Proven { variant, module, info }),
+                Err(complaint) => _ = writeln!(complaints, "{variant}:\n{complaint}"),
+            }
+        }
+        if complaints.is_empty() { Ok(proven) } else { Err(complaints) }
+    });
+    match proven {
+        Ok(proven) => proven,
+        Err(complaints) => panic!("{complaints}"),
+    }
+}
+
+/// Looks at every variant, then fails with all complaints and the variants they are about.
+fn every(mut complaint: impl FnMut(&Proven) -> Vec<String>) {
+    let mut complaints = String::new();
+    for proven in all() {
+        for text in complaint(proven) {
+            _ = writeln!(complaints, "{}: {text}", proven.variant);
+        }
+    }
+    assert!(complaints.is_empty(), "{complaints}");
+}
+
+fn unequal<T: PartialEq + std::fmt::Debug>(what: &str, got: T, wanted: T) -> Vec<String> {
+    if got == wanted { Vec::new() } else { vec![format!("{what} is {got:?}, but {wanted:?} is wanted")] }
+}
+
+/// Names of the files `*.wgsl` in a folder, without the ending.
+fn files(folder: &str) -> BTreeSet<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    paths.filter(|path| path.extension().is_some_and(|e| e == "wgsl")).map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn every_file_is_linked_by_some_variant() {
+    let kernels: BTreeSet<String> = all().iter().map(|p| p.variant.kernel.name.to_owned()).collect();
+    assert_eq!(kernels, files("shaders"), "left: kernels that a variant links, right: files in shaders/");
+    assert_eq!(kernels, kernel::ALL.iter().map(|k| k.name.to_owned()).collect(), "right: kernel::ALL");
+    let parts: BTreeSet<String> =
+        all().iter().flat_map(|p| &p.variant.parts).map(|part| part.path.trim_start_matches("part/").trim_end_matches(".wgsl").to_owned()).collect();
+    assert_eq!(parts, files("shaders/part"), "left: parts that a variant links, right: files in shaders/part/");
+    println!("{} variants of {} kernels with {} parts", all().len(), kernels.len(), parts.len());
+}
+
+#[test]
+fn the_table_reaches_every_choice_of_attend_split() {
+    let split: Vec<&Variant> = all().iter().map(|p| &p.variant).filter(|v| v.kernel.name == "attend_split").collect();
+    let stem = |variant: &Variant, prefix: &str| -> Vec<&'static str> {
+        variant.parts.iter().map(|p| p.path.trim_start_matches("part/").trim_end_matches(".wgsl")).filter(|p| p.starts_with(prefix)).collect()
+    };
+    for (one, other) in [("keys_", "values_"), ("heads_", "reduce_"), ("heads_", "keys_"), ("reduce_", "keys_"), ("reduce_", "values_"), ("heads_", "values_")]
+    {
+        let pairs: BTreeSet<_> = split.iter().map(|v| (stem(v, one), stem(v, other))).collect();
+        let (ones, others): (BTreeSet<_>, BTreeSet<_>) = pairs.iter().cloned().unzip();
+        let missing: Vec<_> = ones
+            .iter()
+            .flat_map(|a| others.iter().map(move |b| (a, b)))
+            // f16 is keys and values alike, and the walk is straight for both or for neither.
+            .filter(|(a, b)| {
+                one != "keys_" || (a.contains(&"keys_f16") == b.contains(&"values_f16") && a.contains(&"keys_straight") == b.contains(&"values_straight"))
+            })
+            .filter(|(a, b)| !pairs.contains(&((*a).clone(), (*b).clone())))
+            .collect();
+        assert!(missing.is_empty(), "attend_split is never linked with {missing:?}");
+    }
+}
+
+#[test]
+fn overrides_are_the_constants_that_the_variant_passes() {
+    every(|Proven { variant, .. }| {
+        let source = variant.link().source;
+        let mut complaints: Vec<String> =
+            source.lines().filter(|l| l.trim_start().starts_with("override ")).map(|l| format!("remains after linking: {l}")).collect();
+        let declared: BTreeSet<&str> = std::iter::once(variant.kernel.source)
+            .chain(variant.parts.iter().map(|part| part.source))
+            .flat_map(str::lines)
+            .filter_map(|line| line.trim_start().strip_prefix("override ")?.split(':').next())
+            .collect();
+        let passed: BTreeSet<&str> = variant.constants().iter().map(|(name, _)| *name).collect();
+        complaints.extend(declared.difference(&passed).map(|name| format!("{name} is declared, but not passed")));
+        complaints.extend(passed.difference(&declared).map(|name| format!("{name} is passed, but not declared")));
+        complaints.extend(unequal("the number of constants", variant.constants().len(), passed.len()));
+        complaints
+    });
+}
+
+#[test]
+fn variants_that_differ_have_labels_that_differ() {
+    let labels: HashSet<String> = all().iter().map(|p| p.variant.to_string()).collect();
+    assert_eq!(labels.len(), all().len());
+}
+
+#[test]
+fn subgroups_are_declared_where_they_are_used_and_only_there() {
+    every(|Proven { variant, .. }| unequal("the need of subgroups", prove(&variant.link(), false).is_err(), variant.subgroups));
+}
+
+#[test]
+fn the_one_entry_point_has_the_name_of_the_file() {
+    every(|Proven { variant, module, .. }| {
+        let points: Vec<_> = module.entry_points.iter().map(|point| (point.name.as_str(), point.stage)).collect();
+        unequal("the list of entry points", points, vec![(variant.kernel.name, ShaderStage::Compute)])
+    });
+}
+
+#[test]
+fn workgroups_stay_within_the_default_limits() {
+    let mut largest = BTreeMap::new();
+    every(|Proven { variant, module, .. }| {
+        let mut complaints = Vec::new();
+        let invocations = module.entry_points[0].workgroup_size.iter().product::<u32>();
+        if invocations > INVOCATIONS {
+            complaints.push(format!("{invocations} invocations, but {INVOCATIONS} are allowed"));
+        }
+        let mut layouter = naga::proc::Layouter::default();
+        layouter.update(module.to_ctx()).unwrap();
+        let shared = module.global_variables.iter().filter(|(_, global)| global.space == AddressSpace::WorkGroup);
+        let bytes: u32 = shared.map(|(_, global)| layouter[global.ty].size.next_multiple_of(16)).sum();
+        if bytes > WORKGROUP_BYTES {
+            complaints.push(format!("{bytes} bytes of workgroup memory, but {WORKGROUP_BYTES} are allowed"));
+        }
+        let storage = module.global_variables.iter().filter(|(_, global)| matches!(global.space, AddressSpace::Storage { .. })).count();
+        if storage > STORAGE_BUFFERS {
+            complaints.push(format!("{storage} storage buffers, but {STORAGE_BUFFERS} are allowed"));
+        }
+        let most: &mut (u32, u32) = largest.entry(variant.kernel.name).or_default();
+        *most = (most.0.max(invocations), most.1.max(bytes));
+        complaints
+    });
+    for (name, (invocations, bytes)) in largest {
+        println!("{name}: {invocations} invocations and {bytes} bytes at most");
+    }
+}
+
+#[test]
+fn bindings_are_those_of_the_kernel() {
+    every(|Proven { variant, module, .. }| {
+        let mut bound: Vec<(u32, u32, String, Binding)> = Vec::new();
+        for (_, global) in module.global_variables.iter() {
+            let kind = match global.space {
+                AddressSpace::Uniform => Binding::Uniform,
+                AddressSpace::Storage { access } if access.contains(StorageAccess::STORE) => Binding::Write,
+                AddressSpace::Storage { .. } => Binding::Read,
+                _ => continue,
+            };
+            let place = global.binding.unwrap();
+            bound.push((place.group, place.binding, global.name.clone().unwrap(), kind));
+        }
+        bound.sort_by_key(|(group, binding, ..)| (*group, *binding));
+        let wanted = variant.kernel.bindings.iter().enumerate().map(|(i, (name, kind))| (0, i as u32, (*name).to_owned(), *kind)).collect();
+        let mut complaints = unequal("the list of bindings", bound, wanted);
+        complaints.extend(unequal("binding 0", variant.kernel.bindings[0], ("params", Binding::Uniform)));
+        complaints
+    });
+}
+
+/// Name and offset of a parameter struct's fields, as the Rust side has them.
+macro_rules! fields {
+    ($kernel:ident :: $params:ident { $($field:ident),* }) => {
+        (&kernel::$kernel::KERNEL, stringify!($params), size_of::<kernel::$kernel::$params>(),
+            vec![$((stringify!($field), offset_of!(kernel::$kernel::$params, $field))),*])
+    };
+}
+
+type Fields = (&'static Kernel, &'static str, usize, Vec<(&'static str, usize)>);
+
+fn params() -> Vec<Fields> {
+    vec![
+        fields!(append::AppendParams { items_at, items, layer, slab_heads, head_first, kv_heads, pad }),
+        fields!(attend_merge::AttendMergeParams { records_at, row_first, query_heads, kv_heads }),
+        fields!(attend_prefill::AttendPrefillParams { items_at, slab_heads, head_first, kv_heads }),
+        fields!(attend_split::AttendSplitParams { items_at, slab_heads, head_first, kv_heads }),
+        fields!(dequantize::DequantizeParams { chunk, first, tokens, slab_heads, head_first, kv_heads, pad }),
+        fields!(protect::ProtectParams { items_at, items, layer, kv_heads }),
+        fields!(query::QueryParams { positions_at, row_first, query_heads, kv_heads }),
+        fields!(rotate::RotateParams { rows, pad }),
+    ]
+}
+
+/// Every field as words of four bytes: an array `pad` of two is `pad_a` and `pad_b` in WGSL.
+fn words(fields: &[(&str, usize)], bytes: usize) -> Vec<(String, u32)> {
+    let ends = fields.iter().skip(1).map(|(_, offset)| *offset).chain([bytes]);
+    let words = fields.iter().zip(ends).flat_map(|((name, first), end)| {
+        (*first..end).step_by(4).zip('a'..='z').map(move |(offset, letter)| {
+            let name = if end - first > 4 { format!("{name}_{letter}") } else { (*name).to_owned() };
+            (name, offset as u32)
+        })
+    });
+    words.collect()
+}
+
+#[test]
+fn params_lie_where_rust_puts_them() {
+    let params = params();
+    assert_eq!(params.len(), kernel::ALL.len(), "every kernel needs a row in params()");
+    every(|Proven { variant, module, .. }| {
+        let Some((_, name, bytes, fields)) = params.iter().find(|(kernel, ..)| kernel.name == variant.kernel.name) else {
+            return vec!["has no row in params()".to_owned()];
+        };
+        let Some((_, uniform)) = module.global_variables.iter().find(|(_, global)| global.space == AddressSpace::Uniform) else {
+            return vec!["has no uniform".to_owned()];
+        };
+        let ty = &module.types[uniform.ty];
+        let TypeInner::Struct { members, span } = &ty.inner else {
+            return vec!["the uniform is no struct".to_owned()];
+        };
+        let got: Vec<(String, u32)> = members.iter().map(|m| (m.name.clone().unwrap(), m.offset)).collect();
+        let mut complaints = unequal("the list of fields", got, words(fields, *bytes));
+        let integers = members.iter().all(|m| module.types[m.ty].inner == TypeInner::Scalar(naga::Scalar::U32));
+        complaints.extend(unequal("every field is a u32:", integers, true));
+        complaints.extend(unequal("the struct's name", ty.name.as_deref(), Some(*name)));
+        complaints.extend(unequal("the struct's size", *span as usize, variant.kernel.params_bytes));
+        complaints.extend(unequal("the Rust struct's size", *bytes, variant.kernel.params_bytes));
+        // A uniform binding of less than 16 bytes is refused by some drivers.
+        complaints.extend(unequal("the struct's size modulo 16", span % 16, 0));
+        complaints
+    });
+}
+
+/// Calls `visit` on every statement of a block and of the blocks inside it.
+fn walk(block: &Block, visit: &mut impl FnMut(&Statement)) {
+    for statement in block.iter() {
+        visit(statement);
+        match statement {
+            Statement::Block(inner) => walk(inner, visit),
+            Statement::If { accept, reject, .. } => {
+                walk(accept, visit);
+                walk(reject, visit);
+            }
+            Statement::Switch { cases, .. } => cases.iter().for_each(|case| walk(&case.body, visit)),
+            Statement::Loop { body, continuing, .. } => {
+                walk(body, visit);
+                walk(continuing, visit);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn house_rule_only_append_and_protect_use_atomics() {
+    every(|Proven { variant, module, .. }| {
+        let atomics = module.types.iter().any(|(_, ty)| matches!(ty.inner, TypeInner::Atomic(_)));
+        unequal("the use of atomics", atomics, ATOMIC_KERNELS.contains(&variant.kernel.name))
+    });
+}
+
+/// A barrier in a called function inside a loop was miscompiled by a driver, and hides where the workgroup meets.
+#[test]
+fn house_rule_barriers_stand_in_the_entry_point() {
+    every(|Proven { module, .. }| {
+        let mut complaints = Vec::new();
+        for (_, function) in module.functions.iter() {
+            walk(&function.body, &mut |statement| {
+                if matches!(statement, Statement::ControlBarrier(_) | Statement::MemoryBarrier(_) | Statement::WorkGroupUniformLoad { .. }) {
+                    complaints.push(format!("a barrier in function {}", function.name.as_deref().unwrap_or("?")));
+                }
+            });
+        }
+        complaints
+    });
+}
+
+/// What wgpu asks of naga on Vulkan: 1.0 with every packed dot product taken apart, and 1.3 with the instruction.
+fn spirv(Proven { variant, module, info }: &Proven, modern: bool) -> Result<Vec<u32>, spv::Error> {
+    let mut capabilities = vec![spv::Capability::Shader];
+    if variant.subgroups {
+        capabilities.extend([spv::Capability::GroupNonUniform, spv::Capability::GroupNonUniformArithmetic, spv::Capability::GroupNonUniformBallot]);
+    }
+    if modern {
+        capabilities.extend([spv::Capability::DotProduct, spv::Capability::DotProductInput4x8BitPacked]);
+    }
+    let options = spv::Options {
+        lang_version: match (modern, variant.subgroups) {
+            (true, _) => (1, 6),
+            (false, true) => (1, 3),
+            (false, false) => (1, 0),
+        },
+        capabilities: Some(capabilities.into_iter().collect()),
+        flags: spv::WriterFlags::empty(),
+        ..Default::default()
+    };
+    spv::write_vec(module, info, &options, Some(&spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: variant.kernel.name.to_owned() }))
+}
+
+#[test]
+fn variants_translate_to_spirv() {
+    every(|proven| [false, true].into_iter().filter_map(|modern| spirv(proven, modern).err().map(|e| format!("SPIR-V: {e}"))).collect());
+}
+
+#[test]
+fn variants_translate_to_msl() {
+    every(|Proven { variant, module, info }| {
+        let mut complaints = Vec::new();
+        // 2.1 is the oldest with packed dot products and subgroups, 3.1 a recent one.
+        for lang_version in [(2, 1), (3, 1)] {
+            let options = msl::Options { lang_version, ..Default::default() };
+            let pipeline = msl::PipelineOptions { entry_point: Some((ShaderStage::Compute, variant.kernel.name.to_owned())), ..Default::default() };
+            match msl::write_string(module, info, &options, &pipeline) {
+                Ok((_, translated)) => complaints.extend(translated.entry_point_names.into_iter().filter_map(Result::err).map(|e| format!("MSL: {e}"))),
+                Err(e) => complaints.push(format!("MSL {lang_version:?}: {e}")),
+            }
+        }
+        complaints
+    });
+}
+
+#[test]
+fn variants_translate_to_hlsl() {
+    every(|Proven { variant, module, info }| {
+        let mut complaints = Vec::new();
+        // 6.0 takes packed dot products apart, 6.4 has the instruction; 5.1 (the old compiler) has no subgroups.
+        let models = [(hlsl::ShaderModel::V5_1, !variant.subgroups), (hlsl::ShaderModel::V6_0, true), (hlsl::ShaderModel::V6_4, true)];
+        for (shader_model, _) in models.into_iter().filter(|(_, serves)| *serves) {
+            let options = hlsl::Options { shader_model, ..Default::default() };
+            let pipeline = hlsl::PipelineOptions { entry_point: Some((ShaderStage::Compute, variant.kernel.name.to_owned())) };
+            let mut text = String::new();
+            let mut writer = hlsl::Writer::new(&mut text, &options, &pipeline);
+            match writer.write(module, info, None) {
+                Ok(translated) => complaints.extend(translated.entry_point_names.into_iter().filter_map(Result::err).map(|e| format!("HLSL: {e}"))),
+                Err(e) => complaints.push(format!("HLSL {shader_model:?}: {e}")),
+            }
+        }
+        complaints
+    });
+}
+
+#[test]
+fn variants_translate_to_glsl_es() {
+    let mut excluded = BTreeSet::new();
+    every(|Proven { variant, module, info }| {
+        let options = glsl::Options { version: glsl::Version::new_gles(310), ..Default::default() };
+        let pipeline = glsl::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: variant.kernel.name.to_owned(), multiview: None };
+        let mut text = String::new();
+        let written =
+            glsl::Writer::new(&mut text, module, info, &options, &pipeline, naga::proc::BoundsCheckPolicies::default()).and_then(|mut writer| writer.write());
+        let label = variant.to_string();
+        let known = GLSL_EXCLUDED.iter().find(|(part, _)| label.contains(part));
+        match (written, known) {
+            (Ok(_), None) => Vec::new(),
+            (Ok(_), Some((part, _))) => vec![format!("is in GLSL_EXCLUDED by {part:?}, but passes")],
+            (Err(_), Some((part, _))) => {
+                excluded.insert(*part);
+                Vec::new()
+            }
+            (Err(e), None) => vec![format!("GLSL: {e}")],
+        }
+    });
+    assert_eq!(excluded.len(), GLSL_EXCLUDED.len(), "an entry of GLSL_EXCLUDED fits no variant");
+}
+
+/// Khronos' validator, where it is installed, on one variant of each combination of parts and head dimension.
+#[test]
+fn spirv_val_agrees() {
+    if Command::new("spirv-val").arg("--version").output().is_err() {
+        println!("NOT RUN: spirv-val is not on PATH (Debian, Ubuntu: apt-get install spirv-tools); naga's own checks ran");
+        return;
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("shaders");
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut seen = HashSet::new();
+    let mut runs = 0;
+    every(|proven| {
+        let head_dim = proven.variant.constants().iter().find(|(name, _)| *name == "HEAD_DIM").map(|(_, x)| x.to_bits());
+        if !seen.insert((proven.variant.kernel.name, proven.variant.parts.clone(), head_dim.filter(|_| proven.variant.kernel.name != "attend_split"))) {
+            return Vec::new();
+        }
+        let mut complaints = Vec::new();
+        for (modern, target) in [(false, "vulkan1.1"), (true, "vulkan1.3")] {
+            let path = folder.join(format!("{runs}.spv"));
+            let bytes: Vec<u8> = spirv(proven, modern).unwrap().into_iter().flat_map(u32::to_le_bytes).collect();
+            std::fs::write(&path, bytes).unwrap();
+            let output = Command::new("spirv-val").args(["--target-env", target]).arg(&path).output().unwrap();
+            if !output.status.success() {
+                complaints.push(format!("spirv-val for {target}: {}", String::from_utf8_lossy(&output.stderr).trim()));
+            }
+            runs += 1;
+        }
+        complaints
+    });
+    println!("spirv-val accepted {runs} modules");
+}
+
+#[test]
+fn a_mistake_is_reported_by_file_and_line() {
+    let kernel = Part { path: "sum", source: "@compute @workgroup_size(1)\nfn sum() { _ = part_twice(1u); }" };
+    let part = Part { path: "part/twice.wgsl", source: "fn part_twice(x: u32) -> u32 {\n    return x * missing;\n}" };
+    let linked = Linked::new("requires packed_4x8_integer_dot_product;\n", &[kernel, part]);
+    let message = prove(&linked, false).unwrap_err();
+    assert!(message.contains("shaders/part/twice.wgsl:2"), "{message}");
+    assert_eq!(linked.place(1), None);
+    assert_eq!(linked.place(3), Some(("sum", 2)));
+}

@@ -1,0 +1,286 @@
+//! One case of a table, walked step by step: a cache, its inputs, and what every kernel read and wrote.
+
+use super::{POISON, normal, seeded, upload, words};
+use rand::rngs::StdRng;
+use wgkv::gpu::Capability;
+use wgkv::reference::{Constants, turns};
+use wgkv::*;
+
+/// One row of a test's table.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Why it is in the table.
+    pub why: &'static str,
+    pub shape: Shape,
+    pub format: Format,
+    pub protection: Protection,
+    /// The type of the caller's rows.
+    pub element: Element,
+    /// Pretend bindings so small that every KV head has a slab of its own.
+    pub slabs: bool,
+    /// Pretend a device that prefers straight-line code, or one that does not.
+    pub straight: Option<bool>,
+    /// Pretend a device whose shaders have no subgroup operations: attend_split then reduces through workgroup memory.
+    pub no_subgroups: bool,
+    /// Workgroups that a decode pass is split into, if not the plan's own number.
+    pub split_workgroups: Option<u32>,
+    /// (sequence, new tokens), by step.
+    pub steps: Vec<Vec<(usize, u32)>>,
+}
+
+/// A case of f32 rows with full RoPE in split halves, nothing protected, and two sequences whose chunks begin inside a block
+/// of 32 and inside a page, with a decode step between.
+pub fn case(why: &'static str, head_dim: u32, query_heads: u32, kv_heads: u32, format: Format) -> Case {
+    Case {
+        why,
+        shape: Shape { layers: 1, query_heads, kv_heads, head_dim, rope: Rope::new(10_000.0, head_dim) },
+        format,
+        protection: Protection::strict(),
+        element: Element::F32,
+        slabs: false,
+        straight: None,
+        no_subgroups: false,
+        split_workgroups: None,
+        steps: vec![vec![(0, 45), (1, 131)], vec![(1, 1), (0, 1)], vec![(0, 90), (1, 3)]],
+    }
+}
+
+/// Shorthands for the tables.
+pub fn rtn(key: Bits, value: Bits, group: u32) -> Format {
+    Format::new(Codec::Rtn, key, value, group)
+}
+
+/// Shorthands for the tables.
+pub fn hadamard(key: Bits, value: Bits, group: u32) -> Format {
+    Format::new(Codec::Hadamard, key, value, group)
+}
+
+/// Shorthands for the tables.
+pub fn protect(sinks: u32, window: u32) -> Protection {
+    Protection { sinks: if sinks == 0 { Sinks::None } else { Sinks::First(sinks) }, window }
+}
+
+/// What one layer holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// By slab.
+    pub pages: Vec<Vec<u32>>,
+    pub protected_rows: Vec<u32>,
+}
+
+/// Rows of a step: as numbers, and as the words that were uploaded. f16 rows hold only numbers that are halves.
+#[derive(Clone, Debug)]
+pub struct Input {
+    pub numbers: Vec<f32>,
+    pub words: Vec<u32>,
+}
+
+/// One step that was taken.
+pub struct Taken {
+    pub step: Step,
+    pub chunks: Vec<(usize, u32)>,
+    pub keys: Input,
+    pub values: Input,
+    pub queries: Input,
+    pub before: State,
+    pub after: State,
+    /// Empty unless attended.
+    pub output: Vec<u32>,
+    /// query_rows, query_codes, partials, row_partials; poisoned before. Empty unless attended.
+    pub scratch: [Vec<u32>; 4],
+}
+
+pub struct Walk {
+    pub gpu: Gpu,
+    pub cache: Cache,
+    pub case: Case,
+    pub constants: Constants,
+    pub turns: Vec<[f32; 2]>,
+    pub sequences: Vec<Sequence>,
+    pub random: StdRng,
+    pub seed: u64,
+    /// What keys have in common, by KV head and channel: it pushes zeros outside the codes.
+    means: Vec<f32>,
+}
+
+/// What pages and f16 rows hold before anything is written: a finite half, since a token that is not visible is weighed by
+/// 0 times its scale, and so large that it shows wherever it leaks in.
+const STALE: u32 = 0x7b5a_7b5a;
+
+impl Walk {
+    pub fn new(gpu: &Gpu, case: Case) -> Self {
+        let (mut random, seed) = seeded();
+        println!("{}", case.why);
+        let sequences = 1 + case.steps.iter().flatten().map(|(s, _)| *s as u32).max().expect("a step");
+        let tokens =
+            (0..sequences as usize).map(|s| case.steps.iter().flatten().filter(|(t, _)| *t == s).map(|(_, n)| n).sum::<u32>()).max().expect("a sequence");
+        let plan = |tokens, capability: &Capability| {
+            Plan::new(case.shape.clone(), case.format, case.protection, Budget::tokens(sequences, tokens), capability)
+                .expect("the case can be planned")
+                .with_element(case.element)
+        };
+        let mut gpu = gpu.clone();
+        if let Some(straight) = case.straight {
+            gpu = gpu.pretend(Capability { straight, ..*gpu.capability() });
+        }
+        if case.no_subgroups {
+            gpu = gpu.pretend(gpu.capability().without_subgroups());
+        }
+        let mut planned = plan(tokens, gpu.capability());
+        if case.slabs {
+            // Scratch must fit the same bindings, so one head's pages must be larger than it (which grows with them a little).
+            let scratch = |pages: u32| plan(pages / sequences * 128, gpu.capability()).cost().scratch;
+            let page_bytes = planned.layout().bytes();
+            let mut pages = sequences;
+            while u64::from(pages) * page_bytes < scratch(pages) + scratch(pages) / 4 {
+                pages += 64 * sequences;
+            }
+            // Fewer heads a slab are more splits, and those more scratch; a slab with a little room left is still one head's.
+            let tokens = pages / sequences * 128;
+            let binding_bytes = u64::from(pages) * page_bytes * 3 / 2;
+            gpu = gpu.pretend(Capability { binding_bytes, ..*gpu.capability() });
+            planned = plan(tokens, gpu.capability());
+            assert_eq!(planned.slabs().len() as u32, case.shape.kv_heads);
+        }
+        if let Some(workgroups) = case.split_workgroups {
+            planned = planned.with_split_workgroups(workgroups);
+        }
+        let mut cache = Cache::new(&gpu, planned).expect("the case can be allocated");
+        let sequences = (0..sequences).map(|_| cache.allocate().expect("room for the case's sequences")).collect();
+        let (pages, protected_rows) = cache.layer_buffers(0).expect("layer 0");
+        for buffer in pages.iter().chain([protected_rows]) {
+            gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(&vec![STALE; buffer.size() as usize / 4]));
+        }
+        let means = (0..case.shape.kv_heads * case.shape.head_dim).map(|_| 1.5 * normal(&mut random)).collect();
+        Self { constants: Constants::of(cache.plan()), turns: turns(cache.plan()), gpu, cache, case, sequences, random, seed, means }
+    }
+
+    pub fn plan(&self) -> &Plan {
+        self.cache.plan()
+    }
+
+    pub fn state(&self) -> State {
+        let (pages, protected_rows) = self.cache.layer_buffers(0).expect("layer 0");
+        State { pages: pages.iter().map(|b| words(&self.gpu, b)).collect(), protected_rows: words(&self.gpu, protected_rows) }
+    }
+
+    /// Numbers as the caller's rows.
+    pub fn input(&self, numbers: Vec<f32>) -> Input {
+        match self.case.element {
+            Element::F32 => Input { words: numbers.iter().map(|x| x.to_bits()).collect(), numbers },
+            Element::F16 => {
+                let halves: Vec<half::f16> = numbers.iter().map(|x| half::f16::from_f32(*x)).collect();
+                let words = halves.chunks_exact(2).map(|p| u32::from(p[0].to_bits()) | u32::from(p[1].to_bits()) << 16).collect();
+                Input { numbers: halves.iter().map(|x| x.to_f32()).collect(), words }
+            }
+        }
+    }
+
+    /// Fresh keys, values and queries for so many tokens.
+    pub fn draw(&mut self, tokens: u32) -> [Vec<f32>; 3] {
+        let shape = &self.case.shape;
+        let (row, queries) = (self.means.len(), (shape.query_heads * shape.head_dim) as usize);
+        let mut take = |n: usize| -> Vec<f32> { (0..n * tokens as usize).map(|_| normal(&mut self.random)).collect() };
+        let (mut keys, values, queries) = (take(row), take(row), take(queries));
+        for (x, mean) in keys.iter_mut().zip(self.means.iter().cycle()) {
+            *x += mean;
+        }
+        [keys, values, queries]
+    }
+
+    /// Takes a step on fresh numbers.
+    pub fn take(&mut self, chunks: &[(usize, u32)], attend: bool) -> Taken {
+        let rows = self.draw(chunks.iter().map(|(_, n)| n).sum());
+        self.take_rows(chunks, rows, attend)
+    }
+
+    /// Takes a step on these keys, values and queries.
+    pub fn take_rows(&mut self, chunks: &[(usize, u32)], rows: [Vec<f32>; 3], attend: bool) -> Taken {
+        let [keys, values, queries] = rows.map(|numbers| self.input(numbers));
+        let before = self.state();
+        let named: Vec<Chunk> = chunks.iter().map(|(s, n)| Chunk { sequence: self.sequences[*s], tokens: *n }).collect();
+        let step = self.cache.step(&named).expect("the step is as the case says");
+        let element = self.case.element;
+        let rows = |buffer| Rows { buffer, offset: 0, element };
+        let [k, v, q, out] =
+            [&keys.words, &values.words, &queries.words, &vec![POISON; queries.words.len()]].map(|words| upload(&self.gpu, bytemuck::cast_slice(words)));
+        let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        self.cache.append(&mut encoder, &step, 0, rows(&k), rows(&v)).expect("rows of the right length");
+        if attend {
+            for buffer in self.cache.scratch_buffers() {
+                self.gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(&vec![POISON; buffer.size() as usize / 4]));
+            }
+            self.cache.attend(&mut encoder, &step, 0, rows(&q), rows(&out)).expect("rows of the right length");
+        }
+        self.gpu.queue().submit([encoder.finish()]);
+        let (output, scratch) = if attend { (words(&self.gpu, &out), self.cache.scratch_buffers().map(|b| words(&self.gpu, b))) } else { Default::default() };
+        Taken { step, chunks: chunks.to_vec(), keys, values, queries, before, after: self.state(), output, scratch }
+    }
+
+    /// The numbers of an output.
+    pub fn output(&self, taken: &Taken) -> Vec<f32> {
+        match self.case.element {
+            Element::F32 => super::floats(&taken.output).to_vec(),
+            Element::F16 => taken.output.iter().flat_map(|w| wgkv::reference::half::unpack(*w)).collect(),
+        }
+    }
+
+    /// Keys (after RoPE) and values that a sequence holds, in f32: `[tokens, kv_heads, head_dim]`.
+    pub fn dequantize(&self, sequence: usize) -> [Vec<f32>; 2] {
+        let tokens = self.cache.tokens(self.sequences[sequence]).expect("a live sequence");
+        let n = (tokens * self.case.shape.kv_heads * self.case.shape.head_dim) as usize;
+        let buffers = [super::poisoned(&self.gpu, n), super::poisoned(&self.gpu, n)];
+        let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        self.cache
+            .dequantize(&mut encoder, self.sequences[sequence], 0, 0..tokens, Rows::f32(&buffers[0]), Rows::f32(&buffers[1]))
+            .expect("tokens that are held");
+        self.gpu.queue().submit([encoder.finish()]);
+        buffers.map(|b| super::download(&self.gpu, &b, n))
+    }
+}
+
+/// The record of one chunk of a step, as the kernels read it.
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub slot: u32,
+    pub old_tokens: u32,
+    pub new_tokens: u32,
+    pub old_packed: u32,
+    pub new_packed: u32,
+    pub pages: Vec<u32>,
+    pub row_first: u32,
+}
+
+/// The records of a step's chunks.
+pub fn records(taken: &Taken) -> Vec<Record> {
+    let tables = &taken.step.words().tables;
+    let mut at = 0;
+    taken
+        .chunks
+        .iter()
+        .map(|_| {
+            let w = &tables[at..];
+            let pages = w[4].div_ceil(128) as usize;
+            at += 8 + pages;
+            Record { slot: w[0], old_tokens: w[1], new_tokens: w[2], old_packed: w[3], new_packed: w[4], pages: w[8..8 + pages].to_vec(), row_first: w[6] }
+        })
+        .collect()
+}
+
+/// Attention in f64 of `rows` rows of a step, from row `first`, over what their sequence has stored: `[rows, query_heads, head_dim]`.
+/// The rows must be the sequence's last tokens. Stored keys are turned already, so the queries are, too.
+pub fn exact_over_stored(walk: &Walk, taken: &Taken, sequence: usize, first: u32, rows: u32) -> Vec<f64> {
+    let shape = &walk.case.shape;
+    let [keys, values] = walk.dequantize(sequence);
+    let tokens = walk.cache.tokens(walk.sequences[sequence]).expect("a live sequence");
+    let (d, heads) = (shape.head_dim as usize, shape.query_heads as usize);
+    let queries: Vec<f32> = (0..rows as usize * heads)
+        .flat_map(|i| {
+            let at = (first as usize * heads + i) * d;
+            let row: Vec<f64> = taken.queries.numbers[at..at + d].iter().map(|x| f64::from(*x)).collect();
+            wgkv::reference::turn_exact(&shape.rope, &row, tokens - rows + (i / heads) as u32)
+        })
+        .map(|x| x as f32)
+        .collect();
+    wgkv::reference::attention_exact(&Shape { rope: Rope::none(), ..shape.clone() }, &keys, &values, &queries, rows as usize)
+}

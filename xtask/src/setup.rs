@@ -1,0 +1,74 @@
+//! Makes sure that there is a GPU adapter, a software one where there is no other.
+
+use crate::command::run;
+use anyhow::{Result, bail};
+use std::process::Command;
+use wgkv::Gpu;
+
+/// The packages that bring a software adapter to Debian and Ubuntu.
+const DEBIAN_PACKAGES: [&str; 2] = ["mesa-vulkan-drivers", "libvulkan1"];
+
+/// What to install where no adapter is found, on this system.
+pub fn advice() -> String {
+    match std::env::consts::OS {
+        "linux" => format!(
+            "No Vulkan driver was found. Install your GPU's driver, or Mesa's, which also brings a software adapter:\n  \
+             Debian, Ubuntu: sudo apt-get install {}\n  Fedora:         sudo dnf install mesa-vulkan-drivers",
+            DEBIAN_PACKAGES.join(" ")
+        ),
+        "macos" => "No adapter was found. Metal is part of macOS: nothing needs to be installed, but a virtual machine may hide the GPU.".into(),
+        "windows" => "No adapter was found. DirectX 12 is part of Windows, with a software adapter (WARP): nothing needs to be installed, but the GPU's driver may be too old.".into(),
+        _ => "No adapter was found: a driver for Vulkan, Metal or DirectX 12 is needed.".into(),
+    }
+}
+
+/// The instance that the library would make.
+pub fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
+}
+
+/// The name of the adapter that the library would use.
+fn adapter() -> Option<String> {
+    let adapter = pollster::block_on(Gpu::request_adapter(&instance())).ok()?;
+    let info = adapter.get_info();
+    Some(format!("{} ({:?}, {:?})", info.name, info.backend, info.device_type))
+}
+
+/// Debian, or a system made from it?
+fn is_debian() -> bool {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    release
+        .lines()
+        .any(|line| line.split_once('=').is_some_and(|(key, value)| matches!(key, "ID" | "ID_LIKE") && (value.contains("debian") || value.contains("ubuntu"))))
+}
+
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}
+
+/// Names the adapter that will be used. Where there is none, installs Mesa's drivers if it may (root on Debian or Ubuntu),
+/// and otherwise stops with the command that would.
+pub fn run_setup() -> Result<()> {
+    if let Some(name) = adapter() {
+        println!("adapter: {name}");
+        return Ok(());
+    }
+    if !(cfg!(target_os = "linux") && is_debian() && is_root()) {
+        bail!("{}", advice());
+    }
+    println!("no Vulkan driver was found; installing {}", DEBIAN_PACKAGES.join(" "));
+    // The package list may be missing or old: then the installation is tried again with a fresh one.
+    if install().is_err() {
+        run(Command::new("apt-get").arg("update"))?;
+        install()?;
+    }
+    match adapter() {
+        Some(name) => println!("adapter: {name}"),
+        None => bail!("{} are installed, but still no adapter answers", DEBIAN_PACKAGES.join(" ")),
+    }
+    Ok(())
+}
+
+fn install() -> Result<()> {
+    run(Command::new("apt-get").args(["install", "--yes", "--no-install-recommends"]).args(DEBIAN_PACKAGES).env("DEBIAN_FRONTEND", "noninteractive"))
+}
