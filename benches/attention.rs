@@ -147,7 +147,9 @@ fn main() {
     let gpu = if flag("--kernels") { gpu.profiled(2048).unwrap() } else { gpu };
     // On a software adapter the numbers mean nothing; small shapes show that the bench runs.
     let shapes = argument("--shapes").unwrap_or_else(|| if software { "1x1024,2x512" } else { "1x32768,1x131072,64x8192,64x32768" }.into());
-    let formats = argument("--formats").unwrap_or_else(|| if software { "hadamard:2:2,f16" } else { "hadamard:2:2,hadamard:3:3,hadamard:4:2,hadamard:4:4,hadamard:8:8,rtn:2:2,rtn:4:4,f16" }.into());
+    let formats = argument("--formats").unwrap_or_else(|| {
+        if software { "hadamard:2:2,f16" } else { "hadamard:2:2,hadamard:3:3,hadamard:4:2,hadamard:4:4,hadamard:8:8,rtn:2:2,rtn:4:4,f16" }.into()
+    });
     let heads = argument("--heads").unwrap_or_else(|| "32/8/128".into());
     let heads: Vec<u32> = heads.split('/').map(|h| h.parse().unwrap()).collect();
     let bandwidth = read_bandwidth(&gpu, if software { 64 << 20 } else { 1 << 30 });
@@ -156,7 +158,14 @@ fn main() {
     let mut json = Vec::new();
     for shape in shapes.split(',') {
         let (sequences, tokens) = shape.split_once('x').unwrap();
-        let case = Case { name: "", query_heads: heads[0], kv_heads: heads[1], head_dim: heads[2], sequences: sequences.parse().unwrap(), tokens: tokens.parse().unwrap() };
+        let case = Case {
+            name: "",
+            query_heads: heads[0],
+            kv_heads: heads[1],
+            head_dim: heads[2],
+            sequences: sequences.parse().unwrap(),
+            tokens: tokens.parse().unwrap(),
+        };
         for name in formats.split(',') {
             match measure(&gpu, case, format(name)) {
                 Ok(row) => {
@@ -174,6 +183,7 @@ fn main() {
         }
     }
     if let Some(file) = argument("--json") {
-        std::fs::write(file, format!("{{\"adapter\":\"{}\",\"read_gb_s\":{:.1},\"rows\":[{}]}}\n", gpu.adapter_name(), bandwidth * 1e-9, json.join(","))).unwrap();
+        std::fs::write(file, format!("{{\"adapter\":\"{}\",\"read_gb_s\":{:.1},\"rows\":[{}]}}\n", gpu.adapter_name(), bandwidth * 1e-9, json.join(",")))
+            .unwrap();
     }
 }

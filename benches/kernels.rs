@@ -66,7 +66,12 @@ fn rotate(gpu: &Gpu, rows: u32) {
         submit(gpu, encoder);
         let got = read(gpu, &small, (check * head_dim) as usize);
         assert!(got.iter().zip(&data).all(|(a, b)| (a - b).abs() < ROTATE_ERROR), "rotating twice must return the row");
-        let big = gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size: 4 * n as u64, usage: wgpu::BufferUsages::STORAGE, mapped_at_creation: false });
+        let big = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: 4 * n as u64,
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        });
         let times = profile(gpu, 9, |encoder| kernel::rotate::record(gpu, encoder, Rows::f32(&big), count, head_dim).unwrap());
         line("rotate", &format!("{count} rows of {head_dim}"), find(&times, "rotate"), 8.0 * n as f64);
     }

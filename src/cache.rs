@@ -129,7 +129,12 @@ impl Cache {
             }
         }
         if plan.reduce() == crate::gpu::Reduce::Subgroup && gpu.capability().reduce() != crate::gpu::Reduce::Subgroup {
-            return Err(Error::Limit { what: "min_subgroup_size", reason: "the plan's reduction by subgroups", need: 32, have: gpu.capability().subgroups.map_or(0, |s| s.0.into()) });
+            return Err(Error::Limit {
+                what: "min_subgroup_size",
+                reason: "the plan's reduction by subgroups",
+                need: 32,
+                have: gpu.capability().subgroups.map_or(0, |s| s.0.into()),
+            });
         }
         let device = gpu.device();
         let buffer = |label, bytes: u64| {
@@ -278,7 +283,14 @@ impl Cache {
             })?;
             let new_packed = self.plan.packed(new_tokens);
             need += new_packed.div_ceil(PAGE_TOKENS) - live.pages.len() as u32;
-            growths.push(Growth { slot, old_tokens: live.tokens, new_tokens, old_packed: self.plan.packed(live.tokens), new_packed, pages: live.pages.clone() });
+            growths.push(Growth {
+                slot,
+                old_tokens: live.tokens,
+                new_tokens,
+                old_packed: self.plan.packed(live.tokens),
+                new_packed,
+                pages: live.pages.clone(),
+            });
         }
         if need > self.free_pages() {
             return Err(Error::Pages { need, have: self.free_pages() });
@@ -473,7 +485,15 @@ impl Cache {
     /// # Errors
     /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Layer`], [`Error::Element`], [`Error::Rows`],
     /// [`Error::Offset`], [`Error::Usage`].
-    pub fn dequantize(&self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, layer: u32, tokens: Range<u32>, keys: Rows<'_>, values: Rows<'_>) -> Result<()> {
+    pub fn dequantize(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        sequence: Sequence,
+        layer: u32,
+        tokens: Range<u32>,
+        keys: Rows<'_>,
+        values: Rows<'_>,
+    ) -> Result<()> {
         let live = self.find(sequence)?;
         let shape = self.plan.shape();
         if tokens.start > tokens.end || tokens.end > live.tokens {
@@ -494,7 +514,8 @@ impl Cache {
         let key_rows = keys.binding("keys", elements, alignment)?;
         let value_rows = values.binding("values", elements, alignment)?;
         let packed = self.plan.packed(live.tokens);
-        let growth = Growth { slot: sequence.slot, old_tokens: live.tokens, new_tokens: live.tokens, old_packed: packed, new_packed: packed, pages: live.pages.clone() };
+        let growth =
+            Growth { slot: sequence.slot, old_tokens: live.tokens, new_tokens: live.tokens, old_packed: packed, new_packed: packed, pages: live.pages.clone() };
         let mut words = Vec::new();
         let chunk = growth.record(&mut words, 0);
         let device = self.gpu.device();
@@ -503,7 +524,15 @@ impl Cache {
         let [x, y] = fold(count, self.gpu.capability().workgroups);
         let pass = &mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv dequantize"), timestamp_writes: None });
         for (slab, pages) in self.plan.slabs().iter().zip(&buffers.pages) {
-            let p = DequantizeParams { chunk, first: tokens.start, tokens: count, slab_heads: slab.heads, head_first: slab.head_first, kv_heads: shape.kv_heads, pad: [0; 2] };
+            let p = DequantizeParams {
+                chunk,
+                first: tokens.start,
+                tokens: count,
+                slab_heads: slab.heads,
+                head_first: slab.head_first,
+                kv_heads: shape.kv_heads,
+                pad: [0; 2],
+            };
             pipeline.dispatch(
                 &self.gpu,
                 pass,

@@ -148,7 +148,9 @@ impl Format {
     }
 
     pub(crate) fn check(&self, head_dim: u32) -> Result<()> {
-        if self.codec != Codec::F16 && (![32, 64, 128].contains(&self.group) || !head_dim.is_multiple_of(self.group(head_dim)) || (self.group > head_dim && self.group != 128)) {
+        if self.codec != Codec::F16
+            && (![32, 64, 128].contains(&self.group) || !head_dim.is_multiple_of(self.group(head_dim)) || (self.group > head_dim && self.group != 128))
+        {
             return Err(Error::Group { group: self.group, head_dim });
         }
         for (name, clip) in [("key clip", self.key_clip), ("value clip", self.value_clip)] {

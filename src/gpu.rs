@@ -44,7 +44,8 @@ impl Gpu {
         let adapter = Self::request_adapter(&instance).await?;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("wgkv"),
-            required_features: adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES),
+            required_features: adapter.features()
+                & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES),
             required_limits: adapter.limits(),
             ..Default::default()
         };

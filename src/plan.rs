@@ -133,7 +133,12 @@ impl Plan {
             }
         };
         // Positions and page numbers are 32-bit on the GPU.
-        u32::try_from(pages).ok().filter(|p| *p <= 1 << 24).ok_or(Error::Limit { what: "page number", reason: "the budget's pages", need: pages, have: 1 << 24 })
+        u32::try_from(pages).ok().filter(|p| *p <= 1 << 24).ok_or(Error::Limit {
+            what: "page number",
+            reason: "the budget's pages",
+            need: pages,
+            have: 1 << 24,
+        })
     }
 
     fn check_kernels(&self, capability: &Capability) -> Result<()> {
@@ -368,8 +373,16 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Cost { key_codes, key_scales, value_codes, value_scales, protected, scratch } = self.cost();
         let shape = &self.shape;
-        writeln!(f, "{} for {} layers of {} query heads, {} KV heads, head_dim {}", self.format, shape.layers, shape.query_heads, shape.kv_heads, shape.head_dim)?;
-        writeln!(f, "{} sequences, {} pages of {PAGE_TOKENS} tokens, sinks {}, window {}", self.sequences, self.pages, self.protection.sinks, self.protection.window)?;
+        writeln!(
+            f,
+            "{} for {} layers of {} query heads, {} KV heads, head_dim {}",
+            self.format, shape.layers, shape.query_heads, shape.kv_heads, shape.head_dim
+        )?;
+        writeln!(
+            f,
+            "{} sequences, {} pages of {PAGE_TOKENS} tokens, sinks {}, window {}",
+            self.sequences, self.pages, self.protection.sinks, self.protection.window
+        )?;
         for (name, bytes) in [
             ("key codes", key_codes),
             ("key scales", key_scales),

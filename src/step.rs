@@ -129,7 +129,11 @@ pub(crate) fn uniform(device: &wgpu::Device, bytes: &[u8]) -> wgpu::Buffer {
 
 /// A storage buffer of tables.
 pub(crate) fn tables(device: &wgpu::Device, words: &[u32]) -> wgpu::Buffer {
-    device.create_buffer_init(&wgpu::util::BufferInitDescriptor { label: Some("wgkv tables"), contents: bytemuck::cast_slice(words), usage: wgpu::BufferUsages::STORAGE })
+    device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
+        label: Some("wgkv tables"),
+        contents: bytemuck::cast_slice(words),
+        usage: wgpu::BufferUsages::STORAGE,
+    })
 }
 
 /// A grid of two dimensions that holds `count` workgroups where one dimension holds `most`.
@@ -313,7 +317,8 @@ fn pass(plan: &Plan, runs: &[Run<'_>], rows: u32, row_first: u32, words: &mut Wo
     tables.extend(merges);
     let merge = AttendMergeParams { records_at, row_first, query_heads: shape.query_heads, kv_heads: shape.kv_heads };
 
-    let mut pass = Pass { rows, query: params.push(&query, alignment), merge: params.push(&merge, alignment), many_items: most_items >= MANY_ITEMS, ..Pass::default() };
+    let mut pass =
+        Pass { rows, query: params.push(&query, alignment), merge: params.push(&merge, alignment), many_items: most_items >= MANY_ITEMS, ..Pass::default() };
     words.query.push(query);
     words.attend_merge.push((merge, rows));
     for slab in plan.slabs() {

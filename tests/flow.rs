@@ -50,7 +50,11 @@ fn follow(gpu: &Gpu, random: &mut StdRng, shape: &Shape, format: Format, protect
         let error: f64 = got.iter().zip(&want).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
         let error = (error / norm).sqrt();
         // A NaN compares false, so it fails too.
-        assert!(error < budget(&format), "{format}, head_dim {d}, {hq}/{hk} heads, {protection:?}, {at} tokens: relative error {error}, allowed {}", budget(&format));
+        assert!(
+            error < budget(&format),
+            "{format}, head_dim {d}, {hq}/{hk} heads, {protection:?}, {at} tokens: relative error {error}, allowed {}",
+            budget(&format)
+        );
     }
     assert!(pollster::block_on(cache.status()).unwrap().is_clean());
 }
@@ -70,17 +74,17 @@ fn attention_from_codes_stays_within_the_budget_of_its_bits() {
     use Codec::{Hadamard, Rtn};
     // (head_dim, query heads, KV heads, format, protection), each with what it is there for.
     let cases = [
-        (128, 8, 2, Format::f16(), strict),                        // the control, two factors of 16 and 8
-        (128, 8, 2, coded(Hadamard, Two, Two, 128), window),       // the format that matters most
-        (128, 4, 4, coded(Hadamard, Four, Two, 32), strict),       // one query head a KV head; four groups a head
-        (64, 7, 1, coded(Rtn, Eight, Eight, 64), strict),          // an odd share: two blocks, the second not full
-        (64, 6, 3, coded(Hadamard, Three, Three, 32), sinks),      // the two planes of three bits; a share of two
-        (80, 2, 2, coded(Hadamard, Four, Four, 128), window),      // Kronecker 20 x 4; a group that is the whole head
-        (80, 3, 1, coded(Rtn, Three, Eight, 128), strict),         // the plane of third bits that ends in half a word
-        (96, 4, 2, coded(Hadamard, Two, Four, 32), sinks),         // Kronecker 12 x 8; three groups
-        (256, 5, 1, coded(Hadamard, Eight, Three, 64), strict),    // two quads a lane
-        (256, 1, 1, coded(Rtn, Four, Two, 32), window),            // eight groups a head
-        (64, 16, 1, Format::f16(), window),                        // the largest share; f16 ignores the protection
+        (128, 8, 2, Format::f16(), strict),                     // the control, two factors of 16 and 8
+        (128, 8, 2, coded(Hadamard, Two, Two, 128), window),    // the format that matters most
+        (128, 4, 4, coded(Hadamard, Four, Two, 32), strict),    // one query head a KV head; four groups a head
+        (64, 7, 1, coded(Rtn, Eight, Eight, 64), strict),       // an odd share: two blocks, the second not full
+        (64, 6, 3, coded(Hadamard, Three, Three, 32), sinks),   // the two planes of three bits; a share of two
+        (80, 2, 2, coded(Hadamard, Four, Four, 128), window),   // Kronecker 20 x 4; a group that is the whole head
+        (80, 3, 1, coded(Rtn, Three, Eight, 128), strict),      // the plane of third bits that ends in half a word
+        (96, 4, 2, coded(Hadamard, Two, Four, 32), sinks),      // Kronecker 12 x 8; three groups
+        (256, 5, 1, coded(Hadamard, Eight, Three, 64), strict), // two quads a lane
+        (256, 1, 1, coded(Rtn, Four, Two, 32), window),         // eight groups a head
+        (64, 16, 1, Format::f16(), window),                     // the largest share; f16 ignores the protection
     ];
     for (head_dim, query_heads, kv_heads, format, protection) in cases {
         let shape = Shape { layers: 1, query_heads, kv_heads, head_dim, rope: Rope::new(10_000.0, head_dim) };
@@ -93,7 +97,13 @@ fn every_kind_of_rope_agrees() {
     let gpu = gpu();
     let random = &mut generator();
     let shape = |rope| Shape { layers: 1, query_heads: 2, kv_heads: 1, head_dim: 64, rope };
-    for rope in [Rope::none(), Rope::new(10_000.0, 32), Rope::new(500_000.0, 64).interleaved(), Rope::new(10_000.0, 16).interleaved(), Rope::llama3(500_000.0, 64, 8.0, 1.0, 4.0, 8192)] {
+    for rope in [
+        Rope::none(),
+        Rope::new(10_000.0, 32),
+        Rope::new(500_000.0, 64).interleaved(),
+        Rope::new(10_000.0, 16).interleaved(),
+        Rope::llama3(500_000.0, 64, 8.0, 1.0, 4.0, 8192),
+    ] {
         follow(&gpu, random, &shape(rope), Format::f16(), Protection::strict());
     }
 }

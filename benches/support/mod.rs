@@ -69,7 +69,8 @@ pub fn wait(gpu: &Gpu) {
 
 /// The plan of a case, with as many layers as make the packed bytes `rotate_bytes` or more.
 pub fn plan(gpu: &Gpu, case: Case, format: Format, protection: Protection, rotate_bytes: u64) -> wgkv::Result<Plan> {
-    let shape = |layers| Shape { layers, query_heads: case.query_heads, kv_heads: case.kv_heads, head_dim: case.head_dim, rope: Rope::new(500_000.0, case.head_dim) };
+    let shape =
+        |layers| Shape { layers, query_heads: case.query_heads, kv_heads: case.kv_heads, head_dim: case.head_dim, rope: Rope::new(500_000.0, case.head_dim) };
     let budget = Budget::tokens(case.sequences, case.tokens);
     let one = Plan::new(shape(1), format, protection, budget, gpu.capability())?;
     let layers = rotate_bytes.div_ceil(one.cost().cache()).max(1) as u32;
@@ -152,12 +153,21 @@ pub fn read_bandwidth(gpu: &Gpu, bytes: u64) -> f64 {
     let make = |size| device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage: wgpu::BufferUsages::STORAGE, mapped_at_creation: false });
     let (data, sums) = (make(bytes / 16 * 16), make(16));
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label: None, source: wgpu::ShaderSource::Wgsl(source.into()) });
-    let pipeline =
-        device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor { label: None, layout: None, module: &module, entry_point: None, compilation_options: Default::default(), cache: None });
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: None,
+        layout: None,
+        module: &module,
+        entry_point: None,
+        compilation_options: Default::default(),
+        cache: None,
+    });
     let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
         label: None,
         layout: &pipeline.get_bind_group_layout(0),
-        entries: &[wgpu::BindGroupEntry { binding: 0, resource: data.as_entire_binding() }, wgpu::BindGroupEntry { binding: 1, resource: sums.as_entire_binding() }],
+        entries: &[
+            wgpu::BindGroupEntry { binding: 0, resource: data.as_entire_binding() },
+            wgpu::BindGroupEntry { binding: 1, resource: sums.as_entire_binding() },
+        ],
     });
     let time = seconds(gpu, 5, 4, |encoder, _| {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());

@@ -27,7 +27,13 @@ pub const MERGE_ITEMS: u32 = 256;
 pub static KERNEL: Kernel = Kernel {
     name: "attend_merge",
     source: include_str!("../../shaders/attend_merge.wgsl"),
-    bindings: &[("params", Binding::Uniform), ("tables", Binding::Read), ("partials", Binding::Read), ("row_partials", Binding::Read), ("output", Binding::Write)],
+    bindings: &[
+        ("params", Binding::Uniform),
+        ("tables", Binding::Read),
+        ("partials", Binding::Read),
+        ("row_partials", Binding::Read),
+        ("output", Binding::Write),
+    ],
     params_bytes: size_of::<AttendMergeParams>(),
     zeroed: false,
 };

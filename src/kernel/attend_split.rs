@@ -5,8 +5,8 @@
 //! Twin: [`reference::attend_split`](crate::reference::attend_split).
 
 use super::{
-    Binding, HEADS_1, HEADS_2, HEADS_4, KEYS_2, KEYS_3, KEYS_4, KEYS_8, KEYS_F16, KEYS_INTEGER, KEYS_ROLLED, KEYS_STRAIGHT, Kernel, REDUCE_SUBGROUP, REDUCE_WORKGROUP, VALUES_2, VALUES_3,
-    VALUES_4, VALUES_8, VALUES_F16, VALUES_INTEGER, VALUES_ROLLED, VALUES_STRAIGHT, Variant,
+    Binding, HEADS_1, HEADS_2, HEADS_4, KEYS_2, KEYS_3, KEYS_4, KEYS_8, KEYS_F16, KEYS_INTEGER, KEYS_ROLLED, KEYS_STRAIGHT, Kernel, REDUCE_SUBGROUP,
+    REDUCE_WORKGROUP, VALUES_2, VALUES_3, VALUES_4, VALUES_8, VALUES_F16, VALUES_INTEGER, VALUES_ROLLED, VALUES_STRAIGHT, Variant,
 };
 use crate::gpu::Reduce;
 use crate::plan::Plan;
@@ -29,7 +29,13 @@ pub struct AttendSplitParams {
 pub static KERNEL: Kernel = Kernel {
     name: "attend_split",
     source: include_str!("../../shaders/attend_split.wgsl"),
-    bindings: &[("params", Binding::Uniform), ("tables", Binding::Read), ("query_codes", Binding::Read), ("pages", Binding::Read), ("partials", Binding::Write)],
+    bindings: &[
+        ("params", Binding::Uniform),
+        ("tables", Binding::Read),
+        ("query_codes", Binding::Read),
+        ("pages", Binding::Read),
+        ("partials", Binding::Write),
+    ],
     params_bytes: size_of::<AttendSplitParams>(),
     zeroed: false,
 };

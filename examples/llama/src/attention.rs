@@ -14,13 +14,7 @@ pub trait Attention {
     fn begin(&mut self, tokens: usize) -> Result<()>;
 
     /// Adds the keys and values to one layer and attends to all of it, causally.
-    fn attend(
-        &mut self,
-        layer: usize,
-        queries: Tensor<2>,
-        keys: Tensor<2>,
-        values: Tensor<2>,
-    ) -> Result<Tensor<2>>;
+    fn attend(&mut self, layer: usize, queries: Tensor<2>, keys: Tensor<2>, values: Tensor<2>) -> Result<Tensor<2>>;
 }
 
 /// Uncompressed f32 keys and values in burn's own tensors: the control for everything else.
@@ -69,13 +63,7 @@ impl PlainAttention {
         let low = rows.clone().narrow(2, 0, half);
         let high = rows.narrow(2, half, half);
         let (cos, sin) = (tables.cos.clone(), tables.sin.clone());
-        Tensor::cat(
-            vec![
-                low.clone() * cos.clone() - high.clone() * sin.clone(),
-                high * cos + low * sin,
-            ],
-            2,
-        )
+        Tensor::cat(vec![low.clone() * cos.clone() - high.clone() * sin.clone(), high * cos + low * sin], 2)
     }
 }
 
@@ -84,15 +72,8 @@ impl Attention for PlainAttention {
         let past = self.seen;
         self.seen += tokens;
         let half = self.head_dim / 2;
-        let angles = (past..self.seen).flat_map(|position| {
-            self.frequencies
-                .iter()
-                .map(move |frequency| position as f64 * frequency)
-        });
-        let (sin, cos): (Vec<f32>, Vec<f32>) = angles
-            .map(f64::sin_cos)
-            .map(|(sin, cos)| (sin as f32, cos as f32))
-            .unzip();
+        let angles = (past..self.seen).flat_map(|position| self.frequencies.iter().map(move |frequency| position as f64 * frequency));
+        let (sin, cos): (Vec<f32>, Vec<f32>) = angles.map(f64::sin_cos).map(|(sin, cos)| (sin as f32, cos as f32)).unzip();
         // The query heads of one KV head are stacked, so the causal triangle repeats once per query head.
         let stacked = self.query_heads / self.kv_heads * tokens;
         let seen = self.seen;
@@ -102,24 +83,12 @@ impl Attention for PlainAttention {
                 (0..seen).map(move |column| if column > last { -1e30 } else { 0.0 })
             })
             .collect();
-        let table = |values, shape: [usize; 3]| {
-            Tensor::from_data(TensorData::new(values, shape), &self.device)
-        };
-        self.tables = Some(Tables {
-            cos: table(cos, [1, tokens, half]),
-            sin: table(sin, [1, tokens, half]),
-            mask: table(mask, [1, stacked, seen]),
-        });
+        let table = |values, shape: [usize; 3]| Tensor::from_data(TensorData::new(values, shape), &self.device);
+        self.tables = Some(Tables { cos: table(cos, [1, tokens, half]), sin: table(sin, [1, tokens, half]), mask: table(mask, [1, stacked, seen]) });
         Ok(())
     }
 
-    fn attend(
-        &mut self,
-        layer: usize,
-        queries: Tensor<2>,
-        keys: Tensor<2>,
-        values: Tensor<2>,
-    ) -> Result<Tensor<2>> {
+    fn attend(&mut self, layer: usize, queries: Tensor<2>, keys: Tensor<2>, values: Tensor<2>) -> Result<Tensor<2>> {
         let [tokens, width] = queries.dims();
         let Some(tables) = &self.tables else {
             return Ok(queries.zeros_like());
@@ -138,9 +107,6 @@ impl Attention for PlainAttention {
         let scale = 1.0 / (self.head_dim as f64).sqrt();
         let scores = queries.matmul(keys.swap_dims(1, 2)).mul_scalar(scale) + tables.mask.clone();
         let output = activation::softmax(scores, 2).matmul(values);
-        Ok(output
-            .reshape([self.query_heads, tokens, self.head_dim])
-            .swap_dims(0, 1)
-            .reshape([tokens, width]))
+        Ok(output.reshape([self.query_heads, tokens, self.head_dim]).swap_dims(0, 1).reshape([tokens, width]))
     }
 }

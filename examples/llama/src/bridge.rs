@@ -48,15 +48,11 @@ impl Bridge {
     }
 
     async fn open_async(name: Option<&str>) -> Result<Self> {
-        let instance =
-            wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
         let adapter = find_adapter(&instance, name).await?;
         // burn chooses kernels by what the adapter has, not by what the device was asked for: everything must be on.
         // Experimental features need an unsafe token, and mappable primary buffers make every buffer slower.
-        let features = adapter
-            .features()
-            .difference(wgpu::Features::all_experimental_mask())
-            .difference(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS);
+        let features = adapter.features().difference(wgpu::Features::all_experimental_mask()).difference(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS);
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("wgkv-llama"),
@@ -69,24 +65,13 @@ impl Bridge {
         let info = adapter.get_info();
         let gpu = Gpu::new(device.clone(), queue.clone());
         let burn_device = Device::wgpu_options()
-            .setup(WgpuSetup {
-                instance,
-                backend: info.backend,
-                adapter,
-                device,
-                queue,
-            })
+            .setup(WgpuSetup { instance, backend: info.backend, adapter, device, queue })
             .memory_config(MemoryConfiguration::ExclusivePages)
             .init()
             .map_err(|error| Error::Burn(error.to_string()))?;
         // burn's public device has no road to its client; any tensor does.
         let client = primitive(Tensor::<1>::empty([1], &burn_device))?.client;
-        Ok(Self {
-            gpu,
-            device: burn_device,
-            client,
-            adapter: info.name,
-        })
+        Ok(Self { gpu, device: burn_device, client, adapter: info.name })
     }
 
     /// The device as wgkv sees it.
@@ -107,19 +92,14 @@ impl Bridge {
     /// The most f32 elements that one tensor may have.
     pub fn tensor_limit(&self) -> usize {
         let limits = self.gpu.device().limits();
-        let bytes = limits
-            .max_storage_buffer_binding_size
-            .min(limits.max_buffer_size);
+        let bytes = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
         (bytes / 4) as usize
     }
 
     /// Uploads a matrix that stays: cubecl gives it memory of exactly its size instead of a rounded page.
     pub fn upload(&self, values: Vec<f32>, shape: [usize; 2]) -> Tensor<2> {
         let device = self.device.clone();
-        self.client
-            .memory_persistent_allocation(values, move |values| {
-                Tensor::from_data(TensorData::new(values, shape), &device)
-            })
+        self.client.memory_persistent_allocation(values, move |values| Tensor::from_data(TensorData::new(values, shape), &device))
     }
 
     /// The buffer behind a tensor, which is copied first only where its rows are not contiguous.
@@ -127,22 +107,12 @@ impl Bridge {
         let tensor = contiguous(primitive(tensor)?);
         let wanted = (tensor.meta.shape().iter().product::<usize>() * 4) as u64;
         let handle = tensor.handle;
-        let resource = self
-            .client
-            .get_resource::<WgpuServer<AutoCompiler>>(handle.clone())
-            .map_err(|error| Error::Burn(error.to_string()))?
-            .resource()
-            .clone();
+        let resource = self.client.get_resource::<WgpuServer<AutoCompiler>>(handle.clone()).map_err(|error| Error::Burn(error.to_string()))?.resource().clone();
         let found = resource.size;
         if found < wanted {
-            return Err(Error::Burn(format!(
-                "a tensor of {wanted} bytes lies in a buffer range of {found}"
-            )));
+            return Err(Error::Burn(format!("a tensor of {wanted} bytes lies in a buffer range of {found}")));
         }
-        Ok(View {
-            resource,
-            _handle: handle,
-        })
+        Ok(View { resource, _handle: handle })
     }
 
     /// A tensor for a compute pass to write, and its buffer. Its content is arbitrary until then.
@@ -154,35 +124,23 @@ impl Bridge {
 
     /// Submits all of burn's recorded work to the shared queue.
     pub fn flush(&self) -> Result<()> {
-        self.client
-            .flush()
-            .map_err(|error| Error::Burn(error.to_string()))
+        self.client.flush().map_err(|error| Error::Burn(error.to_string()))
     }
 }
 
 impl View {
     /// The rows as wgkv takes them.
     pub fn rows(&self) -> Rows<'_> {
-        Rows {
-            buffer: &self.resource.buffer,
-            offset: self.resource.offset,
-            element: Element::F32,
-        }
+        Rows { buffer: &self.resource.buffer, offset: self.resource.offset, element: Element::F32 }
     }
 }
 
 fn primitive<const D: usize>(tensor: Tensor<D>) -> Result<CubeTensor> {
-    tensor
-        .try_into_primitive::<Wgpu>()
-        .map_err(|error| Error::Burn(format!("{error:?}")))
+    tensor.try_into_primitive::<Wgpu>().map_err(|error| Error::Burn(format!("{error:?}")))
 }
 
 fn contiguous(tensor: CubeTensor) -> CubeTensor {
-    if tensor.is_contiguous() && !tensor.meta.is_tiled() {
-        tensor
-    } else {
-        tensor.copy()
-    }
+    if tensor.is_contiguous() && !tensor.meta.is_tiled() { tensor } else { tensor.copy() }
 }
 
 async fn find_adapter(instance: &wgpu::Instance, name: Option<&str>) -> Result<wgpu::Adapter> {
@@ -190,16 +148,10 @@ async fn find_adapter(instance: &wgpu::Instance, name: Option<&str>) -> Result<w
         return Ok(Gpu::request_adapter(instance).await?);
     };
     let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
-    let found: Vec<String> = adapters
-        .iter()
-        .map(|adapter| adapter.get_info().name)
-        .collect();
+    let found: Vec<String> = adapters.iter().map(|adapter| adapter.get_info().name).collect();
     let lower = name.to_lowercase();
     adapters
         .into_iter()
         .find(|adapter| adapter.get_info().name.to_lowercase().contains(&lower))
-        .ok_or_else(|| Error::Adapter {
-            wanted: name.to_owned(),
-            found,
-        })
+        .ok_or_else(|| Error::Adapter { wanted: name.to_owned(), found })
 }

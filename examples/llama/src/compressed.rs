@@ -19,12 +19,7 @@ impl<'cache> CompressedAttention<'cache> {
     /// An empty sequence of the cache.
     pub fn new(bridge: &'cache Bridge, cache: &'cache mut Cache) -> Result<Self> {
         let sequence = cache.allocate()?;
-        Ok(Self {
-            bridge,
-            cache,
-            sequence,
-            step: None,
-        })
+        Ok(Self { bridge, cache, sequence, step: None })
     }
 
     /// The cache that holds the sequence.
@@ -40,25 +35,13 @@ impl<'cache> CompressedAttention<'cache> {
 
 impl Attention for CompressedAttention<'_> {
     fn begin(&mut self, tokens: usize) -> Result<()> {
-        let chunk = Chunk {
-            sequence: self.sequence,
-            tokens: tokens as u32,
-        };
+        let chunk = Chunk { sequence: self.sequence, tokens: tokens as u32 };
         self.step = Some(self.cache.step(&[chunk])?);
         Ok(())
     }
 
-    fn attend(
-        &mut self,
-        layer: usize,
-        queries: Tensor<2>,
-        keys: Tensor<2>,
-        values: Tensor<2>,
-    ) -> Result<Tensor<2>> {
-        let step = self
-            .step
-            .as_ref()
-            .ok_or_else(|| Error::Gpu("attend was called before begin".to_owned()))?;
+    fn attend(&mut self, layer: usize, queries: Tensor<2>, keys: Tensor<2>, values: Tensor<2>) -> Result<Tensor<2>> {
+        let step = self.step.as_ref().ok_or_else(|| Error::Gpu("attend was called before begin".to_owned()))?;
         let [tokens, width] = queries.dims();
         let queries = self.bridge.view(queries)?;
         let keys = self.bridge.view(keys)?;
@@ -67,21 +50,10 @@ impl Attention for CompressedAttention<'_> {
         self.bridge.flush()?;
 
         let gpu = self.bridge.gpu();
-        let mut encoder = gpu
-            .device()
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor {
-                label: Some("attention"),
-            });
+        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("attention") });
         let layer = layer as u32;
-        self.cache
-            .append(&mut encoder, step, layer, keys.rows(), values.rows())?;
-        self.cache.attend(
-            &mut encoder,
-            step,
-            layer,
-            queries.rows(),
-            output_view.rows(),
-        )?;
+        self.cache.append(&mut encoder, step, layer, keys.rows(), values.rows())?;
+        self.cache.attend(&mut encoder, step, layer, queries.rows(), output_view.rows())?;
         gpu.queue().submit([encoder.finish()]);
         Ok(output)
     }

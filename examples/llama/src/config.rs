@@ -115,16 +115,9 @@ impl Config {
     /// Reads and checks the `config.json` of a model's folder.
     pub fn open(directory: &Path) -> Result<Self> {
         let path = directory.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|source| Error::Read {
-            path: path.clone(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
         // An architecture may lay out its whole file differently, so its name is judged before the rest is parsed.
-        let value: serde_json::Value =
-            serde_json::from_str(&text).map_err(|source| Error::Json {
-                path: path.clone(),
-                source,
-            })?;
+        let value: serde_json::Value = serde_json::from_str(&text).map_err(|source| Error::Json { path: path.clone(), source })?;
         check_architecture(&value)?;
         let raw = serde_json::from_value(value).map_err(|source| Error::Json { path, source })?;
         Self::check(raw)
@@ -133,25 +126,14 @@ impl Config {
     fn check(raw: Raw) -> Result<Self> {
         let need = |value: Option<usize>, name| match value {
             Some(value) if value > 0 => Ok(value),
-            Some(value) => Err(Error::Setting {
-                name,
-                found: value.to_string(),
-                wanted: "a positive number",
-            }),
+            Some(value) => Err(Error::Setting { name, found: value.to_string(), wanted: "a positive number" }),
             None => Err(Error::SettingMissing { name }),
         };
         let hidden = need(raw.hidden_size, "hidden_size")?;
         let query_heads = need(raw.num_attention_heads, "num_attention_heads")?;
-        let kv_heads = need(
-            raw.num_key_value_heads.or(Some(query_heads)),
-            "num_key_value_heads",
-        )?;
+        let kv_heads = need(raw.num_key_value_heads.or(Some(query_heads)), "num_key_value_heads")?;
         if !query_heads.is_multiple_of(kv_heads) {
-            return Err(Error::Setting {
-                name: "num_key_value_heads",
-                found: kv_heads.to_string(),
-                wanted: "a divisor of num_attention_heads",
-            });
+            return Err(Error::Setting { name: "num_key_value_heads", found: kv_heads.to_string(), wanted: "a divisor of num_attention_heads" });
         }
         if raw.head_dim.is_none() && !hidden.is_multiple_of(query_heads) {
             return Err(Error::Setting {
@@ -161,32 +143,16 @@ impl Config {
             });
         }
         if let Some(act) = raw.hidden_act.filter(|act| act != "silu") {
-            return Err(Error::Setting {
-                name: "hidden_act",
-                found: act,
-                wanted: "silu",
-            });
+            return Err(Error::Setting { name: "hidden_act", found: act, wanted: "silu" });
         }
         if let Some(window) = raw.sliding_window {
-            return Err(Error::Setting {
-                name: "sliding_window",
-                found: window.to_string(),
-                wanted: "null",
-            });
+            return Err(Error::Setting { name: "sliding_window", found: window.to_string(), wanted: "null" });
         }
         if let Some(factor) = raw.partial_rotary_factor.filter(|&factor| factor != 1.0) {
-            return Err(Error::Setting {
-                name: "partial_rotary_factor",
-                found: factor.to_string(),
-                wanted: "1",
-            });
+            return Err(Error::Setting { name: "partial_rotary_factor", found: factor.to_string(), wanted: "1" });
         }
         let rope = raw.rope_scaling.or(raw.rope_parameters);
-        let rope_theta = rope
-            .as_ref()
-            .and_then(|rope| rope.rope_theta)
-            .or(raw.rope_theta)
-            .unwrap_or(10_000.0);
+        let rope_theta = rope.as_ref().and_then(|rope| rope.rope_theta).or(raw.rope_theta).unwrap_or(10_000.0);
         Ok(Self {
             hidden,
             intermediate: need(raw.intermediate_size, "intermediate_size")?,
@@ -209,17 +175,9 @@ impl Config {
 }
 
 fn check_architecture(value: &serde_json::Value) -> Result<()> {
-    let architecture = value
-        .get("architectures")
-        .and_then(|names| names.get(0))
-        .and_then(|name| name.as_str());
+    let architecture = value.get("architectures").and_then(|names| names.get(0)).and_then(|name| name.as_str());
     let model_type = value.get("model_type").and_then(|name| name.as_str());
-    let refuse = |found: String| {
-        Err(Error::Architecture {
-            found,
-            wanted: ARCHITECTURES,
-        })
-    };
+    let refuse = |found: String| Err(Error::Architecture { found, wanted: ARCHITECTURES });
     match (architecture, model_type) {
         (Some("LlamaForCausalLM" | "MistralForCausalLM"), _) => Ok(()),
         (None, Some("llama" | "mistral")) => Ok(()),
@@ -236,16 +194,10 @@ fn scaling(rope: RawRope) -> Result<Option<Llama3Scaling>> {
             factor: need(rope.factor, "rope_scaling.factor")?,
             low_freq_factor: need(rope.low_freq_factor, "rope_scaling.low_freq_factor")?,
             high_freq_factor: need(rope.high_freq_factor, "rope_scaling.high_freq_factor")?,
-            original_max_tokens: rope.original_max_position_embeddings.ok_or(
-                Error::SettingMissing {
-                    name: "rope_scaling.original_max_position_embeddings",
-                },
-            )?,
+            original_max_tokens: rope
+                .original_max_position_embeddings
+                .ok_or(Error::SettingMissing { name: "rope_scaling.original_max_position_embeddings" })?,
         })),
-        Some(other) => Err(Error::Setting {
-            name: "rope_scaling.rope_type",
-            found: other.to_owned(),
-            wanted: "llama3 or default",
-        }),
+        Some(other) => Err(Error::Setting { name: "rope_scaling.rope_type", found: other.to_owned(), wanted: "llama3 or default" }),
     }
 }

@@ -85,20 +85,11 @@ pub fn generate(options: &GenerateOptions, out: &mut dyn Write) -> Result<Genera
     let mut prompt: Vec<u32> = config.begin.into_iter().collect();
     prompt.extend(text.encode(&options.prompt)?);
     let protection = options.cache.protection(Sinks::First(4), 128);
-    let mut cache = open_cache(
-        &bridge,
-        config,
-        options.cache.format(config)?,
-        protection,
-        prompt.len() + options.tokens,
-    )?;
+    let mut cache = open_cache(&bridge, config, options.cache.format(config)?, protection, prompt.len() + options.tokens)?;
     let mut attention = CompressedAttention::new(&bridge, &mut cache)?;
     let mut sampler = Sampler::new(options.temperature, options.top_p, options.seed);
     let mut stream = text.stream();
-    let write_error = |source| Error::Read {
-        path: "standard output".into(),
-        source,
-    };
+    let write_error = |source| Error::Read { path: "standard output".into(), source };
 
     let started = Instant::now();
     let mut logits = Vec::new();

@@ -53,31 +53,15 @@ impl Model {
     /// Loads a folder in Hugging Face's layout onto the bridge's device.
     pub fn open(directory: &Path, bridge: &Bridge) -> Result<Self> {
         let config = Config::open(directory)?;
-        let loader = Loader {
-            weights: Weights::open(directory)?,
-            bridge,
-        };
-        let embedding = loader.matrix(
-            "model.embed_tokens.weight",
-            config.vocabulary,
-            config.hidden,
-        )?;
-        let layers = (0..config.layers)
-            .map(|layer| Layer::load(&loader, &config, layer))
-            .collect::<Result<_>>()?;
+        let loader = Loader { weights: Weights::open(directory)?, bridge };
+        let embedding = loader.matrix("model.embed_tokens.weight", config.vocabulary, config.hidden)?;
+        let layers = (0..config.layers).map(|layer| Layer::load(&loader, &config, layer)).collect::<Result<_>>()?;
         let norm = loader.row("model.norm.weight", config.hidden)?;
         let head = match config.tied {
             true => None,
             false => Some(loader.matrix("lm_head.weight", config.vocabulary, config.hidden)?),
         };
-        Ok(Self {
-            config,
-            device: bridge.device().clone(),
-            embedding,
-            layers,
-            norm,
-            head,
-        })
+        Ok(Self { config, device: bridge.device().clone(), embedding, layers, norm, head })
     }
 
     /// The model's numbers.
@@ -96,12 +80,7 @@ impl Model {
         let mut stream = self.embedding.select(ids, &self.device);
         for (index, layer) in self.layers.iter().enumerate() {
             let normed = rms_norm(stream.clone(), &layer.attention_norm, epsilon);
-            let mixed = attention.attend(
-                index,
-                layer.query.apply(normed.clone()),
-                layer.key.apply(normed.clone()),
-                layer.value.apply(normed),
-            )?;
+            let mixed = attention.attend(index, layer.query.apply(normed.clone()), layer.key.apply(normed.clone()), layer.value.apply(normed))?;
             stream = stream + layer.output.apply(mixed);
             let normed = rms_norm(stream.clone(), &layer.mlp_norm, epsilon);
             let gate = activation::silu(layer.gate.apply(normed.clone()));
@@ -112,12 +91,7 @@ impl Model {
 
     /// Scores of every token of the vocabulary for hidden rows, read back row after row.
     pub fn logits(&self, hidden: Tensor<2>) -> Result<Vec<f32>> {
-        self.head
-            .as_ref()
-            .unwrap_or(&self.embedding)
-            .apply(hidden)
-            .try_into_vec_as::<f32>()
-            .map_err(|error| Error::Burn(error.to_string()))
+        self.head.as_ref().unwrap_or(&self.embedding).apply(hidden).try_into_vec_as::<f32>().map_err(|error| Error::Burn(error.to_string()))
     }
 
     /// Scores that follow the last of the tokens.
@@ -134,22 +108,8 @@ impl Layer {
         let (hidden, wide) = (config.hidden, config.intermediate);
         let queries = config.query_heads * config.head_dim;
         let keys = config.kv_heads * config.head_dim;
-        let attention = |part: &str, rows, columns| {
-            loader.linear(
-                &name(&format!("self_attn.{part}_proj")),
-                rows,
-                columns,
-                config.attention_bias,
-            )
-        };
-        let mlp = |part: &str, rows, columns| {
-            loader.linear(
-                &name(&format!("mlp.{part}_proj")),
-                rows,
-                columns,
-                config.mlp_bias,
-            )
-        };
+        let attention = |part: &str, rows, columns| loader.linear(&name(&format!("self_attn.{part}_proj")), rows, columns, config.attention_bias);
+        let mlp = |part: &str, rows, columns| loader.linear(&name(&format!("mlp.{part}_proj")), rows, columns, config.mlp_bias);
         Ok(Self {
             attention_norm: loader.row(&name("input_layernorm.weight"), hidden)?,
             query: attention("q", queries, hidden)?,
@@ -169,18 +129,9 @@ impl Loader<'_> {
         let values = self.weights.tensor(name, &[rows, columns])?;
         let block_rows = (self.bridge.tensor_limit() / columns).clamp(1, rows);
         if block_rows == rows {
-            return Ok(Matrix {
-                blocks: vec![self.bridge.upload(values, [rows, columns])],
-                block_rows,
-            });
+            return Ok(Matrix { blocks: vec![self.bridge.upload(values, [rows, columns])], block_rows });
         }
-        let blocks = values
-            .chunks(block_rows * columns)
-            .map(|block| {
-                self.bridge
-                    .upload(block.to_vec(), [block.len() / columns, columns])
-            })
-            .collect();
+        let blocks = values.chunks(block_rows * columns).map(|block| self.bridge.upload(block.to_vec(), [block.len() / columns, columns])).collect();
         Ok(Matrix { blocks, block_rows })
     }
 
@@ -227,9 +178,7 @@ impl Matrix {
             Tensor::<1, Int>::from_data(TensorData::new(values, [count]), device)
         };
         if let [block] = self.blocks.as_slice() {
-            return block
-                .clone()
-                .select(0, indices(ids.iter().map(|&id| id as i32).collect()));
+            return block.clone().select(0, indices(ids.iter().map(|&id| id as i32).collect()));
         }
         // Gather block by block, then bring the rows back into the order they were asked for.
         let mut order = Vec::with_capacity(ids.len());

@@ -70,12 +70,7 @@ impl CacheOptions {
         if self.codec == Codec::F16 {
             return Ok(Format::f16());
         }
-        let format = Format::new(
-            self.codec,
-            Bits::try_from(self.k_bits)?,
-            Bits::try_from(self.v_bits)?,
-            self.group(config),
-        );
+        let format = Format::new(self.codec, Bits::try_from(self.k_bits)?, Bits::try_from(self.v_bits)?, self.group(config));
         Ok(match self.clip {
             Some(clip) => format.with_clip(clip),
             None => format,
@@ -84,10 +79,7 @@ impl CacheOptions {
 
     /// What stays in f16, unless told otherwise the given defaults.
     pub fn protection(&self, sinks: Sinks, window: u32) -> Protection {
-        Protection {
-            sinks: self.sinks.unwrap_or(sinks),
-            window: self.window.unwrap_or(window),
-        }
+        Protection { sinks: self.sinks.unwrap_or(sinks), window: self.window.unwrap_or(window) }
     }
 
     /// The same in words and numbers.
@@ -109,13 +101,7 @@ impl CacheOptions {
 }
 
 /// Plans a cache for one sequence of this model, compiles its kernels and allocates it.
-pub fn open_cache(
-    bridge: &Bridge,
-    config: &Config,
-    format: Format,
-    protection: Protection,
-    tokens: usize,
-) -> Result<Cache> {
+pub fn open_cache(bridge: &Bridge, config: &Config, format: Format, protection: Protection, tokens: usize) -> Result<Cache> {
     let shape = Shape {
         layers: config.layers as u32,
         query_heads: config.query_heads as u32,

@@ -106,11 +106,7 @@ impl Score {
                 let shift = (total - expected_total) as f32;
                 let top = expected_total as f32;
                 // Both exponents and differences are small numbers here, so f32 terms suffice; their sum does not.
-                self.divergence += expected
-                    .iter()
-                    .zip(scores)
-                    .map(|(&p, &q)| f64::from((p - top).exp() * (p - q + shift)))
-                    .sum::<f64>();
+                self.divergence += expected.iter().zip(scores).map(|(&p, &q)| f64::from((p - top).exp() * (p - q + shift))).sum::<f64>();
             }
         }
         self.tokens += targets.len();
@@ -119,31 +115,16 @@ impl Score {
 
 fn log_sum_exp(scores: &[f32]) -> f64 {
     let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = scores
-        .iter()
-        .map(|&score| f64::from((score - top).exp()))
-        .sum();
+    let sum: f64 = scores.iter().map(|&score| f64::from((score - top).exp())).sum();
     f64::from(top) + sum.ln()
 }
 
 /// Inputs and targets of each window.
-pub fn windows(
-    ids: &[u32],
-    config: &Config,
-    count: usize,
-    context: usize,
-) -> Result<Vec<(Vec<u32>, Vec<u32>)>> {
-    let begin = config.begin.ok_or(Error::SettingMissing {
-        name: "bos_token_id",
-    })?;
+pub fn windows(ids: &[u32], config: &Config, count: usize, context: usize) -> Result<Vec<(Vec<u32>, Vec<u32>)>> {
+    let begin = config.begin.ok_or(Error::SettingMissing { name: "bos_token_id" })?;
     let wanted = count * context;
     if ids.len() < wanted || wanted == 0 {
-        return Err(Error::TextShort {
-            windows: count,
-            context,
-            wanted: wanted.max(1),
-            found: ids.len(),
-        });
+        return Err(Error::TextShort { windows: count, context, wanted: wanted.max(1), found: ids.len() });
     }
     Ok(ids[..wanted]
         .chunks(context)
@@ -173,9 +154,7 @@ pub fn score_window(
             None => None,
         };
         for (block, targets) in targets.chunks(ROWS).enumerate() {
-            let rows = |hidden: &Tensor<2>| {
-                model.logits(hidden.clone().narrow(0, block * ROWS, targets.len()))
-            };
+            let rows = |hidden: &Tensor<2>| model.logits(hidden.clone().narrow(0, block * ROWS, targets.len()));
             let logits = rows(&hidden)?;
             let expected = expected.as_ref().map(rows).transpose()?;
             score.add(&logits, expected.as_deref(), targets);
@@ -186,12 +165,7 @@ pub fn score_window(
 }
 
 /// Scores windows through burn's own f32 attention: the control that needs no cache.
-pub fn plain_score(
-    model: &Model,
-    bridge: &Bridge,
-    windows: &[(Vec<u32>, Vec<u32>)],
-    chunk: usize,
-) -> Result<Score> {
+pub fn plain_score(model: &Model, bridge: &Bridge, windows: &[(Vec<u32>, Vec<u32>)], chunk: usize) -> Result<Score> {
     let mut total = Score::default();
     for window in windows {
         let mut attention = PlainAttention::new(model.config(), bridge.device());
@@ -212,19 +186,11 @@ impl std::ops::AddAssign for Score {
 pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
     let started = Instant::now();
     let text = Text::open(&options.model.model)?;
-    let content = std::fs::read_to_string(&options.text).map_err(|source| Error::Read {
-        path: options.text.clone(),
-        source,
-    })?;
+    let content = std::fs::read_to_string(&options.text).map_err(|source| Error::Read { path: options.text.clone(), source })?;
     let bridge = Bridge::open(options.model.adapter.as_deref())?;
     let model = Model::open(&options.model.model, &bridge)?;
     let config = model.config();
-    let windows = windows(
-        &text.encode(&content)?,
-        config,
-        options.windows,
-        options.context,
-    )?;
+    let windows = windows(&text.encode(&content)?, config, options.windows, options.context)?;
 
     let protection = match options.strict {
         true => options.cache.protection(Sinks::None, 0),
@@ -239,19 +205,11 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
     // The f16 codec is its own reference: its divergence is zero and need not be measured.
     let mut reference = match options.cache.codec {
         Codec::F16 => None,
-        _ => Some(open_cache(
-            &bridge,
-            config,
-            Format::f16(),
-            Protection::strict(),
-            options.context,
-        )?),
+        _ => Some(open_cache(&bridge, config, Format::f16(), Protection::strict(), options.context)?),
     };
 
     let bar = ProgressBar::new((windows.len() * options.context) as u64);
-    if let Ok(style) =
-        ProgressStyle::with_template("{bar:40} {pos}/{len} tokens, {eta} left, perplexity {msg}")
-    {
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} tokens, {eta} left, perplexity {msg}") {
         bar.set_style(style);
     }
     let mut total = Score::default();
@@ -261,16 +219,9 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
             Some(cache) => Some(CompressedAttention::new(&bridge, cache)?),
             None => None,
         };
-        total += score_window(
-            &model,
-            window,
-            chunk,
-            &mut attention,
-            control
-                .as_mut()
-                .map(|control| control as &mut dyn Attention),
-            |tokens| bar.inc(tokens as u64),
-        )?;
+        total += score_window(&model, window, chunk, &mut attention, control.as_mut().map(|control| control as &mut dyn Attention), |tokens| {
+            bar.inc(tokens as u64)
+        })?;
         attention.free()?;
         if let Some(control) = control {
             control.free()?;

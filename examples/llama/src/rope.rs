@@ -20,8 +20,7 @@ pub fn frequencies(config: &Config) -> Vec<f64> {
             } else if turns > scaling.high_freq_factor {
                 frequency
             } else {
-                let kept = (turns - scaling.low_freq_factor)
-                    / (scaling.high_freq_factor - scaling.low_freq_factor);
+                let kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor);
                 (1.0 - kept) * frequency / scaling.factor + kept * frequency
             }
         })
@@ -33,13 +32,8 @@ pub fn rope(config: &Config) -> wgkv::Rope {
     let dim = config.head_dim as u32;
     match config.rope_scaling {
         None => wgkv::Rope::new(config.rope_theta, dim),
-        Some(scaling) => wgkv::Rope::llama3(
-            config.rope_theta,
-            dim,
-            scaling.factor,
-            scaling.low_freq_factor,
-            scaling.high_freq_factor,
-            scaling.original_max_tokens,
-        ),
+        Some(scaling) => {
+            wgkv::Rope::llama3(config.rope_theta, dim, scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_tokens)
+        }
     }
 }

@@ -17,9 +17,7 @@ impl Text {
         let path = directory.join("tokenizer.json");
         // Read here, so that a missing file is named as such and not as a parser's complaint.
         let bytes = std::fs::read(&path).map_err(|source| Error::Read { path, source })?;
-        Ok(Self {
-            tokenizer: Tokenizer::from_bytes(bytes).map_err(failed)?,
-        })
+        Ok(Self { tokenizer: Tokenizer::from_bytes(bytes).map_err(failed)? })
     }
 
     /// Ids of a text, without special tokens.

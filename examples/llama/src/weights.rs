@@ -42,15 +42,8 @@ impl Weights {
         let index = directory.join("model.safetensors.index.json");
         let mut paths: Vec<PathBuf> = if index.exists() {
             let text = std::fs::read_to_string(&index).map_err(read_error(&index))?;
-            let Index { weight_map } =
-                serde_json::from_str(&text).map_err(|source| Error::Json {
-                    path: index,
-                    source,
-                })?;
-            weight_map
-                .into_values()
-                .map(|name| directory.join(name))
-                .collect()
+            let Index { weight_map } = serde_json::from_str(&text).map_err(|source| Error::Json { path: index, source })?;
+            weight_map.into_values().map(|name| directory.join(name)).collect()
         } else {
             let mut paths = Vec::new();
             for entry in std::fs::read_dir(directory).map_err(read_error(directory))? {
@@ -64,24 +57,10 @@ impl Weights {
         paths.sort();
         paths.dedup();
         if paths.is_empty() {
-            return Err(Error::NoWeights {
-                path: directory.to_owned(),
-            });
+            return Err(Error::NoWeights { path: directory.to_owned() });
         }
-        let files = paths
-            .into_iter()
-            .map(WeightFile::open)
-            .collect::<Result<Vec<_>>>()?;
-        let places = files
-            .iter()
-            .enumerate()
-            .flat_map(|(place, file)| {
-                file.metadata
-                    .offset_keys()
-                    .into_iter()
-                    .map(move |name| (name, place))
-            })
-            .collect();
+        let files = paths.into_iter().map(WeightFile::open).collect::<Result<Vec<_>>>()?;
+        let places = files.iter().enumerate().flat_map(|(place, file)| file.metadata.offset_keys().into_iter().map(move |name| (name, place))).collect();
         Ok(Self { files, places })
     }
 
@@ -92,19 +71,11 @@ impl Weights {
 
     /// One tensor as f32, refused unless it has exactly this shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let missing = || Error::TensorMissing {
-            name: name.to_owned(),
-            wanted: shape.to_vec(),
-            files: self.files.len(),
-        };
+        let missing = || Error::TensorMissing { name: name.to_owned(), wanted: shape.to_vec(), files: self.files.len() };
         let file = &self.files[*self.places.get(name).ok_or_else(missing)?];
         let info = file.metadata.info(name).ok_or_else(missing)?;
         if info.shape != shape {
-            return Err(Error::TensorShape {
-                name: name.to_owned(),
-                wanted: shape.to_vec(),
-                found: info.shape.clone(),
-            });
+            return Err(Error::TensorShape { name: name.to_owned(), wanted: shape.to_vec(), found: info.shape.clone() });
         }
         let (start, end) = info.data_offsets;
         let mut bytes = vec![0; end - start];
@@ -118,10 +89,7 @@ impl Weights {
             Dtype::F32 => Ok(widen(&bytes, f32::from_le_bytes)),
             Dtype::F16 => Ok(widen(&bytes, |pair| f16::from_le_bytes(pair).to_f32())),
             Dtype::BF16 => Ok(widen(&bytes, |pair| bf16::from_le_bytes(pair).to_f32())),
-            other => Err(Error::TensorElement {
-                name: name.to_owned(),
-                found: format!("{other:?}"),
-            }),
+            other => Err(Error::TensorElement { name: name.to_owned(), found: format!("{other:?}") }),
         }
     }
 }
@@ -130,15 +98,8 @@ impl WeightFile {
     fn open(path: PathBuf) -> Result<Self> {
         let mut file = File::open(&path).map_err(read_error(&path))?;
         let found = file.metadata().map_err(read_error(&path))?.len();
-        let short = |wanted| Error::Length {
-            path: path.clone(),
-            wanted,
-            found,
-        };
-        let broken = |reason: String| Error::Header {
-            path: path.clone(),
-            reason,
-        };
+        let short = |wanted| Error::Length { path: path.clone(), wanted, found };
+        let broken = |reason: String| Error::Header { path: path.clone(), reason };
         if found < PREFIX {
             return Err(short(PREFIX));
         }
@@ -146,9 +107,7 @@ impl WeightFile {
         file.read_exact(&mut prefix).map_err(read_error(&path))?;
         let header = u64::from_le_bytes(prefix);
         if header > HEADER_LIMIT {
-            return Err(broken(format!(
-                "it claims {header} bytes, at most {HEADER_LIMIT} are believed"
-            )));
+            return Err(broken(format!("it claims {header} bytes, at most {HEADER_LIMIT} are believed")));
         }
         let data = PREFIX + header;
         if found < data {
@@ -156,33 +115,20 @@ impl WeightFile {
         }
         let mut text = vec![0; header as usize];
         file.read_exact(&mut text).map_err(read_error(&path))?;
-        let metadata: Metadata =
-            serde_json::from_slice(&text).map_err(|error| broken(error.to_string()))?;
+        let metadata: Metadata = serde_json::from_slice(&text).map_err(|error| broken(error.to_string()))?;
         let wanted = data + metadata.data_len() as u64;
         if found != wanted {
             return Err(short(wanted));
         }
-        Ok(Self {
-            path,
-            metadata,
-            data,
-        })
+        Ok(Self { path, metadata, data })
     }
 }
 
 fn widen<const N: usize>(bytes: &[u8], element: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-    bytes
-        .as_chunks()
-        .0
-        .iter()
-        .map(|&raw| element(raw))
-        .collect()
+    bytes.as_chunks().0.iter().map(|&raw| element(raw)).collect()
 }
 
 fn read_error(path: &Path) -> impl Fn(std::io::Error) -> Error + use<> {
     let path = path.to_owned();
-    move |source| Error::Read {
-        path: path.clone(),
-        source,
-    }
+    move |source| Error::Read { path: path.clone(), source }
 }

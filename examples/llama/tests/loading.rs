@@ -2,10 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[allow(
-    dead_code,
-    reason = "each test file uses its own part of the tiny model"
-)]
+#[allow(dead_code, reason = "each test file uses its own part of the tiny model")]
 mod tiny;
 
 use serde_json::{Value, json};
@@ -49,22 +46,14 @@ fn both_spellings_of_the_rope_type_are_read() {
 #[test]
 fn another_architecture_is_refused_by_name() {
     let error = config_with("gemma", "architectures", json!(["Gemma2ForCausalLM"])).unwrap_err();
-    assert!(
-        matches!(&error, Error::Architecture { found, .. } if found == "Gemma2ForCausalLM"),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::Architecture { found, .. } if found == "Gemma2ForCausalLM"), "{error}");
     assert!(error.to_string().contains("Gemma2ForCausalLM"));
     assert!(error.to_string().contains("LlamaForCausalLM"));
 }
 
 #[test]
 fn another_rope_scaling_is_refused_by_name() {
-    let error = config_with(
-        "yarn",
-        "rope_scaling",
-        json!({ "rope_type": "yarn", "factor": 4.0 }),
-    )
-    .unwrap_err();
+    let error = config_with("yarn", "rope_scaling", json!({ "rope_type": "yarn", "factor": 4.0 })).unwrap_err();
     assert!(error.to_string().contains("yarn"), "{error}");
     assert!(error.to_string().contains("llama3"), "{error}");
 }
@@ -114,27 +103,16 @@ fn a_missing_tensor_is_named_with_its_shape() {
     tiny::write_model(&folder);
     let weights = Weights::open(&folder).unwrap();
     assert!(!weights.has("model.layers.2.mlp.up_proj.weight"));
-    let error = weights
-        .tensor("model.layers.2.mlp.up_proj.weight", &[160, 96])
-        .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "tensor model.layers.2.mlp.up_proj.weight is missing: wanted shape [160, 96], looked through 2 file(s)"
-    );
+    let error = weights.tensor("model.layers.2.mlp.up_proj.weight", &[160, 96]).unwrap_err();
+    assert_eq!(error.to_string(), "tensor model.layers.2.mlp.up_proj.weight is missing: wanted shape [160, 96], looked through 2 file(s)");
 }
 
 #[test]
 fn a_wrong_shape_is_named_with_both_shapes() {
     let folder = tiny::folder("shape");
     tiny::write_model(&folder);
-    let error = Weights::open(&folder)
-        .unwrap()
-        .tensor("model.norm.weight", &[128])
-        .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "tensor model.norm.weight has shape [96], wanted [128]"
-    );
+    let error = Weights::open(&folder).unwrap().tensor("model.norm.weight", &[128]).unwrap_err();
+    assert_eq!(error.to_string(), "tensor model.norm.weight has shape [96], wanted [128]");
 }
 
 #[test]
@@ -148,10 +126,7 @@ fn every_element_type_is_widened() {
         // The ends of the ranges that the weights were drawn from, with bf16's rounding.
         let limit = if shape.len() == 1 { 1.51 } else { 0.201 };
         assert!(values.iter().all(|value| value.abs() <= limit), "{name}");
-        assert!(
-            values.iter().any(|value| value.abs() > limit / 2.0),
-            "{name}"
-        );
+        assert!(values.iter().any(|value| value.abs() > limit / 2.0), "{name}");
     }
 }
 

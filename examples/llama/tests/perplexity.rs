@@ -6,10 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[allow(
-    dead_code,
-    reason = "each test file uses its own part of the tiny model"
-)]
+#[allow(dead_code, reason = "each test file uses its own part of the tiny model")]
 mod tiny;
 
 use std::path::{Path, PathBuf};
@@ -29,21 +26,11 @@ const PERPLEXITY_ERROR: f64 = 5e-3;
 
 /// The model that the project embeds, or the one that `WGKV_LLAMA_MODEL` names.
 fn model_directory() -> PathBuf {
-    std::env::var_os("WGKV_LLAMA_MODEL").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/wiki-8m"),
-        PathBuf::from,
-    )
+    std::env::var_os("WGKV_LLAMA_MODEL").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/wiki-8m"), PathBuf::from)
 }
 
 fn f16_cache(bridge: &Bridge, model: &Model, tokens: usize) -> wgkv::Cache {
-    open_cache(
-        bridge,
-        model.config(),
-        wgkv::Format::f16(),
-        wgkv::Protection::strict(),
-        tokens,
-    )
-    .unwrap()
+    open_cache(bridge, model.config(), wgkv::Format::f16(), wgkv::Protection::strict(), tokens).unwrap()
 }
 
 /// Runs the shipped text through an f16 cache and through plain attention and compares every score.
@@ -65,11 +52,7 @@ fn compare_with_plain(directory: &Path) {
         let rows = |hidden| model.logits(hidden).unwrap();
         let got = rows(model.forward(chunk, &mut compressed).unwrap());
         let wanted = rows(model.forward(chunk, &mut plain).unwrap());
-        let worst = got
-            .iter()
-            .zip(&wanted)
-            .map(|(got, wanted)| (got - wanted).abs() / (1.0 + wanted.abs()))
-            .fold(0.0, f32::max);
+        let worst = got.iter().zip(&wanted).map(|(got, wanted)| (got - wanted).abs() / (1.0 + wanted.abs())).fold(0.0, f32::max);
         assert!(
             worst < F16_LOGIT_ERROR && got.iter().all(|score| score.is_finite()),
             "{} tokens: logits differ by {worst}, allowed {F16_LOGIT_ERROR}",

@@ -51,11 +51,8 @@ pub fn config() -> Value {
 
 /// Names and shapes of the tiny model's tensors.
 pub fn shapes() -> Vec<(String, Vec<usize>)> {
-    let mut shapes = vec![
-        ("model.embed_tokens.weight".to_owned(), vec![258, 96]),
-        ("model.norm.weight".to_owned(), vec![96]),
-        ("lm_head.weight".to_owned(), vec![258, 96]),
-    ];
+    let mut shapes =
+        vec![("model.embed_tokens.weight".to_owned(), vec![258, 96]), ("model.norm.weight".to_owned(), vec![96]), ("lm_head.weight".to_owned(), vec![258, 96])];
     for layer in 0..2 {
         for (part, shape) in [
             ("input_layernorm", vec![96]),
@@ -82,33 +79,16 @@ pub fn write_weights(path: &Path, shapes: &[(String, Vec<usize>)], seed: u64) {
         .enumerate()
         .map(|(number, (name, shape))| {
             let norm = shape.len() == 1;
-            let values = (0..shape.iter().product())
-                .map(|_| random.random::<f32>() - 0.5)
-                .map(|value| if norm { 1.0 + value } else { value * 0.4 });
+            let values = (0..shape.iter().product()).map(|_| random.random::<f32>() - 0.5).map(|value| if norm { 1.0 + value } else { value * 0.4 });
             let (dtype, bytes) = match number % 3 {
-                0 => (
-                    Dtype::BF16,
-                    values
-                        .flat_map(|value| bf16::from_f32(value).to_le_bytes())
-                        .collect(),
-                ),
-                1 => (
-                    Dtype::F16,
-                    values
-                        .flat_map(|value| f16::from_f32(value).to_le_bytes())
-                        .collect(),
-                ),
+                0 => (Dtype::BF16, values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect()),
+                1 => (Dtype::F16, values.flat_map(|value| f16::from_f32(value).to_le_bytes()).collect()),
                 _ => (Dtype::F32, values.flat_map(f32::to_le_bytes).collect()),
             };
             (name.clone(), dtype, shape.clone(), bytes)
         })
         .collect();
-    let views = stored.iter().map(|(name, dtype, shape, bytes)| {
-        (
-            name.as_str(),
-            TensorView::new(*dtype, shape.clone(), bytes).unwrap(),
-        )
-    });
+    let views = stored.iter().map(|(name, dtype, shape, bytes)| (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
@@ -117,26 +97,14 @@ pub fn write_tokenizer(folder: &Path) {
     let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
     alphabet.sort_unstable();
     let special = ["<s>".to_owned(), "</s>".to_owned()];
-    let vocabulary = special
-        .iter()
-        .cloned()
-        .chain(alphabet.into_iter().map(String::from))
-        .zip(0..)
-        .collect::<tokenizers::models::bpe::Vocab>();
-    let model = BPE::builder()
-        .vocab_and_merges(vocabulary, Vec::new())
-        .build()
-        .unwrap();
+    let vocabulary = special.iter().cloned().chain(alphabet.into_iter().map(String::from)).zip(0..).collect::<tokenizers::models::bpe::Vocab>();
+    let model = BPE::builder().vocab_and_merges(vocabulary, Vec::new()).build().unwrap();
     let bytes = ByteLevel::new(false, true, true);
     let mut tokenizer = Tokenizer::new(model);
     tokenizer.with_pre_tokenizer(Some(bytes));
     tokenizer.with_decoder(Some(bytes));
-    tokenizer
-        .add_special_tokens(special.map(|token| AddedToken::from(token, true)))
-        .unwrap();
-    tokenizer
-        .save(folder.join("tokenizer.json"), false)
-        .unwrap();
+    tokenizer.add_special_tokens(special.map(|token| AddedToken::from(token, true))).unwrap();
+    tokenizer.save(folder.join("tokenizer.json"), false).unwrap();
 }
 
 /// Writes `config.json`.
@@ -158,9 +126,5 @@ pub fn write_model(folder: &Path) {
             places.insert(tensor.clone(), name.clone().into());
         }
     }
-    std::fs::write(
-        folder.join("model.safetensors.index.json"),
-        json!({ "weight_map": places }).to_string(),
-    )
-    .unwrap();
+    std::fs::write(folder.join("model.safetensors.index.json"), json!({ "weight_map": places }).to_string()).unwrap();
 }
