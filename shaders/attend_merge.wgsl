@@ -3,7 +3,8 @@
 //   output = H (sum_s 2^(m_s - m) row_s) / (sum_s 2^(m_s - m) sum_s),   m = max m_s    (H only where the codec rotates)
 //
 // One workgroup merges one row of one query head; invocation i of each part holds channel i. Partials come from attend_split
-// (one a slice of the pages, shared out among the parts) and from attend_prefill (one at most).
+// (one a slice of the pages) and from attend_prefill (one, or in a decode step one a few tiles of the f16 tokens), shared
+// out among the parts.
 //
 // Parts: half, finite, hadamard. Wrapper: src/kernel/attend_merge.rs. Twin: src/reference/attend_merge.rs.
 
@@ -28,9 +29,9 @@ struct AttendMergeParams { // src/kernel/attend_merge.rs
 alias Cell = f32;
 
 @group(0) @binding(0) var<uniform> params: AttendMergeParams;
-@group(0) @binding(1) var<storage, read> tables: array<u32>;            // records of 4 words: first item, items, rows?, -
+@group(0) @binding(1) var<storage, read> tables: array<u32>;            // records of 4 words: first and count in both lists
 @group(0) @binding(2) var<storage, read> partials: array<f32>;          // [item, kv_heads, BLOCKS, HEADS, HEAD_DIM + 4]
-@group(0) @binding(3) var<storage, read> row_partials: array<f32>;      // [row, query_heads, HEAD_DIM + 2]
+@group(0) @binding(3) var<storage, read> row_partials: array<f32>;      // [partial, query_heads, HEAD_DIM + 2]
 @group(0) @binding(4) var<storage, read_write> output: array<u32>;      // [rows, query_heads, HEAD_DIM] f32 or f16
 
 var<workgroup> row: array<f32, HEAD_DIM>;
@@ -48,19 +49,29 @@ fn merge_two(a: vec3<f32>, b: vec3<f32>) -> vec3<f32> {
     return vec3<f32>(peak, exp2(a.x - peak) * a.yz + exp2(b.x - peak) * b.yz);
 }
 
-// Four items from s on, those beyond the last left out. Every invocation merges the scores for itself: the loads are the
-// same for all and need no barrier.
-fn merge_four(s: u32, at: u32, i: u32, stride: u32, count: u32) -> vec3<f32> {
+fn partial_at(rows: bool, at: u32) -> f32 {
+    if (rows) {
+        return row_partials[at];
+    }
+    return partials[at];
+}
+
+// Four items from s on, of either list, those beyond the last left out. Every invocation merges the scores for itself: the
+// loads are the same for all and need no barrier.
+fn merge_four(rows: bool, s: u32, at: u32, i: u32, stride: u32, count: u32) -> vec3<f32> {
     let a = at + min(s, count - 1u) * stride;
     let b = at + min(s + 1u, count - 1u) * stride;
     let c = at + min(s + 2u, count - 1u) * stride;
     let d = at + min(s + 3u, count - 1u) * stride;
     let there = vec4<u32>(s, s + 1u, s + 2u, s + 3u) < vec4<u32>(count);
-    let peaks = select(vec4<f32>(HIDDEN), vec4<f32>(partials[a + HEAD_DIM], partials[b + HEAD_DIM], partials[c + HEAD_DIM], partials[d + HEAD_DIM]), there);
+    let found = vec4<f32>(partial_at(rows, a + HEAD_DIM), partial_at(rows, b + HEAD_DIM), partial_at(rows, c + HEAD_DIM), partial_at(rows, d + HEAD_DIM));
+    let peaks = select(vec4<f32>(HIDDEN), found, there);
     let peak = max(max(peaks.x, peaks.y), max(peaks.z, peaks.w));
     let weights = select(vec4<f32>(0.0), exp2(peaks - vec4<f32>(peak)), there);
-    let sums = vec4<f32>(partials[a + HEAD_DIM + 1u], partials[b + HEAD_DIM + 1u], partials[c + HEAD_DIM + 1u], partials[d + HEAD_DIM + 1u]);
-    return vec3<f32>(peak, dot(weights, sums), dot(weights, vec4<f32>(partials[a + i], partials[b + i], partials[c + i], partials[d + i])));
+    let e = HEAD_DIM + 1u;
+    let sums = vec4<f32>(partial_at(rows, a + e), partial_at(rows, b + e), partial_at(rows, c + e), partial_at(rows, d + e));
+    let channels = vec4<f32>(partial_at(rows, a + i), partial_at(rows, b + i), partial_at(rows, c + i), partial_at(rows, d + i));
+    return vec3<f32>(peak, dot(weights, sums), dot(weights, channels));
 }
 
 @compute @workgroup_size(THREADS)
@@ -72,21 +83,22 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     let record = params.records_at + 4u * r;
     let first = tables[record];
     let count = tables[record + 1u];
-    let with_rows = tables[record + 2u] != 0u;
+    let row_count = tables[record + 3u];
     let share = params.query_heads / params.kv_heads;
     let block = query_head % share / HEADS;
     let stride = params.kv_heads * BLOCKS * HEADS * (HEAD_DIM + 4u);
     let at = first * stride + ((query_head / share * BLOCKS + block) * HEADS + query_head % share % HEADS) * (HEAD_DIM + 4u);
-    let row_at = (r * params.query_heads + query_head) * (HEAD_DIM + 2u);
+    let row_stride = params.query_heads * (HEAD_DIM + 2u);
+    let row_at = tables[record + 2u] * row_stride + query_head * (HEAD_DIM + 2u);
 
     var merged = vec3<f32>(HIDDEN, 0.0, 0.0);
-    if (with_rows && part == 0u) {
-        merged = vec3<f32>(row_partials[row_at + HEAD_DIM], row_partials[row_at + HEAD_DIM + 1u], row_partials[row_at + i]);
+    for (var s = 4u * part; s < row_count; s += 4u * PARTS) {
+        merged = merge_two(merged, merge_four(true, s, row_at, i, row_stride, row_count));
     }
     // Sixteen items a turn, so that their loads are in flight together.
     for (var s = 16u * part; s < count; s += 16u * PARTS) {
-        let low = merge_two(merge_four(s, at, i, stride, count), merge_four(s + 4u, at, i, stride, count));
-        let high = merge_two(merge_four(s + 8u, at, i, stride, count), merge_four(s + 12u, at, i, stride, count));
+        let low = merge_two(merge_four(false, s, at, i, stride, count), merge_four(false, s + 4u, at, i, stride, count));
+        let high = merge_two(merge_four(false, s + 8u, at, i, stride, count), merge_four(false, s + 12u, at, i, stride, count));
         merged = merge_two(merged, merge_two(low, high));
     }
     if (PARTS > 1u) {

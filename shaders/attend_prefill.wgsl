@@ -5,7 +5,7 @@
 // One workgroup of 64 invocations takes 32 query rows of one KV head: as many tokens as fit, each with all the query
 // heads that share the KV head. Invocation (down, across) holds rows 4 * down.. against tokens 4 * across.., then the
 // same rows against channels 4 * across.. of each slice of 32 channels. It also serves decoding: with `protected_only`
-// it covers just the tokens kept in f16, while attend_split covers the pages.
+// it covers just the tokens kept in f16, a few tiles of them an item, while attend_split covers the pages.
 //
 // Parts: cached. Wrapper: src/kernel/attend_prefill.rs. Twin: src/reference/attend_prefill.rs.
 
@@ -34,7 +34,7 @@ struct AttendPrefillParams { // src/kernel/attend_prefill.rs
 @group(0) @binding(2) var<storage, read> query_rows: array<vec4<f32>>;      // [row, query_heads, HEAD_DIM / 4]
 @group(0) @binding(3) var<storage, read> pages: array<vec4<u32>>;           // [physical page, slab head, PAGE_VECS]
 @group(0) @binding(4) var<storage, read> protected_rows: array<u32>;        // [slot, kv_heads, SINKS + RING, HEAD_DIM]
-@group(0) @binding(5) var<storage, read_write> row_partials: array<f32>;    // [row, query_heads, HEAD_DIM + 2]
+@group(0) @binding(5) var<storage, read_write> row_partials: array<f32>;    // [partial, query_heads, HEAD_DIM + 2]
 
 var<workgroup> query_tile: array<vec4<f32>, 256>; // [32 rows, 8 quads of the slice]
 var<workgroup> token_tile: array<vec4<f32>, 256>; // [32 tokens, 8 quads of the slice], keys or values
@@ -43,17 +43,18 @@ var<workgroup> scores: array<vec4<f32>, 256>;     // [32 rows, 8 quads of tokens
 const HIDDEN = -1e30;
 
 struct Item {
-    row_first: u32,  // first row of scratch
-    rows: u32,       // query tokens times SHARE, 32 at most
+    row_first: u32,     // first row of query_rows
+    partial_first: u32, // first of row_partials, one a query token
+    rows: u32,          // query tokens times SHARE, 32 at most
     head: u32,
 }
 
 // Four rows of four columns.
 struct Block { a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32> }
 
-// Offset, in units of HEAD_DIM, of row r of the item among the query rows.
-fn item_row(item: Item, r: u32) -> u32 {
-    return (item.row_first + r / SHARE) * (params.kv_heads * SHARE) + item.head * SHARE + r % SHARE;
+// Which row of [token, query_heads] row r of the item is, where its tokens begin at `first`.
+fn item_row(item: Item, first: u32, r: u32) -> u32 {
+    return (first + r / SHARE) * (params.kv_heads * SHARE) + item.head * SHARE + r % SHARE;
 }
 
 fn stage_queries(item: Item, slice: u32, i: u32) {
@@ -61,7 +62,7 @@ fn stage_queries(item: Item, slice: u32, i: u32) {
         let quad = 8u * slice + e % 8u;
         var x = vec4<f32>(0.0);
         if (quad < HEAD_DIM / 4u && e / 8u < item.rows) {
-            x = query_rows[item_row(item, e / 8u) * (HEAD_DIM / 4u) + quad];
+            x = query_rows[item_row(item, item.row_first, e / 8u) * (HEAD_DIM / 4u) + quad];
         }
         query_tile[e] = x;
     }
@@ -162,7 +163,7 @@ fn row_weights(s: vec4<f32>, peak: f32) -> vec4<f32> {
 
 fn store_row(item: Item, r: u32, quad: u32, x: vec4<f32>) {
     if (r < item.rows && quad < HEAD_DIM / 4u) {
-        let at = item_row(item, r) * (HEAD_DIM + 2u) + 4u * quad;
+        let at = item_row(item, item.partial_first, r) * (HEAD_DIM + 2u) + 4u * quad;
         row_partials[at] = x.x;
         row_partials[at + 1u] = x.y;
         row_partials[at + 2u] = x.z;
@@ -179,7 +180,7 @@ fn store_block(item: Item, down: u32, quad: u32, o: Block) {
 
 fn store_sums(item: Item, r: u32, peak: f32, sum: f32) {
     if (r < item.rows) {
-        let at = item_row(item, r) * (HEAD_DIM + 2u) + HEAD_DIM;
+        let at = item_row(item, item.partial_first, r) * (HEAD_DIM + 2u) + HEAD_DIM;
         row_partials[at] = peak;
         row_partials[at + 1u] = sum;
     }
@@ -193,19 +194,20 @@ fn attend_prefill(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_in
     let tokens = tables[record + 2u];
     let protected_only = tables[record + 4u] != 0u;
     let head = params.head_first + workgroup.y;
-    let item = Item(tables[record + 3u], tokens * SHARE, head);
+    let item = Item(tables[record + 3u], tables[record + 7u], tokens * SHARE, head);
     let packed = tables[chunk + 4u];
     let place = Place(tables[chunk], packed, tables[chunk + 5u], head, params.kv_heads, workgroup.y, params.slab_heads);
     let query_first = tables[chunk + 1u] + token_first;
     let across = i % 8u;
     let down = i / 8u;
 
-    // Two ranges of tokens: before..before_end, then after..after_end; just one when everything is covered.
+    // Two ranges of tokens, 0..before_end and after..seen_end (just one when everything is covered), in tiles.
     let seen_end = query_first + tokens;
     let before_end = select(seen_end, min(SINKS, packed), protected_only);
     let after = select(seen_end, packed, protected_only);
     let before_tiles = (before_end + 31u) / 32u;
-    let tiles = before_tiles + (seen_end - after + 31u) / 32u;
+    let tile_first = tables[record + 5u];
+    let tile_end = tables[record + 6u];
 
     var peak = vec4<f32>(HIDDEN);
     var sum = vec4<f32>(0.0);
@@ -218,7 +220,7 @@ fn attend_prefill(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_in
     var o6 = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
     var o7 = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
 
-    for (var tile = 0u; tile < tiles; tile++) {
+    for (var tile = tile_first; tile < tile_end; tile++) {
         let first = select(after + 32u * (tile - before_tiles), 32u * tile, tile < before_tiles);
         let end = min(first + 32u, select(seen_end, before_end, tile < before_tiles));
         var s = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));

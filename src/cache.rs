@@ -118,24 +118,7 @@ impl Cache {
     /// # Errors
     /// [`Error::Limit`] if the plan was made for a device that can do more than this one.
     pub fn new(gpu: &Gpu, plan: Plan) -> Result<Self> {
-        // Plan again, for this device: a plan made for another may not fit.
-        Plan::new(plan.shape().clone(), *plan.format(), *plan.protection(), crate::Budget::tokens(plan.sequences(), 1), gpu.capability())?;
-        let page_bytes = plan.layout().bytes() * u64::from(plan.pages());
-        let room = gpu.capability().binding_bytes.min(gpu.capability().buffer_bytes);
-        for slab in plan.slabs() {
-            let need = page_bytes * u64::from(slab.heads);
-            if need > room {
-                return Err(Error::Limit { what: "max_storage_buffer_binding_size", reason: "the pages of one slab", need, have: room });
-            }
-        }
-        if plan.reduce() == crate::gpu::Reduce::Subgroup && gpu.capability().reduce() != crate::gpu::Reduce::Subgroup {
-            return Err(Error::Limit {
-                what: "min_subgroup_size",
-                reason: "the plan's reduction by subgroups",
-                need: 32,
-                have: gpu.capability().subgroups.map_or(0, |s| s.0.into()),
-            });
-        }
+        plan.check(gpu.capability())?;
         let device = gpu.device();
         let buffer = |label, bytes: u64| {
             device.create_buffer(&wgpu::BufferDescriptor {
@@ -147,7 +130,7 @@ impl Cache {
         };
         let layers = (0..plan.shape().layers)
             .map(|_| Layer {
-                pages: plan.slabs().iter().map(|slab| buffer("wgkv pages", page_bytes * u64::from(slab.heads))).collect(),
+                pages: plan.slabs().iter().map(|slab| buffer("wgkv pages", plan.slab_bytes(slab))).collect(),
                 protected_rows: buffer("wgkv protected_rows", plan.protected_bytes()),
             })
             .collect();

@@ -96,10 +96,26 @@ impl Plan {
             layout,
         };
         plan.pages = plan.pages_for(budget)?;
-        plan.check_kernels(capability)?;
         plan.slabs = plan.slabs_for(capability)?;
-        plan.check_scratch(capability)?;
+        plan.check(capability)?;
         Ok(plan)
+    }
+
+    /// Can a device do what the plan needs? Asked when the plan is made, and again when a cache is made of it, which may be
+    /// on another device.
+    pub(crate) fn check(&self, capability: &Capability) -> Result<()> {
+        self.check_kernels(capability)?;
+        self.check_buffers(capability)?;
+        if self.reduce == Reduce::Subgroup && capability.reduce() != Reduce::Subgroup {
+            let have = capability.subgroups.map_or(0, |(smallest, _)| smallest.into());
+            return Err(Error::Limit { what: "min_subgroup_size", reason: "the plan's reduction by subgroups", need: 32, have });
+        }
+        Ok(())
+    }
+
+    /// Bytes of one slab's pages.
+    pub(crate) fn slab_bytes(&self, slab: &Slab) -> u64 {
+        self.layout.bytes() * u64::from(self.pages) * u64::from(slab.heads)
     }
 
     /// The same plan for callers whose rows are of this type: only tells which pipelines [`Gpu::prepare`](crate::Gpu::prepare) compiles.
@@ -109,8 +125,9 @@ impl Plan {
     }
 
     /// The same plan with another number of workgroups that a decode pass is split into, as far as there are pages.
+    ///
+    /// The scratch grows with it; [`Cache::new`](crate::Cache::new) refuses what the device cannot hold.
     pub fn with_split_workgroups(mut self, workgroups: u32) -> Self {
-        // More would not fit the scratch, which is sized for the default or for this, whichever is larger.
         self.split_workgroups = workgroups.clamp(1, 1 << 14);
         self
     }
@@ -161,8 +178,10 @@ impl Plan {
         4 * self.heads() * (self.query_stride() + weights + 8 + 32)
     }
 
-    fn check_scratch(&self, capability: &Capability) -> Result<()> {
+    fn check_buffers(&self, capability: &Capability) -> Result<()> {
+        let slab = self.slabs.iter().map(|slab| self.slab_bytes(slab)).max().unwrap_or(0);
         for (reason, need) in [
+            ("the pages of one slab", slab),
             ("the query rows of a pass", self.query_rows_bytes()),
             ("the query codes of a pass", self.query_codes_bytes()),
             ("the partial results of a pass", self.partials_bytes()),
@@ -305,8 +324,9 @@ impl Plan {
         4 * self.partial_items() * u64::from(self.shape.kv_heads * self.blocks() * self.heads()) * u64::from(self.shape.head_dim + 4)
     }
 
+    /// One partial result a prefilling row, or those of a decode pass.
     pub(crate) fn row_partials_bytes(&self) -> u64 {
-        4 * u64::from(self.query_rows) * u64::from(self.shape.query_heads) * u64::from(self.shape.head_dim + 2)
+        4 * u64::from(self.query_rows + attend_prefill::DECODE_PARTIALS) * u64::from(self.shape.query_heads) * u64::from(self.shape.head_dim + 2)
     }
 
     /// Bytes of one layer's f16 rows.

@@ -3,12 +3,13 @@
 use crate::cache::Sequence;
 use crate::kernel::append::AppendParams;
 use crate::kernel::attend_merge::{AttendMergeParams, MANY_ITEMS, MERGE_ITEMS};
-use crate::kernel::attend_prefill::{AttendPrefillParams, TILE_ROWS};
+use crate::kernel::attend_prefill::{AttendPrefillParams, DECODE_PARTIALS, TILE_ROWS, TILE_TOKENS};
 use crate::kernel::attend_split::AttendSplitParams;
 use crate::kernel::protect::ProtectParams;
 use crate::kernel::query::QueryParams;
 use crate::layout::PAGE_TOKENS;
 use crate::plan::Plan;
+use std::ops::Range;
 use wgpu::util::DeviceExt;
 
 /// New tokens of one sequence.
@@ -233,6 +234,11 @@ impl Run<'_> {
     fn decodes(&self) -> bool {
         self.growth.new_tokens - self.growth.old_tokens == 1
     }
+
+    /// Tiles of the tokens that are f16: sinks that would lie in pages, then all that no page holds yet.
+    fn protected_tiles(&self, plan: &Plan) -> u32 {
+        plan.sinks().min(self.growth.new_packed).div_ceil(TILE_TOKENS) + (self.growth.new_tokens - self.growth.new_packed).div_ceil(TILE_TOKENS)
+    }
 }
 
 fn passes(plan: &Plan, growths: &[Growth], records: &[u32], words: &mut Words, params: &mut Params, alignment: u32) -> Vec<Pass> {
@@ -280,8 +286,7 @@ fn pass(plan: &Plan, runs: &[Run<'_>], rows: u32, row_first: u32, words: &mut Wo
     let slice = all_pages.div_ceil(plan.split_items()).max(1);
     let split_at = tables.len() as u32;
     let mut splits = 0;
-    let mut merges = Vec::new();
-    let mut most_items = 0;
+    let mut split_runs = Vec::new();
     for run in runs {
         let first_split = splits;
         if with_pages(run) {
@@ -292,29 +297,49 @@ fn pass(plan: &Plan, runs: &[Run<'_>], rows: u32, row_first: u32, words: &mut Wo
                 splits += 1;
             }
         }
-        let with_rows = !run.decodes() || plan.sinks() > 0 || run.growth.new_packed < run.growth.new_tokens;
-        most_items = most_items.max(splits - first_split);
-        for _ in 0..run.tokens {
-            merges.extend([first_split, splits - first_split, u32::from(with_rows), 0]);
-        }
+        split_runs.push(first_split..splits);
     }
 
-    // Prefilling rows, and the f16 tokens of decoding rows.
+    // Prefilling rows: as many tokens as make a tile of rows, over everything they see. Decoding rows: their f16 tokens,
+    // a tile or a few an item, since one row alone would walk the tiles one after another.
     let prefill_at = tables.len() as u32;
-    let tile = TILE_ROWS / shape.share();
+    let most = TILE_ROWS / shape.share();
+    let slice = runs.iter().filter(|r| r.decodes()).map(|r| r.protected_tiles(plan)).sum::<u32>().div_ceil(DECODE_PARTIALS).max(1);
     let mut prefills = 0;
+    let mut partials = 0;
+    let mut partial_runs = Vec::new();
     for run in runs {
-        if run.decodes() && plan.sinks() == 0 && run.growth.new_packed == run.growth.new_tokens {
-            continue;
-        }
-        for first in (0..run.tokens).step_by(tile as usize) {
-            let tokens = tile.min(run.tokens - first);
-            tables.extend([run.record, run.first + first, tokens, run.row + first, u32::from(run.decodes()), 0, 0, 0]);
+        let first_partial = partials;
+        let mut item = |first, tokens, tiles: Range<u32>| {
+            tables.extend([run.record, run.first + first, tokens, run.row + first, u32::from(run.decodes()), tiles.start, tiles.end, partials]);
             prefills += 1;
+            partials += tokens;
+        };
+        if run.decodes() {
+            for tile in (0..run.protected_tiles(plan)).step_by(slice as usize) {
+                item(0, 1, tile..(tile + slice).min(run.protected_tiles(plan)));
+            }
+        } else {
+            for first in (0..run.tokens).step_by(most as usize) {
+                let tokens = most.min(run.tokens - first);
+                let seen = run.growth.old_tokens + run.first + first + tokens;
+                item(first, tokens, 0..seen.div_ceil(TILE_TOKENS));
+            }
+        }
+        partial_runs.push(first_partial..partials);
+    }
+
+    let records_at = tables.len() as u32;
+    let mut most_items = 0;
+    for ((run, splits), partials) in runs.iter().zip(split_runs).zip(partial_runs) {
+        let (split_count, partial_count) = (splits.end - splits.start, partials.end - partials.start);
+        most_items = most_items.max(split_count);
+        for token in 0..run.tokens {
+            // A prefilling row has one partial result, a decoding row all of its run.
+            let (first, count) = if run.decodes() { (partials.start, partial_count) } else { (partials.start + token, 1) };
+            tables.extend([splits.start, split_count, first, count]);
         }
     }
-    let records_at = tables.len() as u32;
-    tables.extend(merges);
     let merge = AttendMergeParams { records_at, row_first, query_heads: shape.query_heads, kv_heads: shape.kv_heads };
 
     let mut pass =

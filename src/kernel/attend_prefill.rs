@@ -38,6 +38,12 @@ pub static KERNEL: Kernel = Kernel {
 /// Rows (query tokens times query heads that share a KV head) that one workgroup takes.
 pub const TILE_ROWS: u32 = 32;
 
+/// Tokens of a tile.
+pub const TILE_TOKENS: u32 = 32;
+
+/// Items that the f16 tokens of a decode pass are split into, at most, but for one more a row.
+pub const DECODE_PARTIALS: u32 = 1024;
+
 /// The variant for a plan.
 pub fn variant(plan: &Plan) -> Variant {
     let mut constants = page_constants(plan);

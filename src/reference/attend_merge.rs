@@ -2,48 +2,47 @@
 
 use super::half::half_bits;
 use super::{Constants, finite, hadamard};
-use crate::kernel::attend_merge::{AttendMergeParams, MERGE_ITEMS};
+use crate::kernel::attend_merge::AttendMergeParams;
 
 const HIDDEN: f32 = -1e30;
 
 /// The partial results of `rows` query rows into their output rows. Shader: `shaders/attend_merge.wgsl`.
 ///
 /// `tables` holds the records (4 words), `partials` is `[item, kv_heads, blocks, heads, head_dim + 4]`, `row_partials`
-/// `[row, query_heads, head_dim + 2]`, `output` `[rows, query_heads, head_dim]` in f32 or f16.
+/// `[partial, query_heads, head_dim + 2]`, `output` `[rows, query_heads, head_dim]` in f32 or f16.
 pub fn attend_merge(params: &AttendMergeParams, constants: &Constants, rows: u32, tables: &[u32], partials: &[f32], row_partials: &[f32], output: &mut [u32]) {
     let c = constants;
     let share = params.query_heads / params.kv_heads;
     let head_dim = c.head_dim as usize;
     for (r, query_head) in (0..rows).flat_map(|r| (0..params.query_heads).map(move |h| (r, h))) {
         let record = (params.records_at + 4 * r) as usize;
-        let first = tables[record];
-        let count = tables[record + 1].min(MERGE_ITEMS) as usize;
-        let with_rows = tables[record + 2] != 0;
+        let [first, count, row_first, row_count] = [0, 1, 2, 3].map(|e| tables[record + e] as usize);
         let block = query_head % share / c.heads;
         let stride = (params.kv_heads * c.blocks * c.heads * (c.head_dim + 4)) as usize;
-        let at = first as usize * stride + (((query_head / share * c.blocks + block) * c.heads + query_head % share % c.heads) * (c.head_dim + 4)) as usize;
-        let entry = |s: usize, e: usize| partials[at + s * stride + e];
-        let row_at = ((r * params.query_heads + query_head) * (c.head_dim + 2)) as usize;
-
-        let mut peak = if with_rows { row_partials[row_at + head_dim] } else { HIDDEN };
-        peak = (0..count).map(|s| entry(s, head_dim)).fold(peak, f32::max);
-        let weights: Vec<f32> = (0..count).map(|s| (entry(s, head_dim) - peak).exp2()).collect();
-        let row_weight = if with_rows { (row_partials[row_at + head_dim] - peak).exp2() } else { 0.0 };
-        // Entry `e` of the sum over the partials: the parts take eight items a turn each, in turn; surplus places weigh nothing.
-        let merged = |e: usize| {
-            let mut gathered = 0.0;
-            for part in 0..c.parts as usize {
-                let mut x = if with_rows && part == 0 { row_weight * row_partials[row_at + e] } else { 0.0 };
-                for s in (8 * part..count).step_by(8 * c.parts as usize) {
-                    let term = |k: usize| if s + k < count { weights[s + k] * entry(s + k, e) } else { 0.0 };
-                    x += ((term(0) + term(1)) + (term(2) + term(3))) + ((term(4) + term(5)) + (term(6) + term(7)));
-                }
-                gathered += x;
+        let at = first * stride + (((query_head / share * c.blocks + block) * c.heads + query_head % share % c.heads) * (c.head_dim + 4)) as usize;
+        let row_stride = (params.query_heads * (c.head_dim + 2)) as usize;
+        let row_at = row_first * row_stride + (query_head * (c.head_dim + 2)) as usize;
+        let pages = List { partials, at, stride, count, head_dim };
+        let rows = List { partials: row_partials, at: row_at, stride: row_stride, count: row_count, head_dim };
+        let parts = c.parts as usize;
+        let part = |part: usize, i: usize| {
+            let mut merged = [HIDDEN, 0.0, 0.0];
+            for s in (4 * part..row_count).step_by(4 * parts) {
+                merged = merge_two(merged, rows.four(s, i));
             }
-            gathered
+            for s in (16 * part..count).step_by(16 * parts) {
+                let low = merge_two(pages.four(s, i), pages.four(s + 4, i));
+                let high = merge_two(pages.four(s + 8, i), pages.four(s + 12, i));
+                merged = merge_two(merged, merge_two(low, high));
+            }
+            merged
         };
-        let total = merged(head_dim + 1);
-        let mut row: Vec<f32> = (0..head_dim).map(|i| merged(i) / total).collect();
+        let mut row: Vec<f32> = (0..head_dim)
+            .map(|i| {
+                let [_, total, x] = (1..parts).fold(part(0, i), |merged, p| merge_two(merged, part(p, i)));
+                x / total
+            })
+            .collect();
         if c.rotate {
             row = hadamard::row(c, &row);
         }
@@ -58,5 +57,34 @@ pub fn attend_merge(params: &AttendMergeParams, constants: &Constants, rows: u32
                 output[output_at + i] = x.to_bits();
             }
         }
+    }
+}
+
+/// Some items merged: largest score, sum of weights, one channel of the weighted rows.
+fn merge_two(a: [f32; 3], b: [f32; 3]) -> [f32; 3] {
+    let peak = a[0].max(b[0]);
+    let (x, y) = ((a[0] - peak).exp2(), (b[0] - peak).exp2());
+    [peak, x * a[1] + y * b[1], x * a[2] + y * b[2]]
+}
+
+/// One list of partial results of one query head.
+struct List<'a> {
+    partials: &'a [f32],
+    at: usize,
+    stride: usize,
+    count: usize,
+    head_dim: usize,
+}
+
+impl List<'_> {
+    /// Channel `i` of four items from `s` on, those beyond the last left out.
+    fn four(&self, s: usize, i: usize) -> [f32; 3] {
+        let entry = |k: usize, e: usize| self.partials[self.at + (s + k).min(self.count - 1) * self.stride + e];
+        let there = |k: usize| s + k < self.count;
+        let peaks: [f32; 4] = std::array::from_fn(|k| if there(k) { entry(k, self.head_dim) } else { HIDDEN });
+        let peak = peaks[0].max(peaks[1]).max(peaks[2].max(peaks[3]));
+        let weights: [f32; 4] = std::array::from_fn(|k| if there(k) { (peaks[k] - peak).exp2() } else { 0.0 });
+        let dot = |e: usize| (weights[0] * entry(0, e) + weights[1] * entry(1, e)) + (weights[2] * entry(2, e) + weights[3] * entry(3, e));
+        [peak, dot(self.head_dim + 1), dot(i)]
     }
 }

@@ -10,7 +10,7 @@ const HIDDEN: f32 = -1e30;
 ///
 /// `tables` holds the items (8 words), chunks (8 words) and lists of physical pages, `query_rows` is `[row, query_heads, head_dim]`,
 /// `pages` `[physical page, slab head, 4 * page_vecs]`, `protected_rows` `[slot, kv_heads, sinks + ring, head_dim]`,
-/// `row_partials` `[row, query_heads, head_dim + 2]`.
+/// `row_partials` `[partial, query_heads, head_dim + 2]`.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn attend_prefill(
     params: &AttendPrefillParams,
@@ -28,7 +28,7 @@ pub fn attend_prefill(
     for (x, slab_head) in (0..items).flat_map(|x| (0..params.slab_heads).map(move |y| (x, y))) {
         let record = (params.items_at + 8 * x) as usize;
         let chunk = tables[record] as usize;
-        let [token_first, tokens, row_first] = [1, 2, 3].map(|e| tables[record + e]);
+        let [token_first, tokens, row_first, tile_first, tile_end, partial_first] = [1, 2, 3, 5, 6, 7].map(|e| tables[record + e]);
         let protected_only = tables[record + 4] != 0;
         let head = params.head_first + slab_head;
         let packed = tables[chunk + 4];
@@ -41,6 +41,8 @@ pub fn attend_prefill(
             .step_by(32)
             .map(|first| (first, (first + 32).min(before_end)))
             .chain((after..seen_end).step_by(32).map(|first| (first, (first + 32).min(seen_end))))
+            .take(tile_end as usize)
+            .skip(tile_first as usize)
             .collect();
         let quads = |take: &dyn Fn(u32) -> [f32; 4]| -> Vec<f32> { (0..c.head_dim / 4).flat_map(take).collect() };
         let keys: Vec<Vec<Vec<f32>>> = tiles.iter().map(|(first, end)| (*first..*end).map(|t| quads(&|quad| store.key(&place, t, quad))).collect()).collect();
@@ -48,8 +50,8 @@ pub fn attend_prefill(
             tiles.iter().map(|(first, end)| (*first..*end).map(|t| quads(&|quad| store.value(&place, t, quad))).collect()).collect();
 
         for r in 0..tokens * c.share {
-            let row = ((row_first + r / c.share) * (params.kv_heads * c.share) + head * c.share + r % c.share) as usize;
-            let query = &query_rows[row * head_dim..][..head_dim];
+            let place_of = |first: u32| ((first + r / c.share) * (params.kv_heads * c.share) + head * c.share + r % c.share) as usize;
+            let query = &query_rows[place_of(row_first) * head_dim..][..head_dim];
             let mut peak = HIDDEN;
             // By the invocation's place across the tile: four tokens each.
             let mut sums = [0.0; 8];
@@ -78,7 +80,7 @@ pub fn attend_prefill(
                     *x = *x * shrink + more;
                 }
             }
-            let at = row * (head_dim + 2);
+            let at = place_of(partial_first) * (head_dim + 2);
             row_partials[at..at + head_dim].copy_from_slice(&out);
             row_partials[at + head_dim] = peak;
             row_partials[at + head_dim + 1] = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
