@@ -9,7 +9,7 @@
 //
 // A key or value with a number that is not finite is stored as zeros, and the token is listed in `status`.
 //
-// Parts: half, finite, place, turn, hadamard, group. Wrapper: src/kernel/append.rs. Twin: src/reference/append.rs.
+// Parts: half, finite, place, turn, hadamard, group, input. Wrapper: src/kernel/append.rs. Twin: src/reference/append.rs.
 
 override HEAD_DIM: u32;
 override HADAMARD_OUTER: u32;
@@ -59,30 +59,10 @@ var<workgroup> extents: array<vec4<f32>, EIGHTHS>; // largest key, largest -key,
 var<workgroup> codes: array<u32, HEAD_DIM>;
 var<workgroup> broken: atomic<u32>;
 
-fn input_at(i: u32) -> vec2<f32> {
-    if (HALF_ROWS) {
-        let k = unpack2x16float(keys[i / 2u]);
-        let v = unpack2x16float(values[i / 2u]);
-        return select(vec2<f32>(k.x, v.x), vec2<f32>(k.y, v.y), (i & 1u) == 1u);
-    }
-    return vec2<f32>(bitcast<f32>(keys[i]), bitcast<f32>(values[i]));
-}
-
 fn protected_at(at: u32, i: u32) -> vec2<f32> {
     let k = unpack2x16float(protected_rows[at + i / 2u]);
     let v = unpack2x16float(protected_rows[at + (HEAD_DIM + i) / 2u]);
     return select(vec2<f32>(k.x, v.x), vec2<f32>(k.y, v.y), (i & 1u) == 1u);
-}
-
-fn report(slot: u32, token: u32, head: u32, what: u32) {
-    let n = atomicAdd(&status[0], 1u);
-    let at = 4u + 4u * n;
-    if (at + 3u < arrayLength(&status)) {
-        atomicStore(&status[at], params.layer);
-        atomicStore(&status[at + 1u], slot);
-        atomicStore(&status[at + 2u], token);
-        atomicStore(&status[at + 3u], head * 4u + what);
-    }
 }
 
 // The largest over a group's channels of what `extents` holds.

@@ -6,7 +6,8 @@
 // share it. For the keys a lane owns four tokens, for the values four channels (eight at head_dim 256). The whole body
 // of the loop is straight-line: naga's bounds checks cost nothing there, and a factor of four around indexed locals.
 //
-// Parts: heads_<n>, reduce_<method>, keys_integer + keys_<bits> or keys_f16, values_integer + values_<bits> or values_f16.
+// Parts: heads_<n>, reduce_<method>, queries, keys_integer + keys_<bits> + keys_<walk> or keys_f16, values_integer +
+// values_<bits> + values_<walk> or values_f16.
 // Wrapper: src/kernel/attend_split.rs. Twin: src/reference/attend_split.rs.
 
 override HEAD_DIM: u32;        // channels a head: 64, 80, 96, 128 or 256

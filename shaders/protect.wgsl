@@ -6,7 +6,7 @@
 // stored as attention reads them: turned and rotated. A key or value with a number that is not finite is stored as
 // zeros, and the token is listed in `status`.
 //
-// Parts: half, finite, place, turn, hadamard. Wrapper: src/kernel/protect.rs. Twin: src/reference/protect.rs.
+// Parts: half, finite, place, turn, hadamard, input. Wrapper: src/kernel/protect.rs. Twin: src/reference/protect.rs.
 
 override HEAD_DIM: u32;
 override HADAMARD_OUTER: u32;
@@ -38,26 +38,6 @@ alias Cell = vec2<f32>;
 
 var<workgroup> row: array<vec2<f32>, HEAD_DIM>;
 var<workgroup> broken: atomic<u32>;
-
-fn input_at(i: u32) -> vec2<f32> {
-    if (HALF_ROWS) {
-        let k = unpack2x16float(keys[i / 2u]);
-        let v = unpack2x16float(values[i / 2u]);
-        return select(vec2<f32>(k.x, v.x), vec2<f32>(k.y, v.y), (i & 1u) == 1u);
-    }
-    return vec2<f32>(bitcast<f32>(keys[i]), bitcast<f32>(values[i]));
-}
-
-fn report(slot: u32, token: u32, head: u32, what: u32) {
-    let n = atomicAdd(&status[0], 1u);
-    let at = 4u + 4u * n;
-    if (at + 3u < arrayLength(&status)) {
-        atomicStore(&status[at], params.layer);
-        atomicStore(&status[at + 1u], slot);
-        atomicStore(&status[at + 2u], token);
-        atomicStore(&status[at + 3u], head * 4u + what);
-    }
-}
 
 @compute @workgroup_size(HEAD_DIM)
 fn protect(

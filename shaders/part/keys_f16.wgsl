@@ -1,15 +1,4 @@
-// keys, f16: a word holds two channels of one token. Queries stay f32. Reads the kernel's bindings `pages` and `query_codes`.
-
-struct Scores { a: HeadsF, b: HeadsF, c: HeadsF, d: HeadsF }
-
-// What the kernel `query` wrote for these heads: HEAD_DIM channels in f32, already times log2(e) / sqrt(head_dim).
-var<workgroup> queries: array<HeadsU, QUERY_STRIDE>;
-
-fn queries_take(at: u32, lane: u32) {
-    for (var i = lane; i < QUERY_STRIDE; i += 32u) {
-        queries[i] = query_codes[at + i];
-    }
-}
+// keys, f16: a word holds two channels of one token. Queries stay f32. Reads the kernel's binding `pages`.
 
 fn keys_pair(k: vec4<u32>, n: u32, scores: ptr<function, Scores>) {
     let q = bitcast<HeadsF>(queries[n]);

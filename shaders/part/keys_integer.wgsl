@@ -1,18 +1,8 @@
 // keys, integer codes: the scores of a page's 128 keys against the query heads, four tokens a lane, by integer dot products.
 // A "step" is one vec4 of low words: the same word of the lane's four tokens. keys_<bits>.wgsl says how a step unpacks.
-// Reads the kernel's bindings `pages` and `query_codes`. Every `if` here is on constants; keys_straight.wgsl or keys_rolled.wgsl walks the steps.
+// Reads the kernel's binding `pages`. Every `if` here is on constants; keys_straight.wgsl or keys_rolled.wgsl walks the steps.
 
 struct Dots { a: HeadsI, b: HeadsI, c: HeadsI, d: HeadsI }
-struct Scores { a: HeadsF, b: HeadsF, c: HeadsF, d: HeadsF }
-
-// What the kernel `query` wrote for these heads: codes of four channels each, then the scale, then each group's sum of codes.
-var<workgroup> queries: array<HeadsU, QUERY_STRIDE>;
-
-fn queries_take(at: u32, lane: u32) {
-    for (var i = lane; i < QUERY_STRIDE; i += 32u) {
-        queries[i] = query_codes[at + i];
-    }
-}
 
 fn keys_quad(codes: vec4<u32>, n: u32, dots: ptr<function, Dots>) {
     let q = queries[n];

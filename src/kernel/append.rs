@@ -2,7 +2,7 @@
 //!
 //! Shader: `shaders/append.wgsl`. Twin: [`reference::append`](crate::reference::append).
 
-use super::{Binding, FINITE, GROUP, HADAMARD, HALF, Kernel, PLACE, TURN, Variant, flag, hadamard_constants, half_rows, page_constants, rope_constants};
+use super::{Binding, FINITE, GROUP, HADAMARD, HALF, INPUT, Kernel, PLACE, TURN, Variant, flag, hadamard_constants, half_rows, page_constants, rope_constants};
 use crate::plan::Plan;
 use crate::rows::Element;
 
@@ -57,5 +57,5 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         ("VALUE_CLIP", plan.format().value_clip().into()),
         ("EIGHTHS", (head_dim / 8).into()),
     ]);
-    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, GROUP], &constants)
+    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, GROUP, INPUT], &constants)
 }

@@ -5,7 +5,7 @@
 //! Twin: [`reference::attend_split`](crate::reference::attend_split).
 
 use super::{
-    Binding, HEADS_1, HEADS_2, HEADS_4, KEYS_2, KEYS_3, KEYS_4, KEYS_8, KEYS_F16, KEYS_INTEGER, KEYS_ROLLED, KEYS_STRAIGHT, Kernel, REDUCE_SUBGROUP,
+    Binding, HEADS_1, HEADS_2, HEADS_4, KEYS_2, KEYS_3, KEYS_4, KEYS_8, KEYS_F16, KEYS_INTEGER, KEYS_ROLLED, KEYS_STRAIGHT, Kernel, QUERIES, REDUCE_SUBGROUP,
     REDUCE_WORKGROUP, VALUES_2, VALUES_3, VALUES_4, VALUES_8, VALUES_F16, VALUES_INTEGER, VALUES_ROLLED, VALUES_STRAIGHT, Variant,
 };
 use crate::gpu::Reduce;
@@ -54,6 +54,7 @@ pub fn variant(plan: &Plan) -> Variant {
             Reduce::Subgroup => REDUCE_SUBGROUP,
             Reduce::Workgroup => REDUCE_WORKGROUP,
         },
+        QUERIES,
     ];
     let walk = |straight, rolled| if plan.straight() { straight } else { rolled };
     match plan.format().key_bits() {

@@ -2,7 +2,7 @@
 //!
 //! Shader: `shaders/protect.wgsl`. Twin: [`reference::protect`](crate::reference::protect).
 
-use super::{Binding, FINITE, HADAMARD, HALF, Kernel, PLACE, TURN, Variant, flag, hadamard_constants, half_rows, rope_constants};
+use super::{Binding, FINITE, HADAMARD, HALF, INPUT, Kernel, PLACE, TURN, Variant, flag, hadamard_constants, half_rows, rope_constants};
 use crate::plan::Plan;
 use crate::rows::Element;
 
@@ -42,5 +42,5 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
     let mut constants = hadamard_constants(plan.shape().head_dim);
     constants.extend(rope_constants(plan));
     constants.extend([flag("ROTATE", plan.format().codec().rotates()), half_rows(element), ("SINKS", plan.sinks().into()), ("RING", plan.ring().into())]);
-    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD], &constants)
+    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, INPUT], &constants)
 }
