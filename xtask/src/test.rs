@@ -44,8 +44,10 @@ pub fn run(options: &Options) -> Result<()> {
     doc.env("RUSTDOCFLAGS", "-D warnings");
     cargo_step(doc)?;
     step("package", || package(options.full))?;
-    println!("==> cargo test --workspace");
-    command::run(&mut cargo(&["test", "--workspace"]))
+    cargo_step(cargo(&["test", "--workspace", "--lib", "--bins", "--tests"]))?;
+    // Last and without a line of our own after it, so that the output ends on the test runner's closing line.
+    println!("==> cargo test --package wgkv --doc");
+    command::run(&mut cargo(&["test", "--package", "wgkv", "--doc"]))
 }
 
 fn words(text: &str) -> BTreeSet<&str> {
