@@ -25,7 +25,7 @@ pub enum Error {
         had: u32,
     },
     /// No codec has this name.
-    #[error("no codec is called {had:?}; there are f16, rtn and hadamard")]
+    #[error("no codec is called {had:?}; there are f16, rtn, hadamard and rotate-kv")]
     Codec {
         /// The name asked for.
         had: String,
@@ -47,6 +47,24 @@ pub enum Error {
         wanted: &'static str,
         /// The text.
         had: String,
+    },
+    /// A calibration is missing, damaged, or was made for something else.
+    #[error("the calibration's {name} must be {wanted}, but is {had}")]
+    Calibration {
+        /// What does not fit.
+        name: &'static str,
+        /// What it must be.
+        wanted: String,
+        /// What it is.
+        had: String,
+    },
+    /// The residual stream of a prompt was not shown to the cache before its keys and values.
+    #[error("layer {layer} must be given its residual stream by Cache::elect before Cache::append, since the plan's sinks are {sinks}")]
+    Unelected {
+        /// The layer.
+        layer: u32,
+        /// The plan's rule.
+        sinks: crate::Sinks,
     },
     /// The device cannot do what the plan needs.
     #[error("the device's {what} is {have}, but {need} is needed for {reason}")]

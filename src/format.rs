@@ -14,12 +14,20 @@ pub enum Codec {
     Rtn,
     /// The same codes after an orthonormal Hadamard rotation of every head (as QuaRot, 2404.00456, does).
     Hadamard,
+    /// RotateKV (2501.16383): keys before RoPE, rotated over groups of KV heads, in groups of channels that a
+    /// [`Calibration`](crate::Calibration) found to have similar means; values rotated by head.
+    RotateKv,
 }
 
 impl Codec {
-    /// Does it multiply every head by a Hadamard matrix?
-    pub fn rotates(self) -> bool {
+    /// Does it multiply every head's keys, after RoPE, by a Hadamard matrix?
+    pub fn rotates_keys(self) -> bool {
         self == Self::Hadamard
+    }
+
+    /// Does it multiply every head's values by a Hadamard matrix?
+    pub fn rotates_values(self) -> bool {
+        matches!(self, Self::Hadamard | Self::RotateKv)
     }
 }
 
@@ -29,6 +37,7 @@ impl fmt::Display for Codec {
             Self::F16 => "f16",
             Self::Rtn => "rtn",
             Self::Hadamard => "hadamard",
+            Self::RotateKv => "rotate-kv",
         })
     }
 }
@@ -41,6 +50,7 @@ impl FromStr for Codec {
             "f16" => Ok(Self::F16),
             "rtn" => Ok(Self::Rtn),
             "hadamard" => Ok(Self::Hadamard),
+            "rotate-kv" => Ok(Self::RotateKv),
             _ => Err(Error::Codec { had: name.to_owned() }),
         }
     }
@@ -80,6 +90,48 @@ impl TryFrom<u32> for Bits {
     }
 }
 
+/// How the scale and the zero of a group are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Scales {
+    /// Two halves: 32 bits a group.
+    #[default]
+    Half,
+    /// An 8-bit float (E4M3) and an 8-bit integer: 16 bits a group. The integer holds the zero less half the codes, and the
+    /// scale grows where that would not fit.
+    Byte,
+}
+
+impl Scales {
+    /// Bits that a group's scale and zero take together.
+    pub fn bits(self) -> u32 {
+        match self {
+            Self::Half => 32,
+            Self::Byte => 16,
+        }
+    }
+}
+
+impl fmt::Display for Scales {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Half => "f16",
+            Self::Byte => "f8",
+        })
+    }
+}
+
+impl FromStr for Scales {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "f16" => Ok(Self::Half),
+            "f8" => Ok(Self::Byte),
+            _ => Err(Error::Text { name: "scales", wanted: "f16 or f8", had: name.to_owned() }),
+        }
+    }
+}
+
 /// How one cache stores keys and values.
 ///
 /// The arithmetic of an asymmetric group, in the order of RotateKV (2501.16383) section 3: with `clip` c and `b` bits,
@@ -93,6 +145,8 @@ pub struct Format {
     group: u32,
     key_clip: f32,
     value_clip: f32,
+    scales: Scales,
+    heads_per_group: Option<u32>,
 }
 
 impl Format {
@@ -101,8 +155,9 @@ impl Format {
     ///
     /// The clip is 0.8 for a rotating codec at 2 bits and 1 otherwise.
     pub fn new(codec: Codec, key_bits: Bits, value_bits: Bits, group: u32) -> Self {
-        let clip = |bits| if codec.rotates() && bits == Bits::Two { 0.8 } else { 1.0 };
-        Self { codec, key_bits, value_bits, group, key_clip: clip(key_bits), value_clip: clip(value_bits) }
+        let clip = |bits| if codec.rotates_values() && bits == Bits::Two { 0.8 } else { 1.0 };
+        let (key_clip, value_clip) = (clip(key_bits), clip(value_bits));
+        Self { codec, key_bits, value_bits, group, key_clip, value_clip, scales: Scales::Half, heads_per_group: None }
     }
 
     /// Half precision.
@@ -115,6 +170,33 @@ impl Format {
         self.key_clip = clip;
         self.value_clip = clip;
         self
+    }
+
+    /// Scales and zeros stored in another way.
+    pub fn with_scales(mut self, scales: Scales) -> Self {
+        self.scales = scales;
+        self
+    }
+
+    /// For [`Codec::RotateKv`]: how many KV heads are rotated together, a power of two that divides their number, 8 at most.
+    pub fn with_heads_per_group(mut self, heads: u32) -> Self {
+        self.heads_per_group = Some(heads);
+        self
+    }
+
+    /// How scales and zeros are stored.
+    pub fn scales(&self) -> Scales {
+        self.scales
+    }
+
+    /// KV heads that are rotated together: as told, otherwise 4, or the largest power of two below that divides `kv_heads`.
+    /// 1 for the codecs that rotate by head or not at all.
+    pub fn heads_per_group(&self, kv_heads: u32) -> u32 {
+        match (self.codec, self.heads_per_group) {
+            (Codec::RotateKv, Some(heads)) => heads,
+            (Codec::RotateKv, None) => 1 << kv_heads.trailing_zeros().min(2),
+            _ => 1,
+        }
     }
 
     /// The codec.

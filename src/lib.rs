@@ -2,6 +2,7 @@
 
 mod budget;
 mod cache;
+mod calibration;
 mod error;
 mod format;
 pub mod gpu;
@@ -17,8 +18,9 @@ mod step;
 
 pub use budget::Budget;
 pub use cache::{Cache, Memory, Sequence};
+pub use calibration::{Calibration, Reach};
 pub use error::{Error, Result};
-pub use format::{Bits, Codec, Format};
+pub use format::{Bits, Codec, Format, Scales};
 pub use gpu::{Capability, Gpu};
 pub use layout::{PAGE_TOKENS, PageLayout};
 pub use plan::{Cost, Plan, Slab};

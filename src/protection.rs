@@ -13,6 +13,9 @@ pub enum Sinks {
     None,
     /// The first so many tokens of a sequence (StreamingLLM, 2309.17453), 127 at most.
     First(u32),
+    /// The tokens that hold the so many largest magnitudes of the residual stream which enters a layer, of the prompt, by layer
+    /// (RotateKV, 2501.16383, section 4.3; it takes 20), 64 at most. [`Cache::elect`](crate::Cache::elect) finds them.
+    Massive(u32),
 }
 
 impl Sinks {
@@ -20,7 +23,7 @@ impl Sinks {
     pub fn rows(self) -> u32 {
         match self {
             Self::None => 0,
-            Self::First(n) => n,
+            Self::First(n) | Self::Massive(n) => n,
         }
     }
 }
@@ -30,6 +33,7 @@ impl fmt::Display for Sinks {
         match self {
             Self::None => f.write_str("none"),
             Self::First(n) => write!(f, "first:{n}"),
+            Self::Massive(n) => write!(f, "massive:{n}"),
         }
     }
 }
@@ -38,12 +42,17 @@ impl FromStr for Sinks {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || Error::Text { name: "sinks", wanted: "none or first:N", had: text.to_owned() };
+        let wrong = || Error::Text { name: "sinks", wanted: "none, first:N or massive:N", had: text.to_owned() };
         if text == "none" {
             return Ok(Self::None);
         }
-        let n = text.strip_prefix("first:").ok_or_else(wrong)?;
-        Ok(Self::First(n.parse().map_err(|_| wrong())?))
+        let (rule, n) = text.split_once(':').ok_or_else(wrong)?;
+        let n = n.parse().map_err(|_| wrong())?;
+        match rule {
+            "first" => Ok(Self::First(n)),
+            "massive" => Ok(Self::Massive(n)),
+            _ => Err(wrong()),
+        }
     }
 }
 

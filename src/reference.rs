@@ -6,7 +6,7 @@
 //! what a compiler may do (contract a product and a sum, approximate a division or `exp2`) and by nothing else; integers agree
 //! exactly. The twins of the shader's parts are modules here: [`half`], [`turn`], [`hadamard`], [`group`], [`cached`].
 //!
-//! The functions in f64 ([`rotate_exact`], [`turn_exact`], [`attention_exact`]) are what the kernels approximate: they tell
+//! The functions in f64 ([`rotate_exact`], [`rotate_group_exact`], [`turn_exact`], [`attention_exact`]) are what the kernels approximate: they tell
 //! which error is honest.
 
 pub mod cached;
@@ -30,7 +30,7 @@ pub use attend_merge::attend_merge;
 pub use attend_prefill::attend_prefill;
 pub use attend_split::attend_split;
 pub use dequantize::dequantize;
-pub use exact::{attention_exact, rotate_exact, turn_exact};
+pub use exact::{attention_exact, rotate_exact, rotate_group_exact, turn_exact};
 pub use protect::protect;
 pub use query::query;
 pub use rotate::rotate;

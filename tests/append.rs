@@ -110,7 +110,7 @@ fn packs(plan: &Plan, record: &Record, token: u32) -> bool {
 fn exact_rows(walk: &Walk, taken: &Taken, record: &Record, head: u32, token: u32) -> [Exact; 2] {
     let shape = &walk.case.shape;
     let d = shape.head_dim as usize;
-    let rotates = walk.case.format.codec().rotates();
+    let rotates = walk.case.format.codec().rotates_values();
     if token < record.old_tokens {
         // It leaves the window: what is packed are the halves kept there, no arithmetic before.
         let at = reference::cached::row_at(&walk.constants, record.slot, shape.kv_heads, head, token) as usize;

@@ -42,7 +42,7 @@ fn dequantize_agrees_with_its_reference() {
     let gpu = gpu();
     for case in cases() {
         let steps = case.steps.clone();
-        let rotates = case.format.codec().rotates();
+        let rotates = case.format.codec().rotates_values();
         let mut walk = Walk::new(&gpu, case);
         let (shape, row) = (walk.case.shape.clone(), (walk.case.shape.kv_heads * walk.case.shape.head_dim) as usize);
         let mut plain: Vec<[Vec<f32>; 2]> = walk.sequences.iter().map(|_| Default::default()).collect();
@@ -111,7 +111,7 @@ fn check_plain(walk: &Walk, record: &Record, got: &[Vec<f32>; 2], plain: &[Vec<f
     let basis = |row: &[f32], token: Option<u32>| {
         let row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
         let row = token.map_or(row.clone(), |t| turn_exact(&shape.rope, &row, t));
-        if plan.format().codec().rotates() { rotate_exact(&row) } else { row }
+        if plan.format().codec().rotates_values() { rotate_exact(&row) } else { row }
     };
     for (token, head) in (0..record.new_tokens).flat_map(|t| (0..shape.kv_heads).map(move |h| (t, h))) {
         let at = (token * shape.kv_heads + head) as usize * d;

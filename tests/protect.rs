@@ -54,7 +54,7 @@ fn protect_agrees_with_its_reference() {
             _ => {}
         }
         let steps = case.steps.clone();
-        let rotates = case.format.codec().rotates();
+        let rotates = case.format.codec().rotates_values();
         let mut walk = Walk::new(&gpu, case);
         let (sinks, shape) = (walk.plan().sinks(), walk.case.shape.clone());
         let d = shape.head_dim as usize;

@@ -51,7 +51,7 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
     constants.extend(rope_constants(plan));
     constants.extend(page_constants(plan));
     constants.extend([
-        flag("ROTATE", plan.format().codec().rotates()),
+        flag("ROTATE", plan.format().codec().rotates_keys()),
         half_rows(element),
         ("KEY_CLIP", plan.format().key_clip().into()),
         ("VALUE_CLIP", plan.format().value_clip().into()),

@@ -45,6 +45,6 @@ pub static KERNEL: Kernel = Kernel {
 pub fn variant(plan: &Plan) -> Variant {
     let mut constants = hadamard_constants(plan.shape().head_dim);
     constants.extend(page_constants(plan));
-    constants.push(flag("ROTATE", plan.format().codec().rotates()));
+    constants.push(flag("ROTATE", plan.format().codec().rotates_keys()));
     Variant::new(&KERNEL, &[PLACE, HADAMARD, CACHED], &constants)
 }

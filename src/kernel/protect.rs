@@ -41,6 +41,6 @@ pub static KERNEL: Kernel = Kernel {
 pub fn variant(plan: &Plan, element: Element) -> Variant {
     let mut constants = hadamard_constants(plan.shape().head_dim);
     constants.extend(rope_constants(plan));
-    constants.extend([flag("ROTATE", plan.format().codec().rotates()), half_rows(element), ("SINKS", plan.sinks().into()), ("RING", plan.ring().into())]);
+    constants.extend([flag("ROTATE", plan.format().codec().rotates_keys()), half_rows(element), ("SINKS", plan.sinks().into()), ("RING", plan.ring().into())]);
     Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, INPUT], &constants)
 }

@@ -47,7 +47,7 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
     let mut constants = hadamard_constants(head_dim);
     constants.extend(rope_constants(plan));
     constants.extend([
-        flag("ROTATE", plan.format().codec().rotates()),
+        flag("ROTATE", plan.format().codec().rotates_keys()),
         half_rows(element),
         ("SCALE", scale(head_dim).into()),
         flag("FLOAT_QUERIES", plan.format().key_bits() == 16),

@@ -13,6 +13,15 @@ pub fn rotate_exact(row: &[f64]) -> Vec<f64> {
     (0..n).map(|i| (0..n).map(|j| entry(i, j) * row[j as usize]).sum::<f64>() / f64::from(n).sqrt()).collect()
 }
 
+/// The keys of one token of the KV heads that are rotated together, times `H_heads (x) H_head_dim`, the orthonormal matrix of order
+/// `row.len()`: RotateKV's rotation over a group of heads. Applied twice it returns the row.
+pub fn rotate_group_exact(row: &[f64], head_dim: u32) -> Vec<f64> {
+    let heads = row.len() as u32 / head_dim;
+    let rotated: Vec<Vec<f64>> = row.chunks_exact(head_dim as usize).map(rotate_exact).collect();
+    let mix = |head: u32, i: usize| rotated.iter().zip(0..).map(|(other, j)| f64::from(sign(mask(16, head), j)) * other[i]).sum::<f64>();
+    (0..heads).flat_map(|head| (0..head_dim as usize).map(move |i| (head, i))).map(|(head, i)| mix(head, i) / f64::from(heads).sqrt()).collect()
+}
+
 /// A row turned to its position by RoPE.
 pub fn turn_exact(rope: &Rope, row: &[f64], position: u32) -> Vec<f64> {
     let frequencies = rope.frequencies();

@@ -1,0 +1,149 @@
+//! What RotateKV learns from sample text: the order of each layer's rotated key channels.
+
+use crate::error::{Error, Result};
+use crate::reference::rotate_group_exact;
+use crate::shape::Shape;
+
+/// How far the order of channels reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Reach {
+    /// Over all channels of a token's keys, as RotateKV does.
+    #[default]
+    Global,
+    /// Over the channels of the KV heads that are rotated together: each such group needs no scale of another.
+    Local,
+}
+
+/// The order of rotated key channels, by layer: channels that follow each other in it share a scale.
+///
+/// RotateKV (2501.16383) section 4.1: the channels of `B k`, keys before RoPE and after the rotation over groups of KV
+/// heads, sorted by their signed mean over sample text, ascending, ties by index.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Calibration {
+    model: String,
+    kv_heads: u32,
+    head_dim: u32,
+    heads_per_group: u32,
+    reach: Reach,
+    tokens: u64,
+    /// `[layer][channel]`: sums over the sample's tokens of the keys before RoPE and rotation.
+    sums: Vec<Vec<f64>>,
+    /// `[layer][place]`: channel.
+    orders: Vec<Vec<u16>>,
+}
+
+impl Calibration {
+    /// No order: channels share scales as they lie after the rotation. It needs no sample text, and costs accuracy.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the shape or `heads_per_group` is not served.
+    pub fn natural(shape: &Shape, heads_per_group: u32) -> Result<Self> {
+        let width = (shape.kv_heads * shape.head_dim) as usize;
+        Self::from_sums(shape, heads_per_group, Reach::Global, "", 0, vec![vec![0.0; width]; shape.layers as usize])
+    }
+
+    /// From sums of the keys' channels over `tokens` tokens, before RoPE and rotation: `[layer][kv_heads * head_dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the shape or `heads_per_group` is not served, [`Error::Calibration`] where the sums are not of
+    /// the shape or not finite.
+    pub fn from_sums(shape: &Shape, heads_per_group: u32, reach: Reach, model: &str, tokens: u64, sums: Vec<Vec<f64>>) -> Result<Self> {
+        shape.check()?;
+        check_heads_per_group(heads_per_group, shape.kv_heads)?;
+        let width = (shape.kv_heads * shape.head_dim) as usize;
+        let wrong = |name, wanted: String, had: String| Err(Error::Calibration { name, wanted, had });
+        if width > 1 << 16 {
+            return wrong("channels", "65536 at most".into(), width.to_string());
+        }
+        if sums.len() != shape.layers as usize {
+            return wrong("layers", shape.layers.to_string(), sums.len().to_string());
+        }
+        for row in &sums {
+            if row.len() != width {
+                return wrong("channels", width.to_string(), row.len().to_string());
+            }
+            if let Some(bad) = row.iter().find(|x| !x.is_finite()) {
+                return wrong("sums", "finite".into(), bad.to_string());
+            }
+        }
+        let block = (heads_per_group * shape.head_dim) as usize;
+        let orders = sums.iter().map(|row| order(row, shape.head_dim, heads_per_group, if reach == Reach::Global { width } else { block })).collect();
+        Ok(Self { model: model.to_owned(), kv_heads: shape.kv_heads, head_dim: shape.head_dim, heads_per_group, reach, tokens, sums, orders })
+    }
+
+    /// The channel at each place of a layer's order: `pi` of the paper. A permutation of `0..kv_heads * head_dim`.
+    pub fn order(&self, layer: u32) -> &[u16] {
+        self.orders.get(layer as usize).map_or(&[], Vec::as_slice)
+    }
+
+    /// The place of each channel in a layer's order: `argsort(pi)`.
+    pub fn places(&self, layer: u32) -> Vec<u16> {
+        let order = self.order(layer);
+        let mut places = vec![0; order.len()];
+        for (place, channel) in order.iter().enumerate() {
+            places[usize::from(*channel)] = place as u16;
+        }
+        places
+    }
+
+    /// The name of the model that it was made for; empty for [`Calibration::natural`].
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// Layers.
+    pub fn layers(&self) -> u32 {
+        self.orders.len() as u32
+    }
+
+    /// KV heads a layer.
+    pub fn kv_heads(&self) -> u32 {
+        self.kv_heads
+    }
+
+    /// Channels a head.
+    pub fn head_dim(&self) -> u32 {
+        self.head_dim
+    }
+
+    /// KV heads that are rotated together.
+    pub fn heads_per_group(&self) -> u32 {
+        self.heads_per_group
+    }
+
+    /// How far the order reaches.
+    pub fn reach(&self) -> Reach {
+        self.reach
+    }
+
+    /// Tokens that it was made from.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// Sums over the sample's tokens of a layer's key channels, before RoPE and rotation.
+    pub fn sums(&self, layer: u32) -> &[f64] {
+        self.sums.get(layer as usize).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Is a number of KV heads one that can be rotated together?
+pub(crate) fn check_heads_per_group(heads_per_group: u32, kv_heads: u32) -> Result<()> {
+    if !heads_per_group.is_power_of_two() || heads_per_group > 8 || !kv_heads.is_multiple_of(heads_per_group) {
+        let wanted = format!("1, 2, 4 or 8 and divide kv_heads ({kv_heads})");
+        return Err(Error::Shape { name: "heads_per_group", wanted, had: heads_per_group.to_string() });
+    }
+    Ok(())
+}
+
+/// The stable order of one layer's rotated channels, sorted within blocks of `span`.
+fn order(sums: &[f64], head_dim: u32, heads_per_group: u32, span: usize) -> Vec<u16> {
+    let block = (heads_per_group * head_dim) as usize;
+    // Adding zero makes -0 a 0, which would come before it.
+    let rotated: Vec<f64> = sums.chunks_exact(block).flat_map(|row| rotate_group_exact(row, head_dim)).map(|x| x + 0.0).collect();
+    let mut order: Vec<u16> = (0..rotated.len()).map(|c| c as u16).collect();
+    for part in order.chunks_mut(span) {
+        part.sort_by(|a, b| rotated[usize::from(*a)].total_cmp(&rotated[usize::from(*b)]));
+    }
+    order
+}
