@@ -11,7 +11,7 @@
 
 mod support;
 use support::*;
-use wgkv::{Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Sequence, Step};
+use wgkv::{Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Scales, Sequence, Step};
 
 /// Relative error of attend against f32 attention over the dequantized rows: int8 queries and u8 weights, at short and long
 /// contexts of the bench's uniform numbers. A wrong plane or scale gives errors near 1.
@@ -23,9 +23,10 @@ fn format(text: &str) -> Format {
     if codec == Codec::F16 {
         return Format::f16();
     }
-    let mut number = |default: u32| fields.next().map_or(default, |f| f.parse().unwrap());
+    let mut number = |default: u32| fields.next().map_or(default, |f| f.parse().unwrap_or(default));
     let (k, v, group) = (number(2), number(2), number(128));
-    Format::new(codec, Bits::try_from(k).unwrap(), Bits::try_from(v).unwrap(), group)
+    let format = Format::new(codec, Bits::try_from(k).unwrap(), Bits::try_from(v).unwrap(), group);
+    if text.ends_with(":f8") { format.with_scales(Scales::Byte) } else { format }
 }
 
 /// Attention of one sequence's last token in f64 over the cache's own rows.
@@ -89,12 +90,13 @@ fn check(gpu: &Gpu, cache: &Cache, case: Case, sequence: Sequence, queries: &[f3
 
 struct Row {
     seconds: f64,
+    error: f64,
     bytes: f64,
     kernels: Vec<(&'static str, f64)>,
 }
 
-fn measure(gpu: &Gpu, case: Case, format: Format) -> wgkv::Result<Row> {
-    let mut plan: Plan = plan(gpu, case, format, Protection::strict(), 200 << 20)?;
+fn measure(gpu: &Gpu, case: Case, format: Format, rotate_bytes: u64) -> wgkv::Result<Row> {
+    let mut plan: Plan = plan(gpu, case, format, Protection::strict(), rotate_bytes)?;
     if let Some(n) = argument("--split") {
         plan = plan.with_split_workgroups(n.parse().unwrap());
     }
@@ -136,7 +138,7 @@ fn measure(gpu: &Gpu, case: Case, format: Format) -> wgkv::Result<Row> {
             }
         }
     }
-    Ok(Row { seconds, bytes, kernels })
+    Ok(Row { seconds, error, bytes, kernels })
 }
 
 fn main() {
@@ -144,17 +146,23 @@ fn main() {
     let software = !gpu.capability().straight;
     let gpu = if flag("--workgroup") { gpu.pretend(gpu.capability().without_subgroups()) } else { gpu };
     let gpu = if flag("--rolled") { gpu.pretend(wgkv::Capability { straight: false, ..*gpu.capability() }) } else { gpu };
+    let gpu = if flag("--straight") { gpu.pretend(wgkv::Capability { straight: true, ..*gpu.capability() }) } else { gpu };
     let gpu = if flag("--kernels") { gpu.profiled(2048).unwrap() } else { gpu };
     // On a software adapter the numbers mean nothing; small shapes show that the bench runs.
     let shapes = argument("--shapes").unwrap_or_else(|| if software { "1x1024,2x512" } else { "1x32768,1x131072,64x8192,64x32768" }.into());
     let formats = argument("--formats").unwrap_or_else(|| {
-        if software { "hadamard:2:2,f16" } else { "hadamard:2:2,hadamard:3:3,hadamard:4:2,hadamard:4:4,hadamard:8:8,rtn:2:2,rtn:4:4,f16" }.into()
+        if software {
+            "hadamard:2:2,rotate-kv:2:2,f16"
+        } else {
+            "hadamard:2:2,rotate-kv:2:2,rotate-kv:4:4,hadamard:3:3,hadamard:4:2,hadamard:4:4,hadamard:8:8,rtn:2:2,rtn:4:4,f16"
+        }
+        .into()
     });
     let heads = argument("--heads").unwrap_or_else(|| "32/8/128".into());
     let heads: Vec<u32> = heads.split('/').map(|h| h.parse().unwrap()).collect();
     let bandwidth = read_bandwidth(&gpu, if software { 64 << 20 } else { 1 << 30 });
     println!("{}: reads {:.0} GB/s; {} query heads, {} KV heads, head_dim {}", gpu.adapter_name(), bandwidth * 1e-9, heads[0], heads[1], heads[2]);
-    println!("{:>12} {:>22} {:>10} {:>8} {:>9} {:>7}", "shape", "format", "us", "Gtok/s", "MB", "share");
+    println!("{:>12} {:>26} {:>10} {:>8} {:>9} {:>7} {:>8}", "shape", "format", "us", "Gtok/s", "MB", "share", "error");
     let mut json = Vec::new();
     for shape in shapes.split(',') {
         let (sequences, tokens) = shape.split_once('x').unwrap();
@@ -167,18 +175,24 @@ fn main() {
             tokens: tokens.parse().unwrap(),
         };
         for name in formats.split(',') {
-            match measure(&gpu, case, format(name)) {
+            match measure(&gpu, case, format(name), if software { 1 << 20 } else { 200 << 20 }) {
                 Ok(row) => {
                     let speed = f64::from(case.sequences * case.kv_heads) * f64::from(case.tokens) / row.seconds * 1e-9;
                     let share = row.bytes / row.seconds / bandwidth;
-                    println!("{shape:>12} {:>22} {:>10.1} {speed:>8.2} {:>9.1} {share:>7.2}", format(name).to_string(), row.seconds * 1e6, row.bytes * 1e-6);
+                    println!(
+                        "{shape:>12} {:>26} {:>10.1} {speed:>8.2} {:>9.1} {share:>7.2} {:>8.5}",
+                        format(name).to_string(),
+                        row.seconds * 1e6,
+                        row.bytes * 1e-6,
+                        row.error
+                    );
                     for (kernel, time) in &row.kernels {
-                        println!("{:>46} {:>10.1} us", kernel, time * 1e6);
+                        println!("{:>50} {:>10.1} us", kernel, time * 1e6);
                     }
                     json.push(format!("{{\"shape\":\"{shape}\",\"format\":\"{name}\",\"heads\":{heads:?},\"us\":{:.2},\"gtok_s\":{speed:.3},\"bytes\":{:.0},\"share\":{share:.4}}}", row.seconds * 1e6, row.bytes));
                 }
                 // Not measured is not a number: the reason stands in its place.
-                Err(error) => println!("{shape:>12} {:>22} does not fit: {error}", format(name).to_string()),
+                Err(error) => println!("{shape:>12} {:>26} does not fit: {error}", format(name).to_string()),
             }
         }
     }

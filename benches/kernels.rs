@@ -1,5 +1,5 @@
-//! Every kernel by itself, by the GPU's own clock: `rotate`, `query`, `append`, `protect`, `dequantize`, `attend_split`,
-//! `attend_prefill`, `attend_merge`.
+//! Every kernel by itself, by the GPU's own clock: `query`, `append`, `protect`, `dequantize`, `attend_split`,
+//! `attend_prefill`, `attend_merge`, `measure`. `rotate` has a bench of its own.
 //!
 //! ```text
 //! cargo bench --bench kernels
@@ -13,11 +13,11 @@ mod support;
 use support::*;
 use wgkv::{Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Sinks, kernel};
 
-/// Twice the transform returns the row: 2 x 40 additions of numbers below 1 in f32.
-const ROTATE_ERROR: f32 = 1e-5;
-
 /// Half a step of 4-bit codes over rotated uniform numbers, as relative RMS: 0.10 in theory. A wrong plane gives 1.
 const CODE_ERROR: f64 = 0.15;
+
+/// Sums of pairs of floats over numbers below 1: 2^-47 an addition. Plain sums of f32 lose about 2^-24.
+const SUM_ERROR: f64 = 1e-11;
 
 /// Runs a recording several times and answers each kernel's median seconds.
 fn profile(gpu: &Gpu, times: usize, mut record: impl FnMut(&mut wgpu::CommandEncoder)) -> Vec<(&'static str, f64)> {
@@ -52,29 +52,23 @@ fn find(times: &[(&'static str, f64)], kernel: &str) -> f64 {
     times.iter().find(|(k, _)| *k == kernel).unwrap().1
 }
 
-fn rotate(gpu: &Gpu, rows: u32) {
-    for head_dim in [64, 128, 256] {
-        let count = rows.max(1);
-        let n = (count * head_dim) as usize;
-        let data = numbers(n.min(1 << 22));
-        let small = buffer(gpu, &data);
-        let check = (data.len() as u32 / head_dim).min(count);
-        let mut encoder = support::encoder(gpu);
-        for _ in 0..2 {
-            kernel::rotate::record(gpu, &mut encoder, Rows::f32(&small), check, head_dim).unwrap();
-        }
-        submit(gpu, encoder);
-        let got = read(gpu, &small, (check * head_dim) as usize);
-        assert!(got.iter().zip(&data).all(|(a, b)| (a - b).abs() < ROTATE_ERROR), "rotating twice must return the row");
-        let big = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-            label: None,
-            size: 4 * n as u64,
-            usage: wgpu::BufferUsages::STORAGE,
-            mapped_at_creation: false,
-        });
-        let times = profile(gpu, 9, |encoder| kernel::rotate::record(gpu, encoder, Rows::f32(&big), count, head_dim).unwrap());
-        line("rotate", &format!("{count} rows of {head_dim}"), find(&times, "rotate"), 8.0 * n as f64);
-    }
+/// Adds up rows of keys, which is RotateKV's calibration.
+fn measure(gpu: &Gpu, rows: u32) {
+    let width = 1024;
+    let data = numbers((rows * width) as usize);
+    let keys = buffer(gpu, &data);
+    let lines = kernel::measure::LINES as usize;
+    let (sums, counts) = (buffer(gpu, &vec![0.0; 2 * lines * width as usize]), buffer(gpu, &vec![0.0; 2 * lines]));
+    let mut encoder = support::encoder(gpu);
+    kernel::measure::record(gpu, &mut encoder, Rows::f32(&keys), rows, width, &sums, &counts).unwrap();
+    submit(gpu, encoder);
+    let (mut got, mut want) = (vec![0.0_f64; width as usize], vec![0.0_f64; width as usize]);
+    // Pairs of floats, so that the two of a column are neighbours.
+    read(gpu, &sums, 2 * lines * width as usize).iter().enumerate().for_each(|(i, x)| got[i / 2 % width as usize] += f64::from(*x));
+    data.iter().enumerate().for_each(|(i, x)| want[i % width as usize] += f64::from(*x));
+    assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < SUM_ERROR * f64::from(rows)), "columns must add up as in f64");
+    let times = profile(gpu, 9, |encoder| kernel::measure::record(gpu, encoder, Rows::f32(&keys), rows, width, &sums, &counts).unwrap());
+    line("measure", &format!("{rows} rows of {width}"), find(&times, "measure"), 4.0 * f64::from(rows * width));
 }
 
 /// Appends, decodes, prefills and dequantizes one cache.
@@ -143,10 +137,9 @@ fn main() {
     let software = !gpu.capability().straight;
     let gpu = gpu.profiled(2048).unwrap();
     println!("{}: reads {:.0} GB/s", gpu.adapter_name(), read_bandwidth(&gpu, if software { 64 << 20 } else { 1 << 30 }) * 1e-9);
-    // One row is what a dispatch costs; many are what the memory gives. On a software adapter the sizes only show that it runs.
-    rotate(&gpu, 1);
-    rotate(&gpu, if software { 1 << 10 } else { 1 << 20 });
+    // On a software adapter the sizes only show that it runs.
     let four = Format::new(Codec::Hadamard, Bits::Four, Bits::Four, 128);
+    measure(&gpu, if software { 1 << 8 } else { 1 << 16 });
     let (sequences, tokens) = if software { (1, 256) } else { (8, 4096) };
     cache(&gpu, sequences, tokens, four, Protection::strict());
     cache(&gpu, sequences, tokens, four, Protection { sinks: Sinks::First(4), window: 128 });

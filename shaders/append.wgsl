@@ -9,13 +9,17 @@
 //
 // A key or value with a number that is not finite is stored as zeros, and the token is listed in `status`.
 //
-// Parts: half, finite, place, turn, hadamard, group, input. Wrapper: src/kernel/append.rs. Twin: src/reference/append.rs.
+// For RotateKV, whose keys append_reordered packs, it packs the values only.
+//
+// Parts: half, finite, place, turn, hadamard, group, group_<form>, scales_<form>, key_words, input. Wrapper: src/kernel/append.rs. Twin: src/reference/append.rs.
 
 override HEAD_DIM: u32;
 override HADAMARD_OUTER: u32;
 override HADAMARD_INNER: u32;
 override HADAMARD_SCALE: f32;
-override ROTATE: bool;
+override KEYS: bool;        // are keys packed here?
+override ROTATE_KEYS: bool;
+override ROTATE_VALUES: bool;
 override ROPE: u32;
 override ROPE_PAIRS: u32;
 override HALF_ROWS: bool;
@@ -28,7 +32,8 @@ override KEY_SCALES: u32;   // vec4s from a page's start
 override VALUES: u32;
 override VALUE_SCALES: u32;
 override PAGE_VECS: u32;
-override SINKS: u32;        // first tokens that stay f16
+override SINKS: u32;        // f16 rows of sinks
+override UNPACKED: u32;     // first tokens that are not packed
 override RING: u32;         // f16 rows of the window, used in turn
 override EIGHTHS: u32;      // HEAD_DIM / 8
 
@@ -79,26 +84,10 @@ fn value_put(at: u32, mask: u32, shift: u32, code: u32) {
     pages[at] = (pages[at] & ~(mask << shift)) | (code << shift);
 }
 
-// The word w of the low key plane (or of the f16 keys): four consecutive channels a byte lane, by shifts of `bits`.
-fn key_word(w: u32, bits: u32) -> u32 {
-    let shifts = 8u / bits;
-    var word = 0u;
-    for (var j = 0u; j < shifts; j++) {
-        let c = 4u * (w * shifts + j);
-        let mask = (1u << bits) - 1u;
-        word |= ((codes[c] & mask) | ((codes[c + 1u] & mask) << 8u) | ((codes[c + 2u] & mask) << 16u) | ((codes[c + 3u] & mask) << 24u)) << (j * bits);
-    }
-    return word;
-}
-
-// The word w of the plane of third bits.
-fn key_word_high(w: u32) -> u32 {
-    var word = 0u;
-    for (var j = 0u; j < min(8u, HEAD_DIM / 4u - 8u * w); j++) {
-        let c = 4u * (w * 8u + j);
-        word |= ((codes[c] >> 2u) | ((codes[c + 1u] >> 2u) << 8u) | ((codes[c + 2u] >> 2u) << 16u) | ((codes[c + 3u] >> 2u) << 24u)) << j;
-    }
-    return word;
+// Writes a group's scale and zero of token t.
+fn scale_put(at: u32, t: u32, pair: u32) {
+    let word = at + group_word(t);
+    pages[word] = (pages[word] & ~(GROUP_MASK << group_shift(t))) | (pair << group_shift(t));
 }
 
 @compute @workgroup_size(HEAD_DIM)
@@ -124,13 +113,16 @@ fn append(
     let protected_first = (slot * params.kv_heads + head) * (SINKS + RING) * HEAD_DIM;
     let group = i / GROUP;
 
-    for (var t = max(32u * block, max(old_packed, SINKS)); t < min(32u * block + 32u, new_packed); t++) {
+    for (var t = max(32u * block, max(old_packed, UNPACKED)); t < min(32u * block + 32u, new_packed); t++) {
         let fresh = t >= old_tokens;
         var x: vec2<f32>;
         if (fresh) {
             x = input_at(((row_first + t - old_tokens) * params.kv_heads + head) * HEAD_DIM + i);
         } else {
             x = protected_at(protected_first + (SINKS + t % max(RING, 1u)) * HEAD_DIM, i);
+        }
+        if (!KEYS) {
+            x.x = 0.0;
         }
         if (i == 0u) {
             atomicStore(&broken, 0u);
@@ -147,12 +139,12 @@ fn append(
             report(slot, t, head, what);
         }
         let pair = turn_pair(i);
-        if (fresh && pair < ROPE_PAIRS) {
+        if (KEYS && fresh && pair < ROPE_PAIRS) {
             let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
             x.x = x.x * turn.x + turn_sign(i) * row[turn_partner(i)].x * turn.y;
         }
         x = select(x, vec2<f32>(0.0), vec2<bool>((what & 1u) != 0u, (what & 2u) != 0u));
-        if (ROTATE) {
+        if (ROTATE_KEYS || ROTATE_VALUES) {
             let kept = x;
             workgroupBarrier();
             row[i] = x;
@@ -161,7 +153,7 @@ fn append(
             workgroupBarrier();
             row[i] = x;
             workgroupBarrier();
-            x = select(kept, hadamard_inner(i), vec2<bool>(fresh));
+            x = select(kept, hadamard_inner(i), vec2<bool>(fresh && ROTATE_KEYS, fresh && ROTATE_VALUES));
         }
         workgroupBarrier();
         row[i] = x;
@@ -180,7 +172,7 @@ fn append(
         let corner = t % 4u;
         if (KEY_BITS == 16u) {
             codes[i] = half_bits(x.x);
-        } else {
+        } else if (KEYS) {
             let levels = f32((1u << KEY_BITS) - 1u);
             let scale = group_scale(-extent.y, extent.x, KEY_CLIP, levels);
             let zero = group_zero(-extent.y, KEY_CLIP, scale);
@@ -188,7 +180,7 @@ fn append(
             // Eight bits lie in memory as signed bytes, so that one signed dot product serves every width.
             codes[i] = select(code, code ^ 128u, KEY_BITS == 8u);
             if (i % GROUP == 0u) {
-                pages[at + 4u * KEY_SCALES + (group * 32u + lane) * 4u + corner] = half_pair(scale, select(zero, zero - 128.0, KEY_BITS == 8u));
+                scale_put(at + 4u * KEY_SCALES + group * GROUP_WORDS, t, group_pack(scale, select(zero, zero - 128.0, KEY_BITS == 8u)));
             }
         }
         if (VALUE_BITS == 16u) {
@@ -206,11 +198,14 @@ fn append(
                 value_put(at + 4u * VALUES + (8u + lane / 8u) * HEAD_DIM + i, 1u, lane % 8u + 8u * corner, code >> 2u);
             }
             if (i % GROUP == 0u) {
-                pages[at + 4u * VALUE_SCALES + (group * 32u + lane) * 4u + corner] = half_pair(scale, zero);
+                scale_put(at + 4u * VALUE_SCALES + group * GROUP_WORDS, t, group_pack(scale, zero));
             }
         }
         workgroupBarrier();
         let key_at = at + lane * 4u + corner;
+        if (!KEYS) {
+            continue;
+        }
         if (KEY_BITS == 16u) {
             if (i < HEAD_DIM / 2u) {
                 pages[key_at + 128u * i] = codes[2u * i] | (codes[2u * i + 1u] << 16u);
@@ -219,10 +214,10 @@ fn append(
             let low_bits = select(KEY_BITS, 2u, KEY_BITS == 3u);
             let low_words = HEAD_DIM * low_bits / 32u;
             if (i < low_words) {
-                pages[key_at + 128u * i] = key_word(i, low_bits);
+                pages[key_at + 128u * i] = key_word(0u, i, low_bits);
             }
             if (KEY_BITS == 3u && i < (HEAD_DIM + 31u) / 32u) {
-                pages[key_at + 128u * (low_words + i)] = key_word_high(i);
+                pages[key_at + 128u * (low_words + i)] = key_word_high(0u, i);
             }
         }
     }

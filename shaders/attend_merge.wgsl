@@ -12,7 +12,7 @@ override HEAD_DIM: u32;
 override HADAMARD_OUTER: u32;
 override HADAMARD_INNER: u32;
 override HADAMARD_SCALE: f32;
-override ROTATE: bool;
+override ROTATE_VALUES: bool;
 override HALF_ROWS: bool;
 override HEADS: u32;
 override BLOCKS: u32;
@@ -110,7 +110,7 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         }
     }
     var x = merged.z / merged.y;
-    if (ROTATE) {
+    if (ROTATE_VALUES) {
         if (part == 0u) {
             row[i] = x;
         }

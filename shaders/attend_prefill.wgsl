@@ -7,7 +7,9 @@
 // same rows against channels 4 * across.. of each slice of 32 channels. It also serves decoding: with `protected_only`
 // it covers just the tokens kept in f16, a few tiles of them an item, while attend_split covers the pages.
 //
-// Parts: cached. Wrapper: src/kernel/attend_prefill.rs. Twin: src/reference/attend_prefill.rs.
+// RotateKV's keys are restored for a whole tile, all channels, before its scores.
+//
+// Parts: scales_<form>, cached, and tile_stored, or tile_restored with half, hadamard, turn, grouped. Wrapper: src/kernel/attend_prefill.rs. Twin: src/reference/attend_prefill.rs.
 
 override HEAD_DIM: u32;
 override SHARE: u32;          // query heads per KV head
@@ -21,6 +23,17 @@ override PAGE_VECS: u32;
 override SINKS: u32;
 override RING: u32;
 override SLICES: u32;         // slices of 32 channels, the last perhaps in part
+override MASSIVE: bool;       // are the sinks elected?
+override ELECTED_AT: u32;     // first elected sink in marks
+override GROUP_HEADS: u32;    // KV heads that RotateKV rotates together
+override GROUP_SCALE: f32;    // 1 / sqrt(GROUP_HEADS)
+override ROW_GROUPS: u32;     // groups of a token's whole key row that share a scale
+override HADAMARD_OUTER: u32;
+override HADAMARD_INNER: u32;
+override HADAMARD_SCALE: f32;
+override ROPE: u32;
+override ROPE_PAIRS: u32;
+override TILE_VECS: u32;      // of a tile of keys or values
 
 struct AttendPrefillParams { // src/kernel/attend_prefill.rs
     items_at: u32,    // first item in tables
@@ -32,15 +45,26 @@ struct AttendPrefillParams { // src/kernel/attend_prefill.rs
 @group(0) @binding(0) var<uniform> params: AttendPrefillParams;
 @group(0) @binding(1) var<storage, read> tables: array<u32>;                // items of 8 words; chunks of 8; pages
 @group(0) @binding(2) var<storage, read> query_rows: array<vec4<f32>>;      // [row, query_heads, HEAD_DIM / 4]
-@group(0) @binding(3) var<storage, read> pages: array<vec4<u32>>;           // [physical page, slab head, PAGE_VECS]
-@group(0) @binding(4) var<storage, read> protected_rows: array<u32>;        // [slot, kv_heads, SINKS + RING, HEAD_DIM]
-@group(0) @binding(5) var<storage, read_write> row_partials: array<f32>;    // [partial, query_heads, HEAD_DIM + 2]
+@group(0) @binding(3) var<storage, read> turns: array<vec2<f32>>;           // [128 low + high positions, ROPE_PAIRS]
+@group(0) @binding(4) var<storage, read> marks: array<u32>;                 // [kv_heads, HEAD_DIM] groups a byte; sinks
+@group(0) @binding(5) var<storage, read> key_scales: array<vec4<u32>>;      // [physical page, group of the row, SCALE_VECS]
+@group(0) @binding(6) var<storage, read> pages: array<vec4<u32>>;           // [physical page, slab head, PAGE_VECS]
+@group(0) @binding(7) var<storage, read> protected_rows: array<u32>;        // [slot, kv_heads, SINKS + RING, HEAD_DIM]
+@group(0) @binding(8) var<storage, read_write> row_partials: array<f32>;    // [partial, query_heads, HEAD_DIM + 2]
 
-var<workgroup> query_tile: array<vec4<f32>, 256>; // [32 rows, 8 quads of the slice]
-var<workgroup> token_tile: array<vec4<f32>, 256>; // [32 tokens, 8 quads of the slice], keys or values
-var<workgroup> scores: array<vec4<f32>, 256>;     // [32 rows, 8 quads of tokens]
+alias Cell = vec4<f32>;
+
+// In turn: four tokens of all channels while keys are restored, the queries [32 rows, 8 quads of the slice] while keys are
+// worked on, and the scores [32 rows, 8 quads of tokens].
+var<workgroup> row: array<vec4<f32>, 256>;
+// [32 tokens, 8 quads of the slice] as f32, values or keys; or restored keys, [32 tokens, HEAD_DIM / 8] as halves.
+var<workgroup> token_tile: array<vec4<u32>, TILE_VECS>;
+// Where each token's f16 row begins, or CACHED_PACKED; and its position, or NOWHERE for a place without a token.
+var<workgroup> token_rows: array<u32, 32>;
+var<workgroup> token_positions: array<u32, 32>;
 
 const HIDDEN = -1e30;
+const NOWHERE = 0xffffffffu;
 
 struct Item {
     row_first: u32,     // first row of query_rows
@@ -64,65 +88,88 @@ fn stage_queries(item: Item, slice: u32, i: u32) {
         if (quad < HEAD_DIM / 4u && e / 8u < item.rows) {
             x = query_rows[item_row(item, item.row_first, e / 8u) * (HEAD_DIM / 4u) + quad];
         }
-        query_tile[e] = x;
+        row[e] = x;
     }
 }
 
-fn stage_keys(place: Place, first: u32, end: u32, slice: u32, i: u32) {
+fn stage_keys(place: Place, slice: u32, i: u32) {
     for (var e = i; e < 256u; e += 64u) {
         let quad = 8u * slice + e % 8u;
-        let t = first + e / 8u;
+        let t = token_positions[e / 8u];
         var x = vec4<f32>(0.0);
-        if (quad < HEAD_DIM / 4u && t < end) {
-            x = cached_key(place, t, quad);
+        if (quad < HEAD_DIM / 4u && t != NOWHERE) {
+            x = cached_key(place, t, token_rows[e / 8u], quad);
         }
-        token_tile[e] = x;
+        token_tile[e] = bitcast<vec4<u32>>(x);
     }
 }
 
-fn stage_values(place: Place, first: u32, end: u32, slice: u32, i: u32) {
+fn stage_values(place: Place, slice: u32, i: u32) {
     for (var e = i; e < 256u; e += 64u) {
         let quad = 8u * slice + e % 8u;
-        let t = first + e / 8u;
+        let t = token_positions[e / 8u];
         var x = vec4<f32>(0.0);
-        if (quad < HEAD_DIM / 4u && t < end) {
-            x = cached_value(place, t, quad);
+        if (quad < HEAD_DIM / 4u && t != NOWHERE) {
+            x = cached_value(place, t, token_rows[e / 8u], quad);
         }
-        token_tile[e] = x;
+        token_tile[e] = bitcast<vec4<u32>>(x);
     }
 }
 
-fn block_score_step(tokens: u32, rows: u32, s: Block) -> Block {
-    let a = token_tile[tokens];
-    let b = token_tile[tokens + 8u];
-    let c = token_tile[tokens + 16u];
-    let d = token_tile[tokens + 24u];
-    let p = query_tile[rows];
-    let q = query_tile[rows + 8u];
-    let r = query_tile[rows + 16u];
-    let t = query_tile[rows + 24u];
+// The tile's token n (0 to 31): its position, and the place of its f16 row if it has one. Tiles before `before_tiles` are of
+// sinks, the others of tokens in their order.
+fn stage_token(place: Place, protected_only: bool, tile: u32, before_tiles: u32, first: u32, end: u32, n: u32) {
+    var t = first + n;
+    var at = CACHED_PACKED;
+    if (t >= end) {
+        t = NOWHERE;
+    } else if (MASSIVE && protected_only && tile < before_tiles) {
+        // Here the places are those of the sinks' rows. A sink beyond the pages is met among the recent tokens.
+        at = cached_offset(place, first + n);
+        t = cached_sink(place, first + n);
+        t = select(NOWHERE, t, t < place.packed);
+    } else {
+        at = cached_row(place, t);
+    }
+    token_positions[n] = t;
+    token_rows[n] = at;
+}
+
+fn tile_value(e: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>(token_tile[e]);
+}
+
+fn block_score_step(n: u32, slice: u32, at: u32, rows: u32, s: Block) -> Block {
+    let a = tile_key(n, slice, at);
+    let b = tile_key(n + 1u, slice, at);
+    let c = tile_key(n + 2u, slice, at);
+    let d = tile_key(n + 3u, slice, at);
+    let p = row[rows];
+    let q = row[rows + 8u];
+    let r = row[rows + 16u];
+    let t = row[rows + 24u];
     return Block(s.a + vec4<f32>(dot(p, a), dot(p, b), dot(p, c), dot(p, d)), s.b + vec4<f32>(dot(q, a), dot(q, b), dot(q, c), dot(q, d)),
         s.c + vec4<f32>(dot(r, a), dot(r, b), dot(r, c), dot(r, d)), s.d + vec4<f32>(dot(t, a), dot(t, b), dot(t, c), dot(t, d)));
 }
 
 // The slice's share of the scores of four rows against four tokens.
-fn block_scores(across: u32, down: u32, s: Block) -> Block {
+fn block_scores(across: u32, down: u32, slice: u32, s: Block) -> Block {
     var next = s;
     for (var q = 0u; q < 8u; q++) {
-        next = block_score_step(32u * across + q, 32u * down + q, next);
+        next = block_score_step(4u * across, slice, q, 32u * down + q, next);
     }
     return next;
 }
 
 fn block_value_step(n: u32, across: u32, down: u32, o: Block) -> Block {
-    let a = token_tile[32u * n + across];
-    let b = token_tile[32u * n + 8u + across];
-    let c = token_tile[32u * n + 16u + across];
-    let d = token_tile[32u * n + 24u + across];
-    let p = scores[32u * down + n];
-    let q = scores[32u * down + 8u + n];
-    let r = scores[32u * down + 16u + n];
-    let t = scores[32u * down + 24u + n];
+    let a = tile_value(32u * n + across);
+    let b = tile_value(32u * n + 8u + across);
+    let c = tile_value(32u * n + 16u + across);
+    let d = tile_value(32u * n + 24u + across);
+    let p = row[32u * down + n];
+    let q = row[32u * down + 8u + n];
+    let r = row[32u * down + 16u + n];
+    let t = row[32u * down + 24u + n];
     return Block(o.a + ((p.x * a + p.y * b) + (p.z * c + p.w * d)), o.b + ((q.x * a + q.y * b) + (q.z * c + q.w * d)),
         o.c + ((r.x * a + r.y * b) + (r.z * c + r.w * d)), o.d + ((t.x * a + t.y * b) + (t.z * c + t.w * d)));
 }
@@ -146,14 +193,13 @@ fn largest(x: vec4<f32>) -> f32 {
 
 fn row_largest(r: u32) -> f32 {
     let at = 8u * r;
-    return largest(max(max(max(scores[at], scores[at + 1u]), max(scores[at + 2u], scores[at + 3u])),
-        max(max(scores[at + 4u], scores[at + 5u]), max(scores[at + 6u], scores[at + 7u]))));
+    return largest(max(max(max(row[at], row[at + 1u]), max(row[at + 2u], row[at + 3u])),
+        max(max(row[at + 4u], row[at + 5u]), max(row[at + 6u], row[at + 7u]))));
 }
 
-// Hides the tokens that row r may not see: those after it and those beyond the tile's range.
-fn row_hide(s: vec4<f32>, r: u32, query_first: u32, first: u32, end: u32) -> vec4<f32> {
-    let last = min(query_first + r / SHARE + 1u, end);
-    return select(vec4<f32>(HIDDEN), s, vec4<u32>(first, first + 1u, first + 2u, first + 3u) < vec4<u32>(last));
+// Hides the tokens that row r may not see: those after it, and places without a token.
+fn row_hide(s: vec4<f32>, r: u32, query_first: u32, positions: vec4<u32>) -> vec4<f32> {
+    return select(vec4<f32>(HIDDEN), s, positions < vec4<u32>(query_first + r / SHARE + 1u));
 }
 
 // Hidden tokens weigh nothing, also in a row that has seen none yet.
@@ -196,14 +242,15 @@ fn attend_prefill(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_in
     let head = params.head_first + workgroup.y;
     let item = Item(tables[record + 3u], tables[record + 7u], tokens * SHARE, head);
     let packed = tables[chunk + 4u];
-    let place = Place(tables[chunk], packed, tables[chunk + 5u], head, params.kv_heads, workgroup.y, params.slab_heads);
+    let place = Place(tables[chunk], packed, tables[chunk + 5u], head, params.kv_heads, workgroup.y, params.slab_heads,
+        tables[chunk + 7u]);
     let query_first = tables[chunk + 1u] + token_first;
     let across = i % 8u;
     let down = i / 8u;
 
     // Two ranges of tokens, 0..before_end and after..seen_end (just one when everything is covered), in tiles.
     let seen_end = query_first + tokens;
-    let before_end = select(seen_end, min(SINKS, packed), protected_only);
+    let before_end = select(seen_end, select(min(SINKS, packed), SINKS, MASSIVE), protected_only);
     let after = select(seen_end, packed, protected_only);
     let before_tiles = (before_end + 31u) / 32u;
     let tile_first = tables[record + 5u];
@@ -223,24 +270,53 @@ fn attend_prefill(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_in
     for (var tile = tile_first; tile < tile_end; tile++) {
         let first = select(after + 32u * (tile - before_tiles), 32u * tile, tile < before_tiles);
         let end = min(first + 32u, select(seen_end, before_end, tile < before_tiles));
+        if (i < 32u) {
+            stage_token(place, protected_only, tile, before_tiles, first, end, i);
+        }
+        workgroupBarrier();
+        if (TILE_RESTORES) {
+            for (var four = 0u; four < 32u; four += 4u) {
+                let t = first + four;
+                if (t < packed && !protected_only) {
+                    tile_spread(place, t, i);
+                }
+                workgroupBarrier();
+                var held: array<vec4<f32>, 4>;
+                for (var c = i; c < HEAD_DIM; c += 64u) {
+                    held[c / 64u] = tile_channel(c, t);
+                }
+                workgroupBarrier();
+                for (var c = i; c < HEAD_DIM; c += 64u) {
+                    row[c] = held[c / 64u];
+                }
+                workgroupBarrier();
+                for (var e = i; e < HEAD_DIM / 2u; e += 64u) {
+                    tile_pack(four + e % 4u, e / 4u);
+                }
+                workgroupBarrier();
+            }
+        }
         var s = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
         for (var slice = 0u; slice < SLICES; slice++) {
             stage_queries(item, slice, i);
-            stage_keys(place, first, end, slice, i);
+            if (!TILE_RESTORES) {
+                stage_keys(place, slice, i);
+            }
             workgroupBarrier();
-            s = block_scores(across, down, s);
+            s = block_scores(across, down, slice, s);
             workgroupBarrier();
         }
 
-        let token = first + 4u * across;
-        s.a = row_hide(s.a, 4u * down, query_first, token, end);
-        s.b = row_hide(s.b, 4u * down + 1u, query_first, token, end);
-        s.c = row_hide(s.c, 4u * down + 2u, query_first, token, end);
-        s.d = row_hide(s.d, 4u * down + 3u, query_first, token, end);
-        scores[32u * down + across] = s.a;
-        scores[32u * down + 8u + across] = s.b;
-        scores[32u * down + 16u + across] = s.c;
-        scores[32u * down + 24u + across] = s.d;
+        let n = 4u * across;
+        let positions = vec4<u32>(token_positions[n], token_positions[n + 1u], token_positions[n + 2u], token_positions[n + 3u]);
+        s.a = row_hide(s.a, 4u * down, query_first, positions);
+        s.b = row_hide(s.b, 4u * down + 1u, query_first, positions);
+        s.c = row_hide(s.c, 4u * down + 2u, query_first, positions);
+        s.d = row_hide(s.d, 4u * down + 3u, query_first, positions);
+        row[32u * down + across] = s.a;
+        row[32u * down + 8u + across] = s.b;
+        row[32u * down + 16u + across] = s.c;
+        row[32u * down + 24u + across] = s.d;
         workgroupBarrier();
         let new_peak = max(peak, vec4<f32>(row_largest(4u * down), row_largest(4u * down + 1u), row_largest(4u * down + 2u), row_largest(4u * down + 3u)));
         let shrink = exp2(peak - new_peak);
@@ -249,12 +325,12 @@ fn attend_prefill(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_in
         s = Block(row_weights(s.a, peak.x), row_weights(s.b, peak.y), row_weights(s.c, peak.z), row_weights(s.d, peak.w));
         let ones = vec4<f32>(1.0);
         sum = sum * shrink + vec4<f32>(dot(s.a, ones), dot(s.b, ones), dot(s.c, ones), dot(s.d, ones));
-        scores[32u * down + across] = s.a;
-        scores[32u * down + 8u + across] = s.b;
-        scores[32u * down + 16u + across] = s.c;
-        scores[32u * down + 24u + across] = s.d;
+        row[32u * down + across] = s.a;
+        row[32u * down + 8u + across] = s.b;
+        row[32u * down + 16u + across] = s.c;
+        row[32u * down + 24u + across] = s.d;
         for (var slice = 0u; slice < SLICES; slice++) {
-            stage_values(place, first, end, slice, i);
+            stage_values(place, slice, i);
             workgroupBarrier();
             let more = block_values(across, down);
             if (slice == 0u) {
@@ -278,10 +354,10 @@ fn attend_prefill(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_in
         }
     }
 
-    scores[8u * down + across] = sum;
+    row[8u * down + across] = sum;
     workgroupBarrier();
-    let total = ((scores[8u * down] + scores[8u * down + 1u]) + (scores[8u * down + 2u] + scores[8u * down + 3u]))
-        + ((scores[8u * down + 4u] + scores[8u * down + 5u]) + (scores[8u * down + 6u] + scores[8u * down + 7u]));
+    let total = ((row[8u * down] + row[8u * down + 1u]) + (row[8u * down + 2u] + row[8u * down + 3u]))
+        + ((row[8u * down + 4u] + row[8u * down + 5u]) + (row[8u * down + 6u] + row[8u * down + 7u]));
     store_block(item, down, 8u * 0u + across, o0);
     if (HEAD_DIM > 32u) {
         store_block(item, down, 8u * 1u + across, o1);

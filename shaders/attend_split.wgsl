@@ -2,12 +2,18 @@
 //
 //   partial = (max s, sum 2^(s - max), sum 2^(s - max) v)   with s in log2 units, over the tokens of the slice
 //
-// One workgroup of 32 lanes walks the pages first..end of one sequence for one KV head and up to HEADS query heads that
-// share it. For the keys a lane owns four tokens, for the values four channels (eight at head_dim 256). The whole body
-// of the loop is straight-line: naga's bounds checks cost nothing there, and a factor of four around indexed locals.
+// A unit of 32 lanes walks the pages first..end of one sequence for one KV head and up to HEADS query heads that share it.
+// For the keys a lane owns four tokens, for the values four channels (eight at head_dim 256). The whole body of the loop
+// is straight-line: naga's bounds checks cost nothing there, and a factor of four around indexed locals.
 //
-// Parts: heads_<n>, reduce_<method>, queries, keys_integer + keys_<bits> + keys_<walk> or keys_f16, values_integer +
-// values_<bits> + values_<walk> or values_f16.
+// A workgroup is one unit, except for RotateKV, whose keys are rotated over several KV heads: there the units of such a
+// group of heads restore the keys together, a tile of tokens at a time, before each goes on with its own head. RotateKV
+// (2501.16383) section 4: k = B P^-1 y, then RoPE at the key's own position; the queries were turned only.
+//
+// Parts: heads_<n>, reduce_<method>, scales_<form>; for the keys queries, keys_integer + keys_<bits> + keys_<walk> or
+// keys_f16, and restore_none; for RotateKV keys_restored, and restore_shuffled + lanes +
+// words_<bits>, restore_straight + lanes + codes_<bits>, or restore_rolled + grouped, hadamard, turn;
+// for the values values_integer + values_<bits> + values_<walk> or values_f16.
 // Wrapper: src/kernel/attend_split.rs. Twin: src/reference/attend_split.rs.
 
 override HEAD_DIM: u32;        // channels a head: 64, 80, 96, 128 or 256
@@ -24,6 +30,21 @@ override VALUE_SCALES: u32;    // vec4s from a page's start to its value scales
 override VALUE_GROUPS: u32;    // value groups a head (1 for f16)
 override VALUE_WEIGHTS: u32;   // entries of the weights in workgroup memory
 override PAGE_VECS: u32;       // vec4s of one head's page
+override UNITS: u32;           // KV heads that a workgroup serves
+override MASSIVE: bool;        // are the sinks elected?
+override SINKS: u32;           // f16 rows of sinks
+override ELECTED_AT: u32;      // first elected sink in marks
+override KEY_BITS: u32;
+override GROUP_HEADS: u32;     // KV heads that are rotated together
+override GROUP_SCALE: f32;     // 1 / sqrt(GROUP_HEADS)
+override ROW_GROUPS: u32;      // groups of a token's whole key row that share a scale
+override RESTORE_CELLS: u32;   // of workgroup memory that keys pass through
+override RESTORE_SCALE: f32;   // 1 / sqrt(GROUP_HEADS * HEAD_DIM)
+override HADAMARD_OUTER: u32;
+override HADAMARD_INNER: u32;
+override HADAMARD_SCALE: f32;
+override ROPE: u32;
+override ROPE_PAIRS: u32;
 
 struct AttendSplitParams { // src/kernel/attend_split.rs
     items_at: u32,    // first item in tables
@@ -34,11 +55,24 @@ struct AttendSplitParams { // src/kernel/attend_split.rs
 
 @group(0) @binding(0) var<uniform> params: AttendSplitParams;
 @group(0) @binding(1) var<storage, read> tables: array<u32>;               // items of 8 words; lists of physical pages
-@group(0) @binding(2) var<storage, read> query_codes: array<HeadsU>;       // [row, kv_head, block, QUERY_STRIDE]
-@group(0) @binding(3) var<storage, read> pages: array<vec4<u32>>;          // [physical page, slab head, PAGE_VECS]
-@group(0) @binding(4) var<storage, read_write> partials: array<vec4<f32>>; // [item, kv_head, block, HEADS, HEAD_DIM / 4 + 1]
+@group(0) @binding(2) var<storage, read> turns: array<vec4<f32>>;          // [128 low + high positions, pairs], two a vector
+@group(0) @binding(3) var<storage, read> query_codes: array<HeadsU>;       // [row, kv_head, block, QUERY_STRIDE]
+@group(0) @binding(4) var<storage, read> marks: array<u32>;                // [kv_heads, HEAD_DIM] groups a byte; sinks
+@group(0) @binding(5) var<storage, read> key_scales: array<vec4<u32>>;     // [physical page, group of the row, SCALE_VECS]
+@group(0) @binding(6) var<storage, read> pages: array<vec4<u32>>;          // [physical page, slab head, PAGE_VECS]
+@group(0) @binding(7) var<storage, read_write> partials: array<vec4<f32>>; // [item, kv_head, block, HEADS, HEAD_DIM / 4 + 1]
 
 const HIDDEN = -1e30;
+
+// One number of each head for the lane's four tokens or four channels.
+struct Scores { a: HeadsF, b: HeadsF, c: HeadsF, d: HeadsF }
+
+// Where the units of a workgroup find their keys and queries.
+struct Stand {
+    slab_first: u32, // the first unit's KV head, counted in the slab
+    head_first: u32, // and in the layer
+    queries_at: u32, // the first unit's queries
+}
 
 struct Zeros { a: HeadsF, b: HeadsF, c: HeadsF, d: HeadsF, e: HeadsF, f: HeadsF, g: HeadsF, h: HeadsF }
 
@@ -75,8 +109,31 @@ fn shrunk(row: Scores, by: HeadsF) -> Scores {
     return Scores(row.a * by, row.b * by, row.c * by, row.d * by);
 }
 
-@compute @workgroup_size(32)
-fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+// Cosine and sine of one position and pair.
+fn turn_at(i: u32) -> vec2<f32> {
+    let two = turns[i / 2u];
+    return select(two.xy, two.zw, (i & 1u) == 1u);
+}
+
+// Hides the lane's tokens that are elected sinks: attend_prefill takes them from their f16 rows.
+fn hide_sinks(s: Scores, slot: u32, limit: u32, token: u32) -> Scores {
+    var shown = s;
+    for (var r = 0u; r < SINKS; r++) {
+        let sink = marks[ELECTED_AT + slot * 3u * SINKS + r];
+        if (sink < limit) {
+            shown.a = select(shown.a, HeadsF(HIDDEN), sink == token);
+            shown.b = select(shown.b, HeadsF(HIDDEN), sink == token + 1u);
+            shown.c = select(shown.c, HeadsF(HIDDEN), sink == token + 2u);
+            shown.d = select(shown.d, HeadsF(HIDDEN), sink == token + 3u);
+        }
+    }
+    return shown;
+}
+
+@compute @workgroup_size(32u * UNITS)
+fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+    let unit = invocation / 32u;
+    let lane = invocation % 32u;
     let item = params.items_at + workgroup.x * 8u;
     let query_row = tables[item];
     let list = tables[item + 1u];
@@ -84,11 +141,17 @@ fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     let end = tables[item + 3u];
     let visible_first = tables[item + 4u];
     let visible_end = tables[item + 5u];
-    let slab_head = workgroup.y / BLOCKS;
+    let slot = tables[item + 6u];
+    let limit = tables[item + 7u];
+    let slab_first = workgroup.y / BLOCKS * UNITS;
+    let slab_head = slab_first + unit;
     let block = workgroup.y % BLOCKS;
     let head = params.head_first + slab_head;
 
-    queries_take(((query_row * params.kv_heads + head) * BLOCKS + block) * QUERY_STRIDE, lane);
+    let queries_at = ((query_row * params.kv_heads + head - unit) * BLOCKS + block) * QUERY_STRIDE;
+    let stand = Stand(slab_first, head - unit, queries_at);
+    queries_take(queries_at + unit * BLOCKS * QUERY_STRIDE, unit, lane);
+    let ids = restore_ids(stand, invocation);
     workgroupBarrier();
 
     // Lanes beyond the quads of a short head repeat the last quad and write nothing.
@@ -101,18 +164,41 @@ fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     var zeros = Zeros(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
 
     for (var n = first; n < end; n++) {
-        let page = (tables[list + n] * params.slab_heads + slab_head) * PAGE_VECS;
-        let fetched = values_fetch(page, quad);
-        var s = keys_scores(page, lane);
+        let physical = tables[list + n];
+        let page = (physical * params.slab_heads + slab_head) * PAGE_VECS;
+        // Values are on their way while the keys are worked on, unless those need all registers.
+        var fetched: Fetched;
+        if (RESTORE_TILES == 0u) {
+            fetched = values_fetch(page, quad);
+        }
+        if (RESTORE_TILES > 0u) {
+            restore_open(physical, invocation);
+            for (var tile = 0u; tile < RESTORE_TILES; tile++) {
+                workgroupBarrier();
+                restore_spread(stand, physical, tile, ids, invocation);
+                workgroupBarrier();
+                let dots = restore_dots(stand, physical, n, tile, ids, invocation);
+                workgroupBarrier();
+                restore_put(dots, invocation);
+                workgroupBarrier();
+                restore_sum(physical, tile, invocation);
+            }
+            workgroupBarrier();
+            fetched = values_fetch(page, quad);
+        }
+        var s = keys_scores(unit, page, lane);
         let token = n * 128u + lane * 4u;
         s.a = select(HeadsF(HIDDEN), s.a, token >= visible_first && token < visible_end);
         s.b = select(HeadsF(HIDDEN), s.b, token + 1u >= visible_first && token + 1u < visible_end);
         s.c = select(HeadsF(HIDDEN), s.c, token + 2u >= visible_first && token + 2u < visible_end);
         s.d = select(HeadsF(HIDDEN), s.d, token + 3u >= visible_first && token + 3u < visible_end);
+        if (MASSIVE) {
+            s = hide_sinks(s, slot, limit, token);
+        }
         let lane_peak = max(max(s.a, s.b), max(s.c, s.d));
-        reduce_put(lane, lane_peak);
+        reduce_put(unit, lane, lane_peak);
         if (REDUCE_BARRIER) { workgroupBarrier(); }
-        let new_peak = max(peak, reduce_max(lane_peak));
+        let new_peak = max(peak, reduce_max(unit, lane_peak));
         let shrink = exp2(peak - new_peak);
         peak = new_peak;
         let p = Scores(exp2(s.a - peak), exp2(s.b - peak), exp2(s.c - peak), exp2(s.d - peak));
@@ -121,103 +207,103 @@ fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         // The weights of each value group. The barriers also keep the last page's readers ahead of this page's writers.
         let wa = weigh_tokens(0u, page, lane, p);
         if (REDUCE_BARRIER) { workgroupBarrier(); }
-        reduce_put(lane, weigh_largest(wa));
+        reduce_put(unit, lane, weigh_largest(wa));
         workgroupBarrier();
-        zeros.a = zeros.a * shrink + weigh_pack(0u, lane, wa, reduce_max(weigh_largest(wa)));
+        zeros.a = zeros.a * shrink + weigh_pack(unit, 0u, lane, wa, reduce_max(unit, weigh_largest(wa)));
         if (VALUE_GROUPS > 1u) {
             let wb = weigh_tokens(1u, page, lane, p);
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            reduce_put(lane, weigh_largest(wb));
+            reduce_put(unit, lane, weigh_largest(wb));
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            zeros.b = zeros.b * shrink + weigh_pack(1u, lane, wb, reduce_max(weigh_largest(wb)));
+            zeros.b = zeros.b * shrink + weigh_pack(unit, 1u, lane, wb, reduce_max(unit, weigh_largest(wb)));
         }
         if (VALUE_GROUPS > 2u) {
             let wc = weigh_tokens(2u, page, lane, p);
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            reduce_put(lane, weigh_largest(wc));
+            reduce_put(unit, lane, weigh_largest(wc));
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            zeros.c = zeros.c * shrink + weigh_pack(2u, lane, wc, reduce_max(weigh_largest(wc)));
+            zeros.c = zeros.c * shrink + weigh_pack(unit, 2u, lane, wc, reduce_max(unit, weigh_largest(wc)));
             if (VALUE_GROUPS > 3u) {
                 let wd = weigh_tokens(3u, page, lane, p);
                 if (REDUCE_BARRIER) { workgroupBarrier(); }
-                reduce_put(lane, weigh_largest(wd));
+                reduce_put(unit, lane, weigh_largest(wd));
                 if (REDUCE_BARRIER) { workgroupBarrier(); }
-                zeros.d = zeros.d * shrink + weigh_pack(3u, lane, wd, reduce_max(weigh_largest(wd)));
+                zeros.d = zeros.d * shrink + weigh_pack(unit, 3u, lane, wd, reduce_max(unit, weigh_largest(wd)));
             }
         }
         if (VALUE_GROUPS > 4u) {
             let we = weigh_tokens(4u, page, lane, p);
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            reduce_put(lane, weigh_largest(we));
+            reduce_put(unit, lane, weigh_largest(we));
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            zeros.e = zeros.e * shrink + weigh_pack(4u, lane, we, reduce_max(weigh_largest(we)));
+            zeros.e = zeros.e * shrink + weigh_pack(unit, 4u, lane, we, reduce_max(unit, weigh_largest(we)));
             let wf = weigh_tokens(5u, page, lane, p);
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            reduce_put(lane, weigh_largest(wf));
+            reduce_put(unit, lane, weigh_largest(wf));
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            zeros.f = zeros.f * shrink + weigh_pack(5u, lane, wf, reduce_max(weigh_largest(wf)));
+            zeros.f = zeros.f * shrink + weigh_pack(unit, 5u, lane, wf, reduce_max(unit, weigh_largest(wf)));
             let wg = weigh_tokens(6u, page, lane, p);
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            reduce_put(lane, weigh_largest(wg));
+            reduce_put(unit, lane, weigh_largest(wg));
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            zeros.g = zeros.g * shrink + weigh_pack(6u, lane, wg, reduce_max(weigh_largest(wg)));
+            zeros.g = zeros.g * shrink + weigh_pack(unit, 6u, lane, wg, reduce_max(unit, weigh_largest(wg)));
             let wh = weigh_tokens(7u, page, lane, p);
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            reduce_put(lane, weigh_largest(wh));
+            reduce_put(unit, lane, weigh_largest(wh));
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            zeros.h = zeros.h * shrink + weigh_pack(7u, lane, wh, reduce_max(weigh_largest(wh)));
+            zeros.h = zeros.h * shrink + weigh_pack(unit, 7u, lane, wh, reduce_max(unit, weigh_largest(wh)));
         }
         workgroupBarrier();
 
         low = shrunk(low, shrink);
-        values_add(page, quad, fetched, &low);
+        values_add(unit, page, quad, fetched, &low);
         if (HEAD_DIM > 128u) {
             high = shrunk(high, shrink);
-            values_add(page, quad + 32u, values_fetch(page, quad + 32u), &high);
+            values_add(unit, page, quad + 32u, values_fetch(page, quad + 32u), &high);
         }
     }
 
     workgroupBarrier();
-    reduce_put(lane, sum);
+    reduce_put(unit, lane, sum);
     if (REDUCE_BARRIER) { workgroupBarrier(); }
-    let total = reduce_add(sum);
+    let total = reduce_add(unit, sum);
     if (REDUCE_BARRIER) { workgroupBarrier(); }
-    reduce_put(lane, zeros.a);
+    reduce_put(unit, lane, zeros.a);
     if (REDUCE_BARRIER) { workgroupBarrier(); }
-    zeros.a = reduce_add(zeros.a);
+    zeros.a = reduce_add(unit, zeros.a);
     if (VALUE_GROUPS > 1u) {
         if (REDUCE_BARRIER) { workgroupBarrier(); }
-        reduce_put(lane, zeros.b);
+        reduce_put(unit, lane, zeros.b);
         if (REDUCE_BARRIER) { workgroupBarrier(); }
-        zeros.b = reduce_add(zeros.b);
+        zeros.b = reduce_add(unit, zeros.b);
     }
     if (VALUE_GROUPS > 2u) {
         if (REDUCE_BARRIER) { workgroupBarrier(); }
-        reduce_put(lane, zeros.c);
+        reduce_put(unit, lane, zeros.c);
         if (REDUCE_BARRIER) { workgroupBarrier(); }
-        zeros.c = reduce_add(zeros.c);
+        zeros.c = reduce_add(unit, zeros.c);
         if (REDUCE_BARRIER) { workgroupBarrier(); }
-        reduce_put(lane, zeros.d);
+        reduce_put(unit, lane, zeros.d);
         if (REDUCE_BARRIER) { workgroupBarrier(); }
-        zeros.d = reduce_add(zeros.d);
+        zeros.d = reduce_add(unit, zeros.d);
     }
     if (VALUE_GROUPS > 4u) {
         if (REDUCE_BARRIER) { workgroupBarrier(); }
-        reduce_put(lane, zeros.e);
+        reduce_put(unit, lane, zeros.e);
         if (REDUCE_BARRIER) { workgroupBarrier(); }
-        zeros.e = reduce_add(zeros.e);
+        zeros.e = reduce_add(unit, zeros.e);
         if (REDUCE_BARRIER) { workgroupBarrier(); }
-        reduce_put(lane, zeros.f);
+        reduce_put(unit, lane, zeros.f);
         if (REDUCE_BARRIER) { workgroupBarrier(); }
-        zeros.f = reduce_add(zeros.f);
+        zeros.f = reduce_add(unit, zeros.f);
         if (REDUCE_BARRIER) { workgroupBarrier(); }
-        reduce_put(lane, zeros.g);
+        reduce_put(unit, lane, zeros.g);
         if (REDUCE_BARRIER) { workgroupBarrier(); }
-        zeros.g = reduce_add(zeros.g);
+        zeros.g = reduce_add(unit, zeros.g);
         if (REDUCE_BARRIER) { workgroupBarrier(); }
-        reduce_put(lane, zeros.h);
+        reduce_put(unit, lane, zeros.h);
         if (REDUCE_BARRIER) { workgroupBarrier(); }
-        zeros.h = reduce_add(zeros.h);
+        zeros.h = reduce_add(unit, zeros.h);
     }
 
     // Each head's quads, then its largest score and its sum.

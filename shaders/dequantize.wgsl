@@ -2,15 +2,23 @@
 //
 //   key = H (scale * (code - zero)),  value likewise   (H only where the codec rotates; it is its own inverse)
 //
+// and for RotateKV key = RoPE_t(B (scale * (code - zero))), B the rotation over a group of KV heads.
 // One workgroup restores one token of one KV head; invocation i holds channel i of the key and of the value.
 //
-// Parts: place, hadamard, cached. Wrapper: src/kernel/dequantize.rs. Twin: src/reference/dequantize.rs.
+// Parts: place, hadamard, turn, scales_<form>, cached, grouped. Wrapper: src/kernel/dequantize.rs. Twin: src/reference/dequantize.rs.
 
 override HEAD_DIM: u32;
 override HADAMARD_OUTER: u32;
 override HADAMARD_INNER: u32;
 override HADAMARD_SCALE: f32;
-override ROTATE: bool;
+override ROTATE_KEYS: bool;    // after RoPE, by head
+override ROTATE_VALUES: bool;
+override RESTORE: bool;        // RotateKV: keys are stored before RoPE, rotated over a group of heads
+override GROUP_HEADS: u32;     // KV heads of such a group
+override GROUP_SCALE: f32;     // 1 / sqrt(GROUP_HEADS)
+override ROW_GROUPS: u32;      // groups of a token's whole key row that share a scale
+override ROPE: u32;
+override ROPE_PAIRS: u32;
 override KEY_BITS: u32;
 override VALUE_BITS: u32;
 override GROUP: u32;
@@ -20,6 +28,8 @@ override VALUE_SCALES: u32;
 override PAGE_VECS: u32;
 override SINKS: u32;
 override RING: u32;
+override MASSIVE: bool;        // are the sinks elected?
+override ELECTED_AT: u32;      // first elected sink in marks
 
 struct DequantizeParams { // src/kernel/dequantize.rs
     chunk: u32,      // the sequence's record in tables
@@ -28,18 +38,21 @@ struct DequantizeParams { // src/kernel/dequantize.rs
     slab_heads: u32,
     head_first: u32,
     kv_heads: u32,
-    pad_a: u32,
-    pad_b: u32,
+    limit: u32,      // elected sinks from this token on are void
+    pad: u32,
 }
 
 alias Cell = vec2<f32>;
 
 @group(0) @binding(0) var<uniform> params: DequantizeParams;
 @group(0) @binding(1) var<storage, read> tables: array<u32>;
-@group(0) @binding(2) var<storage, read> pages: array<vec4<u32>>;       // [physical page, slab head, PAGE_VECS]
-@group(0) @binding(3) var<storage, read> protected_rows: array<u32>;    // [slot, kv_heads, SINKS + RING, HEAD_DIM]
-@group(0) @binding(4) var<storage, read_write> keys: array<f32>;        // [tokens, kv_heads, HEAD_DIM]
-@group(0) @binding(5) var<storage, read_write> values: array<f32>;      // the same
+@group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;       // [128 low + high positions, ROPE_PAIRS]
+@group(0) @binding(3) var<storage, read> marks: array<u32>;             // [kv_heads, HEAD_DIM] groups a byte; sinks
+@group(0) @binding(4) var<storage, read> key_scales: array<vec4<u32>>;  // [physical page, group of the row, SCALE_VECS]
+@group(0) @binding(5) var<storage, read> pages: array<vec4<u32>>;       // [physical page, slab head, PAGE_VECS]
+@group(0) @binding(6) var<storage, read> protected_rows: array<u32>;    // [slot, kv_heads, SINKS + RING, HEAD_DIM]
+@group(0) @binding(7) var<storage, read_write> keys: array<f32>;        // [tokens, kv_heads, HEAD_DIM]
+@group(0) @binding(8) var<storage, read_write> values: array<f32>;      // the same
 
 var<workgroup> row: array<vec2<f32>, HEAD_DIM>;
 
@@ -54,16 +67,37 @@ fn dequantize(
         return;
     }
     let head = params.head_first + workgroup.z;
-    let place = Place(tables[params.chunk], tables[params.chunk + 4u], tables[params.chunk + 5u], head, params.kv_heads, workgroup.z, params.slab_heads);
-    var x = vec2<f32>(cached_key(place, params.first + n, i / 4u)[i % 4u], cached_value(place, params.first + n, i / 4u)[i % 4u]);
-    if (ROTATE) {
+    let place = Place(tables[params.chunk], tables[params.chunk + 4u], tables[params.chunk + 5u], head, params.kv_heads, workgroup.z, params.slab_heads,
+        params.limit);
+    let t = params.first + n;
+    let protected_row = cached_row(place, t);
+    let restore = RESTORE && protected_row == CACHED_PACKED;
+    var x = vec2<f32>(0.0, cached_value(place, t, protected_row, i / 4u)[i % 4u]);
+    if (restore) {
+        let physical = tables[place.list + t / 128u];
+        x.x = grouped_four(physical, place.slab_heads, place.slab_head, head, t % 128u / 4u, i)[t % 4u];
+    } else {
+        x.x = cached_key(place, t, protected_row, i / 4u)[i % 4u];
+    }
+    if (ROTATE_KEYS || ROTATE_VALUES) {
+        let kept = x;
         row[i] = x;
         workgroupBarrier();
         x = hadamard_outer(i);
         workgroupBarrier();
         row[i] = x;
         workgroupBarrier();
-        x = hadamard_inner(i);
+        x = select(kept, hadamard_inner(i), vec2<bool>(ROTATE_KEYS || restore, ROTATE_VALUES));
+    }
+    if (RESTORE) {
+        workgroupBarrier();
+        row[i] = x;
+        workgroupBarrier();
+        let pair = turn_pair(i);
+        if (restore && pair < ROPE_PAIRS) {
+            let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
+            x.x = x.x * turn.x + turn_sign(i) * row[turn_partner(i)].x * turn.y;
+        }
     }
     let at = (n * params.kv_heads + head) * HEAD_DIM + i;
     keys[at] = x.x;

@@ -1,9 +1,10 @@
 // protect: new keys and values that stay f16: the first tokens of a sequence (sinks) and the recent ones (window).
 //
-//   row = (H RoPE_t(k), H v) in f16    (H only where the codec rotates)
+//   row = (H RoPE_t(k), H v) in f16    (H only where the codec rotates; RotateKV's keys need none here)
 //
 // One workgroup keeps one token of one KV head; invocation i holds channel i of the key and of the value. The rows are
-// stored as attention reads them: turned and rotated. A key or value with a number that is not finite is stored as
+// stored as attention reads them: turned and rotated. Which tokens are sinks the host knows, or an item names a row of the
+// elected ones (`elect`). A key or value with a number that is not finite is stored as
 // zeros, and the token is listed in `status`.
 //
 // Parts: half, finite, place, turn, hadamard, input. Wrapper: src/kernel/protect.rs. Twin: src/reference/protect.rs.
@@ -12,12 +13,15 @@ override HEAD_DIM: u32;
 override HADAMARD_OUTER: u32;
 override HADAMARD_INNER: u32;
 override HADAMARD_SCALE: f32;
-override ROTATE: bool;
+override ROTATE_KEYS: bool;
+override ROTATE_VALUES: bool;
 override ROPE: u32;
 override ROPE_PAIRS: u32;
 override HALF_ROWS: bool;
 override SINKS: u32;
 override RING: u32;
+override MASSIVE: bool;    // are the sinks elected?
+override ELECTED_AT: u32;  // first elected sink in marks
 
 struct ProtectParams { // src/kernel/protect.rs
     items_at: u32,
@@ -33,8 +37,12 @@ alias Cell = vec2<f32>;
 @group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;              // [128 low + high positions, ROPE_PAIRS]
 @group(0) @binding(3) var<storage, read> keys: array<u32>;                     // [rows, kv_heads, HEAD_DIM] f32 or f16
 @group(0) @binding(4) var<storage, read> values: array<u32>;                   // the same
-@group(0) @binding(5) var<storage, read_write> protected_rows: array<u32>;     // [slot, kv_heads, SINKS + RING, HEAD_DIM]
-@group(0) @binding(6) var<storage, read_write> status: array<atomic<u32>>;     // count, then entries of 4 words
+@group(0) @binding(5) var<storage, read> marks: array<u32>;                    // [kv_heads, HEAD_DIM] groups a byte; sinks
+@group(0) @binding(6) var<storage, read_write> protected_rows: array<u32>;     // [slot, kv_heads, SINKS + RING, HEAD_DIM]
+@group(0) @binding(7) var<storage, read_write> status: array<atomic<u32>>;     // count, then entries of 4 words
+
+// Items from here on name a row of the elected sinks.
+const SINK_ROW = 0x80000000u;
 
 var<workgroup> row: array<vec2<f32>, HEAD_DIM>;
 var<workgroup> broken: atomic<u32>;
@@ -50,9 +58,21 @@ fn protect(
         return;
     }
     let chunk = tables[params.items_at + 2u * n];
-    let t = tables[params.items_at + 2u * n + 1u];
+    var t = tables[params.items_at + 2u * n + 1u];
     let slot = tables[chunk];
     let old_tokens = tables[chunk + 1u];
+    var s = select(SINKS + t % max(RING, 1u), t, t < SINKS);
+    if (MASSIVE) {
+        s = SINKS + t % max(RING, 1u);
+        if (t >= SINK_ROW) {
+            s = t - SINK_ROW;
+            t = marks[ELECTED_AT + slot * 3u * SINKS + s];
+            // An empty row, or one that was filled by an earlier step.
+            if (t < old_tokens || t >= tables[chunk + 2u]) {
+                return;
+            }
+        }
+    }
     let row_first = tables[chunk + 6u];
     let head = workgroup.z;
     var x = input_at(((row_first + t - old_tokens) * params.kv_heads + head) * HEAD_DIM + i);
@@ -72,7 +92,8 @@ fn protect(
         x.x = x.x * turn.x + turn_sign(i) * row[turn_partner(i)].x * turn.y;
     }
     x = select(x, vec2<f32>(0.0), vec2<bool>((what & 1u) != 0u, (what & 2u) != 0u));
-    if (ROTATE) {
+    if (ROTATE_KEYS || ROTATE_VALUES) {
+        let kept = x;
         workgroupBarrier();
         row[i] = x;
         workgroupBarrier();
@@ -80,12 +101,11 @@ fn protect(
         workgroupBarrier();
         row[i] = x;
         workgroupBarrier();
-        x = hadamard_inner(i);
+        x = select(kept, hadamard_inner(i), vec2<bool>(ROTATE_KEYS, ROTATE_VALUES));
     }
     workgroupBarrier();
     row[i] = x;
     workgroupBarrier();
-    let s = select(SINKS + t % max(RING, 1u), t, t < SINKS);
     let at = ((slot * params.kv_heads + head) * (SINKS + RING) + s) * HEAD_DIM;
     if (i < HEAD_DIM / 2u) {
         protected_rows[at + i] = half_pair(row[2u * i].x, row[2u * i + 1u].x);

@@ -1,6 +1,6 @@
 // query: query rows into the basis of the codec, for the two ways of attending.
 //
-//   y = log2(e) / sqrt(head_dim) * H * RoPE_position(x)
+//   y = log2(e) / sqrt(head_dim) * H * RoPE_position(x)    (H only where the codec rotates keys after RoPE)
 //
 // One workgroup turns one row of one query head; invocation i holds channel i. It writes y in f32 (`query_rows`, for
 // attend_prefill) and the form attend_split reads (`query_codes`): per block of HEADS query heads of one KV head, either
@@ -14,7 +14,7 @@ override HEAD_DIM: u32;
 override HADAMARD_OUTER: u32;
 override HADAMARD_INNER: u32;
 override HADAMARD_SCALE: f32;  // 1 / sqrt(HEAD_DIM)
-override ROTATE: bool;         // does the codec rotate?
+override ROTATE_KEYS: bool;    // does the codec rotate keys after RoPE?
 override ROPE: u32;            // 0 none, 1 split halves, 2 interleaved pairs
 override ROPE_PAIRS: u32;      // pairs of channels that turn
 override HALF_ROWS: bool;      // are the caller's rows f16?
@@ -69,7 +69,7 @@ fn query(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_
         let turn = turn_compose(turns[(128u + position / 128u) * ROPE_PAIRS + pair], turns[(position % 128u) * ROPE_PAIRS + pair]);
         x = x * turn.x + turn_sign(i) * row[turn_partner(i)] * turn.y;
     }
-    if (ROTATE) {
+    if (ROTATE_KEYS) {
         workgroupBarrier();
         row[i] = x;
         workgroupBarrier();

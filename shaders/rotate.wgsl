@@ -1,15 +1,24 @@
-// rotate: rows times the orthonormal Hadamard matrix of order head_dim. Applied twice it returns the row.
+// rotate: rows times the orthonormal Hadamard matrix of order HEAD_DIM. Applied twice it returns the row.
 //
-//   y = H x,   H = H_outer (x) H_inner / sqrt(head_dim)
+//   y = H x,   H = H_outer (x) H_inner / sqrt(HEAD_DIM); Sylvester's matrix, in natural order, where HEAD_DIM is a power of two
 //
-// One workgroup rotates one row; invocation i holds element i. Rows may be rotated in place.
+// HEAD_DIM may be longer than a head: RotateKV rotates several heads as one row.
 //
-// Parts: place, hadamard. Wrapper: src/kernel/rotate.rs. Twin: src/reference/rotate.rs.
+// Part rotate_butterfly for powers of two: a workgroup rotates 32 * INVOCATIONS numbers, several rows. Part rotate_dense for
+// 80 and 96: a workgroup rotates one row, invocation i holding element i.
+//
+// In place or not. A buffer cannot be bound both to read and to write, so in place only `rotated` is bound to the rows; it is
+// then read as well, and `rows` is bound to 16 bytes that nobody reads. Thus the input of the other way stays read-only.
+//
+// Parts: place, and butterfly with rotate_butterfly or hadamard with rotate_dense. Wrapper: src/kernel/rotate.rs.
+// Twin: src/reference/rotate.rs.
 
 override HEAD_DIM: u32;
 override HADAMARD_OUTER: u32;
 override HADAMARD_INNER: u32;
 override HADAMARD_SCALE: f32;
+override INVOCATIONS: u32;
+override IN_PLACE: bool;
 
 struct RotateParams { // src/kernel/rotate.rs
     rows: u32,
@@ -18,29 +27,33 @@ struct RotateParams { // src/kernel/rotate.rs
     pad_c: u32,
 }
 
-alias Cell = f32;
-
 @group(0) @binding(0) var<uniform> params: RotateParams;
-@group(0) @binding(1) var<storage, read_write> rows: array<f32>; // [rows, HEAD_DIM]
+@group(0) @binding(1) var<storage, read> rows: array<RotateCell>; // [rows, HEAD_DIM] numbers; unless in place
+@group(0) @binding(2) var<storage, read_write> rotated: array<RotateCell>; // [rows, HEAD_DIM] numbers
 
-var<workgroup> row: array<f32, HEAD_DIM>;
+fn rotate_read(at: u32) -> RotateCell {
+    if (IN_PLACE) {
+        return rotated[at];
+    }
+    return rows[at];
+}
 
-@compute @workgroup_size(HEAD_DIM)
+@compute @workgroup_size(INVOCATIONS)
 fn rotate(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
     @builtin(local_invocation_index) i: u32,
 ) {
-    let r = place_workgroup(workgroup, workgroups);
-    // Surplus workgroups of the folded grid rotate the last row's copy in workgroup memory and store nothing.
-    let at = min(r, params.rows - 1u) * HEAD_DIM + i;
-    row[i] = rows[at];
+    // A workgroup has read all its numbers before it writes any, and no other workgroup has a share in them. Surplus
+    // invocations, and surplus workgroups of the folded grid, work on copies of the last numbers and store nothing.
+    let place = place_workgroup(workgroup, workgroups);
+    rotate_gather(place, i);
     workgroupBarrier();
-    let x = hadamard_outer(i);
-    workgroupBarrier();
-    row[i] = x;
-    workgroupBarrier();
-    if (r < params.rows) {
-        rows[at] = hadamard_inner(i);
+    let x = rotate_mix(i);
+    if (ROTATE_BARRIER) {
+        workgroupBarrier();
     }
+    rotate_put(i, x);
+    workgroupBarrier();
+    rotate_scatter(place, i);
 }

@@ -3,15 +3,18 @@
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::kernel::append::AppendParams;
+use crate::kernel::append_reordered::AppendReorderedParams;
 use crate::kernel::attend_merge::AttendMergeParams;
 use crate::kernel::attend_prefill::AttendPrefillParams;
 use crate::kernel::attend_split::AttendSplitParams;
 use crate::kernel::dequantize::DequantizeParams;
+use crate::kernel::elect::ElectParams;
 use crate::kernel::protect::ProtectParams;
 use crate::kernel::query::QueryParams;
-use crate::kernel::{append, attend_merge, attend_prefill, attend_split, dequantize, protect, query};
+use crate::kernel::{append, append_reordered, attend_merge, attend_prefill, attend_split, dequantize, elect, protect, query};
 use crate::layout::PAGE_TOKENS;
-use crate::plan::Plan;
+use crate::plan::{Plan, Restore};
+use crate::reference::half::half_pair;
 use crate::rows::{Element, Rows};
 use crate::status::{STATUS_WORDS, Status};
 use crate::step::{Chunk, Growth, Step, fold, tables, uniform};
@@ -41,6 +44,8 @@ pub struct Memory {
     pub pages: u64,
     /// f16 rows of sinks and windows, over all layers.
     pub protected: u64,
+    /// For RotateKV: key scales, which group every key channel is of, and which tokens are sinks, over all layers.
+    pub reordered: u64,
     /// Queries and partial results of one pass, and the table of RoPE's turns.
     pub scratch: u64,
 }
@@ -50,6 +55,10 @@ pub struct Memory {
 struct Live {
     generation: u64,
     tokens: u32,
+    /// Tokens before this one lie in pages (but for sinks).
+    packed: u32,
+    /// Sinks elected before from this token on are void.
+    limit: u32,
     pages: Vec<u32>,
 }
 
@@ -60,6 +69,10 @@ struct Layer {
     pages: Vec<wgpu::Buffer>,
     /// `[slot, kv_heads, sinks + ring, head_dim]` words.
     protected_rows: wgpu::Buffer,
+    /// For RotateKV: `[physical page, row_groups, scale_vecs]`.
+    key_scales: wgpu::Buffer,
+    /// For RotateKV: the group of each key channel, a byte each; then `[slot, 3 * sinks]` words of elected sinks.
+    marks: wgpu::Buffer,
 }
 
 /// What all layers share.
@@ -89,6 +102,8 @@ pub struct Cache {
     status: wgpu::Buffer,
     live: Vec<Option<Live>>,
     free_pages: Vec<u32>,
+    /// Sequences that hold each page.
+    page_users: Vec<u32>,
     generation: u64,
     serial: u64,
 }
@@ -109,16 +124,47 @@ pub(crate) fn turns(plan: &Plan) -> Vec<[f32; 2]> {
     if turns.is_empty() {
         turns.push([1.0, 0.0]);
     }
+    if plan.turn_columns() {
+        let pairs = frequencies.len();
+        if plan.restore() == Restore::Shuffled {
+            // Two tokens' cosines and sines as halves, in the order of the lanes that take them.
+            let half = |row: usize, pair: usize, i: usize| turns[row * pairs + pair][i];
+            let packed: Vec<[f32; 2]> = (0..PAGE_TOKENS as usize / 2)
+                .flat_map(|two| (0..pairs).map(move |at| (2 * two, at / 2 % 8 * 8 + at / 16 * 2 + at % 2)))
+                .map(|(token, pair)| [0, 1].map(|i| f32::from_bits(half_pair(half(token, pair, i), half(token + 1, pair, i)))))
+                .collect();
+            turns.extend(packed);
+        } else {
+            let columns: Vec<[f32; 2]> =
+                (0..pairs).flat_map(|pair| (0..PAGE_TOKENS as usize).map(move |token| token * pairs + pair)).map(|at| turns[at]).collect();
+            turns.extend(columns);
+        }
+    }
     turns
+}
+
+/// A layer's marks as they begin: the group of each key channel, and no sinks.
+pub(crate) fn marks(plan: &Plan, layer: u32) -> Vec<u32> {
+    let Some(calibration) = plan.calibration() else {
+        return Vec::new();
+    };
+    let groups: Vec<u8> = calibration.places(layer).iter().map(|place| (u32::from(*place) / plan.layout().row_group) as u8).collect();
+    let mut words: Vec<u32> = groups.chunks(4).map(|four| four.iter().rev().fold(0, |word, group| word << 8 | u32::from(*group))).collect();
+    words.resize(plan.marks_words() as usize, u32::MAX);
+    words
 }
 
 impl Cache {
     /// Allocates everything that the plan says.
     ///
     /// # Errors
-    /// [`Error::Limit`] if the plan was made for a device that can do more than this one.
+    /// [`Error::Limit`] if the plan was made for a device that can do more than this one, [`Error::Calibration`] if its codec
+    /// needs a calibration and it has none.
     pub fn new(gpu: &Gpu, plan: Plan) -> Result<Self> {
         plan.check(gpu.capability())?;
+        if plan.restores() && plan.calibration().is_none() {
+            return Err(Error::Calibration { name: "presence", wanted: "given by Plan::with_calibration, as rotate-kv needs one".into(), had: "none".into() });
+        }
         let device = gpu.device();
         let buffer = |label, bytes: u64| {
             device.create_buffer(&wgpu::BufferDescriptor {
@@ -129,9 +175,15 @@ impl Cache {
             })
         };
         let layers = (0..plan.shape().layers)
-            .map(|_| Layer {
-                pages: plan.slabs().iter().map(|slab| buffer("wgkv pages", plan.slab_bytes(slab))).collect(),
-                protected_rows: buffer("wgkv protected_rows", plan.protected_bytes()),
+            .map(|layer| {
+                let words = buffer("wgkv marks", 4 * plan.marks_words());
+                gpu.queue().write_buffer(&words, 0, bytemuck::cast_slice(&marks(&plan, layer)));
+                Layer {
+                    pages: plan.slabs().iter().map(|slab| buffer("wgkv pages", plan.slab_bytes(slab))).collect(),
+                    protected_rows: buffer("wgkv protected_rows", plan.protected_bytes()),
+                    key_scales: buffer("wgkv key_scales", plan.key_scales_bytes()),
+                    marks: words,
+                }
             })
             .collect();
         let turn_table = turns(&plan);
@@ -151,6 +203,7 @@ impl Cache {
             live: vec![None; sequences],
             // Popped from the end: pages are handed out from the first.
             free_pages: (0..plan.pages()).rev().collect(),
+            page_users: vec![0; plan.pages() as usize],
             plan,
             layers,
             scratch,
@@ -177,7 +230,7 @@ impl Cache {
     pub fn allocate(&mut self) -> Result<Sequence> {
         let slot = self.live.iter().position(Option::is_none).ok_or(Error::Sequences { have: self.plan.sequences() })?;
         self.generation += 1;
-        self.live[slot] = Some(Live { generation: self.generation, tokens: 0, pages: Vec::new() });
+        self.live[slot] = Some(Live { generation: self.generation, tokens: 0, packed: 0, limit: 0, pages: Vec::new() });
         Ok(Sequence { cache: self.id, generation: self.generation, slot: slot as u32 })
     }
 
@@ -188,11 +241,124 @@ impl Cache {
     pub fn free(&mut self, sequence: Sequence) -> Result<()> {
         self.find(sequence)?;
         if let Some(live) = self.live[sequence.slot as usize].take() {
-            self.free_pages.extend(live.pages.into_iter().rev());
+            self.release(live.pages);
         }
         // A step made before may name the sequence: its tables point at pages that now belong to nobody.
         self.serial += 1;
         Ok(())
+    }
+
+    fn release(&mut self, pages: Vec<u32>) {
+        for page in pages.into_iter().rev() {
+            let users = &mut self.page_users[page as usize];
+            *users -= 1;
+            if *users == 0 {
+                self.free_pages.push(page);
+            }
+        }
+    }
+
+    /// Takes a page nobody holds. The caller has made sure that there is one.
+    fn take_page(&mut self) -> Option<u32> {
+        let page = self.free_pages.pop()?;
+        self.page_users[page as usize] = 1;
+        Some(page)
+    }
+
+    /// Begins a sequence that holds what another holds: it shares the other's full pages and has a copy, recorded on
+    /// `encoder`, of the last page where that is not full, of the f16 rows and of the elected sinks. Both grow on their own.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`], [`Error::Sequences`], [`Error::Pages`]; then nothing has changed.
+    pub fn fork(&mut self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence) -> Result<Sequence> {
+        let live = self.find(sequence)?.clone();
+        let partial = !live.packed.is_multiple_of(PAGE_TOKENS);
+        if partial && self.free_pages.is_empty() {
+            return Err(Error::Pages { need: 1, have: 0 });
+        }
+        let forked = self.allocate()?;
+        for page in &live.pages {
+            self.page_users[*page as usize] += 1;
+        }
+        let mut copy = Live { generation: forked.generation, ..live };
+        if partial {
+            self.own_last_page(encoder, &mut copy);
+        }
+        let plan = &self.plan;
+        let [from, to] = [sequence.slot, forked.slot].map(u64::from);
+        let rows = plan.protected_bytes() / u64::from(plan.sequences());
+        let sinks = if plan.elects() { 12 * u64::from(plan.sinks()) } else { 0 };
+        let first_sink = 4 * u64::from(plan.elected_at());
+        for layer in &self.layers {
+            self.copy_within(encoder, &layer.protected_rows, from * rows, to * rows, rows);
+            self.copy_within(encoder, &layer.marks, first_sink + from * sinks, first_sink + to * sinks, sinks);
+        }
+        self.live[forked.slot as usize] = Some(copy);
+        self.serial += 1;
+        Ok(forked)
+    }
+
+    /// Cuts a sequence back to its first `tokens` tokens, as speculative decoding does with tokens it takes back. Pages and
+    /// sinks beyond are given back. A page that other sequences hold too, and that ends inside, is copied on `encoder`.
+    ///
+    /// With a window, tokens of the pages stay packed even where they are recent now.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Pages`] where a shared page must be copied and none is free;
+    /// then nothing has changed.
+    pub fn truncate(&mut self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, tokens: u32) -> Result<()> {
+        let mut live = self.find(sequence)?.clone();
+        if tokens > live.tokens {
+            return Err(Error::Range { first: 0, end: tokens, have: live.tokens });
+        }
+        let packed = live.packed.min(tokens);
+        let kept = packed.div_ceil(PAGE_TOKENS) as usize;
+        let shared = !packed.is_multiple_of(PAGE_TOKENS) && live.pages.get(kept - 1).is_some_and(|page| self.page_users[*page as usize] > 1);
+        let freed = live.pages[kept..].iter().filter(|page| self.page_users[**page as usize] == 1).count();
+        if shared && self.free_pages.is_empty() && freed == 0 {
+            return Err(Error::Pages { need: 1, have: 0 });
+        }
+        let surplus = live.pages.split_off(kept);
+        self.release(surplus);
+        (live.tokens, live.packed, live.limit) = (tokens, packed, live.limit.min(tokens));
+        if shared {
+            self.own_last_page(encoder, &mut live);
+        }
+        self.live[sequence.slot as usize] = Some(live);
+        self.serial += 1;
+        Ok(())
+    }
+
+    /// Puts a copy of its own in the place of a sequence's last page, if a page is free.
+    fn own_last_page(&mut self, encoder: &mut wgpu::CommandEncoder, live: &mut Live) {
+        if let (Some(last), Some(page)) = (live.pages.pop(), self.take_page()) {
+            live.pages.push(page);
+            let [from, to] = [last, page].map(u64::from);
+            let scales = self.plan.layout().row_scale_bytes();
+            for layer in &self.layers {
+                for (slab, pages) in self.plan.slabs().iter().zip(&layer.pages) {
+                    let bytes = self.plan.layout().bytes() * u64::from(slab.heads);
+                    self.copy_within(encoder, pages, from * bytes, to * bytes, bytes);
+                }
+                self.copy_within(encoder, &layer.key_scales, from * scales, to * scales, scales);
+            }
+            self.release(vec![last]);
+        }
+    }
+
+    /// Copies bytes inside a buffer, by way of another, since WebGPU refuses a copy from a buffer to itself.
+    fn copy_within(&self, encoder: &mut wgpu::CommandEncoder, buffer: &wgpu::Buffer, from: u64, to: u64, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        let between = self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some("wgkv copy"),
+            size: bytes,
+            usage: wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        encoder.copy_buffer_to_buffer(buffer, from, &between, 0, bytes);
+        encoder.copy_buffer_to_buffer(&between, 0, buffer, to, bytes);
     }
 
     /// How many tokens a sequence holds.
@@ -203,10 +369,10 @@ impl Cache {
         Ok(self.find(sequence)?.tokens)
     }
 
-    /// Bytes allocated for pages and f16 rows.
+    /// Bytes allocated for keys and values: pages, f16 rows, scales.
     pub fn bytes(&self) -> u64 {
         let memory = self.memory();
-        memory.pages + memory.protected
+        memory.pages + memory.protected + memory.reordered
     }
 
     /// Bytes that the tokens of all live sequences need: codes, scales, zeros, and f16 rows in use.
@@ -224,6 +390,7 @@ impl Cache {
         Memory {
             pages: self.layers.iter().flat_map(|l| &l.pages).map(wgpu::Buffer::size).sum(),
             protected: self.layers.iter().map(|l| l.protected_rows.size()).sum(),
+            reordered: if self.plan.restores() { self.layers.iter().map(|l| l.key_scales.size() + l.marks.size()).sum() } else { 0 },
             scratch: [&self.scratch.turns, &self.scratch.query_rows, &self.scratch.query_codes, &self.scratch.partials, &self.scratch.row_partials]
                 .map(wgpu::Buffer::size)
                 .iter()
@@ -264,14 +431,16 @@ impl Cache {
                 need: u64::from(live.tokens) + u64::from(chunk.tokens),
                 have: self.plan.max_tokens(),
             })?;
-            let new_packed = self.plan.packed(new_tokens);
+            // A sequence that was cut back inside its pages is packed beyond what its length asks for.
+            let new_packed = self.plan.packed(new_tokens).max(live.packed);
             need += new_packed.div_ceil(PAGE_TOKENS) - live.pages.len() as u32;
             growths.push(Growth {
                 slot,
                 old_tokens: live.tokens,
                 new_tokens,
-                old_packed: self.plan.packed(live.tokens),
+                old_packed: live.packed,
                 new_packed,
+                limit: live.limit,
                 pages: live.pages.clone(),
             });
         }
@@ -280,9 +449,11 @@ impl Cache {
         }
         for growth in &mut growths {
             let missing = growth.new_packed.div_ceil(PAGE_TOKENS) as usize - growth.pages.len();
-            growth.pages.extend(self.free_pages.drain(self.free_pages.len() - missing..).rev());
+            growth.pages.extend((0..missing).filter_map(|_| self.take_page()));
             if let Some(live) = &mut self.live[growth.slot as usize] {
                 live.tokens = growth.new_tokens;
+                live.packed = growth.new_packed;
+                live.limit = growth.limit_now();
                 live.pages.clone_from(&growth.pages);
             }
         }
@@ -300,12 +471,65 @@ impl Cache {
         self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.plan.shape().layers })
     }
 
+    /// Records the election of one layer's sinks from the residual stream that enters the layer, before its norm (for the first
+    /// layer: the embeddings): `[rows, width]` in f32 or f16, the chunks of the step one after another. RotateKV (2501.16383)
+    /// section 4.3.
+    ///
+    /// To be called before [`Cache::append`] where the plan's sinks are [`Sinks::Massive`](crate::Sinks::Massive) and a chunk has
+    /// more than one token. A chunk of one token decodes: nothing is elected, and without other chunks nothing is recorded.
+    ///
+    /// A prompt that comes in several chunks keeps a list of the largest magnitudes so far. A token of a later chunk that gets
+    /// on it gets a row while one is free; tokens of earlier chunks are packed by then; none loses its row.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], [`Error::Layer`], [`Error::Shape`] for a width of 0, [`Error::Rows`], [`Error::Offset`],
+    /// [`Error::Usage`]; then nothing was recorded.
+    pub fn elect(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, residual: Rows<'_>, width: u32) -> Result<()> {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv elect"), timestamp_writes: None });
+        self.elect_in(&mut pass, step, layer, residual, width)
+    }
+
+    /// [`Cache::elect`] within a compute pass of the caller's.
+    ///
+    /// # Errors
+    /// As [`Cache::elect`].
+    pub fn elect_in(&self, pass: &mut wgpu::ComputePass<'_>, step: &Step, layer: u32, residual: Rows<'_>, width: u32) -> Result<()> {
+        let buffers = self.check(step, layer)?;
+        let Some(election) = &step.election else {
+            return Ok(());
+        };
+        if width == 0 || !width.is_multiple_of(2) {
+            return Err(Error::Shape { name: "width", wanted: "even and not 0".into(), had: width.to_string() });
+        }
+        let rows = residual.binding("residual", u64::from(step.rows) * u64::from(width), self.gpu.capability().storage_alignment)?;
+        for (merge, (items_at, items)) in [(false, election.blocks), (true, election.chunks)] {
+            let params = uniform(self.gpu.device(), bytemuck::bytes_of(&ElectParams { items_at, items, width, pad: 0 }));
+            let [x, y] = fold(items, self.gpu.capability().workgroups);
+            self.gpu.pipeline(&elect::variant(&self.plan, residual.element, merge)).dispatch(
+                &self.gpu,
+                pass,
+                &[
+                    params.as_entire_binding(),
+                    step.tables.as_entire_binding(),
+                    rows.clone(),
+                    election.candidates.as_entire_binding(),
+                    buffers.marks.as_entire_binding(),
+                ],
+                [x, y, 1],
+            );
+        }
+        if let Some(held) = election.held.get(layer as usize) {
+            held.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     /// Records the new tokens' keys and values of one layer: `[rows, kv_heads, head_dim]` each, keys before RoPE, the
     /// chunks of the step one after another. Both may be f32 or f16, alike.
     ///
     /// # Errors
-    /// [`Error::Stale`], [`Error::Layer`], [`Error::Element`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`]; then
-    /// nothing was recorded.
+    /// [`Error::Stale`], [`Error::Layer`], [`Error::Element`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], and
+    /// [`Error::Unelected`] where [`Cache::elect`] had to come first; then nothing was recorded.
     pub fn append(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, keys: Rows<'_>, values: Rows<'_>) -> Result<()> {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv append"), timestamp_writes: None });
         self.append_in(&mut pass, step, layer, keys, values)
@@ -326,6 +550,10 @@ impl Cache {
         let key_rows = keys.binding("keys", elements, alignment)?;
         let value_rows = values.binding("values", elements, alignment)?;
         let most = self.gpu.capability().workgroups;
+        let held = step.election.as_ref().and_then(|election| election.held.get(layer as usize));
+        if held.is_some_and(|held| !held.load(Ordering::Relaxed)) {
+            return Err(Error::Unelected { layer, sinks: self.plan.protection().sinks });
+        }
 
         // Pages first: they take what leaves the window, before its rows are overwritten.
         let slabs = self.plan.slabs().len();
@@ -351,6 +579,28 @@ impl Cache {
                 );
             }
         }
+        let reordered = step.append_reordered.get(layer as usize * slabs..(layer as usize + 1) * slabs).unwrap_or_default();
+        for (dispatch, pages) in reordered.iter().zip(&buffers.pages) {
+            if dispatch.items > 0 {
+                let [x, y] = fold(dispatch.items, most);
+                self.gpu.pipeline(&append_reordered::variant(&self.plan, keys.element)).dispatch(
+                    &self.gpu,
+                    pass,
+                    &[
+                        params::<AppendReorderedParams>(step, dispatch.params),
+                        step.tables.as_entire_binding(),
+                        self.scratch.turns.as_entire_binding(),
+                        key_rows.clone(),
+                        buffers.protected_rows.as_entire_binding(),
+                        buffers.marks.as_entire_binding(),
+                        pages.as_entire_binding(),
+                        buffers.key_scales.as_entire_binding(),
+                        self.status.as_entire_binding(),
+                    ],
+                    [x, y, 1],
+                );
+            }
+        }
         let dispatch = step.protect[layer as usize];
         if dispatch.items > 0 {
             let [x, y] = fold(dispatch.items, most);
@@ -363,6 +613,7 @@ impl Cache {
                     self.scratch.turns.as_entire_binding(),
                     key_rows,
                     value_rows,
+                    buffers.marks.as_entire_binding(),
                     buffers.protected_rows.as_entire_binding(),
                     self.status.as_entire_binding(),
                 ],
@@ -421,11 +672,14 @@ impl Cache {
                         &[
                             params::<AttendSplitParams>(step, dispatch.params),
                             step.tables.as_entire_binding(),
+                            scratch.turns.as_entire_binding(),
                             scratch.query_codes.as_entire_binding(),
+                            buffers.marks.as_entire_binding(),
+                            buffers.key_scales.as_entire_binding(),
                             pages.as_entire_binding(),
                             scratch.partials.as_entire_binding(),
                         ],
-                        [dispatch.items, slab.heads * plan.blocks(), 1],
+                        [dispatch.items, slab.heads / plan.group_heads() * plan.blocks(), 1],
                     );
                 }
             }
@@ -438,6 +692,9 @@ impl Cache {
                             params::<AttendPrefillParams>(step, dispatch.params),
                             step.tables.as_entire_binding(),
                             scratch.query_rows.as_entire_binding(),
+                            scratch.turns.as_entire_binding(),
+                            buffers.marks.as_entire_binding(),
+                            buffers.key_scales.as_entire_binding(),
                             pages.as_entire_binding(),
                             buffers.protected_rows.as_entire_binding(),
                             scratch.row_partials.as_entire_binding(),
@@ -496,9 +753,15 @@ impl Cache {
         let alignment = self.gpu.capability().storage_alignment;
         let key_rows = keys.binding("keys", elements, alignment)?;
         let value_rows = values.binding("values", elements, alignment)?;
-        let packed = self.plan.packed(live.tokens);
-        let growth =
-            Growth { slot: sequence.slot, old_tokens: live.tokens, new_tokens: live.tokens, old_packed: packed, new_packed: packed, pages: live.pages.clone() };
+        let growth = Growth {
+            slot: sequence.slot,
+            old_tokens: live.tokens,
+            new_tokens: live.tokens,
+            old_packed: live.packed,
+            new_packed: live.packed,
+            limit: live.limit,
+            pages: live.pages.clone(),
+        };
         let mut words = Vec::new();
         let chunk = growth.record(&mut words, 0);
         let device = self.gpu.device();
@@ -514,7 +777,8 @@ impl Cache {
                 slab_heads: slab.heads,
                 head_first: slab.head_first,
                 kv_heads: shape.kv_heads,
-                pad: [0; 2],
+                limit: live.limit,
+                pad: 0,
             };
             pipeline.dispatch(
                 &self.gpu,
@@ -522,6 +786,9 @@ impl Cache {
                 &[
                     uniform(device, bytemuck::bytes_of(&p)).as_entire_binding(),
                     table.as_entire_binding(),
+                    self.scratch.turns.as_entire_binding(),
+                    buffers.marks.as_entire_binding(),
+                    buffers.key_scales.as_entire_binding(),
                     pages.as_entire_binding(),
                     buffers.protected_rows.as_entire_binding(),
                     key_rows.clone(),
@@ -552,6 +819,13 @@ impl Cache {
     pub fn layer_buffers(&self, layer: u32) -> Result<(&[wgpu::Buffer], &wgpu::Buffer)> {
         let buffers = self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.plan.shape().layers })?;
         Ok((&buffers.pages, &buffers.protected_rows))
+    }
+
+    /// A layer's key scales and marks, for comparing kernels with their [twins](crate::reference).
+    #[doc(hidden)]
+    pub fn reordered_buffers(&self, layer: u32) -> Result<[&wgpu::Buffer; 2]> {
+        let buffers = self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.plan.shape().layers })?;
+        Ok([&buffers.key_scales, &buffers.marks])
     }
 
     /// The buffers that the attention kernels hand each other: query_rows, query_codes, partials, row_partials, of the last

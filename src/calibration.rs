@@ -1,6 +1,12 @@
 //! What RotateKV learns from sample text: the order of each layer's rotated key channels.
 
+mod collector;
+mod file;
+
+pub use collector::Collector;
+
 use crate::error::{Error, Result};
+use crate::gpu::Gpu;
 use crate::reference::rotate_group_exact;
 use crate::shape::Shape;
 
@@ -14,6 +20,9 @@ pub enum Reach {
     Local,
 }
 
+/// Bytes of a model's name at most.
+const MODEL_BYTES: usize = 4096;
+
 /// The order of rotated key channels, by layer: channels that follow each other in it share a scale.
 ///
 /// RotateKV (2501.16383) section 4.1: the channels of `B k`, keys before RoPE and after the rotation over groups of KV
@@ -26,6 +35,7 @@ pub struct Calibration {
     heads_per_group: u32,
     reach: Reach,
     tokens: u64,
+    skipped: u64,
     /// `[layer][channel]`: sums over the sample's tokens of the keys before RoPE and rotation.
     sums: Vec<Vec<f64>>,
     /// `[layer][place]`: channel.
@@ -38,22 +48,30 @@ impl Calibration {
     /// # Errors
     /// [`Error::Shape`] where the shape or `heads_per_group` is not served.
     pub fn natural(shape: &Shape, heads_per_group: u32) -> Result<Self> {
-        let width = (shape.kv_heads * shape.head_dim) as usize;
+        let width = check(shape, heads_per_group)?;
         Self::from_sums(shape, heads_per_group, Reach::Global, "", 0, vec![vec![0.0; width]; shape.layers as usize])
+    }
+
+    /// Begins to collect sums of keys on the GPU: batches of sample text go through the unchanged model, and every layer's
+    /// keys before RoPE (after a bias or a norm of theirs) go to [`Collector::add`].
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the shape or `heads_per_group` is not served, [`Error::Calibration`] for more than 65536
+    /// channels a layer.
+    pub fn collect(gpu: &Gpu, shape: &Shape, heads_per_group: u32) -> Result<Collector> {
+        Collector::new(gpu, shape, heads_per_group)
     }
 
     /// From sums of the keys' channels over `tokens` tokens, before RoPE and rotation: `[layer][kv_heads * head_dim]`.
     ///
     /// # Errors
     /// [`Error::Shape`] where the shape or `heads_per_group` is not served, [`Error::Calibration`] where the sums are not of
-    /// the shape or not finite.
+    /// the shape or not finite, or where the model's name is longer than 4096 bytes.
     pub fn from_sums(shape: &Shape, heads_per_group: u32, reach: Reach, model: &str, tokens: u64, sums: Vec<Vec<f64>>) -> Result<Self> {
-        shape.check()?;
-        check_heads_per_group(heads_per_group, shape.kv_heads)?;
-        let width = (shape.kv_heads * shape.head_dim) as usize;
+        let width = check(shape, heads_per_group)?;
         let wrong = |name, wanted: String, had: String| Err(Error::Calibration { name, wanted, had });
-        if width > 1 << 16 {
-            return wrong("channels", "65536 at most".into(), width.to_string());
+        if model.len() > MODEL_BYTES {
+            return wrong("model", format!("named in {MODEL_BYTES} bytes at most"), format!("{} bytes long", model.len()));
         }
         if sums.len() != shape.layers as usize {
             return wrong("layers", shape.layers.to_string(), sums.len().to_string());
@@ -68,7 +86,7 @@ impl Calibration {
         }
         let block = (heads_per_group * shape.head_dim) as usize;
         let orders = sums.iter().map(|row| order(row, shape.head_dim, heads_per_group, if reach == Reach::Global { width } else { block })).collect();
-        Ok(Self { model: model.to_owned(), kv_heads: shape.kv_heads, head_dim: shape.head_dim, heads_per_group, reach, tokens, sums, orders })
+        Ok(Self { model: model.to_owned(), kv_heads: shape.kv_heads, head_dim: shape.head_dim, heads_per_group, reach, tokens, skipped: 0, sums, orders })
     }
 
     /// The channel at each place of a layer's order: `pi` of the paper. A permutation of `0..kv_heads * head_dim`.
@@ -89,6 +107,17 @@ impl Calibration {
     /// The name of the model that it was made for; empty for [`Calibration::natural`].
     pub fn model(&self) -> &str {
         &self.model
+    }
+
+    /// Refuses a model of another name. [`Calibration::natural`] was made for none and serves every model.
+    ///
+    /// # Errors
+    /// [`Error::Calibration`].
+    pub fn expect_model(&self, model: &str) -> Result<()> {
+        if self.model == model || (self.model.is_empty() && self.tokens == 0) {
+            return Ok(());
+        }
+        Err(Error::Calibration { name: "model", wanted: format!("{model:?}"), had: format!("{:?}", self.model) })
     }
 
     /// Layers.
@@ -116,15 +145,32 @@ impl Calibration {
         self.reach
     }
 
-    /// Tokens that it was made from.
+    /// Tokens that it was made from, in each layer.
     pub fn tokens(&self) -> u64 {
         self.tokens
+    }
+
+    /// How many of these tokens, counted in every layer anew, were left out because their keys were not finite.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
     }
 
     /// Sums over the sample's tokens of a layer's key channels, before RoPE and rotation.
     pub fn sums(&self, layer: u32) -> &[f64] {
         self.sums.get(layer as usize).map_or(&[], Vec::as_slice)
     }
+}
+
+/// Checks a shape to calibrate, and answers the channels of its key rows.
+fn check(shape: &Shape, heads_per_group: u32) -> Result<usize> {
+    shape.check()?;
+    check_heads_per_group(heads_per_group, shape.kv_heads)?;
+    // At most 4095 heads of 256: no overflow.
+    let width = (shape.kv_heads * shape.head_dim) as usize;
+    if width > 1 << 16 {
+        return Err(Error::Calibration { name: "channels", wanted: "65536 at most".into(), had: width.to_string() });
+    }
+    Ok(width)
 }
 
 /// Is a number of KV heads one that can be rotated together?

@@ -1,6 +1,7 @@
 //! How keys and values are stored: the codec, its bits, its groups.
 
 use crate::error::{Error, Result};
+use crate::shape::Shape;
 use std::fmt;
 use std::str::FromStr;
 
@@ -96,8 +97,7 @@ pub enum Scales {
     /// Two halves: 32 bits a group.
     #[default]
     Half,
-    /// An 8-bit float (E4M3) and an 8-bit integer: 16 bits a group. The integer holds the zero less half the codes, and the
-    /// scale grows where that would not fit.
+    /// An 8-bit float (E4M3, at least 2^-9) and an 8-bit integer: 16 bits a group. The scale grows where the zero would not fit.
     Byte,
 }
 
@@ -229,7 +229,15 @@ impl Format {
         if self.codec == Codec::F16 { head_dim } else { self.group.min(head_dim) }
     }
 
-    pub(crate) fn check(&self, head_dim: u32) -> Result<()> {
+    /// Channels of a token's whole key row that share a scale, for [`Codec::RotateKv`]: the group, or the half or quarter of it
+    /// that divides the row, or else a head. They may be of several heads.
+    pub fn row_group(&self, shape: &Shape) -> u32 {
+        let channels = shape.kv_heads * shape.head_dim;
+        [128, 64, 32].into_iter().find(|g| *g <= self.group && channels.is_multiple_of(*g)).unwrap_or(shape.head_dim)
+    }
+
+    pub(crate) fn check(&self, shape: &Shape) -> Result<()> {
+        let head_dim = shape.head_dim;
         if self.codec != Codec::F16
             && (![32, 64, 128].contains(&self.group) || !head_dim.is_multiple_of(self.group(head_dim)) || (self.group > head_dim && self.group != 128))
         {
@@ -240,6 +248,26 @@ impl Format {
                 return Err(Error::Shape { name, wanted: "above 0 and at most 1".into(), had: clip.to_string() });
             }
         }
+        if self.codec == Codec::RotateKv {
+            self.check_rotation(shape)?;
+        }
+        if self.scales == Scales::Byte && self.codec != Codec::F16 && (self.key_bits == Bits::Eight || self.value_bits == Bits::Eight) {
+            return Err(Error::Shape { name: "bits", wanted: "2, 3 or 4 with scales of 8 bits".into(), had: "8".into() });
+        }
+        Ok(())
+    }
+
+    fn check_rotation(&self, shape: &Shape) -> Result<()> {
+        let heads = self.heads_per_group(shape.kv_heads);
+        crate::calibration::check_heads_per_group(heads, shape.kv_heads)?;
+        let wrong = |name, wanted: &str, had: u32| Err(Error::Shape { name, wanted: wanted.into(), had: had.to_string() });
+        if heads * shape.head_dim > 1024 {
+            return wrong("heads_per_group * head_dim", "1024 at most", heads * shape.head_dim);
+        }
+        let groups = shape.kv_heads * shape.head_dim / self.row_group(shape);
+        if groups > 256 {
+            return wrong("kv_heads * head_dim / group", "256 at most", groups);
+        }
         Ok(())
     }
 }
@@ -248,7 +276,10 @@ impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.codec {
             Codec::F16 => write!(f, "f16"),
-            codec => write!(f, "{codec} K{}V{} group {}", self.key_bits(), self.value_bits(), self.group),
+            codec => {
+                write!(f, "{codec} K{}V{} group {}", self.key_bits(), self.value_bits(), self.group)?;
+                if self.scales == Scales::Byte { write!(f, " scales f8") } else { Ok(()) }
+            }
         }
     }
 }

@@ -45,7 +45,7 @@ impl Gpu {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("wgkv"),
             required_features: adapter.features()
-                & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES),
+                & (wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES),
             required_limits: adapter.limits(),
             ..Default::default()
         };

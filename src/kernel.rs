@@ -4,14 +4,18 @@
 //! the constants that one plan needs; it is the key of a pipeline.
 
 pub mod append;
+pub mod append_reordered;
 pub mod attend_merge;
 pub mod attend_prefill;
 pub mod attend_split;
 pub mod dequantize;
+pub mod elect;
+pub mod measure;
 pub mod protect;
 pub mod query;
 pub mod rotate;
 
+use crate::format::Scales;
 use crate::gpu::{Linked, Part};
 use crate::plan::Plan;
 use crate::rows::Element;
@@ -45,12 +49,15 @@ pub struct Kernel {
 }
 
 /// All kernels.
-pub const ALL: [&Kernel; 8] = [
+pub const ALL: [&Kernel; 11] = [
     &append::KERNEL,
+    &append_reordered::KERNEL,
     &attend_merge::KERNEL,
     &attend_prefill::KERNEL,
     &attend_split::KERNEL,
     &dequantize::KERNEL,
+    &elect::KERNEL,
+    &measure::KERNEL,
     &protect::KERNEL,
     &query::KERNEL,
     &rotate::KERNEL,
@@ -67,11 +74,13 @@ pub struct Variant {
     constants: Vec<(&'static str, u64)>,
     /// Does it use subgroup operations?
     pub subgroups: bool,
+    /// Does it compute in halves (the feature `shader-f16`)?
+    pub halves: bool,
 }
 
 impl Variant {
     pub(crate) fn new(kernel: &'static Kernel, parts: &[Part], constants: &[(&'static str, f64)]) -> Self {
-        Self { kernel, parts: parts.to_vec(), constants: constants.iter().map(|(n, x)| (*n, x.to_bits())).collect(), subgroups: false }
+        Self { kernel, parts: parts.to_vec(), constants: constants.iter().map(|(n, x)| (*n, x.to_bits())).collect(), subgroups: false, halves: false }
     }
 
     /// Override constants by name.
@@ -83,9 +92,10 @@ impl Variant {
     pub fn link(&self) -> Linked {
         // On the web the compiler demands the directive; naga knows the operations but refuses the line.
         let subgroups = if self.subgroups && cfg!(target_arch = "wasm32") { "enable subgroups;\n" } else { "" };
+        let halves = if self.halves { "enable f16;\n" } else { "" };
         let mut parts = vec![Part { path: self.kernel.name, source: self.kernel.source }];
         parts.extend_from_slice(&self.parts);
-        let mut linked = Linked::new(&format!("{subgroups}requires packed_4x8_integer_dot_product;\n"), &parts);
+        let mut linked = Linked::new(&format!("{halves}{subgroups}requires packed_4x8_integer_dot_product;\n"), &parts);
         linked.source = linked.source.lines().map(|line| self.fix(line) + "\n").collect();
         linked
     }
@@ -126,28 +136,53 @@ macro_rules! part {
     };
 }
 
+pub(crate) const BUTTERFLY: Part = part!("butterfly");
 pub(crate) const CACHED: Part = part!("cached");
+pub(crate) const CODES_2: Part = part!("codes_2");
+pub(crate) const CODES_3: Part = part!("codes_3");
+pub(crate) const CODES_4: Part = part!("codes_4");
+pub(crate) const CODES_8: Part = part!("codes_8");
 pub(crate) const FINITE: Part = part!("finite");
 pub(crate) const GROUP: Part = part!("group");
+pub(crate) const GROUP_BYTE: Part = part!("group_byte");
+pub(crate) const GROUP_HALF: Part = part!("group_half");
+pub(crate) const GROUPED: Part = part!("grouped");
 pub(crate) const HADAMARD: Part = part!("hadamard");
 pub(crate) const HALF: Part = part!("half");
 pub(crate) const HEADS_1: Part = part!("heads_1");
 pub(crate) const HEADS_2: Part = part!("heads_2");
 pub(crate) const HEADS_4: Part = part!("heads_4");
 pub(crate) const INPUT: Part = part!("input");
+pub(crate) const KEY_WORDS: Part = part!("key_words");
 pub(crate) const KEYS_2: Part = part!("keys_2");
 pub(crate) const KEYS_3: Part = part!("keys_3");
 pub(crate) const KEYS_4: Part = part!("keys_4");
 pub(crate) const KEYS_8: Part = part!("keys_8");
 pub(crate) const KEYS_F16: Part = part!("keys_f16");
 pub(crate) const KEYS_INTEGER: Part = part!("keys_integer");
+pub(crate) const KEYS_RESTORED: Part = part!("keys_restored");
 pub(crate) const KEYS_ROLLED: Part = part!("keys_rolled");
 pub(crate) const KEYS_STRAIGHT: Part = part!("keys_straight");
+pub(crate) const LANES: Part = part!("lanes");
 pub(crate) const PLACE: Part = part!("place");
 pub(crate) const QUERIES: Part = part!("queries");
 pub(crate) const REDUCE_SUBGROUP: Part = part!("reduce_subgroup");
 pub(crate) const REDUCE_WORKGROUP: Part = part!("reduce_workgroup");
+pub(crate) const ROTATE_BUTTERFLY: Part = part!("rotate_butterfly");
+pub(crate) const ROTATE_DENSE: Part = part!("rotate_dense");
+pub(crate) const RESTORE_NONE: Part = part!("restore_none");
+pub(crate) const RESTORE_ROLLED: Part = part!("restore_rolled");
+pub(crate) const RESTORE_SHUFFLED: Part = part!("restore_shuffled");
+pub(crate) const RESTORE_STRAIGHT: Part = part!("restore_straight");
+pub(crate) const SCALES_BYTE: Part = part!("scales_byte");
+pub(crate) const SCALES_HALF: Part = part!("scales_half");
+pub(crate) const TILE_RESTORED: Part = part!("tile_restored");
+pub(crate) const TILE_STORED: Part = part!("tile_stored");
 pub(crate) const TURN: Part = part!("turn");
+pub(crate) const WORDS_2: Part = part!("words_2");
+pub(crate) const WORDS_3: Part = part!("words_3");
+pub(crate) const WORDS_4: Part = part!("words_4");
+pub(crate) const WORDS_8: Part = part!("words_8");
 pub(crate) const VALUES_2: Part = part!("values_2");
 pub(crate) const VALUES_3: Part = part!("values_3");
 pub(crate) const VALUES_4: Part = part!("values_4");
@@ -204,6 +239,27 @@ pub(crate) fn page_constants(plan: &Plan) -> Constants {
         ("SINKS", plan.sinks().into()),
         ("RING", plan.ring().into()),
     ]
+}
+
+/// What RotateKV's keys need: the rotation over a group of heads, and the groups of the whole row.
+pub(crate) fn group_constants(plan: &Plan) -> Constants {
+    let heads = plan.group_heads();
+    vec![("GROUP_HEADS", heads.into()), ("GROUP_SCALE", (1.0 / f64::from(heads).sqrt()) as f32 as f64), ("ROW_GROUPS", plan.layout().row_groups.max(1).into())]
+}
+
+/// MASSIVE and ELECTED_AT.
+pub(crate) fn elected_constants(plan: &Plan) -> Constants {
+    vec![flag("MASSIVE", plan.elects()), ("ELECTED_AT", plan.elected_at().into())]
+}
+
+/// How scales and zeros are read.
+pub(crate) fn scales_part(plan: &Plan) -> Part {
+    if plan.format().scales() == Scales::Byte { SCALES_BYTE } else { SCALES_HALF }
+}
+
+/// How scales and zeros are rounded and written.
+pub(crate) fn group_part(plan: &Plan) -> Part {
+    if plan.format().scales() == Scales::Byte { GROUP_BYTE } else { GROUP_HALF }
 }
 
 pub(crate) fn flag(name: &'static str, on: bool) -> (&'static str, f64) {

@@ -1,6 +1,7 @@
 //! Where everything lies in a page: 128 tokens of one KV head, keys and values.
 
-use crate::format::Format;
+use crate::format::{Codec, Format, Scales};
+use crate::shape::Shape;
 
 /// Tokens of a page.
 pub const PAGE_TOKENS: u32 = 128;
@@ -10,20 +11,34 @@ pub const PAGE_TOKENS: u32 = 128;
 /// | plane | size | element `[..]` holds |
 /// |---|---|---|
 /// | key codes | `key_words * 32` | `[word, lane]`: the word of tokens `4 lane .. 4 lane + 3` |
-/// | key scales | `groups * 32` | `[group, lane]`: (scale, zero) as two halves, of the same four tokens |
+/// | key scales | `key_groups * scale_vecs` | `[group, lane]`: (scale, zero) of the same four tokens |
 /// | value codes | `value_words * head_dim / 4` | `[word, quad]`: the word of channels `4 quad .. 4 quad + 3` |
-/// | value scales | `groups * 32` | as for the keys |
+/// | value scales | `groups * scale_vecs` | as for the keys |
 ///
 /// A word of key codes holds consecutive channels of one token: for 2, 4 and 8 bits, shift `j` and the mask of the low bits
 /// of each byte give channels `4 (word * 8 / bits + j) ..`, one a byte. A word of value codes holds consecutive tokens of one
 /// channel in the same way. Three bits are a plane of the low two bits followed by a plane of the third bits, 32 a word.
 /// f16 is two channels (keys) or two tokens (values) a word, and has no scales.
+///
+/// A scale and a zero are two halves, in a word; or ([`Scales::Byte`](crate::Scales::Byte)) a byte each, so that a lane's four
+/// tokens take two words, and a group's plane half as many vectors.
+///
+/// The key scales of [`Codec::RotateKv`](crate::Codec::RotateKv) are of groups over all KV heads and lie in a plane of their own,
+/// `[physical page, row_groups, scale_vecs]`; a page has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PageLayout {
     /// Channels that share a scale.
     pub group: u32,
     /// Groups a head; 0 for f16.
     pub groups: u32,
+    /// Groups of keys that have their scales in the page: `groups`, or 0 for RotateKV.
+    pub key_groups: u32,
+    /// For RotateKV: groups of a token's whole key row; otherwise 0.
+    pub row_groups: u32,
+    /// Channels of such a group.
+    pub row_group: u32,
+    /// Units of one group's scales and zeros in a page.
+    pub scale_vecs: u32,
     /// Words of one token's key codes in all planes.
     pub key_words: u32,
     /// Words of one token's key codes in the low plane.
@@ -48,15 +63,42 @@ fn words(n: u32, bits: u32) -> (u32, u32) {
 }
 
 impl PageLayout {
-    pub(crate) fn new(format: &Format, head_dim: u32) -> Self {
+    pub(crate) fn new(format: &Format, shape: &Shape) -> Self {
+        let head_dim = shape.head_dim;
         let group = format.group(head_dim);
         let groups = if format.key_bits() == 16 { 0 } else { head_dim / group };
+        let reorders = format.codec() == Codec::RotateKv;
+        let key_groups = if reorders { 0 } else { groups };
+        let row_group = if reorders { format.row_group(shape) } else { 0 };
+        let row_groups = if reorders { shape.kv_heads * head_dim / row_group } else { 0 };
+        let scale_vecs = if format.scales() == Scales::Half { 32 } else { 16 };
         let (key_steps, key_words) = words(head_dim, format.key_bits());
         let (value_steps, value_words) = words(PAGE_TOKENS, format.value_bits());
         let key_scales = key_words * 32;
-        let values = key_scales + groups * 32;
+        let values = key_scales + key_groups * scale_vecs;
         let value_scales = values + value_words * head_dim / 4;
-        Self { group, groups, key_words, key_steps, value_words, value_steps, key_scales, values, value_scales, vecs: value_scales + groups * 32 }
+        let vecs = value_scales + groups * scale_vecs;
+        Self {
+            group,
+            groups,
+            key_groups,
+            row_groups,
+            row_group,
+            scale_vecs,
+            key_words,
+            key_steps,
+            value_words,
+            value_steps,
+            key_scales,
+            values,
+            value_scales,
+            vecs,
+        }
+    }
+
+    /// Bytes of the key scales that lie beside one page of all heads.
+    pub fn row_scale_bytes(&self) -> u64 {
+        16 * u64::from(self.row_groups * self.scale_vecs)
     }
 
     /// Bytes of one head's page.

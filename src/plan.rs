@@ -1,15 +1,17 @@
 //! What one cache will be: every size and every choice, made from shape, format, protection, budget and device.
 
 use crate::budget::Budget;
+use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::format::{Codec, Format};
 use crate::gpu::{Capability, Reduce};
 use crate::kernel::{self, Variant, attend_prefill, attend_split};
 use crate::layout::{PAGE_TOKENS, PageLayout};
-use crate::protection::Protection;
+use crate::protection::{Protection, Sinks};
 use crate::rows::Element;
-use crate::shape::Shape;
+use crate::shape::{RopeLayout, Shape};
 use std::fmt;
+use std::sync::Arc;
 
 /// Query rows that one pass of [`Cache::attend`](crate::Cache::attend) works on, unless the plan says otherwise.
 const QUERY_ROWS: u32 = 512;
@@ -26,6 +28,17 @@ pub struct Slab {
     pub heads: u32,
 }
 
+/// How attend_split restores the keys of [`Codec::RotateKv`]: parts of the shader under the same function names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Restore {
+    /// In registers, by subgroup shuffles, in halves.
+    Shuffled,
+    /// Through workgroup memory, in halves.
+    Straight,
+    /// Through workgroup memory, in loops and f32.
+    Rolled,
+}
+
 /// What a cache costs, in bytes. All of it is allocated when the cache is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cost {
@@ -39,6 +52,8 @@ pub struct Cost {
     pub value_scales: u64,
     /// f16 rows of sinks and windows.
     pub protected: u64,
+    /// For [`Codec::RotateKv`]: which group every key channel is of, and which tokens are sinks.
+    pub marks: u64,
     /// Queries and partial results of one pass; shared by all layers.
     pub scratch: u64,
 }
@@ -46,7 +61,7 @@ pub struct Cost {
 impl Cost {
     /// The cache proper: everything but the scratch.
     pub fn cache(&self) -> u64 {
-        self.key_codes + self.key_scales + self.value_codes + self.value_scales + self.protected
+        self.key_codes + self.key_scales + self.value_codes + self.value_scales + self.protected + self.marks
     }
 }
 
@@ -65,6 +80,8 @@ pub struct Plan {
     element: Element,
     query_rows: u32,
     split_workgroups: u32,
+    heads: u32,
+    calibration: Option<Arc<Calibration>>,
 }
 
 impl Plan {
@@ -74,16 +91,23 @@ impl Plan {
     /// [`Error::Shape`], [`Error::Group`], [`Error::Budget`] and [`Error::Limit`], each with the number wanted and had.
     pub fn new(shape: Shape, format: Format, protection: Protection, budget: Budget, capability: &Capability) -> Result<Self> {
         shape.check()?;
-        format.check(shape.head_dim)?;
-        protection.check()?;
+        format.check(&shape)?;
+        protection.check(&format)?;
         let sequences = budget.sequences();
         if sequences == 0 {
             return Err(Error::Shape { name: "sequences", wanted: "1 or more".into(), had: "0".into() });
         }
-        let layout = PageLayout::new(&format, shape.head_dim);
+        let layout = PageLayout::new(&format, &shape);
+        let restores = format.codec() == Codec::RotateKv;
         let mut plan = Self {
-            reduce: capability.reduce(),
-            straight: capability.straight,
+            reduce: if restores { capability.reduce_units() } else { capability.reduce() },
+            straight: capability.straight && (!restores || restores_straight(&shape, &format, capability)),
+            heads: match shape.share() {
+                1 => 1,
+                2 => 2,
+                _ => 4,
+            },
+            calibration: None,
             element: Element::F32,
             query_rows: QUERY_ROWS,
             split_workgroups: SPLIT_WORKGROUPS,
@@ -95,6 +119,10 @@ impl Plan {
             protection,
             layout,
         };
+        // Restoring keys takes workgroup memory for every query head: fewer at once where it is short.
+        while restores && plan.heads > 1 && plan.split_workgroup_bytes() > capability.workgroup_bytes {
+            plan.heads /= 2;
+        }
         plan.pages = plan.pages_for(budget)?;
         plan.slabs = plan.slabs_for(capability)?;
         plan.check(capability)?;
@@ -106,9 +134,13 @@ impl Plan {
     pub(crate) fn check(&self, capability: &Capability) -> Result<()> {
         self.check_kernels(capability)?;
         self.check_buffers(capability)?;
-        if self.reduce == Reduce::Subgroup && capability.reduce() != Reduce::Subgroup {
+        let reduce = if self.restores() { capability.reduce_units() } else { capability.reduce() };
+        if self.reduce == Reduce::Subgroup && reduce != Reduce::Subgroup {
             let have = capability.subgroups.map_or(0, |(smallest, _)| smallest.into());
             return Err(Error::Limit { what: "min_subgroup_size", reason: "the plan's reduction by subgroups", need: 32, have });
+        }
+        if self.restores() && self.straight && !capability.halves {
+            return Err(Error::Limit { what: "shader-f16", reason: "the plan's way of restoring keys", need: 1, have: 0 });
         }
         Ok(())
     }
@@ -122,6 +154,77 @@ impl Plan {
     pub fn with_element(mut self, element: Element) -> Self {
         self.element = element;
         self
+    }
+
+    /// The same plan with the order of key channels that [`Codec::RotateKv`] needs. [`Cache::new`](crate::Cache::new) refuses
+    /// such a plan without one.
+    ///
+    /// # Errors
+    /// [`Error::Calibration`] if it is of another shape or rotation.
+    pub fn with_calibration(mut self, calibration: Calibration) -> Result<Self> {
+        let shape = &self.shape;
+        for (name, wanted, had) in [
+            ("layers", shape.layers, calibration.layers()),
+            ("kv_heads", shape.kv_heads, calibration.kv_heads()),
+            ("head_dim", shape.head_dim, calibration.head_dim()),
+            ("heads_per_group", self.group_heads(), calibration.heads_per_group()),
+        ] {
+            if wanted != had {
+                return Err(Error::Calibration { name, wanted: wanted.to_string(), had: had.to_string() });
+            }
+        }
+        self.calibration = Some(Arc::new(calibration));
+        Ok(self)
+    }
+
+    /// The order of key channels, if it was given one.
+    pub fn calibration(&self) -> Option<&Calibration> {
+        self.calibration.as_deref()
+    }
+
+    /// How attend_split restores RotateKV's keys.
+    pub fn restore(&self) -> Restore {
+        match (self.straight, self.reduce) {
+            (false, _) => Restore::Rolled,
+            (true, Reduce::Subgroup) if self.shape.head_dim == 128 && self.group_heads() == 4 && self.layout.row_groups <= 32 => Restore::Shuffled,
+            _ => Restore::Straight,
+        }
+    }
+
+    /// Are keys stored before RoPE and rotated over several heads, so that attention restores them?
+    pub(crate) fn restores(&self) -> bool {
+        self.format.codec() == Codec::RotateKv
+    }
+
+    /// KV heads that are rotated together.
+    pub fn group_heads(&self) -> u32 {
+        self.format.heads_per_group(self.shape.kv_heads)
+    }
+
+    /// Are the sinks elected by the residual stream?
+    pub fn elects(&self) -> bool {
+        matches!(self.protection.sinks, Sinks::Massive(_)) && self.sinks() > 0
+    }
+
+    /// First tokens of a sequence that no page holds, though they have a place there: sinks that are known beforehand.
+    pub(crate) fn unpacked(&self) -> u32 {
+        if self.elects() { 0 } else { self.sinks() }
+    }
+
+    /// First word of the elected sinks in a layer's marks.
+    pub(crate) fn elected_at(&self) -> u32 {
+        if self.restores() { (self.shape.kv_heads * self.shape.head_dim).div_ceil(4) } else { 0 }
+    }
+
+    /// Words of a layer's marks: the group of every key channel, a byte each, then by slot the elected sinks.
+    pub(crate) fn marks_words(&self) -> u64 {
+        let elected = if self.elects() { 3 * u64::from(self.sinks()) * u64::from(self.sequences) } else { 0 };
+        u64::from(self.elected_at()) + elected
+    }
+
+    /// Bytes of one layer's plane of key scales.
+    pub(crate) fn key_scales_bytes(&self) -> u64 {
+        self.layout.row_scale_bytes() * u64::from(self.pages)
     }
 
     /// The same plan with another number of workgroups that a decode pass is split into, as far as there are pages.
@@ -141,7 +244,7 @@ impl Plan {
                 u64::from(sequences) * u64::from(self.packed(tokens).div_ceil(PAGE_TOKENS)).max(1)
             }
             Budget::Bytes { bytes, .. } => {
-                let page = self.layout.bytes() * u64::from(self.shape.kv_heads) * u64::from(self.shape.layers);
+                let page = (self.layout.bytes() * u64::from(self.shape.kv_heads) + self.layout.row_scale_bytes()) * u64::from(self.shape.layers);
                 let protected = self.protected_bytes() * u64::from(self.shape.layers);
                 if bytes < protected + page {
                     return Err(Error::Budget { reason: "the f16 rows of all sequences and one page", need: protected + page, have: bytes });
@@ -166,16 +269,51 @@ impl Plan {
         let invocations = 256;
         limit("max_compute_invocations_per_workgroup", "attend_merge", invocations, capability.invocations)?;
         limit("max_compute_workgroup_size_x", "attend_merge", invocations, capability.workgroup_size_x)?;
-        limit("max_storage_buffers_per_shader_stage", "append", 7, capability.storage_buffers)?;
-        limit("max_compute_workgroup_storage_size", "attend_prefill's tiles", 12_288, capability.workgroup_bytes)?;
+        limit("max_storage_buffers_per_shader_stage", "attend_prefill", 8, capability.storage_buffers)?;
+        limit("max_compute_workgroup_storage_size", "attend_prefill's tiles", 4096 + 16 * self.tile_vecs() + 256, capability.workgroup_bytes)?;
+        if self.restores() {
+            let cells = self.group_heads() * self.shape.head_dim;
+            let bytes = 12 * cells + 16 * self.layout.row_groups + 16;
+            limit("max_compute_workgroup_storage_size", "append_reordered's row of a group of heads", bytes, capability.workgroup_bytes)?;
+        }
         limit("max_compute_workgroup_storage_size", "attend_split's queries and weights", self.split_workgroup_bytes(), capability.workgroup_bytes)?;
         limit("max_compute_workgroups_per_dimension", "query heads", self.shape.query_heads.max(self.query_rows), capability.workgroups)
     }
 
-    /// Workgroup memory of attend_split: queries, weights, peaks, and the lanes of a reduction.
+    /// Workgroup memory of attend_split: queries, weights, peaks, and the lanes of a reduction; for RotateKV also the keys on
+    /// their way and the scores of a page.
     fn split_workgroup_bytes(&self) -> u32 {
         let weights = if self.format.codec() == Codec::F16 { 128 } else { 32 * self.layout.groups };
-        4 * self.heads() * (self.query_stride() + weights + 8 + 32)
+        let unit = 4 * self.heads() * (weights + 8 + 32);
+        if !self.restores() {
+            return unit + 4 * self.heads() * self.query_stride();
+        }
+        let units = self.group_heads();
+        let scores = units * self.heads() * 512;
+        let keys = match self.restore() {
+            // The steps of a page.
+            Restore::Shuffled => 8 * 64 * self.layout.row_groups,
+            // Cells of two halves, the steps of a tile, queries as halves.
+            Restore::Straight => 4 * 17 * 2 * units * self.restore_cells() + 8 * self.layout.row_groups * 2 * units + 8 * units * self.shape.head_dim,
+            Restore::Rolled => 16 * self.restore_cells(),
+        };
+        units * unit + scores + keys
+    }
+
+    /// Cells of workgroup memory that keys pass through in attend_split; runs of cells in straight-line code.
+    pub(crate) fn restore_cells(&self) -> u32 {
+        let units = self.group_heads();
+        if self.straight {
+            // Runs of 17 times 2 * units.
+            (units * self.shape.head_dim / 16).max(units * self.heads())
+        } else {
+            (units * self.shape.head_dim).max(32 * units * self.heads())
+        }
+    }
+
+    /// Vectors of attend_prefill's tile of keys or values.
+    pub(crate) fn tile_vecs(&self) -> u32 {
+        if self.restores() { (4 * self.shape.head_dim).max(256) } else { 256 }
     }
 
     fn check_buffers(&self, capability: &Capability) -> Result<()> {
@@ -187,6 +325,7 @@ impl Plan {
             ("the partial results of a pass", self.partials_bytes()),
             ("the partial rows of a pass", self.row_partials_bytes()),
             ("the f16 rows of all sequences", self.protected_bytes()),
+            ("the key scales of a layer", self.key_scales_bytes()),
             ("the table of RoPE's turns", self.turns_bytes()),
         ] {
             for (what, have) in [("max_storage_buffer_binding_size", capability.binding_bytes), ("max_buffer_size", capability.buffer_bytes)] {
@@ -204,10 +343,17 @@ impl Plan {
         if head_bytes > room {
             return Err(Error::Limit { what: "max_storage_buffer_binding_size", reason: "the pages of one KV head", need: head_bytes, have: room });
         }
+        // Heads that are rotated together stay together.
+        let together = self.group_heads();
+        if head_bytes * u64::from(together) > room {
+            let need = head_bytes * u64::from(together);
+            return Err(Error::Limit { what: "max_storage_buffer_binding_size", reason: "the pages of a group of KV heads", need, have: room });
+        }
         // As even as can be, so that no slab's dispatch is a remnant.
-        let most = (room / head_bytes).min(u64::from(self.shape.kv_heads)) as u32;
-        let count = self.shape.kv_heads.div_ceil(most);
-        let heads = self.shape.kv_heads.div_ceil(count);
+        let bunches = self.shape.kv_heads / together;
+        let most = (room / (head_bytes * u64::from(together))).min(u64::from(bunches)) as u32;
+        let count = bunches.div_ceil(most);
+        let heads = bunches.div_ceil(count) * together;
         Ok((0..self.shape.kv_heads).step_by(heads as usize).map(|first| Slab { head_first: first, heads: heads.min(self.shape.kv_heads - first) }).collect())
     }
 
@@ -278,11 +424,7 @@ impl Plan {
 
     /// Query heads that share one reading of the cache: 1, 2 or 4.
     pub fn heads(&self) -> u32 {
-        match self.shape.share() {
-            1 => 1,
-            2 => 2,
-            _ => 4,
-        }
+        self.heads
     }
 
     /// Readings of the cache that one KV head's query heads need.
@@ -292,7 +434,12 @@ impl Plan {
 
     /// Entries of one block of heads among the query codes.
     pub fn query_stride(&self) -> u32 {
-        if self.format.codec() == Codec::F16 { self.shape.head_dim } else { self.shape.head_dim / 4 + 1 + self.layout.groups }
+        if self.float_queries() { self.shape.head_dim } else { self.shape.head_dim / 4 + 1 + self.layout.groups }
+    }
+
+    /// Does attend_split take queries in f32?
+    pub(crate) fn float_queries(&self) -> bool {
+        matches!(self.format.codec(), Codec::F16 | Codec::RotateKv)
     }
 
     /// Query rows that one pass works on.
@@ -303,7 +450,7 @@ impl Plan {
     /// Items that one decode pass is split into, at least, as far as there are pages.
     pub(crate) fn split_items(&self) -> u32 {
         // A slab's heads run together; further slabs come after it.
-        let heads = self.slabs.iter().map(|s| s.heads).max().unwrap_or(self.shape.kv_heads);
+        let heads = self.slabs.iter().map(|s| s.heads).max().unwrap_or(self.shape.kv_heads) / self.group_heads();
         (self.split_workgroups / (heads * self.blocks())).max(1)
     }
 
@@ -340,7 +487,18 @@ impl Plan {
     }
 
     pub(crate) fn turns_bytes(&self) -> u64 {
-        8 * self.turn_rows() * self.shape.rope.frequencies().len().max(1) as u64
+        let rows = self.turn_rows()
+            + match self.restore() {
+                _ if !self.turn_columns() => 0,
+                Restore::Shuffled => u64::from(PAGE_TOKENS) / 2,
+                _ => u64::from(PAGE_TOKENS),
+            };
+        8 * rows * self.shape.rope.frequencies().len().max(1) as u64
+    }
+
+    /// Does the table of turns end with the low positions once more, as attend_split takes them?
+    pub(crate) fn turn_columns(&self) -> bool {
+        self.restores() && self.straight && !self.shape.rope.frequencies().is_empty()
     }
 
     /// Every pipeline that a cache of this plan can use.
@@ -357,19 +515,26 @@ impl Plan {
         if self.sinks() + self.ring() > 0 {
             variants.push(kernel::protect::variant(self, self.element));
         }
+        if self.restores() {
+            variants.push(kernel::append_reordered::variant(self, self.element));
+        }
+        if self.elects() {
+            variants.extend([false, true].map(|merge| kernel::elect::variant(self, self.element, merge)));
+        }
         variants
     }
 
     /// What the cache will cost.
     pub fn cost(&self) -> Cost {
         let heads = u64::from(self.shape.kv_heads) * u64::from(self.shape.layers) * u64::from(self.pages);
-        let scales = 16 * heads * 32 * u64::from(self.layout.groups);
+        let scales = |groups: u32| 16 * heads * u64::from(groups * self.layout.scale_vecs);
         Cost {
             key_codes: 16 * heads * 32 * u64::from(self.layout.key_words),
-            key_scales: scales,
+            key_scales: scales(self.layout.key_groups) + self.key_scales_bytes() * u64::from(self.shape.layers),
             value_codes: 16 * heads * u64::from(self.layout.value_words * self.shape.head_dim / 4),
-            value_scales: scales,
+            value_scales: scales(self.layout.groups),
             protected: self.protected_bytes() * u64::from(self.shape.layers),
+            marks: 4 * self.marks_words() * u64::from(self.shape.layers),
             scratch: self.query_rows_bytes() + self.query_codes_bytes() + self.partials_bytes() + self.row_partials_bytes() + self.turns_bytes(),
         }
     }
@@ -377,10 +542,12 @@ impl Plan {
     /// Bits that `tokens` tokens of one sequence need: codes, scales and zeros of the packed ones, f16 rows of the others.
     pub fn bits(&self, tokens: u64) -> u64 {
         let packed = u64::from(self.packed(u32::try_from(tokens).unwrap_or(u32::MAX)));
-        let head = 8 * self.layout.bytes() / u64::from(PAGE_TOKENS);
-        let row = 32 * u64::from(self.shape.head_dim);
+        let heads = u64::from(self.shape.kv_heads);
+        let token = 8 * (self.layout.bytes() * heads + self.layout.row_scale_bytes()) / u64::from(PAGE_TOKENS);
+        let row = 32 * heads * u64::from(self.shape.head_dim);
+        // Elected sinks are as many as there are rows, at most.
         let rows = (tokens - packed.min(tokens)) + u64::from(self.sinks()).min(packed);
-        u64::from(self.shape.kv_heads) * u64::from(self.shape.layers) * (packed * head + rows * row)
+        u64::from(self.shape.layers) * (packed * token + rows * row)
     }
 
     /// All stored bits of a sequence of `tokens` tokens, divided by the numbers they stand for.
@@ -389,9 +556,21 @@ impl Plan {
     }
 }
 
+/// Can RotateKV's keys be restored by straight-line code? It is written for rotations of a power of two, RoPE over whole
+/// heads in halves (or none), and packed halves.
+fn restores_straight(shape: &Shape, format: &Format, capability: &Capability) -> bool {
+    let rope = &shape.rope;
+    let whole = rope.layout() == RopeLayout::SplitHalves && 2 * rope.frequencies().len() == shape.head_dim as usize;
+    capability.halves
+        && capability.workgroup_bytes >= 32_768
+        && [64, 128].contains(&shape.head_dim)
+        && format.heads_per_group(shape.kv_heads) <= 4
+        && (whole || rope.frequencies().is_empty())
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Cost { key_codes, key_scales, value_codes, value_scales, protected, scratch } = self.cost();
+        let Cost { key_codes, key_scales, value_codes, value_scales, protected, marks, scratch } = self.cost();
         let shape = &self.shape;
         writeln!(
             f,
@@ -409,6 +588,7 @@ impl fmt::Display for Plan {
             ("value codes", value_codes),
             ("value scales", value_scales),
             ("f16 rows", protected),
+            ("marks", marks),
             ("scratch", scratch),
         ] {
             writeln!(f, "{name:>14} {bytes:>14} bytes")?;

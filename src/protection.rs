@@ -1,6 +1,7 @@
 //! Tokens that stay in f16.
 
 use crate::error::{Error, Result};
+use crate::format::{Codec, Format};
 use std::fmt;
 use std::str::FromStr;
 
@@ -79,7 +80,16 @@ impl Protection {
         Self { sinks: Sinks::None, window: 0 }
     }
 
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, format: &Format) -> Result<()> {
+        if let Sinks::Massive(rows) = self.sinks {
+            let wrong = |name, wanted: &str, had: String| Err(Error::Shape { name, wanted: wanted.into(), had });
+            if !(1..=64).contains(&rows) {
+                return wrong("massive sinks", "1 to 64", rows.to_string());
+            }
+            if format.codec() != Codec::RotateKv && format.codec() != Codec::F16 {
+                return wrong("the codec of massive sinks", "rotate-kv", format.codec().to_string());
+            }
+        }
         if self.sinks.rows() > 127 {
             return Err(Error::Shape { name: "sinks", wanted: "127 at most".into(), had: self.sinks.rows().to_string() });
         }

@@ -4,42 +4,52 @@
 //! in their order, and runs all workgroups. Where the shader's parameters do not hold the number of workgroups, the twin takes
 //! it after the constants. All arithmetic is f32 in the shader's order of operations, so that a kernel and its twin differ by
 //! what a compiler may do (contract a product and a sum, approximate a division or `exp2`) and by nothing else; integers agree
-//! exactly. The twins of the shader's parts are modules here: [`half`], [`turn`], [`hadamard`], [`group`], [`cached`].
+//! exactly. The twins of the shader's parts are modules here: [`half`], [`turn`], [`hadamard`], [`group`], [`scales`], [`cached`],
+//! [`grouped`].
 //!
 //! The functions in f64 ([`rotate_exact`], [`rotate_group_exact`], [`turn_exact`], [`attention_exact`]) are what the kernels approximate: they tell
 //! which error is honest.
 
 pub mod cached;
 pub mod group;
+pub mod grouped;
 pub mod hadamard;
 pub mod half;
+pub mod scales;
 pub mod turn;
 
 mod append;
+mod append_reordered;
 mod attend_merge;
 mod attend_prefill;
 mod attend_split;
 mod dequantize;
+mod elect;
 mod exact;
+mod measure;
 mod protect;
 mod query;
 mod rotate;
 
 pub use append::append;
+pub use append_reordered::append_reordered;
 pub use attend_merge::attend_merge;
 pub use attend_prefill::attend_prefill;
 pub use attend_split::attend_split;
 pub use dequantize::dequantize;
+pub use elect::elect;
 pub use exact::{attention_exact, rotate_exact, rotate_group_exact, turn_exact};
+pub use measure::measure;
 pub use protect::protect;
 pub use query::query;
 pub use rotate::rotate;
 
+use crate::format::Scales;
 use crate::plan::Plan;
 use std::collections::HashMap;
 
 /// The numbers that the shaders' overrides hold, under the same names.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Constants {
     /// Channels of a head.
     pub head_dim: u32,
@@ -49,8 +59,20 @@ pub struct Constants {
     pub hadamard_inner: u32,
     /// `1 / sqrt(head_dim)`.
     pub hadamard_scale: f32,
-    /// Does the codec rotate?
-    pub rotate: bool,
+    /// Does `append` pack keys, too?
+    pub keys: bool,
+    /// Does the codec rotate every head's keys after RoPE?
+    pub rotate_keys: bool,
+    /// Does it rotate every head's values?
+    pub rotate_values: bool,
+    /// RotateKV: are keys stored before RoPE, rotated over a group of heads?
+    pub restore: bool,
+    /// KV heads that are rotated together.
+    pub group_heads: u32,
+    /// `1 / sqrt(group_heads)`.
+    pub group_scale: f32,
+    /// Groups of a token's whole key row that share a scale.
+    pub row_groups: u32,
     /// 0 none, 1 split halves, 2 interleaved pairs.
     pub rope: u32,
     /// Pairs of channels that turn.
@@ -71,6 +93,10 @@ pub struct Constants {
     pub value_clip: f32,
     /// Channels that share a scale.
     pub group: u32,
+    /// Channels that share a key scale, as `query` sums them.
+    pub key_group: u32,
+    /// How scales and zeros are stored: the parts `scales_half` and `group_half`, or `scales_byte` and `group_byte`.
+    pub scales: Scales,
     /// vec4s from a page's start to its key scales.
     pub key_scales: u32,
     /// vec4s from a page's start to its value codes.
@@ -79,8 +105,16 @@ pub struct Constants {
     pub value_scales: u32,
     /// vec4s of one head's page.
     pub page_vecs: u32,
-    /// First tokens that stay f16.
+    /// f16 rows of sinks.
     pub sinks: u32,
+    /// First tokens that are not packed.
+    pub unpacked: u32,
+    /// Are the sinks elected?
+    pub massive: bool,
+    /// First elected sink in the marks.
+    pub elected_at: u32,
+    /// Is it the second variant of `elect`, which merges blocks? [`Constants::of`] says so where sinks are elected.
+    pub merge: bool,
     /// f16 rows of the window, used in turn.
     pub ring: u32,
     /// Query heads that share one reading of the cache.
@@ -121,7 +155,13 @@ impl Constants {
             hadamard_outer: whole("HADAMARD_OUTER"),
             hadamard_inner: whole("HADAMARD_INNER"),
             hadamard_scale: float("HADAMARD_SCALE"),
-            rotate: flag("ROTATE"),
+            keys: flag("KEYS"),
+            rotate_keys: flag("ROTATE_KEYS"),
+            rotate_values: flag("ROTATE_VALUES"),
+            restore: flag("RESTORE"),
+            group_heads: whole("GROUP_HEADS"),
+            group_scale: float("GROUP_SCALE"),
+            row_groups: whole("ROW_GROUPS"),
             rope: whole("ROPE"),
             rope_pairs: whole("ROPE_PAIRS"),
             half_rows: flag("HALF_ROWS"),
@@ -132,11 +172,17 @@ impl Constants {
             key_clip: float("KEY_CLIP"),
             value_clip: float("VALUE_CLIP"),
             group: whole("GROUP"),
+            key_group: whole("KEY_GROUP"),
+            scales: plan.format().scales(),
             key_scales: whole("KEY_SCALES"),
             values: whole("VALUES"),
             value_scales: whole("VALUE_SCALES"),
             page_vecs: whole("PAGE_VECS"),
             sinks: whole("SINKS"),
+            unpacked: whole("UNPACKED"),
+            massive: flag("MASSIVE"),
+            elected_at: whole("ELECTED_AT"),
+            merge: plan.elects(),
             ring: whole("RING"),
             heads: whole("HEADS"),
             blocks: whole("BLOCKS"),
@@ -152,37 +198,7 @@ impl Constants {
     /// The constants that `rotate` needs, for a head dimension; all others are zero.
     pub fn rotation(head_dim: u32) -> Self {
         let (hadamard_outer, hadamard_inner) = crate::kernel::hadamard_factors(head_dim);
-        Self {
-            head_dim,
-            hadamard_outer,
-            hadamard_inner,
-            hadamard_scale: (1.0 / f64::from(head_dim).sqrt()) as f32,
-            rotate: true,
-            rope: 0,
-            rope_pairs: 0,
-            half_rows: false,
-            scale: 0.0,
-            float_queries: false,
-            key_bits: 0,
-            value_bits: 0,
-            key_clip: 0.0,
-            value_clip: 0.0,
-            group: 0,
-            key_scales: 0,
-            values: 0,
-            value_scales: 0,
-            page_vecs: 0,
-            sinks: 0,
-            ring: 0,
-            heads: 0,
-            blocks: 0,
-            query_stride: 0,
-            key_steps: 0,
-            value_steps: 0,
-            value_groups: 0,
-            share: 0,
-            parts: 0,
-        }
+        Self { head_dim, hadamard_outer, hadamard_inner, hadamard_scale: (1.0 / f64::from(head_dim).sqrt()) as f32, ..Self::default() }
     }
 
     /// Number `i` of the caller's rows, f32 or f16, bit for bit as they lie in memory.

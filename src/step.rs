@@ -2,14 +2,17 @@
 
 use crate::cache::Sequence;
 use crate::kernel::append::AppendParams;
+use crate::kernel::append_reordered::AppendReorderedParams;
 use crate::kernel::attend_merge::{AttendMergeParams, MANY_ITEMS, MERGE_ITEMS};
 use crate::kernel::attend_prefill::{AttendPrefillParams, DECODE_PARTIALS, TILE_ROWS, TILE_TOKENS};
 use crate::kernel::attend_split::AttendSplitParams;
+use crate::kernel::elect;
 use crate::kernel::protect::ProtectParams;
 use crate::kernel::query::QueryParams;
 use crate::layout::PAGE_TOKENS;
 use crate::plan::Plan;
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 use wgpu::util::DeviceExt;
 
 /// New tokens of one sequence.
@@ -29,11 +32,16 @@ pub(crate) struct Growth {
     pub new_tokens: u32,
     pub old_packed: u32,
     pub new_packed: u32,
+    /// Sinks elected before from this token on are void.
+    pub limit: u32,
     pub pages: Vec<u32>,
 }
 
 /// Blocks of tokens that one workgroup of `append` packs.
 const BLOCK: u32 = 32;
+
+/// What an item of `protect` names a row of the elected sinks by.
+const SINK_ROW: u32 = 1 << 31;
 
 /// Words of a chunk's record.
 pub(crate) const CHUNK_WORDS: u32 = 8;
@@ -71,6 +79,10 @@ pub struct Step {
     pub(crate) params: wgpu::Buffer,
     /// `[layer, slab]`.
     pub(crate) append: Vec<Dispatch>,
+    /// `[layer, slab]`, for RotateKV.
+    pub(crate) append_reordered: Vec<Dispatch>,
+    /// Where sinks are to be elected.
+    pub(crate) election: Option<Election>,
     /// By layer.
     pub(crate) protect: Vec<Dispatch>,
     pub(crate) passes: Vec<Pass>,
@@ -89,6 +101,17 @@ impl Step {
     }
 }
 
+/// The election of a step's sinks, the same for every layer.
+#[derive(Debug)]
+pub(crate) struct Election {
+    /// First item in the tables and items, of the blocks of rows and of the chunks.
+    pub blocks: (u32, u32),
+    pub chunks: (u32, u32),
+    pub candidates: wgpu::Buffer,
+    /// By layer: was it held?
+    pub held: Vec<AtomicBool>,
+}
+
 /// The tables and parameters of a step, as the kernels read them.
 #[derive(Clone, Debug, Default)]
 pub struct Words {
@@ -96,6 +119,10 @@ pub struct Words {
     pub tables: Vec<u32>,
     /// Parameters of `append`, by layer and slab.
     pub append: Vec<AppendParams>,
+    /// Parameters of `append_reordered`, by layer and slab; empty unless the codec is RotateKV.
+    pub append_reordered: Vec<AppendReorderedParams>,
+    /// First item in the tables and items of `elect`: the blocks of rows, then the chunks.
+    pub elect: [(u32, u32); 2],
     /// Parameters of `protect`, by layer.
     pub protect: Vec<ProtectParams>,
     /// Parameters of `query`, by pass.
@@ -144,11 +171,21 @@ pub(crate) fn fold(count: u32, most: u32) -> [u32; 2] {
 }
 
 impl Growth {
+    /// Does it prefill? Then its layers' sinks are elected anew.
+    pub fn prefills(&self) -> bool {
+        self.new_tokens > self.old_tokens + 1
+    }
+
+    /// Elected sinks from this token on are void, once this step's election was held.
+    pub fn limit_now(&self) -> u32 {
+        if self.prefills() { u32::MAX } else { self.limit }
+    }
+
     /// Writes the record; answers where it lies.
     pub fn record(&self, tables: &mut Vec<u32>, row_first: u32) -> u32 {
         let at = tables.len() as u32;
         let pages_at = at + CHUNK_WORDS;
-        tables.extend([self.slot, self.old_tokens, self.new_tokens, self.old_packed, self.new_packed, pages_at, row_first, 0]);
+        tables.extend([self.slot, self.old_tokens, self.new_tokens, self.old_packed, self.new_packed, pages_at, row_first, self.limit_now()]);
         tables.extend(&self.pages);
         at
     }
@@ -165,12 +202,26 @@ impl Step {
             rows += growth.new_tokens - growth.old_tokens;
         }
         let append = append_dispatches(plan, growths, &records, &mut words, &mut params, alignment);
+        let append_reordered = append_reordered_dispatches(plan, growths, &records, &mut words, &mut params, alignment);
+        let election = election(device, plan, growths, &mut words);
         let protect = protect_dispatches(plan, growths, &records, &mut words, &mut params, alignment);
         let passes = passes(plan, growths, &records, &mut words, &mut params, alignment);
         if words.tables.is_empty() {
             words.tables.push(0);
         }
-        Self { cache, serial, rows, tables: tables(device, &words.tables), params: uniform(device, &params.bytes), append, protect, passes, words }
+        Self {
+            cache,
+            serial,
+            rows,
+            tables: tables(device, &words.tables),
+            params: uniform(device, &params.bytes),
+            append,
+            append_reordered,
+            election,
+            protect,
+            passes,
+            words,
+        }
     }
 }
 
@@ -178,7 +229,7 @@ fn append_dispatches(plan: &Plan, growths: &[Growth], records: &[u32], words: &m
     let items_at = words.tables.len() as u32;
     let mut items = 0;
     for (growth, record) in growths.iter().zip(records) {
-        let first = growth.old_packed.max(plan.sinks());
+        let first = growth.old_packed.max(plan.unpacked());
         if first < growth.new_packed {
             for block in first / BLOCK..growth.new_packed.div_ceil(BLOCK) {
                 words.tables.extend([*record, block]);
@@ -197,13 +248,77 @@ fn append_dispatches(plan: &Plan, growths: &[Growth], records: &[u32], words: &m
     dispatches
 }
 
+fn append_reordered_dispatches(plan: &Plan, growths: &[Growth], records: &[u32], words: &mut Words, params: &mut Params, alignment: u32) -> Vec<Dispatch> {
+    let mut dispatches = Vec::new();
+    if !plan.restores() {
+        return dispatches;
+    }
+    let items_at = words.tables.len() as u32;
+    let mut items = 0;
+    for (growth, record) in growths.iter().zip(records) {
+        let first = growth.old_packed.max(plan.unpacked());
+        if first < growth.new_packed {
+            for lane in first / 4..growth.new_packed.div_ceil(4) {
+                words.tables.extend([*record, lane]);
+                items += 1;
+            }
+        }
+    }
+    for layer in 0..plan.shape().layers {
+        for slab in plan.slabs() {
+            let kv_heads = plan.shape().kv_heads;
+            let p = AppendReorderedParams { items_at, items, layer, slab_heads: slab.heads, head_first: slab.head_first, kv_heads, pad: [0; 2] };
+            dispatches.push(Dispatch { params: params.push(&p, alignment), items });
+            words.append_reordered.push(p);
+        }
+    }
+    dispatches
+}
+
+/// Blocks of the prefilling chunks' rows, and the chunks.
+fn election(device: &wgpu::Device, plan: &Plan, growths: &[Growth], words: &mut Words) -> Option<Election> {
+    if !plan.elects() || !growths.iter().any(Growth::prefills) {
+        return None;
+    }
+    let blocks_at = words.tables.len() as u32;
+    let mut blocks = 0;
+    let mut chunks = Vec::new();
+    let mut row = 0;
+    for growth in growths {
+        let tokens = growth.new_tokens - growth.old_tokens;
+        if growth.prefills() {
+            let first_block = blocks;
+            let size = tokens.div_ceil(elect::BLOCKS);
+            for first in (0..tokens).step_by(size as usize) {
+                words.tables.extend([row + first, size.min(tokens - first), growth.old_tokens + first, 0]);
+                blocks += 1;
+            }
+            chunks.extend([growth.slot, first_block, blocks - first_block, growth.limit, growth.old_tokens, growth.new_tokens, 0, 0]);
+        }
+        row += tokens;
+    }
+    let chunks_at = words.tables.len() as u32;
+    words.tables.extend(&chunks);
+    let count = chunks.len() as u32 / 8;
+    words.elect = [(blocks_at, blocks), (chunks_at, count)];
+    let candidates = device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some("wgkv candidates"),
+        size: 8 * u64::from(blocks * plan.sinks()),
+        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
+        mapped_at_creation: false,
+    });
+    let held = (0..plan.shape().layers).map(|_| AtomicBool::new(false)).collect();
+    Some(Election { blocks: (blocks_at, blocks), chunks: (chunks_at, count), candidates, held })
+}
+
 fn protect_dispatches(plan: &Plan, growths: &[Growth], records: &[u32], words: &mut Words, params: &mut Params, alignment: u32) -> Vec<Dispatch> {
     let items_at = words.tables.len() as u32;
     let mut items = 0;
     for (growth, record) in growths.iter().zip(records) {
-        let sinks = growth.old_tokens..growth.new_tokens.min(plan.sinks());
-        let window = growth.new_packed.max(growth.old_tokens).max(plan.sinks())..growth.new_tokens;
-        for token in sinks.chain(window) {
+        let sinks = growth.old_tokens..growth.new_tokens.min(plan.unpacked());
+        let elected = if plan.elects() && growth.prefills() { SINK_ROW..SINK_ROW + plan.sinks() } else { 0..0 };
+        let window = growth.new_packed.max(growth.old_tokens).max(plan.unpacked())..growth.new_tokens;
+        for token in sinks.chain(elected).chain(window) {
             words.tables.extend([*record, token]);
             items += 1;
         }
@@ -237,7 +352,8 @@ impl Run<'_> {
 
     /// Tiles of the tokens that are f16: sinks that would lie in pages, then all that no page holds yet.
     fn protected_tiles(&self, plan: &Plan) -> u32 {
-        plan.sinks().min(self.growth.new_packed).div_ceil(TILE_TOKENS) + (self.growth.new_tokens - self.growth.new_packed).div_ceil(TILE_TOKENS)
+        let sinks = if plan.elects() { plan.sinks() } else { plan.sinks().min(self.growth.new_packed) };
+        sinks.div_ceil(TILE_TOKENS) + (self.growth.new_tokens - self.growth.new_packed).div_ceil(TILE_TOKENS)
     }
 }
 
@@ -281,7 +397,7 @@ fn pass(plan: &Plan, runs: &[Run<'_>], rows: u32, row_first: u32, words: &mut Wo
 
     // Decoding rows: their pages in slices of about equal size, 256 a row at most.
     let pages_of = |run: &Run<'_>| run.growth.new_packed.div_ceil(PAGE_TOKENS);
-    let with_pages = |run: &Run<'_>| run.decodes() && run.growth.new_packed > plan.sinks();
+    let with_pages = |run: &Run<'_>| run.decodes() && run.growth.new_packed > plan.unpacked();
     let all_pages: u32 = runs.iter().filter(|r| with_pages(r)).map(pages_of).sum();
     let slice = all_pages.div_ceil(plan.split_items()).max(1);
     let split_at = tables.len() as u32;
@@ -293,7 +409,7 @@ fn pass(plan: &Plan, runs: &[Run<'_>], rows: u32, row_first: u32, words: &mut Wo
             let slice = slice.max(pages_of(run).div_ceil(MERGE_ITEMS));
             for first in (0..pages_of(run)).step_by(slice as usize) {
                 let end = (first + slice).min(pages_of(run));
-                tables.extend([run.row, run.record + CHUNK_WORDS, first, end, plan.sinks(), run.growth.new_packed, 0, 0]);
+                tables.extend([run.row, run.record + CHUNK_WORDS, first, end, plan.unpacked(), run.growth.new_packed, run.growth.slot, run.growth.limit_now()]);
                 splits += 1;
             }
         }

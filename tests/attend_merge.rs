@@ -36,6 +36,39 @@ fn cases() -> Vec<Case> {
         Case { protection: protect(4, 0), ..of("a head of 256", 256, 1, 1, hadamard(Four, Four, 128)) },
         Case { steps: vec![vec![(0, 70 * 128)], vec![(0, 1)]], ..case("more partials than invocations", 64, 1, 1, rtn(Four, Four, 64)) },
     ];
+    // RotateKV: shares of 1, 2, 4, 7, 8 and 16; 1, 2, 4 and 8 heads together; heads of every size; what f16 there can be.
+    let steps = vec![vec![(0, 150), (1, 30), (2, 260)], vec![(2, 1), (0, 1), (1, 1)], vec![(1, 3), (2, 1)]];
+    let of = |why, head_dim, query_heads, kv_heads, format| Case { steps: steps.clone(), ..case(why, head_dim, query_heads, kv_heads, format) };
+    let mut rotated = vec![
+        of("RotateKV: 2 bits, 4 heads of 128", 128, 16, 4, rotated(Two, Two, 128, 4)),
+        Case {
+            protection: protect(0, 128),
+            element: Element::F16,
+            ..of("RotateKV: 6 heads of 64, a window, f16 rows", 64, 12, 6, rotated(Three, Two, 128, 2))
+        },
+        Case { protection: massive(20, 0), ..of("RotateKV: 8 heads of 64 at once, elected sinks", 64, 8, 8, rotated(Four, Four, 64, 8)) },
+        Case {
+            protection: massive(20, 128),
+            ..of("RotateKV: 2 heads of 80, elected sinks and a window, a share of 7", 80, 14, 2, rotated(Two, Three, 128, 2))
+        },
+        Case { protection: protect(4, 0), ..of("RotateKV: 3 heads of 96, sinks, a share of 8", 96, 24, 3, rotated(Eight, Four, 32, 1)) },
+        Case {
+            no_subgroups: true,
+            slabs: true,
+            ..of("RotateKV: slabs, bytes for scales, no RoPE", 64, 8, 4, rotated(Four, Two, 64, 2).with_scales(Scales::Byte))
+        },
+        Case { protection: massive(64, 16), ..of("RotateKV: a share of 16, as many elected sinks as can be", 64, 16, 1, rotated(Two, Two, 32, 1)) },
+        Case { straight: Some(true), protection: massive(20, 0), ..of("RotateKV: halves, a share of 4, elected sinks", 128, 16, 4, rotated(Two, Two, 128, 4)) },
+        Case {
+            straight: Some(true),
+            protection: protect(4, 128),
+            ..of("RotateKV: halves, 2 heads of 64, a share of 7", 64, 14, 2, rotated(Four, Two, 128, 2))
+        },
+    ];
+    rotated[3].shape.rope = Rope::new(500.0, 80).interleaved();
+    rotated[4].shape.rope = Rope::new(10_000.0, 48);
+    rotated[5].shape.rope = Rope::none();
+    cases.extend(rotated);
     cases[3].shape.rope = Rope::new(10_000.0, 80).interleaved();
     cases[4].shape.rope = Rope::none();
     cases

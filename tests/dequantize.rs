@@ -7,11 +7,15 @@ mod support;
 
 use support::*;
 use wgkv::kernel::dequantize::DequantizeParams;
-use wgkv::reference::{self, rotate_exact, turn_exact};
+use wgkv::reference::{self, rotate_exact, rotate_group_exact, turn_exact};
 use wgkv::*;
 
 /// Relative to the length of the row; see tests/rotate.rs.
 const ROTATE_ERROR: f32 = 22.0 / 16_777_216.0;
+
+/// The same for RotateKV's keys, relative to the length of their group of heads: 11 roundings in the rotation of a head, 9 in the sum
+/// over eight heads and its factor, 5 in the turn, and as many in the twin.
+const RESTORE_ERROR: f32 = 50.0 / 16_777_216.0;
 
 fn cases() -> Vec<Case> {
     use Bits::*;
@@ -30,10 +34,33 @@ fn cases() -> Vec<Case> {
         Case { slabs: true, ..case("every KV head in a slab of its own", 96, 3, 3, hadamard(Four, Three, 128)) },
         Case { protection: protect(4, 128), ..case("the largest head", 256, 1, 1, hadamard(Two, Two, 64)) },
         case("f16", 64, 2, 2, Format::f16()),
+        case("bytes for scales", 64, 2, 2, hadamard(Three, Two, 32).with_scales(Scales::Byte)),
+        case("RotateKV: 4 heads of 128, 2 bits", 128, 4, 4, rotated(Two, Two, 128, 4)),
+        Case {
+            protection: protect(4, 32),
+            steps: vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]],
+            ..case("RotateKV: sinks, pages and window in one range; signed bytes; a head of two in a group", 64, 6, 6, rotated(Eight, Four, 32, 2))
+        },
+        Case {
+            protection: massive(20, 16),
+            steps: vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]],
+            ..case("RotateKV: elected sinks among the packed tokens", 64, 2, 2, rotated(Three, Two, 128, 2).with_scales(Scales::Byte))
+        },
+        Case { slabs: true, ..case("RotateKV: slabs of two heads of 96; 12 x 8", 96, 4, 4, rotated(Four, Four, 128, 2)) },
+        Case {
+            reach: Reach::Local,
+            element: Element::F16,
+            ..case("RotateKV: 8 heads of 80 at once; 20 x 4; f16 rows", 80, 8, 8, rotated(Four, Three, 128, 8))
+        },
+        case("RotateKV: the largest head, alone", 256, 1, 1, rotated(Two, Eight, 128, 1)),
+        case("RotateKV without RoPE, three heads in groups of their own", 64, 3, 3, rotated(Four, Four, 64, 1)),
     ];
     cases[1].shape.rope = Rope::new(10_000.0, 32);
     cases[4].shape.rope = Rope::new(10_000.0, 96).interleaved();
     cases[5].shape.rope = Rope::none();
+    cases[9].shape.rope = Rope::new(10_000.0, 64).interleaved();
+    cases[11].shape.rope = Rope::new(10_000.0, 48);
+    cases[14].shape.rope = Rope::none();
     cases
 }
 
@@ -71,7 +98,7 @@ fn dequantize_agrees_with_its_reference() {
                 gpu.queue().submit([encoder.finish()]);
                 let got = buffers.map(|b| download(&gpu, &b, (count + 1) * row));
 
-                let mut tables = vec![record.slot, tokens, tokens, record.new_packed, record.new_packed, 8, 0, 0];
+                let mut tables = vec![record.slot, tokens, tokens, record.new_packed, record.new_packed, 8, 0, record.limit];
                 tables.extend(&record.pages);
                 let mut want = [vec![f32::NAN; count * row], vec![f32::NAN; count * row]];
                 let [keys, values] = &mut want;
@@ -83,20 +110,30 @@ fn dequantize_agrees_with_its_reference() {
                         slab_heads: slab.heads,
                         head_first: slab.head_first,
                         kv_heads: shape.kv_heads,
-                        pad: [0; 2],
+                        limit: record.limit,
+                        pad: 0,
                     };
-                    reference::dequantize(&params, &walk.constants, &tables, pages, &taken.after.protected_rows, keys, values);
+                    let State { marks, key_scales, protected_rows, .. } = &taken.after;
+                    reference::dequantize(&params, &walk.constants, &tables, &walk.turns, marks, key_scales, pages, protected_rows, keys, values);
                 }
                 for (which, (got, want)) in got.iter().zip(&want).enumerate() {
                     let name = format!("{}: {} of slot {}, tokens {range:?}", walk.case.why, ["keys", "values"][which], record.slot);
                     let (got, beyond) = got.split_at(count * row);
                     assert!(beyond.iter().all(|x| x.to_bits() == POISON), "{name}: a row beyond the last was written");
-                    for (got, want) in got.chunks_exact(shape.head_dim as usize).zip(want.chunks_exact(shape.head_dim as usize)) {
-                        close(&name, got, want, if rotates { ROTATE_ERROR * norm(want) } else { 0.0 }, 0.0, walk.seed);
+                    // What is rotated together.
+                    let (together, error) = match (which, walk.case.format.codec()) {
+                        (0, Codec::RotateKv) => (walk.plan().group_heads() * shape.head_dim, RESTORE_ERROR),
+                        _ => (shape.head_dim, if rotates { ROTATE_ERROR } else { 0.0 }),
+                    };
+                    for (got, want) in got.chunks_exact(together as usize).zip(want.chunks_exact(together as usize)) {
+                        close(&name, got, want, error * norm(want), 0.0, walk.seed);
                     }
                 }
                 if range.start == 0 {
-                    check_plain(&walk, record, &got, &plain[*s], &taken.after.pages);
+                    check_plain(&walk, record, &got, &plain[*s], &taken.after);
+                    if walk.case.format.codec() == Codec::RotateKv {
+                        check_restored(&walk, record, &got[0], &plain[*s][0], &taken.after);
+                    }
                 }
             }
         }
@@ -105,7 +142,7 @@ fn dequantize_agrees_with_its_reference() {
 
 /// In the codec's basis, every number of a packed token is within half a step of what came (and within a step and a half of it
 /// where a clip cuts the range short, or the half nearest the step is smaller than it).
-fn check_plain(walk: &Walk, record: &Record, got: &[Vec<f32>; 2], plain: &[Vec<f32>; 2], pages: &[Vec<u32>]) {
+fn check_plain(walk: &Walk, record: &Record, got: &[Vec<f32>; 2], plain: &[Vec<f32>; 2], state: &State) {
     let (plan, shape) = (walk.plan(), &walk.case.shape);
     let d = shape.head_dim as usize;
     let basis = |row: &[f32], token: Option<u32>| {
@@ -115,18 +152,18 @@ fn check_plain(walk: &Walk, record: &Record, got: &[Vec<f32>; 2], plain: &[Vec<f
     };
     for (token, head) in (0..record.new_tokens).flat_map(|t| (0..shape.kv_heads).map(move |h| (t, h))) {
         let at = (token * shape.kv_heads + head) as usize * d;
-        for (which, (got, plain)) in got.iter().zip(plain).enumerate() {
+        // RotateKV's keys are looked at below.
+        let keys = plan.format().codec() == Codec::RotateKv;
+        for (which, (got, plain)) in got.iter().zip(plain).enumerate().skip(usize::from(keys)) {
             let (back, came) = (basis(&got[at..at + d], None), basis(&plain[at..at + d], (which == 0).then_some(token)));
-            let packed = token >= plan.sinks() && token < record.new_packed && plan.format().codec() != Codec::F16;
+            let packed = f16_row(walk, state, record, head, token).is_none() && plan.format().codec() != Codec::F16;
             let clip = [plan.format().key_clip(), plan.format().value_clip()][which];
             for i in 0..d {
                 let allowed = if packed {
-                    let page = page(plan, pages, record.pages[token as usize / 128], head);
+                    let page = page(plan, &state.pages, record.pages[token as usize / 128], head);
                     let stored = if which == 0 { key(plan, page, token % 128) } else { value(plan, page, token % 128) };
                     let group = i / plan.layout().group as usize;
-                    // Each end loses a tenth of the range, 0.4 steps of 4 - 1, at clip 0.8; the zero is rounded once more.
-                    let steps = if clip < 1.0 { f64::from(3_u8).mul_add((1.0 / f64::from(clip) - 1.0) * 2.0, 1.0) } else { 1.0 };
-                    (steps + 0.2) * f64::from(stored.scales[group])
+                    (steps(plan, clip) + 0.2) * f64::from(stored.scales[group])
                 } else {
                     came[i].abs() / 2048.0 + 1e-5
                 };
@@ -139,6 +176,44 @@ fn check_plain(walk: &Walk, record: &Record, got: &[Vec<f32>; 2], plain: &[Vec<f
                     walk.seed
                 );
             }
+        }
+    }
+}
+
+/// How many steps a number of a group may be off: half a step; another half where the scale is rounded down, by a byte's sixteenth of
+/// the range at most. Each end loses a tenth of the range, 0.4 steps of 4 - 1, at clip 0.8.
+fn steps(plan: &Plan, clip: f32) -> f64 {
+    let steps = if clip < 1.0 { 3.0_f64.mul_add((1.0 / f64::from(clip) - 1.0) * 2.0, 1.0) } else { 1.0 };
+    steps + if plan.format().scales() == Scales::Byte { 1.0 } else { 0.0 }
+}
+
+/// RotateKV's keys: turned back and rotated over their group of heads, every number of a packed token is within half a step of what
+/// came (as above); those with an f16 row are the turned keys, to the half.
+fn check_restored(walk: &Walk, record: &Record, got: &[f32], plain: &[f32], state: &State) {
+    let (plan, shape) = (walk.plan(), &walk.case.shape);
+    let d = shape.head_dim as usize;
+    let group = plan.group_heads() as usize;
+    let places = plan.calibration().unwrap().places(0);
+    let turned_back = shape.rope.clone().with_frequencies(shape.rope.frequencies().iter().map(|f| -f).collect());
+    let exact = |row: &[f32]| -> Vec<f64> { row.iter().map(|x| f64::from(*x)).collect() };
+    for token in 0..record.new_tokens {
+        let row = shape.kv_heads as usize * d;
+        let at = token as usize * row;
+        let (back, came) = (exact(&got[at..at + row]), exact(&plain[at..at + row]));
+        let name = format!("{}: token {token} of slot {}. WGKV_SEED={}", walk.case.why, record.slot, walk.seed);
+        if f16_row(walk, state, record, 0, token).is_some() {
+            let want: Vec<f64> = came.chunks_exact(d).flat_map(|head| turn_exact(&shape.rope, head, token)).collect();
+            for (i, (a, b)) in back.iter().zip(&want).enumerate() {
+                assert!((a - b).abs() <= b.abs() / 2048.0 + 1e-5, "channel {i} is {a}, should be {b} in f16: {name}");
+            }
+            continue;
+        }
+        let plain: Vec<f64> = back.chunks_exact(d).flat_map(|head| turn_exact(&turned_back, head, token)).collect();
+        let basis = |row: &[f64]| -> Vec<f64> { row.chunks_exact(group * d).flat_map(|heads| rotate_group_exact(heads, shape.head_dim)).collect() };
+        let (scales, _) = row_scales(plan, &state.key_scales, record.pages[token as usize / 128], token % 128);
+        for (i, (a, b)) in basis(&plain).iter().zip(&basis(&came)).enumerate() {
+            let allowed = (steps(plan, plan.format().key_clip()) + 0.2) * f64::from(scales[(u32::from(places[i]) / plan.layout().row_group) as usize]);
+            assert!((a - b).abs() <= allowed, "rotated channel {i} is {a}, came as {b}, allowed {allowed}: {name}");
         }
     }
 }

@@ -33,13 +33,20 @@ fn plan(shape: Shape, format: Format, protection: Protection, budget: Budget, ca
 
 #[test]
 fn names_and_numbers_that_mean_nothing_are_refused() {
-    refused("int4".parse::<Codec>(), &Error::Codec { had: "int4".into() }, &["int4", "f16, rtn and hadamard"]);
+    refused("int4".parse::<Codec>(), &Error::Codec { had: "int4".into() }, &["int4", "f16, rtn, hadamard and rotate-kv"]);
     refused(Bits::try_from(5), &Error::Bits { had: 5 }, &["2, 3, 4 or 8", "5"]);
-    for text in ["last:3", "first:", "first:x", "4", ""] {
-        refused(text.parse::<Sinks>(), &Error::Text { name: "sinks", wanted: "none or first:N", had: text.into() }, &["none or first:N", text]);
+    for text in ["last:3", "first:", "first:x", "massive:", "massive:-1", "4", ""] {
+        refused(
+            text.parse::<Sinks>(),
+            &Error::Text { name: "sinks", wanted: "none, first:N or massive:N", had: text.into() },
+            &["none, first:N or massive:N", text],
+        );
     }
-    assert_eq!("first:4".parse::<Sinks>().unwrap(), Sinks::First(4));
-    for codec in [Codec::F16, Codec::Rtn, Codec::Hadamard] {
+    refused("f4".parse::<Scales>(), &Error::Text { name: "scales", wanted: "f16 or f8", had: "f4".into() }, &["scales", "f16 or f8", "f4"]);
+    for sinks in [Sinks::None, Sinks::First(4), Sinks::Massive(20)] {
+        assert_eq!(sinks.to_string().parse::<Sinks>().unwrap(), sinks);
+    }
+    for codec in [Codec::F16, Codec::Rtn, Codec::Hadamard, Codec::RotateKv] {
         assert_eq!(codec.to_string().parse::<Codec>().unwrap(), codec);
     }
 }
@@ -63,6 +70,60 @@ fn shapes_that_no_kernel_serves_are_refused() {
     case(&|s| s.rope = Rope::new(1e4, 66), "rope pairs", "32 at most", "33");
     case(&|s| s.rope = Rope::none().with_frequencies(vec![1.0, f64::NAN]), "rope frequency", "finite", "NaN");
     case(&|s| s.rope = Rope::none().with_frequencies(vec![f64::INFINITY]), "rope frequency", "finite", "inf");
+}
+
+#[test]
+fn what_rotate_kv_cannot_serve_is_refused() {
+    let format = Format::new(Codec::RotateKv, Bits::Two, Bits::Two, 64);
+    let make = |format: Format, kv_heads, head_dim, protection: Protection| {
+        let shape = Shape { kv_heads, query_heads: kv_heads, head_dim, rope: Rope::none(), ..shape() };
+        plan(shape, format, protection, Budget::tokens(1, 1), &Capability::webgpu_default())
+    };
+    let strict = Protection::strict();
+    let shape_error = |name, wanted: &str, had: &str| Error::Shape { name, wanted: wanted.into(), had: had.into() };
+    for (heads, kv_heads, head_dim) in [(0, 4, 64), (3, 6, 64), (16, 16, 64), (4, 6, 64)] {
+        let wanted = format!("1, 2, 4 or 8 and divide kv_heads ({kv_heads})");
+        let error = shape_error("heads_per_group", &wanted, &heads.to_string());
+        refused(make(format.with_heads_per_group(heads), kv_heads, head_dim, strict), &error, &["heads_per_group", &heads.to_string()]);
+    }
+    let wide = make(format.with_heads_per_group(8), 8, 256, strict);
+    refused(wide, &shape_error("heads_per_group * head_dim", "1024 at most", "2048"), &["2048"]);
+    let eight = Format::new(Codec::RotateKv, Bits::Eight, Bits::Four, 64).with_scales(Scales::Byte);
+    refused(make(eight, 4, 64, strict), &shape_error("bits", "2, 3 or 4 with scales of 8 bits", "8"), &["bits", "8"]);
+    for rows in [0, 65] {
+        let massive = Protection { sinks: Sinks::Massive(rows), window: 0 };
+        refused(make(format, 4, 64, massive), &shape_error("massive sinks", "1 to 64", &rows.to_string()), &["massive sinks"]);
+    }
+    let massive = Protection { sinks: Sinks::Massive(20), window: 0 };
+    let other = make(hadamard(Bits::Two, Bits::Two, 64), 4, 64, massive);
+    refused(other, &shape_error("the codec of massive sinks", "rotate-kv", "hadamard"), &["rotate-kv", "hadamard"]);
+    // Heads that are rotated together must share a binding.
+    let shape = Shape { kv_heads: 4, query_heads: 4, ..shape() };
+    let tight = Capability { binding_bytes: 5 << 20, ..Capability::webgpu_default() };
+    let planned = plan(shape, format, strict, Budget::tokens(1, 80_000), &tight);
+    assert!(matches!(planned, Err(Error::Limit { reason: "the pages of a group of KV heads", .. })), "{planned:?}");
+}
+
+#[test]
+fn a_calibration_must_be_there_and_fit() {
+    let gpu = gpu();
+    let shape = shape();
+    let format = Format::new(Codec::RotateKv, Bits::Two, Bits::Two, 64);
+    let planned = plan(shape.clone(), format, Protection::strict(), Budget::tokens(1, 128), gpu.capability()).unwrap();
+    let error = Error::Calibration { name: "presence", wanted: "given by Plan::with_calibration, as rotate-kv needs one".into(), had: "none".into() };
+    refused(Cache::new(&gpu, planned.clone()), &error, &["calibration", "with_calibration"]);
+    let fits = |edit: &dyn Fn(&mut Shape), heads, name, wanted: &str, had: &str| {
+        let mut other = shape.clone();
+        edit(&mut other);
+        let calibration = Calibration::natural(&other, heads).unwrap();
+        let error = Error::Calibration { name, wanted: wanted.into(), had: had.into() };
+        refused(planned.clone().with_calibration(calibration), &error, &[name, wanted, had]);
+    };
+    fits(&|s| s.layers = 3, 2, "layers", "2", "3");
+    fits(&|s| (s.kv_heads, s.query_heads) = (4, 4), 2, "kv_heads", "2", "4");
+    fits(&|s| (s.head_dim, s.rope) = (128, Rope::none()), 2, "head_dim", "64", "128");
+    fits(&|_| (), 1, "heads_per_group", "2", "1");
+    assert!(Cache::new(&gpu, planned.with_calibration(Calibration::natural(&shape, 2).unwrap()).unwrap()).is_ok());
 }
 
 #[test]
@@ -152,8 +213,8 @@ fn rows_that_rotate_cannot_take_are_refused() {
     let mut rotate = |rows: Rows<'_>, count, head_dim| rotate::record(&gpu, &mut encoder, rows, count, head_dim);
     refused(
         rotate(Rows::f32(&buffer), 1, 100),
-        &Error::Shape { name: "head_dim", wanted: "64, 80, 96, 128 or 256".into(), had: "100".into() },
-        &["head_dim", "100"],
+        &Error::Shape { name: "order", wanted: "64, 80, 96, 128, 256, 512 or 1024".into(), had: "100".into() },
+        &["order", "100"],
     );
     refused(rotate(Rows::f16(&buffer), 1, 64), &Error::Element { name: "rows", wanted: "f32", had: "f16" }, &["rows", "f32", "f16"]);
     refused(rotate(Rows::f32(&buffer), 17, 64), &Error::Rows { name: "rows", need: 17 * 256, have: 4096 }, &["rows", "4352", "4096"]);

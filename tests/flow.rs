@@ -20,6 +20,15 @@ fn budget(format: &Format) -> f64 {
     }
 }
 
+/// A plan, with a calibration of a random order where the format needs one.
+fn planned(gpu: &Gpu, random: &mut StdRng, shape: &Shape, format: Format, protection: Protection, budget: Budget) -> Plan {
+    let plan = Plan::new(shape.clone(), format, protection, budget, gpu.capability()).unwrap();
+    if format.codec() != Codec::RotateKv {
+        return plan;
+    }
+    plan.with_calibration(calibration(shape, &format, Reach::Global, random)).unwrap()
+}
+
 /// A sequence grows by a prefill and then token by token; after each step the output is compared with f64.
 fn follow(gpu: &Gpu, random: &mut StdRng, shape: &Shape, format: Format, protection: Protection) {
     let (prefill, decode) = (300, 3);
@@ -29,7 +38,8 @@ fn follow(gpu: &Gpu, random: &mut StdRng, shape: &Shape, format: Format, protect
     let keys = normals(random, tokens * hk * d);
     let values = normals(random, tokens * hk * d);
     let queries = normals(random, tokens * hq * d);
-    let plan = Plan::new(shape.clone(), format, protection, Budget::tokens(1, tokens as u32), gpu.capability()).unwrap();
+    let plan = planned(gpu, random, shape, format, protection, Budget::tokens(1, tokens as u32));
+    let residual = normals(random, tokens * 8);
     pollster::block_on(gpu.prepare(&plan)).unwrap();
     let mut cache = Cache::new(gpu, plan).unwrap();
     let sequence = cache.allocate().unwrap();
@@ -40,6 +50,7 @@ fn follow(gpu: &Gpu, random: &mut StdRng, shape: &Shape, format: Format, protect
         let out = poisoned(gpu, n * hq * d);
         let step = cache.step(&[Chunk { sequence, tokens: n as u32 }]).unwrap();
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        cache.elect(&mut encoder, &step, 0, Rows::f32(&rows(&residual, 8)), 8).unwrap();
         cache.append(&mut encoder, &step, 0, Rows::f32(&k), Rows::f32(&v)).unwrap();
         cache.attend(&mut encoder, &step, 0, Rows::f32(&q), Rows::f32(&out)).unwrap();
         gpu.queue().submit([encoder.finish()]);
@@ -74,17 +85,25 @@ fn attention_from_codes_stays_within_the_budget_of_its_bits() {
     use Codec::{Hadamard, Rtn};
     // (head_dim, query heads, KV heads, format, protection), each with what it is there for.
     let cases = [
-        (128, 8, 2, Format::f16(), strict),                     // the control, two factors of 16 and 8
-        (128, 8, 2, coded(Hadamard, Two, Two, 128), window),    // the format that matters most
-        (128, 4, 4, coded(Hadamard, Four, Two, 32), strict),    // one query head a KV head; four groups a head
-        (64, 7, 1, coded(Rtn, Eight, Eight, 64), strict),       // an odd share: two blocks, the second not full
-        (64, 6, 3, coded(Hadamard, Three, Three, 32), sinks),   // the two planes of three bits; a share of two
-        (80, 2, 2, coded(Hadamard, Four, Four, 128), window),   // Kronecker 20 x 4; a group that is the whole head
-        (80, 3, 1, coded(Rtn, Three, Eight, 128), strict),      // the plane of third bits that ends in half a word
-        (96, 4, 2, coded(Hadamard, Two, Four, 32), sinks),      // Kronecker 12 x 8; three groups
-        (256, 5, 1, coded(Hadamard, Eight, Three, 64), strict), // two quads a lane
-        (256, 1, 1, coded(Rtn, Four, Two, 32), window),         // eight groups a head
-        (64, 16, 1, Format::f16(), window),                     // the largest share; f16 ignores the protection
+        (128, 8, 2, Format::f16(), strict),                                         // the control, two factors of 16 and 8
+        (128, 8, 2, coded(Hadamard, Two, Two, 128), window),                        // the format that matters most
+        (128, 4, 4, coded(Hadamard, Four, Two, 32), strict),                        // one query head a KV head; four groups a head
+        (64, 7, 1, coded(Rtn, Eight, Eight, 64), strict),                           // an odd share: two blocks, the second not full
+        (64, 6, 3, coded(Hadamard, Three, Three, 32), sinks),                       // the two planes of three bits; a share of two
+        (80, 2, 2, coded(Hadamard, Four, Four, 128), window),                       // Kronecker 20 x 4; a group that is the whole head
+        (80, 3, 1, coded(Rtn, Three, Eight, 128), strict),                          // the plane of third bits that ends in half a word
+        (96, 4, 2, coded(Hadamard, Two, Four, 32), sinks),                          // Kronecker 12 x 8; three groups
+        (256, 5, 1, coded(Hadamard, Eight, Three, 64), strict),                     // two quads a lane
+        (256, 1, 1, coded(Rtn, Four, Two, 32), window),                             // eight groups a head
+        (64, 16, 1, Format::f16(), window),                                         // the largest share; f16 ignores the protection
+        (128, 8, 4, rotated(Two, Two, 128, 4), strict),                             // RotateKV as its authors have it
+        (128, 8, 8, rotated(Eight, Eight, 128, 4), strict),                         // its rotation and order undone; a share of one
+        (64, 8, 4, rotated(Eight, Eight, 128, 4), massive(20, 0)),                  // groups of two heads; a share of two; elected sinks
+        (64, 16, 4, rotated(Eight, Eight, 64, 2), window),                          // a share of four
+        (64, 16, 2, rotated(Eight, Eight, 32, 2), strict),                          // a share of eight
+        (96, 3, 3, rotated(Four, Two, 32, 1), massive(20, 128)),                    // three heads, elected sinks and a window
+        (80, 12, 6, rotated(Three, Four, 128, 2).with_scales(Scales::Byte), sinks), // Kronecker 20 x 4; scales of a byte
+        (64, 8, 8, rotated(Four, Four, 128, 8), window),                            // eight heads at once
     ];
     for (head_dim, query_heads, kv_heads, format, protection) in cases {
         let shape = Shape { layers: 1, query_heads, kv_heads, head_dim, rope: Rope::new(10_000.0, head_dim) };
@@ -104,7 +123,8 @@ fn every_kind_of_rope_agrees() {
         Rope::new(10_000.0, 16).interleaved(),
         Rope::llama3(500_000.0, 64, 8.0, 1.0, 4.0, 8192),
     ] {
-        follow(&gpu, random, &shape(rope), Format::f16(), Protection::strict());
+        follow(&gpu, random, &shape(rope.clone()), Format::f16(), Protection::strict());
+        follow(&gpu, random, &shape(rope), rotated(Bits::Eight, Bits::Eight, 64, 1), Protection::strict());
     }
 }
 
@@ -123,5 +143,325 @@ fn weaker_devices_give_the_same_attention() {
         Capability { binding_bytes: 9 << 20, ..capability },
     ] {
         follow(&gpu.pretend(weaker), random, &shape, format, Protection::default());
+        follow(&gpu.pretend(weaker), random, &shape, rotated(Bits::Four, Bits::Four, 64, 2), Protection::default());
+    }
+}
+
+#[test]
+fn bits_are_those_of_the_paper() {
+    // RotateKV (2501.16383): bits of a code, and scale and zero of a group; protected tokens have 16 bits a number besides.
+    let gpu = gpu();
+    let random = &mut generator();
+    let shape = Shape { layers: 2, query_heads: 8, kv_heads: 8, head_dim: 128, rope: Rope::new(10_000.0, 128) };
+    let tokens = 4096;
+    for (scales, group, bits) in [
+        (Scales::Half, 32, 3.0),
+        (Scales::Half, 64, 2.5),
+        (Scales::Half, 128, 2.25),
+        (Scales::Byte, 32, 2.5),
+        (Scales::Byte, 64, 2.25),
+        (Scales::Byte, 128, 2.125),
+    ] {
+        let format = rotated(Bits::Two, Bits::Two, group, 4).with_scales(scales);
+        for (protection, sinks) in [(Protection::strict(), 0.0), (massive(20, 0), 20.0), (protect(4, 0), 4.0)] {
+            let plan = planned(&gpu, random, &shape, format, protection, Budget::tokens(1, tokens));
+            assert_eq!(plan.bits_per_element(u64::from(tokens)), bits + 16.0 * sinks / f64::from(tokens), "{format}, {protection:?}");
+            let cost = plan.cost();
+            let elements = f64::from(tokens) * shape.elements_per_token() as f64;
+            let pages = 8 * (cost.key_codes + cost.key_scales + cost.value_codes + cost.value_scales);
+            assert_eq!(pages as f64 / elements, bits);
+            assert_eq!(8.0 * cost.protected as f64 / elements, 16.0 * sinks / f64::from(tokens));
+            // A byte a key channel, and three words a sink.
+            assert_eq!(cost.marks, 2 * (8 * 128 + if plan.elects() { 12 * 20 } else { 0 }));
+            let cache = Cache::new(&gpu, plan).unwrap();
+            // Buffers are of 16 bytes at least.
+            assert!(cache.bytes() >= cost.cache() && cache.bytes() <= cost.cache() + 2 * 16);
+        }
+    }
+}
+
+/// Numbers of a row of the residual stream.
+const WIDTH: usize = 8;
+
+/// What a model would make of one text: by layer keys, values, queries and the residual stream of every token.
+#[derive(Clone)]
+struct Text {
+    layers: Vec<[Vec<f32>; 4]>,
+}
+
+impl Text {
+    fn new(random: &mut StdRng, shape: &Shape, tokens: usize) -> Self {
+        let widths = Self::widths(shape);
+        Self { layers: (0..shape.layers).map(|_| widths.map(|width| normals(random, tokens * width))).collect() }
+    }
+
+    fn widths(shape: &Shape) -> [usize; 4] {
+        let [kv, q] = [shape.kv_heads, shape.query_heads].map(|heads| (heads * shape.head_dim) as usize);
+        [kv, kv, q, WIDTH]
+    }
+
+    /// Another text that begins with this one's first tokens.
+    fn branch(&self, random: &mut StdRng, shape: &Shape, tokens: usize) -> Self {
+        let mut other = Self::new(random, shape, self.layers[0][3].len() / WIDTH);
+        for (other, own) in other.layers.iter_mut().flatten().zip(self.layers.iter().flatten()) {
+            let width = own.len() * WIDTH / self.layers[0][3].len();
+            other[..tokens * width].copy_from_slice(&own[..tokens * width]);
+        }
+        other
+    }
+}
+
+/// A cache and the texts' shape.
+struct Reader {
+    gpu: Gpu,
+    cache: Cache,
+}
+
+impl Reader {
+    /// Reads on in a text, in chunks; answers the output of all layers, bit for bit.
+    fn read(&mut self, sequence: Sequence, text: &Text, chunks: &[usize]) -> Vec<Vec<u32>> {
+        let shape = self.cache.plan().shape().clone();
+        let [kv, _, q, _] = Text::widths(&shape);
+        let mut outputs = Vec::new();
+        for n in chunks {
+            let at = self.cache.tokens(sequence).unwrap() as usize;
+            let step = self.cache.step(&[Chunk { sequence, tokens: *n as u32 }]).unwrap();
+            for (layer, [keys, values, queries, residual]) in (0..).zip(&text.layers) {
+                let rows = |numbers: &[f32], width: usize| upload(&self.gpu, &numbers[at * width..(at + n) * width]);
+                let (k, v, q_rows, r, out) = (rows(keys, kv), rows(values, kv), rows(queries, q), rows(residual, WIDTH), poisoned(&self.gpu, n * q));
+                let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+                self.cache.elect(&mut encoder, &step, layer, Rows::f32(&r), WIDTH as u32).unwrap();
+                self.cache.append(&mut encoder, &step, layer, Rows::f32(&k), Rows::f32(&v)).unwrap();
+                self.cache.attend(&mut encoder, &step, layer, Rows::f32(&q_rows), Rows::f32(&out)).unwrap();
+                self.gpu.queue().submit([encoder.finish()]);
+                outputs.push(words(&self.gpu, &out));
+            }
+        }
+        outputs
+    }
+
+    fn recorded<T>(&mut self, record: impl FnOnce(&mut Cache, &mut wgpu::CommandEncoder) -> T) -> T {
+        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+        let answer = record(&mut self.cache, &mut encoder);
+        self.gpu.queue().submit([encoder.finish()]);
+        answer
+    }
+
+    fn fork(&mut self, sequence: Sequence) -> Result<Sequence> {
+        self.recorded(|cache, encoder| cache.fork(encoder, sequence))
+    }
+
+    fn truncate(&mut self, sequence: Sequence, tokens: u32) -> Result<()> {
+        self.recorded(|cache, encoder| cache.truncate(encoder, sequence, tokens))
+    }
+}
+
+fn small() -> Shape {
+    Shape { layers: 2, query_heads: 4, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
+}
+
+/// Formats and protections to fork and cut.
+fn ways() -> Vec<(Format, Protection)> {
+    use Bits::{Eight, Four, Three, Two};
+    let strict = Protection::strict();
+    vec![
+        (Format::f16(), strict),
+        (rtn(Eight, Two, 32), strict),
+        (hadamard(Four, Three, 64), Protection { sinks: Sinks::First(4), window: 0 }),
+        (hadamard(Four, Four, 64), Protection::default()),
+        (rotated(Two, Two, 64, 2), strict),
+        (rotated(Three, Four, 128, 1).with_scales(Scales::Byte), strict),
+        (rotated(Four, Two, 32, 2), massive(20, 0)),
+        (rotated(Four, Four, 64, 2), massive(8, 128)),
+    ]
+}
+
+/// Two caches alike: one for what is tested, one for sequences that were never forked or cut.
+fn readers(gpu: &Gpu, random: &mut StdRng, format: Format, protection: Protection, budget: Budget) -> [Reader; 2] {
+    let plan = planned(gpu, random, &small(), format, protection, budget);
+    [(); 2].map(|()| Reader { gpu: gpu.clone(), cache: Cache::new(gpu, plan.clone()).unwrap() })
+}
+
+#[test]
+fn forks_grow_on_their_own() {
+    let gpu = gpu();
+    let random = &mut generator();
+    let text = Text::new(random, &small(), 700);
+    for (format, protection) in ways() {
+        let [mut forked, mut plain] = readers(&gpu, random, format, protection, Budget::tokens(3, 512));
+        let name = format!("{format}, {protection:?}");
+        let all = forked.cache.free_pages();
+        // 144 tokens end inside a page, 128 with one.
+        for begin in [vec![130, 1, 12, 1], vec![128]] {
+            let tokens: usize = begin.iter().sum();
+            let other = text.branch(random, &small(), tokens);
+            let first = forked.cache.allocate().unwrap();
+            forked.read(first, &text, &begin);
+            let free = forked.cache.free_pages();
+            let second = forked.fork(first).unwrap();
+            let packed = forked.cache.plan().packed(tokens as u32);
+            assert_eq!(free - forked.cache.free_pages(), u32::from(packed % 128 != 0), "{name}: a copy of the last page, if it is not full");
+            assert_eq!(forked.cache.tokens(second).unwrap(), tokens as u32);
+
+            let controls = [&text, &other].map(|text| {
+                let control = plain.cache.allocate().unwrap();
+                plain.read(control, text, &begin);
+                control
+            });
+            // In turn, so that each could harm the other.
+            for chunks in [vec![1], vec![120, 1]] {
+                for (sequence, control, text) in [(first, controls[0], &text), (second, controls[1], &other)] {
+                    assert!(forked.read(sequence, text, &chunks) == plain.read(control, text, &chunks), "{name}: {chunks:?} after {begin:?}");
+                }
+            }
+            // A fork of the fork, and the end of the first: the others stay.
+            let third = forked.fork(second).unwrap();
+            forked.cache.free(first).unwrap();
+            assert!(matches!(forked.fork(first), Err(Error::UnknownSequence { .. })));
+            let want = plain.read(controls[1], &other, &[1, 20]);
+            for sequence in [second, third] {
+                assert!(forked.read(sequence, &other, &[1, 20]) == want, "{name}: after the first was freed");
+            }
+            forked.cache.free(second).unwrap();
+            let want = plain.read(controls[1], &other, &[1, 1]);
+            assert!(forked.read(third, &other, &[1, 1]) == want, "{name}: alone");
+            forked.cache.free(third).unwrap();
+            assert_eq!(forked.cache.free_pages(), all, "{name}: every page is given back");
+            controls.into_iter().for_each(|control| plain.cache.free(control).unwrap());
+        }
+    }
+}
+
+#[test]
+fn what_was_cut_off_leaves_no_trace() {
+    let gpu = gpu();
+    let random = &mut generator();
+    let text = Text::new(random, &small(), 700);
+    // From where to where: at and around a page's end, at and around a sequence's. Each way takes three of them.
+    let cuts = [(270, 270), (270, 269), (270, 256), (270, 130), (150, 3), (150, 0), (130, 1)];
+    for (w, (format, protection)) in ways().into_iter().enumerate() {
+        let [mut cut, mut plain] = readers(&gpu, random, format, protection, Budget::tokens(2, 512));
+        let name = format!("{format}, {protection:?}");
+        let all = cut.cache.free_pages();
+        for (read, tokens) in [0, 2, 3].map(|n| cuts[(w + n) % cuts.len()]) {
+            let sequence = cut.cache.allocate().unwrap();
+            cut.read(sequence, &text, &[read]);
+            cut.truncate(sequence, tokens).unwrap();
+            assert_eq!(cut.cache.tokens(sequence).unwrap(), tokens);
+            let packed = cut.cache.plan().packed(read as u32).min(tokens);
+            assert_eq!(all - cut.cache.free_pages(), packed.div_ceil(128), "{name}: pages beyond {tokens} tokens are given back");
+
+            let other = text.branch(random, &small(), tokens as usize);
+            let control = plain.cache.allocate().unwrap();
+            if tokens > 0 {
+                plain.read(control, &other, &[tokens as usize]);
+            }
+            let strict = protection.window == 0 || format.codec() == Codec::F16;
+            // Sinks are elected among all tokens of a prompt, and those of a shorter one are others.
+            let same = strict && !cut.cache.plan().elects();
+            for chunks in [vec![1, 1], vec![120, 1]] {
+                let at = cut.cache.tokens(sequence).unwrap() as usize;
+                let (got, want) = (cut.read(sequence, &other, &chunks), plain.read(control, &other, &chunks));
+                if same {
+                    assert!(got == want, "{name}: {chunks:?} after {read} cut to {tokens}");
+                }
+                near_exact(&cut, sequence, &other, at, &chunks, &got, &name);
+            }
+            cut.cache.free(sequence).unwrap();
+            plain.cache.free(control).unwrap();
+            assert_eq!(cut.cache.free_pages(), all);
+        }
+    }
+}
+
+/// Outputs against f64 attention over the text's own rows, within the budget of the format's bits. (Tokens that are f16 make the
+/// error less.)
+fn near_exact(reader: &Reader, sequence: Sequence, text: &Text, at: usize, chunks: &[usize], outputs: &[Vec<u32>], name: &str) {
+    let plan = reader.cache.plan();
+    let (shape, [kv, _, q, _]) = (plan.shape(), Text::widths(plan.shape()));
+    let mut end = at;
+    for (n, outputs) in chunks.iter().zip(outputs.chunks_exact(text.layers.len())) {
+        end += n;
+        for ([keys, values, queries, _], output) in text.layers.iter().zip(outputs) {
+            let want = attention_exact(shape, &keys[..end * kv], &values[..end * kv], &queries[(end - n) * q..end * q], *n);
+            let error: f64 = floats(output).iter().zip(&want).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
+            let error = (error / want.iter().map(|x| x * x).sum::<f64>()).sqrt();
+            assert!(error < budget(plan.format()), "{name}: slot {}, {end} tokens: relative error {error}", sequence.slot());
+        }
+    }
+}
+
+#[test]
+fn cutting_inside_a_shared_page_copies_it() {
+    let gpu = gpu();
+    let random = &mut generator();
+    let text = Text::new(random, &small(), 700);
+    for (format, protection) in ways() {
+        let [mut cut, mut plain] = readers(&gpu, random, format, protection, Budget::tokens(2, 512));
+        let name = format!("{format}, {protection:?}");
+        // Both hold a full page at least.
+        let first = cut.cache.allocate().unwrap();
+        let control = plain.cache.allocate().unwrap();
+        cut.read(first, &text, &[260]);
+        plain.read(control, &text, &[260]);
+        let second = cut.fork(first).unwrap();
+        let free = cut.cache.free_pages();
+        let held = cut.cache.plan().packed(260).div_ceil(128);
+        let own = u32::from(!cut.cache.plan().packed(260).is_multiple_of(128));
+        cut.truncate(second, 100).unwrap();
+        // Its copy of the last page is given back, and one taken for the copy of the first.
+        assert_eq!(i64::from(cut.cache.free_pages()) - i64::from(free), i64::from(own) - 1, "{name}: {held} pages were shared");
+        let other = text.branch(random, &small(), 100);
+        for chunks in [vec![1], vec![70, 1]] {
+            let at = cut.cache.tokens(second).unwrap() as usize;
+            let got = cut.read(second, &other, &chunks);
+            near_exact(&cut, second, &other, at, &chunks, &got, &name);
+            assert!(cut.read(first, &text, &[1, 2]) == plain.read(control, &text, &[1, 2]), "{name}: the other sequence changed");
+        }
+    }
+}
+
+#[test]
+fn forks_and_cuts_that_are_refused_change_nothing() {
+    let gpu = gpu();
+    let random = &mut generator();
+    let text = Text::new(random, &small(), 700);
+    for (format, protection) in [(hadamard(Bits::Four, Bits::Four, 64), Protection::strict()), (rotated(Bits::Four, Bits::Four, 64, 2), massive(4, 0))] {
+        // Three pages, three sequences.
+        let [mut reader, mut plain] = readers(&gpu, random, format, protection, Budget::tokens(3, 128));
+        let first = reader.cache.allocate().unwrap();
+        let control = plain.cache.allocate().unwrap();
+        reader.read(first, &text, &[256]);
+        plain.read(control, &text, &[256]);
+        let state = |reader: &Reader, sequence| (reader.cache.tokens(sequence).unwrap(), reader.cache.free_pages(), reader.cache.bytes_used());
+
+        // Two full pages are shared; the third page is the first sequence's now, so none is left to copy one.
+        let second = reader.fork(first).unwrap();
+        assert_eq!(reader.cache.free_pages(), 1);
+        let want = plain.read(control, &text, &[1]);
+        assert!(reader.read(first, &text, &[1]) == want);
+        let before = state(&reader, first);
+        assert!(matches!(reader.fork(first), Err(Error::Pages { need: 1, have: 0 })));
+        assert!(matches!(reader.truncate(second, 100), Err(Error::Pages { need: 1, have: 0 })));
+        assert!(matches!(reader.truncate(second, 257), Err(Error::Range { first: 0, end: 257, have: 256 })));
+        assert_eq!(state(&reader, first), before);
+        assert_eq!(reader.cache.tokens(second).unwrap(), 256);
+        // At a page's end no copy is needed; then a page that only one sequence holds is cut without a copy.
+        reader.truncate(second, 128).unwrap();
+        let third = reader.fork(second).unwrap();
+        assert!(matches!(reader.fork(second), Err(Error::Sequences { have: 3 })));
+        reader.cache.free(second).unwrap();
+        for gone in [second, control] {
+            assert!(matches!(reader.fork(gone), Err(Error::UnknownSequence { .. })));
+            assert!(matches!(reader.truncate(gone, 0), Err(Error::UnknownSequence { .. })));
+        }
+        reader.cache.free(third).unwrap();
+        let step = reader.cache.step(&[Chunk { sequence: first, tokens: 1 }]).unwrap();
+        reader.truncate(first, 257).unwrap();
+        let rows = upload(&gpu, &text.layers[0][0]);
+        let stale = reader.recorded(|cache, encoder| cache.append(encoder, &step, 0, Rows::f32(&rows), Rows::f32(&rows)));
+        assert!(matches!(stale, Err(Error::Stale { .. })), "a step of before the cut");
+        // All that was refused left no trace.
+        assert!(reader.read(first, &text, &[1, 100]) == plain.read(control, &text, &[1, 100]));
     }
 }

@@ -8,7 +8,7 @@
 mod support;
 
 use support::*;
-use wgkv::reference::{self, rotate_exact, turn_exact};
+use wgkv::reference::{self, cached, rotate_exact, turn_exact};
 use wgkv::*;
 
 /// Error of a number of a turned and rotated row, relative to the row's length; see tests/append.rs.
@@ -38,6 +38,18 @@ fn cases() -> Vec<Case> {
             steps: vec![vec![(0, 700)], vec![(0, 1)]],
             ..case("more tokens than a dimension of the grid, as pretended, holds", 64, 1, 1, format)
         },
+        Case { protection: protect(4, 16), ..case("RotateKV: keys turned, not rotated; values rotated", 64, 4, 4, rotated(Two, Two, 128, 4)) },
+        Case {
+            protection: massive(20, 0),
+            steps: vec![vec![(0, 9), (1, 200)], vec![(0, 50), (1, 1)], vec![(1, 20)]],
+            ..case("elected sinks, of a prompt in chunks", 64, 2, 2, rotated(Four, Four, 64, 2))
+        },
+        Case {
+            protection: massive(7, 128),
+            element: Element::F16,
+            steps: vec![vec![(0, 140), (1, 3)], vec![(0, 1), (1, 300)], vec![(1, 1)]],
+            ..case("elected sinks with a window; f16 rows", 64, 1, 1, rotated(Four, Four, 64, 1))
+        },
     ]
 }
 
@@ -54,34 +66,49 @@ fn protect_agrees_with_its_reference() {
             _ => {}
         }
         let steps = case.steps.clone();
-        let rotates = case.format.codec().rotates_values();
+        let (rotates_keys, rotates_values) = (case.format.codec().rotates_keys(), case.format.codec().rotates_values());
         let mut walk = Walk::new(&gpu, case);
-        let (sinks, shape) = (walk.plan().sinks(), walk.case.shape.clone());
+        let shape = walk.case.shape.clone();
         let d = shape.head_dim as usize;
         let (mut all, mut ties) = (0, 0);
         for chunks in &steps {
             let taken = walk.take(chunks, false);
             let words = taken.step.words();
             let (mut twin, mut status) = (taken.before.protected_rows.clone(), vec![0; 1028]);
-            reference::protect(&words.protect[0], &walk.constants, &words.tables, &walk.turns, &taken.keys.words, &taken.values.words, &mut twin, &mut status);
+            reference::protect(
+                &words.protect[0],
+                &walk.constants,
+                &words.tables,
+                &walk.turns,
+                &taken.keys.words,
+                &taken.values.words,
+                &taken.after.marks,
+                &mut twin,
+                &mut status,
+            );
             assert_eq!(status[0], 0);
 
             // Which words should change, from what protection means.
             let mut kept = vec![false; twin.len()];
             for record in records(&taken) {
-                for token in record.old_tokens..record.new_tokens {
-                    if token >= sinks && token < record.new_packed {
-                        continue;
-                    }
+                // The token of each row of the sinks (elected ones may lie in the window as well), then those of the window.
+                let (plan, c) = (walk.plan(), &walk.constants);
+                let new = record.old_tokens..record.new_tokens;
+                let sink = |s: u32| if plan.elects() { Some(taken.after.marks[cached::elected(c, record.slot) + s as usize]) } else { Some(s) };
+                let elects = !plan.elects() || record.new_tokens > record.old_tokens + 1;
+                let sinks = (0..plan.sinks()).filter(|_| elects).filter_map(|s| Some((s, sink(s).filter(|t| new.contains(t))?)));
+                let window = (record.new_packed.max(unpacked(plan))..record.new_tokens).filter(|t| new.contains(t));
+                for (s, token) in sinks.chain(window.map(|t| (cached::window_row(c, t), t))) {
                     for head in 0..shape.kv_heads {
                         let context = format!("{}: slot {}, token {token}, head {head}. WGKV_SEED={}", walk.case.why, record.slot, walk.seed);
-                        let at = reference::cached::row_at(&walk.constants, record.slot, shape.kv_heads, head, token) as usize;
+                        let at = cached::offset(c, record.slot, shape.kv_heads, head, s) as usize;
                         kept[at..at + d].fill(true);
                         let from = (((record.row_first + token - record.old_tokens) * shape.kv_heads + head) * shape.head_dim) as usize;
                         for (input, at, key) in [(&taken.keys, at, true), (&taken.values, at + d / 2, false)] {
                             let raw: Vec<f64> = input.numbers[from..from + d].iter().map(|x| f64::from(*x)).collect();
                             let error = ROW_ERROR * raw.iter().map(|x| x * x).sum::<f64>().sqrt();
                             let turned = if key { turn_exact(&shape.rope, &raw, token) } else { raw };
+                            let rotates = if key { rotates_keys } else { rotates_values };
                             let exact = if rotates { rotate_exact(&turned) } else { turned };
                             let got: Vec<f32> = taken.after.protected_rows[at..at + d / 2].iter().flat_map(|w| reference::half::unpack(*w)).collect();
                             let want: Vec<f32> = twin[at..at + d / 2].iter().flat_map(|w| reference::half::unpack(*w)).collect();

@@ -29,6 +29,8 @@ fn cases() -> Vec<Case> {
         case("a share of 16: four blocks", 128, 16, 1, hadamard(Eight, Two, 128)),
         case("the largest head", 256, 4, 1, hadamard(Three, Two, 64)),
         case("f32 queries for f16 keys", 64, 4, 1, Format::f16()),
+        case("f32 queries for RotateKV's keys, turned, not rotated", 64, 8, 4, rotated(Two, Two, 64, 4)),
+        Case { element: Element::F16, ..case("the same, a share of 7, f16 rows", 80, 14, 2, rotated(Four, Two, 128, 2)) },
     ];
     cases[1].shape.rope = Rope::new(10_000.0, 32);
     cases[2].shape.rope = Rope::new(10_000.0, 80).interleaved();
@@ -50,7 +52,7 @@ fn check_codes(walk: &Walk, name: &str, codes: &[u32], row: &[f32]) {
         let off = (quotient - f64::from(*code)).abs();
         assert!(off <= 0.5 + 127.0 * f64::from(QUOTIENT_ERROR), "{name}: code {i} is {code}, should be {quotient}. WGKV_SEED={}", walk.seed);
     }
-    for (g, group) in bytes.chunks_exact(c.group as usize).enumerate() {
+    for (g, group) in bytes.chunks_exact(c.key_group as usize).enumerate() {
         let sum: i32 = group.iter().map(|b| i32::from(*b)).sum();
         assert_eq!(f32::from_bits(codes[quads + 1 + g]), sum as f32, "{name}: sum of group {g}");
     }
@@ -106,16 +108,21 @@ fn a_query_that_is_not_finite_gives_nan_in_its_own_head_only() {
         Case { element: Element::F16, ..case("f16 pages, f16 rows", 64, 6, 2, Format::f16()) },
         Case { protection: protect(4, 128), ..case("sinks and window", 64, 6, 2, hadamard(Bits::Four, Bits::Two, 32)) },
         case("keys as they came", 64, 6, 2, rtn(Bits::Eight, Bits::Eight, 64)),
+        case("RotateKV", 64, 6, 2, rotated(Bits::Four, Bits::Two, 32, 2)),
+        Case { protection: massive(20, 0), ..case("RotateKV with elected sinks", 64, 6, 2, rotated(Bits::Two, Bits::Two, 64, 1)) },
+        Case { straight: Some(true), ..case("RotateKV in halves", 64, 6, 2, rotated(Bits::Two, Bits::Two, 64, 2)) },
     ] {
         let case = Case { steps: steps.clone(), ..case };
         for bad in [f32::NAN, f32::INFINITY] {
-            let [mut clean, mut harmed] = [Walk::new(&gpu, case.clone()), Walk::new(&gpu, case.clone())];
+            let mut clean = Walk::new(&gpu, case.clone());
+            let mut harmed = Walk::new(&gpu, clean.case.clone());
             for chunks in &steps {
                 let rows = clean.draw(chunks.iter().map(|(_, n)| n).sum());
                 let mut broken = rows.clone();
                 // Head 4 of row 1: the second KV head's second query head.
                 broken[2][(6 + 4) * 64 + 7] = bad;
-                let (want, got) = (clean.take_rows(chunks, rows, true), harmed.take_rows(chunks, broken, true));
+                let want = clean.take_rows(chunks, rows, true);
+                let got = harmed.take_all(chunks, broken, want.residual.numbers.clone(), true);
                 for (i, (got, want)) in harmed.output(&got).chunks_exact(64).zip(clean.output(&want).chunks_exact(64)).enumerate() {
                     if i == 6 + 4 {
                         assert!(got.iter().all(|x| x.is_nan()), "{}: {bad} gave {got:?}", case.why);

@@ -20,19 +20,29 @@ use std::process::Command;
 use std::sync::OnceLock;
 use wgkv::gpu::{Linked, Part};
 use wgkv::kernel::{self, Binding, Kernel, Variant};
-use wgkv::{Bits, Budget, Capability, Codec, Element, Format, Plan, Protection, Rope, Shape, Sinks};
+use wgkv::{Bits, Budget, Capability, Codec, Element, Format, Plan, Protection, Rope, Scales, Shape, Sinks};
 
 /// WebGPU's default limits, which the portable variants keep to.
 const INVOCATIONS: u32 = 256;
 const WORKGROUP_BYTES: u32 = 16_384;
 const STORAGE_BUFFERS: usize = 8;
 
-/// Kernels that may use atomics: they list broken tokens in `status`. Everything else owns the words it writes.
-const ATOMIC_KERNELS: [&str; 2] = ["append", "protect"];
+/// Workgroup memory of variants that compute in halves: they are made only for devices that have more than the default, as much as
+/// all desktop GPUs of today have.
+const HALVES_WORKGROUP_BYTES: u32 = 49_152;
+
+/// The same for RotateKV's rotations over more than 512 channels, whose four tokens take 16 bytes a channel, and for its tiles of 32
+/// keys of 256 halves.
+const WIDE_WORKGROUP_BYTES: u32 = 32_768;
+
+/// Kernels that may use atomics: they list broken tokens in `status` (and append_reordered finds the extents of groups that lie
+/// anywhere in a row). Everything else owns the words it writes.
+const ATOMIC_KERNELS: [&str; 3] = ["append", "append_reordered", "protect"];
 
 /// Variants that naga's GLSL writer cannot write as `310 es` compute, each a part of the variant's label, with the reason.
-/// Empty: packed dot products are polyfilled and subgroups have an extension. One that starts to pass fails the test.
-const GLSL_EXCLUDED: [(&str, &str); 0] = [];
+/// Packed dot products are polyfilled and subgroups have an extension. One that starts to pass fails the test.
+const GLSL_EXCLUDED: [(&str, &str); 2] =
+    [("restore_straight", "GLSL ES has no halves, and devices of OpenGL never offer the feature"), ("restore_shuffled", "the same")];
 
 const HEAD_DIMS: [u32; 5] = [64, 80, 96, 128, 256];
 const BITS: [Bits; 4] = [Bits::Two, Bits::Three, Bits::Four, Bits::Eight];
@@ -62,9 +72,61 @@ fn plans() -> Vec<Plan> {
         let protections = [Protection::strict(), Protection::default(), Protection { sinks: Sinks::First(1), window: 0 }];
         let shape = Shape { layers: 1, query_heads: 2 * SHARES[i % 7], kv_heads: 2, head_dim, rope: ropes[i % 5].clone() };
         let capability = Capability { straight: i / 2 % 2 == 0, subgroups: (i / 4 % 2 == 0).then_some((32, 64)), ..Capability::webgpu_default() };
+        let eight = format.key_bits() == 8 || format.value_bits() == 8;
+        let format = if i % 3 == 2 && !eight { format.with_scales(Scales::Byte) } else { format };
         Plan::new(shape, format, protections[i % 3], Budget::tokens(1, 1024), &capability).unwrap().with_element([Element::F32, Element::F16][i / 3 % 2])
     };
-    formats.into_iter().enumerate().map(plan).collect()
+    formats.into_iter().enumerate().map(plan).chain(rotated_plans()).collect()
+}
+
+/// Head dimension, heads that are rotated together, bits of keys, scales, and bits of values where they matter; numbered.
+type Numbered = (usize, (u32, u32, Bits, Scales, Option<Bits>));
+
+/// RotateKV's plans: bits, head dimensions and heads that are rotated together are all combined, on a device of WebGPU's default
+/// limits and on one that computes in halves.
+fn rotated_plans() -> Vec<Plan> {
+    let mut formats = Vec::new();
+    for (head_dim, heads) in HEAD_DIMS.into_iter().flat_map(|d| [1, 2, 4, 8].map(|heads| (d, heads))).filter(|(d, heads)| d * heads <= 1024) {
+        for key_bits in BITS {
+            for scales in [Scales::Half, Scales::Byte].into_iter().filter(|s| key_bits != Bits::Eight || *s == Scales::Half) {
+                formats.push((head_dim, heads, key_bits, scales, None));
+            }
+        }
+    }
+    let plan = |(i, (head_dim, heads, key_bits, scales, every)): Numbered, halves: bool, subgroups: bool| {
+        let ropes = [Rope::new(10_000.0, head_dim), Rope::none(), Rope::new(10_000.0, head_dim).interleaved(), Rope::new(500_000.0, head_dim / 2)];
+        // What has no straight code is left to the default device.
+        let rope = ropes[if halves { i % 2 } else { i % 4 }].clone();
+        let protections = [Protection::strict(), Protection::default(), Protection { sinks: Sinks::Massive(20), window: 0 }];
+        let value_bits = every.unwrap_or(BITS[if scales == Scales::Byte { i % 3 } else { i / 3 % 4 }]);
+        let group = [32, 64, 128].into_iter().cycle().skip(i).find(|g| *g == 128 || head_dim % g == 0).unwrap_or(128);
+        let format = Format::new(Codec::RotateKv, key_bits, value_bits, group).with_heads_per_group(heads).with_scales(scales);
+        // More than 32 groups a row are not shuffled.
+        let kv_heads = heads * if every.is_some() { 1 } else { [1, 3][i % 2] };
+        let shape = Shape { layers: 1, query_heads: kv_heads * SHARES[i % 7], kv_heads, head_dim, rope };
+        let subgroups = subgroups.then_some((32, 32));
+        // Scratch for 24 KV heads of 16 query heads is more than the default binding holds.
+        let capability = Capability { binding_bytes: 1 << 30, buffer_bytes: 1 << 30, ..Capability::webgpu_default() };
+        let capability = if halves {
+            Capability { straight: true, halves: true, workgroup_bytes: HALVES_WORKGROUP_BYTES, subgroups, ..capability }
+        } else {
+            let workgroup_bytes = if heads * head_dim > 512 || head_dim == 256 { WIDE_WORKGROUP_BYTES } else { capability.workgroup_bytes };
+            Capability { straight: i % 2 == 0, subgroups, workgroup_bytes, ..capability }
+        };
+        let plan = Plan::new(shape, format, protections[i % 3], Budget::tokens(1, 1024), &capability).unwrap();
+        plan.with_element([Element::F32, Element::F16][i / 3 % 2])
+    };
+    let served = |(_, (head_dim, heads, ..)): &Numbered| [64, 128].contains(head_dim) && *heads <= 4;
+    // What has ways of its own to restore keys in halves, with every width of keys and values; numbered so that every width of the
+    // keys meets shares of 1, 2, 3 and 4.
+    let every_pair = [(64, 1), (128, 4)].into_iter().flat_map(|(head_dim, heads)| {
+        let bits = (0..16).flat_map(|n| [Scales::Half, Scales::Byte].map(|scales| (n, BITS[n / 4], BITS[n % 4], scales)));
+        let allowed = bits.filter(|(_, key, value, scales)| *scales == Scales::Half || (*key != Bits::Eight && *value != Bits::Eight));
+        allowed.map(move |(n, key, value, scales)| (7 * (n / 4) + n % 4, (head_dim, heads, key, scales, Some(value))))
+    });
+    let straight = formats.clone().into_iter().enumerate().filter(served).map(|format| plan(format, true, format.0 / 2 % 2 == 0));
+    let portable = formats.iter().cloned().enumerate().map(|format| plan(format, false, format.0 / 2 % 2 == 0));
+    portable.chain(straight).chain(every_pair.map(|format| plan(format, true, true))).collect()
 }
 
 /// A variant that naga has read and found valid.
@@ -74,13 +136,14 @@ struct Proven {
     info: ModuleInfo,
 }
 
-/// Reads and validates with the capabilities that the variant declares and no other. Packed dot products need none.
+/// Reads and validates with the capabilities that the variant declares and no other: subgroups, halves. Packed dot products need none.
 /// `unpack2x16float` is core WGSL, and naga's flag for it stands for what every WebGPU adapter has (only some of OpenGL's
 /// lack it): halves in 32-bit words are how all kernels read scales.
-fn prove(linked: &Linked, subgroups: bool) -> Result<(Module, ModuleInfo), String> {
+fn prove(linked: &Linked, subgroups: bool, halves: bool) -> Result<(Module, ModuleInfo), String> {
     let module = naga::front::wgsl::parse_str(&linked.source).map_err(|e| linked.locate(&e.emit_to_string(&linked.source)))?;
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     capabilities.set(Capabilities::SUBGROUP, subgroups);
+    capabilities.set(Capabilities::SHADER_FLOAT16, halves);
     let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module).map_err(|e| linked.locate(&e.emit_to_string(&linked.source)))?;
     Ok((module, info))
 }
@@ -90,12 +153,15 @@ fn all() -> &'static [Proven] {
     static ALL: OnceLock<Result<Vec<Proven>, String>> = OnceLock::new();
     let proven = ALL.get_or_init(|| {
         let mut seen = HashSet::new();
-        let variants =
-            plans().iter().flat_map(Plan::variants).chain(HEAD_DIMS.map(kernel::rotate::variant)).filter(|v| seen.insert(v.clone())).collect::<Vec<_>>();
+        let rotations = kernel::rotate::ORDERS
+            .into_iter()
+            .flat_map(|order| [32, 64, 128].into_iter().flat_map(move |n| [false, true].map(|in_place| kernel::rotate::variant(order, in_place, n))));
+        let measures = [Element::F32, Element::F16].map(kernel::measure::variant);
+        let variants = plans().iter().flat_map(Plan::variants).chain(rotations).chain(measures).filter(|v| seen.insert(v.clone())).collect::<Vec<_>>();
         let mut proven = Vec::new();
         let mut complaints = String::new();
         for variant in variants {
-            match prove(&variant.link(), variant.subgroups) {
+            match prove(&variant.link(), variant.subgroups, variant.halves) {
                 Ok((module, info)) => proven.push(Proven { variant, module, info }),
                 Err(complaint) => _ = writeln!(complaints, "{variant}:\n{complaint}"),
             }
@@ -144,11 +210,21 @@ fn every_file_is_linked_by_some_variant() {
 #[test]
 fn the_table_reaches_every_choice_of_attend_split() {
     let split: Vec<&Variant> = all().iter().map(|p| &p.variant).filter(|v| v.kernel.name == "attend_split").collect();
+    // How RotateKV's keys are restored belongs to the keys.
     let stem = |variant: &Variant, prefix: &str| -> Vec<&'static str> {
-        variant.parts.iter().map(|p| p.path.trim_start_matches("part/").trim_end_matches(".wgsl")).filter(|p| p.starts_with(prefix)).collect()
+        let names = variant.parts.iter().map(|p| p.path.trim_start_matches("part/").trim_end_matches(".wgsl"));
+        names.filter(|p| p.starts_with(prefix) || (prefix == "keys_" && ["restore_", "codes_", "words_"].iter().any(|prefix| p.starts_with(prefix)))).collect()
     };
-    for (one, other) in [("keys_", "values_"), ("heads_", "reduce_"), ("heads_", "keys_"), ("reduce_", "keys_"), ("reduce_", "values_"), ("heads_", "values_")]
-    {
+    for (one, other) in [
+        ("keys_", "values_"),
+        ("heads_", "reduce_"),
+        ("heads_", "keys_"),
+        ("reduce_", "keys_"),
+        ("reduce_", "values_"),
+        ("heads_", "values_"),
+        ("scales_", "keys_"),
+        ("scales_", "values_"),
+    ] {
         let pairs: BTreeSet<_> = split.iter().map(|v| (stem(v, one), stem(v, other))).collect();
         let (ones, others): (BTreeSet<_>, BTreeSet<_>) = pairs.iter().cloned().unzip();
         let missing: Vec<_> = ones
@@ -156,7 +232,14 @@ fn the_table_reaches_every_choice_of_attend_split() {
             .flat_map(|a| others.iter().map(move |b| (a, b)))
             // f16 is keys and values alike, and the walk is straight for both or for neither.
             .filter(|(a, b)| {
-                one != "keys_" || (a.contains(&"keys_f16") == b.contains(&"values_f16") && a.contains(&"keys_straight") == b.contains(&"values_straight"))
+                let straight = ["keys_straight", "restore_straight", "restore_shuffled"].iter().any(|part| a.contains(part));
+                one != "keys_" || (a.contains(&"keys_f16") == b.contains(&"values_f16") && straight == b.contains(&"values_straight"))
+            })
+            // Keys are shuffled between the lanes of a subgroup.
+            .filter(|(a, b)| !(a.contains(&"reduce_workgroup") && b.contains(&"restore_shuffled")))
+            // Neither f16 nor 8 bits have scales of a byte.
+            .filter(|(a, b)| {
+                !(a.contains(&"scales_byte") && b.iter().any(|part| ["keys_f16", "values_f16", "keys_8", "values_8", "codes_8", "words_8"].contains(part)))
             })
             .filter(|(a, b)| !pairs.contains(&((*a).clone(), (*b).clone())))
             .collect();
@@ -191,7 +274,12 @@ fn variants_that_differ_have_labels_that_differ() {
 
 #[test]
 fn subgroups_are_declared_where_they_are_used_and_only_there() {
-    every(|Proven { variant, .. }| unequal("the need of subgroups", prove(&variant.link(), false).is_err(), variant.subgroups));
+    every(|Proven { variant, .. }| unequal("the need of subgroups", prove(&variant.link(), false, variant.halves).is_err(), variant.subgroups));
+}
+
+#[test]
+fn halves_are_declared_where_they_are_used_and_only_there() {
+    every(|Proven { variant, .. }| unequal("the need of halves", prove(&variant.link(), variant.subgroups, false).is_err(), variant.halves));
 }
 
 #[test]
@@ -215,8 +303,15 @@ fn workgroups_stay_within_the_default_limits() {
         layouter.update(module.to_ctx()).unwrap();
         let shared = module.global_variables.iter().filter(|(_, global)| global.space == AddressSpace::WorkGroup);
         let bytes: u32 = shared.map(|(_, global)| layouter[global.ty].size.next_multiple_of(16)).sum();
-        if bytes > WORKGROUP_BYTES {
-            complaints.push(format!("{bytes} bytes of workgroup memory, but {WORKGROUP_BYTES} are allowed"));
+        let constant = |name| variant.constants().iter().find(|(n, _)| *n == name).map_or(1.0, |(_, x)| *x);
+        let restores = variant.parts.iter().any(|part| ["part/keys_restored.wgsl", "part/tile_restored.wgsl"].contains(&part.path));
+        let allowed = match variant.halves {
+            true => HALVES_WORKGROUP_BYTES,
+            false if restores && (constant("GROUP_HEADS") * constant("HEAD_DIM") > 512.0 || constant("HEAD_DIM") == 256.0) => WIDE_WORKGROUP_BYTES,
+            false => WORKGROUP_BYTES,
+        };
+        if bytes > allowed {
+            complaints.push(format!("{bytes} bytes of workgroup memory, but {allowed} are allowed"));
         }
         let storage = module.global_variables.iter().filter(|(_, global)| matches!(global.space, AddressSpace::Storage { .. })).count();
         if storage > STORAGE_BUFFERS {
@@ -266,10 +361,13 @@ type Fields = (&'static Kernel, &'static str, usize, Vec<(&'static str, usize)>)
 fn params() -> Vec<Fields> {
     vec![
         fields!(append::AppendParams { items_at, items, layer, slab_heads, head_first, kv_heads, pad }),
+        fields!(append_reordered::AppendReorderedParams { items_at, items, layer, slab_heads, head_first, kv_heads, pad }),
         fields!(attend_merge::AttendMergeParams { records_at, row_first, query_heads, kv_heads }),
         fields!(attend_prefill::AttendPrefillParams { items_at, slab_heads, head_first, kv_heads }),
         fields!(attend_split::AttendSplitParams { items_at, slab_heads, head_first, kv_heads }),
-        fields!(dequantize::DequantizeParams { chunk, first, tokens, slab_heads, head_first, kv_heads, pad }),
+        fields!(dequantize::DequantizeParams { chunk, first, tokens, slab_heads, head_first, kv_heads, limit, pad }),
+        fields!(elect::ElectParams { items_at, items, width, pad }),
+        fields!(measure::MeasureParams { rows, width, zero, pad }),
         fields!(protect::ProtectParams { items_at, items, layer, kv_heads }),
         fields!(query::QueryParams { positions_at, row_first, query_heads, kv_heads }),
         fields!(rotate::RotateParams { rows, pad }),
@@ -337,7 +435,7 @@ fn walk(block: &Block, visit: &mut impl FnMut(&Statement)) {
 }
 
 #[test]
-fn house_rule_only_append_and_protect_use_atomics() {
+fn house_rule_only_kernels_that_append_use_atomics() {
     every(|Proven { variant, module, .. }| {
         let atomics = module.types.iter().any(|(_, ty)| matches!(ty.inner, TypeInner::Atomic(_)));
         unequal("the use of atomics", atomics, ATOMIC_KERNELS.contains(&variant.kernel.name))
@@ -364,7 +462,11 @@ fn house_rule_barriers_stand_in_the_entry_point() {
 fn spirv(Proven { variant, module, info }: &Proven, modern: bool) -> Result<Vec<u32>, spv::Error> {
     let mut capabilities = vec![spv::Capability::Shader];
     if variant.subgroups {
-        capabilities.extend([spv::Capability::GroupNonUniform, spv::Capability::GroupNonUniformArithmetic, spv::Capability::GroupNonUniformBallot]);
+        use spv::Capability::{GroupNonUniform, GroupNonUniformArithmetic, GroupNonUniformBallot, GroupNonUniformShuffle};
+        capabilities.extend([GroupNonUniform, GroupNonUniformArithmetic, GroupNonUniformBallot, GroupNonUniformShuffle]);
+    }
+    if variant.halves {
+        capabilities.push(spv::Capability::Float16);
     }
     if modern {
         capabilities.extend([spv::Capability::DotProduct, spv::Capability::DotProductInput4x8BitPacked]);
@@ -408,8 +510,13 @@ fn variants_translate_to_msl() {
 fn variants_translate_to_hlsl() {
     every(|Proven { variant, module, info }| {
         let mut complaints = Vec::new();
-        // 6.0 takes packed dot products apart, 6.4 has the instruction; 5.1 (the old compiler) has no subgroups.
-        let models = [(hlsl::ShaderModel::V5_1, !variant.subgroups), (hlsl::ShaderModel::V6_0, true), (hlsl::ShaderModel::V6_4, true)];
+        // 6.0 takes packed dot products apart, 6.4 has the instruction; 5.1 (the old compiler) has no subgroups, and halves are since 6.2.
+        let models = [
+            (hlsl::ShaderModel::V5_1, !variant.subgroups && !variant.halves),
+            (hlsl::ShaderModel::V6_0, !variant.halves),
+            (hlsl::ShaderModel::V6_2, variant.halves),
+            (hlsl::ShaderModel::V6_4, true),
+        ];
         for (shader_model, _) in models.into_iter().filter(|(_, serves)| *serves) {
             let options = hlsl::Options { shader_model, ..Default::default() };
             let pipeline = hlsl::PipelineOptions { entry_point: Some((ShaderStage::Compute, variant.kernel.name.to_owned())) };
@@ -485,7 +592,7 @@ fn a_mistake_is_reported_by_file_and_line() {
     let kernel = Part { path: "sum", source: "@compute @workgroup_size(1)\nfn sum() { _ = part_twice(1u); }" };
     let part = Part { path: "part/twice.wgsl", source: "fn part_twice(x: u32) -> u32 {\n    return x * missing;\n}" };
     let linked = Linked::new("requires packed_4x8_integer_dot_product;\n", &[kernel, part]);
-    let message = prove(&linked, false).unwrap_err();
+    let message = prove(&linked, false, false).unwrap_err();
     assert!(message.contains("shaders/part/twice.wgsl:2"), "{message}");
     assert_eq!(linked.place(1), None);
     assert_eq!(linked.place(3), Some(("sum", 2)));

@@ -1,5 +1,6 @@
 // cached: four consecutive channels of one cached token as f32, wherever the token lies: in the f16 rows (sinks, window)
-// or in a packed page. Reads the kernel's bindings `tables`, `pages` and `protected_rows`.
+// or in a packed page. Reads the kernel's bindings `tables`, `marks`, `pages` and `protected_rows`; needs
+// scales_<form>.
 // Twin: src/reference/cached.rs.
 
 // Where one sequence's tokens of one KV head lie.
@@ -11,25 +12,52 @@ struct Place {
     kv_heads: u32,
     slab_head: u32,  // the head's place in the slab
     slab_heads: u32,
+    limit: u32,      // elected sinks from this token on are of a past that was cut off
 }
 
-fn cached_protected(place: Place, t: u32) -> bool {
-    return t < SINKS || t >= place.packed;
+// Of a token that lies in a page.
+const CACHED_PACKED = 0xffffffffu;
+
+// The token that f16 row s of the sinks keeps, or one beyond all.
+fn cached_sink(place: Place, s: u32) -> u32 {
+    if (MASSIVE) {
+        let t = marks[ELECTED_AT + place.slot * 3u * SINKS + s];
+        return select(0xffffffffu, t, t < place.limit);
+    }
+    return s;
 }
 
-// Word offset of the token's row: HEAD_DIM / 2 words of key, then as many of value.
-fn cached_row(place: Place, t: u32) -> u32 {
-    let s = select(SINKS + t % max(RING, 1u), t, t < SINKS);
+// Word offset of an f16 row: HEAD_DIM / 2 words of key, then as many of value.
+fn cached_offset(place: Place, s: u32) -> u32 {
     return ((place.slot * place.kv_heads + place.head) * (SINKS + RING) + s) * HEAD_DIM;
+}
+
+// Where the token's f16 row begins, or CACHED_PACKED.
+fn cached_row(place: Place, t: u32) -> u32 {
+    var row = CACHED_PACKED;
+    if (t >= place.packed) {
+        row = cached_offset(place, SINKS + t % max(RING, 1u));
+    }
+    if (MASSIVE) {
+        for (var s = 0u; s < SINKS; s++) {
+            if (cached_sink(place, s) == t) {
+                row = cached_offset(place, s);
+            }
+        }
+    } else if (t < SINKS) {
+        row = cached_offset(place, t);
+    }
+    return row;
 }
 
 fn cached_page(place: Place, t: u32) -> u32 {
     return (tables[place.list + t / 128u] * place.slab_heads + place.slab_head) * PAGE_VECS;
 }
 
-fn cached_key(place: Place, t: u32, quad: u32) -> vec4<f32> {
-    if (cached_protected(place, t)) {
-        let at = cached_row(place, t) + 2u * quad;
+// Channels 4 * quad to 4 * quad + 3 of the key; `row` is the token's cached_row.
+fn cached_key(place: Place, t: u32, row: u32, quad: u32) -> vec4<f32> {
+    if (row != CACHED_PACKED) {
+        let at = row + 2u * quad;
         return vec4<f32>(unpack2x16float(protected_rows[at]), unpack2x16float(protected_rows[at + 1u]));
     }
     let page = cached_page(place, t);
@@ -46,13 +74,13 @@ fn cached_key(place: Place, t: u32, quad: u32) -> vec4<f32> {
         let high = pages[page + (HEAD_DIM / 16u + quad / 8u) * 32u + lane][corner] >> (quad % 8u);
         word |= (high & 0x01010101u) << 2u;
     }
-    let scale = unpack2x16float(pages[page + KEY_SCALES + 4u * quad / GROUP * 32u + lane][corner]);
+    let scale = scales_pair(scales_of(pages[page + KEY_SCALES + 4u * quad / GROUP * SCALE_VECS + scales_vec(lane)], lane)[corner]);
     return scale.x * (vec4<f32>(unpack4xI8(word)) - scale.y);
 }
 
-fn cached_value(place: Place, t: u32, quad: u32) -> vec4<f32> {
-    if (cached_protected(place, t)) {
-        let at = cached_row(place, t) + HEAD_DIM / 2u + 2u * quad;
+fn cached_value(place: Place, t: u32, row: u32, quad: u32) -> vec4<f32> {
+    if (row != CACHED_PACKED) {
+        let at = row + HEAD_DIM / 2u + 2u * quad;
         return vec4<f32>(unpack2x16float(protected_rows[at]), unpack2x16float(protected_rows[at + 1u]));
     }
     let page = cached_page(place, t);
@@ -69,6 +97,6 @@ fn cached_value(place: Place, t: u32, quad: u32) -> vec4<f32> {
         let high = pages[page + VALUES + (8u + lane / 8u) * (HEAD_DIM / 4u) + quad] >> vec4<u32>(lane % 8u + 8u * corner);
         codes |= (high & vec4<u32>(1u)) << vec4<u32>(2u);
     }
-    let scale = unpack2x16float(pages[page + VALUE_SCALES + 4u * quad / GROUP * 32u + lane][corner]);
+    let scale = scales_pair(scales_of(pages[page + VALUE_SCALES + 4u * quad / GROUP * SCALE_VECS + scales_vec(lane)], lane)[corner]);
     return scale.x * (vec4<f32>(codes) - scale.y);
 }

@@ -1,7 +1,7 @@
 // hadamard: the two factors of the orthonormal Hadamard matrix of order HEAD_DIM = HADAMARD_OUTER * HADAMARD_INNER,
 // each row of a factor being signs only. 64 = 8x8, 80 = 20x4, 96 = 12x8, 128 = 16x8, 256 = 16x16. Every factor is
-// symmetric, so the transform is its own inverse. Works on the workgroup array `row: array<Cell, HEAD_DIM>`; the
-// kernel defines Cell (f32, or vec2 for a key and a value at once) and puts a barrier on both sides of each factor.
+// symmetric, so the transform is its own inverse. Works on the workgroup array `row` of one or more heads, HEAD_DIM cells
+// each; the kernel defines Cell (f32, or a vector of them) and puts a barrier on both sides of each factor.
 // Twin: src/reference/hadamard.rs.
 
 // Signs of the symmetric Hadamard matrices of order 12 and 20 (Paley's second construction): bit j of word r is set where
@@ -26,8 +26,8 @@ fn hadamard_four(mask: u32, j: u32, base: u32, stride: u32) -> Cell {
 
 // The factor over blocks: element i gathers the same place of every block of HADAMARD_INNER elements.
 fn hadamard_outer(i: u32) -> Cell {
-    let r = i / HADAMARD_INNER;
-    let base = i % HADAMARD_INNER;
+    let r = i % HEAD_DIM / HADAMARD_INNER;
+    let base = i - i % HEAD_DIM + i % HADAMARD_INNER;
     var mask = 0u;
     if (HADAMARD_OUTER == 12u) {
         mask = HADAMARD_12[r];

@@ -14,3 +14,8 @@ fn heads_dot_u8(codes: u32, p: HeadsU) -> HeadsU {
 fn heads_at(x: HeadsF, h: u32) -> f32 {
     return x;
 }
+
+// As many of four numbers as there are heads.
+fn heads_of(a: f32, b: f32, c: f32, d: f32) -> HeadsF {
+    return a;
+}

@@ -26,7 +26,7 @@ fn keys_eight(w: u32, page: u32, lane: u32, scores: ptr<function, Scores>) {
 }
 
 // Scores in log2 units, tokens 4 * lane to 4 * lane + 3. Sixteen words a turn keep enough loads in flight.
-fn keys_scores(page: u32, lane: u32) -> Scores {
+fn keys_scores(unit: u32, page: u32, lane: u32) -> Scores {
     var scores = Scores(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
     for (var w = 0u; w < KEY_STEPS; w += 16u) {
         keys_eight(w, page, lane, &scores);

@@ -14,12 +14,12 @@ fn keys_quad(codes: vec4<u32>, n: u32, dots: ptr<function, Dots>) {
 
 // Closes a group: its integer dots become scores through each token's scale and zero.
 fn keys_fold(g: u32, page: u32, lane: u32, dots: ptr<function, Dots>, scores: ptr<function, Scores>) {
-    let scales = pages[page + KEY_SCALES + g * 32u + lane];
+    let scales = scales_of(pages[page + KEY_SCALES + g * SCALE_VECS + scales_vec(lane)], lane);
     let sum = bitcast<HeadsF>(queries[HEAD_DIM / 4u + 1u + g]);
-    let a = unpack2x16float(scales.x);
-    let b = unpack2x16float(scales.y);
-    let c = unpack2x16float(scales.z);
-    let d = unpack2x16float(scales.w);
+    let a = scales_pair(scales.x);
+    let b = scales_pair(scales.y);
+    let c = scales_pair(scales.z);
+    let d = scales_pair(scales.w);
     (*scores).a += a.x * (HeadsF((*dots).a) - a.y * sum);
     (*scores).b += b.x * (HeadsF((*dots).b) - b.y * sum);
     (*scores).c += c.x * (HeadsF((*dots).c) - c.y * sum);
@@ -37,7 +37,7 @@ fn keys_step(w: u32, page: u32, lane: u32, dots: ptr<function, Dots>, scores: pt
 }
 
 // Scores in log2 units (the query's scale carries log2(e) / sqrt(head_dim)), tokens 4 * lane to 4 * lane + 3.
-fn keys_scores(page: u32, lane: u32) -> Scores {
+fn keys_scores(unit: u32, page: u32, lane: u32) -> Scores {
     var dots = Dots(HeadsI(0), HeadsI(0), HeadsI(0), HeadsI(0));
     var scores = Scores(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
     keys_walk(page, lane, &dots, &scores);

@@ -1,13 +1,10 @@
 // queries: the query heads that a workgroup of attend_split serves. Reads the kernel's binding `query_codes`.
 
-// One number of each head for the lane's four tokens or four channels.
-struct Scores { a: HeadsF, b: HeadsF, c: HeadsF, d: HeadsF }
-
 // What the kernel `query` wrote for these heads. For integer keys: codes of four channels each, then the scale, then each
 // group's sum of codes. For f16 keys: every channel in f32. Both are already times log2(e) / sqrt(head_dim).
 var<workgroup> queries: array<HeadsU, QUERY_STRIDE>;
 
-fn queries_take(at: u32, lane: u32) {
+fn queries_take(at: u32, unit: u32, lane: u32) {
     for (var i = lane; i < QUERY_STRIDE; i += 32u) {
         queries[i] = query_codes[at + i];
     }

@@ -1,11 +1,11 @@
-// reduce over the 32 lanes of the workgroup through workgroup memory: for devices without subgroups, or with subgroups
+// reduce over the 32 lanes of a unit through workgroup memory: for devices without subgroups, or with subgroups
 // of fewer than 32 lanes. The kernel calls reduce_put, then a barrier, then reduce_max or reduce_add.
 const REDUCE_BARRIER = true;
 
-var<workgroup> reduce_lanes: array<HeadsF, 32>;
+var<workgroup> reduce_lanes: array<HeadsF, UNITS * 32u>;
 
-fn reduce_put(lane: u32, x: HeadsF) {
-    reduce_lanes[lane] = x;
+fn reduce_put(unit: u32, lane: u32, x: HeadsF) {
+    reduce_lanes[32u * unit + lane] = x;
 }
 
 fn reduce_max8(n: u32) -> HeadsF {
@@ -13,8 +13,9 @@ fn reduce_max8(n: u32) -> HeadsF {
         max(max(reduce_lanes[n + 4u], reduce_lanes[n + 5u]), max(reduce_lanes[n + 6u], reduce_lanes[n + 7u])));
 }
 
-fn reduce_max(x: HeadsF) -> HeadsF {
-    return max(max(reduce_max8(0u), reduce_max8(8u)), max(reduce_max8(16u), reduce_max8(24u)));
+fn reduce_max(unit: u32, x: HeadsF) -> HeadsF {
+    let n = 32u * unit;
+    return max(max(reduce_max8(n), reduce_max8(n + 8u)), max(reduce_max8(n + 16u), reduce_max8(n + 24u)));
 }
 
 fn reduce_add8(n: u32) -> HeadsF {
@@ -22,6 +23,7 @@ fn reduce_add8(n: u32) -> HeadsF {
         + ((reduce_lanes[n + 4u] + reduce_lanes[n + 5u]) + (reduce_lanes[n + 6u] + reduce_lanes[n + 7u])));
 }
 
-fn reduce_add(x: HeadsF) -> HeadsF {
-    return ((reduce_add8(0u) + reduce_add8(8u)) + (reduce_add8(16u) + reduce_add8(24u)));
+fn reduce_add(unit: u32, x: HeadsF) -> HeadsF {
+    let n = 32u * unit;
+    return ((reduce_add8(n) + reduce_add8(n + 8u)) + (reduce_add8(n + 16u) + reduce_add8(n + 24u)));
 }

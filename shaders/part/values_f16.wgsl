@@ -16,7 +16,7 @@ fn weigh_largest(w: Weighed) -> HeadsF {
     return HeadsF(0.0);
 }
 
-fn weigh_pack(g: u32, lane: u32, w: Weighed, largest: HeadsF) -> HeadsF {
+fn weigh_pack(unit: u32, g: u32, lane: u32, w: Weighed, largest: HeadsF) -> HeadsF {
     weights[4u * lane] = w.a;
     weights[4u * lane + 1u] = w.b;
     weights[4u * lane + 2u] = w.c;
@@ -54,7 +54,7 @@ fn values_eight(w: u32, page: u32, quad: u32, row: ptr<function, Scores>) {
 }
 
 // Adds the page's share to the four channels of quad `quad`. Sixteen words a turn of the 64 a channel has.
-fn values_add(page: u32, quad: u32, fetched: Fetched, row: ptr<function, Scores>) {
+fn values_add(unit: u32, page: u32, quad: u32, fetched: Fetched, row: ptr<function, Scores>) {
     for (var w = 0u; w < 64u; w += 16u) {
         values_eight(w, page, quad, row);
         values_eight(w + 8u, page, quad, row);

@@ -9,14 +9,16 @@ pub enum Reduce {
     Workgroup,
 }
 
-/// What a device can do, as far as the kernels are concerned. f16 is not among it: no kernel needs the feature
-/// `shader-f16`, since halves travel packed in 32-bit words. Nor are integer dot products: WGSL always has
+/// What a device can do, as far as the kernels are concerned. No kernel needs the feature `shader-f16`, since halves travel
+/// packed in 32-bit words; one is faster with it. Nor are integer dot products: WGSL always has
 /// `dot4I8Packed`, and drivers without the instruction compute it in a few others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Capability {
     /// Are long straight-line shaders worth compiling? On a GPU they run up to four times as fast as loops; on a software
     /// adapter they run no faster and take seconds to compile.
     pub straight: bool,
+    /// May shaders compute in halves (the feature `shader-f16`)?
+    pub halves: bool,
     /// Smallest and largest subgroup, if shaders may use subgroups.
     pub subgroups: Option<(u32, u32)>,
     /// `max_storage_buffer_binding_size`, bytes.
@@ -47,6 +49,7 @@ impl Capability {
         if device.features().contains(wgpu::Features::SUBGROUP) {
             capability.subgroups = Some((info.subgroup_min_size, info.subgroup_max_size));
         }
+        capability.halves = device.features().contains(wgpu::Features::SHADER_F16);
         capability.straight = info.device_type != wgpu::DeviceType::Cpu;
         capability
     }
@@ -55,6 +58,7 @@ impl Capability {
     pub fn from_limits(limits: &wgpu::Limits) -> Self {
         Self {
             straight: true,
+            halves: false,
             subgroups: None,
             binding_bytes: limits.max_storage_buffer_binding_size,
             buffer_bytes: limits.max_buffer_size,
@@ -83,6 +87,7 @@ impl Capability {
     pub fn at_most(&self, other: Self) -> Self {
         Self {
             straight: other.straight,
+            halves: self.halves && other.halves,
             subgroups: self.subgroups.and(other.subgroups),
             binding_bytes: self.binding_bytes.min(other.binding_bytes),
             buffer_bytes: self.buffer_bytes.min(other.buffer_bytes),
@@ -103,5 +108,10 @@ impl Capability {
             Some((smallest, _)) if smallest >= 32 => Reduce::Subgroup,
             _ => Reduce::Workgroup,
         }
+    }
+
+    /// The same where a workgroup is several units of 32: each must be a subgroup of its own.
+    pub fn reduce_units(&self) -> Reduce {
+        if self.subgroups == Some((32, 32)) { Reduce::Subgroup } else { Reduce::Workgroup }
     }
 }

@@ -1,8 +1,12 @@
-//! New keys and values into the packed pages: RoPE, rotation, scale, codes, in one pass over both.
+//! New keys and values into the packed pages: RoPE, rotation, scale, codes, in one pass over both. For RotateKV, whose keys
+//! [`append_reordered`](super::append_reordered) packs, values only.
 //!
 //! Shader: `shaders/append.wgsl`. Twin: [`reference::append`](crate::reference::append).
 
-use super::{Binding, FINITE, GROUP, HADAMARD, HALF, INPUT, Kernel, PLACE, TURN, Variant, flag, hadamard_constants, half_rows, page_constants, rope_constants};
+use super::{
+    Binding, FINITE, GROUP, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, TURN, Variant, flag, group_part, hadamard_constants, half_rows, page_constants,
+    rope_constants, scales_part,
+};
 use crate::plan::Plan;
 use crate::rows::Element;
 
@@ -51,11 +55,14 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
     constants.extend(rope_constants(plan));
     constants.extend(page_constants(plan));
     constants.extend([
-        flag("ROTATE", plan.format().codec().rotates_keys()),
+        flag("KEYS", !plan.restores()),
+        flag("ROTATE_KEYS", plan.format().codec().rotates_keys()),
+        flag("ROTATE_VALUES", plan.format().codec().rotates_values()),
+        ("UNPACKED", plan.unpacked().into()),
         half_rows(element),
         ("KEY_CLIP", plan.format().key_clip().into()),
         ("VALUE_CLIP", plan.format().value_clip().into()),
         ("EIGHTHS", (head_dim / 8).into()),
     ]);
-    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, GROUP, INPUT], &constants)
+    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, GROUP, group_part(plan), scales_part(plan), KEY_WORDS, INPUT], &constants)
 }

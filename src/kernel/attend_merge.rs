@@ -47,7 +47,7 @@ pub fn variant(plan: &Plan, element: Element, many: bool) -> Variant {
     let parts = if many { 256 / head_dim } else { 1 };
     let mut constants = hadamard_constants(head_dim);
     constants.extend([
-        flag("ROTATE", plan.format().codec().rotates_values()),
+        flag("ROTATE_VALUES", plan.format().codec().rotates_values()),
         half_rows(element),
         ("HEADS", plan.heads().into()),
         ("BLOCKS", plan.blocks().into()),

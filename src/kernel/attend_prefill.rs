@@ -2,7 +2,10 @@
 //!
 //! Shader: `shaders/attend_prefill.wgsl`. Twin: [`reference::attend_prefill`](crate::reference::attend_prefill).
 
-use super::{Binding, CACHED, Kernel, Variant, page_constants};
+use super::{
+    Binding, CACHED, GROUPED, HADAMARD, HALF, Kernel, TILE_RESTORED, TILE_STORED, TURN, Variant, elected_constants, group_constants, hadamard_constants,
+    page_constants, rope_constants, scales_part,
+};
 use crate::plan::Plan;
 
 /// `AttendPrefillParams` of `shaders/attend_prefill.wgsl`.
@@ -27,6 +30,9 @@ pub static KERNEL: Kernel = Kernel {
         ("params", Binding::Uniform),
         ("tables", Binding::Read),
         ("query_rows", Binding::Read),
+        ("turns", Binding::Read),
+        ("marks", Binding::Read),
+        ("key_scales", Binding::Read),
         ("pages", Binding::Read),
         ("protected_rows", Binding::Read),
         ("row_partials", Binding::Write),
@@ -48,6 +54,16 @@ pub const DECODE_PARTIALS: u32 = 1024;
 pub fn variant(plan: &Plan) -> Variant {
     let mut constants = page_constants(plan);
     let head_dim = plan.shape().head_dim;
-    constants.extend([("HEAD_DIM", head_dim.into()), ("SHARE", plan.shape().share().into()), ("SLICES", head_dim.div_ceil(32).into())]);
-    Variant::new(&KERNEL, &[CACHED], &constants)
+    constants.extend(hadamard_constants(head_dim));
+    constants.extend(group_constants(plan));
+    constants.extend(elected_constants(plan));
+    constants.extend(rope_constants(plan));
+    constants.extend([("SHARE", plan.shape().share().into()), ("SLICES", head_dim.div_ceil(32).into()), ("TILE_VECS", plan.tile_vecs().into())]);
+    let mut parts = vec![scales_part(plan), CACHED];
+    if plan.restores() {
+        parts.extend([TILE_RESTORED, HALF, HADAMARD, TURN, GROUPED]);
+    } else {
+        parts.push(TILE_STORED);
+    }
+    Variant::new(&KERNEL, &parts, &constants)
 }

@@ -1,15 +1,18 @@
 //! Attention of one query row over one slice of the packed pages, straight from the codes.
 //!
 //! Per page and KV head it reads the page once for up to four query heads; integer dot products for the keys against int8
-//! queries, and for the values against u8 weights. Shader: `shaders/attend_split.wgsl`.
+//! queries, and for the values against u8 weights. RotateKV's keys are restored in workgroup memory first (the rotation over a
+//! group of heads undone, RoPE) and meet the queries as halves or f32. Shader: `shaders/attend_split.wgsl`.
 //! Twin: [`reference::attend_split`](crate::reference::attend_split).
 
 use super::{
-    Binding, HEADS_1, HEADS_2, HEADS_4, KEYS_2, KEYS_3, KEYS_4, KEYS_8, KEYS_F16, KEYS_INTEGER, KEYS_ROLLED, KEYS_STRAIGHT, Kernel, QUERIES, REDUCE_SUBGROUP,
-    REDUCE_WORKGROUP, VALUES_2, VALUES_3, VALUES_4, VALUES_8, VALUES_F16, VALUES_INTEGER, VALUES_ROLLED, VALUES_STRAIGHT, Variant,
+    Binding, CODES_2, CODES_3, CODES_4, CODES_8, GROUPED, HADAMARD, HEADS_1, HEADS_2, HEADS_4, KEYS_2, KEYS_3, KEYS_4, KEYS_8, KEYS_F16, KEYS_INTEGER,
+    KEYS_RESTORED, KEYS_ROLLED, KEYS_STRAIGHT, Kernel, LANES, QUERIES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, RESTORE_NONE, RESTORE_ROLLED, RESTORE_SHUFFLED,
+    RESTORE_STRAIGHT, TURN, VALUES_2, VALUES_3, VALUES_4, VALUES_8, VALUES_F16, VALUES_INTEGER, VALUES_ROLLED, VALUES_STRAIGHT, Variant, WORDS_2, WORDS_3,
+    WORDS_4, WORDS_8, elected_constants, group_constants, hadamard_constants, rope_constants, scales_part,
 };
-use crate::gpu::Reduce;
-use crate::plan::Plan;
+use crate::gpu::{Part, Reduce};
+use crate::plan::{Plan, Restore};
 
 /// `AttendSplitParams` of `shaders/attend_split.wgsl`.
 #[repr(C)]
@@ -32,13 +35,47 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[
         ("params", Binding::Uniform),
         ("tables", Binding::Read),
+        ("turns", Binding::Read),
         ("query_codes", Binding::Read),
+        ("marks", Binding::Read),
+        ("key_scales", Binding::Read),
         ("pages", Binding::Read),
         ("partials", Binding::Write),
     ],
     params_bytes: size_of::<AttendSplitParams>(),
     zeroed: false,
 };
+
+/// One of four parts, by bits.
+fn by_bits(bits: u32, parts: [Part; 4]) -> Part {
+    let [two, three, four, eight] = parts;
+    match bits {
+        2 => two,
+        3 => three,
+        4 => four,
+        _ => eight,
+    }
+}
+
+/// The parts that make scores of the keys.
+fn key_parts(plan: &Plan) -> Vec<Part> {
+    let bits = plan.format().key_bits();
+    if plan.restores() {
+        return match plan.restore() {
+            Restore::Shuffled => vec![KEYS_RESTORED, RESTORE_SHUFFLED, LANES, by_bits(bits, [WORDS_2, WORDS_3, WORDS_4, WORDS_8])],
+            Restore::Straight => vec![KEYS_RESTORED, RESTORE_STRAIGHT, LANES, by_bits(bits, [CODES_2, CODES_3, CODES_4, CODES_8])],
+            Restore::Rolled => vec![KEYS_RESTORED, RESTORE_ROLLED, GROUPED, HADAMARD, TURN],
+        };
+    }
+    let mut parts = vec![QUERIES, RESTORE_NONE];
+    if bits == 16 {
+        parts.push(KEYS_F16);
+    } else {
+        let walk = if plan.straight() { KEYS_STRAIGHT } else { KEYS_ROLLED };
+        parts.extend([KEYS_INTEGER, walk, by_bits(bits, [KEYS_2, KEYS_3, KEYS_4, KEYS_8])]);
+    }
+    parts
+}
 
 /// The variant for a plan.
 pub fn variant(plan: &Plan) -> Variant {
@@ -54,56 +91,44 @@ pub fn variant(plan: &Plan) -> Variant {
             Reduce::Subgroup => REDUCE_SUBGROUP,
             Reduce::Workgroup => REDUCE_WORKGROUP,
         },
-        QUERIES,
+        scales_part(plan),
     ];
-    let walk = |straight, rolled| if plan.straight() { straight } else { rolled };
-    match plan.format().key_bits() {
-        16 => parts.push(KEYS_F16),
-        bits => parts.extend([
-            KEYS_INTEGER,
-            walk(KEYS_STRAIGHT, KEYS_ROLLED),
-            match bits {
-                2 => KEYS_2,
-                3 => KEYS_3,
-                4 => KEYS_4,
-                _ => KEYS_8,
-            },
-        ]),
-    }
+    parts.extend(key_parts(plan));
     match plan.format().value_bits() {
         16 => parts.push(VALUES_F16),
         bits => parts.extend([
             VALUES_INTEGER,
-            walk(VALUES_STRAIGHT, VALUES_ROLLED),
-            match bits {
-                2 => VALUES_2,
-                3 => VALUES_3,
-                4 => VALUES_4,
-                _ => VALUES_8,
-            },
+            if plan.straight() { VALUES_STRAIGHT } else { VALUES_ROLLED },
+            by_bits(bits, [VALUES_2, VALUES_3, VALUES_4, VALUES_8]),
         ]),
     }
     let float = plan.format().value_bits() == 16;
-    let mut variant = Variant::new(
-        &KERNEL,
-        &parts,
-        &[
-            ("HEAD_DIM", head_dim.into()),
-            ("GROUP", layout.group.into()),
-            ("HEADS", plan.heads().into()),
-            ("BLOCKS", plan.blocks().into()),
-            ("QUERY_STRIDE", plan.query_stride().into()),
-            ("KEY_STEPS", layout.key_steps.into()),
-            ("KEY_GROUP_STEPS", (layout.key_steps / layout.groups.max(1)).into()),
-            ("KEY_SCALES", layout.key_scales.into()),
-            ("VALUES", layout.values.into()),
-            ("VALUE_STEPS", layout.value_steps.into()),
-            ("VALUE_SCALES", layout.value_scales.into()),
-            ("VALUE_GROUPS", layout.groups.max(1).into()),
-            ("VALUE_WEIGHTS", if float { 128.0 } else { f64::from(32 * layout.groups) }),
-            ("PAGE_VECS", layout.vecs.into()),
-        ],
-    );
+    let mut constants = hadamard_constants(head_dim);
+    constants.extend(group_constants(plan));
+    constants.extend(elected_constants(plan));
+    constants.extend(rope_constants(plan));
+    constants.extend([
+        ("GROUP", layout.group.into()),
+        ("HEADS", plan.heads().into()),
+        ("BLOCKS", plan.blocks().into()),
+        ("QUERY_STRIDE", plan.query_stride().into()),
+        ("KEY_STEPS", layout.key_steps.into()),
+        ("KEY_GROUP_STEPS", (layout.key_steps / layout.groups.max(1)).into()),
+        ("KEY_SCALES", layout.key_scales.into()),
+        ("VALUES", layout.values.into()),
+        ("VALUE_STEPS", layout.value_steps.into()),
+        ("VALUE_SCALES", layout.value_scales.into()),
+        ("VALUE_GROUPS", layout.groups.max(1).into()),
+        ("VALUE_WEIGHTS", if float { 128.0 } else { f64::from(32 * layout.groups) }),
+        ("PAGE_VECS", layout.vecs.into()),
+        ("KEY_BITS", plan.format().key_bits().into()),
+        ("SINKS", plan.sinks().into()),
+        ("UNITS", plan.group_heads().into()),
+        ("RESTORE_CELLS", plan.restore_cells().into()),
+        ("RESTORE_SCALE", 1.0 / f64::from(plan.group_heads() * head_dim).sqrt()),
+    ]);
+    let mut variant = Variant::new(&KERNEL, &parts, &constants);
     variant.subgroups = plan.reduce() == Reduce::Subgroup;
+    variant.halves = plan.restores() && plan.straight();
     variant
 }

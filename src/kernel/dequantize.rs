@@ -2,7 +2,10 @@
 //!
 //! Shader: `shaders/dequantize.wgsl`. Twin: [`reference::dequantize`](crate::reference::dequantize).
 
-use super::{Binding, CACHED, HADAMARD, Kernel, PLACE, Variant, flag, hadamard_constants, page_constants};
+use super::{
+    Binding, CACHED, GROUPED, HADAMARD, Kernel, PLACE, TURN, Variant, elected_constants, flag, group_constants, hadamard_constants, page_constants,
+    rope_constants, scales_part,
+};
 use crate::plan::Plan;
 
 /// `DequantizeParams` of `shaders/dequantize.wgsl`.
@@ -21,8 +24,10 @@ pub struct DequantizeParams {
     pub head_first: u32,
     /// KV heads of the layer.
     pub kv_heads: u32,
+    /// Elected sinks from this token on are void.
+    pub limit: u32,
     /// Unused.
-    pub pad: [u32; 2],
+    pub pad: u32,
 }
 
 /// The kernel.
@@ -32,6 +37,9 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[
         ("params", Binding::Uniform),
         ("tables", Binding::Read),
+        ("turns", Binding::Read),
+        ("marks", Binding::Read),
+        ("key_scales", Binding::Read),
         ("pages", Binding::Read),
         ("protected_rows", Binding::Read),
         ("keys", Binding::Write),
@@ -45,6 +53,13 @@ pub static KERNEL: Kernel = Kernel {
 pub fn variant(plan: &Plan) -> Variant {
     let mut constants = hadamard_constants(plan.shape().head_dim);
     constants.extend(page_constants(plan));
-    constants.push(flag("ROTATE", plan.format().codec().rotates_keys()));
-    Variant::new(&KERNEL, &[PLACE, HADAMARD, CACHED], &constants)
+    constants.extend(group_constants(plan));
+    constants.extend(elected_constants(plan));
+    constants.extend(rope_constants(plan));
+    constants.extend([
+        flag("ROTATE_KEYS", plan.format().codec().rotates_keys()),
+        flag("ROTATE_VALUES", plan.format().codec().rotates_values()),
+        flag("RESTORE", plan.restores()),
+    ]);
+    Variant::new(&KERNEL, &[PLACE, HADAMARD, TURN, scales_part(plan), CACHED, GROUPED], &constants)
 }

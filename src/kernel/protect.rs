@@ -2,7 +2,7 @@
 //!
 //! Shader: `shaders/protect.wgsl`. Twin: [`reference::protect`](crate::reference::protect).
 
-use super::{Binding, FINITE, HADAMARD, HALF, INPUT, Kernel, PLACE, TURN, Variant, flag, hadamard_constants, half_rows, rope_constants};
+use super::{Binding, FINITE, HADAMARD, HALF, INPUT, Kernel, PLACE, TURN, Variant, elected_constants, flag, hadamard_constants, half_rows, rope_constants};
 use crate::plan::Plan;
 use crate::rows::Element;
 
@@ -30,6 +30,7 @@ pub static KERNEL: Kernel = Kernel {
         ("turns", Binding::Read),
         ("keys", Binding::Read),
         ("values", Binding::Read),
+        ("marks", Binding::Read),
         ("protected_rows", Binding::Write),
         ("status", Binding::Write),
     ],
@@ -41,6 +42,13 @@ pub static KERNEL: Kernel = Kernel {
 pub fn variant(plan: &Plan, element: Element) -> Variant {
     let mut constants = hadamard_constants(plan.shape().head_dim);
     constants.extend(rope_constants(plan));
-    constants.extend([flag("ROTATE", plan.format().codec().rotates_keys()), half_rows(element), ("SINKS", plan.sinks().into()), ("RING", plan.ring().into())]);
+    constants.extend(elected_constants(plan));
+    constants.extend([
+        flag("ROTATE_KEYS", plan.format().codec().rotates_keys()),
+        flag("ROTATE_VALUES", plan.format().codec().rotates_values()),
+        half_rows(element),
+        ("SINKS", plan.sinks().into()),
+        ("RING", plan.ring().into()),
+    ]);
     Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, INPUT], &constants)
 }

@@ -47,10 +47,10 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
     let mut constants = hadamard_constants(head_dim);
     constants.extend(rope_constants(plan));
     constants.extend([
-        flag("ROTATE", plan.format().codec().rotates_keys()),
+        flag("ROTATE_KEYS", plan.format().codec().rotates_keys()),
         half_rows(element),
         ("SCALE", scale(head_dim).into()),
-        flag("FLOAT_QUERIES", plan.format().key_bits() == 16),
+        flag("FLOAT_QUERIES", plan.float_queries()),
         ("KEY_GROUP", plan.layout().group.into()),
         ("HEADS", plan.heads().into()),
         ("BLOCKS", plan.blocks().into()),

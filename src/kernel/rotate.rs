@@ -1,13 +1,23 @@
-//! Rows times the orthonormal Hadamard matrix of order `head_dim`: `y = H x`. Applied twice it returns the row.
+//! Rows times the orthonormal Hadamard matrix of an order: `y = H x`. Applied twice it returns the row.
 //!
-//! Reads and writes every number once; two factors of at most 20 additions each, three barriers.
+//! The order is a head dimension, or that of the KV heads that RotateKV rotates together
+//! (2501.16383). Powers of two
+//! take butterflies: every number is read and written once, 16 bytes an access, with two barriers in between. 80 and 96 take
+//! two dense factors of at most 20 additions each.
 //! Shader: `shaders/rotate.wgsl`. Twin: [`reference::rotate`](crate::reference::rotate).
 
-use super::{Binding, HADAMARD, Kernel, PLACE, Variant, hadamard_constants};
+use super::{BUTTERFLY, Binding, HADAMARD, Kernel, PLACE, ROTATE_BUTTERFLY, ROTATE_DENSE, Variant, flag, hadamard_constants};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::rows::{Element, Rows};
-use crate::shape::HEAD_DIMS;
+use wgpu::util::DeviceExt;
+
+/// The orders that are served.
+pub const ORDERS: [u32; 7] = [64, 80, 96, 128, 256, 512, 1024];
+
+/// Invocations of a workgroup of butterflies. Each holds 32 numbers, so this is what a workgroup reads before it writes. 32
+/// and 64 are right too.
+pub const INVOCATIONS: u32 = 64;
 
 /// `RotateParams` of `shaders/rotate.wgsl`.
 #[repr(C)]
@@ -23,35 +33,91 @@ pub struct RotateParams {
 pub static KERNEL: Kernel = Kernel {
     name: "rotate",
     source: include_str!("../../shaders/rotate.wgsl"),
-    bindings: &[("params", Binding::Uniform), ("rows", Binding::Write)],
+    bindings: &[("params", Binding::Uniform), ("rows", Binding::Read), ("rotated", Binding::Write)],
     params_bytes: size_of::<RotateParams>(),
     zeroed: false,
 };
 
-/// The variant for a head dimension.
-pub fn variant(head_dim: u32) -> Variant {
-    Variant::new(&KERNEL, &[PLACE, HADAMARD], &hadamard_constants(head_dim))
+/// The variant for an order. `invocations` are those of a workgroup of butterflies, [`INVOCATIONS`] for one.
+pub fn variant(order: u32, in_place: bool, invocations: u32) -> Variant {
+    let butterflies = order.is_power_of_two();
+    let parts = if butterflies { [PLACE, BUTTERFLY, ROTATE_BUTTERFLY] } else { [PLACE, HADAMARD, ROTATE_DENSE] };
+    let mut constants = hadamard_constants(order);
+    constants.extend([("INVOCATIONS", if butterflies { invocations } else { order }.into()), flag("IN_PLACE", in_place)]);
+    Variant::new(&KERNEL, &parts, &constants)
 }
 
-/// Records the rotation, in place, of `rows` f32 rows of `head_dim` numbers.
+/// Records the rotation, in place, of `count` f32 rows of `order` numbers.
 ///
 /// # Errors
-/// [`Error::Shape`] for a head dimension that is not served, [`Error::Element`] for rows that are not f32, and
-/// [`Error::Rows`], [`Error::Offset`], [`Error::Usage`] for a buffer that cannot hold them.
-pub fn record(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, rows: Rows<'_>, count: u32, head_dim: u32) -> Result<()> {
-    if !HEAD_DIMS.contains(&head_dim) {
-        return Err(Error::Shape { name: "head_dim", wanted: "64, 80, 96, 128 or 256".into(), had: head_dim.to_string() });
+/// [`Error::Shape`] for an order that is not served, [`Error::Element`] for rows that are not f32, [`Error::Limit`] for more
+/// than the device can bind, and [`Error::Rows`], [`Error::Offset`], [`Error::Usage`] for a buffer that cannot hold them.
+pub fn record(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, rows: Rows<'_>, count: u32, order: u32) -> Result<()> {
+    record_with(gpu, encoder, None, rows, count, order, INVOCATIONS)
+}
+
+/// Records the rotation of `count` f32 rows of `order` numbers into `rotated`, which is another buffer. `rows` stays as it is.
+///
+/// # Errors
+/// Those of [`record`], for either buffer, and [`Error::Shape`] where both are the same: a device cannot read a buffer through
+/// one binding and write it through another, wherever in it the rows lie.
+pub fn record_into(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, rows: Rows<'_>, rotated: Rows<'_>, count: u32, order: u32) -> Result<()> {
+    record_with(gpu, encoder, Some(rows), rotated, count, order, INVOCATIONS)
+}
+
+/// Both of them, with another workgroup: for measurements. Without `rows`, `rotated` holds them.
+///
+/// # Errors
+/// Those of [`record_into`], and [`Error::Shape`] for `invocations` other than 32, 64 or 128.
+pub fn record_with(
+    gpu: &Gpu,
+    encoder: &mut wgpu::CommandEncoder,
+    rows: Option<Rows<'_>>,
+    rotated: Rows<'_>,
+    count: u32,
+    order: u32,
+    invocations: u32,
+) -> Result<()> {
+    if !ORDERS.contains(&order) {
+        return Err(Error::Shape { name: "order", wanted: "64, 80, 96, 128, 256, 512 or 1024".into(), had: order.to_string() });
     }
-    if rows.element != Element::F32 {
-        return Err(Error::Element { name: "rows", wanted: "f32", had: rows.element.name() });
+    if ![32, 64, 128].contains(&invocations) {
+        return Err(Error::Shape { name: "invocations", wanted: "32, 64 or 128".into(), had: invocations.to_string() });
     }
+    if rows.is_some_and(|rows| rows.buffer == rotated.buffer) {
+        return Err(Error::Shape { name: "rotated", wanted: "in another buffer than rows".into(), had: "in the same".into() });
+    }
+    let elements = u64::from(count) * u64::from(order);
+    let in_place = rows.is_none();
+    let rows = rows.map(|rows| bind(gpu, "rows", rows, elements)).transpose()?;
+    // In place there is one argument, and the caller knows it as `rows`.
+    let rotated = bind(gpu, if in_place { "rows" } else { "rotated" }, rotated, elements)?;
     if count == 0 {
         return Ok(());
     }
-    let binding = rows.binding("rows", u64::from(count) * u64::from(head_dim), gpu.capability().storage_alignment)?;
-    let params = crate::step::uniform(gpu.device(), bytemuck::bytes_of(&RotateParams { rows: count, pad: [0; 3] }));
-    let grid = crate::step::fold(count, gpu.capability().workgroups);
+    // In place, the parameters lie at the binding of the rows, which the shader then never reads.
+    let params = gpu.device().create_buffer_init(&wgpu::util::BufferInitDescriptor {
+        label: Some("wgkv params"),
+        contents: bytemuck::bytes_of(&RotateParams { rows: count, pad: [0; 3] }),
+        usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE,
+    });
+    let bindings = [params.as_entire_binding(), rows.unwrap_or(params.as_entire_binding()), rotated];
+    let numbers = if order.is_power_of_two() { 32 * invocations } else { order };
+    let grid = crate::step::fold(elements.div_ceil(numbers.into()) as u32, gpu.capability().workgroups);
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv rotate"), timestamp_writes: None });
-    gpu.pipeline(&variant(head_dim)).dispatch(gpu, &mut pass, &[params.as_entire_binding(), binding], [grid[0], grid[1], 1]);
+    gpu.pipeline(&variant(order, in_place, invocations)).dispatch(gpu, &mut pass, &bindings, [grid[0], grid[1], 1]);
     Ok(())
+}
+
+/// Checks that so many f32 numbers lie there, and answers their binding.
+fn bind<'a>(gpu: &Gpu, name: &'static str, rows: Rows<'a>, elements: u64) -> Result<wgpu::BindingResource<'a>> {
+    if rows.element != Element::F32 {
+        return Err(Error::Element { name, wanted: "f32", had: rows.element.name() });
+    }
+    let binding = rows.binding(name, elements, gpu.capability().storage_alignment)?;
+    let (need, have) = (elements * Element::F32.bytes(), gpu.capability().binding_bytes);
+    if need > have {
+        return Err(Error::Limit { what: "max_storage_buffer_binding_size", reason: "the rows of one rotation", need, have });
+    }
+    Ok(binding)
 }

@@ -1,13 +1,13 @@
 //! The twin of `shaders/append.wgsl`.
 
-use super::cached::row_at;
-use super::group::{group_code, group_scale, group_zero};
+use super::cached::{offset, window_row};
+use super::group::{group_code, group_pack, group_scale, group_zero};
 use super::half::{half_bits, half_pair, unpack};
 use super::protect::fresh;
-use super::{Constants, finite, report};
+use super::{Constants, finite, report, scales};
 use crate::kernel::append::AppendParams;
 
-/// New keys and values into the packed pages. Shader: `shaders/append.wgsl`.
+/// New keys and values into the packed pages; for RotateKV the values only. Shader: `shaders/append.wgsl`.
 ///
 /// `turns` is as [`turns`](super::turns), `keys` and `values` `[rows, kv_heads, head_dim]` in f32 or f16, `protected_rows`
 /// `[slot, kv_heads, sinks + ring, head_dim]`, `pages` `[physical page, slab head, 4 * page_vecs]`, `status` the count, three
@@ -37,16 +37,21 @@ pub fn append(
         let head = params.head_first + slab_head;
         let at = ((page * params.slab_heads + slab_head) * (4 * c.page_vecs)) as usize;
         let page = &mut pages[at..at + 4 * c.page_vecs as usize];
-        for t in (32 * block).max(old_packed.max(c.sinks))..(32 * block + 32).min(new_packed) {
-            let (key, value, what) = if t >= old_tokens {
+        for t in (32 * block).max(old_packed.max(c.unpacked))..(32 * block + 32).min(new_packed) {
+            let (key, value, mut what) = if t >= old_tokens {
                 fresh(c, turns, keys, values, ((row_first + t - old_tokens) * params.kv_heads + head) * c.head_dim, t)
             } else {
-                kept(c, protected_rows, row_at(c, slot, params.kv_heads, head, t))
+                kept(c, protected_rows, offset(c, slot, params.kv_heads, head, window_row(c, t)))
             };
+            if !c.keys {
+                what &= 2;
+            }
             if what != 0 {
                 report(status, params.layer, slot, t, head, what);
             }
-            pack_key(c, page, t, &key);
+            if c.keys {
+                pack_key(c, page, t, &key);
+            }
             pack_value(c, page, t, &value);
         }
     }
@@ -70,16 +75,10 @@ fn extent(group: &[f32]) -> (f32, f32) {
     (-group.iter().map(|x| -x).fold(f32::NEG_INFINITY, f32::max), group.iter().copied().fold(f32::NEG_INFINITY, f32::max))
 }
 
-/// Where the pair (scale, zero) of a token and group lies, in words from the page's start.
-fn scale_at(scales: u32, g: u32, t: u32) -> usize {
-    (4 * scales + (g * 32 + t % 128 / 4) * 4 + t % 4) as usize
-}
-
 fn pack_key(c: &Constants, page: &mut [u32], t: u32, key: &[f32]) {
-    let key_at = |word: u32| (t % 128 / 4 * 4 + t % 4 + 128 * word) as usize;
     if c.key_bits == 16 {
         for (i, pair) in key.chunks_exact(2).enumerate() {
-            page[key_at(i as u32)] = half_pair(pair[0], pair[1]);
+            page[128 * i + (t % 128) as usize] = half_pair(pair[0], pair[1]);
         }
         return;
     }
@@ -87,13 +86,19 @@ fn pack_key(c: &Constants, page: &mut [u32], t: u32, key: &[f32]) {
     let mut codes = Vec::new();
     for (g, group) in key.chunks_exact(c.group as usize).enumerate() {
         let (low, high) = extent(group);
-        let scale = group_scale(low, high, c.key_clip, levels);
+        let scale = group_scale(c.scales, low, high, c.key_clip, levels);
         let zero = group_zero(low, c.key_clip, scale);
         // Eight bits lie in memory as signed bytes, so that one signed dot product serves every width.
         let (flip, stored) = if c.key_bits == 8 { (128, zero - 128.0) } else { (0, zero) };
         codes.extend(group.iter().map(|x| group_code(*x, scale, zero, levels) ^ flip));
-        page[scale_at(c.key_scales, g as u32, t)] = half_pair(scale, stored);
+        scales::put(c.scales, page, c.key_scales + g as u32 * scales::vecs(c.scales), t, group_pack(c.scales, scale, stored));
     }
+    key_words(c, page, t, &codes);
+}
+
+/// The words of one token's key codes into its head's page. Shader: `shaders/part/key_words.wgsl`.
+pub(super) fn key_words(c: &Constants, page: &mut [u32], t: u32, codes: &[u32]) {
+    let key_at = |word: u32| (128 * word + t % 128) as usize;
     let bits = if c.key_bits == 3 { 2 } else { c.key_bits };
     let shifts = 8 / bits as usize;
     // Four consecutive channels a byte lane, by shifts of `bits`.
@@ -129,7 +134,7 @@ fn pack_value(c: &Constants, page: &mut [u32], t: u32, value: &[f32]) {
     let mask = (1 << bits) - 1;
     for (g, group) in value.chunks_exact(c.group as usize).enumerate() {
         let (low, high) = extent(group);
-        let scale = group_scale(low, high, c.value_clip, levels);
+        let scale = group_scale(c.scales, low, high, c.value_clip, levels);
         let zero = group_zero(low, c.value_clip, scale);
         for (e, x) in group.iter().enumerate() {
             let i = g * c.group as usize + e;
@@ -139,6 +144,6 @@ fn pack_value(c: &Constants, page: &mut [u32], t: u32, value: &[f32]) {
                 put(&mut page[value_at(8 + lane / 8, i)], 1, lane % 8 + 8 * corner, code >> 2);
             }
         }
-        page[scale_at(c.value_scales, g as u32, t)] = half_pair(scale, zero);
+        scales::put(c.scales, page, c.value_scales + g as u32 * scales::vecs(c.scales), t, group_pack(c.scales, scale, zero));
     }
 }

@@ -43,7 +43,7 @@ pub fn attend_merge(params: &AttendMergeParams, constants: &Constants, rows: u32
                 x / total
             })
             .collect();
-        if c.rotate {
+        if c.rotate_values {
             row = hadamard::row(c, &row);
         }
         let output_at = (((params.row_first + r) * params.query_heads + query_head) * c.head_dim) as usize;

@@ -1,16 +1,22 @@
 //! The twin of `shaders/attend_prefill.wgsl`.
 
-use super::Constants;
 use super::cached::{Place, Store};
+use super::grouped::{Grouped, Spot};
+use super::half::half_round;
+use super::{Constants, hadamard, turn};
 use crate::kernel::attend_prefill::AttendPrefillParams;
 
 const HIDDEN: f32 = -1e30;
 
+/// A token of a tile: its position, and where its f16 row begins, if it has one.
+type Token = (u32, Option<u32>);
+
 /// A block of query rows against cached tokens, causal, for `items` blocks. Shader: `shaders/attend_prefill.wgsl`.
 ///
 /// `tables` holds the items (8 words), chunks (8 words) and lists of physical pages, `query_rows` is `[row, query_heads, head_dim]`,
-/// `pages` `[physical page, slab head, 4 * page_vecs]`, `protected_rows` `[slot, kv_heads, sinks + ring, head_dim]`,
-/// `row_partials` `[partial, query_heads, head_dim + 2]`.
+/// `turns` as [`turns`](super::turns), `marks` the groups of key channels and the elected sinks, `key_scales`
+/// `[physical page, row_groups, scale_vecs]` vec4s, `pages` `[physical page, slab head, 4 * page_vecs]`, `protected_rows`
+/// `[slot, kv_heads, sinks + ring, head_dim]`, `row_partials` `[partial, query_heads, head_dim + 2]`.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn attend_prefill(
     params: &AttendPrefillParams,
@@ -18,12 +24,16 @@ pub fn attend_prefill(
     items: u32,
     tables: &[u32],
     query_rows: &[f32],
+    turns: &[[f32; 2]],
+    marks: &[u32],
+    key_scales: &[u32],
     pages: &[u32],
     protected_rows: &[u32],
     row_partials: &mut [f32],
 ) {
     let c = constants;
-    let store = Store { constants, tables, pages, protected_rows };
+    let store = Store { constants, tables, marks, pages, protected_rows };
+    let grouped = Grouped { constants, marks, key_scales, pages };
     let head_dim = c.head_dim as usize;
     for (x, slab_head) in (0..items).flat_map(|x| (0..params.slab_heads).map(move |y| (x, y))) {
         let record = (params.items_at + 8 * x) as usize;
@@ -32,22 +42,52 @@ pub fn attend_prefill(
         let protected_only = tables[record + 4] != 0;
         let head = params.head_first + slab_head;
         let packed = tables[chunk + 4];
-        let place = Place { slot: tables[chunk], packed, list: tables[chunk + 5], head, kv_heads: params.kv_heads, slab_head, slab_heads: params.slab_heads };
+        let place = Place {
+            slot: tables[chunk],
+            packed,
+            list: tables[chunk + 5],
+            head,
+            kv_heads: params.kv_heads,
+            slab_head,
+            slab_heads: params.slab_heads,
+            limit: tables[chunk + 7],
+        };
         let query_first = tables[chunk + 1] + token_first;
-        // Two ranges of tokens: before the end of the sinks, then after the pages; just one when everything is covered.
+        // Two ranges of places: before the end of the sinks, then after the pages; just one when everything is covered.
         let seen_end = query_first + tokens;
-        let (before_end, after) = if protected_only { (c.sinks.min(packed), packed) } else { (seen_end, seen_end) };
-        let tiles: Vec<(u32, u32)> = (0..before_end)
+        let sinks_end = if c.massive { c.sinks } else { c.sinks.min(packed) };
+        let (before_end, after) = if protected_only { (sinks_end, packed) } else { (seen_end, seen_end) };
+        // By tile: position and f16 row of each place, or nothing for a place without a token.
+        let token = |t: u32| Some((t, store.row(&place, t)));
+        let before = |n: u32| {
+            if !(c.massive && protected_only) {
+                return token(n);
+            }
+            // Here the places are those of the sinks' rows. A sink beyond the pages is met among the recent tokens.
+            Some((store.sink(&place, n), Some(store.offset(&place, n)))).filter(|(t, _)| *t < packed)
+        };
+        let tiles: Vec<Vec<Option<Token>>> = (0..before_end)
             .step_by(32)
-            .map(|first| (first, (first + 32).min(before_end)))
-            .chain((after..seen_end).step_by(32).map(|first| (first, (first + 32).min(seen_end))))
+            .map(|first| (first..(first + 32).min(before_end)).map(before).collect())
+            .chain((after..seen_end).step_by(32).map(|first| (first..(first + 32).min(seen_end)).map(token).collect()))
             .take(tile_end as usize)
             .skip(tile_first as usize)
             .collect();
         let quads = |take: &dyn Fn(u32) -> [f32; 4]| -> Vec<f32> { (0..c.head_dim / 4).flat_map(take).collect() };
-        let keys: Vec<Vec<Vec<f32>>> = tiles.iter().map(|(first, end)| (*first..*end).map(|t| quads(&|quad| store.key(&place, t, quad))).collect()).collect();
-        let values: Vec<Vec<Vec<f32>>> =
-            tiles.iter().map(|(first, end)| (*first..*end).map(|t| quads(&|quad| store.value(&place, t, quad))).collect()).collect();
+        let key = |t: u32, row: Option<u32>| {
+            if c.restore && row.is_none() {
+                let spot = Spot { physical: tables[(place.list + t / 128) as usize], slab_heads: params.slab_heads, slab_head, head };
+                restored(c, turns, &grouped, &spot, t)
+            } else {
+                quads(&|quad| store.key(&place, t, row, quad))
+            }
+        };
+        let rows = |take: &dyn Fn(u32, Option<u32>) -> Vec<f32>| -> Vec<Vec<Vec<f32>>> {
+            let row = |at: &Option<Token>| at.map_or_else(|| vec![0.0; head_dim], |(t, row)| take(t, row));
+            tiles.iter().map(|tile| tile.iter().map(row).collect()).collect()
+        };
+        let keys = rows(&key);
+        let values = rows(&|t, row| quads(&|quad| store.value(&place, t, row, quad)));
 
         for r in 0..tokens * c.share {
             let place_of = |first: u32| ((first + r / c.share) * (params.kv_heads * c.share) + head * c.share + r % c.share) as usize;
@@ -57,11 +97,9 @@ pub fn attend_prefill(
             let mut sums = [0.0; 8];
             let mut out = vec![0.0; head_dim];
             for ((tile, keys), values) in tiles.iter().zip(&keys).zip(&values) {
-                let (first, end) = *tile;
-                let last = (query_first + r / c.share + 1).min(end);
                 let mut s = [HIDDEN; 32];
-                for (j, key) in keys.iter().enumerate().filter(|(j, _)| first + (*j as u32) < last) {
-                    s[j] = score(query, key);
+                for ((s, key), _) in s.iter_mut().zip(keys).zip(tile).filter(|(_, at)| at.is_some_and(|(t, _)| t <= query_first + r / c.share)) {
+                    *s = score(query, key);
                 }
                 let new_peak = s.iter().copied().fold(peak, f32::max);
                 let shrink = (peak - new_peak).exp2();
@@ -95,4 +133,11 @@ fn score(query: &[f32], key: &[f32]) -> f32 {
         score += (q[0] * k[0] + q[1] * k[1]) + (q[2] * k[2] + q[3] * k[3]);
     }
     score
+}
+
+/// A key of RotateKV restored, turned to its position, as halves. Shader: `shaders/part/tile_restored.wgsl`.
+fn restored(c: &Constants, turns: &[[f32; 2]], grouped: &Grouped<'_>, spot: &Spot, t: u32) -> Vec<f32> {
+    let spread = grouped.spread(spot, t);
+    let plain: Vec<f32> = (0..c.head_dim).map(|i| hadamard::outer(c, &spread, i)).collect();
+    turn::row(c, turns, &plain, t).into_iter().map(half_round).collect()
 }

@@ -1,7 +1,9 @@
 //! The twin of `shaders/attend_split.wgsl`.
 
-use super::Constants;
+use super::cached::elected;
+use super::grouped::{Grouped, Spot};
 use super::half::unpack;
+use super::{Constants, hadamard, scales, turn};
 use crate::kernel::attend_split::AttendSplitParams;
 
 const HIDDEN: f32 = -1e30;
@@ -15,22 +17,57 @@ struct Reading<'a> {
     queries: &'a [u32],
     /// The query head among `heads`.
     h: usize,
+    /// For RotateKV: the keys of the page's 128 tokens without the rotation, before RoPE; and the page's number in the sequence.
+    restored: &'a [Vec<f32>],
+    n: u32,
 }
 
 /// Attention of one query row over one slice of the packed pages, for `items` slices. Shader: `shaders/attend_split.wgsl`.
 ///
-/// `tables` holds the items (8 words) and lists of physical pages, `query_codes` is `[row, kv_heads, blocks, query_stride, heads]`,
-/// `pages` `[physical page, slab head, 4 * page_vecs]`, `partials` `[item, kv_heads, blocks, heads, head_dim + 4]`.
-pub fn attend_split(params: &AttendSplitParams, constants: &Constants, items: u32, tables: &[u32], query_codes: &[u32], pages: &[u32], partials: &mut [f32]) {
+/// `tables` holds the items (8 words) and lists of physical pages, `turns` is as [`turns`](super::turns), `query_codes`
+/// `[row, kv_heads, blocks, query_stride, heads]`, `marks` the groups of key channels and the elected sinks, `key_scales`
+/// `[physical page, row_groups, scale_vecs]` vec4s, `pages` `[physical page, slab head, 4 * page_vecs]`, `partials`
+/// `[item, kv_heads, blocks, heads, head_dim + 4]`.
+///
+/// RotateKV's keys are restored in f32 in the shape of `shaders/part/restore_rolled.wgsl`; `restore_straight` does it in halves.
+#[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
+pub fn attend_split(
+    params: &AttendSplitParams,
+    constants: &Constants,
+    items: u32,
+    tables: &[u32],
+    turns: &[[f32; 2]],
+    query_codes: &[u32],
+    marks: &[u32],
+    key_scales: &[u32],
+    pages: &[u32],
+    partials: &mut [f32],
+) {
     let c = constants;
+    let grouped = Grouped { constants, marks, key_scales, pages };
     for (x, y) in (0..items).flat_map(|x| (0..params.slab_heads * c.blocks).map(move |y| (x, y))) {
         let item = (params.items_at + x * 8) as usize;
-        let [query_row, list, first, end, visible_first, visible_end] = [0, 1, 2, 3, 4, 5].map(|e| tables[item + e]);
+        let [query_row, list, first, end, visible_first, visible_end, slot, limit] = [0, 1, 2, 3, 4, 5, 6, 7].map(|e| tables[item + e]);
         let (slab_head, block) = (y / c.blocks, y % c.blocks);
         let head = params.head_first + slab_head;
         let queries_at = (((query_row * params.kv_heads + head) * c.blocks + block) * c.query_stride * c.heads) as usize;
         let queries = &query_codes[queries_at..queries_at + (c.query_stride * c.heads) as usize];
         let at = ((x * params.kv_heads + head) * c.blocks + block) * c.heads * (c.head_dim + 4);
+        let sinks: Vec<u32> =
+            if c.massive { marks[elected(c, slot)..][..c.sinks as usize].iter().copied().filter(|t| *t < limit).collect() } else { Vec::new() };
+        // Restored once for all query heads.
+        let restored: Vec<Vec<Vec<f32>>> = (first..end)
+            .filter(|_| c.restore)
+            .map(|n| {
+                let spot = Spot { physical: tables[(list + n) as usize], slab_heads: params.slab_heads, slab_head, head };
+                (0..128)
+                    .map(|t| {
+                        let spread = grouped.spread(&spot, t);
+                        (0..c.head_dim).map(|i| hadamard::outer(c, &spread, i)).collect()
+                    })
+                    .collect()
+            })
+            .collect();
         // The shader's vectors over query heads are a loop here.
         for h in 0..c.heads {
             let mut peak = HIDDEN;
@@ -39,11 +76,13 @@ pub fn attend_split(params: &AttendSplitParams, constants: &Constants, items: u3
             let mut row = vec![0.0; c.head_dim as usize];
             for n in first..end {
                 let page_at = ((tables[(list + n) as usize] * params.slab_heads + slab_head) * c.page_vecs * 4) as usize;
-                let reading = Reading { c, page: &pages[page_at..page_at + 4 * c.page_vecs as usize], queries, h: h as usize };
-                let mut s = reading.scores();
+                let page = &pages[page_at..page_at + 4 * c.page_vecs as usize];
+                let restored = restored.get((n - first) as usize).map_or(&[][..], Vec::as_slice);
+                let reading = Reading { c, page, queries, h: h as usize, restored, n };
+                let mut s = reading.scores(turns);
                 for (t, s) in s.iter_mut().enumerate() {
                     let token = n * 128 + t as u32;
-                    if token < visible_first || token >= visible_end {
+                    if token < visible_first || token >= visible_end || sinks.contains(&token) {
                         *s = HIDDEN;
                     }
                 }
@@ -96,8 +135,35 @@ impl Reading<'_> {
     }
 
     /// Scores of the page's 128 tokens, in log2 units.
-    fn scores(&self) -> [f32; 128] {
-        std::array::from_fn(|t| if self.c.key_bits == 16 { self.score_f16(t) } else { self.score_integer(t) })
+    fn scores(&self, turns: &[[f32; 2]]) -> [f32; 128] {
+        std::array::from_fn(|t| match self.c.key_bits {
+            _ if self.c.restore => self.score_restored(turns, t),
+            16 => self.score_f16(t),
+            _ => self.score_integer(t),
+        })
+    }
+
+    /// `q . RoPE(k)` as the sum of `k_c (q_c cos - s q_p sin)`, by lanes.
+    fn score_restored(&self, turns: &[[f32; 2]], t: usize) -> f32 {
+        let c = self.c;
+        let key = &self.restored[t];
+        let query = |channel: u32| f32::from_bits(self.query(channel));
+        let mut score = 0.0;
+        for lane in 0..32 {
+            let mut dot = 0.0;
+            for i in (lane..c.head_dim).step_by(32) {
+                let pair = turn::pair(c, i);
+                let (mut other, mut cosine, mut sine) = (0.0, 1.0, 0.0);
+                if pair < c.rope_pairs {
+                    other = query(turn::partner(c, i));
+                    let turn = turn::at(c, turns, pair, 128 * self.n + t as u32);
+                    (cosine, sine) = (turn[0], -turn::sign(c, i) * turn[1]);
+                }
+                dot += key[i as usize] * (query(i) * cosine + other * sine);
+            }
+            score += dot;
+        }
+        score
     }
 
     /// Word `w` of the keys of token `t`.
@@ -129,7 +195,7 @@ impl Reading<'_> {
             // Closes a group: its integer dot becomes a score through the token's scale and zero.
             if 4 * (quad + 1) % c.group == 0 {
                 let g = 4 * quad / c.group;
-                let [scale, zero] = unpack(self.page[(4 * (c.key_scales + g * 32)) as usize + t]);
+                let [scale, zero] = scales::take(c, self.page, c.key_scales + g * scales::vecs(c.scales), t as u32);
                 score += scale * (dot as f32 - zero * f32::from_bits(self.query(c.head_dim / 4 + 1 + g)));
                 dot = 0;
             }
@@ -151,7 +217,7 @@ impl Reading<'_> {
     fn values_integer(&self, g: usize, p: &[f32; 128], shrink: f32, zeros: &mut [f32; 32], row: &mut [f32]) {
         let c = self.c;
         const UNIT: f32 = (1.0 / 255.0_f64) as f32;
-        let pairs: [[f32; 2]; 128] = std::array::from_fn(|t| unpack(self.page[4 * (c.value_scales as usize + g * 32) + t]));
+        let pairs: [[f32; 2]; 128] = std::array::from_fn(|t| scales::take(c, self.page, c.value_scales + g as u32 * scales::vecs(c.scales), t as u32));
         let weights: [f32; 128] = std::array::from_fn(|t| p[t] * pairs[t][0]);
         let peak = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max).max(1e-30);
         let inverse = 255.0 / peak;

@@ -1,7 +1,7 @@
 //! Four consecutive channels of one cached token, wherever it lies. Shader: `shaders/part/cached.wgsl`.
 
-use super::Constants;
 use super::half::unpack;
+use super::{Constants, scales};
 
 /// Where one sequence's tokens of one KV head lie.
 #[derive(Clone, Copy, Debug)]
@@ -20,30 +20,69 @@ pub struct Place {
     pub slab_head: u32,
     /// KV heads of the slab.
     pub slab_heads: u32,
+    /// Elected sinks from this token on are of a past that was cut off.
+    pub limit: u32,
 }
 
-/// What the tokens are read from: the bindings `tables`, `pages` and `protected_rows`.
+/// What the tokens are read from: the bindings `tables`, `marks`, `pages` and `protected_rows`.
 #[derive(Clone, Copy, Debug)]
 pub struct Store<'a> {
     /// The shader's overrides.
     pub constants: &'a Constants,
     /// Lists of physical pages.
     pub tables: &'a [u32],
+    /// Groups of key channels, then by slot the elected sinks.
+    pub marks: &'a [u32],
     /// `[physical page, slab head, 4 * page_vecs]`.
     pub pages: &'a [u32],
     /// `[slot, kv_heads, sinks + ring, head_dim]`.
     pub protected_rows: &'a [u32],
 }
 
-/// Where the f16 row of a token lies in `protected_rows`.
-pub fn row_at(constants: &Constants, slot: u32, kv_heads: u32, head: u32, t: u32) -> u32 {
-    let s = if t < constants.sinks { t } else { constants.sinks + t % constants.ring.max(1) };
+/// Where an f16 row begins in `protected_rows`.
+pub fn offset(constants: &Constants, slot: u32, kv_heads: u32, head: u32, s: u32) -> u32 {
     ((slot * kv_heads + head) * (constants.sinks + constants.ring) + s) * constants.head_dim
 }
 
+/// The f16 row of the window that a token has.
+pub fn window_row(constants: &Constants, t: u32) -> u32 {
+    constants.sinks + t % constants.ring.max(1)
+}
+
+/// Where a slot's elected sinks begin in the marks.
+pub fn elected(constants: &Constants, slot: u32) -> usize {
+    (constants.elected_at + slot * 3 * constants.sinks) as usize
+}
+
 impl Store<'_> {
-    fn protected(&self, place: &Place, t: u32) -> bool {
-        t < self.constants.sinks || t >= place.packed
+    /// The token that f16 row `s` of the sinks keeps, or one beyond all.
+    pub fn sink(&self, place: &Place, s: u32) -> u32 {
+        if !self.constants.massive {
+            return s;
+        }
+        let t = self.marks[elected(self.constants, place.slot) + s as usize];
+        if t < place.limit { t } else { u32::MAX }
+    }
+
+    /// Where the f16 row `s` of the place begins.
+    pub fn offset(&self, place: &Place, s: u32) -> u32 {
+        offset(self.constants, place.slot, place.kv_heads, place.head, s)
+    }
+
+    /// Where the token's f16 row begins, if it has one.
+    pub fn row(&self, place: &Place, t: u32) -> Option<u32> {
+        let c = self.constants;
+        let mut row = (t >= place.packed).then(|| self.offset(place, window_row(c, t)));
+        if c.massive {
+            for s in 0..c.sinks {
+                if self.sink(place, s) == t {
+                    row = Some(self.offset(place, s));
+                }
+            }
+        } else if t < c.sinks {
+            row = Some(self.offset(place, t));
+        }
+        row
     }
 
     fn halves(&self, at: u32) -> [f32; 4] {
@@ -61,11 +100,11 @@ impl Store<'_> {
         self.pages[(4 * at + corner) as usize]
     }
 
-    /// Channels `4 * quad ..` of the key of token `t`.
-    pub fn key(&self, place: &Place, t: u32, quad: u32) -> [f32; 4] {
+    /// Channels `4 * quad ..` of the key of token `t`, whose [`Store::row`] is `row`.
+    pub fn key(&self, place: &Place, t: u32, row: Option<u32>, quad: u32) -> [f32; 4] {
         let c = self.constants;
-        if self.protected(place, t) {
-            return self.halves(row_at(c, place.slot, place.kv_heads, place.head, t) + 2 * quad);
+        if let Some(row) = row {
+            return self.halves(row + 2 * quad);
         }
         let page = self.page(place, t);
         let lane = t % 128 / 4;
@@ -82,15 +121,15 @@ impl Store<'_> {
             let high = self.vec(page + (c.head_dim / 16 + quad / 8) * 32 + lane, corner) >> (quad % 8);
             word |= (high & 0x0101_0101) << 2;
         }
-        let [scale, zero] = unpack(self.vec(page + c.key_scales + 4 * quad / c.group * 32 + lane, corner));
+        let [scale, zero] = scales::take(c, self.pages, page + c.key_scales + 4 * quad / c.group * scales::vecs(c.scales), t);
         word.to_le_bytes().map(|code| scale * (f32::from(code as i8) - zero))
     }
 
-    /// Channels `4 * quad ..` of the value of token `t`.
-    pub fn value(&self, place: &Place, t: u32, quad: u32) -> [f32; 4] {
+    /// Channels `4 * quad ..` of the value of token `t`, whose [`Store::row`] is `row`.
+    pub fn value(&self, place: &Place, t: u32, row: Option<u32>, quad: u32) -> [f32; 4] {
         let c = self.constants;
-        if self.protected(place, t) {
-            return self.halves(row_at(c, place.slot, place.kv_heads, place.head, t) + c.head_dim / 2 + 2 * quad);
+        if let Some(row) = row {
+            return self.halves(row + c.head_dim / 2 + 2 * quad);
         }
         let page = self.page(place, t);
         let lane = t % 128 / 4;
@@ -110,7 +149,7 @@ impl Store<'_> {
                 codes[e as usize] |= ((self.vec(at, e) >> (lane % 8 + 8 * corner)) & 1) << 2;
             }
         }
-        let [scale, zero] = unpack(self.vec(page + c.value_scales + 4 * quad / c.group * 32 + lane, corner));
+        let [scale, zero] = scales::take(c, self.pages, page + c.value_scales + 4 * quad / c.group * scales::vecs(c.scales), t);
         codes.map(|code| scale * (code as f32 - zero))
     }
 }

@@ -1,24 +1,32 @@
 //! The twin of `shaders/dequantize.wgsl`.
 
 use super::cached::{Place, Store};
-use super::{Constants, hadamard};
+use super::grouped::{Grouped, Spot};
+use super::{Constants, hadamard, turn};
 use crate::kernel::dequantize::DequantizeParams;
 
 /// Cached tokens back to rows in f32. Shader: `shaders/dequantize.wgsl`.
 ///
-/// `pages` is `[physical page, slab head, 4 * page_vecs]`, `protected_rows` `[slot, kv_heads, sinks + ring, head_dim]`, `keys`
-/// and `values` `[tokens, kv_heads, head_dim]`, of which the slab's heads are written.
+/// `turns` is as [`turns`](super::turns), `marks` the groups of key channels and the elected sinks, `key_scales`
+/// `[physical page, row_groups, scale_vecs]` vec4s, `pages` `[physical page, slab head, 4 * page_vecs]`, `protected_rows`
+/// `[slot, kv_heads, sinks + ring, head_dim]`, `keys` and `values` `[tokens, kv_heads, head_dim]`, of which the slab's heads are
+/// written.
+#[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn dequantize(
     params: &DequantizeParams,
     constants: &Constants,
     tables: &[u32],
+    turns: &[[f32; 2]],
+    marks: &[u32],
+    key_scales: &[u32],
     pages: &[u32],
     protected_rows: &[u32],
     keys: &mut [f32],
     values: &mut [f32],
 ) {
     let c = constants;
-    let store = Store { constants, tables, pages, protected_rows };
+    let store = Store { constants, tables, marks, pages, protected_rows };
+    let grouped = Grouped { constants, marks, key_scales, pages };
     let chunk = params.chunk as usize;
     for (n, slab_head) in (0..params.tokens).flat_map(|n| (0..params.slab_heads).map(move |z| (n, z))) {
         let head = params.head_first + slab_head;
@@ -30,12 +38,26 @@ pub fn dequantize(
             kv_heads: params.kv_heads,
             slab_head,
             slab_heads: params.slab_heads,
+            limit: params.limit,
         };
-        let mut key: Vec<f32> = (0..c.head_dim / 4).flat_map(|quad| store.key(&place, params.first + n, quad)).collect();
-        let mut value: Vec<f32> = (0..c.head_dim / 4).flat_map(|quad| store.value(&place, params.first + n, quad)).collect();
-        if c.rotate {
+        let t = params.first + n;
+        let row = store.row(&place, t);
+        let restore = c.restore && row.is_none();
+        let mut value: Vec<f32> = (0..c.head_dim / 4).flat_map(|quad| store.value(&place, t, row, quad)).collect();
+        let mut key: Vec<f32> = if restore {
+            let spot = Spot { physical: tables[(place.list + t / 128) as usize], slab_heads: params.slab_heads, slab_head, head };
+            (0..c.head_dim).map(|channel| grouped.mixed(&spot, t, channel)).collect()
+        } else {
+            (0..c.head_dim / 4).flat_map(|quad| store.key(&place, t, row, quad)).collect()
+        };
+        if c.rotate_keys || restore {
             key = hadamard::row(c, &key);
+        }
+        if c.rotate_values {
             value = hadamard::row(c, &value);
+        }
+        if restore {
+            key = turn::row(c, turns, &key, t);
         }
         let at = ((n * params.kv_heads + head) * c.head_dim) as usize;
         keys[at..at + key.len()].copy_from_slice(&key);

@@ -5,11 +5,17 @@ use crate::kernel::hadamard_factors;
 use crate::shape::{Rope, RopeLayout, Shape};
 
 /// A row times the orthonormal Hadamard matrix of order `row.len()`, as the dense product: entry `(i, j)` is the product of the
-/// factors' entries over the square root of the order.
+/// factors' entries over the square root of the order. For a power of two, whatever the factors, that is Sylvester's matrix: the
+/// sign tells whether `i` and `j` have an odd number of bits in common.
 pub fn rotate_exact(row: &[f64]) -> Vec<f64> {
     let n = row.len() as u32;
     let (outer, inner) = hadamard_factors(n);
-    let entry = |i: u32, j: u32| f64::from(sign(mask(outer, i / inner), j / inner) * sign(mask(16, i % inner), j % inner));
+    let entry = |i: u32, j: u32| {
+        if n.is_power_of_two() {
+            return if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+        }
+        f64::from(sign(mask(outer, i / inner), j / inner) * sign(mask(16, i % inner), j % inner))
+    };
     (0..n).map(|i| (0..n).map(|j| entry(i, j) * row[j as usize]).sum::<f64>() / f64::from(n).sqrt()).collect()
 }
 
@@ -73,15 +79,26 @@ pub fn attention_exact(shape: &Shape, keys: &[f32], values: &[f32], queries: &[f
 
 #[cfg(test)]
 mod tests {
-    use super::{attention_exact, rotate_exact, turn_exact};
+    use super::{attention_exact, hadamard_factors, mask, rotate_exact, sign, turn_exact};
     use crate::shape::{Rope, Shape};
 
     #[test]
     fn rotating_twice_returns_the_row() {
-        for n in [64, 80, 96, 128, 256] {
+        for n in crate::kernel::rotate::ORDERS {
             let row: Vec<f64> = (0..n).map(|i| f64::from(i * i % 17) - 8.0).collect();
             let twice = rotate_exact(&rotate_exact(&row));
             assert!(row.iter().zip(&twice).all(|(a, b)| (a - b).abs() < 1e-12));
+        }
+    }
+
+    #[test]
+    fn the_factors_of_a_head_give_sylvesters_matrix() {
+        for n in [64, 128, 256] {
+            let (outer, inner) = hadamard_factors(n);
+            for (i, j) in (0..n).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                let entry = sign(mask(outer, i / inner), j / inner) * sign(mask(16, i % inner), j % inner);
+                assert_eq!(entry, if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 }, "{n}: ({i}, {j})");
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! The two factors of the orthonormal Hadamard matrix of order `head_dim`. Shader: `shaders/part/hadamard.wgsl`.
+//! The two factors of the orthonormal Hadamard matrix of order `head_dim`, on rows of one or more heads. Shader: `shaders/part/hadamard.wgsl`.
 
 use super::Constants;
 
@@ -36,8 +36,8 @@ fn four(row: &[f32], mask: u32, j: u32, base: u32, stride: u32) -> f32 {
 /// The factor over blocks: element `i` gathers the same place of every block of `hadamard_inner` elements.
 pub fn outer(constants: &Constants, row: &[f32], i: u32) -> f32 {
     let (order, inner) = (constants.hadamard_outer, constants.hadamard_inner);
-    let mask = mask(order, i / inner);
-    let base = i % inner;
+    let mask = mask(order, i % constants.head_dim / inner);
+    let base = i - i % constants.head_dim + i % inner;
     let mut sum = four(row, mask, 0, base, inner) + four(row, mask, 4, base, inner);
     for j in (8..order).step_by(4) {
         sum += four(row, mask, j, base, inner);
@@ -60,10 +60,10 @@ pub fn inner(constants: &Constants, row: &[f32], i: u32) -> f32 {
     sum * constants.hadamard_scale
 }
 
-/// Both factors on a row of `head_dim` numbers.
+/// Both factors on every head of a row.
 pub fn row(constants: &Constants, row: &[f32]) -> Vec<f32> {
-    let half_way: Vec<f32> = (0..constants.head_dim).map(|i| outer(constants, row, i)).collect();
-    (0..constants.head_dim).map(|i| inner(constants, &half_way, i)).collect()
+    let half_way: Vec<f32> = (0..row.len() as u32).map(|i| outer(constants, row, i)).collect();
+    (0..row.len() as u32).map(|i| inner(constants, &half_way, i)).collect()
 }
 
 #[cfg(test)]

@@ -1,14 +1,17 @@
 //! The twin of `shaders/protect.wgsl`.
 
-use super::cached::row_at;
+use super::cached::{elected, offset, window_row};
 use super::half::half_pair;
 use super::{Constants, finite, hadamard, report, turn};
 use crate::kernel::protect::ProtectParams;
 
+/// Items from here on name a row of the elected sinks.
+const SINK_ROW: u32 = 1 << 31;
+
 /// New keys and values that stay f16. Shader: `shaders/protect.wgsl`.
 ///
 /// `turns` is as [`turns`](super::turns), `keys` and `values` `[rows, kv_heads, head_dim]` in f32 or f16, `protected_rows`
-/// `[slot, kv_heads, sinks + ring, head_dim]`, `status` the count, three words of padding, then entries of four words.
+/// `[slot, kv_heads, sinks + ring, head_dim]`, `marks` the groups of key channels and the elected sinks, `status` the count, three words of padding, then entries of four words.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn protect(
     params: &ProtectParams,
@@ -17,22 +20,35 @@ pub fn protect(
     turns: &[[f32; 2]],
     keys: &[u32],
     values: &[u32],
+    marks: &[u32],
     protected_rows: &mut [u32],
     status: &mut [u32],
 ) {
     let c = constants;
     for (n, head) in (0..params.items).flat_map(|n| (0..params.kv_heads).map(move |h| (n, h))) {
         let item = (params.items_at + 2 * n) as usize;
-        let (chunk, t) = (tables[item] as usize, tables[item + 1]);
+        let (chunk, mut t) = (tables[item] as usize, tables[item + 1]);
         let slot = tables[chunk];
         let old_tokens = tables[chunk + 1];
+        let mut s = if t < c.sinks { t } else { window_row(c, t) };
+        if c.massive {
+            s = window_row(c, t);
+            if t >= SINK_ROW {
+                s = t - SINK_ROW;
+                t = marks[elected(c, slot) + s as usize];
+                // An empty row, or one that was filled by an earlier step.
+                if t < old_tokens || t >= tables[chunk + 2] {
+                    continue;
+                }
+            }
+        }
         let row_first = tables[chunk + 6];
         let first = ((row_first + t - old_tokens) * params.kv_heads + head) * c.head_dim;
         let (key, value, what) = fresh(c, turns, keys, values, first, t);
         if what != 0 {
             report(status, params.layer, slot, t, head, what);
         }
-        let at = row_at(c, slot, params.kv_heads, head, t) as usize;
+        let at = offset(c, slot, params.kv_heads, head, s) as usize;
         let half = c.head_dim as usize / 2;
         for i in 0..half {
             protected_rows[at + i] = half_pair(key[2 * i], key[2 * i + 1]);
@@ -55,5 +71,11 @@ pub(super) fn fresh(c: &Constants, turns: &[[f32; 2]], keys: &[u32], values: &[u
     if what & 2 != 0 {
         value.fill(0.0);
     }
-    if c.rotate { (hadamard::row(c, &key), hadamard::row(c, &value), what) } else { (key, value, what) }
+    if c.rotate_keys {
+        key = hadamard::row(c, &key);
+    }
+    if c.rotate_values {
+        value = hadamard::row(c, &value);
+    }
+    (key, value, what)
 }

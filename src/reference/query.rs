@@ -25,7 +25,7 @@ pub fn query(
         let first = ((params.row_first + r) * params.query_heads + query_head) * c.head_dim;
         let row: Vec<f32> = (0..c.head_dim).map(|i| c.input(queries, first + i)).collect();
         let mut row = turn::row(c, turns, &row, position);
-        if c.rotate {
+        if c.rotate_keys {
             row = hadamard::row(c, &row);
         }
         for x in &mut row {
@@ -51,7 +51,7 @@ pub fn query(
             put(i as u32, quad.iter().rev().fold(0, |word, code| word << 8 | (*code as u32 & 255)));
         }
         put(quads, if largest > 1e38 { 0x7fc0_0000 } else { scale.to_bits() });
-        for (i, group) in codes.chunks_exact(c.group as usize).enumerate() {
+        for (i, group) in codes.chunks_exact(c.key_group as usize).enumerate() {
             put(quads + 1 + i as u32, (group.iter().sum::<i32>() as f32).to_bits());
         }
     }

@@ -32,6 +32,15 @@ pub fn sign(constants: &Constants, i: u32) -> f32 {
 
 /// A row of `head_dim` numbers, turned to its position.
 pub fn row(constants: &Constants, turns: &[[f32; 2]], row: &[f32], position: u32) -> Vec<f32> {
+    turned(constants, turns, row, position, |turn, x, sign, partner| x * turn[0] + sign * partner * turn[1])
+}
+
+/// A row that was turned to its position, turned back.
+pub fn back(constants: &Constants, turns: &[[f32; 2]], row: &[f32], position: u32) -> Vec<f32> {
+    turned(constants, turns, row, position, |turn, x, sign, partner| x * turn[0] - sign * partner * turn[1])
+}
+
+fn turned(constants: &Constants, turns: &[[f32; 2]], row: &[f32], position: u32, by: impl Fn([f32; 2], f32, f32, f32) -> f32) -> Vec<f32> {
     let pairs = constants.rope_pairs;
     (0..constants.head_dim)
         .map(|i| {
@@ -40,9 +49,13 @@ pub fn row(constants: &Constants, turns: &[[f32; 2]], row: &[f32], position: u32
             if pair >= pairs {
                 return x;
             }
-            let at = |p: u32| turns[(p * pairs + pair) as usize];
-            let turn = compose(at(128 + position / 128), at(position % 128));
-            x * turn[0] + sign(constants, i) * row[partner(constants, i) as usize] * turn[1]
+            by(at(constants, turns, pair, position), x, sign(constants, i), row[partner(constants, i) as usize])
         })
         .collect()
+}
+
+/// Cosine and sine of one pair at a position, from the table.
+pub fn at(constants: &Constants, turns: &[[f32; 2]], pair: u32, position: u32) -> [f32; 2] {
+    let entry = |row: u32| turns[(row * constants.rope_pairs + pair) as usize];
+    compose(entry(128 + position / 128), entry(position % 128))
 }

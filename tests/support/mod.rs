@@ -3,10 +3,13 @@
 #![allow(clippy::expect_used, reason = "a test's helper fails the test")]
 
 mod packed;
+mod rounding;
 mod walk;
 
 #[allow(unused_imports, reason = "every test file uses its own part of it")]
 pub use packed::*;
+#[allow(unused_imports, reason = "every test file uses its own part of it")]
+pub use rounding::*;
 #[allow(unused_imports, reason = "every test file uses its own part of it")]
 pub use walk::*;
 

@@ -1,14 +1,15 @@
-//! What lies in a page, read from the description of [`PageLayout`](wgkv::PageLayout), not from the kernels.
+//! What lies in a page and in RotateKV's plane of key scales, read from the description of [`PageLayout`](wgkv::PageLayout), not from
+//! the kernels.
 
-use wgkv::Plan;
 use wgkv::reference::half::unpack;
+use wgkv::{Plan, Scales};
 
 /// One token's key or value of one head as it lies in a page.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Packed {
     /// One a channel; for f16 the bits of the half.
     pub codes: Vec<u32>,
-    /// Stored scale of each group.
+    /// Stored scale of each group; none for RotateKV's keys, which share scales over heads.
     pub scales: Vec<f32>,
     /// Zero of each group, as codes count: the 128 that signed key bytes lack is added again.
     pub zeros: Vec<f32>,
@@ -22,13 +23,46 @@ pub fn page<'a>(plan: &Plan, slabs: &'a [Vec<u32>], physical: u32, head: u32) ->
     &words[at..at + 4 * vecs]
 }
 
-fn scales(plan: &Plan, page: &[u32], plane: u32, token: u32, offset: f32) -> (Vec<f32>, Vec<f32>) {
-    (0..plan.layout().groups)
+/// An E4M3 float: four bits of exponent, biased by 7, three of fraction; no infinity.
+fn float8(bits: u32) -> f32 {
+    let (exponent, fraction) = ((bits >> 3 & 15) as i32, (bits & 7) as f32);
+    if exponent == 0 { fraction * 2_f32.powi(-9) } else { (8.0 + fraction) * 2_f32.powi(exponent - 10) }
+}
+
+/// Scale and zero of a token (0 to 127) in a group's plane, which begins with these words.
+fn scale(plan: &Plan, plane: &[u32], token: u32) -> (f32, f32) {
+    match plan.format().scales() {
+        Scales::Half => {
+            let [scale, zero] = unpack(plane[token as usize]);
+            (scale, zero)
+        }
+        Scales::Byte => {
+            let two = plane[token as usize / 2] >> (16 * (token % 2));
+            (float8(two & 0xff), f32::from((two >> 8) as u8 as i8))
+        }
+    }
+}
+
+fn scales(plan: &Plan, page: &[u32], plane: u32, groups: u32, token: u32, offset: f32) -> (Vec<f32>, Vec<f32>) {
+    (0..groups)
         .map(|g| {
-            let [scale, zero] = unpack(page[(4 * (plane + g * 32 + token / 4) + token % 4) as usize]);
+            let (scale, zero) = scale(plan, &page[4 * (plane + g * plan.layout().scale_vecs) as usize..], token);
             (scale, zero + offset)
         })
         .unzip()
+}
+
+/// Scales and zeros of RotateKV's keys of one token (0 to 127 in its page), by group of its whole row.
+pub fn row_scales(plan: &Plan, key_scales: &[u32], physical: u32, token: u32) -> (Vec<f32>, Vec<f32>) {
+    let layout = plan.layout();
+    scales(
+        plan,
+        key_scales,
+        physical * layout.row_groups * layout.scale_vecs,
+        layout.row_groups,
+        token,
+        if plan.format().key_bits() == 8 { 128.0 } else { 0.0 },
+    )
 }
 
 /// The key of a token (0 to 127 in its page).
@@ -47,7 +81,7 @@ pub fn key(plan: &Plan, page: &[u32], token: u32) -> Packed {
             }
         }
     };
-    let (scales, zeros) = scales(plan, page, layout.key_scales, token, if bits == 8 { 128.0 } else { 0.0 });
+    let (scales, zeros) = scales(plan, page, layout.key_scales, layout.key_groups, token, if bits == 8 { 128.0 } else { 0.0 });
     Packed { codes: (0..plan.shape().head_dim).map(code).collect(), scales, zeros }
 }
 
@@ -66,6 +100,6 @@ pub fn value(plan: &Plan, page: &[u32], token: u32) -> Packed {
             }
         }
     };
-    let (scales, zeros) = scales(plan, page, layout.value_scales, token, 0.0);
+    let (scales, zeros) = scales(plan, page, layout.value_scales, layout.groups, token, 0.0);
     Packed { codes: (0..head_dim).map(code).collect(), scales, zeros }
 }

@@ -24,6 +24,10 @@ pub struct Case {
     pub no_subgroups: bool,
     /// Workgroups that a decode pass is split into, if not the plan's own number.
     pub split_workgroups: Option<u32>,
+    /// For RotateKV: how far the order of channels reaches.
+    pub reach: Reach,
+    /// For RotateKV: the calibration, drawn by [`Walk::new`] if there is none.
+    pub calibration: Option<Calibration>,
     /// (sequence, new tokens), by step.
     pub steps: Vec<Vec<(usize, u32)>>,
 }
@@ -41,6 +45,8 @@ pub fn case(why: &'static str, head_dim: u32, query_heads: u32, kv_heads: u32, f
         straight: None,
         no_subgroups: false,
         split_workgroups: None,
+        reach: Reach::Global,
+        calibration: None,
         steps: vec![vec![(0, 45), (1, 131)], vec![(1, 1), (0, 1)], vec![(0, 90), (1, 3)]],
     }
 }
@@ -55,6 +61,16 @@ pub fn hadamard(key: Bits, value: Bits, group: u32) -> Format {
     Format::new(Codec::Hadamard, key, value, group)
 }
 
+/// Shorthands for the tables: RotateKV with so many KV heads rotated together.
+pub fn rotated(key: Bits, value: Bits, group: u32, heads: u32) -> Format {
+    Format::new(Codec::RotateKv, key, value, group).with_heads_per_group(heads)
+}
+
+/// Shorthands for the tables: sinks that are elected.
+pub fn massive(sinks: u32, window: u32) -> Protection {
+    Protection { sinks: Sinks::Massive(sinks), window }
+}
+
 /// Shorthands for the tables.
 pub fn protect(sinks: u32, window: u32) -> Protection {
     Protection { sinks: if sinks == 0 { Sinks::None } else { Sinks::First(sinks) }, window }
@@ -66,10 +82,14 @@ pub struct State {
     /// By slab.
     pub pages: Vec<Vec<u32>>,
     pub protected_rows: Vec<u32>,
+    /// For RotateKV: `[physical page, row_groups, scale_vecs]` vec4s.
+    pub key_scales: Vec<u32>,
+    /// For RotateKV: the group of each key channel, a byte each; then the elected sinks by slot.
+    pub marks: Vec<u32>,
 }
 
 /// Rows of a step: as numbers, and as the words that were uploaded. f16 rows hold only numbers that are halves.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Input {
     pub numbers: Vec<f32>,
     pub words: Vec<u32>,
@@ -82,6 +102,8 @@ pub struct Taken {
     pub keys: Input,
     pub values: Input,
     pub queries: Input,
+    /// `[rows, width]`, what the sinks were elected by; empty if none were.
+    pub residual: Input,
     pub before: State,
     pub after: State,
     /// Empty unless attended.
@@ -103,21 +125,42 @@ pub struct Walk {
     means: Vec<f32>,
 }
 
+/// Numbers of a row of the residual stream: few, so that several of the largest are of one token.
+pub const RESIDUAL_WIDTH: u32 = 6;
+
+/// A calibration whose order is a random permutation.
+pub fn calibration(shape: &Shape, format: &Format, reach: Reach, random: &mut StdRng) -> Calibration {
+    let sums = (0..shape.layers).map(|_| (0..shape.kv_heads * shape.head_dim).map(|_| f64::from(normal(random))).collect()).collect();
+    Calibration::from_sums(shape, format.heads_per_group(shape.kv_heads), reach, "random", 1, sums).expect("sums of the shape")
+}
+
+/// First tokens of a sequence that no page holds.
+pub fn unpacked(plan: &Plan) -> u32 {
+    if plan.elects() { 0 } else { plan.sinks() }
+}
+
 /// What pages and f16 rows hold before anything is written: a finite half, since a token that is not visible is weighed by
 /// 0 times its scale, and so large that it shows wherever it leaks in.
 const STALE: u32 = 0x7b5a_7b5a;
 
 impl Walk {
-    pub fn new(gpu: &Gpu, case: Case) -> Self {
+    pub fn new(gpu: &Gpu, mut case: Case) -> Self {
         let (mut random, seed) = seeded();
         println!("{}", case.why);
         let sequences = 1 + case.steps.iter().flatten().map(|(s, _)| *s as u32).max().expect("a step");
         let tokens =
             (0..sequences as usize).map(|s| case.steps.iter().flatten().filter(|(t, _)| *t == s).map(|(_, n)| n).sum::<u32>()).max().expect("a sequence");
+        if case.format.codec() == Codec::RotateKv && case.calibration.is_none() {
+            case.calibration = Some(calibration(&case.shape, &case.format, case.reach, &mut random));
+        }
         let plan = |tokens, capability: &Capability| {
-            Plan::new(case.shape.clone(), case.format, case.protection, Budget::tokens(sequences, tokens), capability)
+            let plan = Plan::new(case.shape.clone(), case.format, case.protection, Budget::tokens(sequences, tokens), capability)
                 .expect("the case can be planned")
-                .with_element(case.element)
+                .with_element(case.element);
+            match &case.calibration {
+                Some(calibration) => plan.with_calibration(calibration.clone()).expect("a calibration of the shape"),
+                None => plan,
+            }
         };
         let mut gpu = gpu.clone();
         if let Some(straight) = case.straight {
@@ -130,7 +173,8 @@ impl Walk {
         if case.slabs {
             // Scratch must fit the same bindings, so one head's pages must be larger than it (which grows with them a little).
             let scratch = |pages: u32| plan(pages / sequences * 128, gpu.capability()).cost().scratch;
-            let page_bytes = planned.layout().bytes();
+            // Heads that are rotated together share a slab.
+            let page_bytes = planned.layout().bytes() * u64::from(planned.group_heads());
             let mut pages = sequences;
             while u64::from(pages) * page_bytes < scratch(pages) + scratch(pages) / 4 {
                 pages += 64 * sequences;
@@ -140,7 +184,7 @@ impl Walk {
             let binding_bytes = u64::from(pages) * page_bytes * 3 / 2;
             gpu = gpu.pretend(Capability { binding_bytes, ..*gpu.capability() });
             planned = plan(tokens, gpu.capability());
-            assert_eq!(planned.slabs().len() as u32, case.shape.kv_heads);
+            assert_eq!(planned.slabs().len() as u32, case.shape.kv_heads / planned.group_heads());
         }
         if let Some(workgroups) = case.split_workgroups {
             planned = planned.with_split_workgroups(workgroups);
@@ -148,7 +192,8 @@ impl Walk {
         let mut cache = Cache::new(&gpu, planned).expect("the case can be allocated");
         let sequences = (0..sequences).map(|_| cache.allocate().expect("room for the case's sequences")).collect();
         let (pages, protected_rows) = cache.layer_buffers(0).expect("layer 0");
-        for buffer in pages.iter().chain([protected_rows]) {
+        let [key_scales, _] = cache.reordered_buffers(0).expect("layer 0");
+        for buffer in pages.iter().chain([protected_rows, key_scales]) {
             gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(&vec![STALE; buffer.size() as usize / 4]));
         }
         let means = (0..case.shape.kv_heads * case.shape.head_dim).map(|_| 1.5 * normal(&mut random)).collect();
@@ -161,7 +206,8 @@ impl Walk {
 
     pub fn state(&self) -> State {
         let (pages, protected_rows) = self.cache.layer_buffers(0).expect("layer 0");
-        State { pages: pages.iter().map(|b| words(&self.gpu, b)).collect(), protected_rows: words(&self.gpu, protected_rows) }
+        let [key_scales, marks] = self.cache.reordered_buffers(0).expect("layer 0").map(|b| words(&self.gpu, b));
+        State { pages: pages.iter().map(|b| words(&self.gpu, b)).collect(), protected_rows: words(&self.gpu, protected_rows), key_scales, marks }
     }
 
     /// Numbers as the caller's rows.
@@ -194,9 +240,18 @@ impl Walk {
         self.take_rows(chunks, rows, attend)
     }
 
-    /// Takes a step on these keys, values and queries.
+    /// Takes a step on these keys, values and queries, and on a fresh residual stream.
     pub fn take_rows(&mut self, chunks: &[(usize, u32)], rows: [Vec<f32>; 3], attend: bool) -> Taken {
+        let elects = self.plan().elects() && chunks.iter().any(|(_, n)| *n > 1);
+        let tokens: u32 = chunks.iter().map(|(_, n)| n).sum();
+        let residual = if elects { (0..tokens * RESIDUAL_WIDTH).map(|_| normal(&mut self.random)).collect() } else { Vec::new() };
+        self.take_all(chunks, rows, residual, attend)
+    }
+
+    /// Takes a step on these keys, values, queries, and rows of the residual stream (none if nothing is to be elected).
+    pub fn take_all(&mut self, chunks: &[(usize, u32)], rows: [Vec<f32>; 3], residual: Vec<f32>, attend: bool) -> Taken {
         let [keys, values, queries] = rows.map(|numbers| self.input(numbers));
+        let residual = self.input(residual);
         let before = self.state();
         let named: Vec<Chunk> = chunks.iter().map(|(s, n)| Chunk { sequence: self.sequences[*s], tokens: *n }).collect();
         let step = self.cache.step(&named).expect("the step is as the case says");
@@ -205,6 +260,11 @@ impl Walk {
         let [k, v, q, out] =
             [&keys.words, &values.words, &queries.words, &vec![POISON; queries.words.len()]].map(|words| upload(&self.gpu, bytemuck::cast_slice(words)));
         let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        if !residual.words.is_empty() {
+            let width = residual.numbers.len() as u32 / step.rows();
+            let buffer = upload(&self.gpu, bytemuck::cast_slice(&residual.words));
+            self.cache.elect(&mut encoder, &step, 0, Rows { buffer: &buffer, offset: 0, element }, width).expect("rows of the right length");
+        }
         self.cache.append(&mut encoder, &step, 0, rows(&k), rows(&v)).expect("rows of the right length");
         if attend {
             for buffer in self.cache.scratch_buffers() {
@@ -214,7 +274,7 @@ impl Walk {
         }
         self.gpu.queue().submit([encoder.finish()]);
         let (output, scratch) = if attend { (words(&self.gpu, &out), self.cache.scratch_buffers().map(|b| words(&self.gpu, b))) } else { Default::default() };
-        Taken { step, chunks: chunks.to_vec(), keys, values, queries, before, after: self.state(), output, scratch }
+        Taken { step, chunks: chunks.to_vec(), keys, values, queries, residual, before, after: self.state(), output, scratch }
     }
 
     /// The numbers of an output.
@@ -249,6 +309,7 @@ pub struct Record {
     pub new_packed: u32,
     pub pages: Vec<u32>,
     pub row_first: u32,
+    pub limit: u32,
 }
 
 /// The records of a step's chunks.
@@ -262,9 +323,33 @@ pub fn records(taken: &Taken) -> Vec<Record> {
             let w = &tables[at..];
             let pages = w[4].div_ceil(128) as usize;
             at += 8 + pages;
-            Record { slot: w[0], old_tokens: w[1], new_tokens: w[2], old_packed: w[3], new_packed: w[4], pages: w[8..8 + pages].to_vec(), row_first: w[6] }
+            Record {
+                slot: w[0],
+                old_tokens: w[1],
+                new_tokens: w[2],
+                old_packed: w[3],
+                new_packed: w[4],
+                pages: w[8..8 + pages].to_vec(),
+                row_first: w[6],
+                limit: w[7],
+            }
         })
         .collect()
+}
+
+/// Where the f16 row of a token of one head lies among the words of `protected_rows`, if it has one.
+pub fn f16_row(walk: &Walk, state: &State, record: &Record, head: u32, token: u32) -> Option<usize> {
+    use wgkv::reference::cached::{Place, Store};
+    let store = Store { constants: &walk.constants, tables: &[], marks: &state.marks, pages: &[], protected_rows: &[] };
+    let kv_heads = walk.case.shape.kv_heads;
+    let place = Place { slot: record.slot, packed: record.new_packed, list: 0, head, kv_heads, slab_head: 0, slab_heads: 0, limit: record.limit };
+    store.row(&place, token).map(|at| at as usize)
+}
+
+/// Where the f16 row of the window that a token has (or had) lies.
+pub fn window_row(walk: &Walk, slot: u32, head: u32, token: u32) -> usize {
+    use wgkv::reference::cached::{offset, window_row};
+    offset(&walk.constants, slot, walk.case.shape.kv_heads, head, window_row(&walk.constants, token)) as usize
 }
 
 /// Attention in f64 of `rows` rows of a step, from row `first`, over what their sequence has stored: `[rows, query_heads, head_dim]`.

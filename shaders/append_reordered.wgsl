@@ -1,0 +1,242 @@
+// append_reordered: RotateKV's keys into the packed pages. Rotate, then reorder, then quantize (2501.16383, section 4):
+//
+//   y = P B k,   B the rotation over each group of GROUP_HEADS KV heads, P the calibrated order of a token's whole key row
+//
+// before RoPE; consecutive channels of y share a scale. A code stays at its channel's place in B k: the order only says
+// which scale it has (`marks`), so that no reader need move it back.
+//
+// One workgroup packs up to four tokens of one lane, token by token, each over all the KV heads of its layer: first every
+// group's extent, then (rotating once more, since a row may be larger than workgroup memory) scales and codes. A key comes
+// from the caller (new in this step) or from the f16 rows (it leaves the window now), where it was turned: it is turned back.
+// The rotation spreads a number that is not finite over its group of heads: their codes are those of zeros, and they are
+// listed in `status`.
+//
+// Parts: half, finite, place, turn, hadamard, group, group_<form>, scales_<form>, key_words.
+// Wrapper: src/kernel/append_reordered.rs. Twin: src/reference/append_reordered.rs.
+
+override HEAD_DIM: u32;
+override HADAMARD_OUTER: u32;
+override HADAMARD_INNER: u32;
+override HADAMARD_SCALE: f32;
+override ROPE: u32;
+override ROPE_PAIRS: u32;
+override HALF_ROWS: bool;
+override KEY_BITS: u32;
+override KEY_CLIP: f32;
+override PAGE_VECS: u32;
+override SINKS: u32;        // f16 rows of sinks
+override RING: u32;         // f16 rows of the window, used in turn
+override UNPACKED: u32;     // first tokens that are not packed
+override GROUP_HEADS: u32;  // KV heads that are rotated together
+override GROUP_SCALE: f32;  // 1 / sqrt(GROUP_HEADS)
+override GROUP_CELLS: u32;  // GROUP_HEADS * HEAD_DIM
+override ROW_GROUPS: u32;   // groups of a token's whole key row that share a scale
+
+struct AppendReorderedParams { // src/kernel/append_reordered.rs
+    items_at: u32,   // first item in tables
+    items: u32,
+    layer: u32,      // for the status list
+    slab_heads: u32, // KV heads whose pages lie in this slab
+    head_first: u32, // the first of them
+    kv_heads: u32,
+    pad_a: u32,
+    pad_b: u32,
+}
+
+alias Cell = f32;
+
+@group(0) @binding(0) var<uniform> params: AppendReorderedParams;
+@group(0) @binding(1) var<storage, read> tables: array<u32>;               // items of 2 words; chunks of 8; pages
+@group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;          // [128 low + high positions, ROPE_PAIRS]
+@group(0) @binding(3) var<storage, read> keys: array<u32>;                 // [rows, kv_heads, HEAD_DIM] f32 or f16
+@group(0) @binding(4) var<storage, read> protected_rows: array<u32>;       // [slot, kv_heads, SINKS + RING, HEAD_DIM]
+@group(0) @binding(5) var<storage, read> marks: array<u32>;                // [kv_heads, HEAD_DIM] groups a byte; sinks
+@group(0) @binding(6) var<storage, read_write> pages: array<u32>;          // [physical page, slab head, 4 * PAGE_VECS]
+@group(0) @binding(7) var<storage, read_write> key_scales: array<u32>;     // [physical page, ROW_GROUPS, GROUP_WORDS]
+@group(0) @binding(8) var<storage, read_write> status: array<atomic<u32>>; // count, then entries of 4 words
+
+var<workgroup> row: array<f32, GROUP_CELLS>;
+var<workgroup> half_way: array<f32, GROUP_CELLS>;
+var<workgroup> codes: array<u32, GROUP_CELLS>;
+// Largest number and largest negated number of each group, in the order of the unsigned integers.
+var<workgroup> highs: array<atomic<u32>, ROW_GROUPS>;
+var<workgroup> lows: array<atomic<u32>, ROW_GROUPS>;
+var<workgroup> steps: array<vec2<f32>, ROW_GROUPS>; // scale and zero
+var<workgroup> broken: atomic<u32>;
+
+// Floats as unsigned integers in the same order, and back.
+fn ordered(x: f32) -> u32 {
+    let bits = bitcast<u32>(x);
+    return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
+}
+
+fn unordered(bits: u32) -> f32 {
+    return bitcast<f32>(select(~bits, bits & 0x7fffffffu, (bits & 0x80000000u) != 0u));
+}
+
+fn key_at(i: u32) -> f32 {
+    if (HALF_ROWS) {
+        let pair = unpack2x16float(keys[i / 2u]);
+        return select(pair.x, pair.y, (i & 1u) == 1u);
+    }
+    return bitcast<f32>(keys[i]);
+}
+
+fn protected_at(at: u32, c: u32) -> f32 {
+    let pair = unpack2x16float(protected_rows[at + c / 2u]);
+    return select(pair.x, pair.y, (c & 1u) == 1u);
+}
+
+// Channel c of a head's key before RoPE.
+fn plain_at(fresh: bool, at: u32, c: u32, t: u32) -> f32 {
+    if (fresh) {
+        return key_at(at + c);
+    }
+    let x = protected_at(at, c);
+    let pair = turn_pair(c);
+    if (pair >= ROPE_PAIRS) {
+        return x;
+    }
+    let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
+    return x * turn.x - turn_sign(c) * protected_at(at, turn_partner(c)) * turn.y;
+}
+
+// The factor over the heads of the group, from `half_way`.
+fn mixed_heads(i: u32) -> f32 {
+    let mask = hadamard_sylvester(i / HEAD_DIM);
+    var sum = 0.0;
+    for (var j = 0u; j < GROUP_HEADS; j++) {
+        sum += hadamard_sign(mask, j) * half_way[j * HEAD_DIM + i % HEAD_DIM];
+    }
+    return sum * GROUP_SCALE;
+}
+
+fn group_of(channel: u32) -> u32 {
+    return (marks[channel / 4u] >> (8u * (channel % 4u))) & 0xffu;
+}
+
+// Adds a head's key to the list of those that are not finite. Beyond the list's end it is only counted.
+fn report(slot: u32, token: u32, head: u32) {
+    let n = atomicAdd(&status[0], 1u);
+    let at = 4u + 4u * n;
+    if (at + 3u < arrayLength(&status)) {
+        atomicStore(&status[at], params.layer);
+        atomicStore(&status[at + 1u], slot);
+        atomicStore(&status[at + 2u], token);
+        atomicStore(&status[at + 3u], head * 4u + 1u);
+    }
+}
+
+@compute @workgroup_size(256)
+fn append_reordered(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) i: u32,
+) {
+    let n = place_workgroup(workgroup, workgroups);
+    if (n >= params.items) {
+        return;
+    }
+    let chunk = tables[params.items_at + 2u * n];
+    let four = tables[params.items_at + 2u * n + 1u];
+    let slot = tables[chunk];
+    let old_tokens = tables[chunk + 1u];
+    let old_packed = tables[chunk + 3u];
+    let new_packed = tables[chunk + 4u];
+    let page = tables[tables[chunk + 5u] + four / 32u];
+    let row_first = tables[chunk + 6u];
+    let blocks = params.kv_heads / GROUP_HEADS;
+    let levels = f32((1u << KEY_BITS) - 1u);
+
+    for (var t = max(4u * four, max(old_packed, UNPACKED)); t < min(4u * four + 4u, new_packed); t++) {
+        let fresh = t >= old_tokens;
+        for (var g = i; g < ROW_GROUPS; g += 256u) {
+            atomicStore(&highs[g], 0u);
+            atomicStore(&lows[g], 0u);
+        }
+        // Twice over the row: the extents, then the codes.
+        for (var turn = 0u; turn < 2u * blocks; turn++) {
+            let head_first = turn % blocks * GROUP_HEADS;
+            workgroupBarrier();
+            if (i == 0u) {
+                atomicStore(&broken, 0u);
+            }
+            for (var c = i; c < GROUP_CELLS; c += 256u) {
+                let head = head_first + c / HEAD_DIM;
+                let fresh_at = ((row_first + t - old_tokens) * params.kv_heads + head) * HEAD_DIM;
+                let kept_at = ((slot * params.kv_heads + head) * (SINKS + RING) + SINKS + t % max(RING, 1u)) * HEAD_DIM;
+                row[c] = plain_at(fresh, select(kept_at, fresh_at, fresh), c % HEAD_DIM, t);
+            }
+            workgroupBarrier();
+            for (var c = i; c < GROUP_CELLS; c += 256u) {
+                half_way[c] = hadamard_outer(c);
+            }
+            workgroupBarrier();
+            for (var c = i; c < GROUP_CELLS; c += 256u) {
+                row[c] = half_way[c];
+            }
+            workgroupBarrier();
+            for (var c = i; c < GROUP_CELLS; c += 256u) {
+                half_way[c] = hadamard_inner(c);
+            }
+            workgroupBarrier();
+            for (var c = i; c < GROUP_CELLS; c += 256u) {
+                let x = mixed_heads(c);
+                if (!finite(x)) {
+                    atomicOr(&broken, 1u);
+                }
+                row[c] = x;
+            }
+            workgroupBarrier();
+            let zeros = atomicLoad(&broken) != 0u;
+            if (turn < blocks) {
+                if (zeros && i < GROUP_HEADS && head_first + i >= params.head_first && head_first + i < params.head_first + params.slab_heads) {
+                    report(slot, t, head_first + i);
+                }
+                for (var c = i; c < GROUP_CELLS; c += 256u) {
+                    let g = group_of(head_first * HEAD_DIM + c);
+                    let x = select(row[c], 0.0, zeros);
+                    atomicMax(&highs[g], ordered(x));
+                    atomicMax(&lows[g], ordered(-x));
+                }
+                workgroupBarrier();
+                for (var g = i; turn + 1u == blocks && g < ROW_GROUPS; g += 256u) {
+                    let low = -unordered(atomicLoad(&lows[g]));
+                    let scale = group_scale(low, unordered(atomicLoad(&highs[g])), KEY_CLIP, levels);
+                    let zero = group_zero(low, KEY_CLIP, scale);
+                    steps[g] = vec2<f32>(scale, zero);
+                    // The scales are of the whole row: the first slab writes them.
+                    if (params.head_first == 0u) {
+                        let word = (page * ROW_GROUPS + g) * GROUP_WORDS + group_word(t);
+                        let pair = group_pack(scale, select(zero, zero - 128.0, KEY_BITS == 8u));
+                        key_scales[word] = (key_scales[word] & ~(GROUP_MASK << group_shift(t))) | (pair << group_shift(t));
+                    }
+                }
+            } else {
+                for (var c = i; c < GROUP_CELLS; c += 256u) {
+                    let step = steps[group_of(head_first * HEAD_DIM + c)];
+                    let code = group_code(select(row[c], 0.0, zeros), step.x, step.y, levels);
+                    codes[c] = select(code, code ^ 128u, KEY_BITS == 8u);
+                }
+                workgroupBarrier();
+                let low_bits = select(KEY_BITS, 2u, KEY_BITS == 3u);
+                let low_words = HEAD_DIM * low_bits / 32u;
+                let words = low_words + select(0u, (HEAD_DIM + 31u) / 32u, KEY_BITS == 3u);
+                for (var e = i; e < GROUP_HEADS * words; e += 256u) {
+                    let head = head_first + e / words;
+                    if (head >= params.head_first && head < params.head_first + params.slab_heads) {
+                        let at = (page * params.slab_heads + head - params.head_first) * (4u * PAGE_VECS) + t % 128u;
+                        let w = e % words;
+                        let first = e / words * HEAD_DIM;
+                        if (w < low_words) {
+                            pages[at + 128u * w] = key_word(first, w, low_bits);
+                        } else {
+                            pages[at + 128u * w] = key_word_high(first, w - low_words);
+                        }
+                    }
+                }
+            }
+        }
+        workgroupBarrier();
+    }
+}

@@ -1,0 +1,98 @@
+// measure: column sums over tokens of the caller's keys before RoPE, added to sums of earlier calls.
+//
+//   sums[workgroup, c] += sum over the workgroup's rows r of keys[r, c]
+//
+// Workgroup n takes blocks of 32 rows, every workgroups-th one, and owns line n of `sums` and `counts`: every word has one
+// writer, and the host adds up the lines. A sum is two floats, the number and what its roundings lost, so that millions of
+// tokens add up as if in twice the precision.
+//
+// A row with a number that is not finite is left out whole and counted. Leaving out that number alone would give the columns
+// of one row sums over different tokens, and the rotation that follows mixes the columns.
+//
+// Parts: finite. Wrapper: src/kernel/measure.rs. Twin: src/reference/measure.rs.
+
+override HALF_ROWS: bool; // are the caller's rows f16?
+
+struct MeasureParams { // src/kernel/measure.rs
+    rows: u32,
+    width: u32,
+    zero: u32, // 0, which no compiler knows
+    pad: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: MeasureParams;
+@group(0) @binding(1) var<storage, read> keys: array<u32>;               // [rows, width] f32 or f16
+@group(0) @binding(2) var<storage, read_write> sums: array<vec2<f32>>;   // [workgroup, width]
+@group(0) @binding(3) var<storage, read_write> counts: array<vec2<u32>>; // [workgroup]: rows added, rows left out
+
+const LANES = 256u;
+const BLOCK = 32u; // rows, as bits of a word
+
+var<workgroup> broken: array<u32, LANES>;
+
+fn key_at(i: u32) -> f32 {
+    if (HALF_ROWS) {
+        let pair = unpack2x16float(keys[i / 2u]);
+        return select(pair.x, pair.y, (i & 1u) == 1u);
+    }
+    return bitcast<f32>(keys[i]);
+}
+
+// The number itself. A compiler that holds sums of floats for associative would find that the roundings below are all zero;
+// it cannot see through this.
+fn kept(x: f32) -> f32 {
+    return bitcast<f32>(bitcast<u32>(x) ^ params.zero);
+}
+
+// A number added to a sum (Knuth's two-sum, then the smaller part gathered and the two made to not overlap again).
+fn added(sum: vec2<f32>, x: f32) -> vec2<f32> {
+    let total = kept(sum.x + x);
+    let share = kept(total - sum.x);
+    let lost = kept(sum.x - kept(total - share)) + kept(x - share);
+    let rest = kept(sum.y + kept(lost));
+    let high = kept(total + rest);
+    return vec2<f32>(high, rest - kept(high - total));
+}
+
+@compute @workgroup_size(LANES)
+fn measure(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) i: u32,
+) {
+    let n = workgroup.x;
+    for (var first = n * BLOCK; first < params.rows; first += workgroups.x * BLOCK) {
+        let count = min(BLOCK, params.rows - first);
+        // Bit r: row first + r has a number that is not finite.
+        var rows = 0u;
+        for (var r = 0u; r < count; r++) {
+            for (var c = i; c < params.width; c += LANES) {
+                rows |= select(1u << r, 0u, finite(key_at((first + r) * params.width + c)));
+            }
+        }
+        broken[i] = rows;
+        workgroupBarrier();
+        for (var half = LANES / 2u; half > 0u; half /= 2u) {
+            if (i < half) {
+                broken[i] |= broken[i + half];
+            }
+            workgroupBarrier();
+        }
+        rows = broken[0];
+        for (var c = i; c < params.width; c += LANES) {
+            var sum = sums[n * params.width + c];
+            for (var r = 0u; r < count; r++) {
+                if (((rows >> r) & 1u) == 0u) {
+                    sum = added(sum, key_at((first + r) * params.width + c));
+                }
+            }
+            sums[n * params.width + c] = sum;
+        }
+        if (i == 0u) {
+            let out = countOneBits(rows);
+            counts[n] += vec2<u32>(count - out, out);
+        }
+        // Before the next block's rows take the place of these.
+        workgroupBarrier();
+    }
+}

@@ -1,0 +1,24 @@
+// group, scale and zero stored as two halves. Needs half. Twin: src/reference/group.rs.
+const GROUP_WORDS = 128u;        // words of a group's plane in a page: one a token
+const GROUP_MASK = 0xffffffffu;  // of one token's pair
+
+// The step between codes, as the half that will be stored. The two lower bounds keep it a normal half and keep the zero
+// within the integers that a half holds exactly, where all numbers of a group are (nearly) the same.
+fn group_scale(low: f32, high: f32, clip: f32, levels: f32) -> f32 {
+    let top = clip * high;
+    let bottom = clip * low;
+    let step = max((top - bottom) / levels, max(max(abs(top), abs(bottom)) * 0.0009765625, 0.00006103515625));
+    return half_round(step);
+}
+
+fn group_pack(scale: f32, zero: f32) -> u32 {
+    return half_pair(scale, zero);
+}
+
+fn group_word(t: u32) -> u32 {
+    return t % 128u;
+}
+
+fn group_shift(t: u32) -> u32 {
+    return 0u;
+}

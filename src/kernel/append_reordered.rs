@@ -1,0 +1,68 @@
+//! New keys of RotateKV into the packed pages: rotated over groups of KV heads before RoPE, in groups by the calibrated order.
+//!
+//! Reads each key twice, since a token's whole row may be larger than workgroup memory.
+//! Shader: `shaders/append_reordered.wgsl`. Twin: [`reference::append_reordered`](crate::reference::append_reordered).
+
+use super::{
+    Binding, FINITE, GROUP, HADAMARD, HALF, KEY_WORDS, Kernel, PLACE, TURN, Variant, group_constants, group_part, hadamard_constants, half_rows,
+    rope_constants, scales_part,
+};
+use crate::plan::Plan;
+use crate::rows::Element;
+
+/// `AppendReorderedParams` of `shaders/append_reordered.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AppendReorderedParams {
+    /// First item in tables.
+    pub items_at: u32,
+    /// Items: lanes (four tokens of a page) with something new.
+    pub items: u32,
+    /// The layer, for the status list.
+    pub layer: u32,
+    /// KV heads whose pages lie in the slab.
+    pub slab_heads: u32,
+    /// The first of them.
+    pub head_first: u32,
+    /// KV heads of the layer.
+    pub kv_heads: u32,
+    /// Unused.
+    pub pad: [u32; 2],
+}
+
+/// The kernel.
+pub static KERNEL: Kernel = Kernel {
+    name: "append_reordered",
+    source: include_str!("../../shaders/append_reordered.wgsl"),
+    bindings: &[
+        ("params", Binding::Uniform),
+        ("tables", Binding::Read),
+        ("turns", Binding::Read),
+        ("keys", Binding::Read),
+        ("protected_rows", Binding::Read),
+        ("marks", Binding::Read),
+        ("pages", Binding::Write),
+        ("key_scales", Binding::Write),
+        ("status", Binding::Write),
+    ],
+    params_bytes: size_of::<AppendReorderedParams>(),
+    zeroed: false,
+};
+
+/// The variant for a plan and the type of the caller's rows.
+pub fn variant(plan: &Plan, element: Element) -> Variant {
+    let mut constants = hadamard_constants(plan.shape().head_dim);
+    constants.extend(rope_constants(plan));
+    constants.extend(group_constants(plan));
+    constants.extend([
+        half_rows(element),
+        ("KEY_BITS", plan.format().key_bits().into()),
+        ("KEY_CLIP", plan.format().key_clip().into()),
+        ("PAGE_VECS", plan.layout().vecs.into()),
+        ("SINKS", plan.sinks().into()),
+        ("RING", plan.ring().into()),
+        ("UNPACKED", plan.unpacked().into()),
+        ("GROUP_CELLS", (plan.group_heads() * plan.shape().head_dim).into()),
+    ]);
+    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, GROUP, group_part(plan), scales_part(plan), KEY_WORDS], &constants)
+}

@@ -1,0 +1,46 @@
+//! Which tokens of a prompt stay f16 in a layer: those with the largest magnitudes of the residual stream (RotateKV's sinks).
+//!
+//! Two variants, one after the other: the largest of each block of rows, then of a chunk's blocks and of what its sequence
+//! had before. Shader: `shaders/elect.wgsl`. Twin: [`reference::elect`](crate::reference::elect).
+
+use super::{Binding, Kernel, PLACE, Variant, flag, half_rows};
+use crate::plan::Plan;
+use crate::rows::Element;
+
+/// `ElectParams` of `shaders/elect.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ElectParams {
+    /// First item in tables.
+    pub items_at: u32,
+    /// Items: blocks of rows; or chunks, when merging.
+    pub items: u32,
+    /// Numbers of a row of the residual stream.
+    pub width: u32,
+    /// Unused.
+    pub pad: u32,
+}
+
+/// The kernel.
+pub static KERNEL: Kernel = Kernel {
+    name: "elect",
+    source: include_str!("../../shaders/elect.wgsl"),
+    bindings: &[
+        ("params", Binding::Uniform),
+        ("tables", Binding::Read),
+        ("residual", Binding::Read),
+        ("candidates", Binding::Write),
+        ("marks", Binding::Write),
+    ],
+    params_bytes: size_of::<ElectParams>(),
+    zeroed: false,
+};
+
+/// Blocks that one chunk is shared out in, at most.
+pub const BLOCKS: u32 = 64;
+
+/// The variant for a plan, the type of the caller's rows and the stage.
+pub fn variant(plan: &Plan, element: Element, merge: bool) -> Variant {
+    let constants = [flag("MERGE", merge), half_rows(element), ("SINKS", plan.sinks().into()), ("ELECTED_AT", plan.elected_at().into())];
+    Variant::new(&KERNEL, &[PLACE], &constants)
+}

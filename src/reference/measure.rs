@@ -1,0 +1,33 @@
+//! The twin of `shaders/measure.wgsl`.
+
+use super::{Constants, finite};
+use crate::kernel::measure::{BLOCK, MeasureParams};
+
+/// A number added to a sum of two floats: the sum, and what its roundings lost.
+fn added([high, low]: [f32; 2], x: f32) -> [f32; 2] {
+    let total = high + x;
+    let share = total - high;
+    let lost = (high - (total - share)) + (x - share);
+    let rest = low + lost;
+    let sum = total + rest;
+    [sum, rest - (sum - total)]
+}
+
+/// Adds rows to column sums; rows with a number that is not finite are left out and counted. Shader: `shaders/measure.wgsl`.
+///
+/// `keys` is `[rows, width]` in f32 or f16, `sums` `[workgroup, width]`, `counts` `[workgroup]`: rows added, rows left out.
+pub fn measure(params: &MeasureParams, constants: &Constants, workgroups: u32, keys: &[u32], sums: &mut [[f32; 2]], counts: &mut [[u32; 2]]) {
+    let MeasureParams { rows, width, .. } = *params;
+    for n in 0..workgroups {
+        for first in (n * BLOCK..rows).step_by((workgroups * BLOCK) as usize) {
+            for r in first..(first + BLOCK).min(rows) {
+                let row: Vec<f32> = (0..width).map(|c| constants.input(keys, r * width + c)).collect();
+                let whole = row.iter().all(|x| finite(*x));
+                counts[n as usize][usize::from(!whole)] += 1;
+                for (sum, x) in sums[(n * width) as usize..].iter_mut().zip(row.iter().filter(|_| whole)) {
+                    *sum = added(*sum, *x);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Is what a kernel stored the rounding of what it should have stored?
+
+use super::Packed;
+use wgkv::Scales;
+
+/// A quotient: 2.5 units in the last place by WGSL's accuracy, 2^-23 each, and a rounding more.
+pub const QUOTIENT_ERROR: f64 = 3.0 / 8_388_608.0;
+
+/// Codes, scales and zeros that may be rounded otherwise than the twin does it.
+pub const TIES: f64 = 0.001;
+
+/// The same for the halves of f16 pages, whose steps are finer: f32's error is 2^-13 of a half's last place, and more for numbers
+/// much smaller than their row.
+pub const HALF_TIES: f64 = 0.01;
+
+/// Half a unit in the last place of a half near x.
+pub fn half_step(x: f64) -> f64 {
+    let exponent = x.abs().log2().floor().clamp(-14.0, 15.0);
+    (exponent - 11.0).exp2()
+}
+
+/// Half a unit in the last place of an E4M3 float near x.
+fn float8_step(x: f64) -> f64 {
+    let exponent = x.abs().log2().floor().clamp(-6.0, 8.0);
+    (exponent - 4.0).exp2()
+}
+
+/// How many were compared, and how many were rounded otherwise than the twin did it.
+#[derive(Debug, Default)]
+pub struct Count {
+    pub all: usize,
+    pub ties: usize,
+}
+
+impl Count {
+    pub fn add(&mut self, same: bool) {
+        self.all += 1;
+        self.ties += usize::from(!same);
+    }
+}
+
+/// One key or value in f64, and the error that f32 may have made of it.
+pub struct Exact {
+    pub row: Vec<f64>,
+    pub error: f64,
+}
+
+/// How numbers are packed.
+#[derive(Clone, Copy, Debug)]
+pub struct Packing {
+    pub bits: u32,
+    pub clip: f32,
+    pub scales: Scales,
+}
+
+/// Numbers that share a scale, as they are stored.
+pub struct Group {
+    pub scale: f32,
+    pub zero: f32,
+    pub codes: Vec<u32>,
+}
+
+/// Checks one key or value against the f64 row and the twin's.
+pub fn check_row(context: &str, packing: Packing, group: usize, got: &Packed, twin: &Packed, exact: &Exact, count: &mut Count) {
+    if packing.bits == 16 {
+        for (i, x) in exact.row.iter().enumerate() {
+            let stored = f64::from(half::f16::from_bits(got.codes[i] as u16).to_f32());
+            assert!((stored - x).abs() <= half_step(*x) + exact.error, "{context}: channel {i} holds {stored}, should {x}");
+            count.add(got.codes[i] == twin.codes[i]);
+        }
+        return;
+    }
+    for (g, row) in exact.row.chunks_exact(group).enumerate() {
+        let take = |from: &Packed| Group { scale: from.scales[g], zero: from.zeros[g], codes: from.codes[g * group..][..group].to_vec() };
+        check_group(&format!("{context}, group {g}"), packing, &take(got), &take(twin), row, exact.error, count);
+    }
+}
+
+/// Checks numbers that share a scale: the scale is the rounding of the step, the zero and the codes follow from the stored scale.
+pub fn check_group(context: &str, packing: Packing, got: &Group, twin: &Group, row: &[f64], error: f64, count: &mut Count) {
+    let (levels, clip) = (f64::from((1_u32 << packing.bits) - 1), f64::from(packing.clip));
+    let (low, high) = row.iter().fold((f64::MAX, f64::MIN), |(l, h), x| (l.min(*x), h.max(*x)));
+    let (scale, zero) = (f64::from(got.scale), f64::from(got.zero));
+    let context = format!("{context} of {low}..{high}");
+    let largest = clip * low.abs().max(high.abs());
+    let (bound, rounding) = match packing.scales {
+        Scales::Half => ((largest / 1024.0).max(2_f64.powi(-14)), half_step as fn(f64) -> f64),
+        Scales::Byte => ((largest * 0.012).max(2_f64.powi(-9)), float8_step as fn(f64) -> f64),
+    };
+    let step = (clip * (high - low) / levels).max(bound);
+    let step_error = 2.0 * error / levels.min(1024.0) + QUOTIENT_ERROR * step;
+    assert!((scale - step).abs() <= rounding(step) + step_error, "{context}: the scale is {scale}, should be {step}");
+    count.add(got.scale == twin.scale);
+    let wanted = -clip * low / scale;
+    assert!(
+        zero.fract() == 0.0 && (zero - wanted).abs() <= 0.5 + error / scale + QUOTIENT_ERROR * wanted.abs(),
+        "{context}: the zero is {zero}, should be {wanted}"
+    );
+    if got.scale == twin.scale {
+        count.add(got.zero == twin.zero);
+    }
+    let alike = got.scale == twin.scale && got.zero == twin.zero;
+    for (i, x) in row.iter().enumerate() {
+        let code = f64::from(got.codes[i]);
+        let quotient = x / scale;
+        let error = error / scale + QUOTIENT_ERROR * quotient.abs();
+        let off = (quotient + zero).clamp(0.0, levels) - code;
+        assert!(off.abs() <= 0.5 + error, "{context}: number {i} is {x}, {} codes, but has code {code} at scale {scale} and zero {zero}", quotient + zero);
+        // What rounding to nearest gives where no tie is in reach, and the twin's code if its scale and zero are the same.
+        count.add((quotient.round_ties_even() + zero).clamp(0.0, levels) == code);
+        if alike {
+            let twin = f64::from(twin.codes[i]);
+            assert!((twin - code).abs() <= 1.0, "{context}: number {i} is {x} and has code {code}, the twin's is {twin}");
+            count.add(twin == code);
+        }
+    }
+}
