@@ -20,20 +20,78 @@ const fn hadamard(keys: Bits, values: Bits) -> Choice {
     Choice::new(Codec::Hadamard, keys, values)
 }
 
+const fn rotate_kv(keys: Bits, values: Bits) -> Choice {
+    Choice::new(Codec::RotateKv, keys, values)
+}
+
 use Bits::{Four, Three, Two};
 
+/// A codec, and what is changed of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Measure {
+    choice: Choice,
+    /// What is changed, in words; nothing where it is as published.
+    change: &'static str,
+    /// The program's options for that.
+    options: &'static [&'static str],
+}
+
+impl Measure {
+    const fn plain(choice: Choice) -> Self {
+        Self { choice, change: "", options: &[] }
+    }
+
+    /// A change of RotateKV at 2 bits.
+    const fn changed(change: &'static str, options: &'static [&'static str]) -> Self {
+        Self { choice: rotate_kv(Two, Two), change, options }
+    }
+
+    /// Does it read a calibration?
+    fn calibrated(&self) -> bool {
+        self.choice.codec == Codec::RotateKv && !self.options.contains(&"--no-reorder")
+    }
+}
+
+impl std::fmt::Display for Measure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.change {
+            "" => self.choice.fmt(f),
+            change => f.pad(&format!("{}, {change}", self.choice)),
+        }
+    }
+}
+
+const NO_REORDER: &str = "no reorder";
+const REORDER_FIRST: &str = "reorder first (simulated)";
+const ONE_HEAD: &str = "1 head a group";
+const NO_SINKS: &str = "no sinks";
+
 /// What is measured.
-const CHOICES: [Choice; 10] = [
-    Choice::F16,
-    rtn(Four, Four),
-    rtn(Three, Three),
-    rtn(Four, Two),
-    rtn(Two, Four),
-    rtn(Two, Two),
-    hadamard(Four, Four),
-    hadamard(Four, Two),
-    hadamard(Two, Four),
-    hadamard(Two, Two),
+const MEASURES: [Measure; 24] = [
+    Measure::plain(Choice::F16),
+    Measure::plain(rtn(Four, Four)),
+    Measure::plain(rtn(Three, Three)),
+    Measure::plain(rtn(Four, Two)),
+    Measure::plain(rtn(Two, Four)),
+    Measure::plain(rtn(Two, Two)),
+    Measure::plain(hadamard(Four, Four)),
+    Measure::plain(hadamard(Four, Two)),
+    Measure::plain(hadamard(Two, Four)),
+    Measure::plain(hadamard(Two, Two)),
+    Measure::plain(rotate_kv(Four, Four)),
+    Measure::plain(rotate_kv(Three, Three)),
+    Measure::plain(rotate_kv(Two, Two)),
+    Measure::changed("simulated", &["--simulate"]),
+    Measure::changed(NO_REORDER, &["--no-reorder"]),
+    Measure::changed(REORDER_FIRST, &["--reorder-first"]),
+    Measure::changed("local order", &["--reach", "local"]),
+    Measure::changed(ONE_HEAD, &["--heads-per-group", "1"]),
+    Measure::changed("2 heads a group", &["--heads-per-group", "2"]),
+    Measure::changed(NO_SINKS, &["--sinks", "none"]),
+    Measure::changed("first 4 as sinks", &["--sinks", "first:4"]),
+    Measure::changed("clip 1", &["--clip", "1"]),
+    Measure::changed("f8 scales", &["--scales", "f8"]),
+    Measure::changed("group 32", &["--group", "32"]),
 ];
 
 /// Perplexity and divergence that one codec must reach on WikiText-2 (test, raw), strict, windows of 2048.
@@ -41,25 +99,34 @@ struct Expected {
     model: &'static str,
     windows: usize,
     choice: Choice,
+    change: &'static str,
     perplexity: f64,
     kl: f64,
 }
 
 const fn expected(model: &'static str, windows: usize, choice: Choice, perplexity: f64, kl: f64) -> Expected {
-    Expected { model, windows, choice, perplexity, kl }
+    Expected { model, windows, choice, change: "", perplexity, kl }
 }
 
-const EXPECTED: [Expected; 20] = [
+const fn changed(change: &'static str, perplexity: f64, kl: f64) -> Expected {
+    Expected { change, ..expected("wiki-27m", 16, rotate_kv(Two, Two), perplexity, kl) }
+}
+
+const EXPECTED: [Expected; 31] = [
     expected("wiki-8m", 2, Choice::F16, 59.20, 0.0),
     expected("wiki-8m", 2, rtn(Four, Four), 60.69, 0.0268),
     expected("wiki-8m", 2, rtn(Four, Two), 68.43, 0.1364),
     expected("wiki-8m", 2, rtn(Two, Four), 112.7, 0.6714),
     expected("wiki-8m", 2, hadamard(Two, Two), 89.10, 0.4034),
+    expected("wiki-8m", 2, rotate_kv(Three, Three), 62.17, 0.0395),
+    expected("wiki-8m", 2, rotate_kv(Two, Two), 74.49, 0.2007),
     expected("wiki-8m", 16, Choice::F16, 59.31, 0.0),
     expected("wiki-8m", 16, rtn(Four, Four), 61.17, 0.0258),
     expected("wiki-8m", 16, rtn(Four, Two), 67.31, 0.1299),
     expected("wiki-8m", 16, rtn(Two, Four), 105.2, 0.6153),
     expected("wiki-8m", 16, hadamard(Two, Two), 88.43, 0.3986),
+    expected("wiki-8m", 16, rotate_kv(Three, Three), 61.74, 0.0390),
+    expected("wiki-8m", 16, rotate_kv(Two, Two), 72.54, 0.1939),
     expected("wiki-27m", 16, Choice::F16, 53.57, 0.0),
     expected("wiki-27m", 16, rtn(Four, Four), 54.60, 0.0237),
     expected("wiki-27m", 16, rtn(Three, Three), 59.14, 0.1148),
@@ -70,6 +137,13 @@ const EXPECTED: [Expected; 20] = [
     expected("wiki-27m", 16, hadamard(Four, Two), 59.06, 0.1061),
     expected("wiki-27m", 16, hadamard(Two, Four), 65.71, 0.2286),
     expected("wiki-27m", 16, hadamard(Two, Two), 72.25, 0.3262),
+    expected("wiki-27m", 16, rotate_kv(Four, Four), 53.94, 0.0091),
+    expected("wiki-27m", 16, rotate_kv(Three, Three), 55.93, 0.0426),
+    expected("wiki-27m", 16, rotate_kv(Two, Two), 63.52, 0.1837),
+    changed(NO_REORDER, 70.21, 0.3011),
+    changed(REORDER_FIRST, 96.79, 0.6481),
+    changed(ONE_HEAD, 64.21, 0.1988),
+    changed(NO_SINKS, 63.28, 0.1865),
 ];
 
 /// Options of `quality`.
@@ -84,6 +158,66 @@ pub struct Options {
     /// Windows of 2048 tokens; 2, or 16 for a head dimension of 128.
     #[arg(long)]
     windows: Option<usize>,
+    /// The text to calibrate rotate-kv with, other than the one to predict; without it the model's own rotate-kv.safetensors.
+    #[arg(long)]
+    calibration_text: Option<PathBuf>,
+    /// Only this codec.
+    #[arg(long)]
+    codec: Option<Codec>,
+    /// Print the results as a table in Markdown, too.
+    #[arg(long)]
+    table: bool,
+}
+
+/// What was measured of one codec.
+struct Measured {
+    measure: Measure,
+    bits: f64,
+    perplexity: f64,
+    kl: f64,
+    wanted: Option<&'static Expected>,
+}
+
+/// A file of rotate-kv's calibration.
+struct Calibration {
+    path: PathBuf,
+    /// Was it made for this run?
+    temporary: bool,
+}
+
+impl Calibration {
+    /// Makes one from the text, or finds the model's own.
+    fn open(program: &PathBuf, model: &Path, text: Option<&PathBuf>) -> Result<Option<Self>> {
+        let Some(text) = text else {
+            let path = model.join("rotate-kv.safetensors");
+            return Ok(path.is_file().then_some(Self { path, temporary: false }));
+        };
+        let text = crate::command::root().join(text);
+        println!("calibrating rotate-kv with {}", text.display());
+        let made = Self { path: std::env::temp_dir().join(format!("wgkv-quality-{}.safetensors", std::process::id())), temporary: true };
+        let arguments = ["calibrate".into(), "--model".into(), path(model)?, "--text".into(), path(&text)?, "--out".into(), path(&made.path)?];
+        llama::report(program, &arguments, false)?;
+        Ok(Some(made))
+    }
+}
+
+impl Drop for Calibration {
+    fn drop(&mut self) {
+        if self.temporary {
+            // A file that is left in the folder for temporary files is no harm.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The results in Markdown.
+fn table(rows: &[Measured]) -> String {
+    let mut table = "| codec | bits/element | perplexity | expected | KL | expected |\n|---|---|---|---|---|---|\n".to_owned();
+    for Measured { measure, bits, perplexity, kl, wanted } in rows {
+        let (wanted_perplexity, wanted_kl) = wanted.map_or(("".into(), "".into()), |e| (format!("{:.2}", e.perplexity), format!("{:.4}", e.kl)));
+        table += &format!("| {measure} | {bits:.3} | {perplexity:.2} | {wanted_perplexity} | {kl:.4} | {wanted_kl} |\n");
+    }
+    table
 }
 
 fn head_dim(model: &Path) -> Result<u32> {
@@ -113,23 +247,40 @@ pub fn run(options: &Options) -> Result<()> {
     let name = model.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
     setup::run_setup()?;
     let program = llama::build()?;
+    let calibration = Calibration::open(&program, &model, options.calibration_text.as_ref())?;
     println!("\n{name}, group {group}, {windows} windows of 2048 tokens, strict\n");
-    println!("{:<16} {:>12} {:>11} {:>9}   {:>8} {:>8}", "codec", "bits/element", "perplexity", "expected", "KL", "expected");
-    let mut off = Vec::new();
-    for choice in CHOICES {
+    println!("{:<42} {:>12} {:>11} {:>9}   {:>8} {:>8}", "codec", "bits/element", "perplexity", "expected", "KL", "expected");
+    let (mut rows, mut off, mut uncalibrated) = (Vec::new(), Vec::new(), Vec::new());
+    for measure in MEASURES.into_iter().filter(|measure| options.codec.is_none_or(|only| only == measure.choice.codec)) {
         let fixed =
             ["perplexity".into(), "--model".into(), path(&model)?, "--text".into(), path(&text)?, "--windows".into(), windows.to_string(), "--strict".into()];
-        let arguments: Vec<String> = fixed.into_iter().chain(choice.options(group)).collect();
+        // What the change says of an option stands for what the choice says of it.
+        let plain = if measure.options.contains(&"--group") { without(&measure.choice.options(group), "--group") } else { measure.choice.options(group) };
+        let mut arguments: Vec<String> = fixed.into_iter().chain(plain).chain(measure.options.iter().map(|&option| option.to_owned())).collect();
+        if measure.calibrated() {
+            let Some(calibration) = &calibration else {
+                uncalibrated.push(measure.to_string());
+                continue;
+            };
+            arguments.extend(["--calibration".into(), path(&calibration.path)?]);
+        }
         let report = llama::report(&program, &arguments, false)?;
         let (perplexity, kl, bits) = (number(&report, "perplexity")?, number(&report, "kl")?, number(&report, "bits_per_element")?);
-        let wanted = EXPECTED.iter().find(|e| e.model == name && e.windows == windows && e.choice == choice);
+        let wanted = EXPECTED.iter().find(|e| e.model == name && e.windows == windows && e.choice == measure.choice && e.change == measure.change);
         let right = wanted.is_none_or(|e| near(perplexity, e.perplexity, PERPLEXITY_ERROR) && near(kl, e.kl, KL_ERROR));
         let (wanted_perplexity, wanted_kl) = wanted.map_or(("-".into(), "-".into()), |e| (format!("{:.2}", e.perplexity), format!("{:.4}", e.kl)));
         let verdict = if right { "" } else { "  OFF" };
-        println!("{choice:<16} {bits:>12.3} {perplexity:>11.2} {wanted_perplexity:>9}   {kl:>8.4} {wanted_kl:>8}{verdict}");
+        println!("{measure:<42} {bits:>12.3} {perplexity:>11.2} {wanted_perplexity:>9}   {kl:>8.4} {wanted_kl:>8}{verdict}");
         if !right {
-            off.push(choice.to_string());
+            off.push(measure.to_string());
         }
+        rows.push(Measured { measure, bits, perplexity, kl, wanted });
+    }
+    if options.table {
+        println!("\n{}", table(&rows));
+    }
+    if !uncalibrated.is_empty() {
+        println!("\nnot measured for want of a calibration (name a text with --calibration-text): {}", uncalibrated.join("; "));
     }
     if !EXPECTED.iter().any(|e| e.model == name && e.windows == windows) {
         println!("\nno numbers are expected of {name} at {windows} windows: nothing was checked");
@@ -138,6 +289,12 @@ pub fn run(options: &Options) -> Result<()> {
         bail!("off by more than {} % of the perplexity or {} % of the divergence: {}", 100.0 * PERPLEXITY_ERROR, 100.0 * KL_ERROR, off.join(", "));
     }
     Ok(())
+}
+
+/// The options without one of them and its value.
+fn without(options: &[String], name: &str) -> Vec<String> {
+    let place = options.iter().position(|option| option == name).unwrap_or(options.len());
+    options.iter().enumerate().filter(|(at, _)| *at != place && *at != place + 1).map(|(_, option)| option.clone()).collect()
 }
 
 fn path(path: &Path) -> Result<String> {
@@ -157,6 +314,21 @@ mod tests {
 
     #[test]
     fn everything_expected_is_measured() {
-        assert!(EXPECTED.iter().all(|e| CHOICES.contains(&e.choice)));
+        assert!(EXPECTED.iter().all(|e| MEASURES.iter().any(|measure| measure.choice == e.choice && measure.change == e.change)));
+    }
+
+    #[test]
+    fn an_option_goes_with_its_value() {
+        let options = ["--codec", "rtn", "--group", "64", "--x"].map(str::to_owned);
+        assert_eq!(without(&options, "--group"), ["--codec", "rtn", "--x"]);
+        assert_eq!(without(&options, "--absent"), options);
+    }
+
+    #[test]
+    fn a_table_has_a_row_a_measurement() {
+        let wanted = EXPECTED.iter().find(|e| e.change == NO_SINKS);
+        let row = Measured { measure: Measure::changed(NO_SINKS, &[]), bits: 2.25, perplexity: 63.0, kl: 0.19, wanted };
+        let last = table(&[row]).lines().last().map(str::to_owned);
+        assert_eq!(last.as_deref(), Some("| rotate-kv K2V2, no sinks | 2.250 | 63.00 | 63.28 | 0.1900 | 0.1865 |"));
     }
 }

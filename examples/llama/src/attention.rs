@@ -6,12 +6,18 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::rope;
 
-/// Attention over everything a sequence has seen, with the newest tokens added to it.
+/// Attention over everything a sequence (or each of several) has seen, with the newest tokens added to it.
 ///
 /// All rows are `[tokens, heads × head_dim]` and come before RoPE.
 pub trait Attention {
-    /// Announces `tokens` more tokens, once for all layers.
+    /// Announces `tokens` more tokens of each sequence, once for all layers.
     fn begin(&mut self, tokens: usize) -> Result<()>;
+
+    /// Shows the residual stream that enters a layer, `[tokens, hidden]` before the layer's norm (for layer 0 the
+    /// embeddings), ahead of the layer's [`Attention::attend`]. Only what looks for massive activations cares.
+    fn enter(&mut self, _layer: usize, _residual: &Tensor<2>) -> Result<()> {
+        Ok(())
+    }
 
     /// Adds the keys and values to one layer and attends to all of it, causally.
     fn attend(&mut self, layer: usize, queries: Tensor<2>, keys: Tensor<2>, values: Tensor<2>) -> Result<Tensor<2>>;

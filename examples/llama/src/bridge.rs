@@ -21,7 +21,7 @@ use burn::cubecl::client::Client;
 use burn::cubecl::server::Handle;
 use burn::cubecl::wgpu::{AutoCompiler, WgpuServer};
 use burn::tensor::wgpu::WgpuSetup;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 use wgkv::{Element, Gpu, Rows};
 
 use crate::error::{Error, Result};
@@ -100,6 +100,18 @@ impl Bridge {
     pub fn upload(&self, values: Vec<f32>, shape: [usize; 2]) -> Tensor<2> {
         let device = self.device.clone();
         self.client.memory_persistent_allocation(values, move |values| Tensor::from_data(TensorData::new(values, shape), &device))
+    }
+
+    /// A matrix of random f16 numbers that stays, in memory of exactly its size: normal with mean 0 and this deviation.
+    pub fn random_f16(&self, shape: [usize; 2], spread: f64) -> Tensor<2> {
+        let device = self.device.clone();
+        self.client.memory_persistent_allocation((), move |()| Tensor::random(shape, Distribution::Normal(0.0, spread), (&device, DType::F16)))
+    }
+
+    /// Gives back memory that burn keeps for tensors which are gone.
+    pub fn clean(&self) -> Result<()> {
+        self.flush()?;
+        self.client.memory_cleanup().map_err(|error| Error::Burn(error.to_string()))
     }
 
     /// The buffer behind a tensor, which is copied first only where its rows are not contiguous.

@@ -114,13 +114,27 @@ impl Ids {
 impl Config {
     /// Reads and checks the `config.json` of a model's folder.
     pub fn open(directory: &Path) -> Result<Self> {
-        let path = directory.join("config.json");
+        Self::read(&directory.join("config.json"))
+    }
+
+    /// Reads and checks such a file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let path = path.to_owned();
         let text = std::fs::read_to_string(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
         // An architecture may lay out its whole file differently, so its name is judged before the rest is parsed.
         let value: serde_json::Value = serde_json::from_str(&text).map_err(|source| Error::Json { path: path.clone(), source })?;
         check_architecture(&value)?;
         let raw = serde_json::from_value(value).map_err(|source| Error::Json { path, source })?;
         Self::check(raw)
+    }
+
+    /// Numbers in the model's weights.
+    pub fn parameters(&self) -> u64 {
+        let (queries, keys) = (self.query_heads * self.head_dim, self.kv_heads * self.head_dim);
+        let attention = self.hidden * (2 * queries + 2 * keys) + if self.attention_bias { queries + 2 * keys + self.hidden } else { 0 };
+        let mlp = 3 * self.hidden * self.intermediate + if self.mlp_bias { 2 * self.intermediate + self.hidden } else { 0 };
+        let embeddings = self.vocabulary * self.hidden * if self.tied { 1 } else { 2 };
+        (embeddings + self.layers * (attention + mlp + 2 * self.hidden) + self.hidden) as u64
     }
 
     fn check(raw: Raw) -> Result<Self> {

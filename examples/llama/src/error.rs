@@ -121,6 +121,26 @@ pub enum Error {
         /// Tokens the text has.
         found: usize,
     },
+    /// The codec wants a calibration and was given none.
+    #[error(
+        "codec rotate-kv wants a calibration of this model: make one with `wgkv-llama calibrate --model {model} --text FILE --out {model}/rotate-kv.safetensors` \
+         and name it with --calibration (or measure without an order: perplexity --no-reorder)",
+        model = model.display()
+    )]
+    CalibrationMissing {
+        /// The model's folder.
+        model: PathBuf,
+    },
+    /// An option that does not fit the others.
+    #[error("{name} must be {wanted}, but is {had}")]
+    Option {
+        /// The option.
+        name: &'static str,
+        /// What it may be here.
+        wanted: String,
+        /// What it is.
+        had: String,
+    },
     /// No GPU answers to the name asked for.
     #[error("no GPU adapter is called {wanted:?}: found {found:?}")]
     Adapter {

@@ -85,7 +85,9 @@ pub fn generate(options: &GenerateOptions, out: &mut dyn Write) -> Result<Genera
     let mut prompt: Vec<u32> = config.begin.into_iter().collect();
     prompt.extend(text.encode(&options.prompt)?);
     let protection = options.cache.protection(Sinks::First(4), 128);
-    let mut cache = open_cache(&bridge, config, options.cache.format(config)?, protection, prompt.len() + options.tokens)?;
+    let calibration = options.cache.calibration(config, &options.model.model)?;
+    let format = options.cache.format(config, calibration.as_ref())?;
+    let mut cache = open_cache(&bridge, config, format, calibration, protection, prompt.len() + options.tokens)?;
     let mut attention = CompressedAttention::new(&bridge, &mut cache)?;
     let mut sampler = Sampler::new(options.temperature, options.top_p, options.seed);
     let mut stream = text.stream();
@@ -118,7 +120,7 @@ pub fn generate(options: &GenerateOptions, out: &mut dyn Write) -> Result<Genera
 
     let live = prompt.len() + tokens.len().saturating_sub(1);
     let report = GenerateReport {
-        format: options.cache.summary(config, protection),
+        format: options.cache.summary(config, &format, protection),
         prompt_tokens: prompt.len(),
         text: text.decode(&tokens)?,
         prefill_tokens_per_second: prompt.len() as f64 / prefill,

@@ -1,10 +1,13 @@
 //! LLaMA-family models on burn, with wgkv holding their keys and values: text generation, and the measure of what a
-//! compressed cache costs.
+//! compressed cache costs and saves.
 
 pub mod attention;
 pub mod bridge;
+pub mod calibrate;
+pub mod capacity;
 pub mod compressed;
 pub mod config;
+pub mod decode_memory;
 pub mod error;
 pub mod generate;
 pub mod model;
@@ -12,5 +15,6 @@ pub mod options;
 pub mod perplexity;
 pub mod rope;
 pub mod sampler;
+pub mod simulate;
 pub mod text;
 pub mod weights;

@@ -3,6 +3,9 @@
 use std::io::Write;
 
 use clap::{Parser, Subcommand};
+use wgkv_llama::calibrate::{CalibrateOptions, calibrate};
+use wgkv_llama::capacity::{CapacityOptions, capacity};
+use wgkv_llama::decode_memory::{DecodeMemoryOptions, decode_memory};
 use wgkv_llama::generate::{GenerateOptions, GenerateReport, generate};
 use wgkv_llama::perplexity::{PerplexityOptions, perplexity};
 
@@ -20,6 +23,12 @@ enum Command {
     Generate(GenerateOptions),
     /// Measure perplexity, and divergence from an f16 cache.
     Perplexity(PerplexityOptions),
+    /// Learn from sample text what rotate-kv must know of a model.
+    Calibrate(CalibrateOptions),
+    /// Tell how many sequences fit beside a model's weights, codec by codec.
+    Capacity(CapacityOptions),
+    /// Decode with random weights of a model's shape, and tell what it takes.
+    DecodeMemory(DecodeMemoryOptions),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -37,6 +46,19 @@ fn main() -> anyhow::Result<()> {
         Command::Perplexity(options) => {
             println!("{}", serde_json::to_string(&perplexity(&options)?)?);
         }
+        Command::Calibrate(options) => {
+            println!("{}", serde_json::to_string(&calibrate(&options)?)?);
+        }
+        Command::Capacity(options) => print(&capacity(&options)?, options.json)?,
+        Command::DecodeMemory(options) => print(&decode_memory(&options)?, options.json)?,
+    }
+    Ok(())
+}
+
+fn print<T: serde::Serialize + std::fmt::Display>(report: &T, json: bool) -> anyhow::Result<()> {
+    match json {
+        true => println!("{}", serde_json::to_string(report)?),
+        false => print!("{report}"),
     }
     Ok(())
 }

@@ -79,6 +79,7 @@ impl Model {
         let epsilon = self.config.norm_epsilon;
         let mut stream = self.embedding.select(ids, &self.device);
         for (index, layer) in self.layers.iter().enumerate() {
+            attention.enter(index, &stream)?;
             let normed = rms_norm(stream.clone(), &layer.attention_norm, epsilon);
             let mixed = attention.attend(index, layer.query.apply(normed.clone()), layer.key.apply(normed.clone()), layer.value.apply(normed))?;
             stream = stream + layer.output.apply(mixed);

@@ -1,14 +1,18 @@
-//! Command-line options that describe a cache, shared by both commands.
+//! Command-line options that describe a cache, shared by the commands.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use wgkv::{Bits, Budget, Cache, Codec, Format, Plan, Protection, Shape, Sinks};
+use wgkv::{Bits, Budget, Cache, Calibration, Capability, Codec, Format, Plan, Protection, Reach, Scales, Shape, Sinks};
 
 use crate::bridge::Bridge;
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::rope;
+use crate::weights::model_hash;
+
+/// Entries of the residual stream that RotateKV (2501.16383) takes its sinks from.
+pub const MASSIVE: Sinks = Sinks::Massive(20);
 
 /// Which model, on which GPU.
 #[derive(Debug, Clone, clap::Args)]
@@ -24,7 +28,7 @@ pub struct ModelOptions {
 /// How keys and values are stored.
 #[derive(Debug, Clone, clap::Args)]
 pub struct CacheOptions {
-    /// Codec: f16, rtn, hadamard and the others that wgkv names.
+    /// Codec: f16, rtn, hadamard, rotate-kv and the others that wgkv names.
     #[arg(long, default_value = "hadamard")]
     pub codec: Codec,
     /// Bits of a key's element.
@@ -39,12 +43,24 @@ pub struct CacheOptions {
     /// Part of a group's range that the codes cover, for the codecs that clip; the codec's own choice without it.
     #[arg(long)]
     pub clip: Option<f32>,
-    /// Tokens kept in f16 for good: none or first:N.
+    /// How scales and zeros are stored: f16 or f8.
+    #[arg(long, default_value_t = Scales::Half)]
+    pub scales: Scales,
+    /// Tokens kept in f16 for good: none, first:N or massive:N; massive:20 for rotate-kv without it.
     #[arg(long)]
     pub sinks: Option<Sinks>,
     /// Recent tokens kept in f16.
     #[arg(long)]
     pub window: Option<u32>,
+    /// File that `wgkv-llama calibrate` made from this model, for rotate-kv.
+    #[arg(long)]
+    pub calibration: Option<PathBuf>,
+    /// KV heads that rotate-kv rotates together; as in the calibration without it.
+    #[arg(long)]
+    pub heads_per_group: Option<u32>,
+    /// How far rotate-kv's order of channels reaches: global, or local to the heads rotated together; as in the calibration without it.
+    #[arg(long, value_parser = reach)]
+    pub reach: Option<Reach>,
 }
 
 /// The format of a cache with every default filled in, as printed.
@@ -58,40 +74,95 @@ pub struct CacheSummary {
     pub v_bits: u32,
     /// Elements that share a scale.
     pub group: u32,
+    /// How scales and zeros are stored.
+    pub scales: String,
     /// Tokens kept in f16 for good.
     pub sinks: String,
     /// Recent tokens kept in f16.
     pub window: u32,
+    /// KV heads that are rotated together, for rotate-kv.
+    pub heads_per_group: Option<u32>,
+}
+
+/// The word for a reach, read.
+pub fn reach(word: &str) -> std::result::Result<Reach, String> {
+    match word {
+        "global" => Ok(Reach::Global),
+        "local" => Ok(Reach::Local),
+        _ => Err("it must be global or local".to_owned()),
+    }
 }
 
 impl CacheOptions {
-    /// The format for a model.
-    pub fn format(&self, config: &Config) -> Result<Format> {
+    /// The format for a model; `calibration` is what [`CacheOptions::calibration`] found.
+    pub fn format(&self, config: &Config, calibration: Option<&Calibration>) -> Result<Format> {
         if self.codec == Codec::F16 {
             return Ok(Format::f16());
         }
-        let format = Format::new(self.codec, Bits::try_from(self.k_bits)?, Bits::try_from(self.v_bits)?, self.group(config));
-        Ok(match self.clip {
-            Some(clip) => format.with_clip(clip),
-            None => format,
+        let mut format = Format::new(self.codec, Bits::try_from(self.k_bits)?, Bits::try_from(self.v_bits)?, self.group(config)).with_scales(self.scales);
+        if let Some(clip) = self.clip {
+            format = format.with_clip(clip);
+        }
+        Ok(match calibration {
+            Some(calibration) => format.with_heads_per_group(calibration.heads_per_group()),
+            None => self.heads_per_group.map_or(format, |heads| format.with_heads_per_group(heads)),
         })
     }
 
-    /// What stays in f16, unless told otherwise the given defaults.
+    /// The order of channels that rotate-kv wants, from the file, refused where it was made from another model; nothing for
+    /// the codecs that want none. A file holds sums of keys before any rotation, so one file gives the order for any
+    /// `--heads-per-group` and `--reach`.
+    pub fn calibration(&self, config: &Config, model: &Path) -> Result<Option<Calibration>> {
+        if self.codec != Codec::RotateKv {
+            let given =
+                [("--calibration", self.calibration.is_some()), ("--heads-per-group", self.heads_per_group.is_some()), ("--reach", self.reach.is_some())];
+            return match given.iter().find(|(_, given)| *given) {
+                Some((name, _)) => Err(Error::Option { name, wanted: "left out with this codec".into(), had: format!("given with codec {}", self.codec) }),
+                None => Ok(None),
+            };
+        }
+        let Some(path) = &self.calibration else {
+            return Err(Error::CalibrationMissing { model: model.to_owned() });
+        };
+        let found = Calibration::load(path)?;
+        found.expect_model(&model_hash(model)?)?;
+        let heads = self.heads_per_group.unwrap_or(found.heads_per_group());
+        let reach = self.reach.unwrap_or(found.reach());
+        if heads == found.heads_per_group() && reach == found.reach() {
+            return Ok(Some(found));
+        }
+        let sums = (0..found.layers()).map(|layer| found.sums(layer).to_vec()).collect();
+        Ok(Some(Calibration::from_sums(&shape(config), heads, reach, found.model(), found.tokens(), sums)?))
+    }
+
+    /// No order, for the same heads: what calibration is measured against.
+    pub fn uncalibrated(&self, config: &Config) -> Result<Calibration> {
+        let heads = self.heads_per_group.unwrap_or_else(|| self.default_heads(config));
+        Ok(Calibration::natural(&shape(config), heads)?)
+    }
+
+    fn default_heads(&self, config: &Config) -> u32 {
+        Format::new(Codec::RotateKv, Bits::Two, Bits::Two, 128).heads_per_group(config.kv_heads as u32)
+    }
+
+    /// What stays in f16, unless told otherwise the given defaults; rotate-kv has its own rule for sinks.
     pub fn protection(&self, sinks: Sinks, window: u32) -> Protection {
+        let sinks = if self.codec == Codec::RotateKv { MASSIVE } else { sinks };
         Protection { sinks: self.sinks.unwrap_or(sinks), window: self.window.unwrap_or(window) }
     }
 
     /// The same in words and numbers.
-    pub fn summary(&self, config: &Config, protection: Protection) -> CacheSummary {
-        let plain = self.codec == Codec::F16;
+    pub fn summary(&self, config: &Config, format: &Format, protection: Protection) -> CacheSummary {
+        let rotating = self.codec == Codec::RotateKv;
         CacheSummary {
             codec: self.codec.to_string(),
-            k_bits: if plain { 16 } else { self.k_bits },
-            v_bits: if plain { 16 } else { self.v_bits },
+            k_bits: format.key_bits(),
+            v_bits: format.value_bits(),
             group: self.group(config),
+            scales: format.scales().to_string(),
             sinks: protection.sinks.to_string(),
             window: protection.window,
+            heads_per_group: rotating.then(|| format.heads_per_group(config.kv_heads as u32)),
         }
     }
 
@@ -100,18 +171,37 @@ impl CacheOptions {
     }
 }
 
-/// Plans a cache for one sequence of this model, compiles its kernels and allocates it.
-pub fn open_cache(bridge: &Bridge, config: &Config, format: Format, protection: Protection, tokens: usize) -> Result<Cache> {
-    let shape = Shape {
+/// The attention of a model, as the cache is told it.
+pub fn shape(config: &Config) -> Shape {
+    Shape {
         layers: config.layers as u32,
         query_heads: config.query_heads as u32,
         kv_heads: config.kv_heads as u32,
         head_dim: config.head_dim as u32,
         rope: rope::rope(config),
-    };
+    }
+}
+
+/// Plans a cache for this model.
+pub fn plan(
+    config: &Config,
+    format: Format,
+    calibration: Option<Calibration>,
+    protection: Protection,
+    budget: Budget,
+    capability: &Capability,
+) -> Result<Plan> {
+    let plan = Plan::new(shape(config), format, protection, budget, capability)?;
+    Ok(match calibration {
+        Some(calibration) => plan.with_calibration(calibration)?,
+        None => plan,
+    })
+}
+
+/// Plans a cache for one sequence of this model, compiles its kernels and allocates it.
+pub fn open_cache(bridge: &Bridge, config: &Config, format: Format, calibration: Option<Calibration>, protection: Protection, tokens: usize) -> Result<Cache> {
     let gpu = bridge.gpu();
-    let budget = Budget::tokens(1, tokens as u32);
-    let plan = Plan::new(shape, format, protection, budget, gpu.capability())?;
+    let plan = plan(config, format, calibration, protection, Budget::tokens(1, tokens as u32), gpu.capability())?;
     pollster::block_on(gpu.prepare(&plan))?;
     Ok(Cache::new(gpu, plan)?)
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use wgkv::{Codec, Format, Protection, Sinks};
+use wgkv::{Budget, Cache, Codec, Format, Protection, Sinks};
 
 use crate::attention::{Attention, PlainAttention};
 use crate::bridge::Bridge;
@@ -18,7 +18,8 @@ use crate::compressed::CompressedAttention;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::options::{CacheOptions, CacheSummary, ModelOptions, open_cache};
+use crate::options::{CacheOptions, CacheSummary, ModelOptions, open_cache, plan};
+use crate::simulate::{Reorder, SimulatedAttention, Simulation};
 use crate::text::Text;
 
 /// Rows of scores that are read back at once: 2048 rows of a large vocabulary would be a gigabyte.
@@ -42,9 +43,18 @@ pub struct PerplexityOptions {
     /// Tokens in a window.
     #[arg(long, default_value_t = 2048)]
     pub context: usize,
-    /// Quantize every token before it is attended to: no window, no sinks unless asked for, one chunk.
+    /// Quantize every token before it is attended to: no window, no sinks unless asked for (massive:20 for rotate-kv), one chunk.
     #[arg(long)]
     pub strict: bool,
+    /// For rotate-kv: share scales among channels as they lie after the rotation, without a calibration.
+    #[arg(long, conflicts_with = "calibration")]
+    pub no_reorder: bool,
+    /// For rotate-kv: sort the channels before the rotation, the order that its paper warns of. Implies --simulate.
+    #[arg(long, conflicts_with = "no_reorder")]
+    pub reorder_first: bool,
+    /// For rotate-kv: quantize on the CPU and attend in f32 instead of running the codec's kernels. Implies --strict.
+    #[arg(long)]
+    pub simulate: bool,
     /// Tokens that are processed at once; 128 where a window protects recent tokens, else the whole context.
     #[arg(long)]
     pub chunk: Option<usize>,
@@ -66,6 +76,11 @@ pub struct PerplexityReport {
     pub tokens: usize,
     /// Time for all of it.
     pub seconds: f64,
+    /// For rotate-kv: by what the channels are in order, "calibration" (with its reach), "none" or "before rotation".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<String>,
+    /// Was the codec simulated on the CPU?
+    pub simulated: bool,
     /// The GPU.
     pub adapter: String,
 }
@@ -182,47 +197,91 @@ impl std::ops::AddAssign for Score {
     }
 }
 
+/// What is measured.
+#[expect(clippy::large_enum_variant, reason = "there is one of them")]
+enum Measured {
+    Cache(Cache),
+    Simulation(Simulation),
+}
+
+/// A progress bar over tokens; `what` names the number that [`ProgressBar::set_message`] shows.
+pub fn bar(tokens: usize, what: &str) -> ProgressBar {
+    let bar = ProgressBar::new(tokens as u64);
+    if let Ok(style) = ProgressStyle::with_template(&format!("{{bar:40}} {{pos}}/{{len}} tokens, {{eta}} left{what} {{msg}}")) {
+        bar.set_style(style);
+    }
+    bar
+}
+
 /// Runs the measurement.
 pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
     let started = Instant::now();
+    let codec = options.cache.codec;
+    let simulate = options.simulate || options.reorder_first;
+    let ablations = [("--no-reorder", options.no_reorder), ("--reorder-first", options.reorder_first), ("--simulate", options.simulate)];
+    if let Some((name, _)) = ablations.iter().find(|(_, given)| *given && codec != Codec::RotateKv) {
+        return Err(Error::Option { name, wanted: "left out with this codec".into(), had: format!("given with codec {codec}") });
+    }
     let text = Text::open(&options.model.model)?;
     let content = std::fs::read_to_string(&options.text).map_err(|source| Error::Read { path: options.text.clone(), source })?;
-    let bridge = Bridge::open(options.model.adapter.as_deref())?;
-    let model = Model::open(&options.model.model, &bridge)?;
-    let config = model.config();
-    let windows = windows(&text.encode(&content)?, config, options.windows, options.context)?;
-
-    let protection = match options.strict {
+    // Whatever can be refused is refused before the model is loaded.
+    let config = Config::open(&options.model.model)?;
+    let windows = windows(&text.encode(&content)?, &config, options.windows, options.context)?;
+    let protection = match options.strict || simulate {
         true => options.cache.protection(Sinks::None, 0),
         false => options.cache.protection(Sinks::First(4), 128),
     };
+    if simulate && protection.window > 0 {
+        return Err(Error::Option { name: "--window", wanted: "0 with --simulate".into(), had: protection.window.to_string() });
+    }
+    let calibration = match options.no_reorder {
+        true => Some(options.cache.uncalibrated(&config)?),
+        false => options.cache.calibration(&config, &options.model.model)?,
+    };
+    let order = calibration.as_ref().map(|calibration| match (options.no_reorder, options.reorder_first) {
+        (true, _) => "none".to_owned(),
+        (_, true) => "before rotation".to_owned(),
+        _ => format!("calibration, {:?}", calibration.reach()).to_lowercase(),
+    });
     let chunk = options.chunk.unwrap_or(match protection.window {
         0 => options.context,
         _ => options.context.min(128),
     });
-    let format = options.cache.format(config)?;
-    let mut cache = open_cache(&bridge, config, format, protection, options.context)?;
+    let format = options.cache.format(&config, calibration.as_ref())?;
+
+    let bridge = Bridge::open(options.model.adapter.as_deref())?;
+    let model = Model::open(&options.model.model, &bridge)?;
+    let budget = Budget::tokens(1, options.context as u32);
+    let bits_per_element = plan(&config, format, None, protection, budget, bridge.gpu().capability())?.bits_per_element(options.context as u64);
+    let reorder = if options.reorder_first { Reorder::BeforeRotation } else { Reorder::AfterRotation };
+    let mut measured = match calibration {
+        Some(calibration) if simulate => Measured::Simulation(Simulation::new(&config, &format, &calibration, reorder, protection.sinks)?),
+        calibration => Measured::Cache(open_cache(&bridge, &config, format, calibration, protection, options.context)?),
+    };
     // The f16 codec is its own reference: its divergence is zero and need not be measured.
-    let mut reference = match options.cache.codec {
+    let mut reference = match codec {
         Codec::F16 => None,
-        _ => Some(open_cache(&bridge, config, Format::f16(), Protection::strict(), options.context)?),
+        _ => Some(open_cache(&bridge, &config, Format::f16(), None, Protection::strict(), options.context)?),
     };
 
-    let bar = ProgressBar::new((windows.len() * options.context) as u64);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} tokens, {eta} left, perplexity {msg}") {
-        bar.set_style(style);
-    }
+    let bar = bar(windows.len() * options.context, ", perplexity");
     let mut total = Score::default();
     for window in &windows {
-        let mut attention = CompressedAttention::new(&bridge, &mut cache)?;
         let mut control = match reference.as_mut() {
             Some(cache) => Some(CompressedAttention::new(&bridge, cache)?),
             None => None,
         };
-        total += score_window(&model, window, chunk, &mut attention, control.as_mut().map(|control| control as &mut dyn Attention), |tokens| {
-            bar.inc(tokens as u64)
-        })?;
-        attention.free()?;
+        let mut score = |attention: &mut dyn Attention| {
+            score_window(&model, window, chunk, attention, control.as_mut().map(|control| control as &mut dyn Attention), |tokens| bar.inc(tokens as u64))
+        };
+        match &mut measured {
+            Measured::Cache(cache) => {
+                let mut attention = CompressedAttention::new(&bridge, cache)?;
+                total += score(&mut attention)?;
+                attention.free()?;
+            }
+            Measured::Simulation(simulation) => total += score(&mut SimulatedAttention::new(simulation, &config, bridge.device()))?,
+        }
         if let Some(control) = control {
             control.free()?;
         }
@@ -230,12 +289,14 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
     }
     bar.finish_and_clear();
     Ok(PerplexityReport {
-        format: options.cache.summary(config, protection),
+        format: options.cache.summary(&config, &format, protection),
         perplexity: total.perplexity(),
         kl: total.kl(),
-        bits_per_element: cache.plan().bits_per_element(options.context as u64),
+        bits_per_element,
         tokens: total.tokens,
         seconds: started.elapsed().as_secs_f64(),
+        order,
+        simulated: simulate,
         adapter: bridge.adapter().to_owned(),
     })
 }

@@ -9,6 +9,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
@@ -16,6 +17,10 @@ use crate::error::{Error, Result};
 const PREFIX: u64 = 8;
 /// A header longer than this is taken for damage, as the format's own reader does.
 const HEADER_LIMIT: u64 = 100_000_000;
+/// Bytes of one sample of a tensor, for the model's hash.
+const SAMPLE: u64 = 4096;
+/// Samples of one tensor: an eighth of a million bytes, so that a model of 8 billion parameters is hashed in well under a second.
+const SAMPLES: u64 = 32;
 
 /// All weight files of a folder, headers read and lengths checked.
 #[derive(Debug)]
@@ -37,7 +42,7 @@ struct Index {
 }
 
 impl Weights {
-    /// Opens what `model.safetensors.index.json` lists or, without one, every `*.safetensors` of the folder.
+    /// Opens what `model.safetensors.index.json` lists or, without one, every `*.safetensors` of the folder but calibrations.
     pub fn open(directory: &Path) -> Result<Self> {
         let index = directory.join("model.safetensors.index.json");
         let mut paths: Vec<PathBuf> = if index.exists() {
@@ -56,10 +61,11 @@ impl Weights {
         };
         paths.sort();
         paths.dedup();
-        if paths.is_empty() {
+        let mut files = paths.into_iter().map(WeightFile::open).collect::<Result<Vec<_>>>()?;
+        files.retain(|file| !file.is_calibration());
+        if files.is_empty() {
             return Err(Error::NoWeights { path: directory.to_owned() });
         }
-        let files = paths.into_iter().map(WeightFile::open).collect::<Result<Vec<_>>>()?;
         let places = files.iter().enumerate().flat_map(|(place, file)| file.metadata.offset_keys().into_iter().map(move |name| (name, place))).collect();
         Ok(Self { files, places })
     }
@@ -94,7 +100,59 @@ impl Weights {
     }
 }
 
+/// A name for a model by its content: SHA-256 over `config.json`, then over every tensor in the order of their names its name,
+/// element type, shape and bytes, in hexadecimal. It does not depend on how tensors are spread over files.
+///
+/// Of a tensor with more than 128 KiB only 32 samples of 4 KiB count, evenly spread from its first byte to its last. Another
+/// training run, a fine-tuned or otherwise converted model differs there; a single number changed by hand need not. The hash
+/// guards against a mistake, not against intent.
+///
+/// # Errors
+/// As [`Weights::open`], and [`Error::Read`].
+pub fn model_hash(directory: &Path) -> Result<String> {
+    let weights = Weights::open(directory)?;
+    let config = directory.join("config.json");
+    let mut hash = Sha256::new();
+    // Lengths go first, so that no two different models are one sequence of bytes.
+    let config = std::fs::read(&config).map_err(read_error(&config))?;
+    hash.update((config.len() as u64).to_le_bytes());
+    hash.update(&config);
+    let mut names: Vec<&String> = weights.places.keys().collect();
+    names.sort();
+    let mut sample = vec![0; SAMPLE as usize];
+    for name in names {
+        let file = &weights.files[weights.places[name]];
+        let Some(info) = file.metadata.info(name) else { continue };
+        let title = format!("{name} {:?} {:?}", info.dtype, info.shape);
+        hash.update((title.len() as u64).to_le_bytes());
+        hash.update(title.as_bytes());
+        let (start, end) = info.data_offsets;
+        let bytes = (end - start) as u64;
+        let mut opened = File::open(&file.path).map_err(read_error(&file.path))?;
+        for place in samples(bytes) {
+            let part = &mut sample[..SAMPLE.min(bytes - place) as usize];
+            opened.seek(SeekFrom::Start(file.data + start as u64 + place)).and_then(|_| opened.read_exact(part)).map_err(read_error(&file.path))?;
+            hash.update(part);
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Where the samples of so many bytes begin: all of them, or so many spread evenly.
+fn samples(bytes: u64) -> Vec<u64> {
+    if bytes <= SAMPLE * SAMPLES {
+        return (0..bytes).step_by(SAMPLE as usize).collect();
+    }
+    (0..SAMPLES).map(|number| (bytes - SAMPLE) * number / (SAMPLES - 1)).collect()
+}
+
 impl WeightFile {
+    /// Is it one of wgkv's calibrations, which may lie beside the weights? Were it taken for weights, it would change the hash
+    /// of the very model that it names.
+    fn is_calibration(&self) -> bool {
+        self.metadata.metadata().as_ref().and_then(|texts| texts.get("format")).is_some_and(|format| format == "wgkv-calibration")
+    }
+
     fn open(path: PathBuf) -> Result<Self> {
         let mut file = File::open(&path).map_err(read_error(&path))?;
         let found = file.metadata().map_err(read_error(&path))?.len();
@@ -131,4 +189,19 @@ fn widen<const N: usize>(bytes: &[u8], element: impl Fn([u8; N]) -> f32) -> Vec<
 fn read_error(path: &Path) -> impl Fn(std::io::Error) -> Error + use<> {
     let path = path.to_owned();
     move |source| Error::Read { path: path.clone(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SAMPLE, SAMPLES, samples};
+
+    #[test]
+    fn samples_cover_small_tensors_and_reach_the_end_of_large_ones() {
+        assert!(samples(0).is_empty());
+        assert_eq!(samples(5), [0]);
+        assert_eq!(samples(SAMPLE + 1), [0, SAMPLE]);
+        let large = samples(10_000_001);
+        assert_eq!((large.len() as u64, large[0], large[large.len() - 1]), (SAMPLES, 0, 10_000_001 - SAMPLE));
+        assert!(large.windows(2).all(|pair| pair[1] >= pair[0] + SAMPLE));
+    }
 }

@@ -10,7 +10,7 @@ use wgkv_llama::config::Config;
 use wgkv_llama::error::Error;
 use wgkv_llama::rope;
 use wgkv_llama::text::Text;
-use wgkv_llama::weights::Weights;
+use wgkv_llama::weights::{Weights, model_hash};
 
 fn config_with(name: &str, key: &str, value: Value) -> Result<Config, Error> {
     let folder = tiny::folder(name);
@@ -176,4 +176,46 @@ fn llama3_frequencies_are_those_of_the_published_rule() {
         }
     }
     assert!((plain[63] - 500000_f64.powf(-126.0 / 128.0)).abs() < 1e-18);
+}
+
+#[test]
+fn a_models_hash_is_that_of_its_content() {
+    let write = |name: &str, seed: u64, files: usize| {
+        let folder = tiny::folder(name);
+        tiny::write_config(&folder, &tiny::config());
+        // The same tensors, whatever file they lie in: their values depend on the seed and their number in the file.
+        let shapes = tiny::shapes();
+        tiny::write_weights(&folder.join("all.safetensors"), &shapes, seed);
+        if files == 2 {
+            let bytes = std::fs::read(folder.join("all.safetensors")).unwrap();
+            let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            for (number, part) in shapes.chunks(shapes.len() / 2 + 1).enumerate() {
+                let views = part.iter().map(|(name, _)| (name.as_str(), all.tensor(name).unwrap()));
+                safetensors::serialize_to_file(views, None, &folder.join(format!("part-{number}.safetensors"))).unwrap();
+            }
+            std::fs::remove_file(folder.join("all.safetensors")).unwrap();
+        }
+        folder
+    };
+    let folder = write("hash", 7, 1);
+    let hash = model_hash(&folder).unwrap();
+    assert_eq!(hash.len(), 64);
+    // A calibration may lie beside the weights that it was made from.
+    let shape = wgkv::Shape { layers: 2, query_heads: 4, kv_heads: 2, head_dim: 64, rope: wgkv::Rope::none() };
+    wgkv::Calibration::natural(&shape, 2).unwrap().save(folder.join("rotate-kv.safetensors")).unwrap();
+    assert_eq!(hash, model_hash(&folder).unwrap());
+    assert_eq!(hash, model_hash(&write("hash_in_parts", 7, 2)).unwrap());
+    assert_ne!(hash, model_hash(&write("hash_of_another", 8, 1)).unwrap());
+    let mut config = tiny::config();
+    config["rope_theta"] = json!(10_000.0);
+    tiny::write_config(&folder, &config);
+    assert_ne!(hash, model_hash(&folder).unwrap());
+}
+
+#[test]
+fn parameters_are_those_of_the_weights() {
+    let folder = tiny::folder("parameters");
+    tiny::write_config(&folder, &tiny::config());
+    let wanted: usize = tiny::shapes().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    assert_eq!(Config::open(&folder).unwrap().parameters(), wanted as u64);
 }

@@ -1,0 +1,353 @@
+//! `capacity`: how many sequences fit beside a model's weights, codec by codec, from the plans alone; and the same numbers
+//! held against what a GPU really allocates.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use wgkv::{Bits, Budget, Cache, Calibration, Capability, Codec, Cost, Format, Gpu, Protection, Scales, Sinks};
+
+use crate::bridge::Bridge;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::options::{MASSIVE, plan, shape};
+
+/// Bytes of one buffer of stand-in weights.
+const BUFFER: u64 = 1 << 30;
+/// Batches beyond this are not looked for.
+const MOST: u32 = 1 << 24;
+
+/// Options of `capacity`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct CapacityOptions {
+    /// The model's config.json; no weights are read.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Memory for weights and cache: bytes, or a number with KiB, MiB, GiB, KB, MB or GB.
+    #[arg(long, value_parser = bytes)]
+    pub memory: u64,
+    /// Tokens of every sequence.
+    #[arg(long)]
+    pub context: u32,
+    /// Bits of a weight.
+    #[arg(long, default_value_t = 16)]
+    pub weights_bits: u64,
+    /// Elements that share a scale.
+    #[arg(long, default_value_t = 128)]
+    pub group: u32,
+    /// Tokens kept in f16 for good: none, first:N or massive:N; without it massive:20 for rotate-kv and none for the others.
+    #[arg(long)]
+    pub sinks: Option<Sinks>,
+    /// Recent tokens kept in f16.
+    #[arg(long, default_value_t = 0)]
+    pub window: u32,
+    /// Only this codec.
+    #[arg(long)]
+    pub codec: Option<Codec>,
+    /// Allocate the weights' bytes and each cache on a GPU, and hold the computed numbers against the cache's.
+    #[arg(long)]
+    pub allocate: bool,
+    /// Part of the GPU's name, for --allocate; the fastest one without it.
+    #[arg(long)]
+    pub adapter: Option<String>,
+    /// Print one JSON object, on the last line, instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What fits.
+#[derive(Debug, Clone, Serialize)]
+pub struct CapacityReport {
+    /// Numbers in the model's weights.
+    pub parameters: u64,
+    /// Bytes of the weights.
+    pub weight_bytes: u64,
+    /// Bytes that were asked about.
+    pub memory: u64,
+    /// Tokens of every sequence.
+    pub context: u32,
+    /// The GPU, where one was asked.
+    pub adapter: Option<String>,
+    /// One for each codec.
+    pub rows: Vec<CapacityRow>,
+}
+
+/// What fits with one codec.
+#[derive(Debug, Clone, Serialize)]
+pub struct CapacityRow {
+    /// Codec's name.
+    pub codec: String,
+    /// Bits of a key's element.
+    pub k_bits: u32,
+    /// Bits of a value's element.
+    pub v_bits: u32,
+    /// How scales and zeros are stored.
+    pub scales: String,
+    /// Tokens kept in f16 for good.
+    pub sinks: String,
+    /// Stored bits for each key or value element.
+    pub bits_per_element: f64,
+    /// Bytes of a cache of one sequence.
+    pub sequence_bytes: u64,
+    /// Sequences that fit beside the weights, scratch memory included.
+    pub batch: u32,
+    /// Bytes of their cache.
+    pub cache_bytes: u64,
+    /// Bytes that attention to them works in.
+    pub scratch_bytes: u64,
+    /// What a GPU said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allocated: Option<Allocated>,
+}
+
+/// What a GPU said of the largest batch, and of one sequence more.
+#[derive(Debug, Clone, Serialize)]
+pub struct Allocated {
+    /// Bytes of the cache as it says itself; none where it could not be made.
+    pub cache_bytes: Option<u64>,
+    /// Is that what was computed? (A buffer has 16 bytes or a multiple of it, even where it holds nothing.)
+    pub equal: bool,
+    /// Bytes of all buffers on the device, as the allocator says.
+    pub device_bytes: Option<u64>,
+    /// One sequence more: "fits", or why it does not.
+    pub next: String,
+}
+
+/// Reads a number of bytes.
+pub fn bytes(text: &str) -> std::result::Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit.trim() {
+        "" | "B" => 1.0,
+        "KiB" => 1024.0,
+        "MiB" => 1_048_576.0,
+        "GiB" => 1_073_741_824.0,
+        "KB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        other => return Err(format!("{other:?} is no unit of bytes: KiB, MiB, GiB, KB, MB or GB")),
+    };
+    let number: f64 = number.parse().map_err(|_| format!("{number:?} is no number"))?;
+    Ok((number * unit) as u64)
+}
+
+/// A GPU that can do everything: only the memory counts.
+fn boundless() -> Capability {
+    Capability {
+        binding_bytes: u64::MAX,
+        buffer_bytes: u64::MAX,
+        storage_buffers: u32::MAX,
+        invocations: u32::MAX,
+        workgroup_size_x: u32::MAX,
+        workgroup_bytes: u32::MAX,
+        workgroups: u32::MAX,
+        ..Capability::webgpu_default()
+    }
+}
+
+/// The formats that are compared.
+fn formats(options: &CapacityOptions) -> Vec<(Format, Protection)> {
+    let wanted = |codec: &Codec| options.codec.is_none_or(|only| only == *codec);
+    let protection = |codec| {
+        let sinks = options.sinks.unwrap_or(if codec == Codec::RotateKv { MASSIVE } else { Sinks::None });
+        Protection { sinks, window: options.window }
+    };
+    let mut formats = Vec::new();
+    if wanted(&Codec::F16) {
+        formats.push((Format::f16(), Protection::strict()));
+    }
+    for codec in [Codec::Rtn, Codec::Hadamard].into_iter().filter(wanted) {
+        for bits in [Bits::Four, Bits::Two] {
+            formats.push((Format::new(codec, bits, bits, options.group), protection(codec)));
+        }
+    }
+    for codec in [Codec::RotateKv].into_iter().filter(wanted) {
+        for bits in [Bits::Four, Bits::Three, Bits::Two] {
+            for scales in [Scales::Half, Scales::Byte] {
+                formats.push((Format::new(codec, bits, bits, options.group).with_scales(scales), protection(codec)));
+            }
+        }
+    }
+    formats
+}
+
+/// One codec's numbers: the largest batch is found by halving.
+fn row(options: &CapacityOptions, config: &Config, format: Format, protection: Protection, room: u64, capability: &Capability) -> Result<CapacityRow> {
+    let plan = |batch| plan(config, format, None, protection, Budget::tokens(batch, options.context), capability);
+    let cost = |batch| -> Result<(u64, u64)> { plan(batch).map(|plan| (plan.cost().cache(), plan.cost().scratch)) };
+    // A batch that the device's limits refuse does not fit either.
+    let fits = |batch| cost(batch).is_ok_and(|(cache, scratch)| cache + scratch <= room);
+    let one = plan(1)?;
+    let (mut fitting, mut over) = (0, 1);
+    while over < MOST && fits(over) {
+        (fitting, over) = (over, over * 2);
+    }
+    while over - fitting > 1 {
+        let middle = fitting.midpoint(over);
+        if fits(middle) { fitting = middle } else { over = middle }
+    }
+    let (cache_bytes, scratch_bytes) = if fitting > 0 { cost(fitting)? } else { (0, 0) };
+    Ok(CapacityRow {
+        codec: format.codec().to_string(),
+        k_bits: format.key_bits(),
+        v_bits: format.value_bits(),
+        scales: format.scales().to_string(),
+        sinks: protection.sinks.to_string(),
+        bits_per_element: one.bits_per_element(u64::from(options.context)),
+        sequence_bytes: one.cost().cache(),
+        batch: fitting,
+        cache_bytes,
+        scratch_bytes,
+        allocated: None,
+    })
+}
+
+/// Memory of the device that is in use, where the allocator tells.
+pub fn device_bytes(gpu: &Gpu) -> Option<u64> {
+    // Buffers that were dropped are given back when writes to them are done and the device is next asked about its work.
+    gpu.queue().submit([]);
+    let _ = gpu.device().poll(wgpu::PollType::wait_indefinitely());
+    gpu.device().generate_allocator_report().map(|report| report.total_allocated_bytes)
+}
+
+/// Makes a cache, unless the plan or the device refuses.
+pub fn try_cache(gpu: &Gpu, config: &Config, format: Format, calibration: Option<Calibration>, protection: Protection, budget: Budget) -> Result<Cache> {
+    let plan = plan(config, format, calibration, protection, budget, gpu.capability())?;
+    let (memory, validation) = (gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory), gpu.device().push_error_scope(wgpu::ErrorFilter::Validation));
+    let cache = Cache::new(gpu, plan);
+    let errors = [pollster::block_on(validation.pop()), pollster::block_on(memory.pop())];
+    match errors.into_iter().flatten().next() {
+        Some(error) => Err(Error::Gpu(error.to_string())),
+        None => Ok(cache?),
+    }
+}
+
+/// Buffers of so many bytes that stand for weights.
+pub fn stand_in(gpu: &Gpu, mut bytes: u64) -> Result<Vec<wgpu::Buffer>> {
+    let scope = gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let most = BUFFER.min(gpu.device().limits().max_buffer_size);
+    let mut buffers = Vec::new();
+    while bytes > 0 {
+        let size = bytes.min(most).next_multiple_of(4);
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        buffers.push(gpu.device().create_buffer(&wgpu::BufferDescriptor { label: Some("weights"), size, usage, mapped_at_creation: false }));
+        bytes -= size.min(bytes);
+    }
+    match pollster::block_on(scope.pop()) {
+        Some(error) => Err(Error::Gpu(error.to_string())),
+        None => Ok(buffers),
+    }
+}
+
+/// Bytes that a cache's buffers take beyond its plan: each is of 16 bytes or a multiple, even where it holds nothing.
+fn padding(cost: &Cost, format: &Format, layers: usize) -> u64 {
+    let layers = layers as u64;
+    let pad = |bytes: u64| layers * ((bytes / layers).max(16).next_multiple_of(16) - bytes / layers);
+    pad(cost.protected) + if format.codec() == Codec::RotateKv { pad(cost.marks) } else { 0 }
+}
+
+fn allocate(gpu: &Gpu, config: &Config, format: Format, protection: Protection, context: u32, row: &CapacityRow) -> Result<Allocated> {
+    let calibration = match format.codec() {
+        Codec::RotateKv => Some(Calibration::natural(&shape(config), format.heads_per_group(config.kv_heads as u32))?),
+        _ => None,
+    };
+    let make = |batch| try_cache(gpu, config, format, calibration.clone(), protection, Budget::tokens(batch, context));
+    let allocated = match make(row.batch) {
+        Ok(cache) => {
+            let wanted = row.cache_bytes + padding(&cache.plan().cost(), &format, config.layers);
+            Allocated { cache_bytes: Some(cache.bytes()), equal: cache.bytes() == wanted, device_bytes: device_bytes(gpu), next: String::new() }
+        }
+        Err(error) => return Ok(Allocated { cache_bytes: None, equal: false, device_bytes: device_bytes(gpu), next: error.to_string() }),
+    };
+    // The first cache is gone by now: the next must find its memory free.
+    let _ = device_bytes(gpu);
+    let next = make(row.batch + 1).map_or_else(|error| error.to_string(), |_| "fits".to_owned());
+    let _ = device_bytes(gpu);
+    Ok(Allocated { next, ..allocated })
+}
+
+/// Works everything out.
+pub fn capacity(options: &CapacityOptions) -> Result<CapacityReport> {
+    let config = Config::read(&options.config)?;
+    let parameters = config.parameters();
+    let weight_bytes = (parameters * options.weights_bits).div_ceil(8);
+    let room = options.memory.saturating_sub(weight_bytes);
+    let bridge = options.allocate.then(|| Bridge::open(options.adapter.as_deref())).transpose()?;
+    let capability = bridge.as_ref().map_or_else(boundless, |bridge| *bridge.gpu().capability());
+    let weights = bridge.as_ref().map(|bridge| stand_in(bridge.gpu(), weight_bytes)).transpose()?;
+    let mut rows = Vec::new();
+    for (format, protection) in formats(options) {
+        let mut row = row(options, &config, format, protection, room, &capability)?;
+        if let Some(bridge) = &bridge
+            && row.batch > 0
+        {
+            row.allocated = Some(allocate(bridge.gpu(), &config, format, protection, options.context, &row)?);
+        }
+        rows.push(row);
+    }
+    drop(weights);
+    Ok(CapacityReport {
+        parameters,
+        weight_bytes,
+        memory: options.memory,
+        context: options.context,
+        adapter: bridge.map(|bridge| bridge.adapter().to_owned()),
+        rows,
+    })
+}
+
+impl std::fmt::Display for CapacityReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let size = |bytes: u64| match bytes >> 30 {
+            0 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+            _ => format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30)),
+        };
+        let (memory, weights) = (size(self.memory), size(self.weight_bytes));
+        writeln!(f, "{memory} for {} weights of {weights} and sequences of {} tokens\n", self.parameters, self.context)?;
+        writeln!(
+            f,
+            "{:<10} {:>4} {:>6} {:>10} {:>12} {:>15} {:>8} {:>9}",
+            "codec", "bits", "scales", "sinks", "bits/element", "bytes/sequence", "batch", "times f16"
+        )?;
+        let f16 = self.rows.iter().find(|row| row.codec == "f16").map(|row| row.batch).filter(|batch| *batch > 0);
+        for row in &self.rows {
+            let bits = if row.k_bits == 16 { "16".to_owned() } else { format!("{}/{}", row.k_bits, row.v_bits) };
+            let times = f16.map_or("-".to_owned(), |f16| format!("{:.2}", f64::from(row.batch) / f64::from(f16)));
+            let scales = if row.k_bits == 16 { "-" } else { &row.scales };
+            writeln!(
+                f,
+                "{:<10} {bits:>4} {scales:>6} {:>10} {:>12.4} {:>15} {:>8} {times:>9}",
+                row.codec, row.sinks, row.bits_per_element, row.sequence_bytes, row.batch
+            )?;
+            if let Some(allocated) = &row.allocated {
+                let number = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), |bytes| bytes.to_string());
+                let verdict = if allocated.equal { "equal" } else { "NOT equal" };
+                writeln!(
+                    f,
+                    "    computed {} bytes, the cache says {}: {verdict}; on the device {}; one sequence more: {}",
+                    row.cache_bytes,
+                    number(allocated.cache_bytes),
+                    number(allocated.device_bytes),
+                    allocated.next
+                )?;
+            }
+        }
+        if let Some(adapter) = &self.adapter {
+            writeln!(f, "\non {adapter}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_read_with_their_units() {
+        assert_eq!(bytes("1000"), Ok(1000));
+        assert_eq!(bytes("1.5GiB"), Ok(3 << 29));
+        assert_eq!(bytes("24 GB"), Ok(24_000_000_000));
+        assert!(bytes("3 apples").is_err_and(|error| error.contains("apples")));
+        assert!(bytes("GiB").is_err());
+    }
+}
