@@ -389,7 +389,8 @@ impl Cache {
     pub fn memory(&self) -> Memory {
         Memory {
             pages: self.layers.iter().flat_map(|l| &l.pages).map(wgpu::Buffer::size).sum(),
-            protected: self.layers.iter().map(|l| l.protected_rows.size()).sum(),
+            // A buffer of nothing has a few bytes, which are not the cache's.
+            protected: if self.plan.protected_bytes() > 0 { self.layers.iter().map(|l| l.protected_rows.size()).sum() } else { 0 },
             reordered: if self.plan.restores() { self.layers.iter().map(|l| l.key_scales.size() + l.marks.size()).sum() } else { 0 },
             scratch: [&self.scratch.turns, &self.scratch.query_rows, &self.scratch.query_codes, &self.scratch.partials, &self.scratch.row_partials]
                 .map(wgpu::Buffer::size)

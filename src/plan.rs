@@ -219,7 +219,7 @@ impl Plan {
     /// Words of a layer's marks: the group of every key channel, a byte each, then by slot the elected sinks.
     pub(crate) fn marks_words(&self) -> u64 {
         let elected = if self.elects() { 3 * u64::from(self.sinks()) * u64::from(self.sequences) } else { 0 };
-        u64::from(self.elected_at()) + elected
+        (u64::from(self.elected_at()) + elected).next_multiple_of(4)
     }
 
     /// Bytes of one layer's plane of key scales.

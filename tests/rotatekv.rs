@@ -1,21 +1,5 @@
-//! RotateKV (2501.16383) on the CPU: golden vectors and invariants of the method, by section 4 of our notes on the paper.
-//!
-//! | item | what | where |
-//! |---|---|---|
-//! | 1 to 5 | the rotation: inverse, goldens, impulses, orders that are not served, blocks | here; on the GPU `tests/rotate.rs` |
-//! | 6 to 8 | the order, sorted means, the score before RoPE | `tests/calibration.rs` |
-//! | 9 to 13 | fused weights, the whole block, mistakes that break it, values, biases | `tests/fuse.rs` |
-//! | 14 to 19 | the quantizer: goldens, bounds, zeros, degenerate groups, ties | here; on the GPU see `tests/append_reordered.rs` |
-//! | 20 | codes by the stored scale | see `tests/append_reordered.rs` |
-//! | 21 | packing | see `tests/append.rs`, `tests/append_reordered.rs` |
-//! | 22 | quantizing twice is not quantizing once | here; that the cache does it once see `tests/flow.rs` |
-//! | 23 to 25 | error propagation, what each step of the method gains, more bits and smaller groups | here |
-//! | 26 | planted sinks are found | see `tests/elect.rs` |
-//! | 27 | sinks are read back as they came | see `tests/elect.rs` |
-//! | 28 | sinks that are not first, before the norm | see `tests/elect.rs` |
-//! | 29 | sinks survive appends and freeing | see `tests/flow.rs` |
-//! | 30 | few tokens, none, all of them sinks | see `tests/elect.rs`, `tests/flow.rs` |
-//! | 31 | memory | see `tests/flow.rs` |
+//! RotateKV (2501.16383) on the CPU: golden vectors and invariants of the method, numbered as in `docs/testing.md`, which says
+//! where the others are.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 mod support;
