@@ -1,5 +1,5 @@
 //! Every kernel by itself, by the GPU's own clock: `query`, `append`, `protect`, `dequantize`, `attend_split`,
-//! `attend_prefill`, `attend_merge`, `measure`. `rotate` has a bench of its own.
+//! `attend_prefill`, `attend_merge`, `measure`, `append_reordered`, `elect`. `rotate` has a bench of its own.
 //!
 //! ```text
 //! cargo bench --bench kernels
@@ -88,12 +88,26 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
     let name = format!("{format}, sinks {}, window {}", protection.sinks, protection.window);
     let bytes = cache.bytes_used() as f64;
     let rows = |row: usize, tokens: usize| 4.0 * (row * tokens) as f64;
+    // The residual stream is as wide as the queries.
+    let elects = matches!(protection.sinks, Sinks::Massive(_));
+    let residual = buffer(gpu, &numbers(if elects { count * query_row } else { 4 }));
 
     let times = profile(gpu, 5, |encoder| {
+        if elects {
+            cache.elect(encoder, &step, 0, Rows::f32(&residual), query_row as u32).unwrap();
+        }
         cache.append(encoder, &step, 0, Rows::f32(&keys), Rows::f32(&keys)).unwrap();
         cache.attend(encoder, &step, 0, Rows::f32(&queries), Rows::f32(&output)).unwrap();
     });
     line("append", &format!("{sequences}x{tokens}: {name}"), find(&times, "append"), 2.0 * rows(kv_row, count) + bytes);
+    if format.codec() == Codec::RotateKv {
+        let key_bytes = rows(kv_row, count) + bytes / 2.0;
+        line("append_reordered", &format!("{sequences}x{tokens}: {name}"), find(&times, "append_reordered"), key_bytes);
+    }
+    if elects {
+        // The median is of both its stages, the long and the short.
+        line("elect", &format!("{sequences}x{tokens}x{query_row}: {name}"), find(&times, "elect"), rows(query_row, count));
+    }
     if protection != Protection::strict() {
         let kept = f64::from(sequences * (cache.plan().sinks() + tokens - cache.plan().packed(tokens)));
         line("protect", &format!("{sequences}x{tokens}: {name}"), find(&times, "protect"), kept * kv_row as f64 * 12.0);
@@ -143,4 +157,6 @@ fn main() {
     let (sequences, tokens) = if software { (1, 256) } else { (8, 4096) };
     cache(&gpu, sequences, tokens, four, Protection::strict());
     cache(&gpu, sequences, tokens, four, Protection { sinks: Sinks::First(4), window: 128 });
+    let rotate_kv = Format::new(Codec::RotateKv, Bits::Four, Bits::Four, 128);
+    cache(&gpu, sequences, tokens, rotate_kv, Protection { sinks: Sinks::Massive(20), window: 0 });
 }

@@ -467,7 +467,7 @@ impl Cache {
             return Err(Error::Stale { reason: "another cache made it" });
         }
         if step.serial != self.serial {
-            return Err(Error::Stale { reason: "a later step was made, or a sequence was freed" });
+            return Err(Error::Stale { reason: "a later step was made, or a sequence was freed, forked or cut back" });
         }
         self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.plan.shape().layers })
     }
