@@ -288,9 +288,8 @@ fn election(device: &wgpu::Device, plan: &Plan, growths: &[Growth], words: &mut 
         let tokens = growth.new_tokens - growth.old_tokens;
         if growth.prefills() {
             let first_block = blocks;
-            let size = tokens.div_ceil(elect::BLOCKS);
-            for first in (0..tokens).step_by(size as usize) {
-                words.tables.extend([row + first, size.min(tokens - first), growth.old_tokens + first, 0]);
+            for first in (0..tokens).step_by(elect::BLOCK_ROWS as usize) {
+                words.tables.extend([row + first, elect::BLOCK_ROWS.min(tokens - first), growth.old_tokens + first, 0]);
                 blocks += 1;
             }
             chunks.extend([growth.slot, first_block, blocks - first_block, growth.limit, growth.old_tokens, growth.new_tokens, 0, 0]);

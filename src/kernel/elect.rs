@@ -36,8 +36,9 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// Blocks that one chunk is shared out in, at most.
-pub const BLOCKS: u32 = 64;
+/// Rows of the residual stream that one workgroup searches. Few, because after each of the largest one invocation alone looks
+/// through its share again.
+pub const BLOCK_ROWS: u32 = 4;
 
 /// The variant for a plan, the type of the caller's rows and the stage.
 pub fn variant(plan: &Plan, element: Element, merge: bool) -> Variant {
