@@ -483,7 +483,7 @@ impl Cache {
     /// on it gets a row while one is free; tokens of earlier chunks are packed by then; none loses its row.
     ///
     /// # Errors
-    /// [`Error::Stale`], [`Error::Layer`], [`Error::Shape`] for a width of 0, [`Error::Rows`], [`Error::Offset`],
+    /// [`Error::Stale`], [`Error::Layer`], [`Error::Shape`] for a width of 0 or an odd one, [`Error::Rows`], [`Error::Offset`],
     /// [`Error::Usage`]; then nothing was recorded.
     pub fn elect(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, residual: Rows<'_>, width: u32) -> Result<()> {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv elect"), timestamp_writes: None });

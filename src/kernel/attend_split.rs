@@ -1,8 +1,8 @@
 //! Attention of one query row over one slice of the packed pages, straight from the codes.
 //!
 //! Per page and KV head it reads the page once for up to four query heads; integer dot products for the keys against int8
-//! queries, and for the values against u8 weights. RotateKV's keys are restored in workgroup memory first (the rotation over a
-//! group of heads undone, RoPE) and meet the queries as halves or f32. Shader: `shaders/attend_split.wgsl`.
+//! queries, and for the values against u8 weights. RotateKV's keys are restored first, in registers or workgroup memory (the
+//! rotation over a group of heads undone, RoPE), and meet the queries as halves or f32. Shader: `shaders/attend_split.wgsl`.
 //! Twin: [`reference::attend_split`](crate::reference::attend_split).
 
 use super::{
