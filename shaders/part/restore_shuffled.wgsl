@@ -163,7 +163,7 @@ fn restore_pair(codes: Sixteen, ids: RestoreIds, asked: Asked, pair: u32, lane: 
     let second = select(dots.b, dots.d, odd) + lane_of(select(dots.d, dots.b, odd), 1u);
     let mine = select(first, second, upper) + lane_of(select(second, first, upper), 2u);
     let score = mine + lane_of(mine, 4u);
-    let q = 2u * (lane & 1u) + (lane >> 1u & 1u);
+    let q = 2u * (lane & 1u) + ((lane >> 1u) & 1u);
     if ((lane & 4u) == 0u && q < HEADS) {
         page_scores[(lane / 8u * HEADS + q) * 64u + pair] = vec2<f32>(score);
     }
