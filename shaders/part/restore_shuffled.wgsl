@@ -178,11 +178,13 @@ fn restore_dots(stand: Stand, physical: u32, n: u32, tile: u32, ids: RestoreIds,
     let asked = asked_take(stand, h, n, 8u * (lane % 8u));
     let page = (physical * params.slab_heads + stand.slab_first + h) * PAGE_VECS;
     var words = words_take(page, 8u * unit, lane % 8u);
-    for (var k = 8u * unit; k < 8u * unit + 8u; k++) {
+    // Counted from zero, so that the loop is the same for all lanes: browsers allow shuffles in no other.
+    for (var k = 0u; k < 8u; k++) {
+        let four = 8u * unit + k;
         // The next words are on their way while these are worked on.
-        let next = words_take(page, min(k + 1u, 31u), lane % 8u);
-        restore_pair(words_codes(words, false, lane % 8u), ids, asked, 2u * k, lane);
-        restore_pair(words_codes(words, true, lane % 8u), ids, asked, 2u * k + 1u, lane);
+        let next = words_take(page, min(four + 1u, 31u), lane % 8u);
+        restore_pair(words_codes(words, false, lane % 8u), ids, asked, 2u * four, lane);
+        restore_pair(words_codes(words, true, lane % 8u), ids, asked, 2u * four + 1u, lane);
         words = next;
     }
     return RestoreDots(0u);
