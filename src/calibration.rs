@@ -27,6 +27,28 @@ const MODEL_BYTES: usize = 4096;
 ///
 /// RotateKV (2501.16383) section 4.1: the channels of `B k`, keys before RoPE and after the rotation over groups of KV
 /// heads, sorted by their signed mean over sample text, ascending, ties by index.
+///
+/// ```no_run
+/// use wgkv::{Bits, Budget, Cache, Calibration, Codec, Format, Gpu, Plan, Protection, Reach, Result, Rows, Shape, Sinks};
+///
+/// /// `keys` are one batch of one layer's keys before RoPE, `[2048, kv_heads, head_dim]`.
+/// async fn calibrate(gpu: &Gpu, shape: &Shape, keys: &wgpu::Buffer) -> Result<Cache> {
+///     let mut collector = Calibration::collect(gpu, shape, 4)?;
+///     let mut encoder = gpu.device().create_command_encoder(&Default::default());
+///     for layer in 0..shape.layers {
+///         collector.add(&mut encoder, layer, Rows::f32(keys), 2048)?; // and so for every batch of the sample
+///     }
+///     gpu.queue().submit([encoder.finish()]);
+///     let calibration = collector.finish("my model's hash", Reach::Global).await?;
+///     calibration.save("rotate-kv.safetensors")?; // later: Calibration::load
+///
+///     let format = Format::new(Codec::RotateKv, Bits::Two, Bits::Two, 128);
+///     let protection = Protection { sinks: Sinks::Massive(20), window: 128 };
+///     let plan = Plan::new(shape.clone(), format, protection, Budget::tokens(1, 32_768), gpu.capability())?;
+///     // Before every append of a prompt, its layers' residual stream goes to Cache::elect.
+///     Cache::new(gpu, plan.with_calibration(calibration)?)
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibration {
     model: String,
