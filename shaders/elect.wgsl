@@ -132,7 +132,7 @@ fn elect(
             }
         }
         workgroupBarrier();
-        if (place != NOBODY && place % 256u == i) {
+        if (s + 1u < SINKS && place != NOBODY && place % 256u == i) {
             mine = next_after(source, i, largest, place);
         }
     }

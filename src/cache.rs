@@ -59,6 +59,8 @@ struct Live {
     packed: u32,
     /// Sinks elected before from this token on are void.
     limit: u32,
+    /// Its tokens before the last step, and `limit` then: what a step that is taken back returns to.
+    before: (u32, u32),
     pages: Vec<u32>,
 }
 
@@ -91,7 +93,7 @@ static CACHES: AtomicU64 = AtomicU64::new(1);
 /// Keys and values of many sequences, packed, on one device.
 ///
 /// Every step of the model goes: [`Cache::step`] once, then for each layer [`Cache::append`] and [`Cache::attend`] on the
-/// caller's encoder. Nothing here submits, waits or maps, but [`Cache::status`].
+/// caller's encoder (and before them [`Cache::elect`], where the plan's sinks are massive activations). Nothing here submits, waits or maps, but [`Cache::status`].
 #[derive(Debug)]
 pub struct Cache {
     id: u64,
@@ -230,7 +232,7 @@ impl Cache {
     pub fn allocate(&mut self) -> Result<Sequence> {
         let slot = self.live.iter().position(Option::is_none).ok_or(Error::Sequences { have: self.plan.sequences() })?;
         self.generation += 1;
-        self.live[slot] = Some(Live { generation: self.generation, tokens: 0, packed: 0, limit: 0, pages: Vec::new() });
+        self.live[slot] = Some(Live { generation: self.generation, tokens: 0, packed: 0, limit: 0, before: (0, 0), pages: Vec::new() });
         Ok(Sequence { cache: self.id, generation: self.generation, slot: slot as u32 })
     }
 
@@ -301,7 +303,8 @@ impl Cache {
     /// Cuts a sequence back to its first `tokens` tokens, as speculative decoding does with tokens it takes back. Pages and
     /// sinks beyond are given back. A page that other sequences hold too, and that ends inside, is copied on `encoder`.
     ///
-    /// With a window, tokens of the pages stay packed even where they are recent now.
+    /// With a window, tokens of the pages stay packed even where they are recent now. The last step must have been appended
+    /// in every layer before: what it was to pack cannot be had otherwise.
     ///
     /// # Errors
     /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Pages`] where a shared page must be copied and none is free;
@@ -320,7 +323,9 @@ impl Cache {
         }
         let surplus = live.pages.split_off(kept);
         self.release(surplus);
-        (live.tokens, live.packed, live.limit) = (tokens, packed, live.limit.min(tokens));
+        // A step that is taken back whole may never have held its election: what was void before is void again.
+        let limit = if tokens <= live.before.0 { live.before.1 } else { live.limit };
+        (live.tokens, live.packed, live.limit) = (tokens, packed, limit.min(tokens));
         if shared {
             self.own_last_page(encoder, &mut live);
         }
@@ -375,7 +380,8 @@ impl Cache {
         memory.pages + memory.protected + memory.reordered
     }
 
-    /// Bytes that the tokens of all live sequences need: codes, scales, zeros, and f16 rows in use.
+    /// Bytes that the tokens of all live sequences need: codes, scales, zeros, and f16 rows in use. Pages that sequences share
+    /// count for each.
     pub fn bytes_used(&self) -> u64 {
         self.live.iter().flatten().map(|live| self.plan.bits(u64::from(live.tokens)).div_ceil(8)).sum()
     }
@@ -409,7 +415,7 @@ impl Cache {
 
     /// Grows sequences by new tokens: takes the pages they need and makes the tables that all layers read. The new tokens
     /// count from here on, so every layer must be given their keys and values by [`Cache::append`], with this step, before
-    /// the next step is made.
+    /// the next step is made or the sequence is cut back.
     ///
     /// # Errors
     /// [`Error::UnknownSequence`], [`Error::RepeatedSequence`], [`Error::EmptyChunk`], [`Error::Length`],
@@ -452,6 +458,7 @@ impl Cache {
             let missing = growth.new_packed.div_ceil(PAGE_TOKENS) as usize - growth.pages.len();
             growth.pages.extend((0..missing).filter_map(|_| self.take_page()));
             if let Some(live) = &mut self.live[growth.slot as usize] {
+                live.before = (growth.old_tokens, growth.limit);
                 live.tokens = growth.new_tokens;
                 live.packed = growth.new_packed;
                 live.limit = growth.limit_now();
@@ -479,12 +486,14 @@ impl Cache {
     /// To be called before [`Cache::append`] where the plan's sinks are [`Sinks::Massive`](crate::Sinks::Massive) and a chunk has
     /// more than one token. A chunk of one token decodes: nothing is elected, and without other chunks nothing is recorded.
     ///
+    /// Any chunk of several tokens counts as a prompt's, also one of drafted tokens that may be taken back.
+    ///
     /// A prompt that comes in several chunks keeps a list of the largest magnitudes so far. A token of a later chunk that gets
     /// on it gets a row while one is free; tokens of earlier chunks are packed by then; none loses its row.
     ///
     /// # Errors
     /// [`Error::Stale`], [`Error::Layer`], [`Error::Shape`] for a width of 0 or an odd one, [`Error::Rows`], [`Error::Offset`],
-    /// [`Error::Usage`]; then nothing was recorded.
+    /// [`Error::Usage`], [`Error::Limit`] for more rows than one binding holds; then nothing was recorded.
     pub fn elect(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, residual: Rows<'_>, width: u32) -> Result<()> {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv elect"), timestamp_writes: None });
         self.elect_in(&mut pass, step, layer, residual, width)
@@ -502,7 +511,7 @@ impl Cache {
         if width == 0 || !width.is_multiple_of(2) {
             return Err(Error::Shape { name: "width", wanted: "even and not 0".into(), had: width.to_string() });
         }
-        let rows = residual.binding("residual", u64::from(step.rows) * u64::from(width), self.gpu.capability().storage_alignment)?;
+        let rows = residual.binding("residual", u64::from(step.rows) * u64::from(width), self.gpu.capability())?;
         for (merge, (items_at, items)) in [(false, election.blocks), (true, election.chunks)] {
             let params = uniform(self.gpu.device(), bytemuck::bytes_of(&ElectParams { items_at, items, width, pad: 0 }));
             let [x, y] = fold(items, self.gpu.capability().workgroups);
@@ -529,8 +538,8 @@ impl Cache {
     /// chunks of the step one after another. Both may be f32 or f16, alike.
     ///
     /// # Errors
-    /// [`Error::Stale`], [`Error::Layer`], [`Error::Element`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], and
-    /// [`Error::Unelected`] where [`Cache::elect`] had to come first; then nothing was recorded.
+    /// [`Error::Stale`], [`Error::Layer`], [`Error::Element`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`],
+    /// [`Error::Limit`] for more rows than one binding holds, and [`Error::Unelected`] where [`Cache::elect`] had to come first; then nothing was recorded.
     pub fn append(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, keys: Rows<'_>, values: Rows<'_>) -> Result<()> {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv append"), timestamp_writes: None });
         self.append_in(&mut pass, step, layer, keys, values)
@@ -547,9 +556,9 @@ impl Cache {
         if keys.element != values.element {
             return Err(Error::Element { name: "values", wanted: keys.element.name(), had: values.element.name() });
         }
-        let alignment = self.gpu.capability().storage_alignment;
-        let key_rows = keys.binding("keys", elements, alignment)?;
-        let value_rows = values.binding("values", elements, alignment)?;
+        let capability = self.gpu.capability();
+        let key_rows = keys.binding("keys", elements, capability)?;
+        let value_rows = values.binding("values", elements, capability)?;
         let most = self.gpu.capability().workgroups;
         let held = step.election.as_ref().and_then(|election| election.held.get(layer as usize));
         if held.is_some_and(|held| !held.load(Ordering::Relaxed)) {
@@ -647,9 +656,9 @@ impl Cache {
         if queries.element != output.element {
             return Err(Error::Element { name: "output", wanted: queries.element.name(), had: output.element.name() });
         }
-        let alignment = self.gpu.capability().storage_alignment;
-        let query_rows = queries.binding("queries", elements, alignment)?;
-        let output_rows = output.binding("output", elements, alignment)?;
+        let capability = self.gpu.capability();
+        let query_rows = queries.binding("queries", elements, capability)?;
+        let output_rows = output.binding("output", elements, capability)?;
         let scratch = &self.scratch;
         for part in &step.passes {
             self.gpu.pipeline(&query::variant(plan, queries.element)).dispatch(
@@ -751,9 +760,9 @@ impl Cache {
             return Ok(());
         }
         let elements = u64::from(count) * u64::from(shape.kv_heads * shape.head_dim);
-        let alignment = self.gpu.capability().storage_alignment;
-        let key_rows = keys.binding("keys", elements, alignment)?;
-        let value_rows = values.binding("values", elements, alignment)?;
+        let capability = self.gpu.capability();
+        let key_rows = keys.binding("keys", elements, capability)?;
+        let value_rows = values.binding("values", elements, capability)?;
         let growth = Growth {
             slot: sequence.slot,
             old_tokens: live.tokens,

@@ -135,7 +135,7 @@ impl FromStr for Scales {
 /// How one cache stores keys and values.
 ///
 /// The arithmetic of an asymmetric group, in the order of RotateKV (2501.16383) section 3: with `clip` c and `b` bits,
-/// `scale = c (max - min) / (2^b - 1)` rounded to f16, `zero = round(-c min / scale)`, `code = clamp(round(x / scale) + zero,
+/// `scale = c (max - min) / (2^b - 1)` rounded as it is stored, `zero = round(-c min / scale)`, `code = clamp(round(x / scale) + zero,
 /// 0, 2^b - 1)`, read back as `scale (code - zero)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Format {

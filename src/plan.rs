@@ -119,9 +119,10 @@ impl Plan {
             protection,
             layout,
         };
-        // Restoring keys takes workgroup memory for every query head: fewer at once where it is short.
-        while restores && plan.heads > 1 && plan.split_workgroup_bytes() > capability.workgroup_bytes {
-            plan.heads /= 2;
+        // Restoring keys takes workgroup memory for every query head: fewer at once where it is short, then the way that takes least.
+        let heads = plan.heads;
+        while restores && plan.split_workgroup_bytes() > capability.workgroup_bytes && (plan.heads > 1 || plan.straight) {
+            (plan.heads, plan.straight) = if plan.heads > 1 { (plan.heads / 2, plan.straight) } else { (heads, false) };
         }
         plan.pages = plan.pages_for(budget)?;
         plan.slabs = plan.slabs_for(capability)?;

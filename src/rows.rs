@@ -1,6 +1,7 @@
 //! Rows of numbers in the caller's buffers.
 
 use crate::error::{Error, Result};
+use crate::gpu::Capability;
 
 /// The type of a number in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,8 +51,9 @@ impl<'a> Rows<'a> {
         Self { buffer, offset: 0, element: Element::F16 }
     }
 
-    /// Checks that `elements` numbers lie there, and answers the binding of just those.
-    pub(crate) fn binding(&self, name: &'static str, elements: u64, alignment: u32) -> Result<wgpu::BindingResource<'a>> {
+    /// Checks that `elements` numbers lie there and that one binding holds them, and answers the binding of just those.
+    pub(crate) fn binding(&self, name: &'static str, elements: u64, capability: &Capability) -> Result<wgpu::BindingResource<'a>> {
+        let alignment = capability.storage_alignment;
         let need = elements * self.element.bytes();
         let have = self.buffer.size().saturating_sub(self.offset);
         if have < need {
@@ -62,6 +64,9 @@ impl<'a> Rows<'a> {
         }
         if !self.buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
             return Err(Error::Usage { name, need: "STORAGE" });
+        }
+        if need > capability.binding_bytes {
+            return Err(Error::Limit { what: "max_storage_buffer_binding_size", reason: name, need, have: capability.binding_bytes });
         }
         Ok(wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: self.buffer, offset: self.offset, size: std::num::NonZeroU64::new(need) }))
     }

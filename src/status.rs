@@ -26,7 +26,8 @@ pub struct Flag {
 /// What the kernels found in the rows they were given since the last time it was asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
-    /// How many rows (of one token and KV head) had a number that was not finite.
+    /// How many rows (of one token and KV head) had a number that was not finite. A row that several kernels were given (a key
+    /// and a value by RotateKV's two, a sink that is also recent) counts for each.
     pub rows: u32,
     /// The first of them, in order, 256 at most.
     pub flags: Vec<Flag>,

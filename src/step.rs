@@ -302,7 +302,7 @@ fn election(device: &wgpu::Device, plan: &Plan, growths: &[Growth], words: &mut 
     words.elect = [(blocks_at, blocks), (chunks_at, count)];
     let candidates = device.create_buffer(&wgpu::BufferDescriptor {
         label: Some("wgkv candidates"),
-        size: 8 * u64::from(blocks * plan.sinks()),
+        size: 8 * u64::from(blocks) * u64::from(plan.sinks()),
         usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
         mapped_at_creation: false,
     });

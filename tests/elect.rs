@@ -254,3 +254,24 @@ fn keys_before_their_election_are_refused() {
     walk.cache.append(&mut encoder, &next, 0, Rows::f32(&keys), Rows::f32(&values)).unwrap();
     gpu.queue().submit([encoder.finish()]);
 }
+
+/// The step of several tokens never got its residual stream; what was void before it must not count again once it is taken back.
+#[test]
+fn a_step_that_is_taken_back_revives_no_sink() {
+    let gpu = gpu();
+    let mut walk = walk(&gpu, "taken back before its election", 4, vec![vec![(0, 10)], vec![(0, 8)]]);
+    let residual = planted(&mut walk, 10, 64, &[(5, 3, 9.0)]);
+    take(&mut walk, &[(0, 10)], residual);
+    assert!(elected(&walk, 0).contains(&5));
+    let sequence = walk.sequences[0];
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    walk.cache.truncate(&mut encoder, sequence, 4).unwrap();
+    // The record's last word: sinks from this token on are void.
+    let limit = |step: &Step| step.words().tables[7];
+    for _ in 4..8 {
+        assert_eq!(limit(&walk.cache.step(&[Chunk { sequence, tokens: 1 }]).unwrap()), 4);
+    }
+    walk.cache.step(&[Chunk { sequence, tokens: 5 }]).unwrap();
+    walk.cache.truncate(&mut encoder, sequence, 8).unwrap();
+    assert_eq!(limit(&walk.cache.step(&[Chunk { sequence, tokens: 1 }]).unwrap()), 4, "token 5 is none of this text's sinks");
+}

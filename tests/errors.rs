@@ -105,6 +105,34 @@ fn what_rotate_kv_cannot_serve_is_refused() {
 }
 
 #[test]
+fn a_device_with_little_workgroup_memory_restores_keys_in_loops() {
+    let shape = Shape { kv_heads: 32, query_heads: 32, head_dim: 128, rope: Rope::new(10_000.0, 128), ..shape() };
+    let format = Format::new(Codec::RotateKv, Bits::Two, Bits::Two, 32);
+    let restore = |workgroup_bytes| {
+        let capability = Capability { workgroup_bytes, halves: true, ..Capability::webgpu_default() };
+        plan(shape.clone(), format, Protection::strict(), Budget::tokens(1, 128), &capability).unwrap().restore()
+    };
+    assert_eq!((restore(49_152), restore(32_768), restore(16_384)), (Restore::Straight, Restore::Rolled, Restore::Rolled));
+}
+
+#[test]
+fn more_rows_than_one_binding_holds_are_refused() {
+    let gpu = gpu();
+    let small = gpu.pretend(Capability { binding_bytes: 16 << 20, ..*gpu.capability() });
+    let shape = Shape { layers: 1, query_heads: 1, kv_heads: 1, ..shape() };
+    let tokens = 70_000;
+    let planned = plan(shape, hadamard(Bits::Two, Bits::Two, 64), Protection::strict(), Budget::tokens(1, tokens), small.capability()).unwrap();
+    let mut cache = Cache::new(&small, planned).unwrap();
+    let sequence = cache.allocate().unwrap();
+    let step = cache.step(&[Chunk { sequence, tokens }]).unwrap();
+    let need = 256 * u64::from(tokens);
+    let rows = poisoned(&gpu, 64 * tokens as usize);
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let limit = Error::Limit { what: "max_storage_buffer_binding_size", reason: "keys", need, have: 16 << 20 };
+    refused(cache.append(&mut encoder, &step, 0, Rows::f32(&rows), Rows::f32(&rows)), &limit, &["keys", "17920000", "16777216"]);
+}
+
+#[test]
 fn a_calibration_must_be_there_and_fit() {
     let gpu = gpu();
     let shape = shape();

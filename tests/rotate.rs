@@ -315,7 +315,7 @@ fn what_cannot_be_rotated_is_refused() {
     let invocations = Error::Shape { name: "invocations", wanted: "32, 64 or 128".into(), had: "256".into() };
     assert_eq!(record_with(&gpu, &mut encoder, None, from, 1, 64, 256), Err(invocations));
     let small = gpu.pretend(Capability { binding_bytes: 1024, ..*gpu.capability() });
-    let limit = Error::Limit { what: "max_storage_buffer_binding_size", reason: "the rows of one rotation", need: 1280, have: 1024 };
+    let limit = Error::Limit { what: "max_storage_buffer_binding_size", reason: "rows", need: 1280, have: 1024 };
     assert_eq!(record(&small, &mut encoder, from, 5, 64), Err(limit));
     gpu.queue().submit([encoder.finish()]);
     assert!(download(&gpu, &a, 4096).iter().all(|x| *x == 1.0) && download(&gpu, &b, 1024).iter().all(|x| *x == 2.0), "what is refused writes nothing");

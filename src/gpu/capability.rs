@@ -1,9 +1,9 @@
 //! What a device can do, as far as the kernels are concerned.
 
-/// How `attend_split` reduces over the lanes of a workgroup.
+/// How `attend_split` reduces over the 32 lanes that serve a KV head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reduce {
-    /// Subgroup operations; the 32 lanes of the workgroup are one subgroup.
+    /// Subgroup operations; the 32 lanes are one subgroup.
     Subgroup,
     /// Workgroup memory and barriers.
     Workgroup,

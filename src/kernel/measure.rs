@@ -69,10 +69,10 @@ pub fn record(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, keys: Rows<'_>, row
     if rows == 0 {
         return Ok(());
     }
-    let key_rows = keys.binding("keys", elements, capability.storage_alignment)?;
+    let key_rows = keys.binding("keys", elements, capability)?;
     let lines = u64::from(LINES);
-    let sum_lines = Rows::f32(sums).binding("sums", 2 * lines * u64::from(width), capability.storage_alignment)?;
-    let count_lines = Rows::f32(counts).binding("counts", 2 * lines, capability.storage_alignment)?;
+    let sum_lines = Rows::f32(sums).binding("sums", 2 * lines * u64::from(width), capability)?;
+    let count_lines = Rows::f32(counts).binding("counts", 2 * lines, capability)?;
     let params = crate::step::uniform(gpu.device(), bytemuck::bytes_of(&MeasureParams { rows, width, zero: 0, pad: 0 }));
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv measure"), timestamp_writes: None });
     let bindings = [params.as_entire_binding(), key_rows, sum_lines, count_lines];

@@ -114,10 +114,5 @@ fn bind<'a>(gpu: &Gpu, name: &'static str, rows: Rows<'a>, elements: u64) -> Res
     if rows.element != Element::F32 {
         return Err(Error::Element { name, wanted: "f32", had: rows.element.name() });
     }
-    let binding = rows.binding(name, elements, gpu.capability().storage_alignment)?;
-    let (need, have) = (elements * Element::F32.bytes(), gpu.capability().binding_bytes);
-    if need > have {
-        return Err(Error::Limit { what: "max_storage_buffer_binding_size", reason: "the rows of one rotation", need, have });
-    }
-    Ok(binding)
+    rows.binding(name, elements, gpu.capability())
 }
