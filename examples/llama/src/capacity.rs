@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use wgkv::{Bits, Budget, Cache, Calibration, Capability, Codec, Cost, Format, Gpu, Protection, Scales, Sinks};
+use wgkv::{Bits, Budget, Cache, Calibration, Capability, Codec, Format, Gpu, Protection, Scales, Sinks};
 
 use crate::bridge::Bridge;
 use crate::config::Config;
@@ -238,13 +238,6 @@ pub fn stand_in(gpu: &Gpu, mut bytes: u64) -> Result<Vec<wgpu::Buffer>> {
     }
 }
 
-/// Bytes that a cache's buffers take beyond its plan: each is of 16 bytes or a multiple, even where it holds nothing.
-fn padding(cost: &Cost, format: &Format, layers: usize) -> u64 {
-    let layers = layers as u64;
-    let pad = |bytes: u64| layers * ((bytes / layers).max(16).next_multiple_of(16) - bytes / layers);
-    pad(cost.protected) + if format.codec() == Codec::RotateKv { pad(cost.marks) } else { 0 }
-}
-
 fn allocate(gpu: &Gpu, config: &Config, format: Format, protection: Protection, context: u32, row: &CapacityRow) -> Result<Allocated> {
     let calibration = match format.codec() {
         Codec::RotateKv => Some(Calibration::natural(&shape(config), format.heads_per_group(config.kv_heads as u32))?),
@@ -253,8 +246,8 @@ fn allocate(gpu: &Gpu, config: &Config, format: Format, protection: Protection, 
     let make = |batch| try_cache(gpu, config, format, calibration.clone(), protection, Budget::tokens(batch, context));
     let allocated = match make(row.batch) {
         Ok(cache) => {
-            let wanted = row.cache_bytes + padding(&cache.plan().cost(), &format, config.layers);
-            Allocated { cache_bytes: Some(cache.bytes()), equal: cache.bytes() == wanted, device_bytes: device_bytes(gpu), next: String::new() }
+            let cache_bytes = cache.bytes();
+            Allocated { cache_bytes: Some(cache_bytes), equal: cache_bytes == row.cache_bytes, device_bytes: device_bytes(gpu), next: String::new() }
         }
         Err(error) => return Ok(Allocated { cache_bytes: None, equal: false, device_bytes: device_bytes(gpu), next: error.to_string() }),
     };
