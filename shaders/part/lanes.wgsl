@@ -52,3 +52,25 @@ fn sixteen_mixed(x: Sixteen) -> Sixteen {
     let s = quad_difference(c, d);
     return Sixteen(quad_sum(p, r), quad_sum(q, s), quad_difference(p, r), quad_difference(q, s));
 }
+
+// Four codes of each of two tokens, one a byte, from a lane's word of each: the first pair of a vector of four tokens or the second.
+fn lane_quad(v: vec4<u32>, second: bool, shift: u32, mask: u32, unit: f16) -> Quad {
+    let two = select(v.xy, v.zw, second) >> vec2<u32>(shift);
+    let low = lane_low(two);
+    let high = lane_high(two);
+    return codes_quad(low, low >> 8u, high, high >> 8u, mask, unit);
+}
+
+// Adds one channel's products with four query heads.
+fn lane_dots(dots: Quad, x: Lane, q: vec4<f16>) -> Quad {
+    var sum = dots;
+    sum.a = fma(x, Lane(q.x), dots.a);
+    if (HEADS > 1u) {
+        sum.b = fma(x, Lane(q.y), dots.b);
+    }
+    if (HEADS > 2u) {
+        sum.c = fma(x, Lane(q.z), dots.c);
+        sum.d = fma(x, Lane(q.w), dots.d);
+    }
+    return sum;
+}

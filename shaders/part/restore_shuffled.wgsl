@@ -119,21 +119,8 @@ fn quad_product(x: Quad, y: Quad) -> Quad {
     return Quad(x.a * y.a, x.b * y.b, x.c * y.c, x.d * y.d);
 }
 
-fn dot_four(dots: Quad, x: Lane, q: vec4<f16>) -> Quad {
-    var sum = dots;
-    sum.a = fma(x, Lane(q.x), dots.a);
-    if (HEADS > 1u) {
-        sum.b = fma(x, Lane(q.y), dots.b);
-    }
-    if (HEADS > 2u) {
-        sum.c = fma(x, Lane(q.z), dots.c);
-        sum.d = fma(x, Lane(q.w), dots.d);
-    }
-    return sum;
-}
-
 fn dot_quad(dots: Quad, x: Quad, q: Four) -> Quad {
-    return dot_four(dot_four(dot_four(dot_four(dots, x.a, q.a), x.b, q.b), x.c, q.c), x.d, q.d);
+    return lane_dots(lane_dots(lane_dots(lane_dots(dots, x.a, q.a), x.b, q.b), x.c, q.c), x.d, q.d);
 }
 
 // Two tokens of the page: their scores against the queries.

@@ -89,17 +89,7 @@ fn turns_take(within: u32, n: u32, t: u32) -> Turns {
 }
 
 fn dots_add(dots: Quad, k: Lane, unit: u32, span: u32, within: u32) -> Quad {
-    let q = restore_queries[unit][span][within];
-    var sum = dots;
-    sum.a = fma(k, Lane(q.x), dots.a);
-    if (HEADS > 1u) {
-        sum.b = fma(k, Lane(q.y), dots.b);
-    }
-    if (HEADS > 2u) {
-        sum.c = fma(k, Lane(q.z), dots.c);
-        sum.d = fma(k, Lane(q.w), dots.d);
-    }
-    return sum;
+    return lane_dots(dots, k, restore_queries[unit][span][within]);
 }
 
 fn span_dots(x: Span, unit: u32, within: u32) -> Quad {

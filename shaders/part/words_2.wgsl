@@ -6,15 +6,8 @@ fn words_take(page: u32, lane: u32, e: u32) -> Words {
     return Words(pages[at], pages[at + 128u]);
 }
 
-fn words_eight(v: vec4<u32>, second: bool, shift: u32, low_mask: u32, unit: f16) -> Quad {
-    let two = select(v.xy, v.zw, second) >> vec2<u32>(shift);
-    let low = lane_low(two);
-    let high = lane_high(two);
-    return codes_quad(low, low >> 8u, high, high >> 8u, low_mask, unit);
-}
-
 fn words_codes(words: Words, second: bool, e: u32) -> Sixteen {
     let shift = 4u * (e & 1u);
-    return Sixteen(words_eight(words.a, second, shift, 0x00030003u, 1.0h), words_eight(words.a, second, shift, 0x000c000cu, 0.25h),
-        words_eight(words.b, second, shift, 0x00030003u, 1.0h), words_eight(words.b, second, shift, 0x000c000cu, 0.25h));
+    return Sixteen(lane_quad(words.a, second, shift, 0x00030003u, 1.0h), lane_quad(words.a, second, shift, 0x000c000cu, 0.25h),
+        lane_quad(words.b, second, shift, 0x00030003u, 1.0h), lane_quad(words.b, second, shift, 0x000c000cu, 0.25h));
 }

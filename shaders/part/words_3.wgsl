@@ -7,19 +7,12 @@ fn words_take(page: u32, lane: u32, e: u32) -> Words {
     return Words(pages[at], pages[at + 128u], pages[third], pages[third + 64u]);
 }
 
-fn words_eight(v: vec4<u32>, second: bool, shift: u32, mask: u32, unit: f16) -> Quad {
-    let two = select(v.xy, v.zw, second) >> vec2<u32>(shift);
-    let low = lane_low(two);
-    let high = lane_high(two);
-    return codes_quad(low, low >> 8u, high, high >> 8u, mask, unit);
-}
-
 fn words_codes(words: Words, second: bool, e: u32) -> Sixteen {
     let shift = 4u * (e & 1u);
     let third = 2u * (e & 3u);
     return Sixteen(
-        quad_sum(words_eight(words.a, second, shift, 0x00030003u, 1.0h), words_eight(words.c, second, third, 0x00010001u, 4.0h)),
-        quad_sum(words_eight(words.a, second, shift, 0x000c000cu, 0.25h), words_eight(words.c, second, third, 0x00020002u, 2.0h)),
-        quad_sum(words_eight(words.b, second, shift, 0x00030003u, 1.0h), words_eight(words.d, second, third, 0x00010001u, 4.0h)),
-        quad_sum(words_eight(words.b, second, shift, 0x000c000cu, 0.25h), words_eight(words.d, second, third, 0x00020002u, 2.0h)));
+        quad_sum(lane_quad(words.a, second, shift, 0x00030003u, 1.0h), lane_quad(words.c, second, third, 0x00010001u, 4.0h)),
+        quad_sum(lane_quad(words.a, second, shift, 0x000c000cu, 0.25h), lane_quad(words.c, second, third, 0x00020002u, 2.0h)),
+        quad_sum(lane_quad(words.b, second, shift, 0x00030003u, 1.0h), lane_quad(words.d, second, third, 0x00010001u, 4.0h)),
+        quad_sum(lane_quad(words.b, second, shift, 0x000c000cu, 0.25h), lane_quad(words.d, second, third, 0x00020002u, 2.0h)));
 }
