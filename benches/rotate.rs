@@ -70,23 +70,7 @@ impl Bench {
             })
         };
         let (rows, rotated) = (make(), make());
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label: None, source: wgpu::ShaderSource::Wgsl(COPY.into()) });
-        let copy = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: None,
-            layout: None,
-            module: &module,
-            entry_point: None,
-            compilation_options: Default::default(),
-            cache: None,
-        });
-        let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &copy.get_bind_group_layout(0),
-            entries: &[
-                wgpu::BindGroupEntry { binding: 0, resource: rows.as_entire_binding() },
-                wgpu::BindGroupEntry { binding: 1, resource: rotated.as_entire_binding() },
-            ],
-        });
+        let (copy, group) = between(device, COPY, &rows, &rotated);
         Self { elements, rows, rotated, copy, group, gpu }
     }
 

@@ -11,7 +11,7 @@
 //
 // For RotateKV, whose keys append_reordered packs, it packs the values only.
 //
-// Parts: half, finite, place, turn, hadamard, group, group_<form>, scales_<form>, key_words, input. Wrapper: src/kernel/append.rs. Twin: src/reference/append.rs.
+// Parts: half, finite, place, turn, hadamard, group, group_<form>, scales_<form>, key_words, input, report. Wrapper: src/kernel/append.rs. Twin: src/reference/append.rs.
 
 override HEAD_DIM: u32;
 override HADAMARD_OUTER: u32;

@@ -11,7 +11,7 @@
 // The rotation spreads a number that is not finite over its group of heads: their codes are those of zeros, and they are
 // listed in `status`.
 //
-// Parts: half, finite, place, turn, hadamard, group, group_<form>, scales_<form>, key_words.
+// Parts: half, finite, place, turn, hadamard, group, group_<form>, scales_<form>, key_words, report.
 // Wrapper: src/kernel/append_reordered.rs. Twin: src/reference/append_reordered.rs.
 
 override HEAD_DIM: u32;
@@ -115,18 +115,6 @@ fn group_of(channel: u32) -> u32 {
     return (marks[channel / 4u] >> (8u * (channel % 4u))) & 0xffu;
 }
 
-// Adds a head's key to the list of those that are not finite. Beyond the list's end it is only counted.
-fn report(slot: u32, token: u32, head: u32) {
-    let n = atomicAdd(&status[0], 1u);
-    let at = 4u + 4u * n;
-    if (at + 3u < arrayLength(&status)) {
-        atomicStore(&status[at], params.layer);
-        atomicStore(&status[at + 1u], slot);
-        atomicStore(&status[at + 2u], token);
-        atomicStore(&status[at + 3u], head * 4u + 1u);
-    }
-}
-
 @compute @workgroup_size(256)
 fn append_reordered(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -191,7 +179,7 @@ fn append_reordered(
             let zeros = atomicLoad(&broken) != 0u;
             if (turn < blocks) {
                 if (zeros && i < GROUP_HEADS && head_first + i >= params.head_first && head_first + i < params.head_first + params.slab_heads) {
-                    report(slot, t, head_first + i);
+                    report(slot, t, head_first + i, 1u);
                 }
                 for (var c = i; c < GROUP_CELLS; c += 256u) {
                     let g = group_of(head_first * HEAD_DIM + c);

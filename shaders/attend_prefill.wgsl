@@ -9,7 +9,8 @@
 //
 // RotateKV's keys are restored for a whole tile, all channels, before its scores.
 //
-// Parts: scales_<form>, cached, and tile_stored, or tile_restored with half, hadamard, turn, grouped. Wrapper: src/kernel/attend_prefill.rs. Twin: src/reference/attend_prefill.rs.
+// Parts: scales_<form>, cached, and tile_stored, or tile_restored with half, hadamard, turn, grouped,
+// grouped_block. Wrapper: src/kernel/attend_prefill.rs. Twin: src/reference/attend_prefill.rs.
 
 override HEAD_DIM: u32;
 override SHARE: u32;          // query heads per KV head

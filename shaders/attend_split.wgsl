@@ -12,7 +12,7 @@
 //
 // Parts: heads_<n>, reduce_<method>, scales_<form>; for the keys queries, keys_integer + keys_<bits> + keys_<walk> or
 // keys_f16, and restore_none; for RotateKV keys_restored, and restore_shuffled + lanes +
-// words_<bits>, restore_straight + lanes + codes_<bits>, or restore_rolled + grouped, hadamard, turn;
+// words_<bits>, restore_straight + lanes + codes_<bits>, or restore_rolled + grouped_block, grouped, hadamard, turn;
 // for the values values_integer + values_<bits> + values_<walk> or values_f16.
 // Wrapper: src/kernel/attend_split.rs. Twin: src/reference/attend_split.rs.
 

@@ -7,7 +7,7 @@
 // elected ones (`elect`). A key or value with a number that is not finite is stored as
 // zeros, and the token is listed in `status`.
 //
-// Parts: half, finite, place, turn, hadamard, input. Wrapper: src/kernel/protect.rs. Twin: src/reference/protect.rs.
+// Parts: half, finite, place, turn, hadamard, input, report. Wrapper: src/kernel/protect.rs. Twin: src/reference/protect.rs.
 
 override HEAD_DIM: u32;
 override HADAMARD_OUTER: u32;

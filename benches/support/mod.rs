@@ -141,6 +141,28 @@ pub fn seconds(gpu: &Gpu, samples: usize, calls: u32, mut record: impl FnMut(&mu
     times[times.len() / 2]
 }
 
+/// A shader from one buffer to another, bound to the two.
+pub fn between(device: &wgpu::Device, source: &str, from: &wgpu::Buffer, to: &wgpu::Buffer) -> (wgpu::ComputePipeline, wgpu::BindGroup) {
+    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label: None, source: wgpu::ShaderSource::Wgsl(source.into()) });
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: None,
+        layout: None,
+        module: &module,
+        entry_point: None,
+        compilation_options: Default::default(),
+        cache: None,
+    });
+    let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: None,
+        layout: &pipeline.get_bind_group_layout(0),
+        entries: &[
+            wgpu::BindGroupEntry { binding: 0, resource: from.as_entire_binding() },
+            wgpu::BindGroupEntry { binding: 1, resource: to.as_entire_binding() },
+        ],
+    });
+    (pipeline, group)
+}
+
 /// Bytes a second that a kernel of 16-byte loads reads, from a buffer of `bytes`.
 pub fn read_bandwidth(gpu: &Gpu, bytes: u64) -> f64 {
     let source = "
@@ -160,23 +182,7 @@ pub fn read_bandwidth(gpu: &Gpu, bytes: u64) -> f64 {
     let bytes = bytes.min(gpu.capability().binding_bytes).min(gpu.capability().buffer_bytes);
     let make = |size| device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage: wgpu::BufferUsages::STORAGE, mapped_at_creation: false });
     let (data, sums) = (make(bytes / 16 * 16), make(16));
-    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label: None, source: wgpu::ShaderSource::Wgsl(source.into()) });
-    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-        label: None,
-        layout: None,
-        module: &module,
-        entry_point: None,
-        compilation_options: Default::default(),
-        cache: None,
-    });
-    let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-        label: None,
-        layout: &pipeline.get_bind_group_layout(0),
-        entries: &[
-            wgpu::BindGroupEntry { binding: 0, resource: data.as_entire_binding() },
-            wgpu::BindGroupEntry { binding: 1, resource: sums.as_entire_binding() },
-        ],
-    });
+    let (pipeline, group) = between(device, source, &data, &sums);
     let time = seconds(gpu, 5, 4, |encoder, _| {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         pass.set_pipeline(&pipeline);

@@ -61,6 +61,11 @@ fn lane_quad(v: vec4<u32>, second: bool, shift: u32, mask: u32, unit: f16) -> Qu
     return codes_quad(low, low >> 8u, high, high >> 8u, mask, unit);
 }
 
+// The same for whole bytes, which lie in memory as signed ones: 128 higher.
+fn lane_bytes(v: vec4<u32>, second: bool) -> Quad {
+    return lane_quad(v ^ vec4<u32>(0x80808080u), second, 0u, 0x00ff00ffu, 1.0h);
+}
+
 // Adds one channel's products with four query heads.
 fn lane_dots(dots: Quad, x: Lane, q: vec4<f16>) -> Quad {
     var sum = dots;

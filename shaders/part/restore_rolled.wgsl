@@ -1,6 +1,6 @@
 // restore: RotateKV's keys, four tokens (one lane's) at a time, in loops: for software adapters, devices without f16 and
 // head dimensions that are no power of two. A unit restores its own KV head. Works on `row`; reads the kernel's bindings
-// `turns` and `query_codes`; needs grouped, hadamard and turn.
+// `turns` and `query_codes`; needs grouped_block, grouped, hadamard and turn.
 const RESTORE_TILES = 32u;
 
 alias Cell = vec4<f32>;
@@ -25,18 +25,7 @@ fn restore_open(physical: u32, i: u32) {}
 fn restore_spread(stand: Stand, physical: u32, tile: u32, ids: RestoreIds, i: u32) {
     let unit = i / 32u;
     for (var first = i % 32u * HADAMARD_INNER; first < HEAD_DIM; first += 32u * HADAMARD_INNER) {
-        var x: array<vec4<f32>, HADAMARD_INNER>;
-        for (var c = 0u; c < HADAMARD_INNER; c++) {
-            x[c] = grouped_four(physical, params.slab_heads, stand.slab_first + unit, stand.head_first + unit, tile, first + c);
-        }
-        for (var c = 0u; c < HADAMARD_INNER; c++) {
-            let mask = hadamard_sylvester(c);
-            var sum = vec4<f32>(0.0);
-            for (var j = 0u; j < HADAMARD_INNER; j++) {
-                sum += hadamard_sign(mask, j) * x[j];
-            }
-            row[unit * HEAD_DIM + first + c] = sum * HADAMARD_SCALE;
-        }
+        grouped_block(physical, params.slab_heads, stand.slab_first + unit, stand.head_first + unit, tile, first, unit * HEAD_DIM + first);
     }
 }
 

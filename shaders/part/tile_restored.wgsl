@@ -1,24 +1,14 @@
 // tile: RotateKV's keys, restored four tokens at a time: the rotation over the head group undone, RoPE at each key's own
 // position, then halves in the tile. Works on `row` and `token_tile`, by `token_rows` and `token_positions`; reads the kernel's
-// bindings `tables`, `turns` and `protected_rows`; needs half, hadamard, turn and grouped.
+// bindings `tables`, `turns` and `protected_rows`; needs half, hadamard, turn, grouped and
+// grouped_block.
 const TILE_RESTORES = true;
 
 // Four tokens (of one lane of their page) without the inner factor of the rotation: blocks of HADAMARD_INNER channels each.
 fn tile_spread(place: Place, t: u32, i: u32) {
     let physical = tables[place.list + t / 128u];
     for (var first = i * HADAMARD_INNER; first < HEAD_DIM; first += 64u * HADAMARD_INNER) {
-        var x: array<vec4<f32>, HADAMARD_INNER>;
-        for (var c = 0u; c < HADAMARD_INNER; c++) {
-            x[c] = grouped_four(physical, place.slab_heads, place.slab_head, place.head, t % 128u / 4u, first + c);
-        }
-        for (var c = 0u; c < HADAMARD_INNER; c++) {
-            let mask = hadamard_sylvester(c);
-            var sum = vec4<f32>(0.0);
-            for (var j = 0u; j < HADAMARD_INNER; j++) {
-                sum += hadamard_sign(mask, j) * x[j];
-            }
-            row[first + c] = sum * HADAMARD_SCALE;
-        }
+        grouped_block(physical, place.slab_heads, place.slab_head, place.head, t % 128u / 4u, first, first);
     }
 }
 

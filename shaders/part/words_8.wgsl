@@ -6,13 +6,6 @@ fn words_take(page: u32, lane: u32, e: u32) -> Words {
     return Words(pages[at], pages[at + 32u], pages[at + 512u], pages[at + 544u]);
 }
 
-fn words_four(v: vec4<u32>, second: bool) -> Quad {
-    let two = select(v.xy, v.zw, second) ^ vec2<u32>(0x80808080u);
-    let low = lane_low(two);
-    let high = lane_high(two);
-    return codes_quad(low, low >> 8u, high, high >> 8u, 0x00ff00ffu, 1.0h);
-}
-
 fn words_codes(words: Words, second: bool, e: u32) -> Sixteen {
-    return Sixteen(words_four(words.a, second), words_four(words.b, second), words_four(words.c, second), words_four(words.d, second));
+    return Sixteen(lane_bytes(words.a, second), lane_bytes(words.b, second), lane_bytes(words.c, second), lane_bytes(words.d, second));
 }

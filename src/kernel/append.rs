@@ -4,8 +4,8 @@
 //! Shader: `shaders/append.wgsl`. Twin: [`reference::append`](crate::reference::append).
 
 use super::{
-    Binding, FINITE, GROUP, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, TURN, Variant, flag, group_part, hadamard_constants, half_rows, page_constants,
-    rope_constants, scales_part,
+    Binding, FINITE, GROUP, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, REPORT, TURN, Variant, flag, group_part, hadamard_constants, half_rows,
+    page_constants, rope_constants, scales_part,
 };
 use crate::plan::Plan;
 use crate::rows::Element;
@@ -64,5 +64,5 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         ("VALUE_CLIP", plan.format().value_clip().into()),
         ("EIGHTHS", (head_dim / 8).into()),
     ]);
-    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, GROUP, group_part(plan), scales_part(plan), KEY_WORDS, INPUT], &constants)
+    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, GROUP, group_part(plan), scales_part(plan), KEY_WORDS, INPUT, REPORT], &constants)
 }

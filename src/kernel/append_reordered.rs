@@ -4,7 +4,7 @@
 //! Shader: `shaders/append_reordered.wgsl`. Twin: [`reference::append_reordered`](crate::reference::append_reordered).
 
 use super::{
-    Binding, FINITE, GROUP, HADAMARD, HALF, KEY_WORDS, Kernel, PLACE, TURN, Variant, group_constants, group_part, hadamard_constants, half_rows,
+    Binding, FINITE, GROUP, HADAMARD, HALF, KEY_WORDS, Kernel, PLACE, REPORT, TURN, Variant, group_constants, group_part, hadamard_constants, half_rows,
     rope_constants, scales_part,
 };
 use crate::plan::Plan;
@@ -64,5 +64,5 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         ("UNPACKED", plan.unpacked().into()),
         ("GROUP_CELLS", (plan.group_heads() * plan.shape().head_dim).into()),
     ]);
-    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, GROUP, group_part(plan), scales_part(plan), KEY_WORDS], &constants)
+    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, GROUP, group_part(plan), scales_part(plan), KEY_WORDS, REPORT], &constants)
 }

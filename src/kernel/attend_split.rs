@@ -6,10 +6,10 @@
 //! Twin: [`reference::attend_split`](crate::reference::attend_split).
 
 use super::{
-    Binding, CODES_2, CODES_3, CODES_4, CODES_8, GROUPED, HADAMARD, HEADS_1, HEADS_2, HEADS_4, KEYS_2, KEYS_3, KEYS_4, KEYS_8, KEYS_F16, KEYS_INTEGER,
-    KEYS_RESTORED, KEYS_ROLLED, KEYS_STRAIGHT, Kernel, LANES, QUERIES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, RESTORE_NONE, RESTORE_ROLLED, RESTORE_SHUFFLED,
-    RESTORE_STRAIGHT, TURN, VALUES_2, VALUES_3, VALUES_4, VALUES_8, VALUES_F16, VALUES_INTEGER, VALUES_ROLLED, VALUES_STRAIGHT, Variant, WORDS_2, WORDS_3,
-    WORDS_4, WORDS_8, elected_constants, group_constants, hadamard_constants, rope_constants, scales_part,
+    Binding, CODES_2, CODES_3, CODES_4, CODES_8, GROUPED, GROUPED_BLOCK, HADAMARD, HEADS_1, HEADS_2, HEADS_4, KEYS_2, KEYS_3, KEYS_4, KEYS_8, KEYS_F16,
+    KEYS_INTEGER, KEYS_RESTORED, KEYS_ROLLED, KEYS_STRAIGHT, Kernel, LANES, QUERIES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, RESTORE_NONE, RESTORE_ROLLED,
+    RESTORE_SHUFFLED, RESTORE_STRAIGHT, TURN, VALUES_2, VALUES_3, VALUES_4, VALUES_8, VALUES_F16, VALUES_INTEGER, VALUES_ROLLED, VALUES_STRAIGHT, Variant,
+    WORDS_2, WORDS_3, WORDS_4, WORDS_8, elected_constants, group_constants, hadamard_constants, rope_constants, scales_part,
 };
 use crate::gpu::{Part, Reduce};
 use crate::plan::{Plan, Restore};
@@ -64,7 +64,7 @@ fn key_parts(plan: &Plan) -> Vec<Part> {
         return match plan.restore() {
             Restore::Shuffled => vec![KEYS_RESTORED, RESTORE_SHUFFLED, LANES, by_bits(bits, [WORDS_2, WORDS_3, WORDS_4, WORDS_8])],
             Restore::Straight => vec![KEYS_RESTORED, RESTORE_STRAIGHT, LANES, by_bits(bits, [CODES_2, CODES_3, CODES_4, CODES_8])],
-            Restore::Rolled => vec![KEYS_RESTORED, RESTORE_ROLLED, GROUPED, HADAMARD, TURN],
+            Restore::Rolled => vec![KEYS_RESTORED, RESTORE_ROLLED, GROUPED_BLOCK, GROUPED, HADAMARD, TURN],
         };
     }
     let mut parts = vec![QUERIES, RESTORE_NONE];

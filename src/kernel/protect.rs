@@ -2,7 +2,9 @@
 //!
 //! Shader: `shaders/protect.wgsl`. Twin: [`reference::protect`](crate::reference::protect).
 
-use super::{Binding, FINITE, HADAMARD, HALF, INPUT, Kernel, PLACE, TURN, Variant, elected_constants, flag, hadamard_constants, half_rows, rope_constants};
+use super::{
+    Binding, FINITE, HADAMARD, HALF, INPUT, Kernel, PLACE, REPORT, TURN, Variant, elected_constants, flag, hadamard_constants, half_rows, rope_constants,
+};
 use crate::plan::Plan;
 use crate::rows::Element;
 
@@ -50,5 +52,5 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         ("SINKS", plan.sinks().into()),
         ("RING", plan.ring().into()),
     ]);
-    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, INPUT], &constants)
+    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, INPUT, REPORT], &constants)
 }
