@@ -27,7 +27,8 @@ override KEY_BITS: u32;     // 2, 3, 4, 8, or 16 for f16
 override VALUE_BITS: u32;
 override KEY_CLIP: f32;     // share of a group's range that the codes span
 override VALUE_CLIP: f32;
-override GROUP: u32;        // channels that share a scale; divides HEAD_DIM
+override KEY_GROUP: u32;    // channels that share a key scale; divides HEAD_DIM
+override VALUE_GROUP: u32;  // channels that share a value scale; divides HEAD_DIM
 override KEY_SCALES: u32;   // vec4s from a page's start
 override VALUES: u32;
 override VALUE_SCALES: u32;
@@ -42,7 +43,7 @@ struct AppendParams { // src/kernel/append.rs
     items: u32,
     layer: u32,      // for the status list
     slab_heads: u32, // KV heads whose pages lie in this slab
-    head_first: u32, // the first of them
+    heads_at: u32,   // which they are, in tables
     kv_heads: u32,
     pad_a: u32,
     pad_b: u32,
@@ -70,11 +71,12 @@ fn protected_at(at: u32, i: u32) -> vec2<f32> {
     return select(vec2<f32>(k.x, v.x), vec2<f32>(k.y, v.y), (i & 1u) == 1u);
 }
 
-// The largest over a group's channels of what `extents` holds.
-fn group_extent(g: u32) -> vec4<f32> {
-    var extent = extents[g * (GROUP / 8u)];
-    for (var e = 1u; e < GROUP / 8u; e++) {
-        extent = max(extent, extents[g * (GROUP / 8u) + e]);
+// The largest of what `extents` holds over the channels of channel i's group of so many.
+fn group_extent(i: u32, channels: u32) -> vec4<f32> {
+    let first = i / channels * (channels / 8u);
+    var extent = extents[first];
+    for (var e = first + 1u; e < first + channels / 8u; e++) {
+        extent = max(extent, extents[e]);
     }
     return extent;
 }
@@ -108,10 +110,9 @@ fn append(
     let new_packed = tables[chunk + 4u];
     let page = tables[tables[chunk + 5u] + block / 4u];
     let row_first = tables[chunk + 6u];
-    let head = params.head_first + workgroup.z;
+    let head = tables[params.heads_at + workgroup.z];
     let at = (page * params.slab_heads + workgroup.z) * (4u * PAGE_VECS);
     let protected_first = (slot * params.kv_heads + head) * (SINKS + RING) * HEAD_DIM;
-    let group = i / GROUP;
 
     for (var t = max(32u * block, max(old_packed, UNPACKED)); t < min(32u * block + 32u, new_packed); t++) {
         let fresh = t >= old_tokens;
@@ -167,25 +168,26 @@ fn append(
         }
         workgroupBarrier();
 
-        let extent = group_extent(group);
         let lane = t % 128u / 4u;
         let corner = t % 4u;
         if (KEY_BITS == 16u) {
             codes[i] = half_bits(x.x);
         } else if (KEYS) {
+            let extent = group_extent(i, KEY_GROUP);
             let levels = f32((1u << KEY_BITS) - 1u);
             let scale = group_scale(-extent.y, extent.x, KEY_CLIP, levels);
             let zero = group_zero(-extent.y, KEY_CLIP, scale);
             let code = group_code(x.x, scale, zero, levels);
             // Eight bits lie in memory as signed bytes, so that one signed dot product serves every width.
             codes[i] = select(code, code ^ 128u, KEY_BITS == 8u);
-            if (i % GROUP == 0u) {
-                scale_put(at + 4u * KEY_SCALES + group * GROUP_WORDS, t, group_pack(scale, select(zero, zero - 128.0, KEY_BITS == 8u)));
+            if (i % KEY_GROUP == 0u) {
+                scale_put(at + 4u * KEY_SCALES + i / KEY_GROUP * GROUP_WORDS, t, group_pack(scale, select(zero, zero - 128.0, KEY_BITS == 8u)));
             }
         }
         if (VALUE_BITS == 16u) {
             value_put(at + 4u * VALUES + t % 128u / 2u * HEAD_DIM + i, 0xffffu, 16u * (t % 2u), half_bits(x.y));
         } else {
+            let extent = group_extent(i, VALUE_GROUP);
             let levels = f32((1u << VALUE_BITS) - 1u);
             let scale = group_scale(-extent.w, extent.z, VALUE_CLIP, levels);
             let zero = group_zero(-extent.w, VALUE_CLIP, scale);
@@ -197,8 +199,8 @@ fn append(
             if (VALUE_BITS == 3u) {
                 value_put(at + 4u * VALUES + (8u + lane / 8u) * HEAD_DIM + i, 1u, lane % 8u + 8u * corner, code >> 2u);
             }
-            if (i % GROUP == 0u) {
-                scale_put(at + 4u * VALUE_SCALES + group * GROUP_WORDS, t, group_pack(scale, zero));
+            if (i % VALUE_GROUP == 0u) {
+                scale_put(at + 4u * VALUE_SCALES + i / VALUE_GROUP * GROUP_WORDS, t, group_pack(scale, zero));
             }
         }
         workgroupBarrier();

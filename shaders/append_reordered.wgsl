@@ -37,10 +37,10 @@ struct AppendReorderedParams { // src/kernel/append_reordered.rs
     items: u32,
     layer: u32,      // for the status list
     slab_heads: u32, // KV heads whose pages lie in this slab
-    head_first: u32, // the first of them
+    heads_at: u32,   // which they are, in tables
     kv_heads: u32,
-    pad_a: u32,
-    pad_b: u32,
+    places_at: u32,  // by KV head: its place in the slab, or one beyond all, in tables
+    scales: u32,     // 1 if the scales, which are of all heads, are written along with this slab
 }
 
 alias Cell = f32;
@@ -115,6 +115,10 @@ fn group_of(channel: u32) -> u32 {
     return (marks[channel / 4u] >> (8u * (channel % 4u))) & 0xffu;
 }
 
+fn place_of(head: u32) -> u32 {
+    return tables[params.places_at + head];
+}
+
 @compute @workgroup_size(256)
 fn append_reordered(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -178,7 +182,7 @@ fn append_reordered(
             workgroupBarrier();
             let zeros = atomicLoad(&broken) != 0u;
             if (turn < blocks) {
-                if (zeros && i < GROUP_HEADS && head_first + i >= params.head_first && head_first + i < params.head_first + params.slab_heads) {
+                if (zeros && i < GROUP_HEADS && place_of(head_first + i) < params.slab_heads) {
                     report(slot, t, head_first + i, 1u);
                 }
                 for (var c = i; c < GROUP_CELLS; c += 256u) {
@@ -193,8 +197,7 @@ fn append_reordered(
                     let scale = group_scale(low, unordered(atomicLoad(&highs[g])), KEY_CLIP, levels);
                     let zero = group_zero(low, KEY_CLIP, scale);
                     steps[g] = vec2<f32>(scale, zero);
-                    // The scales are of the whole row: the first slab writes them.
-                    if (params.head_first == 0u) {
+                    if (params.scales != 0u) {
                         let word = (page * ROW_GROUPS + g) * GROUP_WORDS + group_word(t);
                         let pair = group_pack(scale, select(zero, zero - 128.0, KEY_BITS == 8u));
                         key_scales[word] = (key_scales[word] & ~(GROUP_MASK << group_shift(t))) | (pair << group_shift(t));
@@ -212,8 +215,8 @@ fn append_reordered(
                 let words = low_words + select(0u, (HEAD_DIM + 31u) / 32u, KEY_BITS == 3u);
                 for (var e = i; e < GROUP_HEADS * words; e += 256u) {
                     let head = head_first + e / words;
-                    if (head >= params.head_first && head < params.head_first + params.slab_heads) {
-                        let at = (page * params.slab_heads + head - params.head_first) * (4u * PAGE_VECS) + t % 128u;
+                    if (place_of(head) < params.slab_heads) {
+                        let at = (page * params.slab_heads + place_of(head)) * (4u * PAGE_VECS) + t % 128u;
                         let w = e % words;
                         let first = e / words * HEAD_DIM;
                         if (w < low_words) {

@@ -16,7 +16,8 @@ override HEAD_DIM: u32;
 override SHARE: u32;          // query heads per KV head
 override KEY_BITS: u32;
 override VALUE_BITS: u32;
-override GROUP: u32;
+override KEY_GROUP: u32;
+override VALUE_GROUP: u32;
 override KEY_SCALES: u32;
 override VALUES: u32;
 override VALUE_SCALES: u32;
@@ -39,7 +40,7 @@ override TILE_VECS: u32;      // of a tile of keys or values
 struct AttendPrefillParams { // src/kernel/attend_prefill.rs
     items_at: u32,    // first item in tables
     slab_heads: u32,
-    head_first: u32,
+    heads_at: u32,    // which they are, in tables
     kv_heads: u32,
 }
 
@@ -240,7 +241,7 @@ fn attend_prefill(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_in
     let token_first = tables[record + 1u];
     let tokens = tables[record + 2u];
     let protected_only = tables[record + 4u] != 0u;
-    let head = params.head_first + workgroup.y;
+    let head = tables[params.heads_at + workgroup.y];
     let item = Item(tables[record + 3u], tables[record + 7u], tokens * SHARE, head);
     let packed = tables[chunk + 4u];
     let place = Place(tables[chunk], packed, tables[chunk + 5u], head, params.kv_heads, workgroup.y, params.slab_heads,

@@ -17,7 +17,7 @@
 // Wrapper: src/kernel/attend_split.rs. Twin: src/reference/attend_split.rs.
 
 override HEAD_DIM: u32;        // channels a head: 64, 80, 96, 128 or 256
-override GROUP: u32;           // channels that share a value scale; divides HEAD_DIM
+override VALUE_GROUP: u32;     // channels that share a value scale; divides HEAD_DIM
 override HEADS: u32;           // query heads that share one reading: 1, 2 or 4
 override BLOCKS: u32;          // blocks of HEADS query heads per KV head
 override QUERY_STRIDE: u32;    // entries of query_codes per block of heads
@@ -49,7 +49,7 @@ override ROPE_PAIRS: u32;
 struct AttendSplitParams { // src/kernel/attend_split.rs
     items_at: u32,    // first item in tables
     slab_heads: u32,  // KV heads whose pages lie in this slab
-    head_first: u32,  // the first of them
+    heads_at: u32,    // which they are, in tables
     kv_heads: u32,    // KV heads of the layer
 }
 
@@ -146,7 +146,7 @@ fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     let slab_first = workgroup.y / BLOCKS * UNITS;
     let slab_head = slab_first + unit;
     let block = workgroup.y % BLOCKS;
-    let head = params.head_first + slab_head;
+    let head = tables[params.heads_at + slab_head];
 
     let queries_at = ((query_row * params.kv_heads + head - unit) * BLOCKS + block) * QUERY_STRIDE;
     let stand = Stand(slab_first, head - unit, queries_at);
@@ -309,10 +309,10 @@ fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     // Each head's quads, then its largest score and its sum.
     let at = ((workgroup.x * params.kv_heads + head) * BLOCKS + block) * HEADS * (quads + 1u);
     if (lane < quads) {
-        put(at, lane, lowered(low, zero_of(zeros, 4u * lane / GROUP)));
+        put(at, lane, lowered(low, zero_of(zeros, 4u * lane / VALUE_GROUP)));
     }
     if (HEAD_DIM > 128u) {
-        put(at, lane + 32u, lowered(high, zero_of(zeros, 4u * (lane + 32u) / GROUP)));
+        put(at, lane + 32u, lowered(high, zero_of(zeros, 4u * (lane + 32u) / VALUE_GROUP)));
     }
     if (lane == 0u) {
         put(at, quads, Scores(peak, total, HeadsF(0.0), HeadsF(0.0)));

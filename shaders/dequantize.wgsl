@@ -21,7 +21,8 @@ override ROPE: u32;
 override ROPE_PAIRS: u32;
 override KEY_BITS: u32;
 override VALUE_BITS: u32;
-override GROUP: u32;
+override KEY_GROUP: u32;
+override VALUE_GROUP: u32;
 override KEY_SCALES: u32;
 override VALUES: u32;
 override VALUE_SCALES: u32;
@@ -36,7 +37,7 @@ struct DequantizeParams { // src/kernel/dequantize.rs
     first: u32,      // first token to restore
     tokens: u32,
     slab_heads: u32,
-    head_first: u32,
+    heads_at: u32,   // which heads they are, in tables
     kv_heads: u32,
     limit: u32,      // elected sinks from this token on are void
     pad: u32,
@@ -66,7 +67,7 @@ fn dequantize(
     if (n >= params.tokens) {
         return;
     }
-    let head = params.head_first + workgroup.z;
+    let head = tables[params.heads_at + workgroup.z];
     let place = Place(tables[params.chunk], tables[params.chunk + 4u], tables[params.chunk + 5u], head, params.kv_heads, workgroup.z, params.slab_heads,
         params.limit);
     let t = params.first + n;

@@ -19,8 +19,6 @@ override ROPE: u32;            // 0 none, 1 split halves, 2 interleaved pairs
 override ROPE_PAIRS: u32;      // pairs of channels that turn
 override HALF_ROWS: bool;      // are the caller's rows f16?
 override SCALE: f32;           // log2(e) / sqrt(HEAD_DIM)
-override FLOAT_QUERIES: bool;  // does attend_split take f32 queries?
-override KEY_GROUP: u32;       // channels that share a key scale
 override HEADS: u32;
 override BLOCKS: u32;
 override QUERY_STRIDE: u32;
@@ -32,6 +30,10 @@ struct QueryParams { // src/kernel/query.rs
     row_first: u32,    // first row in queries
     query_heads: u32,
     kv_heads: u32,
+    groups_at: u32,    // by KV head, in tables: channels that share a key scale, or 0 where attend_split takes f32
+    pad_a: u32,
+    pad_b: u32,
+    pad_c: u32,
 }
 
 alias Cell = f32;
@@ -85,7 +87,8 @@ fn query(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_
     let share = params.query_heads / params.kv_heads;
     let block = query_head % share / HEADS;
     let at = (((r * params.kv_heads + query_head / share) * BLOCKS + block) * QUERY_STRIDE) * HEADS + query_head % share % HEADS;
-    if (FLOAT_QUERIES) {
+    let key_group = tables[params.groups_at + query_head / share];
+    if (key_group == 0u) {
         query_codes[at + i * HEADS] = bitcast<u32>(x);
     } else {
         workgroupBarrier();
@@ -110,9 +113,9 @@ fn query(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_
             quad_sums[i] = codes[q] + codes[q + 1u] + codes[q + 2u] + codes[q + 3u];
         }
         workgroupBarrier();
-        if (i < HEAD_DIM / KEY_GROUP) {
+        if (i < HEAD_DIM / key_group) {
             var sum = 0;
-            for (var q = i * KEY_GROUP / 4u; q < (i + 1u) * KEY_GROUP / 4u; q++) {
+            for (var q = i * key_group / 4u; q < (i + 1u) * key_group / 4u; q++) {
                 sum += quad_sums[q];
             }
             query_codes[at + (QUADS + 1u + i) * HEADS] = bitcast<u32>(f32(sum));

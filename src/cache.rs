@@ -17,7 +17,7 @@ use crate::plan::{Plan, Restore};
 use crate::reference::half::half_pair;
 use crate::rows::{Element, Rows};
 use crate::status::{STATUS_WORDS, Status};
-use crate::step::{Chunk, Growth, Step, fold, tables, uniform};
+use crate::step::{Chunk, Growth, Step, fold, list_heads, tables, uniform};
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -150,7 +150,7 @@ pub(crate) fn marks(plan: &Plan, layer: u32) -> Vec<u32> {
     let Some(calibration) = plan.calibration() else {
         return Vec::new();
     };
-    let groups: Vec<u8> = calibration.places(layer).iter().map(|place| (u32::from(*place) / plan.layout().row_group) as u8).collect();
+    let groups: Vec<u8> = calibration.places(layer).iter().map(|place| (u32::from(*place) / plan.layout_of(layer).row_group) as u8).collect();
     let mut words: Vec<u32> = groups.chunks(4).map(|four| four.iter().rev().fold(0, |word, group| word << 8 | u32::from(*group))).collect();
     words.resize(plan.marks_words() as usize, u32::MAX);
     words
@@ -181,9 +181,9 @@ impl Cache {
                 let words = buffer("wgkv marks", 4 * plan.marks_words());
                 gpu.queue().write_buffer(&words, 0, bytemuck::cast_slice(&marks(&plan, layer)));
                 Layer {
-                    pages: plan.slabs().iter().map(|slab| buffer("wgkv pages", plan.slab_bytes(slab))).collect(),
+                    pages: plan.slabs(layer).iter().map(|slab| buffer("wgkv pages", plan.slab_bytes(slab))).collect(),
                     protected_rows: buffer("wgkv protected_rows", plan.protected_bytes()),
-                    key_scales: buffer("wgkv key_scales", plan.key_scales_bytes()),
+                    key_scales: buffer("wgkv key_scales", plan.key_scales_bytes(layer)),
                     marks: words,
                 }
             })
@@ -339,10 +339,10 @@ impl Cache {
         if let (Some(last), Some(page)) = (live.pages.pop(), self.take_page()) {
             live.pages.push(page);
             let [from, to] = [last, page].map(u64::from);
-            let scales = self.plan.layout().row_scale_bytes();
-            for layer in &self.layers {
-                for (slab, pages) in self.plan.slabs().iter().zip(&layer.pages) {
-                    let bytes = self.plan.layout().bytes() * u64::from(slab.heads);
+            for (layer, n) in self.layers.iter().zip(0..) {
+                let scales = self.plan.layout_of(n).row_scale_bytes();
+                for (slab, pages) in self.plan.slabs(n).iter().zip(&layer.pages) {
+                    let bytes = slab.layout().bytes() * u64::from(slab.count());
                     self.copy_within(encoder, pages, from * bytes, to * bytes, bytes);
                 }
                 self.copy_within(encoder, &layer.key_scales, from * scales, to * scales, scales);
@@ -566,13 +566,11 @@ impl Cache {
         }
 
         // Pages first: they take what leaves the window, before its rows are overwritten.
-        let slabs = self.plan.slabs().len();
-        let appends = &step.append[layer as usize * slabs..][..slabs];
-        if appends.iter().any(|d| d.items > 0) {
-            let pipeline = self.gpu.pipeline(&append::variant(&self.plan, keys.element));
-            for ((slab, dispatch), pages) in self.plan.slabs().iter().zip(appends).zip(&buffers.pages) {
+        let slabs = self.plan.slabs(layer);
+        for ((slab, dispatch), pages) in slabs.iter().zip(&step.append[layer as usize]).zip(&buffers.pages) {
+            if dispatch.items > 0 {
                 let [x, y] = fold(dispatch.items, most);
-                pipeline.dispatch(
+                self.gpu.pipeline(&append::variant(&self.plan, slab, keys.element)).dispatch(
                     &self.gpu,
                     pass,
                     &[
@@ -585,15 +583,15 @@ impl Cache {
                         pages.as_entire_binding(),
                         self.status.as_entire_binding(),
                     ],
-                    [x, y, slab.heads],
+                    [x, y, slab.count()],
                 );
             }
         }
-        let reordered = step.append_reordered.get(layer as usize * slabs..(layer as usize + 1) * slabs).unwrap_or_default();
-        for (dispatch, pages) in reordered.iter().zip(&buffers.pages) {
+        let reordered = step.append_reordered.get(layer as usize).map_or(&[][..], Vec::as_slice);
+        for ((slab, dispatch), pages) in slabs.iter().zip(reordered).zip(&buffers.pages) {
             if dispatch.items > 0 {
                 let [x, y] = fold(dispatch.items, most);
-                self.gpu.pipeline(&append_reordered::variant(&self.plan, keys.element)).dispatch(
+                self.gpu.pipeline(&append_reordered::variant(&self.plan, slab, keys.element)).dispatch(
                     &self.gpu,
                     pass,
                     &[
@@ -660,7 +658,11 @@ impl Cache {
         let query_rows = queries.binding("queries", elements, capability)?;
         let output_rows = output.binding("output", elements, capability)?;
         let scratch = &self.scratch;
-        for part in &step.passes {
+        let (slabs, arrangement) = (plan.slabs(layer), plan.arrangement(layer));
+        for pass_of_rows in &step.passes {
+            let Some(part) = pass_of_rows.arranged.get(arrangement) else {
+                continue;
+            };
             self.gpu.pipeline(&query::variant(plan, queries.element)).dispatch(
                 &self.gpu,
                 pass,
@@ -672,11 +674,11 @@ impl Cache {
                     scratch.query_rows.as_entire_binding(),
                     scratch.query_codes.as_entire_binding(),
                 ],
-                [part.rows, shape.query_heads, 1],
+                [pass_of_rows.rows, shape.query_heads, 1],
             );
-            for ((slab, dispatch), pages) in plan.slabs().iter().zip(&part.split).zip(&buffers.pages) {
+            for ((slab, dispatch), pages) in slabs.iter().zip(&part.split).zip(&buffers.pages) {
                 if dispatch.items > 0 {
-                    self.gpu.pipeline(&attend_split::variant(plan)).dispatch(
+                    self.gpu.pipeline(&attend_split::variant(plan, slab)).dispatch(
                         &self.gpu,
                         pass,
                         &[
@@ -689,13 +691,13 @@ impl Cache {
                             pages.as_entire_binding(),
                             scratch.partials.as_entire_binding(),
                         ],
-                        [dispatch.items, slab.heads / plan.group_heads() * plan.blocks(), 1],
+                        [dispatch.items, slab.count() / plan.group_heads() * plan.blocks(), 1],
                     );
                 }
             }
-            for ((slab, dispatch), pages) in plan.slabs().iter().zip(&part.prefill).zip(&buffers.pages) {
+            for ((slab, dispatch), pages) in slabs.iter().zip(&part.prefill).zip(&buffers.pages) {
                 if dispatch.items > 0 {
-                    self.gpu.pipeline(&attend_prefill::variant(plan)).dispatch(
+                    self.gpu.pipeline(&attend_prefill::variant(plan, slab)).dispatch(
                         &self.gpu,
                         pass,
                         &[
@@ -709,21 +711,21 @@ impl Cache {
                             buffers.protected_rows.as_entire_binding(),
                             scratch.row_partials.as_entire_binding(),
                         ],
-                        [dispatch.items, slab.heads, 1],
+                        [dispatch.items, slab.count(), 1],
                     );
                 }
             }
-            self.gpu.pipeline(&attend_merge::variant(plan, output.element, part.many_items)).dispatch(
+            self.gpu.pipeline(&attend_merge::variant(plan, output.element, pass_of_rows.many_items)).dispatch(
                 &self.gpu,
                 pass,
                 &[
-                    params::<AttendMergeParams>(step, part.merge),
+                    params::<AttendMergeParams>(step, pass_of_rows.merge),
                     step.tables.as_entire_binding(),
                     scratch.partials.as_entire_binding(),
                     scratch.row_partials.as_entire_binding(),
                     output_rows.clone(),
                 ],
-                [part.rows, shape.query_heads, 1],
+                [pass_of_rows.rows, shape.query_heads, 1],
             );
         }
         Ok(())
@@ -774,23 +776,24 @@ impl Cache {
         };
         let mut words = Vec::new();
         let chunk = growth.record(&mut words, 0);
+        let slabs = self.plan.slabs(layer);
+        let heads_at: Vec<u32> = slabs.iter().map(|slab| list_heads(&self.plan, slab, &mut words)).collect();
         let device = self.gpu.device();
         let table = tables(device, &words);
-        let pipeline = self.gpu.pipeline(&dequantize::variant(&self.plan));
         let [x, y] = fold(count, self.gpu.capability().workgroups);
         let pass = &mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv dequantize"), timestamp_writes: None });
-        for (slab, pages) in self.plan.slabs().iter().zip(&buffers.pages) {
+        for ((slab, heads_at), pages) in slabs.iter().zip(heads_at).zip(&buffers.pages) {
             let p = DequantizeParams {
                 chunk,
                 first: tokens.start,
                 tokens: count,
-                slab_heads: slab.heads,
-                head_first: slab.head_first,
+                slab_heads: slab.count(),
+                heads_at,
                 kv_heads: shape.kv_heads,
                 limit: live.limit,
                 pad: 0,
             };
-            pipeline.dispatch(
+            self.gpu.pipeline(&dequantize::variant(&self.plan, slab)).dispatch(
                 &self.gpu,
                 pass,
                 &[
@@ -804,7 +807,7 @@ impl Cache {
                     key_rows.clone(),
                     value_rows.clone(),
                 ],
-                [x, y, slab.heads],
+                [x, y, slab.count()],
             );
         }
         Ok(())

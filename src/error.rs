@@ -18,8 +18,8 @@ pub enum Error {
         /// What it is.
         had: String,
     },
-    /// The bits of a code are not 2, 3, 4 or 8.
-    #[error("bits must be 2, 3, 4 or 8, but are {had}")]
+    /// The bits of a code are not 2, 3, 4, 8 or 16.
+    #[error("bits must be 2, 3, 4, 8 or 16, but are {had}")]
     Bits {
         /// The number asked for.
         had: u32,
@@ -53,6 +53,16 @@ pub enum Error {
     Calibration {
         /// What does not fit.
         name: &'static str,
+        /// What it must be.
+        wanted: String,
+        /// What it is.
+        had: String,
+    },
+    /// An allocation of bits is damaged, or was made for something else.
+    #[error("the allocation's {name} must be {wanted}, but is {had}")]
+    Allocation {
+        /// What does not fit.
+        name: String,
         /// What it must be.
         wanted: String,
         /// What it is.

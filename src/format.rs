@@ -68,6 +68,9 @@ pub enum Bits {
     Four = 4,
     /// Codes 0 to 255.
     Eight = 8,
+    /// No code but the number itself in half precision, without scale: what [`Codec::F16`] stores, and what any codec can keep
+    /// values, or ([`Codec::RotateKv`] apart) keys, in.
+    Sixteen = 16,
 }
 
 impl Bits {
@@ -86,6 +89,7 @@ impl TryFrom<u32> for Bits {
             3 => Ok(Self::Three),
             4 => Ok(Self::Four),
             8 => Ok(Self::Eight),
+            16 => Ok(Self::Sixteen),
             had => Err(Error::Bits { had }),
         }
     }
@@ -132,7 +136,53 @@ impl FromStr for Scales {
     }
 }
 
-/// How one cache stores keys and values.
+/// How the keys or the values of one head are stored: bits of a code, and channels that share a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Precision {
+    /// Bits of a code.
+    pub bits: Bits,
+    /// Channels that share a scale and a zero: 32, 64 or 128. A group of 128 is one group a head where the head is smaller. It means
+    /// nothing at 16 bits.
+    pub group: u32,
+}
+
+impl Precision {
+    /// Half precision.
+    pub const F16: Self = Self { bits: Bits::Sixteen, group: 128 };
+
+    /// Bits of a code with channels that share a scale.
+    pub fn new(bits: Bits, group: u32) -> Self {
+        Self { bits, group }
+    }
+
+    /// Channels that share a scale in a head of `head_dim` channels.
+    pub fn group(&self, head_dim: u32) -> u32 {
+        if self.bits == Bits::Sixteen { head_dim } else { self.group.min(head_dim) }
+    }
+
+    /// Groups in a head of `head_dim` channels: 0 at 16 bits.
+    pub fn groups(&self, head_dim: u32) -> u32 {
+        if self.bits == Bits::Sixteen { 0 } else { head_dim / self.group(head_dim) }
+    }
+
+    /// Channels of a token's whole key row that share a scale, for [`Codec::RotateKv`]: the group, or the half or quarter of it
+    /// that divides the row, or else a head. They may be of several heads.
+    pub fn row_group(&self, shape: &Shape) -> u32 {
+        let channels = shape.kv_heads * shape.head_dim;
+        [128, 64, 32].into_iter().find(|g| *g <= self.group && channels.is_multiple_of(*g)).unwrap_or(shape.head_dim)
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.bits {
+            Bits::Sixteen => f.write_str("16"),
+            bits => write!(f, "{}/{}", bits.get(), self.group),
+        }
+    }
+}
+
+/// How one cache stores keys and values; with an [`Allocation`](crate::Allocation), what its heads have in common.
 ///
 /// The arithmetic of an asymmetric group, in the order of RotateKV (2501.16383) section 3: with `clip` c and `b` bits,
 /// `scale = c (max - min) / (2^b - 1)` rounded as it is stored, `zero = round(-c min / scale)`, `code = clamp(round(x / scale) + zero,
@@ -140,11 +190,9 @@ impl FromStr for Scales {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Format {
     codec: Codec,
-    key_bits: Bits,
-    value_bits: Bits,
-    group: u32,
-    key_clip: f32,
-    value_clip: f32,
+    key: Precision,
+    value: Precision,
+    clip: Option<f32>,
     scales: Scales,
     heads_per_group: Option<u32>,
 }
@@ -155,20 +203,26 @@ impl Format {
     ///
     /// The clip is 0.8 for a rotating codec at 2 bits and 1 otherwise.
     pub fn new(codec: Codec, key_bits: Bits, value_bits: Bits, group: u32) -> Self {
-        let clip = |bits| if codec.rotates_values() && bits == Bits::Two { 0.8 } else { 1.0 };
-        let (key_clip, value_clip) = (clip(key_bits), clip(value_bits));
-        Self { codec, key_bits, value_bits, group, key_clip, value_clip, scales: Scales::Half, heads_per_group: None }
+        let precision = |bits| if codec == Codec::F16 { Precision::F16 } else { Precision { bits, group } };
+        Self { codec, key: precision(key_bits), value: precision(value_bits), clip: None, scales: Scales::Half, heads_per_group: None }
     }
 
     /// Half precision.
     pub fn f16() -> Self {
-        Self::new(Codec::F16, Bits::Eight, Bits::Eight, 128)
+        Self::new(Codec::F16, Bits::Sixteen, Bits::Sixteen, 128)
+    }
+
+    /// Other bits and groups for keys and for values. [`Codec::F16`] has its own and keeps them.
+    pub fn with_precisions(mut self, key: Precision, value: Precision) -> Self {
+        if self.codec != Codec::F16 {
+            (self.key, self.value) = (key, value);
+        }
+        self
     }
 
     /// Another share of a group's range for the codes to span, for keys and values, in (0, 1].
     pub fn with_clip(mut self, clip: f32) -> Self {
-        self.key_clip = clip;
-        self.value_clip = clip;
+        self.clip = Some(clip);
         self
     }
 
@@ -204,55 +258,37 @@ impl Format {
         self.codec
     }
 
-    /// Bits of a key's code as stored: 2, 3, 4, 8, or 16 for f16.
-    pub fn key_bits(&self) -> u32 {
-        if self.codec == Codec::F16 { 16 } else { self.key_bits.get() }
+    /// Bits and group of keys.
+    pub fn key(&self) -> Precision {
+        self.key
     }
 
-    /// Bits of a value's code as stored: 2, 3, 4, 8, or 16 for f16.
-    pub fn value_bits(&self) -> u32 {
-        if self.codec == Codec::F16 { 16 } else { self.value_bits.get() }
+    /// Bits and group of values.
+    pub fn value(&self) -> Precision {
+        self.value
     }
 
-    /// Share of a group's range that key codes span.
-    pub fn key_clip(&self) -> f32 {
-        self.key_clip
-    }
-
-    /// Share of a group's range that value codes span.
-    pub fn value_clip(&self) -> f32 {
-        self.value_clip
-    }
-
-    /// Channels that share a scale in a head of `head_dim` channels.
-    pub fn group(&self, head_dim: u32) -> u32 {
-        if self.codec == Codec::F16 { head_dim } else { self.group.min(head_dim) }
-    }
-
-    /// Channels of a token's whole key row that share a scale, for [`Codec::RotateKv`]: the group, or the half or quarter of it
-    /// that divides the row, or else a head. They may be of several heads.
-    pub fn row_group(&self, shape: &Shape) -> u32 {
-        let channels = shape.kv_heads * shape.head_dim;
-        [128, 64, 32].into_iter().find(|g| *g <= self.group && channels.is_multiple_of(*g)).unwrap_or(shape.head_dim)
+    /// Share of a group's range that codes of these bits span.
+    pub fn clip(&self, bits: Bits) -> f32 {
+        self.clip.unwrap_or(if self.codec.rotates_values() && bits == Bits::Two { 0.8 } else { 1.0 })
     }
 
     pub(crate) fn check(&self, shape: &Shape) -> Result<()> {
-        let head_dim = shape.head_dim;
-        if self.codec != Codec::F16
-            && (![32, 64, 128].contains(&self.group) || !head_dim.is_multiple_of(self.group(head_dim)) || (self.group > head_dim && self.group != 128))
-        {
-            return Err(Error::Group { group: self.group, head_dim });
-        }
-        for (name, clip) in [("key clip", self.key_clip), ("value clip", self.value_clip)] {
-            if !(clip > 0.0 && clip <= 1.0) {
-                return Err(Error::Shape { name, wanted: "above 0 and at most 1".into(), had: clip.to_string() });
+        for precision in [self.key, self.value] {
+            let Precision { bits, group } = precision;
+            let divides = shape.head_dim.is_multiple_of(precision.group(shape.head_dim).max(1)) && (group <= shape.head_dim || group == 128);
+            if bits != Bits::Sixteen && !([32, 64, 128].contains(&group) && divides) {
+                return Err(Error::Group { group, head_dim: shape.head_dim });
             }
+            if self.scales == Scales::Byte && bits == Bits::Eight {
+                return Err(Error::Shape { name: "bits", wanted: "2, 3, 4 or 16 with scales of 8 bits".into(), had: "8".into() });
+            }
+        }
+        if let Some(clip) = self.clip.filter(|clip| !(*clip > 0.0 && *clip <= 1.0)) {
+            return Err(Error::Shape { name: "clip", wanted: "above 0 and at most 1".into(), had: clip.to_string() });
         }
         if self.codec == Codec::RotateKv {
             self.check_rotation(shape)?;
-        }
-        if self.scales == Scales::Byte && self.codec != Codec::F16 && (self.key_bits == Bits::Eight || self.value_bits == Bits::Eight) {
-            return Err(Error::Shape { name: "bits", wanted: "2, 3 or 4 with scales of 8 bits".into(), had: "8".into() });
         }
         Ok(())
     }
@@ -261,10 +297,13 @@ impl Format {
         let heads = self.heads_per_group(shape.kv_heads);
         crate::calibration::check_heads_per_group(heads, shape.kv_heads)?;
         let wrong = |name, wanted: &str, had: u32| Err(Error::Shape { name, wanted: wanted.into(), had: had.to_string() });
+        if self.key.bits == Bits::Sixteen {
+            return wrong("key bits", "2, 3, 4 or 8 with rotate-kv", 16);
+        }
         if heads * shape.head_dim > 1024 {
             return wrong("heads_per_group * head_dim", "1024 at most", heads * shape.head_dim);
         }
-        let groups = shape.kv_heads * shape.head_dim / self.row_group(shape);
+        let groups = shape.kv_heads * shape.head_dim / self.key.row_group(shape);
         if groups > 256 {
             return wrong("kv_heads * head_dim / group", "256 at most", groups);
         }
@@ -277,7 +316,11 @@ impl fmt::Display for Format {
         match self.codec {
             Codec::F16 => write!(f, "f16"),
             codec => {
-                write!(f, "{codec} K{}V{} group {}", self.key_bits(), self.value_bits(), self.group)?;
+                write!(f, "{codec} K{}V{}", self.key.bits.get(), self.value.bits.get())?;
+                match (self.key.group, self.value.group) {
+                    (key, value) if key == value => write!(f, " group {key}")?,
+                    (key, value) => write!(f, " groups {key} and {value}")?,
+                }
                 if self.scales == Scales::Byte { write!(f, " scales f8") } else { Ok(()) }
             }
         }

@@ -17,7 +17,7 @@ pub mod rotate;
 
 use crate::format::Scales;
 use crate::gpu::{Linked, Part};
-use crate::plan::Plan;
+use crate::plan::{Plan, Slab};
 use crate::rows::Element;
 use crate::shape::RopeLayout;
 use std::fmt;
@@ -227,13 +227,14 @@ pub(crate) fn rope_constants(plan: &Plan) -> Constants {
     vec![("ROPE", kind.into()), ("ROPE_PAIRS", rope.frequencies().len() as f64)]
 }
 
-/// Where everything lies in a page.
-pub(crate) fn page_constants(plan: &Plan) -> Constants {
-    let layout = plan.layout();
+/// Where everything lies in a page of a slab.
+pub(crate) fn page_constants(plan: &Plan, slab: &Slab) -> Constants {
+    let layout = slab.layout();
     vec![
-        ("KEY_BITS", plan.format().key_bits().into()),
-        ("VALUE_BITS", plan.format().value_bits().into()),
-        ("GROUP", layout.group.into()),
+        ("KEY_BITS", slab.format().key().bits.get().into()),
+        ("VALUE_BITS", slab.format().value().bits.get().into()),
+        ("KEY_GROUP", layout.key_group.into()),
+        ("VALUE_GROUP", layout.value_group.into()),
         ("KEY_SCALES", layout.key_scales.into()),
         ("VALUES", layout.values.into()),
         ("VALUE_SCALES", layout.value_scales.into()),
@@ -244,9 +245,9 @@ pub(crate) fn page_constants(plan: &Plan) -> Constants {
 }
 
 /// What RotateKV's keys need: the rotation over a group of heads, and the groups of the whole row.
-pub(crate) fn group_constants(plan: &Plan) -> Constants {
+pub(crate) fn group_constants(plan: &Plan, slab: &Slab) -> Constants {
     let heads = plan.group_heads();
-    vec![("GROUP_HEADS", heads.into()), ("GROUP_SCALE", (1.0 / f64::from(heads).sqrt()) as f32 as f64), ("ROW_GROUPS", plan.layout().row_groups.max(1).into())]
+    vec![("GROUP_HEADS", heads.into()), ("GROUP_SCALE", (1.0 / f64::from(heads).sqrt()) as f32 as f64), ("ROW_GROUPS", slab.layout().row_groups.max(1).into())]
 }
 
 /// MASSIVE and ELECTED_AT.

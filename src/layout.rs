@@ -1,6 +1,6 @@
 //! Where everything lies in a page: 128 tokens of one KV head, keys and values.
 
-use crate::format::{Codec, Format, Scales};
+use crate::format::{Bits, Codec, Format, Scales};
 use crate::shape::Shape;
 
 /// Tokens of a page.
@@ -13,7 +13,7 @@ pub const PAGE_TOKENS: u32 = 128;
 /// | key codes | `key_words * 32` | `[word, lane]`: the word of tokens `4 lane .. 4 lane + 3` |
 /// | key scales | `key_groups * scale_vecs` | `[group, lane]`: (scale, zero) of the same four tokens |
 /// | value codes | `value_words * head_dim / 4` | `[word, quad]`: the word of channels `4 quad .. 4 quad + 3` |
-/// | value scales | `groups * scale_vecs` | as for the keys |
+/// | value scales | `value_groups * scale_vecs` | as for the keys |
 ///
 /// A word of key codes holds consecutive channels of one token: for 2, 4 and 8 bits, shift `j` and the mask of the low bits
 /// of each byte give channels `4 (word * 8 / bits + j) ..`, one a byte. A word of value codes holds consecutive tokens of one
@@ -27,12 +27,14 @@ pub const PAGE_TOKENS: u32 = 128;
 /// `[physical page, row_groups, scale_vecs]`; a page has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PageLayout {
-    /// Channels that share a scale.
-    pub group: u32,
-    /// Groups a head; 0 for f16.
-    pub groups: u32,
-    /// Groups of keys that have their scales in the page: `groups`, or 0 for RotateKV.
+    /// Channels that share a key scale.
+    pub key_group: u32,
+    /// Groups of keys that have their scales in the page: 0 for f16, and for RotateKV.
     pub key_groups: u32,
+    /// Channels that share a value scale.
+    pub value_group: u32,
+    /// Groups of values; 0 for f16.
+    pub value_groups: u32,
     /// For RotateKV: groups of a token's whole key row; otherwise 0.
     pub row_groups: u32,
     /// Channels of such a group.
@@ -58,30 +60,32 @@ pub struct PageLayout {
 }
 
 /// (words in the low plane, words in all planes) of `n` codes.
-fn words(n: u32, bits: u32) -> (u32, u32) {
-    if bits == 3 { (n / 16, n / 16 + n.div_ceil(32)) } else { (n * bits / 32, n * bits / 32) }
+fn words(n: u32, bits: Bits) -> (u32, u32) {
+    let plain = n * bits.get() / 32;
+    if bits == Bits::Three { (n / 16, n / 16 + n.div_ceil(32)) } else { (plain, plain) }
 }
 
 impl PageLayout {
     pub(crate) fn new(format: &Format, shape: &Shape) -> Self {
         let head_dim = shape.head_dim;
-        let group = format.group(head_dim);
-        let groups = if format.key_bits() == 16 { 0 } else { head_dim / group };
+        let (key, value) = (format.key(), format.value());
         let reorders = format.codec() == Codec::RotateKv;
-        let key_groups = if reorders { 0 } else { groups };
-        let row_group = if reorders { format.row_group(shape) } else { 0 };
+        let key_groups = if reorders { 0 } else { key.groups(head_dim) };
+        let value_groups = value.groups(head_dim);
+        let row_group = if reorders { key.row_group(shape) } else { 0 };
         let row_groups = if reorders { shape.kv_heads * head_dim / row_group } else { 0 };
         let scale_vecs = if format.scales() == Scales::Half { 32 } else { 16 };
-        let (key_steps, key_words) = words(head_dim, format.key_bits());
-        let (value_steps, value_words) = words(PAGE_TOKENS, format.value_bits());
+        let (key_steps, key_words) = words(head_dim, key.bits);
+        let (value_steps, value_words) = words(PAGE_TOKENS, value.bits);
         let key_scales = key_words * 32;
         let values = key_scales + key_groups * scale_vecs;
         let value_scales = values + value_words * head_dim / 4;
-        let vecs = value_scales + groups * scale_vecs;
+        let vecs = value_scales + value_groups * scale_vecs;
         Self {
-            group,
-            groups,
+            key_group: key.group(head_dim),
             key_groups,
+            value_group: value.group(head_dim),
+            value_groups,
             row_groups,
             row_group,
             scale_vecs,

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod allocation;
 mod budget;
 mod cache;
 mod calibration;
@@ -17,11 +18,12 @@ mod shape;
 mod status;
 mod step;
 
+pub use allocation::{Allocation, Kind};
 pub use budget::Budget;
 pub use cache::{Cache, Memory, Sequence};
 pub use calibration::{Calibration, Collector, Reach};
 pub use error::{Error, Result};
-pub use format::{Bits, Codec, Format, Scales};
+pub use format::{Bits, Codec, Format, Precision, Scales};
 pub use gpu::{Capability, Gpu};
 pub use layout::{PAGE_TOKENS, PageLayout};
 pub use plan::{Cost, Plan, Restore, Slab};

@@ -1,9 +1,10 @@
 //! What one cache will be: every size and every choice, made from shape, format, protection, budget and device.
 
+use crate::allocation::Allocation;
 use crate::budget::Budget;
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
-use crate::format::{Codec, Format};
+use crate::format::{Bits, Codec, Format};
 use crate::gpu::{Capability, Reduce};
 use crate::kernel::{self, Variant, attend_prefill, attend_split};
 use crate::layout::{PAGE_TOKENS, PageLayout};
@@ -19,13 +20,44 @@ const QUERY_ROWS: u32 = 512;
 /// Workgroups that a decode pass is split into, at least, as far as there are pages: enough to fill a large GPU.
 const SPLIT_WORKGROUPS: u32 = 4096;
 
-/// KV heads of one layer whose pages share a buffer, because a binding holds no more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// KV heads of one layer whose pages share a buffer: they are stored alike, and a binding may hold no more.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Slab {
-    /// First KV head.
-    pub head_first: u32,
-    /// KV heads.
-    pub heads: u32,
+    heads: Vec<u32>,
+    format: Format,
+    layout: PageLayout,
+}
+
+impl Slab {
+    /// The KV heads, ascending.
+    pub fn heads(&self) -> &[u32] {
+        &self.heads
+    }
+
+    /// How many they are.
+    pub fn count(&self) -> u32 {
+        self.heads.len() as u32
+    }
+
+    /// How they are stored.
+    pub fn format(&self) -> &Format {
+        &self.format
+    }
+
+    /// Where everything lies in a page.
+    pub fn layout(&self) -> &PageLayout {
+        &self.layout
+    }
+
+    /// Does attend_split take the queries of these heads in f32?
+    pub(crate) fn float_queries(&self) -> bool {
+        self.format.codec() == Codec::RotateKv || self.format.key().bits == Bits::Sixteen
+    }
+
+    /// Entries of one block of these heads among the query codes.
+    fn query_entries(&self, head_dim: u32) -> u32 {
+        if self.float_queries() { head_dim } else { head_dim / 4 + 1 + self.layout.key_groups }
+    }
 }
 
 /// How attend_split restores the keys of [`Codec::RotateKv`]: parts of the shader under the same function names.
@@ -69,12 +101,14 @@ impl Cost {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     shape: Shape,
-    format: Format,
+    allocation: Allocation,
     protection: Protection,
     sequences: u32,
     pages: u32,
-    slabs: Vec<Slab>,
-    layout: PageLayout,
+    /// Each way in which a layer's KV heads are spread over slabs.
+    arrangements: Vec<Vec<Slab>>,
+    /// By layer: which of them.
+    arranged: Vec<u32>,
     reduce: Reduce,
     straight: bool,
     element: Element,
@@ -85,19 +119,29 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans a cache.
+    /// Plans a cache that stores all layers and heads alike.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Group`], [`Error::Budget`] and [`Error::Limit`], each with the number wanted and had.
     pub fn new(shape: Shape, format: Format, protection: Protection, budget: Budget, capability: &Capability) -> Result<Self> {
         shape.check()?;
-        format.check(&shape)?;
+        let allocation = Allocation::uniform(&shape, format)?;
+        Self::mixed(shape, allocation, protection, budget, capability)
+    }
+
+    /// Plans a cache whose layers, KV heads, keys and values have bits of their own.
+    ///
+    /// # Errors
+    /// Those of [`Plan::new`], and [`Error::Allocation`] for an allocation of another shape.
+    pub fn mixed(shape: Shape, allocation: Allocation, protection: Protection, budget: Budget, capability: &Capability) -> Result<Self> {
+        shape.check()?;
+        allocation.expect_shape(&shape)?;
+        let format = *allocation.format();
         protection.check(&format)?;
         let sequences = budget.sequences();
         if sequences == 0 {
             return Err(Error::Shape { name: "sequences", wanted: "1 or more".into(), had: "0".into() });
         }
-        let layout = PageLayout::new(&format, &shape);
         let restores = format.codec() == Codec::RotateKv;
         let mut plan = Self {
             reduce: if restores { capability.reduce_units() } else { capability.reduce() },
@@ -113,21 +157,55 @@ impl Plan {
             split_workgroups: SPLIT_WORKGROUPS,
             sequences,
             pages: 0,
-            slabs: Vec::new(),
+            arrangements: Vec::new(),
+            arranged: Vec::new(),
             shape,
-            format,
+            allocation,
             protection,
-            layout,
         };
+        // Heads that are stored alike, before it is known how many of them a binding holds.
+        plan.arrange(|slab| Ok(slab.count()))?;
         // Restoring keys takes workgroup memory for every query head: fewer at once where it is short, then the way that takes least.
         let heads = plan.heads;
         while restores && plan.split_workgroup_bytes() > capability.workgroup_bytes && (plan.heads > 1 || plan.straight) {
             (plan.heads, plan.straight) = if plan.heads > 1 { (plan.heads / 2, plan.straight) } else { (heads, false) };
         }
         plan.pages = plan.pages_for(budget)?;
-        plan.slabs = plan.slabs_for(capability)?;
+        let (pages, together) = (plan.pages, plan.group_heads());
+        plan.arrange(|slab| heads_of_a_slab(slab, pages, together, capability))?;
         plan.check(capability)?;
         Ok(plan)
+    }
+
+    /// Spreads every layer's KV heads over slabs: heads of one format together, as many as `most` says, as evenly as can be, so
+    /// that no slab's dispatch is a remnant.
+    fn arrange(&mut self, most: impl Fn(&Slab) -> Result<u32>) -> Result<()> {
+        let together = self.group_heads() as usize;
+        let (mut arrangements, mut arranged) = (Vec::<Vec<Slab>>::new(), Vec::new());
+        for layer in 0..self.shape.layers {
+            let mut alike: Vec<Slab> = Vec::new();
+            for head in 0..self.shape.kv_heads {
+                let format = self.allocation.format_of(layer, head);
+                match alike.iter_mut().find(|slab| slab.format == format) {
+                    Some(slab) => slab.heads.push(head),
+                    None => alike.push(Slab { heads: vec![head], layout: PageLayout::new(&format, &self.shape), format }),
+                }
+            }
+            let mut slabs = Vec::new();
+            for slab in alike {
+                // Heads that are rotated together stay together.
+                let bunches = slab.heads.len() / together;
+                let count = bunches.div_ceil(most(&slab)? as usize / together);
+                slabs.extend(slab.heads.chunks(bunches.div_ceil(count) * together).map(|heads| Slab { heads: heads.to_vec(), ..slab.clone() }));
+            }
+            let known = arrangements.iter().position(|other| *other == slabs).unwrap_or(arrangements.len());
+            if known == arrangements.len() {
+                arrangements.push(slabs);
+            }
+            arranged.push(known as u32);
+        }
+        (self.arrangements, self.arranged) = (arrangements, arranged);
+        Ok(())
     }
 
     /// Can a device do what the plan needs? Asked when the plan is made, and again when a cache is made of it, which may be
@@ -148,7 +226,39 @@ impl Plan {
 
     /// Bytes of one slab's pages.
     pub(crate) fn slab_bytes(&self, slab: &Slab) -> u64 {
-        self.layout.bytes() * u64::from(self.pages) * u64::from(slab.heads)
+        slab.layout.bytes() * u64::from(self.pages) * u64::from(slab.count())
+    }
+
+    /// Every way in which a layer's KV heads are spread over slabs.
+    pub(crate) fn arrangements(&self) -> &[Vec<Slab>] {
+        &self.arrangements
+    }
+
+    /// Which of [`Plan::arrangements`] a layer has.
+    pub(crate) fn arrangement(&self, layer: u32) -> usize {
+        self.arranged[layer as usize] as usize
+    }
+
+    /// All slabs that differ in more than their heads, each once.
+    fn slab_kinds(&self) -> Vec<&Slab> {
+        let mut kinds: Vec<&Slab> = Vec::new();
+        for slab in self.arrangements.iter().flatten() {
+            if !kinds.iter().any(|kind| kind.format == slab.format) {
+                kinds.push(slab);
+            }
+        }
+        kinds
+    }
+
+    /// What a page of all KV heads of one layer takes, in bytes, with the key scales beside it.
+    fn layer_page_bytes(&self, layer: u32) -> u64 {
+        let slabs = self.slabs(layer);
+        slabs.iter().map(|slab| slab.layout.bytes() * u64::from(slab.count())).sum::<u64>() + self.layout_of(layer).row_scale_bytes()
+    }
+
+    /// A layout of a layer's, for what all its slabs have in common.
+    pub(crate) fn layout_of(&self, layer: u32) -> &PageLayout {
+        &self.slabs(layer)[0].layout
     }
 
     /// The same plan for callers whose rows are of this type: only tells which pipelines [`Gpu::prepare`](crate::Gpu::prepare) compiles.
@@ -185,21 +295,22 @@ impl Plan {
 
     /// How attend_split restores RotateKV's keys.
     pub fn restore(&self) -> Restore {
+        let groups = self.slab_kinds().iter().map(|slab| slab.layout.row_groups).max().unwrap_or(0);
         match (self.straight, self.reduce) {
             (false, _) => Restore::Rolled,
-            (true, Reduce::Subgroup) if self.shape.head_dim == 128 && self.group_heads() == 4 && self.layout.row_groups <= 32 => Restore::Shuffled,
+            (true, Reduce::Subgroup) if self.shape.head_dim == 128 && self.group_heads() == 4 && groups <= 32 => Restore::Shuffled,
             _ => Restore::Straight,
         }
     }
 
     /// Are keys stored before RoPE and rotated over several heads, so that attention restores them?
     pub(crate) fn restores(&self) -> bool {
-        self.format.codec() == Codec::RotateKv
+        self.format().codec() == Codec::RotateKv
     }
 
     /// KV heads that are rotated together.
     pub fn group_heads(&self) -> u32 {
-        self.format.heads_per_group(self.shape.kv_heads)
+        self.format().heads_per_group(self.shape.kv_heads)
     }
 
     /// Are the sinks elected by the residual stream?
@@ -224,8 +335,8 @@ impl Plan {
     }
 
     /// Bytes of one layer's plane of key scales.
-    pub(crate) fn key_scales_bytes(&self) -> u64 {
-        self.layout.row_scale_bytes() * u64::from(self.pages)
+    pub(crate) fn key_scales_bytes(&self, layer: u32) -> u64 {
+        self.layout_of(layer).row_scale_bytes() * u64::from(self.pages)
     }
 
     /// The same plan with another number of workgroups that a decode pass is split into, as far as there are pages.
@@ -245,7 +356,7 @@ impl Plan {
                 u64::from(sequences) * u64::from(self.packed(tokens).div_ceil(PAGE_TOKENS)).max(1)
             }
             Budget::Bytes { bytes, .. } => {
-                let page = (self.layout.bytes() * u64::from(self.shape.kv_heads) + self.layout.row_scale_bytes()) * u64::from(self.shape.layers);
+                let page: u64 = (0..self.shape.layers).map(|layer| self.layer_page_bytes(layer)).sum();
                 let protected = self.protected_bytes() * u64::from(self.shape.layers);
                 if bytes < protected + page {
                     return Err(Error::Budget { reason: "the f16 rows of all sequences and one page", need: protected + page, have: bytes });
@@ -274,7 +385,7 @@ impl Plan {
         limit("max_compute_workgroup_storage_size", "attend_prefill's tiles", 4096 + 16 * self.tile_vecs() + 256, capability.workgroup_bytes)?;
         if self.restores() {
             let cells = self.group_heads() * self.shape.head_dim;
-            let bytes = 12 * cells + 16 * self.layout.row_groups + 16;
+            let bytes = 12 * cells + 16 * self.most(|slab| slab.layout.row_groups) + 16;
             limit("max_compute_workgroup_storage_size", "append_reordered's row of a group of heads", bytes, capability.workgroup_bytes)?;
         }
         limit("max_compute_workgroup_storage_size", "attend_split's queries and weights", self.split_workgroup_bytes(), capability.workgroup_bytes)?;
@@ -284,18 +395,19 @@ impl Plan {
     /// Workgroup memory of attend_split: queries, weights, peaks, and the lanes of a reduction; for RotateKV also the keys on
     /// their way and the scores of a page.
     fn split_workgroup_bytes(&self) -> u32 {
-        let weights = if self.format.codec() == Codec::F16 { 128 } else { 32 * self.layout.groups };
+        let weights = self.most(|slab| if slab.layout.value_groups == 0 { 128 } else { 32 * slab.layout.value_groups });
         let unit = 4 * self.heads() * (weights + 8 + 32);
         if !self.restores() {
             return unit + 4 * self.heads() * self.query_stride();
         }
+        let row_groups = self.most(|slab| slab.layout.row_groups);
         let units = self.group_heads();
         let scores = units * self.heads() * 512;
         let keys = match self.restore() {
             // The steps of a page.
-            Restore::Shuffled => 8 * 64 * self.layout.row_groups,
+            Restore::Shuffled => 8 * 64 * row_groups,
             // Cells of two halves, the steps of a tile, queries as halves.
-            Restore::Straight => 4 * 17 * 2 * units * self.restore_cells() + 8 * self.layout.row_groups * 2 * units + 8 * units * self.shape.head_dim,
+            Restore::Straight => 4 * 17 * 2 * units * self.restore_cells() + 8 * row_groups * 2 * units + 8 * units * self.shape.head_dim,
             Restore::Rolled => 16 * self.restore_cells(),
         };
         units * unit + scores + keys
@@ -317,8 +429,14 @@ impl Plan {
         if self.restores() { (4 * self.shape.head_dim).max(256) } else { 256 }
     }
 
+    /// The largest of something over all slabs.
+    fn most(&self, of: impl Fn(&Slab) -> u32) -> u32 {
+        self.arrangements.iter().flatten().map(of).max().unwrap_or(0)
+    }
+
     fn check_buffers(&self, capability: &Capability) -> Result<()> {
-        let slab = self.slabs.iter().map(|slab| self.slab_bytes(slab)).max().unwrap_or(0);
+        let slab = self.arrangements.iter().flatten().map(|slab| self.slab_bytes(slab)).max().unwrap_or(0);
+        let key_scales = (0..self.shape.layers).map(|layer| self.key_scales_bytes(layer)).max().unwrap_or(0);
         for (reason, need) in [
             ("the pages of one slab", slab),
             ("the query rows of a pass", self.query_rows_bytes()),
@@ -326,7 +444,7 @@ impl Plan {
             ("the partial results of a pass", self.partials_bytes()),
             ("the partial rows of a pass", self.row_partials_bytes()),
             ("the f16 rows of all sequences", self.protected_bytes()),
-            ("the key scales of a layer", self.key_scales_bytes()),
+            ("the key scales of a layer", key_scales),
             ("the table of RoPE's turns", self.turns_bytes()),
         ] {
             for (what, have) in [("max_storage_buffer_binding_size", capability.binding_bytes), ("max_buffer_size", capability.buffer_bytes)] {
@@ -338,34 +456,19 @@ impl Plan {
         Ok(())
     }
 
-    fn slabs_for(&self, capability: &Capability) -> Result<Vec<Slab>> {
-        let head_bytes = self.layout.bytes() * u64::from(self.pages);
-        let room = capability.binding_bytes.min(capability.buffer_bytes);
-        if head_bytes > room {
-            return Err(Error::Limit { what: "max_storage_buffer_binding_size", reason: "the pages of one KV head", need: head_bytes, have: room });
-        }
-        // Heads that are rotated together stay together.
-        let together = self.group_heads();
-        if head_bytes * u64::from(together) > room {
-            let need = head_bytes * u64::from(together);
-            return Err(Error::Limit { what: "max_storage_buffer_binding_size", reason: "the pages of a group of KV heads", need, have: room });
-        }
-        // As even as can be, so that no slab's dispatch is a remnant.
-        let bunches = self.shape.kv_heads / together;
-        let most = (room / (head_bytes * u64::from(together))).min(u64::from(bunches)) as u32;
-        let count = bunches.div_ceil(most);
-        let heads = bunches.div_ceil(count) * together;
-        Ok((0..self.shape.kv_heads).step_by(heads as usize).map(|first| Slab { head_first: first, heads: heads.min(self.shape.kv_heads - first) }).collect())
-    }
-
     /// The shape.
     pub fn shape(&self) -> &Shape {
         &self.shape
     }
 
-    /// The format.
+    /// What all heads have in common of how they are stored, and, unless bits were allocated, how.
     pub fn format(&self) -> &Format {
-        &self.format
+        self.allocation.format()
+    }
+
+    /// The bits of every layer and KV head.
+    pub fn allocation(&self) -> &Allocation {
+        &self.allocation
     }
 
     /// Which tokens stay f16.
@@ -383,14 +486,9 @@ impl Plan {
         self.pages
     }
 
-    /// Where everything lies in a page.
-    pub fn layout(&self) -> &PageLayout {
-        &self.layout
-    }
-
-    /// How a layer's KV heads are spread over buffers.
-    pub fn slabs(&self) -> &[Slab] {
-        &self.slabs
+    /// How a layer's KV heads are spread over buffers; none for a layer that does not exist.
+    pub fn slabs(&self, layer: u32) -> &[Slab] {
+        self.arranged.get(layer as usize).map_or(&[], |n| &self.arrangements[*n as usize])
     }
 
     /// How attend_split reduces.
@@ -410,12 +508,12 @@ impl Plan {
 
     /// f16 rows kept for sinks.
     pub fn sinks(&self) -> u32 {
-        if self.format.codec() == Codec::F16 { 0 } else { self.protection.sinks.rows() }
+        if self.format().codec() == Codec::F16 { 0 } else { self.protection.sinks.rows() }
     }
 
     /// f16 rows kept for the window: it, and the page that gathers before it is packed. 0 where every token is packed at once.
     pub fn ring(&self) -> u32 {
-        if self.format.codec() == Codec::F16 || self.protection.window == 0 { 0 } else { self.protection.window + PAGE_TOKENS }
+        if self.format().codec() == Codec::F16 || self.protection.window == 0 { 0 } else { self.protection.window + PAGE_TOKENS }
     }
 
     /// How many of a sequence's first tokens lie in pages, when it holds `tokens`. (Sinks have a place there too, unused.)
@@ -435,12 +533,7 @@ impl Plan {
 
     /// Entries of one block of heads among the query codes.
     pub fn query_stride(&self) -> u32 {
-        if self.float_queries() { self.shape.head_dim } else { self.shape.head_dim / 4 + 1 + self.layout.groups }
-    }
-
-    /// Does attend_split take queries in f32?
-    pub(crate) fn float_queries(&self) -> bool {
-        matches!(self.format.codec(), Codec::F16 | Codec::RotateKv)
+        self.most(|slab| slab.query_entries(self.shape.head_dim))
     }
 
     /// Query rows that one pass works on.
@@ -451,7 +544,7 @@ impl Plan {
     /// Items that one decode pass is split into, at least, as far as there are pages.
     pub(crate) fn split_items(&self) -> u32 {
         // A slab's heads run together; further slabs come after it.
-        let heads = self.slabs.iter().map(|s| s.heads).max().unwrap_or(self.shape.kv_heads) / self.group_heads();
+        let heads = self.most(Slab::count) / self.group_heads();
         (self.split_workgroups / (heads * self.blocks())).max(1)
     }
 
@@ -504,20 +597,27 @@ impl Plan {
 
     /// Every pipeline that a cache of this plan can use.
     pub fn variants(&self) -> Vec<Variant> {
+        let mut variants = self.common_variants();
+        variants.extend(self.slab_kinds().into_iter().flat_map(|slab| self.slab_variants(slab)));
+        variants
+    }
+
+    /// The pipelines that have to do with one slab: its own, and those that serve all.
+    pub(crate) fn variants_of(&self, slab: &Slab) -> Vec<Variant> {
+        let mut variants = self.common_variants();
+        variants.extend(self.slab_variants(slab));
+        variants
+    }
+
+    /// The pipelines that know nothing of pages.
+    fn common_variants(&self) -> Vec<Variant> {
         let mut variants = vec![
-            kernel::append::variant(self, self.element),
-            kernel::dequantize::variant(self),
             kernel::query::variant(self, self.element),
-            attend_split::variant(self),
-            attend_prefill::variant(self),
             kernel::attend_merge::variant(self, self.element, true),
             kernel::attend_merge::variant(self, self.element, false),
         ];
         if self.sinks() + self.ring() > 0 {
             variants.push(kernel::protect::variant(self, self.element));
-        }
-        if self.restores() {
-            variants.push(kernel::append_reordered::variant(self, self.element));
         }
         if self.elects() {
             variants.extend([false, true].map(|merge| kernel::elect::variant(self, self.element, merge)));
@@ -525,36 +625,72 @@ impl Plan {
         variants
     }
 
+    /// The pipelines that work on one slab's pages.
+    fn slab_variants(&self, slab: &Slab) -> Vec<Variant> {
+        let mut variants = vec![
+            kernel::append::variant(self, slab, self.element),
+            kernel::dequantize::variant(self, slab),
+            attend_split::variant(self, slab),
+            attend_prefill::variant(self, slab),
+        ];
+        if self.restores() {
+            variants.push(kernel::append_reordered::variant(self, slab, self.element));
+        }
+        variants
+    }
+
     /// What the cache will cost.
     pub fn cost(&self) -> Cost {
-        let heads = u64::from(self.shape.kv_heads) * u64::from(self.shape.layers) * u64::from(self.pages);
-        let scales = |groups: u32| 16 * heads * u64::from(groups * self.layout.scale_vecs);
-        Cost {
-            key_codes: 16 * heads * 32 * u64::from(self.layout.key_words),
-            key_scales: scales(self.layout.key_groups) + self.key_scales_bytes() * u64::from(self.shape.layers),
-            value_codes: 16 * heads * u64::from(self.layout.value_words * self.shape.head_dim / 4),
-            value_scales: scales(self.layout.groups),
+        let mut cost = Cost {
+            key_codes: 0,
+            key_scales: 0,
+            value_codes: 0,
+            value_scales: 0,
             protected: self.protected_bytes() * u64::from(self.shape.layers),
             marks: 4 * self.marks_words() * u64::from(self.shape.layers),
             scratch: self.query_rows_bytes() + self.query_codes_bytes() + self.partials_bytes() + self.row_partials_bytes() + self.turns_bytes(),
+        };
+        for layer in 0..self.shape.layers {
+            cost.key_scales += self.key_scales_bytes(layer);
+            for slab in self.slabs(layer) {
+                let layout = &slab.layout;
+                let all = |vecs: u32| 16 * u64::from(self.pages) * u64::from(slab.count()) * u64::from(vecs);
+                cost.key_codes += all(32 * layout.key_words);
+                cost.key_scales += all(layout.key_groups * layout.scale_vecs);
+                cost.value_codes += all(layout.value_words * self.shape.head_dim / 4);
+                cost.value_scales += all(layout.value_groups * layout.scale_vecs);
+            }
         }
+        cost
     }
 
     /// Bits that `tokens` tokens of one sequence need: codes, scales and zeros of the packed ones, f16 rows of the others.
     pub fn bits(&self, tokens: u64) -> u64 {
         let packed = u64::from(self.packed(u32::try_from(tokens).unwrap_or(u32::MAX)));
-        let heads = u64::from(self.shape.kv_heads);
-        let token = 8 * (self.layout.bytes() * heads + self.layout.row_scale_bytes()) / u64::from(PAGE_TOKENS);
-        let row = 32 * heads * u64::from(self.shape.head_dim);
+        let token = (0..self.shape.layers).map(|layer| 8 * self.layer_page_bytes(layer)).sum::<u64>() / u64::from(PAGE_TOKENS);
+        let row = 16 * self.shape.elements_per_token();
         // Elected sinks are as many as there are rows, at most.
         let rows = (tokens - packed.min(tokens)) + u64::from(self.sinks()).min(packed);
-        u64::from(self.shape.layers) * (packed * token + rows * row)
+        packed * token + rows * row
     }
 
     /// All stored bits of a sequence of `tokens` tokens, divided by the numbers they stand for.
     pub fn bits_per_element(&self, tokens: u64) -> f64 {
         self.bits(tokens) as f64 / (tokens.max(1) * self.shape.elements_per_token()) as f64
     }
+}
+
+/// How many of a slab's heads a buffer can hold; heads that are rotated together count together.
+fn heads_of_a_slab(slab: &Slab, pages: u32, together: u32, capability: &Capability) -> Result<u32> {
+    let head_bytes = slab.layout.bytes() * u64::from(pages);
+    let have = capability.binding_bytes.min(capability.buffer_bytes);
+    for (reason, need) in [("the pages of one KV head", head_bytes), ("the pages of a group of KV heads", head_bytes * u64::from(together))] {
+        if need > have {
+            return Err(Error::Limit { what: "max_storage_buffer_binding_size", reason, need, have });
+        }
+    }
+    let bunches = have / (head_bytes * u64::from(together));
+    Ok(bunches.min(u64::from(slab.count() / together)) as u32 * together)
 }
 
 /// Can RotateKV's keys be restored by straight-line code? It is written for rotations of a power of two, RoPE over whole
@@ -576,7 +712,7 @@ impl fmt::Display for Plan {
         writeln!(
             f,
             "{} for {} layers of {} query heads, {} KV heads, head_dim {}",
-            self.format, shape.layers, shape.query_heads, shape.kv_heads, shape.head_dim
+            self.allocation, shape.layers, shape.query_heads, shape.kv_heads, shape.head_dim
         )?;
         writeln!(
             f,

@@ -45,7 +45,7 @@ pub use query::query;
 pub use rotate::rotate;
 
 use crate::format::Scales;
-use crate::plan::Plan;
+use crate::plan::{Plan, Slab};
 use std::collections::HashMap;
 
 /// The numbers that the shaders' overrides hold, under the same names.
@@ -81,8 +81,6 @@ pub struct Constants {
     pub half_rows: bool,
     /// `log2(e) / sqrt(head_dim)`.
     pub scale: f32,
-    /// Does `attend_split` take f32 queries?
-    pub float_queries: bool,
     /// Bits of a key's code: 2, 3, 4, 8, or 16 for f16.
     pub key_bits: u32,
     /// Bits of a value's code.
@@ -91,10 +89,10 @@ pub struct Constants {
     pub key_clip: f32,
     /// Share of a group's range that value codes span.
     pub value_clip: f32,
-    /// Channels that share a scale.
-    pub group: u32,
-    /// Channels that share a key scale, as `query` sums them.
+    /// Channels that share a key scale.
     pub key_group: u32,
+    /// Channels that share a value scale.
+    pub value_group: u32,
     /// How scales and zeros are stored: the parts `scales_half` and `group_half`, or `scales_byte` and `group_byte`.
     pub scales: Scales,
     /// vec4s from a page's start to its key scales.
@@ -136,10 +134,11 @@ pub struct Constants {
 }
 
 impl Constants {
-    /// The constants of a plan's variants, for rows of the type that [`Plan::with_element`] told.
-    pub fn of(plan: &Plan) -> Self {
+    /// The constants of the variants that have to do with one slab of a plan, for rows of the type that [`Plan::with_element`]
+    /// told.
+    pub fn of(plan: &Plan, slab: &Slab) -> Self {
         let mut numbers: HashMap<&str, f64> = HashMap::new();
-        for (name, x) in plan.variants().iter().flat_map(crate::kernel::Variant::constants) {
+        for (name, x) in plan.variants_of(slab).iter().flat_map(crate::kernel::Variant::constants) {
             // Only attend_merge has two variants: for passes that split pages, with the larger numbers, and for others.
             numbers.entry(name).and_modify(|n| *n = n.max(x)).or_insert(x);
         }
@@ -166,13 +165,12 @@ impl Constants {
             rope_pairs: whole("ROPE_PAIRS"),
             half_rows: flag("HALF_ROWS"),
             scale: float("SCALE"),
-            float_queries: flag("FLOAT_QUERIES"),
             key_bits: whole("KEY_BITS"),
             value_bits: whole("VALUE_BITS"),
             key_clip: float("KEY_CLIP"),
             value_clip: float("VALUE_CLIP"),
-            group: whole("GROUP"),
             key_group: whole("KEY_GROUP"),
+            value_group: whole("VALUE_GROUP"),
             scales: plan.format().scales(),
             key_scales: whole("KEY_SCALES"),
             values: whole("VALUES"),

@@ -10,7 +10,7 @@ use crate::kernel::elect;
 use crate::kernel::protect::ProtectParams;
 use crate::kernel::query::QueryParams;
 use crate::layout::PAGE_TOKENS;
-use crate::plan::Plan;
+use crate::plan::{Plan, Slab};
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use wgpu::util::DeviceExt;
@@ -59,14 +59,53 @@ pub(crate) struct Dispatch {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pass {
     pub rows: u32,
-    pub query: u64,
     pub merge: u64,
     /// Has a row many items to merge?
     pub many_items: bool,
+    /// By arrangement of the plan.
+    pub arranged: Vec<Arranged>,
+}
+
+/// What a pass does with the layers that spread their KV heads over slabs in one way.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Arranged {
+    pub query: u64,
     /// By slab.
     pub split: Vec<Dispatch>,
     /// By slab.
     pub prefill: Vec<Dispatch>,
+}
+
+/// Where the tables tell of a plan's arrangements.
+#[derive(Clone, Debug)]
+pub(crate) struct Arrangement {
+    /// By KV head: channels that share a key scale, or 0 where attend_split takes the queries in f32.
+    groups_at: u32,
+    /// By slab: its heads; and after them, for RotateKV, by KV head its place in the slab.
+    heads_at: Vec<u32>,
+}
+
+/// Lists the heads of a slab, and for RotateKV the place of every head in it; answers where.
+pub(crate) fn list_heads(plan: &Plan, slab: &Slab, tables: &mut Vec<u32>) -> u32 {
+    let at = tables.len() as u32;
+    tables.extend(slab.heads());
+    if plan.restores() {
+        let place = |head| slab.heads().iter().position(|h| *h == head).map_or(u32::MAX, |n| n as u32);
+        tables.extend((0..plan.shape().kv_heads).map(place));
+    }
+    at
+}
+
+fn arrangements(plan: &Plan, tables: &mut Vec<u32>) -> Vec<Arrangement> {
+    plan.arrangements()
+        .iter()
+        .map(|slabs| {
+            let groups_at = tables.len() as u32;
+            let group = |slab: &Slab| if slab.float_queries() { 0 } else { slab.layout().key_group };
+            tables.extend((0..plan.shape().kv_heads).map(|head| slabs.iter().find(|slab| slab.heads().contains(&head)).map_or(0, group)));
+            Arrangement { groups_at, heads_at: slabs.iter().map(|slab| list_heads(plan, slab, tables)).collect() }
+        })
+        .collect()
 }
 
 /// A step on its way: made by [`Cache::step`](crate::Cache::step), used for every layer.
@@ -77,10 +116,10 @@ pub struct Step {
     pub(crate) rows: u32,
     pub(crate) tables: wgpu::Buffer,
     pub(crate) params: wgpu::Buffer,
-    /// `[layer, slab]`.
-    pub(crate) append: Vec<Dispatch>,
-    /// `[layer, slab]`, for RotateKV.
-    pub(crate) append_reordered: Vec<Dispatch>,
+    /// By layer and slab.
+    pub(crate) append: Vec<Vec<Dispatch>>,
+    /// By layer and slab, for RotateKV.
+    pub(crate) append_reordered: Vec<Vec<Dispatch>>,
     /// Where sinks are to be elected.
     pub(crate) election: Option<Election>,
     /// By layer.
@@ -125,11 +164,12 @@ pub struct Words {
     pub elect: [(u32, u32); 2],
     /// Parameters of `protect`, by layer.
     pub protect: Vec<ProtectParams>,
-    /// Parameters of `query`, by pass.
+    /// Parameters of `query`, by pass and arrangement: each way in which a layer's heads are spread over slabs, of which a plan
+    /// without an allocation has one.
     pub query: Vec<QueryParams>,
-    /// Parameters of `attend_split` and its items, by pass and slab.
+    /// Parameters of `attend_split` and its items, by pass, arrangement and slab.
     pub attend_split: Vec<(AttendSplitParams, u32)>,
-    /// Parameters of `attend_prefill` and its items, by pass and slab.
+    /// Parameters of `attend_prefill` and its items, by pass, arrangement and slab.
     pub attend_prefill: Vec<(AttendPrefillParams, u32)>,
     /// Parameters of `attend_merge` and its rows, by pass.
     pub attend_merge: Vec<(AttendMergeParams, u32)>,
@@ -201,14 +241,12 @@ impl Step {
             records.push(growth.record(&mut words.tables, rows));
             rows += growth.new_tokens - growth.old_tokens;
         }
-        let append = append_dispatches(plan, growths, &records, &mut words, &mut params, alignment);
-        let append_reordered = append_reordered_dispatches(plan, growths, &records, &mut words, &mut params, alignment);
+        let arrangements = arrangements(plan, &mut words.tables);
+        let append = append_dispatches(plan, growths, &records, &arrangements, &mut words, &mut params, alignment);
+        let append_reordered = append_reordered_dispatches(plan, growths, &records, &arrangements, &mut words, &mut params, alignment);
         let election = election(device, plan, growths, &mut words);
         let protect = protect_dispatches(plan, growths, &records, &mut words, &mut params, alignment);
-        let passes = passes(plan, growths, &records, &mut words, &mut params, alignment);
-        if words.tables.is_empty() {
-            words.tables.push(0);
-        }
+        let passes = passes(plan, growths, &records, &arrangements, &mut words, &mut params, alignment);
         Self {
             cache,
             serial,
@@ -225,7 +263,15 @@ impl Step {
     }
 }
 
-fn append_dispatches(plan: &Plan, growths: &[Growth], records: &[u32], words: &mut Words, params: &mut Params, alignment: u32) -> Vec<Dispatch> {
+fn append_dispatches(
+    plan: &Plan,
+    growths: &[Growth],
+    records: &[u32],
+    arrangements: &[Arrangement],
+    words: &mut Words,
+    params: &mut Params,
+    alignment: u32,
+) -> Vec<Vec<Dispatch>> {
     let items_at = words.tables.len() as u32;
     let mut items = 0;
     for (growth, record) in growths.iter().zip(records) {
@@ -237,21 +283,32 @@ fn append_dispatches(plan: &Plan, growths: &[Growth], records: &[u32], words: &m
             }
         }
     }
-    let mut dispatches = Vec::new();
-    for layer in 0..plan.shape().layers {
-        for slab in plan.slabs() {
-            let p = AppendParams { items_at, items, layer, slab_heads: slab.heads, head_first: slab.head_first, kv_heads: plan.shape().kv_heads, pad: [0; 2] };
-            dispatches.push(Dispatch { params: params.push(&p, alignment), items });
-            words.append.push(p);
-        }
-    }
-    dispatches
+    let mut slab_dispatch = |layer: u32, slab: &Slab, heads_at: &u32| {
+        let p = AppendParams { items_at, items, layer, slab_heads: slab.count(), heads_at: *heads_at, kv_heads: plan.shape().kv_heads, pad: [0; 2] };
+        words.append.push(p);
+        Dispatch { params: params.push(&p, alignment), items }
+    };
+    by_slab(plan, arrangements, &mut slab_dispatch)
 }
 
-fn append_reordered_dispatches(plan: &Plan, growths: &[Growth], records: &[u32], words: &mut Words, params: &mut Params, alignment: u32) -> Vec<Dispatch> {
-    let mut dispatches = Vec::new();
+/// Makes something of every layer's every slab and the place of its heads in the tables.
+fn by_slab<T>(plan: &Plan, arrangements: &[Arrangement], of: &mut impl FnMut(u32, &Slab, &u32) -> T) -> Vec<Vec<T>> {
+    (0..plan.shape().layers)
+        .map(|layer| plan.slabs(layer).iter().zip(&arrangements[plan.arrangement(layer)].heads_at).map(|(slab, heads_at)| of(layer, slab, heads_at)).collect())
+        .collect()
+}
+
+fn append_reordered_dispatches(
+    plan: &Plan,
+    growths: &[Growth],
+    records: &[u32],
+    arrangements: &[Arrangement],
+    words: &mut Words,
+    params: &mut Params,
+    alignment: u32,
+) -> Vec<Vec<Dispatch>> {
     if !plan.restores() {
-        return dispatches;
+        return Vec::new();
     }
     let items_at = words.tables.len() as u32;
     let mut items = 0;
@@ -264,15 +321,22 @@ fn append_reordered_dispatches(plan: &Plan, growths: &[Growth], records: &[u32],
             }
         }
     }
-    for layer in 0..plan.shape().layers {
-        for slab in plan.slabs() {
-            let kv_heads = plan.shape().kv_heads;
-            let p = AppendReorderedParams { items_at, items, layer, slab_heads: slab.heads, head_first: slab.head_first, kv_heads, pad: [0; 2] };
-            dispatches.push(Dispatch { params: params.push(&p, alignment), items });
-            words.append_reordered.push(p);
-        }
-    }
-    dispatches
+    let mut slab_dispatch = |layer: u32, slab: &Slab, heads_at: &u32| {
+        let p = AppendReorderedParams {
+            items_at,
+            items,
+            layer,
+            slab_heads: slab.count(),
+            heads_at: *heads_at,
+            kv_heads: plan.shape().kv_heads,
+            places_at: heads_at + slab.count(),
+            // Every slab's keys have the same scales: they go with the slab of head 0.
+            scales: u32::from(slab.heads().contains(&0)),
+        };
+        words.append_reordered.push(p);
+        Dispatch { params: params.push(&p, alignment), items }
+    };
+    by_slab(plan, arrangements, &mut slab_dispatch)
 }
 
 /// Blocks of the prefilling chunks' rows, and the chunks.
@@ -356,7 +420,7 @@ impl Run<'_> {
     }
 }
 
-fn passes(plan: &Plan, growths: &[Growth], records: &[u32], words: &mut Words, params: &mut Params, alignment: u32) -> Vec<Pass> {
+fn passes(plan: &Plan, growths: &[Growth], records: &[u32], arrangements: &[Arrangement], words: &mut Words, params: &mut Params, alignment: u32) -> Vec<Pass> {
     let most = plan.query_rows();
     let mut passes = Vec::new();
     let mut runs: Vec<Run<'_>> = Vec::new();
@@ -371,7 +435,7 @@ fn passes(plan: &Plan, growths: &[Growth], records: &[u32], words: &mut Words, p
             first += taken;
             rows += taken;
             if rows == most {
-                passes.push(pass(plan, &runs, rows, row_first, words, params, alignment));
+                passes.push(pass(plan, &runs, rows, row_first, arrangements, words, params, alignment));
                 runs.clear();
                 row_first += rows;
                 rows = 0;
@@ -379,12 +443,22 @@ fn passes(plan: &Plan, growths: &[Growth], records: &[u32], words: &mut Words, p
         }
     }
     if rows > 0 {
-        passes.push(pass(plan, &runs, rows, row_first, words, params, alignment));
+        passes.push(pass(plan, &runs, rows, row_first, arrangements, words, params, alignment));
     }
     passes
 }
 
-fn pass(plan: &Plan, runs: &[Run<'_>], rows: u32, row_first: u32, words: &mut Words, params: &mut Params, alignment: u32) -> Pass {
+#[expect(clippy::too_many_arguments, reason = "what it reads, then what it writes to")]
+fn pass(
+    plan: &Plan,
+    runs: &[Run<'_>],
+    rows: u32,
+    row_first: u32,
+    arrangements: &[Arrangement],
+    words: &mut Words,
+    params: &mut Params,
+    alignment: u32,
+) -> Pass {
     let shape = plan.shape();
     let tables = &mut words.tables;
 
@@ -392,7 +466,6 @@ fn pass(plan: &Plan, runs: &[Run<'_>], rows: u32, row_first: u32, words: &mut Wo
     for run in runs {
         tables.extend((0..run.tokens).map(|t| run.growth.old_tokens + run.first + t));
     }
-    let query = QueryParams { positions_at, row_first, query_heads: shape.query_heads, kv_heads: shape.kv_heads };
 
     // Decoding rows: their pages in slices of about equal size, 256 a row at most.
     let pages_of = |run: &Run<'_>| run.growth.new_packed.div_ceil(PAGE_TOKENS);
@@ -457,17 +530,22 @@ fn pass(plan: &Plan, runs: &[Run<'_>], rows: u32, row_first: u32, words: &mut Wo
     }
     let merge = AttendMergeParams { records_at, row_first, query_heads: shape.query_heads, kv_heads: shape.kv_heads };
 
-    let mut pass =
-        Pass { rows, query: params.push(&query, alignment), merge: params.push(&merge, alignment), many_items: most_items >= MANY_ITEMS, ..Pass::default() };
-    words.query.push(query);
     words.attend_merge.push((merge, rows));
-    for slab in plan.slabs() {
-        let split = AttendSplitParams { items_at: split_at, slab_heads: slab.heads, head_first: slab.head_first, kv_heads: shape.kv_heads };
-        let prefill = AttendPrefillParams { items_at: prefill_at, slab_heads: slab.heads, head_first: slab.head_first, kv_heads: shape.kv_heads };
-        pass.split.push(Dispatch { params: params.push(&split, alignment), items: splits });
-        pass.prefill.push(Dispatch { params: params.push(&prefill, alignment), items: prefills });
-        words.attend_split.push((split, splits));
-        words.attend_prefill.push((prefill, prefills));
+    let mut pass = Pass { rows, merge: params.push(&merge, alignment), many_items: most_items >= MANY_ITEMS, arranged: Vec::new() };
+    for (slabs, at) in plan.arrangements().iter().zip(arrangements) {
+        let query = QueryParams { positions_at, row_first, query_heads: shape.query_heads, kv_heads: shape.kv_heads, groups_at: at.groups_at, pad: [0; 3] };
+        let mut arranged = Arranged { query: params.push(&query, alignment), ..Arranged::default() };
+        words.query.push(query);
+        for (slab, heads_at) in slabs.iter().zip(&at.heads_at) {
+            let (slab_heads, heads_at, kv_heads) = (slab.count(), *heads_at, shape.kv_heads);
+            let split = AttendSplitParams { items_at: split_at, slab_heads, heads_at, kv_heads };
+            let prefill = AttendPrefillParams { items_at: prefill_at, slab_heads, heads_at, kv_heads };
+            arranged.split.push(Dispatch { params: params.push(&split, alignment), items: splits });
+            arranged.prefill.push(Dispatch { params: params.push(&prefill, alignment), items: prefills });
+            words.attend_split.push((split, splits));
+            words.attend_prefill.push((prefill, prefills));
+        }
+        pass.arranged.push(arranged);
     }
     pass
 }

@@ -48,14 +48,13 @@ fn exact_rows(walk: &Walk, taken: &Taken, record: &Record, head: u32, token: u32
 fn check_step(walk: &Walk, taken: &Taken, count: &mut Count) {
     let plan = walk.plan();
     let shape = plan.shape();
-    let (format, layout) = (plan.format(), plan.layout());
     let words = taken.step.words();
     let mut twin = taken.before.pages.clone();
     let mut status = vec![0; 1028];
-    for (params, pages) in words.append.iter().zip(&mut twin) {
+    for ((params, constants), pages) in words.append.iter().zip(&walk.slab_constants).zip(&mut twin) {
         reference::append(
             params,
-            &walk.constants,
+            constants,
             &words.tables,
             &walk.turns,
             &taken.keys.words,
@@ -79,19 +78,17 @@ fn check_step(walk: &Walk, taken: &Taken, count: &mut Count) {
             let context = format!("{}: slot {}, token {token}, head {head}. WGKV_SEED={}", walk.case.why, record.slot, walk.seed);
             if packs(plan, record, token) {
                 let [k, v] = exact_rows(walk, taken, record, head, token);
-                let packing = |bits, clip| Packing { bits, clip, scales: format.scales() };
+                let (format, layout) = (got.slab.format(), got.slab.layout());
+                let packing = |bits: Bits| Packing { bits: bits.get(), clip: format.clip(bits), scales: format.scales() };
                 // RotateKV's keys are packed by another kernel.
                 if format.codec() != Codec::RotateKv {
-                    let (got, want) = (key(plan, got, t), key(plan, want, t));
-                    check_row(&format!("key, {context}"), packing(format.key_bits(), format.key_clip()), layout.group as usize, &got, &want, &k, count);
+                    let (got, want) = (key(got, t), key(want, t));
+                    check_row(&format!("key, {context}"), packing(format.key().bits), layout.key_group as usize, &got, &want, &k, count);
                 }
-                let (got, want) = (value(plan, got, t), value(plan, want, t));
-                check_row(&format!("value, {context}"), packing(format.value_bits(), format.value_clip()), layout.group as usize, &got, &want, &v, count);
+                let (got, want) = (value(got, t), value(want, t));
+                check_row(&format!("value, {context}"), packing(format.value().bits), layout.value_group as usize, &got, &want, &v, count);
             } else {
-                assert!(
-                    same(&key(plan, got, t), &key(plan, before, t)) && same(&value(plan, got, t), &value(plan, before, t)),
-                    "changed, but not packed: {context}"
-                );
+                assert!(same(&key(got, t), &key(before, t)) && same(&value(got, t), &value(before, t)), "changed, but not packed: {context}");
             }
         }
     }
@@ -134,6 +131,9 @@ fn cases() -> Vec<Case> {
         },
         Case { protection: massive(5, 0), ..case("RotateKV's values; elected sinks are packed, too", 80, 3, 3, rotated(Two, Three, 128, 1)) },
         Case { element: Element::F16, ..case("RotateKV's values of a head of 96, one group a head", 96, 4, 4, rotated(Eight, Eight, 128, 4)) },
+        three_ways(case("heads stored in three ways", 128, 4, 4, hadamard(Two, Two, 128))),
+        Case { protection: protect(4, 32), steps: leave.clone(), ..three_ways(case("the same without rotation; a window", 64, 4, 4, rtn(Two, Two, 32))) },
+        two_ways(case("RotateKV's values in two ways", 64, 4, 4, rotated(Three, Two, 32, 2))),
         case("bytes for scales of both", 128, 1, 1, hadamard(Three, Four, 64).with_scales(Scales::Byte)),
         case("bytes for scales, no rotation", 64, 1, 1, rtn(Two, Three, 32).with_scales(Scales::Byte)),
     ];

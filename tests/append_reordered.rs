@@ -53,6 +53,7 @@ fn cases() -> Vec<Case> {
             ..case("the window with elected sinks, half a head turned", 80, 2, 2, rotated(Two, Two, 128, 2))
         },
         Case { protection: protect(0, 1), steps: leave, ..case("a window without RoPE", 64, 3, 3, rotated(Three, Two, 32, 1).with_scales(Scales::Byte)) },
+        two_ways(case("values in two ways: pairs of heads in slabs of their own", 64, 4, 4, rotated(Three, Two, 32, 2))),
     ];
     cases[16].shape.rope = Rope::new(500.0, 64).interleaved();
     cases[17].shape.rope = Rope::new(10_000.0, 40);
@@ -86,10 +87,10 @@ fn twin(walk: &Walk, taken: &Taken) -> (State, Vec<u32>) {
     let words = taken.step.words();
     let (mut state, mut status) = (taken.before.clone(), vec![0; 1028]);
     assert_eq!(words.append_reordered.len(), state.pages.len(), "a dispatch a slab");
-    for (params, pages) in words.append_reordered.iter().zip(&mut state.pages) {
+    for ((params, constants), pages) in words.append_reordered.iter().zip(&walk.slab_constants).zip(&mut state.pages) {
         reference::append_reordered(
             params,
-            &walk.constants,
+            constants,
             &words.tables,
             &walk.turns,
             &taken.keys.words,
@@ -105,12 +106,12 @@ fn twin(walk: &Walk, taken: &Taken) -> (State, Vec<u32>) {
 
 /// Codes of one token of all heads.
 fn codes(plan: &Plan, state: &State, physical: u32, token: u32) -> Vec<u32> {
-    (0..plan.shape().kv_heads).flat_map(|head| key(plan, page(plan, &state.pages, physical, head), token).codes).collect()
+    (0..plan.shape().kv_heads).flat_map(|head| key(page(plan, &state.pages, physical, head), token).codes).collect()
 }
 
 fn check_step(walk: &Walk, taken: &Taken, count: &mut Count) {
     let plan = walk.plan();
-    let (format, layout) = (plan.format(), plan.layout());
+    let (format, layout) = (plan.slabs(0)[0].format(), plan.slabs(0)[0].layout());
     let (want, status) = twin(walk, taken);
     assert_eq!(status[0], 0, "all rows are finite");
     let places = plan.calibration().unwrap().places(0);
@@ -137,7 +138,7 @@ fn check_step(walk: &Walk, taken: &Taken, count: &mut Count) {
                     codes: channels.iter().map(|c| codes[*c]).collect(),
                 };
                 let row: Vec<f64> = channels.iter().map(|c| exact.row[*c]).collect();
-                let packing = Packing { bits: format.key_bits(), clip: format.key_clip(), scales: format.scales() };
+                let packing = Packing { bits: format.key().bits.get(), clip: format.clip(format.key().bits), scales: format.scales() };
                 let (got, want) = (take(&got_scales, &got_codes), take(&want_scales, &want_codes));
                 check_group(&format!("{context}, group {g}"), packing, &got, &want, &row, exact.error, count);
             }

@@ -53,6 +53,7 @@ fn cases() -> Vec<Case> {
             ..of("a head of 96, a share of 8; more sinks than a tile", 96, 8, 1, rtn(Two, Two, 32))
         },
         Case { protection: protect(127, 1), ..of("a head of 128", 128, 2, 1, hadamard(Two, Four, 128)) },
+        Case { protection: protect(4, 16), ..three_ways(of("heads stored in three ways", 64, 8, 4, rtn(Two, Two, 32))) },
         Case { protection: protect(4, 64), ..of("the largest head", 256, 2, 1, hadamard(Eight, Eight, 64)) },
     ];
     let small: Vec<Vec<(usize, u32)>> = vec![vec![(0, 45), (1, 10)], vec![(0, 37), (1, 1)], vec![(0, 1), (1, 1)]];
@@ -81,6 +82,7 @@ fn cases() -> Vec<Case> {
         of("RotateKV: 8 heads at once, a share of 2", 64, 16, 8, rotated(Two, Two, 128, 8)),
         of("RotateKV: 6 heads, a share of 1, a head of 80", 80, 6, 6, rotated(Eight, Two, 128, 2)),
         of("RotateKV: the largest head, a share of 16", 256, 16, 1, rotated(Four, Eight, 128, 1)),
+        two_ways(of("RotateKV: values in two ways", 64, 4, 4, rotated(Three, Two, 32, 2))),
     ];
     rotated[1].shape.rope = Rope::new(500.0, 64).interleaved();
     rotated[4].shape.rope = Rope::new(10_000.0, 40);
@@ -112,9 +114,9 @@ fn check_partials(walk: &Walk, taken: &Taken) {
     let (words, c) = (taken.step.words(), walk.constants);
     let [query_rows, _, _, row_partials] = &taken.scratch;
     let mut twin = vec![f32::from_bits(POISON); row_partials.len()];
-    for ((params, items), pages) in words.attend_prefill.iter().zip(&taken.after.pages) {
+    for (((params, items), c), pages) in words.attend_prefill.iter().zip(&walk.slab_constants).zip(&taken.after.pages) {
         let State { marks, key_scales, protected_rows, .. } = &taken.after;
-        reference::attend_prefill(params, &c, *items, &words.tables, floats(query_rows), &walk.turns, marks, key_scales, pages, protected_rows, &mut twin);
+        reference::attend_prefill(params, c, *items, &words.tables, floats(query_rows), &walk.turns, marks, key_scales, pages, protected_rows, &mut twin);
     }
     let d = c.head_dim as usize;
     let score_error = if c.restore { RESTORED_SCORE_ERROR } else { SCORE_ERROR };

@@ -63,6 +63,8 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
             split_workgroups: Some(2),
             ..of("a head of 128, four groups, several pages a slice; reduced through workgroup memory everywhere", 128, 4, 1, hadamard(Two, Four, 32))
         },
+        three_ways(of("heads stored in three ways, a share of 2", 128, 8, 4, hadamard(Two, Two, 128))),
+        Case { protection: protect(4, 16), ..three_ways(of("the same, a share of 7, sinks and a window", 64, 28, 4, rtn(Two, Two, 32))) },
         of("a head of 256: two quads a lane, eight groups", 256, 1, 1, hadamard(Four, Eight, 32)),
     ];
     // RotateKV in loops.
@@ -89,6 +91,7 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         Case { protection: massive(7, 16), ..of("RotateKV: three heads of 96 alone; a window; no RoPE", 96, 3, 3, rotated(Four, Eight, 32, 1)) },
         of("RotateKV: 8 heads of 64 at once", 64, 8, 8, rotated(Two, Four, 64, 8)),
         of("RotateKV: 6 heads of 80 in pairs", 80, 6, 6, rotated(Three, Three, 128, 2)),
+        two_ways(of("RotateKV: values in two ways, one of them f16", 64, 8, 4, rotated(Four, Two, 64, 2))),
         of("RotateKV: a share of 16", 64, 16, 1, rotated(Two, Two, 64, 1)),
         Case { reach: Reach::Local, ..of("RotateKV: the largest head, two together", 256, 2, 2, rotated(Two, Two, 128, 2)) },
     ];
@@ -107,13 +110,14 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
             protection: massive(20, 0),
             ..half("halves: two heads of 64, elected sinks, bytes for scales", 64, 8, 2, rotated(Two, Two, 64, 2).with_scales(Scales::Byte))
         },
+        two_ways(half("halves: values in two ways", 64, 16, 4, rotated(Two, Two, 64, 2))),
         half("halves: one head of 128", 128, 4, 1, rotated(Two, Four, 128, 1)),
         Case { no_subgroups: true, ..half("halves: one head of 64, no RoPE", 64, 1, 1, rotated(Four, Two, 64, 1)) },
         Case { slabs: true, ..half("halves: slabs of two heads of 128", 128, 4, 4, rotated(Three, Two, 64, 2)) },
     ];
     let count = halves.len();
     cases.extend(halves.into_iter().map(|case| Case { steps: plain.clone(), ..case }));
-    let at = cases.len() - count + 6;
+    let at = cases.len() - count + 7;
     cases[at].shape.rope = Rope::none();
     // The cases above run the code that the device prefers; these, the other.
     let straight = Some(!gpu.capability().straight);
@@ -146,10 +150,10 @@ fn check(walk: &Walk, taken: &Taken) {
     let (words, c, shape) = (taken.step.words(), walk.constants, &walk.case.shape);
     let [_, query_codes, partials, _] = &taken.scratch;
     let mut twin = vec![f32::from_bits(POISON); partials.len()];
-    for ((params, items), pages) in words.attend_split.iter().zip(&taken.after.pages) {
+    for (((params, items), c), pages) in words.attend_split.iter().zip(&walk.slab_constants).zip(&taken.after.pages) {
         assert!(*items > 0, "the case has something to attend to");
         let State { marks, key_scales, .. } = &taken.after;
-        reference::attend_split(params, &c, *items, &words.tables, &walk.turns, query_codes, marks, key_scales, pages, &mut twin);
+        reference::attend_split(params, c, *items, &words.tables, &walk.turns, query_codes, marks, key_scales, pages, &mut twin);
     }
     let items = words.attend_split[0].1;
     let d = c.head_dim as usize;

@@ -54,6 +54,8 @@ fn cases() -> Vec<Case> {
         },
         case("RotateKV: the largest head, alone", 256, 1, 1, rotated(Two, Eight, 128, 1)),
         case("RotateKV without RoPE, three heads in groups of their own", 64, 3, 3, rotated(Four, Four, 64, 1)),
+        three_ways(case("heads stored in three ways", 128, 4, 4, hadamard(Two, Two, 128))),
+        Case { protection: protect(4, 16), ..two_ways(case("RotateKV: values in two ways", 64, 4, 4, rotated(Four, Two, 64, 2))) },
     ];
     cases[1].shape.rope = Rope::new(10_000.0, 32);
     cases[4].shape.rope = Rope::new(10_000.0, 96).interleaved();
@@ -102,19 +104,21 @@ fn dequantize_agrees_with_its_reference() {
                 tables.extend(&record.pages);
                 let mut want = [vec![f32::NAN; count * row], vec![f32::NAN; count * row]];
                 let [keys, values] = &mut want;
-                for (slab, pages) in walk.plan().slabs().iter().zip(&taken.after.pages) {
+                for ((slab, constants), pages) in walk.plan().slabs(0).iter().zip(&walk.slab_constants).zip(&taken.after.pages) {
+                    let heads_at = tables.len() as u32;
+                    let tables = [&tables[..], slab.heads()].concat();
                     let params = DequantizeParams {
                         chunk: 0,
                         first: range.start,
                         tokens: count as u32,
-                        slab_heads: slab.heads,
-                        head_first: slab.head_first,
+                        slab_heads: slab.count(),
+                        heads_at,
                         kv_heads: shape.kv_heads,
                         limit: record.limit,
                         pad: 0,
                     };
                     let State { marks, key_scales, protected_rows, .. } = &taken.after;
-                    reference::dequantize(&params, &walk.constants, &tables, &walk.turns, marks, key_scales, pages, protected_rows, keys, values);
+                    reference::dequantize(&params, constants, &tables, &walk.turns, marks, key_scales, pages, protected_rows, keys, values);
                 }
                 for (which, (got, want)) in got.iter().zip(&want).enumerate() {
                     let name = format!("{}: {} of slot {}, tokens {range:?}", walk.case.why, ["keys", "values"][which], record.slot);
@@ -156,14 +160,15 @@ fn check_plain(walk: &Walk, record: &Record, got: &[Vec<f32>; 2], plain: &[Vec<f
         let keys = plan.format().codec() == Codec::RotateKv;
         for (which, (got, plain)) in got.iter().zip(plain).enumerate().skip(usize::from(keys)) {
             let (back, came) = (basis(&got[at..at + d], None), basis(&plain[at..at + d], (which == 0).then_some(token)));
-            let packed = f16_row(walk, state, record, head, token).is_none() && plan.format().codec() != Codec::F16;
-            let clip = [plan.format().key_clip(), plan.format().value_clip()][which];
+            let format = plan.allocation().format_of(0, head);
+            let precision = [format.key(), format.value()][which];
+            let packed = f16_row(walk, state, record, head, token).is_none() && precision.bits != Bits::Sixteen;
             for i in 0..d {
                 let allowed = if packed {
                     let page = page(plan, &state.pages, record.pages[token as usize / 128], head);
-                    let stored = if which == 0 { key(plan, page, token % 128) } else { value(plan, page, token % 128) };
-                    let group = i / plan.layout().group as usize;
-                    (steps(plan, clip) + 0.2) * f64::from(stored.scales[group])
+                    let stored = if which == 0 { key(page, token % 128) } else { value(page, token % 128) };
+                    let group = i / precision.group(shape.head_dim) as usize;
+                    (steps(plan, format.clip(precision.bits)) + 0.2) * f64::from(stored.scales[group])
                 } else {
                     came[i].abs() / 2048.0 + 1e-5
                 };
@@ -212,7 +217,8 @@ fn check_restored(walk: &Walk, record: &Record, got: &[f32], plain: &[f32], stat
         let basis = |row: &[f64]| -> Vec<f64> { row.chunks_exact(group * d).flat_map(|heads| rotate_group_exact(heads, shape.head_dim)).collect() };
         let (scales, _) = row_scales(plan, &state.key_scales, record.pages[token as usize / 128], token % 128);
         for (i, (a, b)) in basis(&plain).iter().zip(&basis(&came)).enumerate() {
-            let allowed = (steps(plan, plan.format().key_clip()) + 0.2) * f64::from(scales[(u32::from(places[i]) / plan.layout().row_group) as usize]);
+            let allowed = (steps(plan, plan.format().clip(plan.format().key().bits)) + 0.2)
+                * f64::from(scales[(u32::from(places[i]) / plan.slabs(0)[0].layout().row_group) as usize]);
             assert!((a - b).abs() <= allowed, "rotated channel {i} is {a}, came as {b}, allowed {allowed}: {name}");
         }
     }

@@ -34,7 +34,7 @@ fn plan(shape: Shape, format: Format, protection: Protection, budget: Budget, ca
 #[test]
 fn names_and_numbers_that_mean_nothing_are_refused() {
     refused("int4".parse::<Codec>(), &Error::Codec { had: "int4".into() }, &["int4", "f16, rtn, hadamard and rotate-kv"]);
-    refused(Bits::try_from(5), &Error::Bits { had: 5 }, &["2, 3, 4 or 8", "5"]);
+    refused(Bits::try_from(5), &Error::Bits { had: 5 }, &["2, 3, 4, 8 or 16", "5"]);
     for text in ["last:3", "first:", "first:x", "massive:", "massive:-1", "4", ""] {
         refused(
             text.parse::<Sinks>(),
@@ -89,7 +89,7 @@ fn what_rotate_kv_cannot_serve_is_refused() {
     let wide = make(format.with_heads_per_group(8), 8, 256, strict);
     refused(wide, &shape_error("heads_per_group * head_dim", "1024 at most", "2048"), &["2048"]);
     let eight = Format::new(Codec::RotateKv, Bits::Eight, Bits::Four, 64).with_scales(Scales::Byte);
-    refused(make(eight, 4, 64, strict), &shape_error("bits", "2, 3 or 4 with scales of 8 bits", "8"), &["bits", "8"]);
+    refused(make(eight, 4, 64, strict), &shape_error("bits", "2, 3, 4 or 16 with scales of 8 bits", "8"), &["bits", "8"]);
     for rows in [0, 65] {
         let massive = Protection { sinks: Sinks::Massive(rows), window: 0 };
         refused(make(format, 4, 64, massive), &shape_error("massive sinks", "1 to 64", &rows.to_string()), &["massive sinks"]);
@@ -167,8 +167,8 @@ fn formats_that_do_not_fit_the_head_are_refused() {
         assert!(make(rtn(Bits::Four, Bits::Four, group), head_dim).is_ok(), "a group of {group} in a head of {head_dim}");
     }
     for clip in [0.0, -0.5, 1.5, f32::NAN] {
-        let error = Error::Shape { name: "key clip", wanted: "above 0 and at most 1".into(), had: clip.to_string() };
-        refused(make(rtn(Bits::Two, Bits::Two, 64).with_clip(clip), 64), &error, &["key clip", "above 0 and at most 1", &clip.to_string()]);
+        let error = Error::Shape { name: "clip", wanted: "above 0 and at most 1".into(), had: clip.to_string() };
+        refused(make(rtn(Bits::Two, Bits::Two, 64).with_clip(clip), 64), &error, &["clip must", "above 0 and at most 1", &clip.to_string()]);
     }
 }
 
@@ -189,7 +189,7 @@ fn budgets_that_hold_nothing_are_refused() {
     refused(make(Budget::bytes(0, 1 << 20)), &none("sequences"), &["sequences"]);
     // One sequence's f16 rows: (4 + 128 + 128) rows of 64 words, 2 KV heads, 2 layers; a page is as the layout says.
     let rows = 4 * 260 * 64 * 2 * 2;
-    let page = 4 * make(Budget::tokens(1, 1)).unwrap().layout().bytes();
+    let page = 4 * make(Budget::tokens(1, 1)).unwrap().slabs(0)[0].layout().bytes();
     let error = Error::Budget { reason: "the f16 rows of all sequences and one page", need: rows + page, have: rows + page - 1 };
     refused(make(Budget::bytes(1, rows + page - 1)), &error, &[&(rows + page).to_string(), &(rows + page - 1).to_string(), "f16 rows"]);
     assert_eq!(make(Budget::bytes(1, rows + page)).unwrap().pages(), 1);
@@ -226,7 +226,7 @@ fn devices_that_can_do_too_little_are_refused() {
 fn a_plan_for_a_larger_device_is_refused_by_the_cache() {
     let gpu = gpu();
     let large = plan(shape(), Format::f16(), Protection::strict(), Budget::tokens(1, 1 << 17), gpu.capability()).unwrap();
-    let head = large.layout().bytes() * u64::from(large.pages()) * 2;
+    let head = large.slabs(0)[0].layout().bytes() * u64::from(large.pages()) * 2;
     let small = gpu.pretend(Capability { binding_bytes: head / 2 - 1, ..*gpu.capability() });
     let error = Cache::new(&small, large).expect_err("the slab is larger than a binding");
     assert!(matches!(error, Error::Limit { what: "max_storage_buffer_binding_size", need, have, .. } if need > have && have == head / 2 - 1), "{error:?}");

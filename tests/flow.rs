@@ -11,7 +11,7 @@ use wgkv::*;
 /// group of n normal numbers over b bits is about 2 x 2.6 / (2^b - 1) / sqrt(12), on keys and on values, and half as much
 /// again to spare. A wrong plane, scale, page or position gives 1 and more.
 fn budget(format: &Format) -> f64 {
-    match format.key_bits().min(format.value_bits()) {
+    match format.key().bits.min(format.value().bits).get() {
         16 => 1e-3,
         8 => 0.03,
         4 => 0.25,

@@ -46,6 +46,7 @@ const GLSL_EXCLUDED: [(&str, &str); 2] =
 
 const HEAD_DIMS: [u32; 5] = [64, 80, 96, 128, 256];
 const BITS: [Bits; 4] = [Bits::Two, Bits::Three, Bits::Four, Bits::Eight];
+const WIDTHS: [Bits; 5] = [Bits::Two, Bits::Three, Bits::Four, Bits::Eight, Bits::Sixteen];
 /// One query head, two, four; three and seven leave places of the last block of four empty; eight and sixteen need several blocks.
 const SHARES: [u32; 7] = [1, 2, 3, 4, 7, 8, 16];
 
@@ -56,8 +57,8 @@ fn plans() -> Vec<Plan> {
     for head_dim in HEAD_DIMS {
         formats.extend(SHARES.map(|_| (head_dim, Format::f16())));
         for group in [32, 64, 128].into_iter().filter(|g| head_dim % (*g).min(head_dim) == 0 && (*g <= head_dim || *g == 128)) {
-            for key_bits in BITS {
-                formats.extend(BITS.map(|value_bits| (head_dim, Format::new([Codec::Rtn, Codec::Hadamard][formats.len() % 2], key_bits, value_bits, group))));
+            for key_bits in WIDTHS {
+                formats.extend(WIDTHS.map(|value_bits| (head_dim, Format::new([Codec::Rtn, Codec::Hadamard][formats.len() % 2], key_bits, value_bits, group))));
             }
         }
     }
@@ -72,7 +73,7 @@ fn plans() -> Vec<Plan> {
         let protections = [Protection::strict(), Protection::default(), Protection { sinks: Sinks::First(1), window: 0 }];
         let shape = Shape { layers: 1, query_heads: 2 * SHARES[i % 7], kv_heads: 2, head_dim, rope: ropes[i % 5].clone() };
         let capability = Capability { straight: i / 2 % 2 == 0, subgroups: (i / 4 % 2 == 0).then_some((32, 64)), ..Capability::webgpu_default() };
-        let eight = format.key_bits() == 8 || format.value_bits() == 8;
+        let eight = format.key().bits == Bits::Eight || format.value().bits == Bits::Eight;
         let format = if i % 3 == 2 && !eight { format.with_scales(Scales::Byte) } else { format };
         Plan::new(shape, format, protections[i % 3], Budget::tokens(1, 1024), &capability).unwrap().with_element([Element::F32, Element::F16][i / 3 % 2])
     };
@@ -98,7 +99,7 @@ fn rotated_plans() -> Vec<Plan> {
         // What has no straight code is left to the default device.
         let rope = ropes[if halves { i % 2 } else { i % 4 }].clone();
         let protections = [Protection::strict(), Protection::default(), Protection { sinks: Sinks::Massive(20), window: 0 }];
-        let value_bits = every.unwrap_or(BITS[if scales == Scales::Byte { i % 3 } else { i / 3 % 4 }]);
+        let value_bits = every.unwrap_or(if scales == Scales::Byte { BITS[i % 3] } else { WIDTHS[i / 3 % 5] });
         let group = [32, 64, 128].into_iter().cycle().skip(i).find(|g| *g == 128 || head_dim % g == 0).unwrap_or(128);
         let format = Format::new(Codec::RotateKv, key_bits, value_bits, group).with_heads_per_group(heads).with_scales(scales);
         // More than 32 groups a row are not shuffled.
@@ -110,7 +111,9 @@ fn rotated_plans() -> Vec<Plan> {
         let capability = if halves {
             Capability { straight: true, halves: true, workgroup_bytes: HALVES_WORKGROUP_BYTES, subgroups, ..capability }
         } else {
-            let workgroup_bytes = if heads * head_dim > 512 || head_dim == 256 { WIDE_WORKGROUP_BYTES } else { capability.workgroup_bytes };
+            // So do values in f16, a weight a token and unit.
+            let workgroup_bytes =
+                if heads * head_dim > 512 || head_dim == 256 || value_bits == Bits::Sixteen { WIDE_WORKGROUP_BYTES } else { capability.workgroup_bytes };
             Capability { straight: i % 2 == 0, subgroups, workgroup_bytes, ..capability }
         };
         let plan = Plan::new(shape, format, protections[i % 3], Budget::tokens(1, 1024), &capability).unwrap();
@@ -360,16 +363,16 @@ type Fields = (&'static Kernel, &'static str, usize, Vec<(&'static str, usize)>)
 
 fn params() -> Vec<Fields> {
     vec![
-        fields!(append::AppendParams { items_at, items, layer, slab_heads, head_first, kv_heads, pad }),
-        fields!(append_reordered::AppendReorderedParams { items_at, items, layer, slab_heads, head_first, kv_heads, pad }),
+        fields!(append::AppendParams { items_at, items, layer, slab_heads, heads_at, kv_heads, pad }),
+        fields!(append_reordered::AppendReorderedParams { items_at, items, layer, slab_heads, heads_at, kv_heads, places_at, scales }),
         fields!(attend_merge::AttendMergeParams { records_at, row_first, query_heads, kv_heads }),
-        fields!(attend_prefill::AttendPrefillParams { items_at, slab_heads, head_first, kv_heads }),
-        fields!(attend_split::AttendSplitParams { items_at, slab_heads, head_first, kv_heads }),
-        fields!(dequantize::DequantizeParams { chunk, first, tokens, slab_heads, head_first, kv_heads, limit, pad }),
+        fields!(attend_prefill::AttendPrefillParams { items_at, slab_heads, heads_at, kv_heads }),
+        fields!(attend_split::AttendSplitParams { items_at, slab_heads, heads_at, kv_heads }),
+        fields!(dequantize::DequantizeParams { chunk, first, tokens, slab_heads, heads_at, kv_heads, limit, pad }),
         fields!(elect::ElectParams { items_at, items, width, pad }),
         fields!(measure::MeasureParams { rows, width, zero, pad }),
         fields!(protect::ProtectParams { items_at, items, layer, kv_heads }),
-        fields!(query::QueryParams { positions_at, row_first, query_heads, kv_heads }),
+        fields!(query::QueryParams { positions_at, row_first, query_heads, kv_heads, groups_at, pad }),
         fields!(rotate::RotateParams { rows, pad }),
     ]
 }

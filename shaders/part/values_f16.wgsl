@@ -5,8 +5,8 @@
 struct Fetched { nothing: u32 }
 struct Weighed { a: HeadsF, b: HeadsF, c: HeadsF, d: HeadsF }
 
-// weights[t]: the probability of token t of the page, one number a head.
-var<workgroup> weights: array<HeadsF, VALUE_WEIGHTS>;
+// weights[VALUE_WEIGHTS * unit + t]: the probability of token t of the page, one number a head.
+var<workgroup> weights: array<HeadsF, UNITS * VALUE_WEIGHTS>;
 
 fn weigh_tokens(g: u32, page: u32, lane: u32, p: Scores) -> Weighed {
     return Weighed(p.a, p.b, p.c, p.d);
@@ -17,10 +17,11 @@ fn weigh_largest(w: Weighed) -> HeadsF {
 }
 
 fn weigh_pack(unit: u32, g: u32, lane: u32, w: Weighed, largest: HeadsF) -> HeadsF {
-    weights[4u * lane] = w.a;
-    weights[4u * lane + 1u] = w.b;
-    weights[4u * lane + 2u] = w.c;
-    weights[4u * lane + 3u] = w.d;
+    let at = VALUE_WEIGHTS * unit + 4u * lane;
+    weights[at] = w.a;
+    weights[at + 1u] = w.b;
+    weights[at + 2u] = w.c;
+    weights[at + 3u] = w.d;
     return HeadsF(0.0);
 }
 
@@ -41,22 +42,23 @@ fn values_pair(v: vec4<u32>, t: u32, row: ptr<function, Scores>) {
     (*row).d += d.x * p + d.y * r;
 }
 
-fn values_eight(w: u32, page: u32, quad: u32, row: ptr<function, Scores>) {
+fn values_eight(unit: u32, w: u32, page: u32, quad: u32, row: ptr<function, Scores>) {
     let at = page + VALUES + w * (HEAD_DIM / 4u) + quad;
-    values_pair(pages[at + 0u * (HEAD_DIM / 4u)], 2u * w, row);
-    values_pair(pages[at + 1u * (HEAD_DIM / 4u)], 2u * w + 2u, row);
-    values_pair(pages[at + 2u * (HEAD_DIM / 4u)], 2u * w + 4u, row);
-    values_pair(pages[at + 3u * (HEAD_DIM / 4u)], 2u * w + 6u, row);
-    values_pair(pages[at + 4u * (HEAD_DIM / 4u)], 2u * w + 8u, row);
-    values_pair(pages[at + 5u * (HEAD_DIM / 4u)], 2u * w + 10u, row);
-    values_pair(pages[at + 6u * (HEAD_DIM / 4u)], 2u * w + 12u, row);
-    values_pair(pages[at + 7u * (HEAD_DIM / 4u)], 2u * w + 14u, row);
+    let n = VALUE_WEIGHTS * unit + 2u * w;
+    values_pair(pages[at + 0u * (HEAD_DIM / 4u)], n, row);
+    values_pair(pages[at + 1u * (HEAD_DIM / 4u)], n + 2u, row);
+    values_pair(pages[at + 2u * (HEAD_DIM / 4u)], n + 4u, row);
+    values_pair(pages[at + 3u * (HEAD_DIM / 4u)], n + 6u, row);
+    values_pair(pages[at + 4u * (HEAD_DIM / 4u)], n + 8u, row);
+    values_pair(pages[at + 5u * (HEAD_DIM / 4u)], n + 10u, row);
+    values_pair(pages[at + 6u * (HEAD_DIM / 4u)], n + 12u, row);
+    values_pair(pages[at + 7u * (HEAD_DIM / 4u)], n + 14u, row);
 }
 
 // Adds the page's share to the four channels of quad `quad`. Sixteen words a turn of the 64 a channel has.
 fn values_add(unit: u32, page: u32, quad: u32, fetched: Fetched, row: ptr<function, Scores>) {
     for (var w = 0u; w < 64u; w += 16u) {
-        values_eight(w, page, quad, row);
-        values_eight(w + 8u, page, quad, row);
+        values_eight(unit, w, page, quad, row);
+        values_eight(unit, w + 8u, page, quad, row);
     }
 }

@@ -50,7 +50,7 @@ fn values_quad(codes: vec4<u32>, n: u32, sums: ptr<function, Sums>) {
 
 // Adds the page's share to the four channels of quad `quad`.
 fn values_add(unit: u32, page: u32, quad: u32, fetched: Fetched, row: ptr<function, Scores>) {
-    let g = quad * 4u / GROUP;
+    let g = quad * 4u / VALUE_GROUP;
     let at = page + VALUES + quad;
     let n = VALUE_WEIGHTS * unit + 32u * g;
     var sums = Sums(HeadsU(0u), HeadsU(0u), HeadsU(0u), HeadsU(0u));

@@ -7,7 +7,7 @@ use super::{
     Binding, FINITE, GROUP, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, REPORT, TURN, Variant, flag, group_part, hadamard_constants, half_rows,
     page_constants, rope_constants, scales_part,
 };
-use crate::plan::Plan;
+use crate::plan::{Plan, Slab};
 use crate::rows::Element;
 
 /// `AppendParams` of `shaders/append.wgsl`.
@@ -22,8 +22,8 @@ pub struct AppendParams {
     pub layer: u32,
     /// KV heads whose pages lie in the slab.
     pub slab_heads: u32,
-    /// The first of them.
-    pub head_first: u32,
+    /// Which they are, in tables.
+    pub heads_at: u32,
     /// KV heads of the layer.
     pub kv_heads: u32,
     /// Unused.
@@ -48,20 +48,20 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// The variant for a plan and the type of the caller's rows.
-pub fn variant(plan: &Plan, element: Element) -> Variant {
+/// The variant for a slab of a plan and the type of the caller's rows.
+pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
     let head_dim = plan.shape().head_dim;
     let mut constants = hadamard_constants(head_dim);
     constants.extend(rope_constants(plan));
-    constants.extend(page_constants(plan));
+    constants.extend(page_constants(plan, slab));
     constants.extend([
         flag("KEYS", !plan.restores()),
         flag("ROTATE_KEYS", plan.format().codec().rotates_keys()),
         flag("ROTATE_VALUES", plan.format().codec().rotates_values()),
         ("UNPACKED", plan.unpacked().into()),
         half_rows(element),
-        ("KEY_CLIP", plan.format().key_clip().into()),
-        ("VALUE_CLIP", plan.format().value_clip().into()),
+        ("KEY_CLIP", slab.format().clip(slab.format().key().bits).into()),
+        ("VALUE_CLIP", slab.format().clip(slab.format().value().bits).into()),
         ("EIGHTHS", (head_dim / 8).into()),
     ]);
     Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, GROUP, group_part(plan), scales_part(plan), KEY_WORDS, INPUT, REPORT], &constants)

@@ -7,7 +7,7 @@ use super::{
     Binding, FINITE, GROUP, HADAMARD, HALF, KEY_WORDS, Kernel, PLACE, REPORT, TURN, Variant, group_constants, group_part, hadamard_constants, half_rows,
     rope_constants, scales_part,
 };
-use crate::plan::Plan;
+use crate::plan::{Plan, Slab};
 use crate::rows::Element;
 
 /// `AppendReorderedParams` of `shaders/append_reordered.wgsl`.
@@ -22,12 +22,14 @@ pub struct AppendReorderedParams {
     pub layer: u32,
     /// KV heads whose pages lie in the slab.
     pub slab_heads: u32,
-    /// The first of them.
-    pub head_first: u32,
+    /// Which they are, in tables.
+    pub heads_at: u32,
     /// KV heads of the layer.
     pub kv_heads: u32,
-    /// Unused.
-    pub pad: [u32; 2],
+    /// By KV head: its place in the slab, or one beyond all, in tables.
+    pub places_at: u32,
+    /// 1 if the layer's key scales are written along with this slab: they are of all heads.
+    pub scales: u32,
 }
 
 /// The kernel.
@@ -49,16 +51,16 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// The variant for a plan and the type of the caller's rows.
-pub fn variant(plan: &Plan, element: Element) -> Variant {
+/// The variant for a slab of a plan and the type of the caller's rows.
+pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
     let mut constants = hadamard_constants(plan.shape().head_dim);
     constants.extend(rope_constants(plan));
-    constants.extend(group_constants(plan));
+    constants.extend(group_constants(plan, slab));
     constants.extend([
         half_rows(element),
-        ("KEY_BITS", plan.format().key_bits().into()),
-        ("KEY_CLIP", plan.format().key_clip().into()),
-        ("PAGE_VECS", plan.layout().vecs.into()),
+        ("KEY_BITS", slab.format().key().bits.get().into()),
+        ("KEY_CLIP", slab.format().clip(slab.format().key().bits).into()),
+        ("PAGE_VECS", slab.layout().vecs.into()),
         ("SINKS", plan.sinks().into()),
         ("RING", plan.ring().into()),
         ("UNPACKED", plan.unpacked().into()),

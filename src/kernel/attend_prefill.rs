@@ -6,7 +6,7 @@ use super::{
     Binding, CACHED, GROUPED, GROUPED_BLOCK, HADAMARD, HALF, Kernel, TILE_RESTORED, TILE_STORED, TURN, Variant, elected_constants, group_constants,
     hadamard_constants, page_constants, rope_constants, scales_part,
 };
-use crate::plan::Plan;
+use crate::plan::{Plan, Slab};
 
 /// `AttendPrefillParams` of `shaders/attend_prefill.wgsl`.
 #[repr(C)]
@@ -16,8 +16,8 @@ pub struct AttendPrefillParams {
     pub items_at: u32,
     /// KV heads whose pages lie in the slab.
     pub slab_heads: u32,
-    /// The first of them.
-    pub head_first: u32,
+    /// Which they are, in tables.
+    pub heads_at: u32,
     /// KV heads of the layer.
     pub kv_heads: u32,
 }
@@ -50,12 +50,12 @@ pub const TILE_TOKENS: u32 = 32;
 /// Items that the f16 tokens of a decode pass are split into, at most, but for one more a row.
 pub const DECODE_PARTIALS: u32 = 1024;
 
-/// The variant for a plan.
-pub fn variant(plan: &Plan) -> Variant {
-    let mut constants = page_constants(plan);
+/// The variant for a slab of a plan.
+pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
+    let mut constants = page_constants(plan, slab);
     let head_dim = plan.shape().head_dim;
     constants.extend(hadamard_constants(head_dim));
-    constants.extend(group_constants(plan));
+    constants.extend(group_constants(plan, slab));
     constants.extend(elected_constants(plan));
     constants.extend(rope_constants(plan));
     constants.extend([("SHARE", plan.shape().share().into()), ("SLICES", head_dim.div_ceil(32).into()), ("TILE_VECS", plan.tile_vecs().into())]);

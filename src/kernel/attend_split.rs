@@ -11,8 +11,9 @@ use super::{
     RESTORE_SHUFFLED, RESTORE_STRAIGHT, TURN, VALUES_2, VALUES_3, VALUES_4, VALUES_8, VALUES_F16, VALUES_INTEGER, VALUES_ROLLED, VALUES_STRAIGHT, Variant,
     WORDS_2, WORDS_3, WORDS_4, WORDS_8, elected_constants, group_constants, hadamard_constants, rope_constants, scales_part,
 };
+use crate::format::Bits;
 use crate::gpu::{Part, Reduce};
-use crate::plan::{Plan, Restore};
+use crate::plan::{Plan, Restore, Slab};
 
 /// `AttendSplitParams` of `shaders/attend_split.wgsl`.
 #[repr(C)]
@@ -22,8 +23,8 @@ pub struct AttendSplitParams {
     pub items_at: u32,
     /// KV heads whose pages lie in the slab.
     pub slab_heads: u32,
-    /// The first of them.
-    pub head_first: u32,
+    /// Which they are, in tables.
+    pub heads_at: u32,
     /// KV heads of the layer.
     pub kv_heads: u32,
 }
@@ -58,8 +59,8 @@ fn by_bits(bits: u32, parts: [Part; 4]) -> Part {
 }
 
 /// The parts that make scores of the keys.
-fn key_parts(plan: &Plan) -> Vec<Part> {
-    let bits = plan.format().key_bits();
+fn key_parts(plan: &Plan, slab: &Slab) -> Vec<Part> {
+    let bits = slab.format().key().bits.get();
     if plan.restores() {
         return match plan.restore() {
             Restore::Shuffled => vec![KEYS_RESTORED, RESTORE_SHUFFLED, LANES, by_bits(bits, [WORDS_2, WORDS_3, WORDS_4, WORDS_8])],
@@ -77,9 +78,9 @@ fn key_parts(plan: &Plan) -> Vec<Part> {
     parts
 }
 
-/// The variant for a plan.
-pub fn variant(plan: &Plan) -> Variant {
-    let layout = plan.layout();
+/// The variant for a slab of a plan.
+pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
+    let layout = slab.layout();
     let head_dim = plan.shape().head_dim;
     let mut parts = vec![
         match plan.heads() {
@@ -93,8 +94,8 @@ pub fn variant(plan: &Plan) -> Variant {
         },
         scales_part(plan),
     ];
-    parts.extend(key_parts(plan));
-    match plan.format().value_bits() {
+    parts.extend(key_parts(plan, slab));
+    match slab.format().value().bits.get() {
         16 => parts.push(VALUES_F16),
         bits => parts.extend([
             VALUES_INTEGER,
@@ -102,26 +103,26 @@ pub fn variant(plan: &Plan) -> Variant {
             by_bits(bits, [VALUES_2, VALUES_3, VALUES_4, VALUES_8]),
         ]),
     }
-    let float = plan.format().value_bits() == 16;
+    let float = slab.format().value().bits == Bits::Sixteen;
     let mut constants = hadamard_constants(head_dim);
-    constants.extend(group_constants(plan));
+    constants.extend(group_constants(plan, slab));
     constants.extend(elected_constants(plan));
     constants.extend(rope_constants(plan));
     constants.extend([
-        ("GROUP", layout.group.into()),
+        ("VALUE_GROUP", layout.value_group.into()),
         ("HEADS", plan.heads().into()),
         ("BLOCKS", plan.blocks().into()),
         ("QUERY_STRIDE", plan.query_stride().into()),
         ("KEY_STEPS", layout.key_steps.into()),
-        ("KEY_GROUP_STEPS", (layout.key_steps / layout.groups.max(1)).into()),
+        ("KEY_GROUP_STEPS", (layout.key_steps / layout.key_groups.max(1)).into()),
         ("KEY_SCALES", layout.key_scales.into()),
         ("VALUES", layout.values.into()),
         ("VALUE_STEPS", layout.value_steps.into()),
         ("VALUE_SCALES", layout.value_scales.into()),
-        ("VALUE_GROUPS", layout.groups.max(1).into()),
-        ("VALUE_WEIGHTS", if float { 128.0 } else { f64::from(32 * layout.groups) }),
+        ("VALUE_GROUPS", layout.value_groups.max(1).into()),
+        ("VALUE_WEIGHTS", if float { 128.0 } else { f64::from(32 * layout.value_groups) }),
         ("PAGE_VECS", layout.vecs.into()),
-        ("KEY_BITS", plan.format().key_bits().into()),
+        ("KEY_BITS", slab.format().key().bits.get().into()),
         ("SINKS", plan.sinks().into()),
         ("UNITS", plan.group_heads().into()),
         ("RESTORE_CELLS", plan.restore_cells().into()),

@@ -6,7 +6,7 @@ use super::{
     Binding, CACHED, GROUPED, HADAMARD, Kernel, PLACE, TURN, Variant, elected_constants, flag, group_constants, hadamard_constants, page_constants,
     rope_constants, scales_part,
 };
-use crate::plan::Plan;
+use crate::plan::{Plan, Slab};
 
 /// `DequantizeParams` of `shaders/dequantize.wgsl`.
 #[repr(C)]
@@ -20,8 +20,8 @@ pub struct DequantizeParams {
     pub tokens: u32,
     /// KV heads whose pages lie in the slab.
     pub slab_heads: u32,
-    /// The first of them.
-    pub head_first: u32,
+    /// Which they are, in tables.
+    pub heads_at: u32,
     /// KV heads of the layer.
     pub kv_heads: u32,
     /// Elected sinks from this token on are void.
@@ -49,11 +49,11 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// The variant for a plan.
-pub fn variant(plan: &Plan) -> Variant {
+/// The variant for a slab of a plan.
+pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     let mut constants = hadamard_constants(plan.shape().head_dim);
-    constants.extend(page_constants(plan));
-    constants.extend(group_constants(plan));
+    constants.extend(page_constants(plan, slab));
+    constants.extend(group_constants(plan, slab));
     constants.extend(elected_constants(plan));
     constants.extend(rope_constants(plan));
     constants.extend([

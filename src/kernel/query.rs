@@ -18,6 +18,10 @@ pub struct QueryParams {
     pub query_heads: u32,
     /// KV heads.
     pub kv_heads: u32,
+    /// In tables, by KV head: channels that share a key scale, or 0 where attend_split takes the queries in f32.
+    pub groups_at: u32,
+    /// Unused.
+    pub pad: [u32; 3],
 }
 
 /// The kernel.
@@ -50,8 +54,6 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         flag("ROTATE_KEYS", plan.format().codec().rotates_keys()),
         half_rows(element),
         ("SCALE", scale(head_dim).into()),
-        flag("FLOAT_QUERIES", plan.float_queries()),
-        ("KEY_GROUP", plan.layout().group.into()),
         ("HEADS", plan.heads().into()),
         ("BLOCKS", plan.blocks().into()),
         ("QUERY_STRIDE", plan.query_stride().into()),

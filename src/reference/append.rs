@@ -34,7 +34,7 @@ pub fn append(
         let new_packed = tables[chunk + 4];
         let page = tables[(tables[chunk + 5] + block / 4) as usize];
         let row_first = tables[chunk + 6];
-        let head = params.head_first + slab_head;
+        let head = tables[(params.heads_at + slab_head) as usize];
         let at = ((page * params.slab_heads + slab_head) * (4 * c.page_vecs)) as usize;
         let page = &mut pages[at..at + 4 * c.page_vecs as usize];
         for t in (32 * block).max(old_packed.max(c.unpacked))..(32 * block + 32).min(new_packed) {
@@ -84,7 +84,7 @@ fn pack_key(c: &Constants, page: &mut [u32], t: u32, key: &[f32]) {
     }
     let levels = ((1_u32 << c.key_bits) - 1) as f32;
     let mut codes = Vec::new();
-    for (g, group) in key.chunks_exact(c.group as usize).enumerate() {
+    for (g, group) in key.chunks_exact(c.key_group as usize).enumerate() {
         let (low, high) = extent(group);
         let scale = group_scale(c.scales, low, high, c.key_clip, levels);
         let zero = group_zero(low, c.key_clip, scale);
@@ -132,12 +132,12 @@ fn pack_value(c: &Constants, page: &mut [u32], t: u32, value: &[f32]) {
     let bits = if c.value_bits == 3 { 2 } else { c.value_bits };
     let shifts = 8 / bits;
     let mask = (1 << bits) - 1;
-    for (g, group) in value.chunks_exact(c.group as usize).enumerate() {
+    for (g, group) in value.chunks_exact(c.value_group as usize).enumerate() {
         let (low, high) = extent(group);
         let scale = group_scale(c.scales, low, high, c.value_clip, levels);
         let zero = group_zero(low, c.value_clip, scale);
         for (e, x) in group.iter().enumerate() {
-            let i = g * c.group as usize + e;
+            let i = g * c.value_group as usize + e;
             let code = group_code(*x, scale, zero, levels);
             put(&mut page[value_at(lane / shifts, i)], mask, lane % shifts * bits + 8 * corner, code & mask);
             if c.value_bits == 3 {

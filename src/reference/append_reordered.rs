@@ -31,7 +31,7 @@ pub fn append_reordered(
 ) {
     let c = constants;
     let levels = ((1_u32 << c.key_bits) - 1) as f32;
-    let slab = params.head_first..params.head_first + params.slab_heads;
+    let place = |head: u32| Some(tables[(params.places_at + head) as usize]).filter(|place| *place < params.slab_heads);
     for n in 0..params.items {
         let item = (params.items_at + 2 * n) as usize;
         let (chunk, four) = (tables[item] as usize, tables[item + 1]);
@@ -53,7 +53,7 @@ pub fn append_reordered(
                 let mut rotated = mixed_heads(c, &hadamard::row(c, &group));
                 if !rotated.iter().all(|x| finite(*x)) {
                     rotated.fill(0.0);
-                    for head in (head_first..head_first + c.group_heads).filter(|head| slab.contains(head)) {
+                    for head in (head_first..head_first + c.group_heads).filter(|head| place(*head).is_some()) {
                         report(status, params.layer, slot, t, head, 1);
                     }
                 }
@@ -70,8 +70,7 @@ pub fn append_reordered(
                 let scale = group_scale(c.scales, -low, high, c.key_clip, levels);
                 let zero = group_zero(-low, c.key_clip, scale);
                 steps.push((scale, zero));
-                // The scales are of the whole row: the first slab writes them.
-                if params.head_first == 0 {
+                if params.scales != 0 {
                     let stored = if c.key_bits == 8 { zero - 128.0 } else { zero };
                     let plane = (page * c.row_groups + g as u32) * scales::vecs(c.scales);
                     scales::put(c.scales, key_scales, plane, t, group_pack(c.scales, scale, stored));
@@ -81,8 +80,8 @@ pub fn append_reordered(
             let flip = if c.key_bits == 8 { 128 } else { 0 };
             let code = |(i, x): (usize, &f32)| group_code(*x, steps[group(i)].0, steps[group(i)].1, levels) ^ flip;
             let codes: Vec<u32> = row.iter().enumerate().map(code).collect();
-            for (head, codes) in (0..).zip(codes.chunks_exact(c.head_dim as usize)).filter(|(head, _)| slab.contains(head)) {
-                let at = ((page * params.slab_heads + head - params.head_first) * (4 * c.page_vecs)) as usize;
+            for (place, codes) in (0..).zip(codes.chunks_exact(c.head_dim as usize)).filter_map(|(head, codes)| Some((place(head)?, codes))) {
+                let at = ((page * params.slab_heads + place) * (4 * c.page_vecs)) as usize;
                 key_words(c, &mut pages[at..at + 4 * c.page_vecs as usize], t, codes);
             }
         }

@@ -40,7 +40,7 @@ pub fn attend_prefill(
         let chunk = tables[record] as usize;
         let [token_first, tokens, row_first, tile_first, tile_end, partial_first] = [1, 2, 3, 5, 6, 7].map(|e| tables[record + e]);
         let protected_only = tables[record + 4] != 0;
-        let head = params.head_first + slab_head;
+        let head = tables[(params.heads_at + slab_head) as usize];
         let packed = tables[chunk + 4];
         let place = Place {
             slot: tables[chunk],

@@ -49,7 +49,7 @@ pub fn attend_split(
         let item = (params.items_at + x * 8) as usize;
         let [query_row, list, first, end, visible_first, visible_end, slot, limit] = [0, 1, 2, 3, 4, 5, 6, 7].map(|e| tables[item + e]);
         let (slab_head, block) = (y / c.blocks, y % c.blocks);
-        let head = params.head_first + slab_head;
+        let head = tables[(params.heads_at + slab_head) as usize];
         let queries_at = (((query_row * params.kv_heads + head) * c.blocks + block) * c.query_stride * c.heads) as usize;
         let queries = &query_codes[queries_at..queries_at + (c.query_stride * c.heads) as usize];
         let at = ((x * params.kv_heads + head) * c.blocks + block) * c.heads * (c.head_dim + 4);
@@ -108,7 +108,7 @@ pub fn attend_split(
             let zeros: Vec<f32> = zeros.iter().map(reduce_add).collect();
             let mut put = |entry: u32, x: f32| partials[(at + h * (c.head_dim + 4) + entry) as usize] = x;
             for (i, x) in row.iter().enumerate() {
-                put(i as u32, x - zeros[i / c.group as usize]);
+                put(i as u32, x - zeros[i / c.value_group as usize]);
             }
             put(c.head_dim, peak);
             put(c.head_dim + 1, reduce_add(&sums));
@@ -193,8 +193,8 @@ impl Reading<'_> {
             }
             dot += dot_i8(codes, self.query(quad));
             // Closes a group: its integer dot becomes a score through the token's scale and zero.
-            if 4 * (quad + 1) % c.group == 0 {
-                let g = 4 * quad / c.group;
+            if 4 * (quad + 1) % c.key_group == 0 {
+                let g = 4 * quad / c.key_group;
                 let [scale, zero] = scales::take(c, self.page, c.key_scales + g * scales::vecs(c.scales), t as u32);
                 score += scale * (dot as f32 - zero * f32::from_bits(self.query(c.head_dim / 4 + 1 + g)));
                 dot = 0;
@@ -229,8 +229,8 @@ impl Reading<'_> {
         let bits = if c.value_bits == 3 { 2 } else { c.value_bits };
         let shifts = 8 / bits;
         let scale = peak * UNIT;
-        let first = g * c.group as usize;
-        for (i, x) in row.iter_mut().enumerate().skip(first).take(c.group as usize) {
+        let first = g * c.value_group as usize;
+        for (i, x) in row.iter_mut().enumerate().skip(first).take(c.value_group as usize) {
             let word = |w: u32| self.page[(4 * c.values + w * c.head_dim) as usize + i];
             let mut sum = 0;
             for (t, weight) in (0..).zip(codes) {

@@ -29,7 +29,7 @@ pub fn dequantize(
     let grouped = Grouped { constants, marks, key_scales, pages };
     let chunk = params.chunk as usize;
     for (n, slab_head) in (0..params.tokens).flat_map(|n| (0..params.slab_heads).map(move |z| (n, z))) {
-        let head = params.head_first + slab_head;
+        let head = tables[(params.heads_at + slab_head) as usize];
         let place = Place {
             slot: tables[chunk],
             packed: tables[chunk + 4],

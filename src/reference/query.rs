@@ -37,7 +37,8 @@ pub fn query(
         let block = query_head % share / c.heads;
         let at = (((r * params.kv_heads + query_head / share) * c.blocks + block) * c.query_stride) * c.heads + query_head % share % c.heads;
         let mut put = |entry: u32, word: u32| query_codes[(at + entry * c.heads) as usize] = word;
-        if c.float_queries {
+        let key_group = tables[(params.groups_at + query_head / share) as usize];
+        if key_group == 0 {
             for (i, x) in row.iter().enumerate() {
                 put(i as u32, x.to_bits());
             }
@@ -51,7 +52,7 @@ pub fn query(
             put(i as u32, quad.iter().rev().fold(0, |word, code| word << 8 | (*code as u32 & 255)));
         }
         put(quads, if largest > 1e38 { 0x7fc0_0000 } else { scale.to_bits() });
-        for (i, group) in codes.chunks_exact(c.key_group as usize).enumerate() {
+        for (i, group) in codes.chunks_exact(key_group as usize).enumerate() {
             put(quads + 1 + i as u32, (group.iter().sum::<i32>() as f32).to_bits());
         }
     }

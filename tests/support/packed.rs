@@ -2,7 +2,7 @@
 //! the kernels.
 
 use wgkv::reference::half::unpack;
-use wgkv::{Plan, Scales};
+use wgkv::{Bits, Plan, Scales, Slab};
 
 /// One token's key or value of one head as it lies in a page.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,12 +15,21 @@ pub struct Packed {
     pub zeros: Vec<f32>,
 }
 
-/// The words of one head's page.
-pub fn page<'a>(plan: &Plan, slabs: &'a [Vec<u32>], physical: u32, head: u32) -> &'a [u32] {
-    let (slab, words) = plan.slabs().iter().zip(slabs).find(|(s, _)| (s.head_first..s.head_first + s.heads).contains(&head)).expect("a slab has every head");
-    let vecs = plan.layout().vecs as usize;
-    let at = (physical * slab.heads + head - slab.head_first) as usize * 4 * vecs;
-    &words[at..at + 4 * vecs]
+/// One head's page.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Page<'a> {
+    pub slab: &'a Slab,
+    pub head_dim: u32,
+    pub words: &'a [u32],
+}
+
+/// One head's page of layer 0.
+pub fn page<'a>(plan: &'a Plan, slabs: &'a [Vec<u32>], physical: u32, head: u32) -> Page<'a> {
+    let (slab, words) = plan.slabs(0).iter().zip(slabs).find(|(slab, _)| slab.heads().contains(&head)).expect("a slab has every head");
+    let vecs = slab.layout().vecs as usize;
+    let place = slab.heads().iter().position(|h| *h == head).expect("it has") as u32;
+    let at = (physical * slab.count() + place) as usize * 4 * vecs;
+    Page { slab, head_dim: plan.shape().head_dim, words: &words[at..at + 4 * vecs] }
 }
 
 /// An E4M3 float: four bits of exponent, biased by 7, three of fraction; no infinity.
@@ -30,8 +39,8 @@ fn float8(bits: u32) -> f32 {
 }
 
 /// Scale and zero of a token (0 to 127) in a group's plane, which begins with these words.
-fn scale(plan: &Plan, plane: &[u32], token: u32) -> (f32, f32) {
-    match plan.format().scales() {
+fn scale(slab: &Slab, plane: &[u32], token: u32) -> (f32, f32) {
+    match slab.format().scales() {
         Scales::Half => {
             let [scale, zero] = unpack(plane[token as usize]);
             (scale, zero)
@@ -43,10 +52,10 @@ fn scale(plan: &Plan, plane: &[u32], token: u32) -> (f32, f32) {
     }
 }
 
-fn scales(plan: &Plan, page: &[u32], plane: u32, groups: u32, token: u32, offset: f32) -> (Vec<f32>, Vec<f32>) {
+fn scales(slab: &Slab, page: &[u32], plane: u32, groups: u32, token: u32, offset: f32) -> (Vec<f32>, Vec<f32>) {
     (0..groups)
         .map(|g| {
-            let (scale, zero) = scale(plan, &page[4 * (plane + g * plan.layout().scale_vecs) as usize..], token);
+            let (scale, zero) = scale(slab, &page[4 * (plane + g * slab.layout().scale_vecs) as usize..], token);
             (scale, zero + offset)
         })
         .unzip()
@@ -54,21 +63,20 @@ fn scales(plan: &Plan, page: &[u32], plane: u32, groups: u32, token: u32, offset
 
 /// Scales and zeros of RotateKV's keys of one token (0 to 127 in its page), by group of its whole row.
 pub fn row_scales(plan: &Plan, key_scales: &[u32], physical: u32, token: u32) -> (Vec<f32>, Vec<f32>) {
-    let layout = plan.layout();
-    scales(
-        plan,
-        key_scales,
-        physical * layout.row_groups * layout.scale_vecs,
-        layout.row_groups,
-        token,
-        if plan.format().key_bits() == 8 { 128.0 } else { 0.0 },
-    )
+    let slab = &plan.slabs(0)[0];
+    let layout = slab.layout();
+    scales(slab, key_scales, physical * layout.row_groups * layout.scale_vecs, layout.row_groups, token, signed(slab.format().key().bits))
+}
+
+/// What is taken from zeros of keys, whose bytes are signed.
+fn signed(bits: Bits) -> f32 {
+    if bits == Bits::Eight { 128.0 } else { 0.0 }
 }
 
 /// The key of a token (0 to 127 in its page).
-pub fn key(plan: &Plan, page: &[u32], token: u32) -> Packed {
-    let (layout, bits) = (plan.layout(), plan.format().key_bits());
-    let word = |w: u32| page[(4 * (w * 32 + token / 4) + token % 4) as usize];
+pub fn key(page: Page<'_>, token: u32) -> Packed {
+    let (layout, bits) = (page.slab.layout(), page.slab.format().key().bits.get());
+    let word = |w: u32| page.words[(4 * (w * 32 + token / 4) + token % 4) as usize];
     let code = |channel: u32| {
         let (quad, byte) = (channel / 4, channel % 4);
         match bits {
@@ -81,16 +89,16 @@ pub fn key(plan: &Plan, page: &[u32], token: u32) -> Packed {
             }
         }
     };
-    let (scales, zeros) = scales(plan, page, layout.key_scales, layout.key_groups, token, if bits == 8 { 128.0 } else { 0.0 });
-    Packed { codes: (0..plan.shape().head_dim).map(code).collect(), scales, zeros }
+    let (scales, zeros) = scales(page.slab, page.words, layout.key_scales, layout.key_groups, token, signed(page.slab.format().key().bits));
+    Packed { codes: (0..page.head_dim).map(code).collect(), scales, zeros }
 }
 
 /// The value of a token (0 to 127 in its page).
-pub fn value(plan: &Plan, page: &[u32], token: u32) -> Packed {
-    let (layout, bits, head_dim) = (plan.layout(), plan.format().value_bits(), plan.shape().head_dim);
+pub fn value(page: Page<'_>, token: u32) -> Packed {
+    let (layout, bits, head_dim) = (page.slab.layout(), page.slab.format().value().bits.get(), page.head_dim);
     let (quad, byte) = (token / 4, token % 4);
     let code = |channel: u32| {
-        let word = |w: u32| page[(4 * (layout.values + w * head_dim / 4 + channel / 4) + channel % 4) as usize];
+        let word = |w: u32| page.words[(4 * (layout.values + w * head_dim / 4 + channel / 4) + channel % 4) as usize];
         match bits {
             16 => word(token / 2) >> (16 * (token % 2)) & 0xffff,
             3 => (word(quad / 4) >> (2 * (quad % 4) + 8 * byte) & 3) | (word(layout.value_steps + quad / 8) >> (quad % 8 + 8 * byte) & 1) << 2,
@@ -100,6 +108,6 @@ pub fn value(plan: &Plan, page: &[u32], token: u32) -> Packed {
             }
         }
     };
-    let (scales, zeros) = scales(plan, page, layout.value_scales, layout.groups, token, 0.0);
+    let (scales, zeros) = scales(page.slab, page.words, layout.value_scales, layout.value_groups, token, 0.0);
     Packed { codes: (0..head_dim).map(code).collect(), scales, zeros }
 }

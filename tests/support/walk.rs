@@ -13,6 +13,8 @@ pub struct Case {
     pub why: &'static str,
     pub shape: Shape,
     pub format: Format,
+    /// Precisions of keys and values by KV head, if they are not the format's.
+    pub precisions: Vec<[Precision; 2]>,
     pub protection: Protection,
     /// The type of the caller's rows.
     pub element: Element,
@@ -39,6 +41,7 @@ pub fn case(why: &'static str, head_dim: u32, query_heads: u32, kv_heads: u32, f
         why,
         shape: Shape { layers: 1, query_heads, kv_heads, head_dim, rope: Rope::new(10_000.0, head_dim) },
         format,
+        precisions: Vec::new(),
         protection: Protection::strict(),
         element: Element::F32,
         slabs: false,
@@ -64,6 +67,21 @@ pub fn hadamard(key: Bits, value: Bits, group: u32) -> Format {
 /// Shorthands for the tables: RotateKV with so many KV heads rotated together.
 pub fn rotated(key: Bits, value: Bits, group: u32, heads: u32) -> Format {
     Format::new(Codec::RotateKv, key, value, group).with_heads_per_group(heads)
+}
+
+/// Shorthands for the tables: four KV heads whose keys and values are stored in three ways, the first and the last alike. Half of
+/// the keys and a fourth of the values are not codes but halves.
+pub fn three_ways(case: Case) -> Case {
+    let alike = [Precision::new(Bits::Two, 32), Precision::new(Bits::Eight, 64)];
+    let precisions = vec![alike, [Precision::F16, Precision::new(Bits::Three, 32)], [Precision::new(Bits::Four, 128), Precision::F16], alike];
+    Case { precisions, ..case }
+}
+
+/// Shorthands for the tables: RotateKV, whose four KV heads, rotated in pairs, differ in their values.
+pub fn two_ways(case: Case) -> Case {
+    let key = case.format.key();
+    let [first, second] = [Precision::new(Bits::Two, 32), Precision::F16].map(|value| [key, value]);
+    Case { precisions: vec![first, first, second, second], ..case }
 }
 
 /// Shorthands for the tables: sinks that are elected.
@@ -116,7 +134,10 @@ pub struct Walk {
     pub gpu: Gpu,
     pub cache: Cache,
     pub case: Case,
+    /// Of the first slab; what the slabs have in common.
     pub constants: Constants,
+    /// By slab.
+    pub slab_constants: Vec<Constants>,
     pub turns: Vec<[f32; 2]>,
     pub sequences: Vec<Sequence>,
     pub random: StdRng,
@@ -154,7 +175,9 @@ impl Walk {
             case.calibration = Some(calibration(&case.shape, &case.format, case.reach, &mut random));
         }
         let plan = |tokens, capability: &Capability| {
-            let plan = Plan::new(case.shape.clone(), case.format, case.protection, Budget::tokens(sequences, tokens), capability)
+            let precisions = |_: u32, head: u32| case.precisions.get(head as usize).copied().unwrap_or([case.format.key(), case.format.value()]);
+            let allocation = Allocation::new(&case.shape, case.format, precisions).expect("the case's precisions fit");
+            let plan = Plan::mixed(case.shape.clone(), allocation, case.protection, Budget::tokens(sequences, tokens), capability)
                 .expect("the case can be planned")
                 .with_element(case.element);
             match &case.calibration {
@@ -174,7 +197,7 @@ impl Walk {
             // Scratch must fit the same bindings, so one head's pages must be larger than it (which grows with them a little).
             let scratch = |pages: u32| plan(pages / sequences * 128, gpu.capability()).cost().scratch;
             // Heads that are rotated together share a slab.
-            let page_bytes = planned.layout().bytes() * u64::from(planned.group_heads());
+            let page_bytes = planned.slabs(0)[0].layout().bytes() * u64::from(planned.group_heads());
             let mut pages = sequences;
             while u64::from(pages) * page_bytes < scratch(pages) + scratch(pages) / 4 {
                 pages += 64 * sequences;
@@ -184,7 +207,7 @@ impl Walk {
             let binding_bytes = u64::from(pages) * page_bytes * 3 / 2;
             gpu = gpu.pretend(Capability { binding_bytes, ..*gpu.capability() });
             planned = plan(tokens, gpu.capability());
-            assert_eq!(planned.slabs().len() as u32, case.shape.kv_heads / planned.group_heads());
+            assert_eq!(planned.slabs(0).len() as u32, case.shape.kv_heads / planned.group_heads());
         }
         if let Some(workgroups) = case.split_workgroups {
             planned = planned.with_split_workgroups(workgroups);
@@ -197,7 +220,8 @@ impl Walk {
             gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(&vec![STALE; buffer.size() as usize / 4]));
         }
         let means = (0..case.shape.kv_heads * case.shape.head_dim).map(|_| 1.5 * normal(&mut random)).collect();
-        Self { constants: Constants::of(cache.plan()), turns: turns(cache.plan()), gpu, cache, case, sequences, random, seed, means }
+        let slab_constants: Vec<Constants> = cache.plan().slabs(0).iter().map(|slab| Constants::of(cache.plan(), slab)).collect();
+        Self { constants: slab_constants[0], slab_constants, turns: turns(cache.plan()), gpu, cache, case, sequences, random, seed, means }
     }
 
     pub fn plan(&self) -> &Plan {

@@ -188,8 +188,8 @@ fn row(options: &CapacityOptions, config: &Config, format: Format, protection: P
     let (cache_bytes, scratch_bytes) = if fitting > 0 { cost(fitting)? } else { (0, 0) };
     Ok(CapacityRow {
         codec: format.codec().to_string(),
-        k_bits: format.key_bits(),
-        v_bits: format.value_bits(),
+        k_bits: format.key().bits.get(),
+        v_bits: format.value().bits.get(),
         scales: format.scales().to_string(),
         sinks: protection.sinks.to_string(),
         bits_per_element: one.bits_per_element(u64::from(options.context)),

@@ -156,8 +156,8 @@ impl CacheOptions {
         let rotating = self.codec == Codec::RotateKv;
         CacheSummary {
             codec: self.codec.to_string(),
-            k_bits: format.key_bits(),
-            v_bits: format.value_bits(),
+            k_bits: format.key().bits.get(),
+            v_bits: format.value().bits.get(),
             group: self.group(config),
             scales: format.scales().to_string(),
             sinks: protection.sinks.to_string(),

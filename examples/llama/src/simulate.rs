@@ -153,8 +153,8 @@ impl Simulation {
             head_dim: config.head_dim,
             reorder,
             orders,
-            keys: quantizer(format.key_bits(), format.key_clip(), format.row_group(&crate::options::shape(config))),
-            values: quantizer(format.value_bits(), format.value_clip(), format.group(config.head_dim as u32)),
+            keys: quantizer(format.key().bits.get(), format.clip(format.key().bits), format.key().row_group(&crate::options::shape(config))),
+            values: quantizer(format.value().bits.get(), format.clip(format.value().bits), format.value().group(config.head_dim as u32)),
             sinks,
         })
     }
