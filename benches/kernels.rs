@@ -1,5 +1,5 @@
 //! Every kernel by itself, by the GPU's own clock: `query`, `append`, `protect`, `dequantize`, `attend_split`,
-//! `attend_prefill`, `attend_merge`, `measure`, `append_reordered`, `elect`. `rotate` has a bench of its own.
+//! `attend_prefill`, `attend_merge`, `measure`, `gram`, `append_reordered`, `elect`. `rotate` has a bench of its own.
 //!
 //! ```text
 //! cargo bench --bench kernels
@@ -18,6 +18,9 @@ const CODE_ERROR: f64 = 0.15;
 
 /// Sums of pairs of floats over numbers below 1: 2^-47 an addition. Plain sums of f32 lose about 2^-24.
 const SUM_ERROR: f64 = 1e-11;
+
+/// Gram matrices, relative to the root of two numbers on the diagonal: 24 roundings of 2^-24 (`tests/gram.rs`).
+const GRAM_ERROR: f64 = 24.0 / 16_777_216.0;
 
 /// Runs a recording several times and answers each kernel's median seconds.
 fn profile(gpu: &Gpu, times: usize, mut record: impl FnMut(&mut wgpu::CommandEncoder)) -> Vec<(&'static str, f64)> {
@@ -69,6 +72,50 @@ fn measure(gpu: &Gpu, rows: u32) {
     assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < SUM_ERROR * f64::from(rows)), "columns must add up as in f64");
     let times = profile(gpu, 9, |encoder| kernel::measure::record(gpu, encoder, Rows::f32(&keys), rows, width, &sums, &counts).unwrap());
     line("measure", &format!("{rows} rows of {width}"), find(&times, "measure"), 4.0 * f64::from(rows * width));
+}
+
+/// Gram matrices of the difference of two buffers of rows, and of rows alone, as a calibration takes them.
+fn gram(gpu: &Gpu, rows: u32) {
+    let (heads, head_dim) = (8, 128);
+    let (width, d) = ((heads * head_dim) as usize, head_dim as usize);
+    let count = rows as usize * width;
+    let data = numbers(count + 17);
+    let (row_numbers, minus_numbers) = (&data[..count], &data[17..]);
+    let (row_buffer, minus_buffer) = (buffer(gpu, row_numbers), buffer(gpu, minus_numbers));
+    let gram_numbers = kernel::gram::chunks(rows) as usize * width * d;
+    let grams = buffer(gpu, &vec![f32::NAN; gram_numbers]);
+    for difference in [true, false] {
+        let minus = difference.then(|| Rows::f32(&minus_buffer));
+        let record = |encoder: &mut wgpu::CommandEncoder| kernel::gram::record(gpu, encoder, Rows::f32(&row_buffer), minus, rows, heads, head_dim, &grams);
+        let mut encoder = support::encoder(gpu);
+        record(&mut encoder).unwrap();
+        submit(gpu, encoder);
+        let got = pollster::block_on(kernel::gram::sum(gpu, &grams, rows, heads, head_dim)).unwrap();
+        // In f64 one line of each head's matrix (not the same in all), and the diagonal, which tells what is allowed.
+        let (mut want, mut squares) = (vec![0.0_f64; width], vec![0.0_f64; width]);
+        let x = |i: usize| f64::from(row_numbers[i]) - if difference { f64::from(minus_numbers[i]) } else { 0.0 };
+        let fixed = |head: usize| 17 * head % d;
+        for first in (0..count).step_by(d) {
+            let head = first / d % heads as usize;
+            let factor = x(first + fixed(head));
+            for channel in 0..d {
+                let x = x(first + channel);
+                want[head * d + channel] += factor * x;
+                squares[head * d + channel] += x * x;
+            }
+        }
+        for (i, want) in want.iter().enumerate() {
+            let (head, channel) = (i / d, i % d);
+            let allowed = GRAM_ERROR * (squares[i] * squares[head * d + fixed(head)]).sqrt();
+            assert!((got[head][fixed(head) * d + channel] - want).abs() <= allowed, "products must add up as in f64");
+        }
+        let seconds = find(&profile(gpu, 9, |encoder| record(encoder).unwrap()), "gram");
+        let what = format!("{rows} rows of {heads}x{head_dim}{}", if difference { ", difference" } else { "" });
+        let read = if difference { 2 * count } else { count };
+        line("gram", &what, seconds, 4.0 * (read + gram_numbers) as f64);
+        // A product and a sum for each number on and below the diagonal.
+        println!("{:>16} {what:>44} {:>10.1} us {:>8.0} GFLOP/s", "gram", seconds * 1e6, count as f64 * (d + 1) as f64 / seconds * 1e-9);
+    }
 }
 
 /// Appends, decodes, prefills and dequantizes one cache.
@@ -154,6 +201,7 @@ fn main() {
     // On a software adapter the sizes only show that it runs.
     let four = Format::new(Codec::Hadamard, Bits::Four, Bits::Four, 128);
     measure(&gpu, if software { 1 << 8 } else { 1 << 16 });
+    gram(&gpu, if software { 1 << 8 } else { 1 << 16 });
     let (sequences, tokens) = if software { (1, 256) } else { (8, 4096) };
     cache(&gpu, sequences, tokens, four, Protection::strict());
     cache(&gpu, sequences, tokens, four, Protection { sinks: Sinks::First(4), window: 128 });

@@ -10,6 +10,7 @@ pub mod attend_prefill;
 pub mod attend_split;
 pub mod dequantize;
 pub mod elect;
+pub mod gram;
 pub mod measure;
 pub mod protect;
 pub mod query;
@@ -49,7 +50,7 @@ pub struct Kernel {
 }
 
 /// All kernels.
-pub const ALL: [&Kernel; 11] = [
+pub const ALL: [&Kernel; 12] = [
     &append::KERNEL,
     &append_reordered::KERNEL,
     &attend_merge::KERNEL,
@@ -57,6 +58,7 @@ pub const ALL: [&Kernel; 11] = [
     &attend_split::KERNEL,
     &dequantize::KERNEL,
     &elect::KERNEL,
+    &gram::KERNEL,
     &measure::KERNEL,
     &protect::KERNEL,
     &query::KERNEL,

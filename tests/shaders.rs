@@ -160,7 +160,9 @@ fn all() -> &'static [Proven] {
             .into_iter()
             .flat_map(|order| [32, 64, 128].into_iter().flat_map(move |n| [false, true].map(|in_place| kernel::rotate::variant(order, in_place, n))));
         let measures = [Element::F32, Element::F16].map(kernel::measure::variant);
-        let variants = plans().iter().flat_map(Plan::variants).chain(rotations).chain(measures).filter(|v| seen.insert(v.clone())).collect::<Vec<_>>();
+        let grams = HEAD_DIMS.into_iter().flat_map(|head_dim| [false, true].map(|difference| kernel::gram::variant(head_dim, difference)));
+        let variants =
+            plans().iter().flat_map(Plan::variants).chain(rotations).chain(measures).chain(grams).filter(|v| seen.insert(v.clone())).collect::<Vec<_>>();
         let mut proven = Vec::new();
         let mut complaints = String::new();
         for variant in variants {
@@ -370,6 +372,7 @@ fn params() -> Vec<Fields> {
         fields!(attend_split::AttendSplitParams { items_at, slab_heads, heads_at, kv_heads }),
         fields!(dequantize::DequantizeParams { chunk, first, tokens, slab_heads, heads_at, kv_heads, limit, pad }),
         fields!(elect::ElectParams { items_at, items, width, pad }),
+        fields!(gram::GramParams { rows, heads, pad }),
         fields!(measure::MeasureParams { rows, width, zero, pad }),
         fields!(protect::ProtectParams { items_at, items, layer, kv_heads }),
         fields!(query::QueryParams { positions_at, row_first, query_heads, kv_heads, groups_at, pad }),
