@@ -1,8 +1,9 @@
 //! One decode step of one layer: query rotation, attend_split, attend_merge, from a full cache.
 //!
 //! ```text
-//! cargo bench --bench attention -- [--shapes 64x32768,1x32768] [--formats hadamard:2:2,f16] [--kernels] [--json FILE]
+//! cargo bench --bench attention -- [--shapes 64x32768,1x32768] [--formats hadamard:2:2,hadamard:2+4:2+4,f16] [--kernels] [--json FILE]
 //! ```
+//! Bits such as `2+4` are those that the KV heads have in turn: two ways of storing heads are two dispatches.
 //! Gtok/s = sequences x kv_heads x tokens / time. Buffers rotate over 200 MB or more, so that no cache holds them; every
 //! result is compared with attention over the dequantized rows before it is timed. `bytes` are those of the pages that one
 //! step reads; `share` is of the read bandwidth measured in the same run.
@@ -11,22 +12,26 @@
 
 mod support;
 use support::*;
-use wgkv::{Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Scales, Sequence, Step};
+use wgkv::{Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Precision, Protection, Rows, Scales, Sequence, Step};
 
 /// Relative error of attend against f32 attention over the dequantized rows: int8 queries and u8 weights, at short and long
 /// contexts of the bench's uniform numbers. A wrong plane or scale gives errors near 1.
 const ATTEND_ERROR: f64 = 0.05;
 
-fn format(text: &str) -> Format {
+/// The format, and the precisions that KV heads take in turn.
+fn format(text: &str) -> (Format, Vec<[Precision; 2]>) {
     let mut fields = text.split(':');
     let codec: Codec = fields.next().unwrap().parse().unwrap();
     if codec == Codec::F16 {
-        return Format::f16();
+        return (Format::f16(), vec![[Precision::F16; 2]]);
     }
-    let mut number = |default: u32| fields.next().map_or(default, |f| f.parse().unwrap_or(default));
-    let (k, v, group) = (number(2), number(2), number(128));
-    let format = Format::new(codec, Bits::try_from(k).unwrap(), Bits::try_from(v).unwrap(), group);
-    if text.ends_with(":f8") { format.with_scales(Scales::Byte) } else { format }
+    let bits = |field: &str| -> Vec<Bits> { field.split('+').map(|bits| Bits::try_from(bits.parse::<u32>().unwrap()).unwrap()).collect() };
+    let (k, v) = (bits(fields.next().unwrap_or("2")), bits(fields.next().unwrap_or("2")));
+    let group = fields.next().and_then(|f| f.parse().ok()).unwrap_or(128);
+    let turns = 0..k.len().max(v.len());
+    let precisions: Vec<[Precision; 2]> = turns.map(|n| [Precision::new(k[n % k.len()], group), Precision::new(v[n % v.len()], group)]).collect();
+    let format = Format::new(codec, k[0], v[0], group);
+    (if text.ends_with(":f8") { format.with_scales(Scales::Byte) } else { format }, precisions)
 }
 
 /// Attention of one sequence's last token in f64 over the cache's own rows.
@@ -95,8 +100,8 @@ struct Row {
     kernels: Vec<(&'static str, f64)>,
 }
 
-fn measure(gpu: &Gpu, case: Case, format: Format, rotate_bytes: u64) -> wgkv::Result<Row> {
-    let mut plan: Plan = plan(gpu, case, format, Protection::strict(), rotate_bytes)?;
+fn measure(gpu: &Gpu, case: Case, (format, precisions): (Format, Vec<[Precision; 2]>), rotate_bytes: u64) -> wgkv::Result<Row> {
+    let mut plan: Plan = plan_mixed(gpu, case, format, &precisions, Protection::strict(), rotate_bytes)?;
     if let Some(n) = argument("--split") {
         plan = plan.with_split_workgroups(n.parse().unwrap());
     }
@@ -152,7 +157,7 @@ fn main() {
     let shapes = argument("--shapes").unwrap_or_else(|| if software { "1x1024,2x512" } else { "1x32768,1x131072,64x8192,64x32768" }.into());
     let formats = argument("--formats").unwrap_or_else(|| {
         if software {
-            "hadamard:2:2,rotate-kv:2:2,f16"
+            "hadamard:2:2,hadamard:2+4:2,rotate-kv:2:2,f16"
         } else {
             "hadamard:2:2,rotate-kv:2:2,rotate-kv:4:4,hadamard:3:3,hadamard:4:2,hadamard:4:4,hadamard:8:8,rtn:2:2,rtn:4:4,f16"
         }
@@ -179,20 +184,14 @@ fn main() {
                 Ok(row) => {
                     let speed = f64::from(case.sequences * case.kv_heads) * f64::from(case.tokens) / row.seconds * 1e-9;
                     let share = row.bytes / row.seconds / bandwidth;
-                    println!(
-                        "{shape:>12} {:>26} {:>10.1} {speed:>8.2} {:>9.1} {share:>7.2} {:>8.5}",
-                        format(name).to_string(),
-                        row.seconds * 1e6,
-                        row.bytes * 1e-6,
-                        row.error
-                    );
+                    println!("{shape:>12} {name:>26} {:>10.1} {speed:>8.2} {:>9.1} {share:>7.2} {:>8.5}", row.seconds * 1e6, row.bytes * 1e-6, row.error);
                     for (kernel, time) in &row.kernels {
                         println!("{:>50} {:>10.1} us", kernel, time * 1e6);
                     }
                     json.push(format!("{{\"shape\":\"{shape}\",\"format\":\"{name}\",\"heads\":{heads:?},\"us\":{:.2},\"gtok_s\":{speed:.3},\"bytes\":{:.0},\"share\":{share:.4}}}", row.seconds * 1e6, row.bytes));
                 }
                 // Not measured is not a number: the reason stands in its place.
-                Err(error) => println!("{shape:>12} {:>26} does not fit: {error}", format(name).to_string()),
+                Err(error) => println!("{shape:>12} {name:>26} does not fit: {error}"),
             }
         }
     }

@@ -1,7 +1,12 @@
 //! Which bits every layer, KV head, key and value of a cache has.
 
+mod allocator;
+mod file;
+
+pub use allocator::{Allocator, Allowance, Grain, Report, Unit};
+
 use crate::error::{Error, Result};
-use crate::format::{Codec, Format, Precision};
+use crate::format::{Bits, Codec, Format, Precision};
 use crate::shape::Shape;
 use std::fmt;
 
@@ -40,6 +45,9 @@ pub struct Allocation {
     head_dim: u32,
     /// `[layer, kv_head]`: keys, values.
     precisions: Vec<[Precision; 2]>,
+    /// The model that it was made for; empty for any.
+    model: String,
+    report: Option<Report>,
 }
 
 impl Allocation {
@@ -58,15 +66,21 @@ impl Allocation {
     /// that the codec cannot tell apart.
     pub fn new(shape: &Shape, format: Format, of: impl Fn(u32, u32) -> [Precision; 2]) -> Result<Self> {
         let heads = || (0..shape.layers).flat_map(|layer| (0..shape.kv_heads).map(move |head| (layer, head)));
+        // A group means nothing at 16 bits.
+        let plain = |precision: Precision| if precision.bits == Bits::Sixteen { Precision::F16 } else { precision };
+        let precisions: Vec<[Precision; 2]> =
+            heads().map(|(layer, head)| if format.codec() == Codec::F16 { [Precision::F16; 2] } else { of(layer, head).map(plain) }).collect();
         let allocation = Self {
-            format,
+            // Its own precisions are those of the first head, so that one that was saved comes back as it was.
+            format: precisions.first().map_or(format, |[key, value]| format.with_precisions(*key, *value)),
             layers: shape.layers,
             kv_heads: shape.kv_heads,
             head_dim: shape.head_dim,
-            precisions: heads().map(|(layer, head)| if format.codec() == Codec::F16 { [Precision::F16; 2] } else { of(layer, head) }).collect(),
+            precisions,
+            model: String::new(),
+            report: None,
         };
-        // The format itself may be of no head, but is what all share.
-        format.check(shape)?;
+        allocation.format.check(shape)?;
         for (layer, head) in heads() {
             allocation.format_of(layer, head).check(shape)?;
             let [keys, values] = Kind::BOTH.map(|kind| allocation.first_head(kind, head));
@@ -98,7 +112,7 @@ impl Allocation {
         head / alike * alike
     }
 
-    /// Codec, clip and scales of all heads. Its own bits are those that a uniform cache would have.
+    /// Codec, clip and scales of all heads. Its own bits are those of the first.
     pub fn format(&self) -> &Format {
         &self.format
     }
@@ -114,6 +128,27 @@ impl Allocation {
         let at = (layer * self.kv_heads + head) as usize;
         let known = layer < self.layers && head < self.kv_heads;
         self.precisions.get(at).filter(|_| known).copied().unwrap_or([self.format.key(), self.format.value()])
+    }
+
+    /// The name of the model that it was made for; empty for any.
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// Refuses a model of another name. One that was made for none serves every model.
+    ///
+    /// # Errors
+    /// [`Error::Allocation`].
+    pub fn expect_model(&self, model: &str) -> Result<()> {
+        if self.model.is_empty() || self.model == model {
+            return Ok(());
+        }
+        Err(Error::Allocation { name: "model".into(), wanted: format!("{model:?}"), had: format!("{:?}", self.model) })
+    }
+
+    /// What was spent where, and why, if a rule made it.
+    pub fn report(&self) -> Option<&Report> {
+        self.report.as_ref()
     }
 
     /// Layers.
@@ -136,7 +171,11 @@ impl Allocation {
         [0, 1].map(|kind| self.precisions.iter().map(|two| f64::from(two[kind].bits.get())).sum::<f64>() / self.precisions.len().max(1) as f64)
     }
 
-    pub(crate) fn expect_shape(&self, shape: &Shape) -> Result<()> {
+    /// Refuses a cache of another shape.
+    ///
+    /// # Errors
+    /// [`Error::Allocation`].
+    pub fn expect_shape(&self, shape: &Shape) -> Result<()> {
         for (name, wanted, had) in
             [("layers", shape.layers, self.layers), ("kv_heads", shape.kv_heads, self.kv_heads), ("head_dim", shape.head_dim, self.head_dim)]
         {

@@ -469,6 +469,28 @@ impl Cache {
         Ok(Step::new(self.gpu.device(), &self.plan, self.gpu.capability().uniform_alignment, &growths, self.id, self.serial))
     }
 
+    /// A step that attends once more from positions whose tokens a sequence holds already, each range of two or more. It appends
+    /// nothing, and is the latest step's equal until the next is made. The ranges must lie in the pages.
+    pub(crate) fn revisit(&self, sequence: Sequence, ranges: &[Range<u32>]) -> Result<Step> {
+        let live = self.find(sequence)?;
+        let mut growths = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            if range.end > live.packed || range.start + 1 >= range.end {
+                return Err(Error::Range { first: range.start, end: range.end, have: live.packed });
+            }
+            growths.push(Growth {
+                slot: sequence.slot,
+                old_tokens: range.start,
+                new_tokens: range.end,
+                old_packed: live.packed,
+                new_packed: live.packed,
+                limit: live.limit,
+                pages: live.pages.clone(),
+            });
+        }
+        Ok(Step::new(self.gpu.device(), &self.plan, self.gpu.capability().uniform_alignment, &growths, self.id, self.serial))
+    }
+
     fn check(&self, step: &Step, layer: u32) -> Result<&Layer> {
         if step.cache != self.id {
             return Err(Error::Stale { reason: "another cache made it" });

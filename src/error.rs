@@ -58,6 +58,16 @@ pub enum Error {
         /// What it is.
         had: String,
     },
+    /// A sensitivity is damaged, or was measured of something else.
+    #[error("the sensitivity's {name} must be {wanted}, but is {had}")]
+    Sensitivity {
+        /// What does not fit.
+        name: String,
+        /// What it must be.
+        wanted: String,
+        /// What it is.
+        had: String,
+    },
     /// An allocation of bits is damaged, or was made for something else.
     #[error("the allocation's {name} must be {wanted}, but is {had}")]
     Allocation {
@@ -89,13 +99,13 @@ pub enum Error {
         have: u64,
     },
     /// The budget is too small to hold anything.
-    #[error("the budget gives {have} bytes, but {need} are needed for {reason}")]
+    #[error("the budget gives {have}, but {need} are needed for {reason}")]
     Budget {
-        /// What is needed for.
+        /// What is needed for, and in which unit.
         reason: &'static str,
-        /// Bytes wanted.
+        /// How much is wanted.
         need: u64,
-        /// Bytes had.
+        /// How much there is.
         have: u64,
     },
     /// More tokens than free pages can hold.

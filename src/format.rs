@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::shape::Shape;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
@@ -173,6 +174,20 @@ impl Precision {
     }
 }
 
+impl FromStr for Precision {
+    type Err = Error;
+
+    /// What [`Precision`] prints: `2/128` for 2 bits in groups of 128, `16` for half precision.
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || Error::Text { name: "precision", wanted: "BITS/GROUP, or 16", had: text.to_owned() };
+        if text == "16" {
+            return Ok(Self::F16);
+        }
+        let (bits, group) = text.split_once('/').ok_or_else(wrong)?;
+        Ok(Self { bits: Bits::try_from(bits.parse::<u32>().map_err(|_| wrong())?)?, group: group.parse().map_err(|_| wrong())? })
+    }
+}
+
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.bits {
@@ -308,6 +323,27 @@ impl Format {
             return wrong("kv_heads * head_dim / group", "256 at most", groups);
         }
         Ok(())
+    }
+}
+
+/// A format without its precisions, in the words of a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct FormatWords {
+    codec: String,
+    scales: String,
+    clip: Option<f32>,
+    heads_per_group: Option<u32>,
+}
+
+impl FormatWords {
+    pub(crate) fn of(format: &Format) -> Self {
+        Self { codec: format.codec.to_string(), scales: format.scales.to_string(), clip: format.clip, heads_per_group: format.heads_per_group }
+    }
+
+    /// The format, with four bits in groups of 128 where it has none of its own.
+    pub(crate) fn format(&self) -> Result<Format> {
+        let format = Format::new(self.codec.parse()?, Bits::Four, Bits::Four, 128);
+        Ok(Format { scales: self.scales.parse()?, clip: self.clip, heads_per_group: self.heads_per_group, ..format })
     }
 }
 

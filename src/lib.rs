@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod allocate;
 mod allocation;
 mod budget;
 mod cache;
@@ -14,11 +15,12 @@ mod plan;
 mod protection;
 pub mod reference;
 mod rows;
+mod sensitivity;
 mod shape;
 mod status;
 mod step;
 
-pub use allocation::{Allocation, Kind};
+pub use allocation::{Allocation, Allocator, Allowance, Grain, Kind, Report, Unit};
 pub use budget::Budget;
 pub use cache::{Cache, Memory, Sequence};
 pub use calibration::{Calibration, Collector, Reach};
@@ -29,6 +31,7 @@ pub use layout::{PAGE_TOKENS, PageLayout};
 pub use plan::{Cost, Plan, Restore, Slab};
 pub use protection::{Protection, Sinks};
 pub use rows::{Element, Rows};
+pub use sensitivity::{Probe, Sensitivity};
 pub use shape::{Rope, RopeLayout, Shape};
 pub use status::{Flag, Status};
 pub use step::{Chunk, Step};

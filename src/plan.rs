@@ -359,7 +359,7 @@ impl Plan {
                 let page: u64 = (0..self.shape.layers).map(|layer| self.layer_page_bytes(layer)).sum();
                 let protected = self.protected_bytes() * u64::from(self.shape.layers);
                 if bytes < protected + page {
-                    return Err(Error::Budget { reason: "the f16 rows of all sequences and one page", need: protected + page, have: bytes });
+                    return Err(Error::Budget { reason: "the bytes of the f16 rows of all sequences and one page", need: protected + page, have: bytes });
                 }
                 (bytes - protected) / page
             }
@@ -518,7 +518,7 @@ impl Plan {
 
     /// How many of a sequence's first tokens lie in pages, when it holds `tokens`. (Sinks have a place there too, unused.)
     pub fn packed(&self, tokens: u32) -> u32 {
-        if self.ring() == 0 { tokens } else { tokens.saturating_sub(self.protection.window) / PAGE_TOKENS * PAGE_TOKENS }
+        if self.ring() == 0 { tokens } else { self.protection.packed(tokens) }
     }
 
     /// Query heads that share one reading of the cache: 1, 2 or 4.

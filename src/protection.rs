@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::{Codec, Format};
+use crate::layout::PAGE_TOKENS;
 use std::fmt;
 use std::str::FromStr;
 
@@ -78,6 +79,18 @@ impl Protection {
     /// Nothing stays f16: every token is packed before it is attended to.
     pub fn strict() -> Self {
         Self { sinks: Sinks::None, window: 0 }
+    }
+
+    /// How many of a sequence's first tokens lie in pages, when it holds `tokens`. (Sinks have a place there too, unused.)
+    pub fn packed(&self, tokens: u32) -> u32 {
+        if self.window == 0 { tokens } else { tokens.saturating_sub(self.window) / PAGE_TOKENS * PAGE_TOKENS }
+    }
+
+    /// How many of `tokens` tokens of a sequence are kept in f16: those that no page holds yet, and the sinks. (Elected sinks may be
+    /// fewer.)
+    pub fn f16_tokens(&self, tokens: u32) -> u32 {
+        let packed = self.packed(tokens);
+        tokens - packed + self.sinks.rows().min(packed)
     }
 
     pub(crate) fn check(&self, format: &Format) -> Result<()> {

@@ -190,7 +190,7 @@ fn budgets_that_hold_nothing_are_refused() {
     // One sequence's f16 rows: (4 + 128 + 128) rows of 64 words, 2 KV heads, 2 layers; a page is as the layout says.
     let rows = 4 * 260 * 64 * 2 * 2;
     let page = 4 * make(Budget::tokens(1, 1)).unwrap().slabs(0)[0].layout().bytes();
-    let error = Error::Budget { reason: "the f16 rows of all sequences and one page", need: rows + page, have: rows + page - 1 };
+    let error = Error::Budget { reason: "the bytes of the f16 rows of all sequences and one page", need: rows + page, have: rows + page - 1 };
     refused(make(Budget::bytes(1, rows + page - 1)), &error, &[&(rows + page).to_string(), &(rows + page - 1).to_string(), "f16 rows"]);
     assert_eq!(make(Budget::bytes(1, rows + page)).unwrap().pages(), 1);
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 
 use std::time::Instant;
-use wgkv::{Budget, Cache, Calibration, Chunk, Codec, Format, Gpu, Plan, Protection, Reach, Rope, Rows, Sequence, Shape};
+use wgkv::{Allocation, Budget, Cache, Calibration, Chunk, Codec, Format, Gpu, Plan, Precision, Protection, Reach, Rope, Rows, Sequence, Shape};
 use wgpu::util::DeviceExt;
 
 /// One shape to measure.
@@ -69,12 +69,21 @@ pub fn wait(gpu: &Gpu) {
 
 /// The plan of a case, with as many layers as make the packed bytes `rotate_bytes` or more.
 pub fn plan(gpu: &Gpu, case: Case, format: Format, protection: Protection, rotate_bytes: u64) -> wgkv::Result<Plan> {
+    plan_mixed(gpu, case, format, &[[format.key(), format.value()]], protection, rotate_bytes)
+}
+
+/// The same with precisions that the KV heads take in turn.
+pub fn plan_mixed(gpu: &Gpu, case: Case, format: Format, precisions: &[[Precision; 2]], protection: Protection, rotate_bytes: u64) -> wgkv::Result<Plan> {
     let shape =
         |layers| Shape { layers, query_heads: case.query_heads, kv_heads: case.kv_heads, head_dim: case.head_dim, rope: Rope::new(500_000.0, case.head_dim) };
     let budget = Budget::tokens(case.sequences, case.tokens);
-    let one = Plan::new(shape(1), format, protection, budget, gpu.capability())?;
+    let plan = |layers| {
+        let allocation = Allocation::new(&shape(layers), format, |_, head| precisions[head as usize % precisions.len()])?;
+        Plan::mixed(shape(layers), allocation, protection, budget, gpu.capability())
+    };
+    let one = plan(1)?;
     let layers = rotate_bytes.div_ceil(one.cost().cache()).max(1) as u32;
-    let plan = Plan::new(shape(layers), format, protection, budget, gpu.capability())?;
+    let plan = plan(layers)?;
     if format.codec() != Codec::RotateKv {
         return Ok(plan);
     }

@@ -1,12 +1,21 @@
 //! Joins the plain WGSL parts of a kernel into one module, and finds the part a line came from.
 
+use std::hash::{Hash, Hasher};
+
 /// A WGSL text of its own file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
     /// The path below `shaders/`.
     pub path: &'static str,
     /// The text.
     pub source: &'static str,
+}
+
+/// By the path alone: pipelines are looked up for every dispatch, and texts are long.
+impl Hash for Part {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.path.hash(state);
+    }
 }
 
 /// The parts of one module, joined.

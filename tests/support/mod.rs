@@ -4,12 +4,15 @@
 
 mod packed;
 mod rounding;
+mod text;
 mod walk;
 
 #[allow(unused_imports, reason = "every test file uses its own part of it")]
 pub use packed::*;
 #[allow(unused_imports, reason = "every test file uses its own part of it")]
 pub use rounding::*;
+#[allow(unused_imports, reason = "every test file uses its own part of it")]
+pub use text::*;
 #[allow(unused_imports, reason = "every test file uses its own part of it")]
 pub use walk::*;
 

@@ -25,7 +25,12 @@ pub struct Page<'a> {
 
 /// One head's page of layer 0.
 pub fn page<'a>(plan: &'a Plan, slabs: &'a [Vec<u32>], physical: u32, head: u32) -> Page<'a> {
-    let (slab, words) = plan.slabs(0).iter().zip(slabs).find(|(slab, _)| slab.heads().contains(&head)).expect("a slab has every head");
+    page_of(plan, 0, slabs, physical, head)
+}
+
+/// One head's page of a layer.
+pub fn page_of<'a>(plan: &'a Plan, layer: u32, slabs: &'a [Vec<u32>], physical: u32, head: u32) -> Page<'a> {
+    let (slab, words) = plan.slabs(layer).iter().zip(slabs).find(|(slab, _)| slab.heads().contains(&head)).expect("a slab has every head");
     let vecs = slab.layout().vecs as usize;
     let place = slab.heads().iter().position(|h| *h == head).expect("it has") as u32;
     let at = (physical * slab.count() + place) as usize * 4 * vecs;

@@ -1,6 +1,6 @@
 //! One case of a table, walked step by step: a cache, its inputs, and what every kernel read and wrote.
 
-use super::{POISON, normal, seeded, upload, words};
+use super::{POISON, attention_over, normal, seeded, upload, words};
 use rand::rngs::StdRng;
 use wgkv::gpu::Capability;
 use wgkv::reference::{Constants, turns};
@@ -382,14 +382,6 @@ pub fn exact_over_stored(walk: &Walk, taken: &Taken, sequence: usize, first: u32
     let shape = &walk.case.shape;
     let [keys, values] = walk.dequantize(sequence);
     let tokens = walk.cache.tokens(walk.sequences[sequence]).expect("a live sequence");
-    let (d, heads) = (shape.head_dim as usize, shape.query_heads as usize);
-    let queries: Vec<f32> = (0..rows as usize * heads)
-        .flat_map(|i| {
-            let at = (first as usize * heads + i) * d;
-            let row: Vec<f64> = taken.queries.numbers[at..at + d].iter().map(|x| f64::from(*x)).collect();
-            wgkv::reference::turn_exact(&shape.rope, &row, tokens - rows + (i / heads) as u32)
-        })
-        .map(|x| x as f32)
-        .collect();
-    wgkv::reference::attention_exact(&Shape { rope: Rope::none(), ..shape.clone() }, &keys, &values, &queries, rows as usize)
+    let queries = &taken.queries.numbers[(first * shape.query_heads * shape.head_dim) as usize..];
+    attention_over(shape, [&keys, &values], queries, tokens - rows, rows)
 }

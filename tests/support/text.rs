@@ -1,0 +1,123 @@
+//! A text as a model would show it to a cache, and a cache that reads it, layer by layer.
+
+use super::{download, normals, poisoned, upload, words};
+use rand::rngs::StdRng;
+use wgkv::*;
+
+/// Numbers of a row of the residual stream.
+pub const STREAM: usize = 8;
+
+/// By layer keys, values, queries and the residual stream of every token.
+#[derive(Clone, Debug)]
+pub struct Text {
+    pub layers: Vec<[Vec<f32>; 4]>,
+}
+
+impl Text {
+    /// Numbers that are normal.
+    pub fn normal(random: &mut StdRng, shape: &Shape, tokens: usize) -> Self {
+        let widths = Self::widths(shape);
+        Self { layers: (0..shape.layers).map(|_| widths.map(|width| normals(random, tokens * width))).collect() }
+    }
+
+    /// Numbers of one token's keys, values, queries and residual stream.
+    pub fn widths(shape: &Shape) -> [usize; 4] {
+        let [kv, q] = [shape.kv_heads, shape.query_heads].map(|heads| (heads * shape.head_dim) as usize);
+        [kv, kv, q, STREAM]
+    }
+
+    /// Its tokens.
+    pub fn tokens(&self) -> usize {
+        self.layers[0][3].len() / STREAM
+    }
+
+    /// Another text that begins with this one's first tokens.
+    pub fn branch(&self, random: &mut StdRng, shape: &Shape, tokens: usize) -> Self {
+        let mut other = Self::normal(random, shape, self.tokens());
+        for (other, own) in other.layers.iter_mut().flatten().zip(self.layers.iter().flatten()) {
+            let width = own.len() / self.tokens();
+            other[..tokens * width].copy_from_slice(&own[..tokens * width]);
+        }
+        other
+    }
+}
+
+/// A cache that reads texts.
+pub struct Reader {
+    pub gpu: Gpu,
+    pub cache: Cache,
+}
+
+impl Reader {
+    pub fn new(gpu: &Gpu, plan: Plan) -> Self {
+        Self { gpu: gpu.clone(), cache: Cache::new(gpu, plan).expect("the plan can be allocated") }
+    }
+
+    /// Reads on in a text by so many tokens; answers each layer's output, bit for bit.
+    pub fn read(&mut self, sequence: Sequence, text: &Text, tokens: usize) -> Vec<Vec<u32>> {
+        self.take(sequence, text, tokens, true)
+    }
+
+    /// Reads on without asking what the text's queries find.
+    pub fn store(&mut self, sequence: Sequence, text: &Text, tokens: usize) {
+        self.take(sequence, text, tokens, false);
+    }
+
+    fn take(&mut self, sequence: Sequence, text: &Text, tokens: usize, attend: bool) -> Vec<Vec<u32>> {
+        let [kv, _, q, _] = Text::widths(self.cache.plan().shape());
+        let at = self.cache.tokens(sequence).expect("a live sequence") as usize;
+        let step = self.cache.step(&[Chunk { sequence, tokens: tokens as u32 }]).expect("room for the text");
+        let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut outputs = Vec::new();
+        for (layer, [keys, values, queries, residual]) in (0..).zip(&text.layers) {
+            let rows = |numbers: &[f32], width: usize| upload(&self.gpu, &numbers[at * width..(at + tokens) * width]);
+            let (k, v, stream) = (rows(keys, kv), rows(values, kv), rows(residual, STREAM));
+            self.cache.elect(&mut encoder, &step, layer, Rows::f32(&stream), STREAM as u32).expect("rows of the right length");
+            self.cache.append(&mut encoder, &step, layer, Rows::f32(&k), Rows::f32(&v)).expect("rows of the right length");
+            if attend {
+                let (asked, out) = (rows(queries, q), poisoned(&self.gpu, tokens * q));
+                self.cache.attend(&mut encoder, &step, layer, Rows::f32(&asked), Rows::f32(&out)).expect("rows of the right length");
+                outputs.push(out);
+            }
+        }
+        self.gpu.queue().submit([encoder.finish()]);
+        outputs.iter().map(|out| words(&self.gpu, out)).collect()
+    }
+
+    /// Keys (after RoPE) and values of one layer, as they are stored: `[tokens, kv_heads, head_dim]`.
+    pub fn stored(&self, sequence: Sequence, layer: u32) -> [Vec<f32>; 2] {
+        let tokens = self.cache.tokens(sequence).expect("a live sequence");
+        let shape = self.cache.plan().shape();
+        let n = (tokens * shape.kv_heads * shape.head_dim) as usize;
+        let buffers = [poisoned(&self.gpu, n), poisoned(&self.gpu, n)];
+        let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        self.cache.dequantize(&mut encoder, sequence, layer, 0..tokens, Rows::f32(&buffers[0]), Rows::f32(&buffers[1])).expect("tokens that are held");
+        self.gpu.queue().submit([encoder.finish()]);
+        buffers.map(|buffer| download(&self.gpu, &buffer, n))
+    }
+
+    /// What a call records, submitted.
+    pub fn recorded<T>(&mut self, record: impl FnOnce(&mut Cache, &mut wgpu::CommandEncoder) -> Result<T>) -> T {
+        let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let answer = record(&mut self.cache, &mut encoder).expect("the test's call is allowed");
+        self.gpu.queue().submit([encoder.finish()]);
+        answer
+    }
+}
+
+/// Attention in f64 of `rows` queries (before RoPE) from position `first` on, over rows as they are stored, keys after RoPE:
+/// `[rows, query_heads, head_dim]`.
+pub fn attention_over(shape: &Shape, [keys, values]: [&[f32]; 2], queries: &[f32], first: u32, rows: u32) -> Vec<f64> {
+    let (d, heads) = (shape.head_dim as usize, shape.query_heads as usize);
+    let turned: Vec<f32> = queries[..rows as usize * heads * d]
+        .chunks_exact(d)
+        .zip(0..)
+        .flat_map(|(row, i): (&[f32], usize)| {
+            let row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
+            reference::turn_exact(&shape.rope, &row, first + (i / heads) as u32)
+        })
+        .map(|x| x as f32)
+        .collect();
+    let seen = ((first + rows) * shape.kv_heads * shape.head_dim) as usize;
+    reference::attention_exact(&Shape { rope: Rope::none(), ..shape.clone() }, &keys[..seen], &values[..seen], &turned, rows as usize)
+}
