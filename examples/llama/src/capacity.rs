@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use wgkv::{Bits, Budget, Cache, Calibration, Capability, Codec, Format, Gpu, Protection, Scales, Sinks};
+use wgkv::{Allocation, Bits, Budget, Cache, Calibration, Capability, Codec, Format, Gpu, Protection, Scales, Sinks};
 
 use crate::bridge::Bridge;
 use crate::config::Config;
@@ -172,7 +172,7 @@ fn formats(options: &CapacityOptions) -> Vec<(Format, Protection)> {
 
 /// One codec's numbers: the largest batch is found by halving.
 fn row(options: &CapacityOptions, config: &Config, format: Format, protection: Protection, room: u64, capability: &Capability) -> Result<CapacityRow> {
-    let plan = |batch| plan(config, format, None, protection, Budget::tokens(batch, options.context), capability);
+    let plan = |batch| plan(config, Allocation::uniform(&shape(config), format)?, None, protection, Budget::tokens(batch, options.context), capability);
     let cost = |batch| -> Result<(u64, u64)> { plan(batch).map(|plan| (plan.cost().cache(), plan.cost().scratch)) };
     // A batch that the device's limits refuse does not fit either.
     let fits = |batch| cost(batch).is_ok_and(|(cache, scratch)| cache + scratch <= room);
@@ -211,7 +211,7 @@ pub fn device_bytes(gpu: &Gpu) -> Option<u64> {
 
 /// Makes a cache, unless the plan or the device refuses.
 pub fn try_cache(gpu: &Gpu, config: &Config, format: Format, calibration: Option<Calibration>, protection: Protection, budget: Budget) -> Result<Cache> {
-    let plan = plan(config, format, calibration, protection, budget, gpu.capability())?;
+    let plan = plan(config, Allocation::uniform(&shape(config), format)?, calibration, protection, budget, gpu.capability())?;
     let (memory, validation) = (gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory), gpu.device().push_error_scope(wgpu::ErrorFilter::Validation));
     let cache = Cache::new(gpu, plan);
     let errors = [pollster::block_on(validation.pop()), pollster::block_on(memory.pop())];

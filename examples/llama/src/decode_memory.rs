@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Device, Distribution, Tensor, activation};
 use serde::Serialize;
-use wgkv::{Budget, Calibration, Codec, Format, Protection, Sinks};
+use wgkv::{Allocation, Budget, Calibration, Codec, Format, Protection, Sinks};
 
 use crate::attention::Attention;
 use crate::bridge::Bridge;
@@ -18,7 +18,7 @@ use crate::capacity::{device_bytes, stand_in, try_cache};
 use crate::compressed::CompressedAttention;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::options::{CacheOptions, CacheSummary};
+use crate::options::{CacheOptions, CacheSummary, shape};
 
 /// Rows of random keys that are appended at once.
 const ROWS: u32 = 8192;
@@ -275,10 +275,10 @@ pub fn decode_memory(options: &DecodeMemoryOptions) -> Result<DecodeMemoryReport
     if control > 0 && format.codec() != Codec::F16 {
         let plain = CacheOptions { codec: Codec::F16, ..options.cache.clone() };
         let strict = Protection::strict();
-        runs.push(job.run(Format::f16(), strict, plain.summary(&config, &Format::f16(), strict), control)?);
+        runs.push(job.run(Format::f16(), strict, plain.summary(&config, &Allocation::uniform(&shape(&config), Format::f16())?, strict), control)?);
         bridge.clean()?;
     }
-    runs.push(job.run(format, protection, options.cache.summary(&config, &format, protection), options.batch)?);
+    runs.push(job.run(format, protection, options.cache.summary(&config, &Allocation::uniform(&shape(&config), format)?, protection), options.batch)?);
     Ok(DecodeMemoryReport {
         parameters: config.parameters(),
         weight_bytes: 2 * config.parameters(),

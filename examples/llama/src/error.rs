@@ -158,6 +158,9 @@ pub enum Error {
     /// The cache refused or failed.
     #[error(transparent)]
     Cache(#[from] wgkv::Error),
+    /// The pictures of an analysis could not be made.
+    #[error(transparent)]
+    Pictures(#[from] crate::pictures::Error),
 }
 
 /// Shorthand for this package's results.

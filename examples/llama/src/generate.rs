@@ -11,7 +11,7 @@ use crate::compressed::CompressedAttention;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::options::{CacheOptions, CacheSummary, ModelOptions, open_cache};
+use crate::options::{CacheOptions, CacheSummary, ModelOptions, open_mixed};
 use crate::sampler::Sampler;
 use crate::text::Text;
 
@@ -84,10 +84,11 @@ pub fn generate(options: &GenerateOptions, out: &mut dyn Write) -> Result<Genera
 
     let mut prompt: Vec<u32> = config.begin.into_iter().collect();
     prompt.extend(text.encode(&options.prompt)?);
-    let protection = options.cache.protection(Sinks::First(4), 128);
-    let calibration = options.cache.calibration(config, &options.model.model)?;
-    let format = options.cache.format(config, calibration.as_ref())?;
-    let mut cache = open_cache(&bridge, config, format, calibration, protection, prompt.len() + options.tokens)?;
+    let (cache_options, planned) = options.cache.with_plan(config, &options.model.model)?;
+    let protection = cache_options.protection(Sinks::First(4), 128);
+    let calibration = cache_options.calibration(config, &options.model.model)?;
+    let allocation = cache_options.allocation(config, calibration.as_ref(), planned)?;
+    let mut cache = open_mixed(&bridge, config, allocation.clone(), calibration, protection, prompt.len() + options.tokens)?;
     let mut attention = CompressedAttention::new(&bridge, &mut cache)?;
     let mut sampler = Sampler::new(options.temperature, options.top_p, options.seed);
     let mut stream = text.stream();
@@ -120,7 +121,7 @@ pub fn generate(options: &GenerateOptions, out: &mut dyn Write) -> Result<Genera
 
     let live = prompt.len() + tokens.len().saturating_sub(1);
     let report = GenerateReport {
-        format: options.cache.summary(config, &format, protection),
+        format: cache_options.summary(config, &allocation, protection),
         prompt_tokens: prompt.len(),
         text: text.decode(&tokens)?,
         prefill_tokens_per_second: prompt.len() as f64 / prefill,

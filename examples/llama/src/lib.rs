@@ -1,6 +1,7 @@
 //! LLaMA-family models on burn, with wgkv holding their keys and values: text generation, and the measure of what a
 //! compressed cache costs and saves.
 
+pub mod analyze;
 pub mod attention;
 pub mod bridge;
 pub mod calibrate;
@@ -13,8 +14,12 @@ pub mod generate;
 pub mod model;
 pub mod options;
 pub mod perplexity;
+pub mod pictures;
+pub mod plan;
 pub mod rope;
 pub mod sampler;
+pub mod sensitivity;
 pub mod simulate;
 pub mod text;
+pub mod tradeoff;
 pub mod weights;

@@ -3,11 +3,14 @@
 use std::io::Write;
 
 use clap::{Parser, Subcommand};
+use wgkv_llama::analyze::{AnalyzeOptions, analyze};
 use wgkv_llama::calibrate::{CalibrateOptions, calibrate};
 use wgkv_llama::capacity::{CapacityOptions, capacity};
 use wgkv_llama::decode_memory::{DecodeMemoryOptions, decode_memory};
 use wgkv_llama::generate::{GenerateOptions, GenerateReport, generate};
 use wgkv_llama::perplexity::{PerplexityOptions, perplexity};
+use wgkv_llama::plan::{PlanOptions, plan};
+use wgkv_llama::tradeoff::{TradeoffOptions, tradeoff};
 
 /// Runs LLaMA-family models with a compressed key/value cache.
 #[derive(Parser)]
@@ -25,6 +28,12 @@ enum Command {
     Perplexity(PerplexityOptions),
     /// Learn from sample text what rotate-kv must know of a model.
     Calibrate(CalibrateOptions),
+    /// Draw a model's keys and values: norms, spectra, and what bits cost.
+    Analyze(AnalyzeOptions),
+    /// Allocate bits to every layer, head, key and value within a budget.
+    Plan(PlanOptions),
+    /// Compare allocations with fixed bits at equal bytes.
+    Tradeoff(TradeoffOptions),
     /// Tell how many sequences fit beside a model's weights, codec by codec.
     Capacity(CapacityOptions),
     /// Decode with random weights of a model's shape, and tell what it takes.
@@ -49,6 +58,20 @@ fn main() -> anyhow::Result<()> {
         Command::Calibrate(options) => {
             println!("{}", serde_json::to_string(&calibrate(&options)?)?);
         }
+        Command::Analyze(options) => {
+            println!("{}", serde_json::to_string(&analyze(&options)?)?);
+        }
+        Command::Plan(options) => {
+            let (allocation, seconds) = plan(&options)?;
+            if let Some(report) = allocation.report() {
+                print!("{report}");
+            }
+            if let Some([keys, values]) = allocation.favours_values() {
+                eprintln!("note: values are favoured, {values:.2} bits on average against {keys:.2} for keys");
+            }
+            println!("decided in {:.1} ms, written to {}", 1e3 * seconds, options.out.display());
+        }
+        Command::Tradeoff(options) => print(&tradeoff(&options)?, options.json)?,
         Command::Capacity(options) => print(&capacity(&options)?, options.json)?,
         Command::DecodeMemory(options) => print(&decode_memory(&options)?, options.json)?,
     }

@@ -90,6 +90,12 @@ impl Model {
         Ok(rms_norm(stream, &self.norm, epsilon))
     }
 
+    /// A layer's projections that make keys and values, and the one that takes attention's output, `[outputs, inputs]` each.
+    pub fn projections(&self, layer: usize) -> Option<[Tensor<2>; 3]> {
+        let layer = self.layers.get(layer)?;
+        Some([&layer.key, &layer.value, &layer.output].map(|linear| linear.weight.whole()))
+    }
+
     /// Scores of every token of the vocabulary for hidden rows, read back row after row.
     pub fn logits(&self, hidden: Tensor<2>) -> Result<Vec<f32>> {
         self.head.as_ref().unwrap_or(&self.embedding).apply(hidden).try_into_vec_as::<f32>().map_err(|error| Error::Burn(error.to_string()))
@@ -169,6 +175,14 @@ impl Matrix {
         match self.blocks.as_slice() {
             [block] => product(block),
             blocks => Tensor::cat(blocks.iter().map(product).collect(), 1),
+        }
+    }
+
+    /// All rows as one tensor.
+    fn whole(&self) -> Tensor<2> {
+        match self.blocks.as_slice() {
+            [block] => block.clone(),
+            blocks => Tensor::cat(blocks.to_vec(), 0),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use wgkv::{Bits, Budget, Cache, Calibration, Capability, Codec, Format, Plan, Protection, Reach, Scales, Shape, Sinks};
+use wgkv::{Allocation, Bits, Budget, Cache, Calibration, Capability, Codec, Format, Plan, Protection, Reach, Scales, Shape, Sinks};
 
 use crate::bridge::Bridge;
 use crate::config::Config;
@@ -31,6 +31,9 @@ pub struct CacheOptions {
     /// Codec: f16, rtn, hadamard, rotate-kv and the others that wgkv names.
     #[arg(long, default_value = "hadamard")]
     pub codec: Codec,
+    /// File that `wgkv-llama plan` made for this model: codec, and the bits of every layer and head.
+    #[arg(long, conflicts_with_all = ["codec", "k_bits", "v_bits", "group", "clip", "scales", "heads_per_group"])]
+    pub plan: Option<PathBuf>,
     /// Bits of a key's element.
     #[arg(long, default_value_t = 4)]
     pub k_bits: u32,
@@ -82,6 +85,9 @@ pub struct CacheSummary {
     pub window: u32,
     /// KV heads that are rotated together, for rotate-kv.
     pub heads_per_group: Option<u32>,
+    /// Mean bits of keys' and values' codes, where a plan gives layers and heads bits of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean_bits: Option<[f64; 2]>,
 }
 
 /// The word for a reach, read.
@@ -94,6 +100,36 @@ pub fn reach(word: &str) -> std::result::Result<Reach, String> {
 }
 
 impl CacheOptions {
+    /// The options with what the plan says, if there is one, refused where it was made for another model; and the plan.
+    pub fn with_plan(&self, config: &Config, model: &Path) -> Result<(Self, Option<Allocation>)> {
+        let Some(path) = &self.plan else {
+            return Ok((self.clone(), None));
+        };
+        let allocation = Allocation::load(path)?;
+        allocation.expect_model(&model_hash(model)?)?;
+        allocation.expect_shape(&shape(config))?;
+        let format = allocation.format();
+        let heads = (format.codec() == Codec::RotateKv).then(|| format.heads_per_group(config.kv_heads as u32));
+        let told = Self {
+            codec: format.codec(),
+            k_bits: format.key().bits.get(),
+            v_bits: format.value().bits.get(),
+            group: Some(format.key().group),
+            scales: format.scales(),
+            heads_per_group: heads,
+            ..self.clone()
+        };
+        Ok((told, Some(allocation)))
+    }
+
+    /// The bits of every layer and head: the plan's, or the same for all.
+    pub fn allocation(&self, config: &Config, calibration: Option<&Calibration>, plan: Option<Allocation>) -> Result<Allocation> {
+        match plan {
+            Some(allocation) => Ok(allocation),
+            None => Ok(Allocation::uniform(&shape(config), self.format(config, calibration)?)?),
+        }
+    }
+
     /// The format for a model; `calibration` is what [`CacheOptions::calibration`] found.
     pub fn format(&self, config: &Config, calibration: Option<&Calibration>) -> Result<Format> {
         if self.codec == Codec::F16 {
@@ -152,8 +188,9 @@ impl CacheOptions {
     }
 
     /// The same in words and numbers.
-    pub fn summary(&self, config: &Config, format: &Format, protection: Protection) -> CacheSummary {
+    pub fn summary(&self, config: &Config, allocation: &Allocation, protection: Protection) -> CacheSummary {
         let rotating = self.codec == Codec::RotateKv;
+        let format = allocation.format();
         CacheSummary {
             codec: self.codec.to_string(),
             k_bits: format.key().bits.get(),
@@ -163,6 +200,7 @@ impl CacheOptions {
             sinks: protection.sinks.to_string(),
             window: protection.window,
             heads_per_group: rotating.then(|| format.heads_per_group(config.kv_heads as u32)),
+            mean_bits: (!allocation.is_uniform()).then(|| allocation.mean_bits()),
         }
     }
 
@@ -185,23 +223,35 @@ pub fn shape(config: &Config) -> Shape {
 /// Plans a cache for this model.
 pub fn plan(
     config: &Config,
-    format: Format,
+    allocation: Allocation,
     calibration: Option<Calibration>,
     protection: Protection,
     budget: Budget,
     capability: &Capability,
 ) -> Result<Plan> {
-    let plan = Plan::new(shape(config), format, protection, budget, capability)?;
+    let plan = Plan::mixed(shape(config), allocation, protection, budget, capability)?;
     Ok(match calibration {
         Some(calibration) => plan.with_calibration(calibration)?,
         None => plan,
     })
 }
 
-/// Plans a cache for one sequence of this model, compiles its kernels and allocates it.
+/// Plans a cache for one sequence of this model, all layers and heads alike, compiles its kernels and allocates it.
 pub fn open_cache(bridge: &Bridge, config: &Config, format: Format, calibration: Option<Calibration>, protection: Protection, tokens: usize) -> Result<Cache> {
+    open_mixed(bridge, config, Allocation::uniform(&shape(config), format)?, calibration, protection, tokens)
+}
+
+/// The same with bits of their own for layers and heads.
+pub fn open_mixed(
+    bridge: &Bridge,
+    config: &Config,
+    allocation: Allocation,
+    calibration: Option<Calibration>,
+    protection: Protection,
+    tokens: usize,
+) -> Result<Cache> {
     let gpu = bridge.gpu();
-    let plan = plan(config, format, calibration, protection, Budget::tokens(1, tokens as u32), gpu.capability())?;
+    let plan = plan(config, allocation, calibration, protection, Budget::tokens(1, tokens as u32), gpu.capability())?;
     pollster::block_on(gpu.prepare(&plan))?;
     Ok(Cache::new(gpu, plan)?)
 }

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use burn::tensor::Tensor;
 use indicatif::{ProgressBar, ProgressStyle};
+use rayon::prelude::*;
 use serde::Serialize;
 use wgkv::{Budget, Cache, Codec, Format, Protection, Sinks};
 
@@ -18,12 +19,12 @@ use crate::compressed::CompressedAttention;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::options::{CacheOptions, CacheSummary, ModelOptions, open_cache, plan};
+use crate::options::{CacheOptions, CacheSummary, ModelOptions, open_cache, open_mixed, plan};
 use crate::simulate::{Reorder, SimulatedAttention, Simulation};
 use crate::text::Text;
 
 /// Rows of scores that are read back at once: 2048 rows of a large vocabulary would be a gigabyte.
-const ROWS: usize = 128;
+pub const ROWS: usize = 128;
 
 /// Options of `perplexity`.
 #[derive(Debug, Clone, clap::Args)]
@@ -110,19 +111,25 @@ impl Score {
     /// Adds rows of scores, and their divergence from the reference's rows where there is one.
     pub fn add(&mut self, logits: &[f32], reference: Option<&[f32]>, targets: &[u32]) {
         let vocabulary = logits.len() / targets.len();
-        for (row, &target) in targets.iter().enumerate() {
+        let row = |(row, &target): (usize, &u32)| {
             let range = row * vocabulary..(row + 1) * vocabulary;
             let scores = &logits[range.clone()];
             let total = log_sum_exp(scores);
-            self.loss += total - f64::from(scores[target as usize]);
-            if let Some(reference) = reference {
+            let divergence = reference.map_or(0.0, |reference| {
                 let expected = &reference[range];
                 let expected_total = log_sum_exp(expected);
                 let shift = (total - expected_total) as f32;
                 let top = expected_total as f32;
                 // Both exponents and differences are small numbers here, so f32 terms suffice; their sum does not.
-                self.divergence += expected.iter().zip(scores).map(|(&p, &q)| f64::from((p - top).exp() * (p - q + shift))).sum::<f64>();
-            }
+                expected.iter().zip(scores).map(|(&p, &q)| f64::from((p - top).exp() * (p - q + shift))).sum::<f64>()
+            });
+            (total - f64::from(scores[target as usize]), divergence)
+        };
+        // Rows side by side, and added up in their order, so that the sums are the same every time.
+        let rows: Vec<(f64, f64)> = targets.par_iter().enumerate().map(row).collect();
+        for (loss, divergence) in rows {
+            self.loss += loss;
+            self.divergence += divergence;
         }
         self.tokens += targets.len();
     }
@@ -216,7 +223,9 @@ pub fn bar(tokens: usize, what: &str) -> ProgressBar {
 /// Runs the measurement.
 pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
     let started = Instant::now();
-    let codec = options.cache.codec;
+    let config = Config::open(&options.model.model)?;
+    let (cache_options, planned) = options.cache.with_plan(&config, &options.model.model)?;
+    let codec = cache_options.codec;
     let simulate = options.simulate || options.reorder_first;
     let ablations = [("--no-reorder", options.no_reorder), ("--reorder-first", options.reorder_first), ("--simulate", options.simulate)];
     if let Some((name, _)) = ablations.iter().find(|(_, given)| *given && codec != Codec::RotateKv) {
@@ -225,18 +234,17 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
     let text = Text::open(&options.model.model)?;
     let content = std::fs::read_to_string(&options.text).map_err(|source| Error::Read { path: options.text.clone(), source })?;
     // Whatever can be refused is refused before the model is loaded.
-    let config = Config::open(&options.model.model)?;
     let windows = windows(&text.encode(&content)?, &config, options.windows, options.context)?;
     let protection = match options.strict || simulate {
-        true => options.cache.protection(Sinks::None, 0),
-        false => options.cache.protection(Sinks::First(4), 128),
+        true => cache_options.protection(Sinks::None, 0),
+        false => cache_options.protection(Sinks::First(4), 128),
     };
     if simulate && protection.window > 0 {
         return Err(Error::Option { name: "--window", wanted: "0 with --simulate".into(), had: protection.window.to_string() });
     }
     let calibration = match options.no_reorder {
-        true => Some(options.cache.uncalibrated(&config)?),
-        false => options.cache.calibration(&config, &options.model.model)?,
+        true => Some(cache_options.uncalibrated(&config)?),
+        false => cache_options.calibration(&config, &options.model.model)?,
     };
     let order = calibration.as_ref().map(|calibration| match (options.no_reorder, options.reorder_first) {
         (true, _) => "none".to_owned(),
@@ -247,16 +255,19 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
         0 => options.context,
         _ => options.context.min(128),
     });
-    let format = options.cache.format(&config, calibration.as_ref())?;
+    let allocation = cache_options.allocation(&config, calibration.as_ref(), planned)?;
+    if simulate && !allocation.is_uniform() {
+        return Err(Error::Option { name: "--plan", wanted: "left out with --simulate".into(), had: "given".into() });
+    }
 
     let bridge = Bridge::open(options.model.adapter.as_deref())?;
     let model = Model::open(&options.model.model, &bridge)?;
     let budget = Budget::tokens(1, options.context as u32);
-    let bits_per_element = plan(&config, format, None, protection, budget, bridge.gpu().capability())?.bits_per_element(options.context as u64);
+    let bits_per_element = plan(&config, allocation.clone(), None, protection, budget, bridge.gpu().capability())?.bits_per_element(options.context as u64);
     let reorder = if options.reorder_first { Reorder::BeforeRotation } else { Reorder::AfterRotation };
     let mut measured = match calibration {
-        Some(calibration) if simulate => Measured::Simulation(Simulation::new(&config, &format, &calibration, reorder, protection.sinks)?),
-        calibration => Measured::Cache(open_cache(&bridge, &config, format, calibration, protection, options.context)?),
+        Some(calibration) if simulate => Measured::Simulation(Simulation::new(&config, allocation.format(), &calibration, reorder, protection.sinks)?),
+        calibration => Measured::Cache(open_mixed(&bridge, &config, allocation.clone(), calibration, protection, options.context)?),
     };
     // The f16 codec is its own reference: its divergence is zero and need not be measured.
     let mut reference = match codec {
@@ -289,7 +300,7 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
     }
     bar.finish_and_clear();
     Ok(PerplexityReport {
-        format: options.cache.summary(&config, &format, protection),
+        format: cache_options.summary(&config, &allocation, protection),
         perplexity: total.perplexity(),
         kl: total.kl(),
         bits_per_element,

@@ -1,0 +1,124 @@
+//! `plan`: bits for every layer, head, key and value, within a budget, from sample text.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use wgkv::{Allocation, Allocator, Allowance, Protection, Sensitivity, Sinks};
+
+use crate::bridge::Bridge;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::options::{CacheOptions, ModelOptions, shape};
+use crate::perplexity::{bar, windows};
+use crate::sensitivity::Subject;
+use crate::text::Text;
+use crate::weights::model_hash;
+
+/// Options of `plan`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct PlanOptions {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelOptions,
+    /// The cache: codec, clip, scales and sinks. Its bits and group are what the plan chooses.
+    #[command(flatten)]
+    pub cache: CacheOptions,
+    /// Sample text; not the one that the model is measured on.
+    #[arg(long)]
+    pub text: PathBuf,
+    /// Bits for each number of a packed token, scales and zeros included.
+    #[arg(long, required_unless_present = "bytes", conflicts_with = "bytes")]
+    pub budget: Option<f64>,
+    /// Bytes for one sequence of `--tokens` tokens, sinks and window included.
+    #[arg(long, requires = "tokens")]
+    pub bytes: Option<u64>,
+    /// Tokens of that sequence.
+    #[arg(long, requires = "bytes")]
+    pub tokens: Option<u32>,
+    /// Rule: measured (with :layer, :fill), cache-norm, repo-norm (with :64) or a pair such as K4V2.
+    #[arg(long, default_value = "measured")]
+    pub allocator: Allocator,
+    /// File to write, JSON.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// File of what was measured, JSON: read if it is there, otherwise written, so that further plans need not measure again.
+    #[arg(long)]
+    pub sensitivity: Option<PathBuf>,
+    /// Windows of the text to measure on.
+    #[arg(long, default_value_t = 8)]
+    pub windows: usize,
+    /// Windows to weigh layers by the divergence of the model's predictions; with 0 each counts by its output's size.
+    #[arg(long, default_value_t = 4)]
+    pub divergence_windows: usize,
+    /// Tokens in a window.
+    #[arg(long, default_value_t = 2048)]
+    pub context: usize,
+}
+
+/// Measures what there is to measure of a subject, with a bar of progress.
+pub fn measure(subject: &Subject<'_>, name: &str, windows: &[crate::sensitivity::Window], divergence_windows: usize) -> Result<Sensitivity> {
+    let config = subject.model.config();
+    let candidates = Sensitivity::default_candidates(&shape(config), &subject.format);
+    let tokens = |windows: &[crate::sensitivity::Window]| windows.iter().map(|(input, _)| input.len()).sum::<usize>();
+    let few = &windows[..divergence_windows.min(windows.len())];
+    let bar = bar(tokens(windows) + config.layers * tokens(few), "");
+    let probe = subject.probe(&candidates, windows, |tokens| bar.inc(tokens as u64))?;
+    let mut sensitivity = probe.finish(name)?.with_weight_norms(subject.weight_norms()?)?;
+    drop(probe);
+    if !few.is_empty() {
+        let weights = subject.divergences(&sensitivity, few, |tokens| bar.inc(tokens as u64))?;
+        sensitivity = sensitivity.with_layer_weights(weights)?;
+    }
+    bar.finish_and_clear();
+    Ok(sensitivity)
+}
+
+/// Makes the plan; answers it with the seconds it took to decide.
+pub fn plan(options: &PlanOptions) -> Result<(Allocation, f64)> {
+    let content = std::fs::read_to_string(&options.text).map_err(|source| Error::Read { path: options.text.clone(), source })?;
+    let hash = model_hash(&options.model.model)?;
+    let config = crate::config::Config::open(&options.model.model)?;
+    let shape = shape(&config);
+    let calibration = options.cache.calibration(&config, &options.model.model)?;
+    let format = options.cache.format(&config, calibration.as_ref())?;
+    let protection = options.cache.protection(Sinks::First(4), 128);
+    let sensitivity = match options.sensitivity.as_deref().filter(|path| path.exists()) {
+        Some(path) => known(path, &hash, format)?,
+        None => {
+            let windows = windows(&Text::open(&options.model.model)?.encode(&content)?, &config, options.windows, options.context)?;
+            let bridge = Bridge::open(options.model.adapter.as_deref())?;
+            let model = Model::open(&options.model.model, &bridge)?;
+            let subject = Subject { model: &model, bridge: &bridge, format, calibration: calibration.as_ref(), sinks: protection.sinks };
+            let sensitivity = measure(&subject, &hash, &windows, options.divergence_windows)?;
+            if let Some(path) = &options.sensitivity {
+                sensitivity.save(path)?;
+            }
+            sensitivity
+        }
+    };
+    let allowance = allowance(options, protection);
+    let started = Instant::now();
+    let allocation = Allocation::allocate(&shape, &sensitivity, allowance, options.allocator)?;
+    let seconds = started.elapsed().as_secs_f64();
+    allocation.save(&options.out)?;
+    Ok((allocation, seconds))
+}
+
+/// What was measured before, refused where it was of another model or codec.
+fn known(path: &Path, hash: &str, format: wgkv::Format) -> Result<Sensitivity> {
+    let sensitivity = Sensitivity::load(path)?;
+    sensitivity.expect_model(hash)?;
+    let had = sensitivity.format();
+    if had.codec() != format.codec() || had.scales() != format.scales() {
+        let (wanted, had) = (format!("of codec {}, scales {}", format.codec(), format.scales()), format!("of codec {}, scales {}", had.codec(), had.scales()));
+        return Err(Error::Option { name: "--sensitivity", wanted, had });
+    }
+    Ok(sensitivity)
+}
+
+fn allowance(options: &PlanOptions, protection: Protection) -> Allowance {
+    match (options.bytes, options.tokens, options.budget) {
+        (Some(bytes), Some(tokens), _) => Allowance::Bytes { bytes, tokens, protection },
+        (_, _, budget) => Allowance::BitsPerElement(budget.unwrap_or_default()),
+    }
+}
