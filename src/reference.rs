@@ -10,6 +10,7 @@
 //! The functions in f64 ([`rotate_exact`], [`rotate_group_exact`], [`turn_exact`], [`attention_exact`]) are what the kernels approximate: they tell
 //! which error is honest.
 
+pub mod aligned;
 pub mod cached;
 pub mod group;
 pub mod grouped;
