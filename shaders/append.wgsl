@@ -3,15 +3,17 @@
 //   key   = scale * (code - zero)  of  H RoPE_t(k)
 //   value = scale * (code - zero)  of  H v            (H only where the codec rotates)
 //
-// One workgroup packs the new tokens of one block of 32 for one KV head, token by token; invocation i holds channel i of
+// One workgroup packs the new tokens of one block for one KV head, token by token; invocation i holds channel i of
 // the key and of the value. A token's row comes from the caller (new in this step) or from the f16 rows that `protect`
 // kept (it leaves the window now, and is already rotated). Tokens of the block packed earlier keep their codes.
 //
 // A key or value with a number that is not finite is stored as zeros, and the token is listed in `status`.
 //
+// For AlignedKV (2409.16546) a half is stored in planes, and each channel's largest exponent in the page.
+//
 // For RotateKV, whose keys append_reordered packs, it packs the values only.
 //
-// Parts: half, finite, place, turn, hadamard, group, group_<form>, scales_<form>, key_words, input, report. Wrapper: src/kernel/append.rs. Twin: src/reference/append.rs.
+// Parts: half, finite, place, turn, hadamard, group, group_<form>, scales_<form>, key_words, input, report, planes. Wrapper: src/kernel/append.rs. Twin: src/reference/append.rs.
 
 override HEAD_DIM: u32;
 override HADAMARD_OUTER: u32;
@@ -33,9 +35,12 @@ override KEY_SCALES: u32;   // vec4s from a page's start
 override VALUES: u32;
 override VALUE_SCALES: u32;
 override PAGE_VECS: u32;
+override PLANES: bool;         // is a half stored in planes?
 override SINKS: u32;        // f16 rows of sinks
 override UNPACKED: u32;     // first tokens that are not packed
 override RING: u32;         // f16 rows of the window, used in turn
+override BLOCK: u32;        // tokens of a block: 32, or 128 where PLANES
+override MAXIMA: u32;       // vec4s from a page's start to its largest exponents
 override EIGHTHS: u32;      // HEAD_DIM / 8
 
 struct AppendParams { // src/kernel/append.rs
@@ -81,6 +86,12 @@ fn group_extent(i: u32, channels: u32) -> vec4<f32> {
     return extent;
 }
 
+// The largest exponents of channel i's keys and values among the page's tokens before.
+fn maxima_at(at: u32, i: u32) -> vec2<u32> {
+    let word = at + 4u * MAXIMA + i / 4u;
+    return (vec2<u32>(pages[word], pages[word + HEAD_DIM / 4u]) >> vec2<u32>(8u * (i % 4u))) & vec2<u32>(255u);
+}
+
 // Replaces the bits of one code in a word of the value plane.
 fn value_put(at: u32, mask: u32, shift: u32, code: u32) {
     pages[at] = (pages[at] & ~(mask << shift)) | (code << shift);
@@ -108,13 +119,18 @@ fn append(
     let old_tokens = tables[chunk + 1u];
     let old_packed = tables[chunk + 3u];
     let new_packed = tables[chunk + 4u];
-    let page = tables[tables[chunk + 5u] + block / 4u];
+    let page = tables[tables[chunk + 5u] + block * BLOCK / 128u];
     let row_first = tables[chunk + 6u];
     let head = tables[params.heads_at + workgroup.z];
     let at = (page * params.slab_heads + workgroup.z) * (4u * PAGE_VECS);
     let protected_first = (slot * params.kv_heads + head) * (SINKS + RING) * HEAD_DIM;
 
-    for (var t = max(32u * block, max(old_packed, UNPACKED)); t < min(32u * block + 32u, new_packed); t++) {
+    let first = max(BLOCK * block, max(old_packed, UNPACKED));
+    var largest = vec2<u32>(0u);
+    if (PLANES && first != max(BLOCK * block, UNPACKED)) {
+        largest = maxima_at(at, i);
+    }
+    for (var t = first; t < min(BLOCK * block + BLOCK, new_packed); t++) {
         let fresh = t >= old_tokens;
         var x: vec2<f32>;
         if (fresh) {
@@ -170,7 +186,16 @@ fn append(
 
         let lane = t % 128u / 4u;
         let corner = t % 4u;
-        if (KEY_BITS == 16u) {
+        if (PLANES) {
+            let halves = vec2<u32>(half_bits(x.x), half_bits(x.y));
+            largest = max(largest, (halves >> vec2<u32>(10u)) & vec2<u32>(31u));
+            codes[i] = halves.y;
+            // The channel's words of the keys are this invocation's own.
+            let n = t % 128u;
+            value_put(at + 32u * i + n / 4u, 255u, planes_byte(n), halves.x >> 8u);
+            value_put(at + 32u * HEAD_DIM + 16u * i + n / 8u, 15u, planes_nibble(n), (halves.x >> 4u) & 15u);
+            value_put(at + 48u * HEAD_DIM + 16u * i + n / 8u, 15u, planes_nibble(n), halves.x & 15u);
+        } else if (KEY_BITS == 16u) {
             codes[i] = half_bits(x.x);
         } else if (KEYS) {
             let extent = group_extent(i, KEY_GROUP);
@@ -184,7 +209,9 @@ fn append(
                 scale_put(at + 4u * KEY_SCALES + i / KEY_GROUP * GROUP_WORDS, t, group_pack(scale, select(zero, zero - 128.0, KEY_BITS == 8u)));
             }
         }
-        if (VALUE_BITS == 16u) {
+        if (PLANES) {
+            // Written below, by word.
+        } else if (VALUE_BITS == 16u) {
             value_put(at + 4u * VALUES + t % 128u / 2u * HEAD_DIM + i, 0xffffu, 16u * (t % 2u), half_bits(x.y));
         } else {
             let extent = group_extent(i, VALUE_GROUP);
@@ -208,7 +235,20 @@ fn append(
         if (!KEYS) {
             continue;
         }
-        if (KEY_BITS == 16u) {
+        if (PLANES) {
+            let row_at = at + 4u * VALUES;
+            let n = t % 128u;
+            if (i < HEAD_DIM / 4u) {
+                pages[row_at + n * (HEAD_DIM / 4u) + i] = planes_bytes(codes[4u * i], codes[4u * i + 1u], codes[4u * i + 2u], codes[4u * i + 3u]);
+            }
+            if (i < HEAD_DIM / 8u) {
+                let e = 8u * i;
+                let a = planes_nibbles(codes[e], codes[e + 1u], codes[e + 2u], codes[e + 3u]);
+                let b = planes_nibbles(codes[e + 4u], codes[e + 5u], codes[e + 6u], codes[e + 7u]);
+                pages[row_at + 32u * HEAD_DIM + n * (HEAD_DIM / 8u) + i] = a.x | (b.x << 8u);
+                pages[row_at + 48u * HEAD_DIM + n * (HEAD_DIM / 8u) + i] = a.y | (b.y << 8u);
+            }
+        } else if (KEY_BITS == 16u) {
             if (i < HEAD_DIM / 2u) {
                 pages[key_at + 128u * i] = codes[2u * i] | (codes[2u * i + 1u] << 16u);
             }
@@ -221,6 +261,17 @@ fn append(
             if (KEY_BITS == 3u && i < (HEAD_DIM + 31u) / 32u) {
                 pages[key_at + 128u * (low_words + i)] = key_word_high(0u, i);
             }
+        }
+    }
+    if (PLANES) {
+        workgroupBarrier();
+        codes[i] = largest.x | (largest.y << 8u);
+        workgroupBarrier();
+        if (i < HEAD_DIM / 4u) {
+            let e = 4u * i;
+            let word = at + 4u * MAXIMA + i;
+            pages[word] = (codes[e] & 255u) | ((codes[e + 1u] & 255u) << 8u) | ((codes[e + 2u] & 255u) << 16u) | ((codes[e + 3u] & 255u) << 24u);
+            pages[word + HEAD_DIM / 4u] = (codes[e] >> 8u) | ((codes[e + 1u] >> 8u) << 8u) | ((codes[e + 2u] >> 8u) << 16u) | ((codes[e + 3u] >> 8u) << 24u);
         }
     }
 }

@@ -27,6 +27,7 @@ override KEY_SCALES: u32;
 override VALUES: u32;
 override VALUE_SCALES: u32;
 override PAGE_VECS: u32;
+override PLANES: bool;         // is a half stored in planes?
 override SINKS: u32;
 override RING: u32;
 override MASSIVE: bool;        // are the sinks elected?

@@ -69,7 +69,7 @@ impl Allocation {
         // A group means nothing at 16 bits.
         let plain = |precision: Precision| if precision.bits == Bits::Sixteen { Precision::F16 } else { precision };
         let precisions: Vec<[Precision; 2]> =
-            heads().map(|(layer, head)| if format.codec() == Codec::F16 { [Precision::F16; 2] } else { of(layer, head).map(plain) }).collect();
+            heads().map(|(layer, head)| if format.codec().is_f16() { [Precision::F16; 2] } else { of(layer, head).map(plain) }).collect();
         let allocation = Self {
             // Its own precisions are those of the first head, so that one that was saved comes back as it was.
             format: precisions.first().map_or(format, |[key, value]| format.with_precisions(*key, *value)),

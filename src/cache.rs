@@ -2,6 +2,9 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::kernel::align_plan::AlignPlanParams;
+use crate::kernel::align_scores::AlignScoresParams;
+use crate::kernel::align_values::AlignValuesParams;
 use crate::kernel::append::AppendParams;
 use crate::kernel::append_reordered::AppendReorderedParams;
 use crate::kernel::attend_merge::AttendMergeParams;
@@ -11,13 +14,15 @@ use crate::kernel::dequantize::DequantizeParams;
 use crate::kernel::elect::ElectParams;
 use crate::kernel::protect::ProtectParams;
 use crate::kernel::query::QueryParams;
-use crate::kernel::{append, append_reordered, attend_merge, attend_prefill, attend_split, dequantize, elect, protect, query};
+use crate::kernel::{
+    align_plan, align_scores, align_values, append, append_reordered, attend_merge, attend_prefill, attend_split, dequantize, elect, protect, query,
+};
 use crate::layout::PAGE_TOKENS;
-use crate::plan::{Plan, Restore};
+use crate::plan::{Plan, Restore, Slab};
 use crate::reference::half::half_pair;
 use crate::rows::{Element, Rows};
 use crate::status::{STATUS_WORDS, Status};
-use crate::step::{Chunk, Growth, Step, fold, list_heads, tables, uniform};
+use crate::step::{Align, Chunk, Dispatch, Growth, Step, fold, list_heads, tables, uniform};
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -85,6 +90,9 @@ struct Scratch {
     query_codes: wgpu::Buffer,
     partials: wgpu::Buffer,
     row_partials: wgpu::Buffer,
+    /// For codecs with planes: the scores of a pass and their sums by item, and what to read.
+    scores: wgpu::Buffer,
+    plans: wgpu::Buffer,
 }
 
 /// Identities of caches, so that a handle of one is not taken by another.
@@ -195,6 +203,8 @@ impl Cache {
             query_codes: buffer("wgkv query_codes", plan.query_codes_bytes()),
             partials: buffer("wgkv partials", plan.partials_bytes()),
             row_partials: buffer("wgkv row_partials", plan.row_partials_bytes()),
+            scores: buffer("wgkv scores", plan.scores_bytes()),
+            plans: buffer("wgkv plans", plan.plans_bytes()),
         };
         gpu.queue().write_buffer(&scratch.turns, 0, bytemuck::cast_slice(&turn_table));
         let status = buffer("wgkv status", 4 * STATUS_WORDS);
@@ -401,7 +411,8 @@ impl Cache {
             scratch: [&self.scratch.turns, &self.scratch.query_rows, &self.scratch.query_codes, &self.scratch.partials, &self.scratch.row_partials]
                 .map(wgpu::Buffer::size)
                 .iter()
-                .sum(),
+                .sum::<u64>()
+                + if self.plan.aligns() { self.scratch.scores.size() + self.scratch.plans.size() } else { 0 },
         }
     }
 
@@ -489,6 +500,10 @@ impl Cache {
             });
         }
         Ok(Step::new(self.gpu.device(), &self.plan, self.gpu.capability().uniform_alignment, &growths, self.id, self.serial))
+    }
+
+    pub(crate) fn check_step(&self, step: &Step, layer: u32) -> Result<()> {
+        self.check(step, layer).map(|_| ())
     }
 
     fn check(&self, step: &Step, layer: u32) -> Result<&Layer> {
@@ -737,6 +752,8 @@ impl Cache {
                     );
                 }
             }
+            // Not before the f16 tokens were attended to: their weights count in the softmax.
+            self.align_in(pass, step, buffers, slabs, &part.align);
             self.gpu.pipeline(&attend_merge::variant(plan, output.element, pass_of_rows.many_items)).dispatch(
                 &self.gpu,
                 pass,
@@ -751,6 +768,66 @@ impl Cache {
             );
         }
         Ok(())
+    }
+
+    /// Decoding from planes: what to read of the keys, their scores, what to read of the values, their weighted sums.
+    fn align_in(&self, pass: &mut wgpu::ComputePass<'_>, step: &Step, buffers: &Layer, slabs: &[Slab], align: &[Align]) {
+        let (plan, scratch) = (&self.plan, &self.scratch);
+        for ((slab, align), pages) in slabs.iter().zip(align).zip(&buffers.pages) {
+            let readings = slab.count() * plan.blocks();
+            let choose = |pass: &mut wgpu::ComputePass<'_>, dispatch: Dispatch, keys: bool| {
+                self.gpu.pipeline(&align_plan::variant(plan, slab, keys)).dispatch(
+                    &self.gpu,
+                    pass,
+                    &[
+                        params::<AlignPlanParams>(step, dispatch.params),
+                        step.tables.as_entire_binding(),
+                        scratch.query_codes.as_entire_binding(),
+                        scratch.scores.as_entire_binding(),
+                        scratch.row_partials.as_entire_binding(),
+                        pages.as_entire_binding(),
+                        scratch.plans.as_entire_binding(),
+                    ],
+                    [dispatch.items, readings, 1],
+                );
+            };
+            choose(pass, align.keys, true);
+            self.gpu.pipeline(&align_scores::variant(plan, slab)).dispatch(
+                &self.gpu,
+                pass,
+                &[
+                    params::<AlignScoresParams>(step, align.scores.params),
+                    step.tables.as_entire_binding(),
+                    scratch.query_codes.as_entire_binding(),
+                    scratch.plans.as_entire_binding(),
+                    pages.as_entire_binding(),
+                    scratch.scores.as_entire_binding(),
+                ],
+                [align.scores.items, readings, 1],
+            );
+            choose(pass, align.values, false);
+            self.gpu.pipeline(&align_values::variant(plan, slab)).dispatch(
+                &self.gpu,
+                pass,
+                &[
+                    params::<AlignValuesParams>(step, align.rows.params),
+                    step.tables.as_entire_binding(),
+                    scratch.scores.as_entire_binding(),
+                    scratch.plans.as_entire_binding(),
+                    pages.as_entire_binding(),
+                    scratch.partials.as_entire_binding(),
+                ],
+                [align.rows.items, readings, 1],
+            );
+        }
+    }
+
+    /// Chooses the planes that decoding reads in another way from the next step on, for [`Codec::AlignedF16`](crate::Codec::AlignedF16).
+    ///
+    /// # Errors
+    /// As [`Plan::with_alignment`].
+    pub fn align(&mut self, alignment: crate::Alignment) -> Result<()> {
+        self.plan.align(alignment)
     }
 
     /// Records the restoring of cached tokens of one layer to f32 rows `[tokens, kv_heads, head_dim]`: keys as they were
@@ -861,6 +938,12 @@ impl Cache {
     pub fn reordered_buffers(&self, layer: u32) -> Result<[&wgpu::Buffer; 2]> {
         let buffers = self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.plan.shape().layers })?;
         Ok([&buffers.key_scales, &buffers.marks])
+    }
+
+    /// What the kernels of planes hand each other: scores, plans. For comparing kernels with their [twins](crate::reference).
+    #[doc(hidden)]
+    pub fn align_buffers(&self) -> [&wgpu::Buffer; 2] {
+        [&self.scratch.scores, &self.scratch.plans]
     }
 
     /// The buffers that the attention kernels hand each other: query_rows, query_codes, partials, row_partials, of the last

@@ -19,12 +19,20 @@ pub enum Codec {
     /// RotateKV (2501.16383): keys before RoPE, rotated over groups of KV heads, in groups of channels that a
     /// [`Calibration`](crate::Calibration) found to have similar means; values rotated by head.
     RotateKv,
+    /// AlignedKV (2409.16546): half precision like [`Codec::F16`], in planes of 8, 4 and 4 bits, of which decoding reads those that can
+    /// matter for its query; see [`Alignment`](crate::Alignment).
+    AlignedF16,
 }
 
 impl Codec {
     /// Does it multiply every head's keys, after RoPE, by a Hadamard matrix?
     pub fn rotates_keys(self) -> bool {
         self == Self::Hadamard
+    }
+
+    /// Does it store every number in half precision?
+    pub(crate) fn is_f16(self) -> bool {
+        matches!(self, Self::F16 | Self::AlignedF16)
     }
 
     /// Does it multiply every head's values by a Hadamard matrix?
@@ -40,6 +48,7 @@ impl fmt::Display for Codec {
             Self::Rtn => "rtn",
             Self::Hadamard => "hadamard",
             Self::RotateKv => "rotate-kv",
+            Self::AlignedF16 => "aligned-f16",
         })
     }
 }
@@ -53,6 +62,7 @@ impl FromStr for Codec {
             "rtn" => Ok(Self::Rtn),
             "hadamard" => Ok(Self::Hadamard),
             "rotate-kv" => Ok(Self::RotateKv),
+            "aligned-f16" => Ok(Self::AlignedF16),
             _ => Err(Error::Codec { had: name.to_owned() }),
         }
     }
@@ -70,7 +80,7 @@ pub enum Bits {
     /// Codes 0 to 255.
     Eight = 8,
     /// No code but the number itself in half precision, without scale: what [`Codec::F16`] stores, and what any codec can keep
-    /// values, or ([`Codec::RotateKv`] apart) keys, in.
+    /// values, or ([`Codec::RotateKv`] apart) keys, in. [`Codec::AlignedF16`] stores it, too, in planes.
     Sixteen = 16,
 }
 
@@ -214,11 +224,11 @@ pub struct Format {
 
 impl Format {
     /// A codec with bits for keys and for values and a group of 32, 64 or 128 channels. A group of 128 is one group a head
-    /// where the head is smaller. For [`Codec::F16`] bits and group mean nothing.
+    /// where the head is smaller. For [`Codec::F16`] and [`Codec::AlignedF16`] bits and group mean nothing.
     ///
     /// The clip is 0.8 for a rotating codec at 2 bits and 1 otherwise.
     pub fn new(codec: Codec, key_bits: Bits, value_bits: Bits, group: u32) -> Self {
-        let precision = |bits| if codec == Codec::F16 { Precision::F16 } else { Precision { bits, group } };
+        let precision = |bits| if codec.is_f16() { Precision::F16 } else { Precision { bits, group } };
         Self { codec, key: precision(key_bits), value: precision(value_bits), clip: None, scales: Scales::Half, heads_per_group: None }
     }
 
@@ -227,9 +237,14 @@ impl Format {
         Self::new(Codec::F16, Bits::Sixteen, Bits::Sixteen, 128)
     }
 
-    /// Other bits and groups for keys and for values. [`Codec::F16`] has its own and keeps them.
+    /// Half precision in planes, AlignedKV (2409.16546).
+    pub fn aligned_f16() -> Self {
+        Self::new(Codec::AlignedF16, Bits::Sixteen, Bits::Sixteen, 128)
+    }
+
+    /// Other bits and groups for keys and for values. [`Codec::F16`] and [`Codec::AlignedF16`] have their own and keep them.
     pub fn with_precisions(mut self, key: Precision, value: Precision) -> Self {
-        if self.codec != Codec::F16 {
+        if !self.codec.is_f16() {
             (self.key, self.value) = (key, value);
         }
         self
@@ -350,7 +365,7 @@ impl FormatWords {
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.codec {
-            Codec::F16 => write!(f, "f16"),
+            codec if codec.is_f16() => write!(f, "{codec}"),
             codec => {
                 write!(f, "{codec} K{}V{}", self.key.bits.get(), self.value.bits.get())?;
                 match (self.key.group, self.value.group) {

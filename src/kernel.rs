@@ -3,6 +3,9 @@
 //! A [`Kernel`] is data: its source, its bindings, the size of its parameters. A [`Variant`] is a kernel with the parts and
 //! the constants that one plan needs; it is the key of a pipeline.
 
+pub mod align_plan;
+pub mod align_scores;
+pub mod align_values;
 pub mod append;
 pub mod append_reordered;
 pub mod attend_merge;
@@ -58,7 +61,10 @@ impl Hash for Kernel {
 }
 
 /// All kernels.
-pub const ALL: [&Kernel; 12] = [
+pub const ALL: [&Kernel; 15] = [
+    &align_plan::KERNEL,
+    &align_scores::KERNEL,
+    &align_values::KERNEL,
     &append::KERNEL,
     &append_reordered::KERNEL,
     &attend_merge::KERNEL,
@@ -176,6 +182,7 @@ pub(crate) const KEYS_ROLLED: Part = part!("keys_rolled");
 pub(crate) const KEYS_STRAIGHT: Part = part!("keys_straight");
 pub(crate) const LANES: Part = part!("lanes");
 pub(crate) const PLACE: Part = part!("place");
+pub(crate) const PLANES: Part = part!("planes");
 pub(crate) const QUERIES: Part = part!("queries");
 pub(crate) const REDUCE_SUBGROUP: Part = part!("reduce_subgroup");
 pub(crate) const REDUCE_WORKGROUP: Part = part!("reduce_workgroup");
@@ -249,6 +256,7 @@ pub(crate) fn page_constants(plan: &Plan, slab: &Slab) -> Constants {
         ("VALUES", layout.values.into()),
         ("VALUE_SCALES", layout.value_scales.into()),
         ("PAGE_VECS", layout.vecs.into()),
+        flag("PLANES", plan.aligns()),
         ("SINKS", plan.sinks().into()),
         ("RING", plan.ring().into()),
     ]

@@ -23,6 +23,17 @@ pub const PAGE_TOKENS: u32 = 128;
 /// A scale and a zero are two halves, in a word; or ([`Scales::Byte`](crate::Scales::Byte)) a byte each, so that a lane's four
 /// tokens take two words, and a group's plane half as many vectors.
 ///
+/// The planes of [`Codec::AlignedF16`](crate::Codec::AlignedF16) take the place of those f16 codes, each a run of 32-bit words:
+///
+/// | plane | words | element `[..]` holds |
+/// |---|---|---|
+/// | first eight bits of the keys | `32 * head_dim` | `[channel, lane]`: bytes of tokens `4 lane + (0, 2, 1, 3)` |
+/// | next four | `16 * head_dim` | `[channel, pair of lanes]`: nibbles of tokens `8 pair + (0, 2, 4, 6, 1, 3, 5, 7)` |
+/// | last four | the same | the same |
+///
+/// Values lie in the same way with tokens and channels exchanged, `[token, ..]`. At the page's end stand the largest exponents that a
+/// channel's keys (a byte each), then its values, have in the page.
+///
 /// The key scales of [`Codec::RotateKv`](crate::Codec::RotateKv) are of groups over all KV heads and lie in a plane of their own,
 /// `[physical page, row_groups, scale_vecs]`; a page has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +66,8 @@ pub struct PageLayout {
     pub values: u32,
     /// Units from the page's start to the value scales.
     pub value_scales: u32,
+    /// For AlignedF16: units from the page's start to the channels' largest exponents.
+    pub maxima: u32,
     /// Units of the page.
     pub vecs: u32,
 }
@@ -80,7 +93,8 @@ impl PageLayout {
         let key_scales = key_words * 32;
         let values = key_scales + key_groups * scale_vecs;
         let value_scales = values + value_words * head_dim / 4;
-        let vecs = value_scales + value_groups * scale_vecs;
+        let maxima = value_scales + value_groups * scale_vecs;
+        let vecs = maxima + if format.codec() == Codec::AlignedF16 { head_dim / 8 } else { 0 };
         Self {
             key_group: key.group(head_dim),
             key_groups,
@@ -96,6 +110,7 @@ impl PageLayout {
             key_scales,
             values,
             value_scales,
+            maxima,
             vecs,
         }
     }

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod alignment;
 pub mod allocate;
 mod allocation;
 mod budget;
@@ -19,7 +20,9 @@ mod sensitivity;
 mod shape;
 mod status;
 mod step;
+mod traffic;
 
+pub use alignment::{Alignment, Criterion};
 pub use allocation::{Allocation, Allocator, Allowance, Grain, Kind, Report, Unit};
 pub use budget::Budget;
 pub use cache::{Cache, Memory, Sequence};
@@ -35,3 +38,4 @@ pub use sensitivity::{Probe, Sensitivity};
 pub use shape::{Rope, RopeLayout, Shape};
 pub use status::{Flag, Status};
 pub use step::{Chunk, Step};
+pub use traffic::{Certificate, Report, Traffic};

@@ -1,12 +1,14 @@
 //! What one cache will be: every size and every choice, made from shape, format, protection, budget and device.
 
+use crate::alignment::Alignment;
 use crate::allocation::Allocation;
 use crate::budget::Budget;
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::format::{Bits, Codec, Format};
 use crate::gpu::{Capability, Reduce};
-use crate::kernel::{self, Variant, attend_prefill, attend_split};
+use crate::kernel::align_plan::PLAN_WORDS;
+use crate::kernel::{self, Variant, align_plan, align_scores, align_values, attend_prefill, attend_split};
 use crate::layout::{PAGE_TOKENS, PageLayout};
 use crate::protection::{Protection, Sinks};
 use crate::rows::Element;
@@ -116,6 +118,8 @@ pub struct Plan {
     split_workgroups: u32,
     heads: u32,
     calibration: Option<Arc<Calibration>>,
+    alignment: Alignment,
+    counts_loads: bool,
 }
 
 impl Plan {
@@ -152,6 +156,8 @@ impl Plan {
                 _ => 4,
             },
             calibration: None,
+            alignment: Alignment::EVERYTHING,
+            counts_loads: false,
             element: Element::F32,
             query_rows: QUERY_ROWS,
             split_workgroups: SPLIT_WORKGROUPS,
@@ -308,6 +314,76 @@ impl Plan {
         self.format().codec() == Codec::RotateKv
     }
 
+    /// Are numbers stored in planes, of which attention reads those that matter?
+    pub(crate) fn aligns(&self) -> bool {
+        self.format().codec() == Codec::AlignedF16
+    }
+
+    /// The same plan with planes chosen in another way than reading all of them, for [`Codec::AlignedF16`].
+    /// [`Cache::align`](crate::Cache::align) changes it later.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a budget that is negative or not finite, and for a codec without planes.
+    pub fn with_alignment(mut self, alignment: Alignment) -> Result<Self> {
+        self.align(alignment)?;
+        Ok(self)
+    }
+
+    pub(crate) fn align(&mut self, alignment: Alignment) -> Result<()> {
+        alignment.check()?;
+        if alignment != Alignment::EVERYTHING && !self.aligns() {
+            return Err(Error::Shape { name: "the codec of an alignment", wanted: "aligned-f16".into(), had: self.format().codec().to_string() });
+        }
+        self.alignment = alignment;
+        Ok(())
+    }
+
+    /// By what the planes to read are chosen.
+    pub fn alignment(&self) -> Alignment {
+        self.alignment
+    }
+
+    /// The same plan with kernels that count their loads of planes, for confirming what [`Cache::traffic`](crate::Cache::traffic) says.
+    #[doc(hidden)]
+    pub fn with_counted_loads(mut self) -> Self {
+        self.counts_loads = true;
+        self
+    }
+
+    pub(crate) fn counts_loads(&self) -> bool {
+        self.counts_loads
+    }
+
+    /// Readings of a layer's pages by one query row: one a KV head and block of query heads.
+    pub(crate) fn readings(&self) -> u64 {
+        u64::from(self.shape.kv_heads * self.blocks())
+    }
+
+    /// Entries of the scores of a pass, each of as many numbers as share a reading.
+    pub(crate) fn score_sums(&self) -> u64 {
+        u64::from(self.pages) * self.readings() * u64::from(PAGE_TOKENS)
+    }
+
+    /// Bytes of the scores of a pass and of their sums by item.
+    pub(crate) fn scores_bytes(&self) -> u64 {
+        if self.aligns() { 4 * u64::from(self.heads) * (self.score_sums() + 4 * self.partial_items() * self.readings()) } else { 0 }
+    }
+
+    /// Bytes of the plans of a pass.
+    pub(crate) fn plans_bytes(&self) -> u64 {
+        if self.aligns() { 4 * u64::from(self.query_rows) * self.readings() * u64::from(PLAN_WORDS) } else { 0 }
+    }
+
+    /// Units of 16 bytes of the partial results, after which the ledgers of align_values lie.
+    pub(crate) fn ledgers(&self) -> u64 {
+        self.partial_items() * self.readings() * u64::from(self.heads * (self.shape.head_dim / 4 + 1))
+    }
+
+    /// Tokens of a block that one workgroup of append packs: a page where it writes what the page's tokens have in common.
+    pub(crate) fn append_block(&self) -> u32 {
+        if self.aligns() { PAGE_TOKENS } else { 32 }
+    }
+
     /// KV heads that are rotated together.
     pub fn group_heads(&self) -> u32 {
         self.format().heads_per_group(self.shape.kv_heads)
@@ -445,6 +521,8 @@ impl Plan {
             ("the partial rows of a pass", self.row_partials_bytes()),
             ("the f16 rows of all sequences", self.protected_bytes()),
             ("the key scales of a layer", key_scales),
+            ("the scores of a pass", self.scores_bytes()),
+            ("the plans of a pass", self.plans_bytes()),
             ("the table of RoPE's turns", self.turns_bytes()),
         ] {
             for (what, have) in [("max_storage_buffer_binding_size", capability.binding_bytes), ("max_buffer_size", capability.buffer_bytes)] {
@@ -562,7 +640,7 @@ impl Plan {
     }
 
     pub(crate) fn partials_bytes(&self) -> u64 {
-        4 * self.partial_items() * u64::from(self.shape.kv_heads * self.blocks() * self.heads()) * u64::from(self.shape.head_dim + 4)
+        16 * self.ledgers() + if self.aligns() { 32 * self.partial_items() * self.readings() } else { 0 }
     }
 
     /// One partial result a prefilling row, or those of a decode pass.
@@ -627,12 +705,14 @@ impl Plan {
 
     /// The pipelines that work on one slab's pages.
     fn slab_variants(&self, slab: &Slab) -> Vec<Variant> {
-        let mut variants = vec![
-            kernel::append::variant(self, slab, self.element),
-            kernel::dequantize::variant(self, slab),
-            attend_split::variant(self, slab),
-            attend_prefill::variant(self, slab),
-        ];
+        let mut variants =
+            vec![kernel::append::variant(self, slab, self.element), kernel::dequantize::variant(self, slab), attend_prefill::variant(self, slab)];
+        if self.aligns() {
+            variants.extend([true, false].map(|keys| align_plan::variant(self, slab, keys)));
+            variants.extend([align_scores::variant(self, slab), align_values::variant(self, slab)]);
+        } else {
+            variants.push(attend_split::variant(self, slab));
+        }
         if self.restores() {
             variants.push(kernel::append_reordered::variant(self, slab, self.element));
         }
@@ -648,7 +728,13 @@ impl Plan {
             value_scales: 0,
             protected: self.protected_bytes() * u64::from(self.shape.layers),
             marks: 4 * self.marks_words() * u64::from(self.shape.layers),
-            scratch: self.query_rows_bytes() + self.query_codes_bytes() + self.partials_bytes() + self.row_partials_bytes() + self.turns_bytes(),
+            scratch: self.query_rows_bytes()
+                + self.query_codes_bytes()
+                + self.partials_bytes()
+                + self.row_partials_bytes()
+                + self.turns_bytes()
+                + self.scores_bytes()
+                + self.plans_bytes(),
         };
         for layer in 0..self.shape.layers {
             cost.key_scales += self.key_scales_bytes(layer);
@@ -659,6 +745,10 @@ impl Plan {
                 cost.key_scales += all(layout.key_groups * layout.scale_vecs);
                 cost.value_codes += all(layout.value_words * self.shape.head_dim / 4);
                 cost.value_scales += all(layout.value_groups * layout.scale_vecs);
+                // The largest exponents of keys and of values.
+                let maxima = all(layout.vecs - layout.maxima);
+                cost.key_scales += maxima / 2;
+                cost.value_scales += maxima / 2;
             }
         }
         cost

@@ -5,7 +5,7 @@
 //! it after the constants. All arithmetic is f32 in the shader's order of operations, so that a kernel and its twin differ by
 //! what a compiler may do (contract a product and a sum, approximate a division or `exp2`) and by nothing else; integers agree
 //! exactly. The twins of the shader's parts are modules here: [`half`], [`turn`], [`hadamard`], [`group`], [`scales`], [`cached`],
-//! [`grouped`].
+//! [`grouped`], [`planes`].
 //!
 //! The functions in f64 ([`rotate_exact`], [`rotate_group_exact`], [`turn_exact`], [`attention_exact`]) are what the kernels approximate: they tell
 //! which error is honest.
@@ -16,9 +16,13 @@ pub mod group;
 pub mod grouped;
 pub mod hadamard;
 pub mod half;
+pub mod planes;
 pub mod scales;
 pub mod turn;
 
+mod align_plan;
+mod align_scores;
+mod align_values;
 mod append;
 mod append_reordered;
 mod attend_merge;
@@ -33,6 +37,9 @@ mod protect;
 mod query;
 mod rotate;
 
+pub use align_plan::align_plan;
+pub use align_scores::align_scores;
+pub use align_values::align_values;
 pub use append::append;
 pub use append_reordered::append_reordered;
 pub use attend_merge::attend_merge;
@@ -106,6 +113,20 @@ pub struct Constants {
     pub value_scales: u32,
     /// vec4s of one head's page.
     pub page_vecs: u32,
+    /// Is a half stored in planes?
+    pub planes: bool,
+    /// vec4s from a page's start to its channels' largest exponents.
+    pub maxima: u32,
+    /// Tokens of a block of `append`.
+    pub block: u32,
+    /// Entries of `scores` before the sums of the items; 0 for codecs without planes, like the three that follow.
+    pub score_sums: u32,
+    /// vec4s of `partials` before the ledgers.
+    pub ledgers: u32,
+    /// sqrt(head_dim) / log2(e).
+    pub unscale: f32,
+    /// Are loads of planes counted?
+    pub count: bool,
     /// f16 rows of sinks.
     pub sinks: u32,
     /// First tokens that are not packed.
@@ -146,9 +167,11 @@ impl Constants {
             numbers.entry(name).and_modify(|n| *n = n.max(x)).or_insert(x);
         }
         let number = |name| {
-            debug_assert!(numbers.contains_key(name), "no variant has an override {name}");
+            // Planes are attended to without attend_split, the only kernel to know of some.
+            debug_assert!(plan.aligns() || numbers.contains_key(name), "no variant has an override {name}");
             numbers.get(name).copied().unwrap_or_default()
         };
+        let planes = |name| if plan.aligns() { number(name) } else { 0.0 };
         let whole = |name| number(name) as u32;
         let float = |name| number(name) as f32;
         let flag = |name| number(name) != 0.0;
@@ -179,6 +202,13 @@ impl Constants {
             values: whole("VALUES"),
             value_scales: whole("VALUE_SCALES"),
             page_vecs: whole("PAGE_VECS"),
+            planes: flag("PLANES"),
+            maxima: whole("MAXIMA"),
+            block: whole("BLOCK"),
+            score_sums: planes("SCORE_SUMS") as u32,
+            ledgers: planes("LEDGERS") as u32,
+            unscale: planes("UNSCALE") as f32,
+            count: planes("COUNT") != 0.0,
             sinks: whole("SINKS"),
             unpacked: whole("UNPACKED"),
             massive: flag("MASSIVE"),

@@ -1,6 +1,9 @@
 //! One step of the model: which sequences grow by how many tokens, and the tables that tell the kernels so.
 
 use crate::cache::Sequence;
+use crate::kernel::align_plan::AlignPlanParams;
+use crate::kernel::align_scores::AlignScoresParams;
+use crate::kernel::align_values::AlignValuesParams;
 use crate::kernel::append::AppendParams;
 use crate::kernel::append_reordered::AppendReorderedParams;
 use crate::kernel::attend_merge::{AttendMergeParams, MANY_ITEMS, MERGE_ITEMS};
@@ -37,9 +40,6 @@ pub(crate) struct Growth {
     pub pages: Vec<u32>,
 }
 
-/// Blocks of tokens that one workgroup of `append` packs.
-const BLOCK: u32 = 32;
-
 /// What an item of `protect` names a row of the elected sinks by.
 const SINK_ROW: u32 = 1 << 31;
 
@@ -74,6 +74,17 @@ pub(crate) struct Arranged {
     pub split: Vec<Dispatch>,
     /// By slab.
     pub prefill: Vec<Dispatch>,
+    /// By slab, for codecs with planes.
+    pub align: Vec<Align>,
+}
+
+/// What decoding from planes dispatches in the place of attend_split.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Align {
+    pub keys: Dispatch,
+    pub scores: Dispatch,
+    pub values: Dispatch,
+    pub rows: Dispatch,
 }
 
 /// Where the tables tell of a plan's arrangements.
@@ -171,6 +182,13 @@ pub struct Words {
     pub attend_split: Vec<(AttendSplitParams, u32)>,
     /// Parameters of `attend_prefill` and its items, by pass, arrangement and slab.
     pub attend_prefill: Vec<(AttendPrefillParams, u32)>,
+    /// Parameters of `align_plan` and its rows, by pass, arrangement and slab: for keys, then for values. Empty for codecs without planes,
+    /// like the two that follow.
+    pub align_plan: Vec<([AlignPlanParams; 2], u32)>,
+    /// Parameters of `align_scores` and its items.
+    pub align_scores: Vec<(AlignScoresParams, u32)>,
+    /// Parameters of `align_values` and its items.
+    pub align_values: Vec<(AlignValuesParams, u32)>,
     /// Parameters of `attend_merge` and its rows, by pass.
     pub attend_merge: Vec<(AttendMergeParams, u32)>,
 }
@@ -277,7 +295,7 @@ fn append_dispatches(
     for (growth, record) in growths.iter().zip(records) {
         let first = growth.old_packed.max(plan.unpacked());
         if first < growth.new_packed {
-            for block in first / BLOCK..growth.new_packed.div_ceil(BLOCK) {
+            for block in first / plan.append_block()..growth.new_packed.div_ceil(plan.append_block()) {
                 words.tables.extend([*record, block]);
                 items += 1;
             }
@@ -426,9 +444,18 @@ fn passes(plan: &Plan, growths: &[Growth], records: &[u32], arrangements: &[Arra
     let mut runs: Vec<Run<'_>> = Vec::new();
     let mut rows = 0;
     let mut row_first = 0;
+    let mut pages = 0;
     for (growth, record) in growths.iter().zip(records) {
         let tokens = growth.new_tokens - growth.old_tokens;
         let mut first = 0;
+        // Scores are kept of as many pages as there are; sequences that share pages may together have more.
+        pages += growth.pages.len() as u32;
+        if plan.aligns() && pages > plan.pages() && rows > 0 {
+            passes.push(pass(plan, &runs, rows, row_first, arrangements, words, params, alignment));
+            runs.clear();
+            row_first += rows;
+            (rows, pages) = (0, growth.pages.len() as u32);
+        }
         while first < tokens {
             let taken = (tokens - first).min(most - rows);
             runs.push(Run { growth, record: *record, first, tokens: taken, row: rows });
@@ -475,13 +502,19 @@ fn pass(
     let split_at = tables.len() as u32;
     let mut splits = 0;
     let mut split_runs = Vec::new();
+    let mut score_page = 0;
+    let mut score_pages = Vec::new();
     for run in runs {
         let first_split = splits;
+        score_pages.push(score_page);
+        // What the kernels of planes find in the place of the slot: the first of the row's pages among the scores.
+        let place = if plan.aligns() { score_page } else { run.growth.slot };
         if with_pages(run) {
+            score_page += pages_of(run);
             let slice = slice.max(pages_of(run).div_ceil(MERGE_ITEMS));
             for first in (0..pages_of(run)).step_by(slice as usize) {
                 let end = (first + slice).min(pages_of(run));
-                tables.extend([run.row, run.record + CHUNK_WORDS, first, end, plan.unpacked(), run.growth.new_packed, run.growth.slot, run.growth.limit_now()]);
+                tables.extend([run.row, run.record + CHUNK_WORDS, first, end, plan.unpacked(), run.growth.new_packed, place, run.growth.limit_now()]);
                 splits += 1;
             }
         }
@@ -517,6 +550,18 @@ fn pass(
         partial_runs.push(first_partial..partials);
     }
 
+    let align_at = tables.len() as u32;
+    let mut align_rows = 0;
+    if plan.aligns() {
+        for (n, run) in runs.iter().enumerate().filter(|(_, run)| with_pages(run)) {
+            let (splits, partials) = (&split_runs[n], &partial_runs[n]);
+            let lists = [splits, partials].map(|range| [range.start, range.end - range.start]);
+            tables.extend([run.row, run.record + CHUNK_WORDS, pages_of(run), score_pages[n]]);
+            tables.extend(lists.as_flattened());
+            align_rows += 1;
+        }
+    }
+
     let records_at = tables.len() as u32;
     let mut most_items = 0;
     for ((run, splits), partials) in runs.iter().zip(split_runs).zip(partial_runs) {
@@ -540,7 +585,24 @@ fn pass(
             let (slab_heads, heads_at, kv_heads) = (slab.count(), *heads_at, shape.kv_heads);
             let split = AttendSplitParams { items_at: split_at, slab_heads, heads_at, kv_heads };
             let prefill = AttendPrefillParams { items_at: prefill_at, slab_heads, heads_at, kv_heads };
-            arranged.split.push(Dispatch { params: params.push(&split, alignment), items: splits });
+            if plan.aligns() {
+                let [keys, values] = [plan.alignment().keys, plan.alignment().values].map(|criterion| {
+                    let [criterion, phi] = criterion.words();
+                    AlignPlanParams { rows_at: align_at, slab_heads, heads_at, kv_heads, criterion, phi, pad: [0; 2] }
+                });
+                let scores = AlignScoresParams { items_at: split_at, slab_heads, heads_at, kv_heads };
+                let rows = AlignValuesParams { items_at: split_at, slab_heads, heads_at, kv_heads, criterion: values.criterion, pad: [0; 3] };
+                arranged.align.push(Align {
+                    keys: Dispatch { params: params.push(&keys, alignment), items: align_rows },
+                    scores: Dispatch { params: params.push(&scores, alignment), items: splits },
+                    values: Dispatch { params: params.push(&values, alignment), items: align_rows },
+                    rows: Dispatch { params: params.push(&rows, alignment), items: splits },
+                });
+                words.align_plan.push(([keys, values], align_rows));
+                words.align_scores.push((scores, splits));
+                words.align_values.push((rows, splits));
+            }
+            arranged.split.push(Dispatch { params: params.push(&split, alignment), items: if plan.aligns() { 0 } else { splits } });
             arranged.prefill.push(Dispatch { params: params.push(&prefill, alignment), items: prefills });
             words.attend_split.push((split, splits));
             words.attend_prefill.push((prefill, prefills));

@@ -56,6 +56,12 @@ fn cases() -> Vec<Case> {
         case("RotateKV without RoPE, three heads in groups of their own", 64, 3, 3, rotated(Four, Four, 64, 1)),
         three_ways(case("heads stored in three ways", 128, 4, 4, hadamard(Two, Two, 128))),
         Case { protection: protect(4, 16), ..two_ways(case("RotateKV: values in two ways", 64, 4, 4, rotated(Four, Two, 64, 2))) },
+        Case {
+            protection: protect(4, 32),
+            steps: vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]],
+            ..case("planes, sinks and a window", 96, 2, 2, Format::aligned_f16())
+        },
+        Case { slabs: true, ..case("planes in slabs", 128, 2, 2, Format::aligned_f16()) },
     ];
     cases[1].shape.rope = Rope::new(10_000.0, 32);
     cases[4].shape.rope = Rope::new(10_000.0, 96).interleaved();

@@ -33,7 +33,7 @@ fn plan(shape: Shape, format: Format, protection: Protection, budget: Budget, ca
 
 #[test]
 fn names_and_numbers_that_mean_nothing_are_refused() {
-    refused("int4".parse::<Codec>(), &Error::Codec { had: "int4".into() }, &["int4", "f16, rtn, hadamard and rotate-kv"]);
+    refused("int4".parse::<Codec>(), &Error::Codec { had: "int4".into() }, &["int4", "f16, rtn, hadamard, rotate-kv and aligned-f16"]);
     refused(Bits::try_from(5), &Error::Bits { had: 5 }, &["2, 3, 4, 8 or 16", "5"]);
     for text in ["last:3", "first:", "first:x", "massive:", "massive:-1", "4", ""] {
         refused(
@@ -46,7 +46,7 @@ fn names_and_numbers_that_mean_nothing_are_refused() {
     for sinks in [Sinks::None, Sinks::First(4), Sinks::Massive(20)] {
         assert_eq!(sinks.to_string().parse::<Sinks>().unwrap(), sinks);
     }
-    for codec in [Codec::F16, Codec::Rtn, Codec::Hadamard, Codec::RotateKv] {
+    for codec in [Codec::F16, Codec::Rtn, Codec::Hadamard, Codec::RotateKv, Codec::AlignedF16] {
         assert_eq!(codec.to_string().parse::<Codec>().unwrap(), codec);
     }
 }

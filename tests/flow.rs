@@ -96,6 +96,9 @@ fn attention_from_codes_stays_within_the_budget_of_its_bits() {
         (256, 5, 1, coded(Hadamard, Eight, Three, 64), strict),                     // two quads a lane
         (256, 1, 1, coded(Rtn, Four, Two, 32), window),                             // eight groups a head
         (64, 16, 1, Format::f16(), window),                                         // the largest share; f16 ignores the protection
+        (128, 8, 2, Format::aligned_f16(), strict),                                 // planes, read in two passes
+        (80, 3, 1, Format::aligned_f16(), window),                                  // a block with a place to spare; few tokens packed
+        (256, 5, 1, Format::aligned_f16(), sinks),                                  // two quads a lane, two blocks
         (128, 8, 4, rotated(Two, Two, 128, 4), strict),                             // RotateKV as its authors have it
         (128, 8, 8, rotated(Eight, Eight, 128, 4), strict),                         // its rotation and order undone; a share of one
         (64, 8, 4, rotated(Eight, Eight, 128, 4), massive(20, 0)),                  // groups of two heads; a share of two; elected sinks

@@ -35,9 +35,9 @@ const HALVES_WORKGROUP_BYTES: u32 = 49_152;
 /// keys of 256 halves.
 const WIDE_WORKGROUP_BYTES: u32 = 32_768;
 
-/// Kernels that may use atomics: they list broken tokens in `status` (and append_reordered finds the extents of groups that lie
-/// anywhere in a row). Everything else owns the words it writes.
-const ATOMIC_KERNELS: [&str; 3] = ["append", "append_reordered", "protect"];
+/// Kernels that may use atomics: they list broken tokens in `status` (append_reordered finds the extents of groups that lie
+/// anywhere in a row, align_plan counts weights). Everything else owns the words it writes.
+const ATOMIC_KERNELS: [&str; 4] = ["align_plan", "append", "append_reordered", "protect"];
 
 /// Variants that naga's GLSL writer cannot write as `310 es` compute, each a part of the variant's label, with the reason.
 /// Packed dot products are polyfilled and subgroups have an extension. One that starts to pass fails the test.
@@ -56,6 +56,7 @@ fn plans() -> Vec<Plan> {
     let mut formats = Vec::new();
     for head_dim in HEAD_DIMS {
         formats.extend(SHARES.map(|_| (head_dim, Format::f16())));
+        formats.extend(SHARES.map(|_| (head_dim, Format::aligned_f16())));
         for group in [32, 64, 128].into_iter().filter(|g| head_dim % (*g).min(head_dim) == 0 && (*g <= head_dim || *g == 128)) {
             for key_bits in WIDTHS {
                 formats.extend(WIDTHS.map(|value_bits| (head_dim, Format::new([Codec::Rtn, Codec::Hadamard][formats.len() % 2], key_bits, value_bits, group))));
@@ -365,6 +366,9 @@ type Fields = (&'static Kernel, &'static str, usize, Vec<(&'static str, usize)>)
 
 fn params() -> Vec<Fields> {
     vec![
+        fields!(align_plan::AlignPlanParams { rows_at, slab_heads, heads_at, kv_heads, criterion, phi, pad }),
+        fields!(align_scores::AlignScoresParams { items_at, slab_heads, heads_at, kv_heads }),
+        fields!(align_values::AlignValuesParams { items_at, slab_heads, heads_at, kv_heads, criterion, pad }),
         fields!(append::AppendParams { items_at, items, layer, slab_heads, heads_at, kv_heads, pad }),
         fields!(append_reordered::AppendReorderedParams { items_at, items, layer, slab_heads, heads_at, kv_heads, places_at, scales }),
         fields!(attend_merge::AttendMergeParams { records_at, row_first, query_heads, kv_heads }),

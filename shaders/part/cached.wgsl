@@ -1,6 +1,6 @@
 // cached: four consecutive channels of one cached token as f32, wherever the token lies: in the f16 rows (sinks, window)
 // or in a packed page. Reads the kernel's bindings `tables`, `marks`, `pages` and `protected_rows`; needs
-// scales_<form>.
+// scales_<form> and planes.
 // Twin: src/reference/cached.rs.
 
 // Where one sequence's tokens of one KV head lie.
@@ -50,6 +50,20 @@ fn cached_row(place: Place, t: u32) -> u32 {
     return row;
 }
 
+// Numbers 4 * quad to 4 * quad + 3 of a row of planes: a channel's tokens, or a token's channels. `at` is in words.
+fn cached_planes(at: u32, quads: u32, row: u32, quad: u32) -> vec2<u32> {
+    let first = at + row * quads + quad;
+    let middle = at + 32u * HEAD_DIM + row * (quads / 2u) + quad / 2u;
+    let last = middle + 16u * HEAD_DIM;
+    let shift = 8u * (quad % 2u);
+    return planes_halves(pages[first / 4u][first % 4u], pages[middle / 4u][middle % 4u] >> shift, pages[last / 4u][last % 4u] >> shift);
+}
+
+// Number `corner` of four halves.
+fn cached_half(halves: vec2<u32>, corner: u32) -> f32 {
+    return unpack2x16float(halves[corner / 2u])[corner % 2u];
+}
+
 fn cached_page(place: Place, t: u32) -> u32 {
     return (tables[place.list + t / 128u] * place.slab_heads + place.slab_head) * PAGE_VECS;
 }
@@ -63,6 +77,11 @@ fn cached_key(place: Place, t: u32, row: u32, quad: u32) -> vec4<f32> {
     let page = cached_page(place, t);
     let lane = t % 128u / 4u;
     let corner = t % 4u;
+    if (PLANES) {
+        let at = 4u * page;
+        return vec4<f32>(cached_half(cached_planes(at, 32u, 4u * quad, lane), corner), cached_half(cached_planes(at, 32u, 4u * quad + 1u, lane), corner),
+            cached_half(cached_planes(at, 32u, 4u * quad + 2u, lane), corner), cached_half(cached_planes(at, 32u, 4u * quad + 3u, lane), corner));
+    }
     if (KEY_BITS == 16u) {
         let at = page + 2u * quad * 32u + lane;
         return vec4<f32>(unpack2x16float(pages[at][corner]), unpack2x16float(pages[at + 32u][corner]));
@@ -86,6 +105,10 @@ fn cached_value(place: Place, t: u32, row: u32, quad: u32) -> vec4<f32> {
     let page = cached_page(place, t);
     let lane = t % 128u / 4u;
     let corner = t % 4u;
+    if (PLANES) {
+        let halves = cached_planes(4u * (page + VALUES), HEAD_DIM / 4u, t % 128u, quad);
+        return vec4<f32>(unpack2x16float(halves.x), unpack2x16float(halves.y));
+    }
     if (VALUE_BITS == 16u) {
         let words = pages[page + VALUES + t % 128u / 2u * (HEAD_DIM / 4u) + quad] >> vec4<u32>(16u * (t % 2u));
         return vec4<f32>(unpack2x16float(words.x).x, unpack2x16float(words.y).x, unpack2x16float(words.z).x, unpack2x16float(words.w).x);

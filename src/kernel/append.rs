@@ -4,7 +4,7 @@
 //! Shader: `shaders/append.wgsl`. Twin: [`reference::append`](crate::reference::append).
 
 use super::{
-    Binding, FINITE, GROUP, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, REPORT, TURN, Variant, flag, group_part, hadamard_constants, half_rows,
+    Binding, FINITE, GROUP, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, PLANES, REPORT, TURN, Variant, flag, group_part, hadamard_constants, half_rows,
     page_constants, rope_constants, scales_part,
 };
 use crate::plan::{Plan, Slab};
@@ -16,7 +16,7 @@ use crate::rows::Element;
 pub struct AppendParams {
     /// First item in tables.
     pub items_at: u32,
-    /// Items: blocks of 32 tokens with something new.
+    /// Items: blocks of tokens (32, or 128 where numbers are stored in planes) with something new.
     pub items: u32,
     /// The layer, for the status list.
     pub layer: u32,
@@ -60,9 +60,11 @@ pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
         flag("ROTATE_VALUES", plan.format().codec().rotates_values()),
         ("UNPACKED", plan.unpacked().into()),
         half_rows(element),
+        ("BLOCK", plan.append_block().into()),
+        ("MAXIMA", slab.layout().maxima.into()),
         ("KEY_CLIP", slab.format().clip(slab.format().key().bits).into()),
         ("VALUE_CLIP", slab.format().clip(slab.format().value().bits).into()),
         ("EIGHTHS", (head_dim / 8).into()),
     ]);
-    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, GROUP, group_part(plan), scales_part(plan), KEY_WORDS, INPUT, REPORT], &constants)
+    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, GROUP, group_part(plan), scales_part(plan), KEY_WORDS, INPUT, REPORT, PLANES], &constants)
 }

@@ -3,7 +3,7 @@
 //! Shader: `shaders/attend_prefill.wgsl`. Twin: [`reference::attend_prefill`](crate::reference::attend_prefill).
 
 use super::{
-    Binding, CACHED, GROUPED, GROUPED_BLOCK, HADAMARD, HALF, Kernel, TILE_RESTORED, TILE_STORED, TURN, Variant, elected_constants, group_constants,
+    Binding, CACHED, GROUPED, GROUPED_BLOCK, HADAMARD, HALF, Kernel, PLANES, TILE_RESTORED, TILE_STORED, TURN, Variant, elected_constants, group_constants,
     hadamard_constants, page_constants, rope_constants, scales_part,
 };
 use crate::plan::{Plan, Slab};
@@ -59,7 +59,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     constants.extend(elected_constants(plan));
     constants.extend(rope_constants(plan));
     constants.extend([("SHARE", plan.shape().share().into()), ("SLICES", head_dim.div_ceil(32).into()), ("TILE_VECS", plan.tile_vecs().into())]);
-    let mut parts = vec![scales_part(plan), CACHED];
+    let mut parts = vec![scales_part(plan), CACHED, PLANES];
     if plan.restores() {
         parts.extend([TILE_RESTORED, HALF, HADAMARD, TURN, GROUPED, GROUPED_BLOCK]);
     } else {

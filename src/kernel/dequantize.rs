@@ -3,7 +3,7 @@
 //! Shader: `shaders/dequantize.wgsl`. Twin: [`reference::dequantize`](crate::reference::dequantize).
 
 use super::{
-    Binding, CACHED, GROUPED, HADAMARD, Kernel, PLACE, TURN, Variant, elected_constants, flag, group_constants, hadamard_constants, page_constants,
+    Binding, CACHED, GROUPED, HADAMARD, Kernel, PLACE, PLANES, TURN, Variant, elected_constants, flag, group_constants, hadamard_constants, page_constants,
     rope_constants, scales_part,
 };
 use crate::plan::{Plan, Slab};
@@ -61,5 +61,5 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
         flag("ROTATE_VALUES", plan.format().codec().rotates_values()),
         flag("RESTORE", plan.restores()),
     ]);
-    Variant::new(&KERNEL, &[PLACE, HADAMARD, TURN, scales_part(plan), CACHED, GROUPED], &constants)
+    Variant::new(&KERNEL, &[PLACE, HADAMARD, TURN, scales_part(plan), CACHED, PLANES, GROUPED], &constants)
 }

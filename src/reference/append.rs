@@ -4,7 +4,7 @@ use super::cached::{offset, window_row};
 use super::group::{group_code, group_pack, group_scale, group_zero};
 use super::half::{half_bits, half_pair, unpack};
 use super::protect::fresh;
-use super::{Constants, finite, report, scales};
+use super::{Constants, finite, planes, report, scales};
 use crate::kernel::append::AppendParams;
 
 /// New keys and values into the packed pages; for RotateKV the values only. Shader: `shaders/append.wgsl`.
@@ -32,12 +32,14 @@ pub fn append(
         let old_tokens = tables[chunk + 1];
         let old_packed = tables[chunk + 3];
         let new_packed = tables[chunk + 4];
-        let page = tables[(tables[chunk + 5] + block / 4) as usize];
+        let page = tables[(tables[chunk + 5] + block * c.block / 128) as usize];
         let row_first = tables[chunk + 6];
         let head = tables[(params.heads_at + slab_head) as usize];
         let at = ((page * params.slab_heads + slab_head) * (4 * c.page_vecs)) as usize;
         let page = &mut pages[at..at + 4 * c.page_vecs as usize];
-        for t in (32 * block).max(old_packed.max(c.unpacked))..(32 * block + 32).min(new_packed) {
+        let first = (c.block * block).max(old_packed.max(c.unpacked));
+        let mut largest = Largest::of(c, page, first != (c.block * block).max(c.unpacked));
+        for t in first..(c.block * block + c.block).min(new_packed) {
             let (key, value, mut what) = if t >= old_tokens {
                 fresh(c, turns, keys, values, ((row_first + t - old_tokens) * params.kv_heads + head) * c.head_dim, t)
             } else {
@@ -49,10 +51,48 @@ pub fn append(
             if what != 0 {
                 report(status, params.layer, slot, t, head, what);
             }
+            if c.planes {
+                largest.pack(c, page, t, &key, &value);
+                continue;
+            }
             if c.keys {
                 pack_key(c, page, t, &key);
             }
             pack_value(c, page, t, &value);
+        }
+    }
+}
+
+/// The largest exponents of a page's keys, then of its values, by channel.
+struct Largest {
+    exponents: Vec<u8>,
+}
+
+impl Largest {
+    fn words(c: &Constants) -> std::ops::Range<usize> {
+        let first = 4 * c.maxima as usize;
+        first..first + c.head_dim as usize / 2
+    }
+
+    /// Those of the page's tokens before, or none.
+    fn of(c: &Constants, page: &[u32], continued: bool) -> Self {
+        let exponents =
+            if c.planes && continued { page[Self::words(c)].iter().flat_map(|word| word.to_le_bytes()).collect() } else { vec![0; 2 * c.head_dim as usize] };
+        Self { exponents }
+    }
+
+    /// Packs one token's key and value in planes.
+    fn pack(&mut self, c: &Constants, page: &mut [u32], t: u32, key: &[f32], value: &[f32]) {
+        for (i, (x, largest)) in key.iter().chain(value).zip(&mut self.exponents).enumerate() {
+            let half = half_bits(*x) as u16;
+            *largest = (*largest).max((half >> 10 & 31) as u8);
+            match (i as u32).checked_sub(c.head_dim) {
+                None => planes::put(c, page, 128, i as u32, t % 128, half),
+                Some(i) => planes::put(c, &mut page[4 * c.values as usize..], c.head_dim, t % 128, i, half),
+            }
+        }
+        for (word, four) in page[Self::words(c)].iter_mut().zip(self.exponents.chunks_exact(4)) {
+            *word = four.iter().rev().fold(0, |word, exponent| word << 8 | u32::from(*exponent));
         }
     }
 }

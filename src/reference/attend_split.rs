@@ -119,7 +119,7 @@ pub fn attend_split(
 }
 
 /// The sum over the lanes, in the order of `part/reduce_workgroup.wgsl`.
-fn reduce_add(lanes: &[f32; 32]) -> f32 {
+pub(super) fn reduce_add(lanes: &[f32; 32]) -> f32 {
     let eight = |n: usize| ((lanes[n] + lanes[n + 1]) + (lanes[n + 2] + lanes[n + 3])) + ((lanes[n + 4] + lanes[n + 5]) + (lanes[n + 6] + lanes[n + 7]));
     (eight(0) + eight(8)) + (eight(16) + eight(24))
 }

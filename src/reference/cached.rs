@@ -1,7 +1,7 @@
 //! Four consecutive channels of one cached token, wherever it lies. Shader: `shaders/part/cached.wgsl`.
 
 use super::half::unpack;
-use super::{Constants, scales};
+use super::{Constants, planes, scales};
 
 /// Where one sequence's tokens of one KV head lie.
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +109,10 @@ impl Store<'_> {
         let page = self.page(place, t);
         let lane = t % 128 / 4;
         let corner = t % 4;
+        if c.planes {
+            let words = &self.pages[4 * page as usize..];
+            return [0, 1, 2, 3].map(|e| unpack(planes::take(c, words, 128, 4 * quad + e, t % 128).into())[0]);
+        }
         if c.key_bits == 16 {
             let at = page + 2 * quad * 32 + lane;
             let ([x, y], [z, w]) = (unpack(self.vec(at, corner)), unpack(self.vec(at + 32, corner)));
@@ -135,6 +139,10 @@ impl Store<'_> {
         let lane = t % 128 / 4;
         let corner = t % 4;
         let channels = [0, 1, 2, 3];
+        if c.planes {
+            let words = &self.pages[4 * (page + c.values) as usize..];
+            return channels.map(|e| unpack(planes::take(c, words, c.head_dim, t % 128, 4 * quad + e).into())[0]);
+        }
         if c.value_bits == 16 {
             let at = page + c.values + t % 128 / 2 * (c.head_dim / 4) + quad;
             return channels.map(|e| unpack(self.vec(at, e) >> (16 * (t % 2)))[0]);

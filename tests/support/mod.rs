@@ -2,11 +2,14 @@
 #![allow(dead_code, reason = "every test file uses its own part of it")]
 #![allow(clippy::expect_used, reason = "a test's helper fails the test")]
 
+mod aligned;
 mod packed;
 mod rounding;
 mod text;
 mod walk;
 
+#[allow(unused_imports, reason = "every test file uses its own part of it")]
+pub use aligned::*;
 #[allow(unused_imports, reason = "every test file uses its own part of it")]
 pub use packed::*;
 #[allow(unused_imports, reason = "every test file uses its own part of it")]

@@ -2,7 +2,7 @@
 //! the kernels.
 
 use wgkv::reference::half::unpack;
-use wgkv::{Bits, Plan, Scales, Slab};
+use wgkv::{Bits, Codec, Plan, Scales, Slab};
 
 /// One token's key or value of one head as it lies in a page.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,13 +78,30 @@ fn signed(bits: Bits) -> f32 {
     if bits == Bits::Eight { 128.0 } else { 0.0 }
 }
 
+/// A half of AlignedF16's planes, which begin with these words: number `n` of a row of `length`.
+fn planes(words: &[u32], head_dim: u32, length: u32, row: u32, n: u32) -> u32 {
+    let byte = [0, 2, 1, 3].iter().position(|of| *of == n % 4).expect("one of four");
+    let nibble = [0, 2, 4, 6, 1, 3, 5, 7].iter().position(|of| *of == n % 8).expect("one of eight");
+    let first = words[(row * length / 4 + n / 4) as usize] >> (8 * byte) & 255;
+    let [middle, last] = [32, 48].map(|plane| words[(plane * head_dim + row * length / 8 + n / 8) as usize] >> (4 * nibble) & 15);
+    first << 8 | middle << 4 | last
+}
+
+/// The largest exponent of each channel's keys, then of its values, of AlignedF16's page.
+pub fn maxima(page: Page<'_>) -> Vec<u32> {
+    let words = &page.words[4 * page.slab.layout().maxima as usize..];
+    (0..2 * page.head_dim as usize).map(|i| words[i / 4] >> (8 * (i % 4)) & 255).collect()
+}
+
 /// The key of a token (0 to 127 in its page).
 pub fn key(page: Page<'_>, token: u32) -> Packed {
     let (layout, bits) = (page.slab.layout(), page.slab.format().key().bits.get());
     let word = |w: u32| page.words[(4 * (w * 32 + token / 4) + token % 4) as usize];
+    let aligned = page.slab.format().codec() == Codec::AlignedF16;
     let code = |channel: u32| {
         let (quad, byte) = (channel / 4, channel % 4);
         match bits {
+            16 if aligned => planes(page.words, page.head_dim, 128, channel, token),
             16 => word(channel / 2) >> (16 * (channel % 2)) & 0xffff,
             3 => (word(quad / 4) >> (2 * (quad % 4) + 8 * byte) & 3) | (word(layout.key_steps + quad / 8) >> (quad % 8 + 8 * byte) & 1) << 2,
             _ => {
@@ -102,9 +119,11 @@ pub fn key(page: Page<'_>, token: u32) -> Packed {
 pub fn value(page: Page<'_>, token: u32) -> Packed {
     let (layout, bits, head_dim) = (page.slab.layout(), page.slab.format().value().bits.get(), page.head_dim);
     let (quad, byte) = (token / 4, token % 4);
+    let aligned = page.slab.format().codec() == Codec::AlignedF16;
     let code = |channel: u32| {
         let word = |w: u32| page.words[(4 * (layout.values + w * head_dim / 4 + channel / 4) + channel % 4) as usize];
         match bits {
+            16 if aligned => planes(&page.words[4 * layout.values as usize..], head_dim, head_dim, token, channel),
             16 => word(token / 2) >> (16 * (token % 2)) & 0xffff,
             3 => (word(quad / 4) >> (2 * (quad % 4) + 8 * byte) & 3) | (word(layout.value_steps + quad / 8) >> (quad % 8 + 8 * byte) & 1) << 2,
             _ => {

@@ -30,6 +30,10 @@ pub struct Case {
     pub reach: Reach,
     /// For RotateKV: the calibration, drawn by [`Walk::new`] if there is none.
     pub calibration: Option<Calibration>,
+    /// For AlignedF16: the planes that decoding reads.
+    pub alignment: Alignment,
+    /// For AlignedF16: with kernels that count their loads.
+    pub counted: bool,
     /// (sequence, new tokens), by step.
     pub steps: Vec<Vec<(usize, u32)>>,
 }
@@ -50,6 +54,8 @@ pub fn case(why: &'static str, head_dim: u32, query_heads: u32, kv_heads: u32, f
         split_workgroups: None,
         reach: Reach::Global,
         calibration: None,
+        alignment: Alignment::EVERYTHING,
+        counted: false,
         steps: vec![vec![(0, 45), (1, 131)], vec![(1, 1), (0, 1)], vec![(0, 90), (1, 3)]],
     }
 }
@@ -128,6 +134,8 @@ pub struct Taken {
     pub output: Vec<u32>,
     /// query_rows, query_codes, partials, row_partials; poisoned before. Empty unless attended.
     pub scratch: [Vec<u32>; 4],
+    /// For AlignedF16: scores, plans; poisoned before.
+    pub aligned: [Vec<u32>; 2],
 }
 
 pub struct Walk {
@@ -179,7 +187,10 @@ impl Walk {
             let allocation = Allocation::new(&case.shape, case.format, precisions).expect("the case's precisions fit");
             let plan = Plan::mixed(case.shape.clone(), allocation, case.protection, Budget::tokens(sequences, tokens), capability)
                 .expect("the case can be planned")
-                .with_element(case.element);
+                .with_element(case.element)
+                .with_alignment(case.alignment)
+                .expect("an alignment of the codec");
+            let plan = if case.counted { plan.with_counted_loads() } else { plan };
             match &case.calibration {
                 Some(calibration) => plan.with_calibration(calibration.clone()).expect("a calibration of the shape"),
                 None => plan,
@@ -291,14 +302,18 @@ impl Walk {
         }
         self.cache.append(&mut encoder, &step, 0, rows(&k), rows(&v)).expect("rows of the right length");
         if attend {
-            for buffer in self.cache.scratch_buffers() {
+            for buffer in self.cache.scratch_buffers().into_iter().chain(self.cache.align_buffers()) {
                 self.gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(&vec![POISON; buffer.size() as usize / 4]));
             }
             self.cache.attend(&mut encoder, &step, 0, rows(&q), rows(&out)).expect("rows of the right length");
         }
         self.gpu.queue().submit([encoder.finish()]);
-        let (output, scratch) = if attend { (words(&self.gpu, &out), self.cache.scratch_buffers().map(|b| words(&self.gpu, b))) } else { Default::default() };
-        Taken { step, chunks: chunks.to_vec(), keys, values, queries, residual, before, after: self.state(), output, scratch }
+        let (output, scratch, aligned) = if attend {
+            (words(&self.gpu, &out), self.cache.scratch_buffers().map(|b| words(&self.gpu, b)), self.cache.align_buffers().map(|b| words(&self.gpu, b)))
+        } else {
+            Default::default()
+        };
+        Taken { step, chunks: chunks.to_vec(), keys, values, queries, residual, before, after: self.state(), output, scratch, aligned }
     }
 
     /// The numbers of an output.

@@ -1,0 +1,104 @@
+//! Which planes of the packed keys, and then of the packed values, one query row has to read: AlignedKV (2409.16546).
+//!
+//! Shader: `shaders/align_plan.wgsl`. Twin: [`reference::align_plan`](crate::reference::align_plan).
+
+use super::{Binding, HEADS_1, HEADS_2, HEADS_4, Kernel, Variant, flag};
+use crate::gpu::Part;
+use crate::plan::{Plan, Slab};
+
+/// `AlignPlanParams` of `shaders/align_plan.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AlignPlanParams {
+    /// First row's record in tables.
+    pub rows_at: u32,
+    /// KV heads whose pages lie in the slab.
+    pub slab_heads: u32,
+    /// Which they are, in tables.
+    pub heads_at: u32,
+    /// KV heads of the layer.
+    pub kv_heads: u32,
+    /// 0 everything is read, 1 the published rule, 2 under a budget.
+    pub criterion: u32,
+    /// The budget: the bits of an f32.
+    pub phi: u32,
+    /// Unused.
+    pub pad: [u32; 2],
+}
+
+/// The kernel.
+pub static KERNEL: Kernel = Kernel {
+    name: "align_plan",
+    source: include_str!("../../shaders/align_plan.wgsl"),
+    bindings: &[
+        ("params", Binding::Uniform),
+        ("tables", Binding::Read),
+        ("query_codes", Binding::Read),
+        ("scores", Binding::Read),
+        ("row_partials", Binding::Read),
+        ("pages", Binding::Read),
+        ("plans", Binding::Write),
+    ],
+    params_bytes: size_of::<AlignPlanParams>(),
+    zeroed: false,
+};
+
+/// Words of one row's and one reading's plan.
+pub const PLAN_WORDS: u32 = 112;
+
+/// Where it holds, by head, the largest score of the pages.
+pub const PLAN_PEAK: u32 = 16;
+/// The factor on a token's weight that gives what the level is found by.
+pub const PLAN_FACTOR: u32 = 20;
+/// The bound on the error of a score, in nats.
+pub const PLAN_BOUND: u32 = 24;
+/// The published rule's exponent.
+pub const PLAN_BASE: u32 = 28;
+/// How many channels have each level, and the threshold.
+pub const PLAN_KEYS: u32 = 32;
+/// The threshold of values is its fourth word.
+pub const PLAN_VALUES: u32 = 36;
+/// One over the sum of all weights, by head.
+pub const PLAN_NORM: u32 = 40;
+/// The largest exponents of values, a byte a channel.
+pub const PLAN_MAXIMA: u32 = 48;
+
+/// The part for the query heads that share one reading.
+pub(super) fn heads_part(plan: &Plan) -> Part {
+    match plan.heads() {
+        1 => HEADS_1,
+        2 => HEADS_2,
+        _ => HEADS_4,
+    }
+}
+
+/// The variant for a slab of a plan, for its keys or for its values.
+pub fn variant(plan: &Plan, slab: &Slab, keys: bool) -> Variant {
+    let head_dim = plan.shape().head_dim;
+    let layout = slab.layout();
+    Variant::new(
+        &KERNEL,
+        &[heads_part(plan)],
+        &[
+            flag("FOR_KEYS", keys),
+            ("HEAD_DIM", head_dim.into()),
+            ("SHARE", plan.shape().share().into()),
+            ("HEADS", plan.heads().into()),
+            ("BLOCKS", plan.blocks().into()),
+            ("QUERY_STRIDE", plan.query_stride().into()),
+            ("PAGE_VECS", layout.vecs.into()),
+            ("VALUES", layout.values.into()),
+            ("MAXIMA", layout.maxima.into()),
+            ("WORDS", (head_dim / 2).into()),
+            ("GATHERERS", (256 / (head_dim / 2)).into()),
+            ("SAMPLERS", (256 / (head_dim / 4)).into()),
+            ("SCORE_SUMS", plan.score_sums() as f64),
+            ("UNSCALE", unscale(head_dim).into()),
+        ],
+    )
+}
+
+/// The factor that takes the softmax's from a query: sqrt(head_dim) / log2(e).
+pub fn unscale(head_dim: u32) -> f32 {
+    (f64::from(head_dim).sqrt() / std::f64::consts::LOG2_E) as f32
+}

@@ -1,0 +1,66 @@
+//! The weighted values of one query row over one slice of the packed pages, from the planes that a token's softmax weight asks for:
+//! AlignedKV (2409.16546).
+//!
+//! Shader: `shaders/align_values.wgsl`. Twin: [`reference::align_values`](crate::reference::align_values).
+
+use super::align_plan::heads_part;
+use super::align_scores::reduce_part;
+use super::{Binding, Kernel, PLANES, Variant, flag};
+use crate::gpu::Reduce;
+use crate::plan::{Plan, Slab};
+
+/// `AlignValuesParams` of `shaders/align_values.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AlignValuesParams {
+    /// First item in tables.
+    pub items_at: u32,
+    /// KV heads whose pages lie in the slab.
+    pub slab_heads: u32,
+    /// Which they are, in tables.
+    pub heads_at: u32,
+    /// KV heads of the layer.
+    pub kv_heads: u32,
+    /// 0 everything is read, 1 the published rule, 2 under a budget.
+    pub criterion: u32,
+    /// Unused.
+    pub pad: [u32; 3],
+}
+
+/// The kernel.
+pub static KERNEL: Kernel = Kernel {
+    name: "align_values",
+    source: include_str!("../../shaders/align_values.wgsl"),
+    bindings: &[
+        ("params", Binding::Uniform),
+        ("tables", Binding::Read),
+        ("scores", Binding::Read),
+        ("plans", Binding::Read),
+        ("pages", Binding::Read),
+        ("partials", Binding::Write),
+    ],
+    params_bytes: size_of::<AlignValuesParams>(),
+    zeroed: false,
+};
+
+/// The variant for a slab of a plan.
+pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
+    let layout = slab.layout();
+    let mut variant = Variant::new(
+        &KERNEL,
+        &[heads_part(plan), reduce_part(plan), PLANES],
+        &[
+            ("HEAD_DIM", plan.shape().head_dim.into()),
+            ("SHARE", plan.shape().share().into()),
+            ("HEADS", plan.heads().into()),
+            ("BLOCKS", plan.blocks().into()),
+            ("PAGE_VECS", layout.vecs.into()),
+            ("VALUES", layout.values.into()),
+            ("LEDGERS", plan.ledgers() as f64),
+            ("UNITS", 1.0),
+            flag("COUNT", plan.counts_loads()),
+        ],
+    );
+    variant.subgroups = plan.reduce() == Reduce::Subgroup;
+    variant
+}

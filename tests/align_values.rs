@@ -1,0 +1,239 @@
+//! `align_values` weighs the values of decoding rows, reading the planes that each token's weight asks for; and with it the whole way
+//! of decoding from planes.
+//!
+//! - It agrees with its twin on the same scores, plans and pages up to the rounding of f32 sums; partial results of no item are not
+//!   written; its count of tokens by level, and of loads, is that of the twin.
+//! - Planes that stay unread may hold anything: the output is the same, bit for bit.
+//! - Budgets of nothing give the output of reading everything, bit for bit, and that is attention over the stored halves.
+//! - No output is further from reading everything than the certificate says; loads that were counted are those reported.
+#![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
+
+mod support;
+
+use rand::RngExt;
+use support::*;
+use wgkv::kernel::align_plan::*;
+use wgkv::reference::{self, aligned::quarter};
+use wgkv::{Alignment, Criterion, Format, Report, Rows};
+
+/// Error of a weight: `exp2`'s own, 2^-22 near zero and more for arguments that are large.
+const WEIGHT_ERROR: f32 = 4e-5;
+
+/// Relative error of the output against f64 over the same halves: f32's in scores of some ten, and weights'.
+const EXACT_ERROR: f64 = 1e-4;
+
+/// What f32 adds to an output beside the certificate, for outputs of unit scale.
+const SLACK: f64 = 1e-4;
+
+#[test]
+fn align_values_agrees_with_its_reference() {
+    let gpu = gpu();
+    for case in aligned_cases(&gpu) {
+        let (walk, taken) = decoded(&gpu, case);
+        let words = taken.step.words();
+        let [scores, plans] = &taken.aligned;
+        let partials = &taken.scratch[2];
+        let mut twin = vec![f32::from_bits(POISON); partials.len()];
+        for (((params, items), c), pages) in words.align_values.iter().zip(&walk.slab_constants).zip(&taken.after.pages) {
+            reference::align_values(params, c, *items, &words.tables, floats(scores), plans, pages, &mut twin);
+        }
+        let c = &walk.constants;
+        let (shape, d) = (&walk.case.shape, c.head_dim as usize);
+        let (ledgers, stride) = (4 * c.ledgers as usize, c.head_dim as usize + 4);
+        let largest = taken.values.numbers.iter().fold(1.0_f32, |l, x| l.max(x.abs())).max(8.0);
+        for (n, (got, want)) in floats(&partials[..ledgers]).chunks_exact(stride).zip(twin[..ledgers].chunks_exact(stride)).enumerate() {
+            let name = format!("{}: row {n}", walk.case.why);
+            let (h, block) = (n as u32 % c.heads, n as u32 / c.heads % c.blocks);
+            // A place of a block that has no head holds anything.
+            if block * c.heads + h >= shape.share() {
+                continue;
+            }
+            if want[0].to_bits() == POISON {
+                assert!(got.iter().all(|x| x.to_bits() == POISON), "{name} was written, but is of no item");
+                continue;
+            }
+            close(&format!("{name}: sum"), &got[d + 1..d + 2], &want[d + 1..d + 2], 1e-30, WEIGHT_ERROR, walk.seed);
+            assert_eq!(got[d], want[d], "{name}: the largest score");
+            // A token whose weight is at the edge of a level may be read otherwise.
+            let allowed = (WEIGHT_ERROR + 1.0 / 1024.0 * f32::from(u8::from(walk.case.alignment.values != Criterion::Everything))) * largest * want[d + 1];
+            close(&format!("{name}: values"), &got[..d], &want[..d], allowed.max(1e-30), 0.0, walk.seed);
+        }
+        for (n, (got, want)) in floats(&partials[ledgers..]).chunks_exact(8).zip(twin[ledgers..].chunks_exact(8)).enumerate() {
+            let name = format!("{}: ledger {n}", walk.case.why);
+            if want[0].to_bits() == POISON {
+                assert!(got.iter().all(|x| x.to_bits() == POISON), "{name} was written, but is of no item");
+                continue;
+            }
+            for (got, want) in got[4..].iter().zip(&want[4..]) {
+                // As above: one token, of two loads at head_dim 256.
+                assert!((got - want).abs() <= 2.0, "{name}: {got} tokens or loads, wanted {want}. WGKV_SEED={}", walk.seed);
+            }
+        }
+    }
+}
+
+/// Attends once more with the last step.
+fn again(walk: &Walk, taken: &Taken) -> Vec<u32> {
+    let element = walk.case.element;
+    let queries = upload(&walk.gpu, bytemuck::cast_slice(&taken.queries.words));
+    let output = poisoned(&walk.gpu, taken.queries.words.len());
+    let mut encoder = walk.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let rows = |buffer| Rows { buffer, offset: 0, element };
+    walk.cache.attend(&mut encoder, &taken.step, 0, rows(&queries), rows(&output)).unwrap();
+    walk.gpu.queue().submit([encoder.finish()]);
+    words(&walk.gpu, &output)
+}
+
+fn report(walk: &Walk, taken: &Taken) -> Report {
+    pollster::block_on(walk.cache.traffic(&taken.step, 0)).unwrap()
+}
+
+#[test]
+fn planes_that_stay_unread_may_hold_anything() {
+    // 5: two sequences whose heads each have one reading.
+    let gpu = gpu();
+    for alignment in [Alignment::PUBLISHED, Alignment::budget(128.0, 1024.0)] {
+        let steps = vec![vec![(0, 300), (1, 140)], vec![(0, 1), (1, 1)]];
+        let (mut walk, taken) = decoded(&gpu, Case { alignment, steps, ..case("unread planes", 64, 8, 2, Format::aligned_f16()) });
+        assert_eq!(again(&walk, &taken), taken.output, "the same work has the same result, bit for bit");
+        let (plan, c) = (walk.plan().clone(), walk.constants);
+        let slab = &plan.slabs(0)[0];
+        let mut pages = taken.after.pages[0].clone();
+        let (mut poisoned, mut spared) = (0, 0);
+        for (row, record) in records(&taken).iter().enumerate() {
+            for head in 0..2 {
+                let at = (row * 2 + head) * PLAN_WORDS as usize;
+                let plan_words = &taken.aligned[1][at..][..PLAN_WORDS as usize];
+                let float = |e: u32, h: u32| f32::from_bits(plan_words[(e + h) as usize]);
+                for (n, physical) in record.pages.iter().enumerate() {
+                    let first = (*physical * slab.count() + head as u32) as usize * 4 * slab.layout().vecs as usize;
+                    let page = &mut pages[first..][..4 * slab.layout().vecs as usize];
+                    for i in 0..64 {
+                        let level = plan_words[i as usize / 16] >> (2 * (i % 16)) & 3;
+                        for t in 0..128 {
+                            poisoned += poison(&c, page, 128, i, t, level, &mut walk.random);
+                        }
+                    }
+                    for t in 0..128_u32 {
+                        let page_of_pass = if row == 0 { n } else { records(&taken)[0].pages.len() + n };
+                        let z = |h: u32| floats(&taken.aligned[0])[((page_of_pass * 2 + head) * 128 + t as usize) * 4 + h as usize];
+                        let weights: Vec<f32> = (0..4).map(|h| (z(h) - float(PLAN_PEAK, h)).exp2() * float(PLAN_FACTOR, h)).collect();
+                        // A level less where this `exp2` may differ from the GPU's at an edge.
+                        let levels = [1.0 - 1e-4, 1.0 + 1e-4].map(|by| value_level(alignment.values, plan_words, &weights, by));
+                        spared += usize::from(levels[0] != levels[1]);
+                        let values = &mut page[4 * slab.layout().values as usize..];
+                        for i in 0..64 {
+                            poisoned += poison(&c, values, 64, t, i, levels[0].min(levels[1]), &mut walk.random);
+                        }
+                    }
+                }
+            }
+        }
+        assert!(poisoned > 10_000 && spared < 100, "{poisoned} planes poisoned, {spared} tokens spared");
+        println!("{alignment}: {poisoned} planes of numbers poisoned, {spared} tokens spared");
+        let (buffers, _) = walk.cache.layer_buffers(0).unwrap();
+        walk.gpu.queue().write_buffer(&buffers[0], 0, bytemuck::cast_slice(&pages));
+        assert_eq!(again(&walk, &taken), taken.output, "{alignment}: a plane that should stay unread was read. WGKV_SEED={}", walk.seed);
+    }
+}
+
+/// Overwrites the planes of a number that stay unread at a level; answers how many.
+fn poison(c: &reference::Constants, planes: &mut [u32], length: u32, row: u32, n: u32, level: u32, random: &mut rand::rngs::StdRng) -> usize {
+    let places = reference::planes::places(c, length, row, n);
+    for (word, shift) in &places[3 - level as usize..] {
+        planes[*word] = (planes[*word] & !(15 << shift)) | (random.random_range(0..16) << shift);
+    }
+    level as usize
+}
+
+fn value_level(criterion: Criterion, plan: &[u32], weights: &[f32], by: f32) -> u32 {
+    if criterion == Criterion::Published {
+        let spare = weights.iter().enumerate().map(|(h, w)| plan[PLAN_BASE as usize + h] as i32 - reference::aligned::exponent(w * by) as i32).min();
+        return reference::aligned::level(spare.unwrap());
+    }
+    let w = weights.iter().copied().fold(0.0, f32::max) * by;
+    let key = if w == 0.0 { 0 } else { quarter(w).max(316) } as u32;
+    let threshold = plan[PLAN_VALUES as usize + 3];
+    u32::from(key + 8 <= threshold) + u32::from(key + 24 <= threshold)
+}
+
+#[test]
+fn budgets_of_nothing_are_reading_everything_and_errors_stay_within_certificates() {
+    // 6, 7, 13 to 16, 20, 23, 26
+    let gpu = gpu();
+    for (head_dim, query_heads, kv_heads, protection) in [(64, 4, 1, protect(0, 0)), (128, 3, 3, protect(4, 16)), (96, 14, 2, protect(0, 0))] {
+        let steps = vec![vec![(0, 400), (1, 140)], vec![(1, 1), (0, 1)]];
+        let base = Case { protection, steps: steps.clone(), counted: true, ..case("everything", head_dim, query_heads, kv_heads, Format::aligned_f16()) };
+        let mut walk = Walk::new(&gpu, base.clone());
+        let first = spread(&mut walk, &steps[0]);
+        let second = spread(&mut walk, &steps[1]);
+        walk.take_rows(&steps[0], first.clone(), false);
+        let everything = walk.take_rows(&steps[1], second.clone(), true);
+        let d = head_dim as usize;
+        let output = |taken: &Taken| floats(&taken.output).iter().map(|x| f64::from(*x)).collect::<Vec<f64>>();
+        // Attention in f64 over the halves: the chunk's rows are sequence 1's, then sequence 0's.
+        for (row, sequence) in [(0, 1), (1, 0)] {
+            let want = exact_over_stored(&walk, &everything, sequence, row, 1);
+            let got = &output(&everything)[row as usize * query_heads as usize * d..][..query_heads as usize * d];
+            let (error, length) = got.iter().zip(&want).fold((0.0, 0.0), |(e, l), (a, b)| (e + (a - b).powi(2), l + b * b));
+            assert!((error / length).sqrt() < EXACT_ERROR, "relative error {}. WGKV_SEED={}", (error / length).sqrt(), walk.seed);
+        }
+        let whole = report(&walk, &everything).traffic;
+        assert_eq!((whole.read(), whole.key_bits(), whole.value_bits(), whole.saved()), (whole.full(), 16.0, 16.0, 0.0));
+        let values: Vec<Vec<f32>> = [0, 1].map(|s| walk.dequantize(s)[1].clone()).into();
+        let mut read = u64::MAX;
+        for alignment in
+            [Alignment::budget(0.0, 0.0), Alignment::budget(4.0, 16.0), Alignment::budget(32.0, 128.0), Alignment::budget(512.0, 4096.0), Alignment::PUBLISHED]
+        {
+            let mut other = Walk::new(&gpu, Case { alignment, ..base.clone() });
+            other.take_rows(&steps[0], first.clone(), false);
+            let taken = other.take_rows(&steps[1], second.clone(), true);
+            let name = format!("{alignment}, {query_heads} heads of {head_dim}. WGKV_SEED={}", walk.seed);
+            let report = report(&other, &taken);
+            let traffic = report.traffic;
+            assert_eq!(traffic.full(), whole.full(), "{name}");
+            // What the kernels counted is what the plan says.
+            assert_eq!(report.counted, [[traffic.keys[1], traffic.keys[2]], [traffic.values[1], traffic.values[2]]], "{name}");
+            println!("{alignment}: {:.2} bits of a key, {:.2} of a value", traffic.key_bits(), traffic.value_bits());
+            if alignment == Alignment::budget(0.0, 0.0) {
+                assert_eq!(taken.output, everything.output, "{name}");
+                assert_eq!(traffic.keys, whole.keys, "{name}");
+            } else if alignment != Alignment::PUBLISHED {
+                // 7
+                assert!(traffic.read() <= read, "{name}: a larger budget reads more");
+                read = traffic.read();
+            }
+            let (got, want) = (output(&taken), output(&everything));
+            let mut worst = 0.0_f64;
+            let with_pages = records(&taken).iter().filter(|record| record.new_packed > unpacked(other.plan())).count();
+            assert_eq!(report.certificates.len(), with_pages * query_heads as usize, "{name}");
+            for certificate in &report.certificates {
+                let sequence = [1, 0][certificate.row as usize];
+                let head = certificate.head / (query_heads / kv_heads);
+                for i in 0..d {
+                    let channel = values[sequence].iter().skip(head as usize * d + i).step_by(kv_heads as usize * d);
+                    let (low, high) = channel.fold((f32::MAX, f32::MIN), |(l, h), x| (l.min(*x), h.max(*x)));
+                    let at = (certificate.row * query_heads + certificate.head) as usize * d + i;
+                    let allowed = certificate.variation * f64::from(high - low) + certificate.value_error;
+                    let off = (got[at] - want[at]).abs();
+                    assert!(off <= allowed + SLACK, "{name}: an output is off by {off}, certified were {allowed}");
+                    worst = worst.max(off / (allowed + SLACK));
+                }
+            }
+            println!("  outputs are off by {worst:.3} of what is certified");
+        }
+        assert!(read < whole.read(), "the largest budget reads less than everything");
+    }
+}
+
+#[test]
+fn a_cache_can_be_aligned_in_another_way_between_steps() {
+    let gpu = gpu();
+    let (mut walk, taken) = decoded(&gpu, Case { steps: vec![vec![(0, 300)], vec![(0, 1)]], ..case("aligned later", 64, 2, 1, Format::aligned_f16()) });
+    assert_eq!(report(&walk, &taken).traffic.saved(), 0.0);
+    walk.cache.align(Alignment::budget(1e9, 1e9)).unwrap();
+    let rows = spread(&mut walk, &[(0, 1)]);
+    let taken = walk.take_rows(&[(0, 1)], rows, true);
+    assert_eq!(report(&walk, &taken).traffic.saved(), 0.5);
+    assert!(walk.cache.align(Alignment::budget(-1.0, 0.0)).is_err());
+}

@@ -1,0 +1,67 @@
+//! The cases that the tests of AlignedF16's kernels share.
+
+use super::*;
+use wgkv::{Alignment, Criterion, Element, Format};
+
+/// Shapes, protections and ways of choosing planes; in each, the last step decodes one token of every sequence.
+pub fn aligned_cases(gpu: &Gpu) -> Vec<Case> {
+    let long = vec![vec![(0, 140), (1, 300), (2, 5)], vec![(2, 1), (0, 1), (1, 1)]];
+    let of = |why, head_dim, query_heads, kv_heads, alignment| Case {
+        steps: long.clone(),
+        alignment,
+        counted: true,
+        ..case(why, head_dim, query_heads, kv_heads, Format::aligned_f16())
+    };
+    let mut cases = vec![
+        of("everything is read, a share of 1", 64, 2, 2, Alignment::EVERYTHING),
+        Case { no_subgroups: true, ..of("the published rule, a share of 4; reduced through workgroup memory", 128, 4, 1, Alignment::PUBLISHED) },
+        of("budgets, a share of 2, 80 channels", 80, 4, 2, Alignment::budget(32.0, 64.0)),
+        Case { protection: protect(4, 16), ..of("budgets, a share of 3 with an idle place; sinks and a window", 96, 6, 2, Alignment::budget(8.0, 256.0)) },
+        Case { slabs: true, element: Element::F16, ..of("the published rule, a share of 7: two blocks; slabs of a head", 64, 14, 2, Alignment::PUBLISHED) },
+        Case {
+            split_workgroups: Some(1),
+            ..of(
+                "published keys and a budget for values; the largest head, all pages in one slice",
+                256,
+                2,
+                1,
+                Alignment { keys: Criterion::Published, values: Criterion::Budget(64.0) },
+            )
+        },
+        of("budgets of nothing", 128, 2, 1, Alignment::budget(0.0, 0.0)),
+        of("budgets without end", 64, 4, 1, Alignment::budget(1e9, 1e9)),
+    ];
+    if gpu.capability().subgroups.is_some_and(|(smallest, _)| smallest >= 32) {
+        let again = Case { no_subgroups: true, ..cases[2].clone() };
+        cases.push(again);
+    }
+    cases
+}
+
+/// Takes the steps; attends in the last.
+pub fn decoded(gpu: &Gpu, case: Case) -> (Walk, Taken) {
+    let steps = case.steps.clone();
+    let mut walk = Walk::new(gpu, case);
+    let (last, before) = steps.split_last().expect("a step");
+    for chunks in before {
+        let rows = spread(&mut walk, chunks);
+        walk.take_rows(chunks, rows, false);
+    }
+    let rows = spread(&mut walk, last);
+    let taken = walk.take_rows(last, rows, true);
+    (walk, taken)
+}
+
+/// Keys, values and queries whose channels differ by some binades, as those of models do.
+pub fn spread(walk: &mut Walk, chunks: &[(usize, u32)]) -> [Vec<f32>; 3] {
+    let mut rows = walk.draw(chunks.iter().map(|(_, n)| n).sum());
+    let d = walk.case.shape.head_dim as usize;
+    for (which, row) in rows.iter_mut().enumerate() {
+        for (i, x) in row.iter_mut().enumerate() {
+            // The second half turns with the first, so both are of one size.
+            let size = [0.2, 1.0, 0.05, 0.5, 2.0, 0.1, 0.01][(i % d % (d / 2) + 3 * which) % 7];
+            *x *= size;
+        }
+    }
+    rows
+}
