@@ -1,0 +1,213 @@
+//! One decode step of one layer from planes, AlignedKV (2409.16546): reading the planes that a criterion asks for, against the same kernels
+//! reading everything, and against the plain f16 cache.
+//!
+//! ```text
+//! cargo bench --bench aligned -- [--shapes 64x8192,8x32768] [--heads 32/8/128] [--align published,phi-k:64+phi-v:256] [--spread 1]
+//! ```
+//! The three are timed in turn, again and again, and the medians compared. Buffers rotate over 200 MB or more, so that no cache holds
+//! them. Channels of keys and queries differ in size by `2^(spread * normal)`, and so do scores, as those of models do: what can stay
+//! unread depends on nothing else. Every result is compared with reading everything before it is timed. `bytes` are of keys and values
+//! read; `gain` is the share of time saved over the share of bytes saved.
+#![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
+#![allow(missing_docs, reason = "a bench has no readers")]
+
+mod support;
+use std::time::Instant;
+use support::*;
+use wgkv::{Alignment, Cache, Chunk, Format, Gpu, Plan, Protection, Report, Rows, Sequence, Step};
+
+/// Relative error of an output against reading everything: what budgets of hundreds of halves' last places leave.
+const ALIGN_ERROR: f64 = 0.05;
+
+/// Relative error of reading everything against the plain f16 cache: f32's.
+const F16_ERROR: f64 = 1e-3;
+
+/// Numbers whose channels differ in size.
+fn spread(n: usize, head_dim: usize, strength: f32) -> Vec<f32> {
+    let sizes: Vec<f32> = numbers(4 * head_dim).chunks(4).map(|four| (strength * four.iter().sum::<f32>() * 0.87).exp2()).collect();
+    numbers(n).into_iter().enumerate().map(|(i, x)| 1.7 * x * sizes[i % head_dim % (head_dim / 2)]).collect()
+}
+
+/// A cache filled with all but one token of each sequence, and what its next step is made of.
+struct Filled {
+    cache: Cache,
+    sequences: Vec<Sequence>,
+    queries: wgpu::Buffer,
+    output: wgpu::Buffer,
+    elements: usize,
+}
+
+impl Filled {
+    fn new(gpu: &Gpu, plan: Plan, case: Case, strength: f32) -> Self {
+        pollster::block_on(gpu.prepare(&plan)).unwrap();
+        let mut cache = Cache::new(gpu, plan).unwrap();
+        let (d, row) = (case.head_dim as usize, (case.kv_heads * case.head_dim) as usize);
+        let most = 4096.min(case.tokens);
+        let keys = buffer(gpu, &spread(most as usize * row, d, strength));
+        let values = buffer(gpu, &numbers(most as usize * row + 17)[17..]);
+        let sequences: Vec<Sequence> = (0..case.sequences).map(|_| cache.allocate().unwrap()).collect();
+        for sequence in &sequences {
+            let mut left = case.tokens;
+            while left > 0 {
+                let tokens = left.min(most);
+                let step = cache.step(&[Chunk { sequence: *sequence, tokens }]).unwrap();
+                let mut encoder = encoder(gpu);
+                for layer in 0..cache.plan().shape().layers {
+                    cache.append(&mut encoder, &step, layer, Rows::f32(&keys), Rows::f32(&values)).unwrap();
+                }
+                submit(gpu, encoder);
+                left -= tokens;
+            }
+        }
+        wait(gpu);
+        let elements = (case.sequences * case.query_heads * case.head_dim) as usize;
+        // Of about the size that gives scores a standard deviation of the spread, in nats.
+        let queries = buffer(gpu, &spread(elements, d, strength).iter().map(|x| x * 0.5).collect::<Vec<f32>>());
+        Self { cache, sequences, queries, output: buffer(gpu, &vec![f32::NAN; elements]), elements }
+    }
+
+    /// A step that appends and attends once, in every layer, and its output in the first.
+    fn step(&mut self, gpu: &Gpu, case: Case, align: Alignment) -> (Step, Vec<f32>, Report) {
+        self.cache.align(align).unwrap();
+        // The same token again and again: what the last step took is taken back.
+        let mut encoder = encoder(gpu);
+        for sequence in &self.sequences {
+            self.cache.truncate(&mut encoder, *sequence, case.tokens).unwrap();
+        }
+        let chunks: Vec<Chunk> = self.sequences.iter().map(|s| Chunk { sequence: *s, tokens: 1 }).collect();
+        let step = self.cache.step(&chunks).unwrap();
+        let keys = buffer(gpu, &numbers((case.sequences * case.kv_heads * case.head_dim) as usize));
+        for layer in 0..self.cache.plan().shape().layers {
+            self.cache.append(&mut encoder, &step, layer, Rows::f32(&keys), Rows::f32(&keys)).unwrap();
+        }
+        self.cache.attend(&mut encoder, &step, 0, Rows::f32(&self.queries), Rows::f32(&self.output)).unwrap();
+        submit(gpu, encoder);
+        let report = pollster::block_on(self.cache.traffic(&step, 0)).unwrap();
+        (step, read(gpu, &self.output, self.elements), report)
+    }
+
+    fn time(&self, gpu: &Gpu, step: &Step, calls: u32) -> f64 {
+        let layers = self.cache.plan().shape().layers;
+        let mut encoder = encoder(gpu);
+        for call in 0..calls {
+            self.cache.attend(&mut encoder, step, call % layers, Rows::f32(&self.queries), Rows::f32(&self.output)).unwrap();
+        }
+        let commands = encoder.finish();
+        wait(gpu);
+        let start = Instant::now();
+        gpu.queue().submit([commands]);
+        wait(gpu);
+        start.elapsed().as_secs_f64() / f64::from(calls)
+    }
+}
+
+fn difference(got: &[f32], want: &[f32]) -> f64 {
+    let (error, norm) = got.iter().zip(want).fold((0.0, 0.0), |(e, n), (a, b)| (e + f64::from(a - b).powi(2), n + f64::from(*b).powi(2)));
+    (error / norm).sqrt()
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn main() {
+    let gpu = gpu();
+    let software = !gpu.capability().straight;
+    let gpu = if flag("--workgroup") { gpu.pretend(gpu.capability().without_subgroups()) } else { gpu };
+    let gpu = if flag("--kernels") { gpu.profiled(2048).unwrap() } else { gpu };
+    // On a software adapter the numbers mean nothing; small shapes show that the bench runs.
+    let shapes = argument("--shapes").unwrap_or_else(|| if software { "2x512" } else { "64x8192,8x32768" }.into());
+    let aligns = argument("--align").unwrap_or_else(|| "published,phi-k:16+phi-v:64,phi-k:64+phi-v:256,phi-k:1e9+phi-v:1e9".into());
+    let heads = argument("--heads").unwrap_or_else(|| "32/8/128".into());
+    let heads: Vec<u32> = heads.split('/').map(|h| h.parse().unwrap()).collect();
+    let strength: f32 = argument("--spread").map_or(1.0, |s| s.parse().unwrap());
+    let rotate = if software { 1 << 20 } else { 200 << 20 };
+    let bandwidth = read_bandwidth(&gpu, if software { 64 << 20 } else { 1 << 30 });
+    println!("{}: reads {:.0} GB/s; {} query heads, {} KV heads, head_dim {}", gpu.adapter_name(), bandwidth * 1e-9, heads[0], heads[1], heads[2]);
+    println!(
+        "{:>10} {:>26} {:>8} {:>8} {:>9} {:>9} {:>9} {:>7} {:>6} {:>6} {:>6} {:>8}",
+        "shape", "align", "K bits", "V bits", "f16 us", "all us", "us", "GB/s", "bytes", "times", "gain", "error"
+    );
+    for shape in shapes.split(',') {
+        let (sequences, tokens) = shape.split_once('x').unwrap();
+        let case = Case {
+            name: "",
+            query_heads: heads[0],
+            kv_heads: heads[1],
+            head_dim: heads[2],
+            sequences: sequences.parse().unwrap(),
+            // With room for the token that every step appends.
+            tokens: tokens.parse::<u32>().unwrap() - 1,
+        };
+        let planned = |format| plan(&gpu, Case { tokens: case.tokens + 1, ..case }, format, Protection::strict(), rotate);
+        let plans = planned(Format::aligned_f16()).and_then(|aligned| Ok((aligned, planned(Format::f16())?)));
+        let (aligned, plain) = match plans {
+            Ok(plans) => plans,
+            Err(error) => {
+                println!("{shape:>10} does not fit: {error}");
+                continue;
+            }
+        };
+        let mut plain = Filled::new(&gpu, plain, case, strength);
+        let mut aligned = Filled::new(&gpu, aligned, case, strength);
+        let (plain_step, plain_output, _) = plain.step(&gpu, case, Alignment::EVERYTHING);
+        let (_, all_output, _) = aligned.step(&gpu, case, Alignment::EVERYTHING);
+        let off = difference(&all_output, &plain_output);
+        assert!(off < F16_ERROR, "reading everything differs from the f16 cache by {off}");
+        for name in aligns.split(',') {
+            let align: Alignment = name.replace('+', ",").parse().unwrap();
+            let (step, output, report) = aligned.step(&gpu, case, align);
+            let error = difference(&output, &all_output);
+            assert!(output.iter().all(|x| x.is_finite()), "outputs must be finite");
+            // Without a bound on the error there is none to assert: everything is read to 8 bits.
+            assert!(error < ALIGN_ERROR || name.contains("1e9"), "{align}: relative error {error}");
+            let layers = aligned.cache.plan().shape().layers;
+            let calls = ((0.02 / aligned.time(&gpu, &step, layers)) as u32).clamp(4, 200).next_multiple_of(layers.min(64));
+            // A step that was made before the next is stale: each is made anew before it is timed.
+            let (mut f16_times, mut all_times, mut times) = (Vec::new(), Vec::new(), Vec::new());
+            for _ in 0..if software { 1 } else { 9 } {
+                f16_times.push(plain.time(&gpu, &plain_step, calls));
+                let (step, ..) = aligned.step(&gpu, case, Alignment::EVERYTHING);
+                all_times.push(aligned.time(&gpu, &step, calls));
+                let (step, ..) = aligned.step(&gpu, case, align);
+                times.push(aligned.time(&gpu, &step, calls));
+            }
+            let [f16, all, time] = [f16_times, all_times, times].map(median);
+            let traffic = report.traffic;
+            println!(
+                "{shape:>10} {:>26} {:>8.2} {:>8.2} {:>9.1} {:>9.1} {:>9.1} {:>7.0} {:>6.3} {:>6.3} {:>6.2} {error:>8.5}",
+                align.to_string(),
+                traffic.key_bits(),
+                traffic.value_bits(),
+                f16 * 1e6,
+                all * 1e6,
+                time * 1e6,
+                (traffic.read() + traffic.exponents + traffic.scores) as f64 / time * 1e-9,
+                traffic.read() as f64 / traffic.full() as f64,
+                time / all,
+                (1.0 - time / all) / traffic.saved().max(1e-9)
+            );
+            if let Some(profile) = gpu.profile() {
+                let (step, ..) = aligned.step(&gpu, case, align);
+                pollster::block_on(profile.take(&gpu)).unwrap();
+                aligned.time(&gpu, &step, 32);
+                let mut kernels: Vec<(String, f64)> = Vec::new();
+                let mut plans = 0;
+                for (label, time) in pollster::block_on(profile.take(&gpu)).unwrap() {
+                    // align_plan runs for keys, then for values.
+                    let label = if label == "align_plan" { format!("align_plan, {}", ["keys", "values"][plans % 2]) } else { label.to_owned() };
+                    plans += usize::from(label.starts_with("align_plan"));
+                    match kernels.iter_mut().find(|(l, _)| *l == label) {
+                        Some((_, sum)) => *sum += time / 32.0,
+                        None => kernels.push((label, time / 32.0)),
+                    }
+                }
+                for (kernel, time) in kernels {
+                    // align_scores reads the keys, align_values the values.
+                    println!("{kernel:>50} {:>10.1} us", time * 1e6);
+                }
+            }
+        }
+    }
+}
