@@ -135,11 +135,12 @@ impl Cache {
         }
         let [scores, plans] = self.align_buffers();
         let [_, _, partials, _] = self.scratch_buffers();
-        let (score_words, plan_words, partial_words) = (
-            self.gpu().read(scores, 0, scores.size() / 4).await?,
-            self.gpu().read(plans, 0, plans.size() / 4).await?,
-            self.gpu().read(partials, 0, partials.size() / 4).await?,
-        );
+        // Only what is looked at: the sums of the items, the rows' plans, the ledgers.
+        let items = words.align_scores.get(first).map_or(0, |(_, items)| u64::from(*items));
+        let (sums, ledgers) = (4 * u64::from(plan.heads()) * plan.score_sums(), 16 * plan.ledgers());
+        let sum_words = self.gpu().read(scores, sums, 4 * u64::from(plan.heads()) * plan.readings() * items).await?;
+        let plan_words = self.gpu().read(plans, 0, u64::from(PLAN_WORDS) * plan.readings() * u64::from(last.rows)).await?;
+        let ledger_words = self.gpu().read(partials, ledgers, 8 * plan.readings() * items).await?;
         let float = |words: &[u32], at: u64| f64::from(f32::from_bits(words.get(at as usize).copied().unwrap_or(0)));
         let shape = plan.shape();
         let (d, heads, blocks, page) = (u64::from(shape.head_dim), plan.heads(), plan.blocks(), u64::from(PAGE_TOKENS));
@@ -153,19 +154,19 @@ impl Cache {
                 let mut tokens = [page * pages, 0, 0];
                 let mut costs = [0.0; 4];
                 for item in splits {
-                    let ledger = 4 * (plan.ledgers() + 2 * reading(item));
+                    let ledger = 8 * reading(item);
                     for level in [1, 2] {
-                        let count = float(&partial_words, ledger + 3 + level as u64) as u64;
+                        let count = float(&ledger_words, ledger + 3 + level as u64) as u64;
                         tokens[level] += count;
                         tokens[0] -= count.min(tokens[0]);
                     }
-                    costs.iter_mut().zip(0..).for_each(|(cost, h)| *cost += float(&partial_words, ledger + h));
-                    let sums = (plan.score_sums() + 4 * reading(item)) * u64::from(heads);
+                    costs.iter_mut().zip(0..).for_each(|(cost, h)| *cost += float(&ledger_words, ledger + h));
+                    let sums = 4 * reading(item) * u64::from(heads);
                     for plane in [0, 1] {
                         // A lane loads a word that it shares with its neighbour.
-                        report.counted[0][plane as usize] += 64 * float(&score_words, sums + (2 + plane) * u64::from(heads)) as u64;
+                        report.counted[0][plane as usize] += 64 * float(&sum_words, sums + (2 + plane) * u64::from(heads)) as u64;
                         let quads = (d / 4).min(32);
-                        report.counted[1][plane as usize] += 2 * quads * float(&partial_words, ledger + 6 + plane) as u64;
+                        report.counted[1][plane as usize] += 2 * quads * float(&ledger_words, ledger + 6 + plane) as u64;
                     }
                 }
                 report.traffic.add(&Traffic {

@@ -304,3 +304,56 @@ fn the_twin_lists_what_the_kernel_lists() {
     assert_eq!(status[..12], [2, 0, 0, 0, 0, 0, 1, 1, 0, 0, 2, 2]);
     assert_eq!(pollster::block_on(walk.cache.status()).unwrap().rows, 2);
 }
+
+#[test]
+fn planes_are_the_same_however_the_tokens_come() {
+    // Heads that differ in size by 2^6, and a channel that is negative throughout: exponents are of magnitudes, and each head's own.
+    let gpu = gpu();
+    for protection in [protect(0, 0), protect(4, 16)] {
+        let none = Case { protection, ..case("planes in one chunk", 64, 2, 2, Format::aligned_f16()) };
+        let none = Case { shape: Shape { rope: Rope::none(), ..none.shape.clone() }, steps: vec![vec![(0, 300)]], ..none };
+        let mut whole = Walk::new(&gpu, none.clone());
+        let [mut keys, mut values, queries] = whole.draw(300);
+        for (i, (k, v)) in keys.iter_mut().zip(&mut values).enumerate() {
+            let size = if i / 64 % 2 == 1 { 64.0 } else { 1.0 };
+            *k *= size;
+            *v *= size;
+            if i % 64 == 5 {
+                *k = -20.0 * size - k.abs();
+            }
+        }
+        whole.take_rows(&[(0, 300)], [keys.clone(), values.clone(), queries], false);
+        let mut pieces = Walk::new(&gpu, Case { why: "planes in pieces", ..none });
+        let (mut at, mut largest) = (0, vec![0; 2 * 128]);
+        for n in [45, 1, 1, 81, 1, 100, 1, 1, 69] {
+            let [k, v] = [&keys, &values].map(|rows| rows[at * 128..(at + n) * 128].to_vec());
+            let taken = pieces.take_rows(&[(0, n as u32)], [k, v, vec![0.0; n * 128]], false);
+            at += n;
+            if records(&taken)[0].new_packed > 4 {
+                // Those of the first page never shrink.
+                let physical = records(&taken)[0].pages[0];
+                let now: Vec<u32> = (0..2).flat_map(|head| maxima(page(pieces.plan(), &taken.after.pages, physical, head))).collect();
+                assert!(now.iter().zip(&largest).all(|(now, before)| now >= before));
+                largest = now;
+            }
+        }
+        let [got, want] = [&pieces, &whole].map(|walk| {
+            let state = walk.state();
+            (0..walk.plan().pages())
+                .flat_map(|p| (0..2).map(move |head| (p, head)))
+                .map(|(p, head)| {
+                    let page = page(walk.plan(), &state.pages, p, head);
+                    let packed = walk.plan().packed(300);
+                    let tokens = (128 * p).max(unpacked(walk.plan()))..(128 * p + 128).min(packed);
+                    if tokens.is_empty() {
+                        return (Vec::new(), Vec::new());
+                    }
+                    (maxima(page), tokens.map(|t| (key(page, t % 128), value(page, t % 128))).collect::<Vec<_>>())
+                })
+                .collect::<Vec<_>>()
+        });
+        assert!(got == want, "{protection:?}. WGKV_SEED={}", whole.seed);
+        // -20 and less is 16 to 32, or more where the other numbers are: the negative channel has the exponent of its magnitude.
+        assert!(got[0].0[5] >= 19 && got[1].0[5] >= 25, "{:?}", &got[..2]);
+    }
+}

@@ -1,7 +1,7 @@
 //! Attention through wgkv's cache: sequences of it that grow alike.
 
 use burn::tensor::Tensor;
-use wgkv::{Cache, Chunk, Sequence, Step};
+use wgkv::{Alignment, Cache, Chunk, Sequence, Step, Traffic};
 
 use crate::attention::Attention;
 use crate::bridge::{Bridge, View};
@@ -17,7 +17,13 @@ pub struct CompressedAttention<'cache> {
     electing: bool,
     /// The residual stream that enters the next layer, and its width, where sinks are looked for in it.
     residual: Option<(View, u32)>,
+    /// Steps taken, and by layer what some of them read from planes.
+    steps: usize,
+    traffic: Vec<Traffic>,
 }
+
+/// Steps of which one is asked what it read from planes: asking waits for the GPU.
+const ASKED: usize = 32;
 
 impl<'cache> CompressedAttention<'cache> {
     /// An empty sequence of the cache.
@@ -28,7 +34,7 @@ impl<'cache> CompressedAttention<'cache> {
     /// So many empty sequences. Their rows come one sequence after another.
     pub fn batch(bridge: &'cache Bridge, cache: &'cache mut Cache, count: u32) -> Result<Self> {
         let sequences = (0..count).map(|_| cache.allocate()).collect::<wgkv::Result<_>>()?;
-        Ok(Self { bridge, cache, sequences, step: None, electing: false, residual: None })
+        Ok(Self { bridge, cache, sequences, step: None, electing: false, residual: None, steps: 0, traffic: Vec::new() })
     }
 
     /// Adds keys and values to one layer without attending to them.
@@ -57,6 +63,11 @@ impl<'cache> CompressedAttention<'cache> {
         self.cache
     }
 
+    /// By layer, what decoding read from planes in some of the steps; empty where it reads everything.
+    pub fn traffic(&self) -> &[Traffic] {
+        &self.traffic
+    }
+
     /// Gives the sequences' pages back.
     pub fn free(self) -> Result<()> {
         for sequence in self.sequences {
@@ -72,6 +83,7 @@ impl Attention for CompressedAttention<'_> {
         self.step = Some(self.cache.step(&chunks)?);
         // Generated tokens, which come one by one, are never sinks.
         self.electing = tokens > 1 && self.cache.plan().elects();
+        self.steps += 1;
         Ok(())
     }
 
@@ -98,6 +110,13 @@ impl Attention for CompressedAttention<'_> {
             self.cache.attend(&mut encoder, step, layer as u32, queries.rows(), output_view.rows())?;
         }
         gpu.queue().submit([encoder.finish()]);
+        if let Some(step) = self.step.as_ref().filter(|_| self.cache.plan().alignment() != Alignment::EVERYTHING && self.steps % ASKED == 0) {
+            let report = pollster::block_on(self.cache.traffic(step, layer as u32))?;
+            if self.traffic.len() <= layer {
+                self.traffic.resize(layer + 1, Traffic::default());
+            }
+            self.traffic[layer].add(&report.traffic);
+        }
         Ok(output)
     }
 }

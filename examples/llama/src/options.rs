@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use wgkv::{Allocation, Bits, Budget, Cache, Calibration, Capability, Codec, Format, Plan, Protection, Reach, Scales, Shape, Sinks};
+use wgkv::{Alignment, Allocation, Bits, Budget, Cache, Calibration, Capability, Codec, Format, Plan, Protection, Reach, Scales, Shape, Sinks};
 
 use crate::bridge::Bridge;
 use crate::config::Config;
@@ -64,6 +64,9 @@ pub struct CacheOptions {
     /// How far rotate-kv's order of channels reaches: global, or local to the heads rotated together; as in the calibration without it.
     #[arg(long, value_parser = reach)]
     pub reach: Option<Reach>,
+    /// Planes that aligned-f16 reads while decoding: everything, published, or budgets as in phi-k:64,phi-v:256.
+    #[arg(long)]
+    pub align: Option<Alignment>,
 }
 
 /// The format of a cache with every default filled in, as printed.
@@ -134,6 +137,9 @@ impl CacheOptions {
     pub fn format(&self, config: &Config, calibration: Option<&Calibration>) -> Result<Format> {
         if self.codec == Codec::F16 {
             return Ok(Format::f16());
+        }
+        if self.codec == Codec::AlignedF16 {
+            return Ok(Format::aligned_f16());
         }
         let mut format = Format::new(self.codec, Bits::try_from(self.k_bits)?, Bits::try_from(self.v_bits)?, self.group(config)).with_scales(self.scales);
         if let Some(clip) = self.clip {

@@ -11,7 +11,7 @@ use burn::tensor::Tensor;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use serde::Serialize;
-use wgkv::{Budget, Cache, Codec, Format, Protection, Sinks};
+use wgkv::{Alignment, Budget, Cache, Codec, Format, Protection, Sinks, Traffic};
 
 use crate::attention::{Attention, PlainAttention};
 use crate::bridge::Bridge;
@@ -56,7 +56,7 @@ pub struct PerplexityOptions {
     /// For rotate-kv: quantize on the CPU and attend in f32 instead of running the codec's kernels. Implies --strict.
     #[arg(long)]
     pub simulate: bool,
-    /// Tokens that are processed at once; 128 where a window protects recent tokens, else the whole context.
+    /// Tokens that are processed at once; 128 where a window protects recent tokens, 1 for aligned-f16, else the whole context.
     #[arg(long)]
     pub chunk: Option<usize>,
 }
@@ -80,10 +80,43 @@ pub struct PerplexityReport {
     /// For rotate-kv: by what the channels are in order, "calibration" (with its reach), "none" or "before rotation".
     #[serde(skip_serializing_if = "Option::is_none")]
     pub order: Option<String>,
+    /// What decoding read from planes, where it did not read everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aligned: Option<AlignedSummary>,
     /// Was the codec simulated on the CPU?
     pub simulated: bool,
     /// The GPU.
     pub adapter: String,
+}
+
+/// What decoding read from planes.
+#[derive(Debug, Clone, Serialize)]
+pub struct AlignedSummary {
+    /// By what the planes were chosen.
+    pub align: String,
+    /// Bits read of a key and of a value, by layer.
+    pub layers: Vec<[f64; 2]>,
+    /// Bits read of a key.
+    pub k_bits: f64,
+    /// Bits read of a value.
+    pub v_bits: f64,
+    /// Share of the bytes of keys and values that stayed unread.
+    pub saved: f64,
+}
+
+impl AlignedSummary {
+    /// From the traffic of all layers.
+    fn new(align: Alignment, layers: &[Traffic]) -> Self {
+        let mut total = Traffic::default();
+        layers.iter().for_each(|layer| total.add(layer));
+        Self {
+            align: align.to_string(),
+            layers: layers.iter().map(|layer| [layer.key_bits(), layer.value_bits()]).collect(),
+            k_bits: total.key_bits(),
+            v_bits: total.value_bits(),
+            saved: total.saved(),
+        }
+    }
 }
 
 /// Sums over targets.
@@ -251,7 +284,9 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
         (_, true) => "before rotation".to_owned(),
         _ => format!("calibration, {:?}", calibration.reach()).to_lowercase(),
     });
+    // Prefill reads all planes: only tokens that come one by one show what the others are worth.
     let chunk = options.chunk.unwrap_or(match protection.window {
+        _ if codec == Codec::AlignedF16 => 1,
         0 => options.context,
         _ => options.context.min(128),
     });
@@ -269,6 +304,9 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
         Some(calibration) if simulate => Measured::Simulation(Simulation::new(&config, allocation.format(), &calibration, reorder, protection.sinks)?),
         calibration => Measured::Cache(open_mixed(&bridge, &config, allocation.clone(), calibration, protection, options.context)?),
     };
+    if let (Measured::Cache(cache), Some(alignment)) = (&mut measured, options.cache.align) {
+        cache.align(alignment)?;
+    }
     // The f16 codec is its own reference: its divergence is zero and need not be measured.
     let mut reference = match codec {
         Codec::F16 => None,
@@ -277,6 +315,7 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
 
     let bar = bar(windows.len() * options.context, ", perplexity");
     let mut total = Score::default();
+    let mut traffic: Vec<Traffic> = Vec::new();
     for window in &windows {
         let mut control = match reference.as_mut() {
             Some(cache) => Some(CompressedAttention::new(&bridge, cache)?),
@@ -289,6 +328,8 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
             Measured::Cache(cache) => {
                 let mut attention = CompressedAttention::new(&bridge, cache)?;
                 total += score(&mut attention)?;
+                traffic.resize(attention.traffic().len().max(traffic.len()), Traffic::default());
+                traffic.iter_mut().zip(attention.traffic()).for_each(|(sum, layer)| sum.add(layer));
                 attention.free()?;
             }
             Measured::Simulation(simulation) => total += score(&mut SimulatedAttention::new(simulation, &config, bridge.device()))?,
@@ -307,6 +348,7 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
         tokens: total.tokens,
         seconds: started.elapsed().as_secs_f64(),
         order,
+        aligned: options.cache.align.filter(|_| !traffic.is_empty()).map(|align| AlignedSummary::new(align, &traffic)),
         simulated: simulate,
         adapter: bridge.adapter().to_owned(),
     })
