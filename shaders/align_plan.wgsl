@@ -75,6 +75,7 @@ var<workgroup> counts: array<atomic<u32>, 256>;
 var<workgroup> best: atomic<u32>;
 var<workgroup> bases: array<atomic<i32>, 4>;
 var<workgroup> levels: array<u32, 256>;
+var<workgroup> found: array<atomic<u32>, 3>;
 
 // The exponent of a number as a half: 5 bits, biased by 15; 0 for zero and subnormal numbers.
 fn exponent(x: f32) -> i32 {
@@ -173,25 +174,38 @@ fn count_weight(w: f32) {
     }
 }
 
-// Counts the weights of tokens t, t + 256, t + 512, t + 768. All loads are on their way before the first is used.
-fn count_four(at: u32, stride: u32, t: u32, count: u32, scale: Scale) {
+// Counts the weights of eight tokens from t on, 256 apart. All loads are on their way before the first is used.
+fn count_eight(at: u32, stride: u32, t: u32, count: u32, scale: Scale) {
     let a = score_at(at, stride, t, count);
     let b = score_at(at, stride, t + 256u, count);
     let c = score_at(at, stride, t + 512u, count);
     let d = score_at(at, stride, t + 768u, count);
+    let e = score_at(at, stride, t + 1024u, count);
+    let f = score_at(at, stride, t + 1280u, count);
+    let g = score_at(at, stride, t + 1536u, count);
+    let h = score_at(at, stride, t + 1792u, count);
     count_weight(weight_of(a, scale));
     count_weight(weight_of(b, scale));
     count_weight(weight_of(c, scale));
     count_weight(weight_of(d, scale));
+    count_weight(weight_of(e, scale));
+    count_weight(weight_of(f, scale));
+    count_weight(weight_of(g, scale));
+    count_weight(weight_of(h, scale));
 }
 
-fn better_four(at: u32, stride: u32, t: u32, count: u32, held: Best) -> Best {
+fn better_eight(at: u32, stride: u32, t: u32, count: u32, held: Best) -> Best {
     let a = score_at(at, stride, t, count);
     let b = score_at(at, stride, t + 256u, count);
     let c = score_at(at, stride, t + 512u, count);
     let d = score_at(at, stride, t + 768u, count);
+    let e = score_at(at, stride, t + 1024u, count);
+    let f = score_at(at, stride, t + 1280u, count);
+    let g = score_at(at, stride, t + 1536u, count);
+    let h = score_at(at, stride, t + 1792u, count);
     let n = HeadsF(f32(t / 32u));
-    return better(better(better(better(held, a, n), b, n + HeadsF(8.0)), c, n + HeadsF(16.0)), d, n + HeadsF(24.0));
+    let first = better(better(better(better(held, a, n), b, n + HeadsF(8.0)), c, n + HeadsF(16.0)), d, n + HeadsF(24.0));
+    return better(better(better(better(first, e, n + HeadsF(32.0)), f, n + HeadsF(40.0)), g, n + HeadsF(48.0)), h, n + HeadsF(56.0));
 }
 
 // The magnitudes of four channels of one token's value, from its first plane only.
@@ -199,6 +213,13 @@ fn magnitudes(list: u32, slab_head: u32, token: u32, quad: u32) -> vec4<f32> {
     let page = (tables[list + token / 128u] * params.slab_heads + slab_head) * (4u * PAGE_VECS);
     let word = pages[page + 4u * VALUES + token % 128u * (HEAD_DIM / 4u) + quad] & 0x7f7f7f7fu;
     return vec4<f32>(unpack2x16float(((word & 0x00ff00ffu) << 8u) | 0x00800080u), unpack2x16float((word & 0x7f007f00u) | 0x00800080u));
+}
+
+// What token s of the sample has to do with four channels of the output of head h; nothing beyond the last.
+fn sampled(list: u32, slab_head: u32, s: u32, h: u32, quad: u32) -> vec4<f32> {
+    let n = min(s, 31u);
+    let weight = select(0.0, heads_at(cells[n], h), s < 32u);
+    return weight * magnitudes(list, slab_head, 32u * u32(heads_at(tokens[n], h)) + n, quad);
 }
 
 fn put_heads(at: u32, x: HeadsF) {
@@ -245,6 +266,9 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
     }
     if (i < 4u) {
         atomicStore(&bases[i], 1000);
+    }
+    if (i < 3u) {
+        atomicStore(&found[i], 0u);
     }
 
     // What keys or values weigh: a number of each head for the channel, or factors on the weights of all tokens.
@@ -371,10 +395,8 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
         let count = 128u * page_count;
         if (params.criterion == 2u) {
             for (var t = i; t < count; t += 4096u) {
-                count_four(score_at_first, score_stride, t, count, Scale(peak, factor, block));
-                count_four(score_at_first, score_stride, t + 1024u, count, Scale(peak, factor, block));
-                count_four(score_at_first, score_stride, t + 2048u, count, Scale(peak, factor, block));
-                count_four(score_at_first, score_stride, t + 3072u, count, Scale(peak, factor, block));
+                count_eight(score_at_first, score_stride, t, count, Scale(peak, factor, block));
+                count_eight(score_at_first, score_stride, t + 2048u, count, Scale(peak, factor, block));
             }
         }
         if (params.criterion == 1u) {
@@ -382,10 +404,8 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
             // Of each residue modulo 32 the token of the largest weight, by head.
             var held = Best(HeadsF(HIDDEN), HeadsF(0.0));
             for (var t = i; t < count; t += 4096u) {
-                held = better_four(score_at_first, score_stride, t, count, held);
-                held = better_four(score_at_first, score_stride, t + 1024u, count, held);
-                held = better_four(score_at_first, score_stride, t + 2048u, count, held);
-                held = better_four(score_at_first, score_stride, t + 3072u, count, held);
+                held = better_eight(score_at_first, score_stride, t, count, held);
+                held = better_eight(score_at_first, score_stride, t + 2048u, count, held);
             }
             cells[i] = held.z;
             tokens[i] = held.token;
@@ -406,8 +426,12 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
             for (var h = 0u; h < HEADS; h++) {
                 var sum = vec4<f32>(0.0);
                 if (i < last) {
-                    for (var s = i / quads; s < 32u; s += SAMPLERS) {
-                        sum += heads_at(cells[s], h) * magnitudes(list, slab_head, 32u * u32(heads_at(tokens[s], h)) + s, quad);
+                    for (var s = i / quads; s < 32u; s += 4u * SAMPLERS) {
+                        let a = sampled(list, slab_head, s, h, quad);
+                        let b = sampled(list, slab_head, s + SAMPLERS, h, quad);
+                        let c = sampled(list, slab_head, s + 2u * SAMPLERS, h, quad);
+                        let d = sampled(list, slab_head, s + 3u * SAMPLERS, h, quad);
+                        sum = (((sum + a) + b) + c) + d;
                     }
                 }
                 workgroupBarrier();
@@ -463,6 +487,9 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
         }
         level = select(0u, level, i < HEAD_DIM);
         levels[i] = level;
+        if (i < HEAD_DIM) {
+            atomicAdd(&found[level], 1u);
+        }
         cells[i] = products * error_of(level);
         workgroupBarrier();
         for (var reach = 128u; reach > 0u; reach /= 2u) {
@@ -479,13 +506,9 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
             plans[plan + i] = word;
         }
         if (i == 0u) {
-            var found = vec3<u32>(0u);
-            for (var c = 0u; c < HEAD_DIM; c++) {
-                found += select(vec3<u32>(0u), vec3<u32>(1u), vec3<u32>(levels[c]) == vec3<u32>(0u, 1u, 2u));
-            }
-            plans[plan + PLAN_KEYS] = found.x;
-            plans[plan + PLAN_KEYS + 1u] = found.y;
-            plans[plan + PLAN_KEYS + 2u] = found.z;
+            plans[plan + PLAN_KEYS] = atomicLoad(&found[0]);
+            plans[plan + PLAN_KEYS + 1u] = atomicLoad(&found[1]);
+            plans[plan + PLAN_KEYS + 2u] = atomicLoad(&found[2]);
             plans[plan + PLAN_KEYS + 3u] = threshold;
             // In nats: products are of scores in log2 units, and their exponents biased by 10 less than the unit in the last place.
             put_heads(plan + PLAN_BOUND, cells[0] * (0.6931472 / 1024.0));
