@@ -14,7 +14,7 @@
 mod support;
 use std::time::Instant;
 use support::*;
-use wgkv::{Alignment, Cache, Chunk, Format, Gpu, Plan, Protection, Report, Rows, Sequence, Step};
+use wgkv::{Alignment, AlignmentReport, Cache, Chunk, Format, Gpu, Plan, Protection, Rows, Sequence, Step};
 
 /// Relative error of an output against reading everything: what budgets of hundreds of halves' last places leave.
 const ALIGN_ERROR: f64 = 0.05;
@@ -67,7 +67,7 @@ impl Filled {
     }
 
     /// A step that appends and attends once, in every layer, and its output in the first.
-    fn step(&mut self, gpu: &Gpu, case: Case, align: Alignment) -> (Step, Vec<f32>, Report) {
+    fn step(&mut self, gpu: &Gpu, case: Case, align: Alignment) -> (Step, Vec<f32>, AlignmentReport) {
         self.cache.align(align).unwrap();
         // The same token again and again: what the last step took is taken back.
         let mut encoder = encoder(gpu);

@@ -502,10 +502,6 @@ impl Cache {
         Ok(Step::new(self.gpu.device(), &self.plan, self.gpu.capability().uniform_alignment, &growths, self.id, self.serial))
     }
 
-    pub(crate) fn check_step(&self, step: &Step, layer: u32) -> Result<()> {
-        self.check(step, layer).map(|_| ())
-    }
-
     fn check(&self, step: &Step, layer: u32) -> Result<&Layer> {
         if step.cache != self.id {
             return Err(Error::Stale { reason: "another cache made it" });
@@ -514,6 +510,10 @@ impl Cache {
             return Err(Error::Stale { reason: "a later step was made, or a sequence was freed, forked or cut back" });
         }
         self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.plan.shape().layers })
+    }
+
+    pub(crate) fn check_step(&self, step: &Step, layer: u32) -> Result<()> {
+        self.check(step, layer).map(|_| ())
     }
 
     /// Records the election of one layer's sinks from the residual stream that enters the layer, before its norm (for the first

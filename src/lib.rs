@@ -38,4 +38,4 @@ pub use sensitivity::{Probe, Sensitivity};
 pub use shape::{Rope, RopeLayout, Shape};
 pub use status::{Flag, Status};
 pub use step::{Chunk, Step};
-pub use traffic::{Certificate, Report, Traffic};
+pub use traffic::{AlignmentReport, Certificate, Traffic};

@@ -83,7 +83,7 @@ pub struct Certificate {
 
 /// What one attend read, by [`Cache::traffic`].
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Report {
+pub struct AlignmentReport {
     /// Bytes.
     pub traffic: Traffic,
     /// By decoding row that has packed pages, and query head.
@@ -116,10 +116,10 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error::Stale`](crate::Error::Stale), [`Error::Layer`](crate::Error::Layer), [`Error::Readback`](crate::Error::Readback).
-    pub async fn traffic(&self, step: &Step, layer: u32) -> Result<Report> {
+    pub async fn traffic(&self, step: &Step, layer: u32) -> Result<AlignmentReport> {
         self.check_step(step, layer)?;
         let plan = self.plan();
-        let mut report = Report::default();
+        let mut report = AlignmentReport::default();
         let slabs = plan.slabs(layer);
         let Some(last) = step.passes.last().filter(|_| plan.aligns()) else {
             return Ok(report);

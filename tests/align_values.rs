@@ -14,7 +14,7 @@ use rand::RngExt;
 use support::*;
 use wgkv::kernel::align_plan::*;
 use wgkv::reference::{self, aligned::quarter};
-use wgkv::{Alignment, Criterion, Format, Report, Rows};
+use wgkv::{Alignment, AlignmentReport, Criterion, Format, Rows};
 
 /// Error of a weight: `exp2`'s own, 2^-22 near zero and more for arguments that are large.
 const WEIGHT_ERROR: f32 = 4e-5;
@@ -84,7 +84,7 @@ fn again(walk: &Walk, taken: &Taken) -> Vec<u32> {
     words(&walk.gpu, &output)
 }
 
-fn report(walk: &Walk, taken: &Taken) -> Report {
+fn report(walk: &Walk, taken: &Taken) -> AlignmentReport {
     pollster::block_on(walk.cache.traffic(&taken.step, 0)).unwrap()
 }
 
@@ -236,4 +236,38 @@ fn a_cache_can_be_aligned_in_another_way_between_steps() {
     let taken = walk.take_rows(&[(0, 1)], rows, true);
     assert_eq!(report(&walk, &taken).traffic.saved(), 0.5);
     assert!(walk.cache.align(Alignment::budget(-1.0, 0.0)).is_err());
+}
+
+#[test]
+fn forks_that_share_more_pages_than_there_are_attend_in_several_passes() {
+    let gpu = gpu();
+    let shape = wgkv::Shape { layers: 1, query_heads: 2, kv_heads: 1, head_dim: 64, rope: wgkv::Rope::new(10_000.0, 64) };
+    let plan = wgkv::Plan::new(shape, Format::aligned_f16(), protect(0, 16), wgkv::Budget::tokens(3, 100), gpu.capability()).unwrap();
+    let plan = plan.with_alignment(Alignment::budget(64.0, 64.0)).unwrap();
+    assert_eq!(plan.pages(), 3);
+    let mut cache = wgkv::Cache::new(&gpu, plan).unwrap();
+    let (mut random, seed) = seeded();
+    let append = |cache: &mut wgkv::Cache, chunks: &[wgkv::Chunk], rows: usize, random: &mut rand::rngs::StdRng| {
+        // All rows alike.
+        let [keys, values, queries] = [rows * 64, rows * 64, rows * 128].map(|n| {
+            let of_a_row = normals(random, n / chunks.len());
+            upload(&gpu, &of_a_row.repeat(chunks.len()))
+        });
+        let output = poisoned(&gpu, rows * 128);
+        let step = cache.step(chunks).unwrap();
+        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        cache.append(&mut encoder, &step, 0, Rows::f32(&keys), Rows::f32(&values)).unwrap();
+        cache.attend(&mut encoder, &step, 0, Rows::f32(&queries), Rows::f32(&output)).unwrap();
+        gpu.queue().submit([encoder.finish()]);
+        download(&gpu, &output, rows * 128)
+    };
+    let first = cache.allocate().unwrap();
+    append(&mut cache, &[wgkv::Chunk { sequence: first, tokens: 410 }], 410, &mut random);
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let forks = [(); 2].map(|()| cache.fork(&mut encoder, first).unwrap());
+    gpu.queue().submit([encoder.finish()]);
+    let chunks = [first, forks[0], forks[1]].map(|sequence| wgkv::Chunk { sequence, tokens: 1 });
+    let output = append(&mut cache, &chunks, 3, &mut random);
+    assert!(output.iter().all(|x| x.is_finite()), "WGKV_SEED={seed}");
+    assert!(output[..128] == output[128..256] && output[..128] == output[256..], "three sequences that are alike. WGKV_SEED={seed}");
 }

@@ -438,3 +438,34 @@ fn a_step_of_no_chunks_does_nothing() {
     gpu.queue().submit([encoder.finish()]);
     assert!(walk.state() == state);
 }
+
+#[test]
+fn alignments_that_cannot_be_are_refused() {
+    for text in ["", "all", "phi-k", "phi-k:", "phi-k:x", "phi-q:1", "phi-k:-1", "phi-v:inf", "phi-v:nan", "phi-k:1;phi-v:1"] {
+        refused(
+            text.parse::<Alignment>(),
+            &Error::Text { name: "alignment", wanted: "everything, published, or budgets as in phi-k:64,phi-v:256", had: text.into() },
+            &["everything, published", "phi-k:64"],
+        );
+    }
+    for alignment in [
+        Alignment::EVERYTHING,
+        Alignment::PUBLISHED,
+        Alignment::budget(0.25, 1.0),
+        Alignment { keys: Criterion::Everything, values: Criterion::Budget(4.0) },
+        Alignment { keys: Criterion::Published, values: Criterion::Everything },
+    ] {
+        assert_eq!(alignment.to_string().parse::<Alignment>().unwrap(), alignment);
+    }
+    let planned = |format| plan(shape(), format, Protection::strict(), Budget::tokens(1, 1), &Capability::webgpu_default()).unwrap();
+    refused(
+        planned(Format::f16()).with_alignment(Alignment::PUBLISHED),
+        &Error::Shape { name: "the codec of an alignment", wanted: "aligned-f16".into(), had: "f16".into() },
+        &["aligned-f16", "f16"],
+    );
+    refused(
+        planned(Format::aligned_f16()).with_alignment(Alignment::budget(1.0, -2.0)),
+        &Error::Shape { name: "phi_v", wanted: "finite and not negative".into(), had: "-2".into() },
+        &["phi_v", "-2"],
+    );
+}

@@ -28,6 +28,15 @@ pub fn aligned_cases(gpu: &Gpu) -> Vec<Case> {
                 Alignment { keys: Criterion::Published, values: Criterion::Budget(64.0) },
             )
         },
+        Case {
+            steps: vec![vec![(0, 4700)], vec![(0, 1)]],
+            ..of("the published rule over 37 pages: more than are gathered at once", 256, 2, 1, Alignment::PUBLISHED)
+        },
+        Case {
+            steps: vec![vec![(0, 4700)], vec![(0, 1)]],
+            split_workgroups: Some(3),
+            ..of("a budget over 37 pages: tokens are counted in more than one turn", 64, 4, 1, Alignment::budget(16.0, 64.0))
+        },
         of("budgets of nothing", 128, 2, 1, Alignment::budget(0.0, 0.0)),
         of("budgets without end", 64, 4, 1, Alignment::budget(1e9, 1e9)),
     ];
