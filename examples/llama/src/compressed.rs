@@ -110,7 +110,7 @@ impl Attention for CompressedAttention<'_> {
             self.cache.attend(&mut encoder, step, layer as u32, queries.rows(), output_view.rows())?;
         }
         gpu.queue().submit([encoder.finish()]);
-        if let Some(step) = self.step.as_ref().filter(|_| self.cache.plan().alignment() != Alignment::EVERYTHING && self.steps % ASKED == 0) {
+        if let Some(step) = self.step.as_ref().filter(|_| self.cache.plan().alignment() != Alignment::EVERYTHING && self.steps.is_multiple_of(ASKED)) {
             let report = pollster::block_on(self.cache.traffic(step, layer as u32))?;
             if self.traffic.len() <= layer {
                 self.traffic.resize(layer + 1, Traffic::default());

@@ -1,6 +1,7 @@
 //! LLaMA-family models on burn, with wgkv holding their keys and values: text generation, and the measure of what a
 //! compressed cache costs and saves.
 
+pub mod align_report;
 pub mod analyze;
 pub mod attention;
 pub mod bridge;

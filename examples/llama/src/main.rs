@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use clap::{Parser, Subcommand};
+use wgkv_llama::align_report::{AlignReportOptions, align_report};
 use wgkv_llama::analyze::{AnalyzeOptions, analyze};
 use wgkv_llama::calibrate::{CalibrateOptions, calibrate};
 use wgkv_llama::capacity::{CapacityOptions, capacity};
@@ -34,6 +35,8 @@ enum Command {
     Plan(PlanOptions),
     /// Compare allocations with fixed bits at equal bytes.
     Tradeoff(TradeoffOptions),
+    /// Tell how many bits of its keys and values a model needs, as AlignedKV finds it, and what reading only those does to products.
+    AlignReport(AlignReportOptions),
     /// Tell how many sequences fit beside a model's weights, codec by codec.
     Capacity(CapacityOptions),
     /// Decode with random weights of a model's shape, and tell what it takes.
@@ -72,6 +75,7 @@ fn main() -> anyhow::Result<()> {
             println!("decided in {:.1} ms, written to {}", 1e3 * seconds, options.out.display());
         }
         Command::Tradeoff(options) => print(&tradeoff(&options)?, options.json)?,
+        Command::AlignReport(options) => print(&align_report(&options)?, options.json)?,
         Command::Capacity(options) => print(&capacity(&options)?, options.json)?,
         Command::DecodeMemory(options) => print(&decode_memory(&options)?, options.json)?,
     }
