@@ -46,6 +46,7 @@ fn cases() -> Vec<Case> {
         Case { protection: protect(4, 0), element: Element::F16, ..of("a share of 3: 10 tokens a tile; decode over sinks", 64, 3, 1, rtn(Three, Four, 64)) },
         Case { slabs: true, ..of("a share of 7: 4 tokens a tile; every KV head in a slab of its own", 64, 14, 2, hadamard(Eight, Three, 32)) },
         Case { protection: protect(4, 128), ..of("a share of 16: 2 tokens a tile; f16 pages", 64, 16, 1, Format::f16()) },
+        Case { protection: protect(4, 16), ..of("planes, a share of 3, sinks and a window", 80, 6, 2, Format::aligned_f16()) },
         Case { protection: protect(0, 128), ..of("a head of 80: half a slice; a share of 4; nothing packed yet", 80, 4, 1, hadamard(Three, Three, 128)) },
         Case {
             protection: protect(40, 32),
