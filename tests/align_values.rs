@@ -231,6 +231,8 @@ fn a_cache_can_be_aligned_in_another_way_between_steps() {
     let gpu = gpu();
     let (mut walk, taken) = decoded(&gpu, Case { steps: vec![vec![(0, 300)], vec![(0, 1)]], ..case("aligned later", 64, 2, 1, Format::aligned_f16()) });
     assert_eq!(report(&walk, &taken).traffic.saved(), 0.0);
+    // Two bytes a number, and a byte for each channel's largest exponent in a page.
+    assert_eq!(walk.plan().bits_per_element(256), 16.0 + 8.0 / 128.0);
     walk.cache.align(Alignment::budget(1e9, 1e9)).unwrap();
     let rows = spread(&mut walk, &[(0, 1)]);
     let taken = walk.take_rows(&[(0, 1)], rows, true);

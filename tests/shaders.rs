@@ -76,7 +76,10 @@ fn plans() -> Vec<Plan> {
         let capability = Capability { straight: i / 2 % 2 == 0, subgroups: (i / 4 % 2 == 0).then_some((32, 64)), ..Capability::webgpu_default() };
         let eight = format.key().bits == Bits::Eight || format.value().bits == Bits::Eight;
         let format = if i % 3 == 2 && !eight { format.with_scales(Scales::Byte) } else { format };
-        Plan::new(shape, format, protections[i % 3], Budget::tokens(1, 1024), &capability).unwrap().with_element([Element::F32, Element::F16][i / 3 % 2])
+        let plan =
+            Plan::new(shape, format, protections[i % 3], Budget::tokens(1, 1024), &capability).unwrap().with_element([Element::F32, Element::F16][i / 3 % 2]);
+        // The kernels of planes that count their loads, too.
+        if i % 2 == 0 { plan } else { plan.with_counted_loads() }
     };
     formats.into_iter().enumerate().map(plan).chain(rotated_plans()).collect()
 }
