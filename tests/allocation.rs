@@ -401,7 +401,7 @@ fn head_bits(shape: &Shape, format: &Format, [key, value]: [Precision; 2]) -> [[
 /// the row.
 fn row_bits(shape: &Shape, format: &Format, key: Precision) -> u64 {
     let channels = shape.kv_heads * shape.head_dim;
-    let group = [128, 64, 32].into_iter().find(|g| *g <= key.group && channels % g == 0).unwrap_or(shape.head_dim);
+    let group = [128, 64, 32].into_iter().find(|g| *g <= key.group && channels.is_multiple_of(*g)).unwrap_or(shape.head_dim);
     if format.codec() == Codec::RotateKv { u64::from(channels / group * format.scales().bits()) } else { 0 }
 }
 
@@ -434,7 +434,7 @@ fn any_allocation(random: &mut StdRng) -> (Shape, Format, Allocation) {
         let bits = [Bits::Two, Bits::Three, Bits::Four, Bits::Eight, Bits::Sixteen];
         let fits = |p: &Precision| {
             let byte = scales == Scales::Byte && p.bits == Bits::Eight;
-            !(byte || key && codec == Codec::RotateKv && p.bits == Bits::Sixteen || p.group != 128 && head_dim % p.group != 0)
+            !(byte || key && codec == Codec::RotateKv && p.bits == Bits::Sixteen || p.group != 128 && !head_dim.is_multiple_of(p.group))
         };
         loop {
             let drawn = precision(bits[random.random_range(0..5)], [32, 64, 128][random.random_range(0..3)]);
@@ -485,6 +485,56 @@ fn every_bit_is_accounted_for() {
             assert_eq!(cost.protected, u64::from(sequences * (protection.sinks.rows() + ring)) * 2 * elements, "{name}");
         }
     }
+}
+
+/// Every head has a place, among heads that are stored as it is, in no more buffers than bindings of this size ask for.
+#[test]
+fn every_head_lies_in_one_slab() {
+    let (mut random, seed) = seeded();
+    // So long that pages are larger than scratch.
+    let tokens = 1 << 22;
+    let mut split = 0;
+    for n in 0..300 {
+        let (shape, format, allocation) = any_allocation(&mut random);
+        let name = format!("{n}: {allocation} of {shape:?}. WGKV_SEED={seed}");
+        let plan = |bytes| {
+            let capability = Capability { binding_bytes: bytes, buffer_bytes: bytes, workgroup_bytes: 1 << 16, ..Capability::webgpu_default() };
+            Plan::mixed(shape.clone(), allocation.clone(), Protection::strict(), Budget::tokens(1, tokens), &capability)
+        };
+        let together = format.heads_per_group(shape.kv_heads);
+        let Ok(whole) = plan(1 << 40) else {
+            assert!(format.codec() == Codec::RotateKv && shape.head_dim >= 128, "{name}");
+            continue;
+        };
+        let bunch = |slab: &Slab| slab.layout().bytes() * u64::from(whole.pages() * together);
+        let largest = (0..shape.layers).flat_map(|layer| whole.slabs(layer)).map(bunch).max().unwrap();
+        let binding = largest * random.random_range(1..=2) + random.random_range(0..largest);
+        // RotateKV's plane of key scales may be what does not fit.
+        let Ok(plan) = plan(binding) else {
+            assert!(format.codec() == Codec::RotateKv, "{name}");
+            continue;
+        };
+        for layer in 0..shape.layers {
+            let slabs = plan.slabs(layer);
+            let mut heads: Vec<u32> = slabs.iter().flat_map(Slab::heads).copied().collect();
+            heads.sort_unstable();
+            assert!(heads.into_iter().eq(0..shape.kv_heads), "layer {layer}, {name}");
+            for slab in slabs {
+                assert!(slab.heads().is_sorted() && bunch(slab) / u64::from(together) * u64::from(slab.count()) <= binding, "layer {layer}, {name}");
+                assert!(slab.heads().iter().all(|head| *slab.format() == allocation.format_of(layer, *head)), "layer {layer}, {name}");
+                let bunches = slab.heads().chunks(together as usize);
+                assert!(bunches.into_iter().all(|heads| heads[0].is_multiple_of(together) && heads.len() == together as usize), "layer {layer}, {name}");
+            }
+            for kind in whole.slabs(layer) {
+                let alike: Vec<&Slab> = slabs.iter().filter(|slab| slab.format() == kind.format()).collect();
+                let most = binding / bunch(kind);
+                assert_eq!(alike.len() as u64, u64::from(kind.count() / together).div_ceil(most), "layer {layer}, {name}");
+                split += usize::from(alike.len() > 1);
+            }
+        }
+        assert!(plan.slabs(shape.layers).is_empty());
+    }
+    assert!(split > 20, "{split} slabs were split. WGKV_SEED={seed}");
 }
 
 /// (12) What a number takes with its scale and zero.
@@ -595,7 +645,7 @@ fn with_norms(random: &mut StdRng, sensitivity: Sensitivity) -> Sensitivity {
 
 /// Every bit width in every group that is served.
 fn all_candidates(shape: &Shape, format: &Format) -> Vec<Precision> {
-    let groups: Vec<u32> = [32, 64, 128].into_iter().filter(|g| shape.head_dim % g == 0 || *g == 128 && shape.head_dim % 32 != 0).collect();
+    let groups: Vec<u32> = [32, 64, 128].into_iter().filter(|g| shape.head_dim.is_multiple_of(*g) || *g == 128 && !shape.head_dim.is_multiple_of(32)).collect();
     let bits: &[Bits] =
         if format.scales() == Scales::Byte { &[Bits::Two, Bits::Three, Bits::Four] } else { &[Bits::Two, Bits::Three, Bits::Four, Bits::Eight] };
     bits.iter().flat_map(|bits| groups.iter().map(|group| precision(*bits, *group))).collect()
@@ -737,8 +787,8 @@ fn bytes_at_a_context_are_never_exceeded() {
                     let bits = 3.3 + 0.7 * f64::from(step) + 0.1 * random.random::<f64>();
                     let bytes = kept + (f64::from(protection.packed(tokens)) * elements as f64 * bits / 8.0) as u64;
                     let name = format!("{bytes} bytes for {tokens} tokens, {protection:?} of {format}, {shape:?}. WGKV_SEED={seed}");
-                    let allocation =
-                        Allocation::allocate(&shape, &sensitivity, Allowance::Bytes { bytes, tokens, protection }, Allocator::default()).expect(&name);
+                    let allocation = Allocation::allocate(&shape, &sensitivity, Allowance::Bytes { bytes, tokens, protection }, Allocator::default())
+                        .unwrap_or_else(|e| panic!("{name}: {e}"));
                     consistent(&shape, &sensitivity, &allocation, &name);
                     let report = allocation.report().unwrap();
                     assert_eq!(report.allowed, 8 * (bytes - kept) / u64::from(protection.packed(tokens)), "{name}");

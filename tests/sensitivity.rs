@@ -357,7 +357,7 @@ fn a_models_gauge_changes_nothing() {
         let [kv, _, q, _] = Text::widths(&shape).map(|width| 140 * width);
         let layers = (0..2).map(|_| [kv, kv, q, 140 * STREAM].map(|n| grid(&mut random, n))).collect();
         let text = Text { layers };
-        let weights = vec![[5.0, 4.0], [6.0, 3.5]];
+        let weights = [[5.0, 4.0], [6.0, 3.5]];
         let measure = |key: f32, value: f32| {
             let mut setting = setting.clone();
             setting.projections.iter_mut().for_each(|weights| *weights = scaled(weights, 1.0 / value));
@@ -372,7 +372,7 @@ fn a_models_gauge_changes_nothing() {
             Allocation::allocate(&shape, sensitivity, Allowance::BitsPerElement(bits), allocator.parse().unwrap()).unwrap()
         };
         let plain = measure(1.0, 1.0);
-        for (key, value) in [(GAUGE, 1.0), (1.0 / GAUGE, GAUGE), (GAUGE, GAUGE)] {
+        for (key, value) in [(GAUGE, 1.0), (1.0 / GAUGE, GAUGE)] {
             let other = measure(key, value);
             let name = format!("{codec}, keys times {key}, values times {value}. WGKV_SEED={seed}");
             for (layer, head) in (0..2).flat_map(|layer| [(layer, 0), (layer, 1)]) {
@@ -389,11 +389,9 @@ fn a_models_gauge_changes_nothing() {
                     assert_eq!(allocate(&other, bits, allocator), allocate(&plain, bits, allocator), "{allocator} at {bits}: {name}");
                 }
             }
-            if key != value {
-                for allocator in ["cache-norm", "repo-norm"] {
-                    let changed = [&other, &plain].map(|sensitivity| allocate(sensitivity, 3.5, allocator).mean_bits());
-                    assert_ne!(changed[0], changed[1], "{allocator}: {name}");
-                }
+            for allocator in ["cache-norm", "repo-norm"] {
+                let changed = [&other, &plain].map(|sensitivity| allocate(sensitivity, 3.5, allocator).mean_bits());
+                assert_ne!(changed[0], changed[1], "{allocator}: {name}");
             }
         }
     }
@@ -415,7 +413,7 @@ fn the_spread_of_logits_decides_who_comes_first() {
     const VALUES_FIRST: f64 = 5.0;
     use Bits::{Four, Three, Two};
     let (mut random, seed) = seeded();
-    let shape = Shape { layers: 1, query_heads: 8, kv_heads: 8, head_dim: 64, rope: Rope::none() };
+    let shape = Shape { layers: 1, query_heads: 6, kv_heads: 6, head_dim: 64, rope: Rope::none() };
     let setting = Setting::new(shape.clone(), plain(Codec::Rtn), candidates(&[Two, Three, Four], 64));
     // Keys are 8 times as large as values.
     let mut measure = |deviation: f32| {

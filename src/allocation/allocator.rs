@@ -3,7 +3,7 @@
 use super::{Allocation, Kind};
 use crate::allocate::{self, Candidate, Fill, Ties};
 use crate::error::{Error, Result};
-use crate::format::{Bits, Codec, Format, Precision};
+use crate::format::{Bits, Format, Precision};
 use crate::layout::{PAGE_TOKENS, PageLayout};
 use crate::protection::Protection;
 use crate::sensitivity::Sensitivity;
@@ -432,7 +432,7 @@ impl Allocation {
             }
         }
         let of = |layer: u32, head: u32| precisions[(layer * shape.kv_heads + head) as usize].map(|p| p.unwrap_or(format.key()));
-        Ok(Self { model: model.to_owned(), report: Some(report), ..Self::new(shape, uniform_of(format, &of(0, 0)), of)? })
+        Ok(Self { model: model.to_owned(), report: Some(report), ..Self::new(shape, format, of)? })
     }
 
     /// Do values get more bits than keys, though every published result says that keys need them? KV-AdaQuant's rule on norms of
@@ -440,14 +440,6 @@ impl Allocation {
     pub fn favours_values(&self) -> Option<[f64; 2]> {
         let [keys, values] = self.mean_bits();
         (values > keys).then_some([keys, values])
-    }
-}
-
-/// The format with other precisions of its own, since the one of the measurement may not fit.
-fn uniform_of(format: Format, precisions: &[Precision; 2]) -> Format {
-    match format.codec() {
-        Codec::F16 => format,
-        _ => format.with_precisions(precisions[0], precisions[1]),
     }
 }
 

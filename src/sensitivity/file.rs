@@ -2,7 +2,7 @@
 
 use super::{Head, Sensitivity, check_numbers, wrong};
 use crate::error::Result;
-use crate::format::{Codec, FormatWords, Precision};
+use crate::format::{FormatWords, Precision};
 use crate::shape::{Rope, Shape};
 use serde::{Deserialize, Serialize};
 
@@ -91,8 +91,8 @@ impl Sensitivity {
             return wrong("candidates", "1 or more", 0);
         }
         let format = file.storage.format()?;
-        if format.codec() == Codec::F16 {
-            return wrong("codec", "one that has codes", Codec::F16);
+        if format.codec().is_f16() {
+            return wrong("codec", "one that has codes", format.codec());
         }
         let shape = Shape { layers: file.layers, query_heads: file.kv_heads, kv_heads: file.kv_heads, head_dim: file.head_dim, rope: Rope::none() };
         shape.check()?;

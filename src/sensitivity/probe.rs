@@ -122,7 +122,7 @@ impl Sensitivity {
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Group`] and [`Error::Limit`] where a candidate does not fit, [`Error::Sensitivity`] for no
-    /// candidates and for [`Codec::F16`], [`Error::Calibration`] where RotateKV's is missing or of another shape.
+    /// candidates and for codecs that store halves alone, [`Error::Calibration`] where RotateKV's is missing or of another shape.
     pub async fn probe(
         gpu: &Gpu,
         shape: &Shape,
@@ -135,8 +135,8 @@ impl Sensitivity {
         if candidates.is_empty() {
             return wrong("candidates", "1 or more", 0);
         }
-        if format.codec() == Codec::F16 {
-            return wrong("codec", "one that has codes", Codec::F16);
+        if format.codec().is_f16() {
+            return wrong("codec", "one that has codes", format.codec());
         }
         let restores = format.codec() == Codec::RotateKv;
         // Values do not depend on how keys are stored, but RotateKV's keys cannot be exact.

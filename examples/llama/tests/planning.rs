@@ -30,7 +30,7 @@ fn options<T: clap::Args>(words: &[&str]) -> T {
 }
 
 fn measured(model: &Path, more: &[&str]) -> Result<PerplexityReport> {
-    let fixed = ["--model", model.to_str().unwrap(), "--text", &smoke(), "--windows", "1", "--context", "512", "--strict"];
+    let fixed = ["--model", model.to_str().unwrap(), "--text", &smoke(), "--windows", "1", "--context", "256", "--strict"];
     perplexity(&options::<PerplexityOptions>(&[&fixed, more].concat()))
 }
 
@@ -39,12 +39,12 @@ fn keys_have_larger_norms_than_values_and_need_more_bits_under_plain_rounding() 
     // KV-AdaQuant (2502.15075) section 3, on the embedded model and the codec that the paper has: rounding in groups of channels.
     let folder = tiny::folder("analysis");
     let model = embedded();
-    let words = ["--model", model.to_str().unwrap(), "--text", &smoke(), "--out", folder.to_str().unwrap(), "--windows", "1", "--context", "512"];
+    let words = ["--model", model.to_str().unwrap(), "--text", &smoke(), "--out", folder.to_str().unwrap(), "--windows", "1", "--context", "256"];
     let report = analyze(&options::<AnalyzeOptions>(&[&words[..], &["--codec", "rtn", "--group", "64"]].concat())).unwrap();
     assert_eq!(report.keys_larger, report.norms.len(), "norms of keys and values by layer: {:?}", report.norms);
 
     let analysis: Analysis = serde_json::from_str(&std::fs::read_to_string(folder.join("analysis.json")).unwrap()).unwrap();
-    assert_eq!((analysis.tokens, analysis.layers.len()), (512, 6));
+    assert_eq!((analysis.tokens, analysis.layers.len()), (256, 6));
     for layer in &analysis.layers {
         for head in layer.keys.iter().chain(&layer.values) {
             assert_eq!(head.singular_values.len(), 64);
@@ -115,8 +115,8 @@ fn a_plan_is_made_kept_within_its_budget_and_used() {
         let report = make(&["--budget", "3.0", "--allocator", rule]).report().unwrap().clone();
         assert!(report.spent <= report.allowed, "{report}");
     }
-    let allocation = make(&["--bytes", "400000", "--tokens", "1024"]);
-    assert!(8 * 400_000 >= 1024 * allocation.report().unwrap().spent);
+    let allocation = make(&["--bytes", "1200000", "--tokens", "1024"]);
+    assert!(8 * 1_200_000 >= 1024 * allocation.report().unwrap().spent);
 
     // The cache is as the plan says.
     let allocation = make(&["--budget", "3.0"]);
