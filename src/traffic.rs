@@ -33,9 +33,9 @@ impl Traffic {
         4 * self.elements
     }
 
-    /// The share of the bytes of keys and values that stayed unread.
+    /// The share of the bytes of keys and values that stayed unread; 0 where there were none.
     pub fn saved(&self) -> f64 {
-        1.0 - self.read() as f64 / self.full().max(1) as f64
+        if self.full() == 0 { 0.0 } else { 1.0 - self.read() as f64 / self.full() as f64 }
     }
 
     /// Bits read of a key.

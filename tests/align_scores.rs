@@ -43,11 +43,12 @@ fn align_scores_agrees_with_its_reference() {
             block * heads + i % heads < shape.share() as usize
         };
         let numbers = floats(scores);
-        for (i, (got, want)) in numbers.iter().zip(&twin).enumerate() {
+        // Places without a head are made of poisoned queries: what is made of those may look like poison, or not.
+        for (i, (got, want)) in numbers.iter().zip(&twin).enumerate().filter(|(i, _)| used(*i)) {
             let name = format!("{}: entry {i}", walk.case.why);
             if want.to_bits() == POISON {
                 assert_eq!(got.to_bits(), POISON, "{name} was written");
-            } else if used(i) {
+            } else {
                 let sum = i / heads >= c.score_sums as usize;
                 match (i / heads).wrapping_sub(c.score_sums as usize) % 4 {
                     1 if sum => close(&name, &[*got], &[*want], 0.0, SUM_ERROR, walk.seed),

@@ -218,7 +218,7 @@ fn what_is_measured_is_what_f64_says() {
     use Bits::{Eight, Four, Three, Two};
     let (mut random, seed) = seeded();
     let shape = Shape { layers: 2, query_heads: 4, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) };
-    let mixed = vec![precision(Two, 32), precision(Three, 64), precision(Four, 64), precision(Eight, 64)];
+    let mixed = vec![precision(Two, 32), precision(Three, 64), precision(Eight, 64)];
     let of = |format, candidates| Setting::new(shape.clone(), format, candidates);
     let settings = [
         of(plain(Codec::Rtn), mixed.clone()).projected(&mut random),
@@ -354,8 +354,8 @@ fn a_models_gauge_changes_nothing() {
         let (mut random, seed) = seeded();
         let shape = Shape { layers: 2, query_heads: 4, kv_heads: 2, head_dim: 64, rope: Rope::none() };
         let setting = Setting::new(shape.clone(), plain(codec), candidates(&[Bits::Two, Bits::Three, Bits::Four], 64)).projected(&mut random);
-        let [kv, _, q, _] = Text::widths(&shape).map(|width| 140 * width);
-        let layers = (0..2).map(|_| [kv, kv, q, 140 * STREAM].map(|n| grid(&mut random, n))).collect();
+        let [kv, _, q, _] = Text::widths(&shape).map(|width| 100 * width);
+        let layers = (0..2).map(|_| [kv, kv, q, 100 * STREAM].map(|n| grid(&mut random, n))).collect();
         let text = Text { layers };
         let weights = [[5.0, 4.0], [6.0, 3.5]];
         let measure = |key: f32, value: f32| {
@@ -413,7 +413,7 @@ fn the_spread_of_logits_decides_who_comes_first() {
     const VALUES_FIRST: f64 = 5.0;
     use Bits::{Four, Three, Two};
     let (mut random, seed) = seeded();
-    let shape = Shape { layers: 1, query_heads: 6, kv_heads: 6, head_dim: 64, rope: Rope::none() };
+    let shape = Shape { layers: 1, query_heads: 4, kv_heads: 4, head_dim: 64, rope: Rope::none() };
     let setting = Setting::new(shape.clone(), plain(Codec::Rtn), candidates(&[Two, Three, Four], 64));
     // Keys are 8 times as large as values.
     let mut measure = |deviation: f32| {
@@ -497,7 +497,7 @@ fn measured_bits_beat_the_best_fixed_pair_on_other_queries() {
 fn errors_of_units_add_up() {
     /// Invariant 22, and a little for what heads have in common in the block's output.
     const TOGETHER: Range<f64> = 0.8..1.1;
-    let shape = Shape { layers: 2, query_heads: 8, kv_heads: 4, head_dim: 64, rope: Rope::new(10_000.0, 64) };
+    let shape = Shape { layers: 1, query_heads: 8, kv_heads: 4, head_dim: 64, rope: Rope::new(10_000.0, 64) };
     for codec in [Codec::Rtn, Codec::Hadamard] {
         let (mut random, seed) = seeded();
         let setting = Setting::new(shape.clone(), plain(codec), candidates(&[Bits::Three], 64)).projected(&mut random);
@@ -509,18 +509,16 @@ fn errors_of_units_add_up() {
             reader.read(sequence, &text, text.tokens())
         });
         let width = (shape.query_heads * shape.head_dim) as usize;
-        for layer in 0..2 {
-            let [exact, coded] = outputs.each_ref().map(|outputs| floats(&outputs[layer as usize]));
-            let rows: Vec<usize> = Probe::sampled(300).into_iter().flatten().map(|row| row as usize * width).collect();
-            let block = |at: &usize| {
-                let change: Vec<f64> = coded[*at..*at + width].iter().zip(&exact[*at..*at + width]).map(|(a, b)| f64::from(a - b)).collect();
-                squares(setting.projections[layer as usize].chunks_exact(width).map(|w| w.iter().zip(&change).map(|(w, x)| f64::from(*w) * x).sum()))
-            };
-            let joint = rows.iter().map(block).sum::<f64>() / rows.len() as f64;
-            let sum: f64 = (0..4).flat_map(|head| Kind::BOTH.map(|kind| measured.output_errors(layer, head, kind)[0])).sum();
-            println!("{codec}, layer {layer}: {:.3}", sum / joint);
-            assert!(TOGETHER.contains(&(sum / joint)), "{codec}, layer {layer}: {sum} alone, {joint} together. WGKV_SEED={seed}");
-        }
+        let [exact, coded] = outputs.each_ref().map(|outputs| floats(&outputs[0]));
+        let rows: Vec<usize> = Probe::sampled(300).into_iter().flatten().map(|row| row as usize * width).collect();
+        let block = |at: &usize| {
+            let change: Vec<f64> = coded[*at..*at + width].iter().zip(&exact[*at..*at + width]).map(|(a, b)| f64::from(a - b)).collect();
+            squares(setting.projections[0].chunks_exact(width).map(|w| w.iter().zip(&change).map(|(w, x)| f64::from(*w) * x).sum()))
+        };
+        let joint = rows.iter().map(block).sum::<f64>() / rows.len() as f64;
+        let sum: f64 = (0..4).flat_map(|head| Kind::BOTH.map(|kind| measured.output_errors(0, head, kind)[0])).sum();
+        println!("{codec}: {:.3}", sum / joint);
+        assert!(TOGETHER.contains(&(sum / joint)), "{codec}: {sum} alone, {joint} together. WGKV_SEED={seed}");
     }
 }
 
@@ -603,7 +601,9 @@ fn what_cannot_be_measured_is_refused() {
     let four = candidates(&[Bits::Four], 64);
     let begin = |format, candidates: &[Precision], sinks| Setting { sinks, ..Setting::new(shape.clone(), format, candidates.to_vec()) }.begin(100);
     refused(begin(plain(Codec::Rtn), &[], Sinks::None), &not_of("candidates", "1 or more", "0"));
-    refused(begin(Format::f16(), &four, Sinks::None), &not_of("codec", "one that has codes", "f16"));
+    for codec in [Codec::F16, Codec::AlignedF16] {
+        refused(begin(plain(codec), &four, Sinks::None), &not_of("codec", "one that has codes", &codec.to_string()));
+    }
     refused(begin(plain(Codec::Rtn), &[precision(Bits::Four, 48)], Sinks::None), &Error::Group { group: 48, head_dim: 64 });
     let wanted = "given by Plan::with_calibration, as rotate-kv needs one".to_owned();
     refused(begin(rotating(2), &four, Sinks::None), &Error::Calibration { name: "presence", wanted, had: "none".into() });
