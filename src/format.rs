@@ -343,6 +343,7 @@ impl Format {
 
 /// A format without its precisions, in the words of a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct FormatWords {
     codec: String,
     scales: String,

@@ -130,7 +130,8 @@ impl Sensitivity {
     }
 
     /// By candidate: mean over the sampled queries of the squared change of the attention block's output, where only this KV head's
-    /// keys or values are stored so. None for a head that does not exist.
+    /// keys or values are stored so, added up over the query heads that share it as if their changes did not touch. None for a head
+    /// that does not exist.
     pub fn output_errors(&self, layer: u32, head: u32, kind: Kind) -> &[f64] {
         self.head(layer, head).map_or(&[], |h| &h.output_errors[kind as usize])
     }

@@ -443,14 +443,15 @@ impl Allocation {
     }
 }
 
-/// The candidates of these bits and groups; the largest group where none is told.
+/// The candidates of these bits and groups; the largest group where none is told, or where a width was measured in no other.
 fn picks_of(sensitivity: &Sensitivity, bits: &[f64], groups: Option<&[u32]>) -> Result<Vec<usize>> {
     let largest = sensitivity.candidates().iter().map(|c| c.group(sensitivity.head_dim())).max().unwrap_or(sensitivity.head_dim());
     bits.iter()
         .enumerate()
         .map(|(n, bits)| {
             let group = groups.map_or(largest, |groups| groups[n]);
-            find(sensitivity, Precision { bits: Bits::try_from(*bits as u32)?, group })
+            let bits = Bits::try_from(*bits as u32)?;
+            find(sensitivity, Precision { bits, group }).or_else(|_| find(sensitivity, Precision { bits, group: largest }))
         })
         .collect()
 }
