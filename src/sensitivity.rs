@@ -30,6 +30,24 @@ pub(crate) struct Head {
 /// queries of `|| (o' - o) W_O ||²`, where only this head's keys (or only its values) are stored with that precision. Unlike norms of
 /// weights or caches it is the same however a model divides its scale between keys and queries, or between values and the output
 /// projection.
+///
+/// ```no_run
+/// use wgkv::{Allocation, Allocator, Allowance, Budget, Format, Gpu, Plan, Protection, Result, Rows, Sensitivity, Shape, Sinks};
+///
+/// /// `queries`, `keys` and `values` are one window of one layer, 2048 tokens, before RoPE.
+/// async fn allocate(gpu: &Gpu, shape: Shape, format: Format, queries: &wgpu::Buffer, keys: &wgpu::Buffer, values: &wgpu::Buffer) -> Result<Plan> {
+///     let candidates = Sensitivity::default_candidates(&shape, &format);
+///     let mut probe = Sensitivity::probe(gpu, &shape, format, &candidates, None, Sinks::First(4), 2048).await?;
+///     probe.begin(2048)?; // and so for every window of the sample
+///     for layer in 0..shape.layers {
+///         probe.add(layer, Rows::f32(queries), Rows::f32(keys), Rows::f32(values), None).await?;
+///     }
+///     let sensitivity = probe.finish("my model's hash")?;
+///     let allocation = Allocation::allocate(&shape, &sensitivity, Allowance::BitsPerElement(3.0), Allocator::default())?;
+///     allocation.save("plan.json")?; // later: Allocation::load
+///     Plan::mixed(shape, allocation, Protection::default(), Budget::tokens(1, 32_768), gpu.capability())
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sensitivity {
     pub(crate) model: String,
