@@ -1,7 +1,7 @@
 // append: new keys and values into the packed pages: RoPE, rotation, scale, codes, in one pass over both.
 //
-//   key   = scale * (code - zero)  of  H RoPE_t(k)
-//   value = scale * (code - zero)  of  H v            (H only where the codec rotates)
+//   key   = scale * (code - zero)  of  H (weight * RoPE_t(k - mean))
+//   value = scale * (code - zero)  of  H (v - mean)       (H only where the codec rotates; means and weights for Centred)
 //
 // One workgroup packs the new tokens of one block for one KV head, token by token; invocation i holds channel i of
 // the key and of the value. A token's row comes from the caller (new in this step) or from the f16 rows that `protect`
@@ -13,7 +13,8 @@
 //
 // For RotateKV, whose keys append_reordered packs, it packs the values only.
 //
-// Parts: half, finite, place, turn, hadamard, group, group_<form>, scales_<form>, key_words, input, report, planes. Wrapper: src/kernel/append.rs. Twin: src/reference/append.rs.
+// Parts: half, finite, place, turn, centre, hadamard, scales_<form>, key_words, input, report, planes, and fit_extent with group and
+// group_<form>, or fit_symmetric. Wrapper: src/kernel/append.rs. Twin: src/reference/append.rs.
 
 override HEAD_DIM: u32;
 override HADAMARD_OUTER: u32;
@@ -22,6 +23,7 @@ override HADAMARD_SCALE: f32;
 override KEYS: bool;        // are keys packed here?
 override ROTATE_KEYS: bool;
 override ROTATE_VALUES: bool;
+override CENTRED: bool;
 override ROPE: u32;
 override ROPE_PAIRS: u32;
 override HALF_ROWS: bool;
@@ -62,11 +64,13 @@ alias Cell = vec2<f32>;
 @group(0) @binding(3) var<storage, read> keys: array<u32>;                      // [rows, kv_heads, HEAD_DIM] f32 or f16
 @group(0) @binding(4) var<storage, read> values: array<u32>;                    // the same
 @group(0) @binding(5) var<storage, read> protected_rows: array<u32>;            // [slot, kv_heads, SINKS + RING, HEAD_DIM]
-@group(0) @binding(6) var<storage, read_write> pages: array<u32>;               // [physical page, slab head, 4 * PAGE_VECS]
-@group(0) @binding(7) var<storage, read_write> status: array<atomic<u32>>;      // count, then entries of 4 words
+@group(0) @binding(6) var<storage, read> marks: array<u32>;                     // [kv_heads, 3, HEAD_DIM] f32, for Centred
+@group(0) @binding(7) var<storage, read_write> pages: array<u32>;               // [physical page, slab head, 4 * PAGE_VECS]
+@group(0) @binding(8) var<storage, read_write> status: array<atomic<u32>>;      // count, then entries of 4 words
 
 var<workgroup> row: array<vec2<f32>, HEAD_DIM>;
-var<workgroup> extents: array<vec4<f32>, EIGHTHS>; // largest key, largest -key, largest value, largest -value of 8 channels
+var<workgroup> terms: array<vec4<f32>, HEAD_DIM>;     // of a channel's key and of its value
+var<workgroup> gathered: array<vec4<f32>, EIGHTHS>;   // the same of 8 channels
 var<workgroup> codes: array<u32, HEAD_DIM>;
 var<workgroup> broken: atomic<u32>;
 
@@ -76,14 +80,18 @@ fn protected_at(at: u32, i: u32) -> vec2<f32> {
     return select(vec2<f32>(k.x, v.x), vec2<f32>(k.y, v.y), (i & 1u) == 1u);
 }
 
-// The largest of what `extents` holds over the channels of channel i's group of so many.
-fn group_extent(i: u32, channels: u32) -> vec4<f32> {
+fn gather(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    return vec4<f32>(fit_gather(a.xy, b.xy), fit_gather(a.zw, b.zw));
+}
+
+// What `gathered` holds over the channels of channel i's group of so many.
+fn gather_group(i: u32, channels: u32) -> vec4<f32> {
     let first = i / channels * (channels / 8u);
-    var extent = extents[first];
+    var sum = gathered[first];
     for (var e = first + 1u; e < first + channels / 8u; e++) {
-        extent = max(extent, extents[e]);
+        sum = gather(sum, gathered[e]);
     }
-    return extent;
+    return sum;
 }
 
 // The largest exponents of channel i's keys and values among the page's tokens before.
@@ -145,6 +153,9 @@ fn append(
             atomicStore(&broken, 0u);
         }
         workgroupBarrier();
+        if (fresh) {
+            x -= centre_means(head, i);
+        }
         row[i] = x;
         let bad = select(1u, 0u, finite(x.x)) | select(2u, 0u, finite(x.y));
         if (bad != 0u) {
@@ -160,6 +171,9 @@ fn append(
             let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
             x.x = x.x * turn.x + turn_sign(i) * row[turn_partner(i)].x * turn.y;
         }
+        if (fresh) {
+            x.x *= centre_weight(head, i);
+        }
         x = select(x, vec2<f32>(0.0), vec2<bool>((what & 1u) != 0u, (what & 2u) != 0u));
         if (ROTATE_KEYS || ROTATE_VALUES) {
             let kept = x;
@@ -172,17 +186,22 @@ fn append(
             workgroupBarrier();
             x = select(kept, hadamard_inner(i), vec2<bool>(fresh && ROTATE_KEYS, fresh && ROTATE_VALUES));
         }
-        workgroupBarrier();
-        row[i] = x;
-        workgroupBarrier();
-        if (i < EIGHTHS) {
-            var extent = vec4<f32>(row[8u * i].x, -row[8u * i].x, row[8u * i].y, -row[8u * i].y);
-            for (var e = 8u * i + 1u; e < 8u * i + 8u; e++) {
-                extent = max(extent, vec4<f32>(row[e].x, -row[e].x, row[e].y, -row[e].y));
+        var key_fit = fit_open();
+        var value_fit = fit_open();
+        for (var n = 0u; n < FIT_ROUNDS; n++) {
+            terms[i] = vec4<f32>(fit_terms(x.x, key_fit, n, KEY_BITS), fit_terms(x.y, value_fit, n, VALUE_BITS));
+            workgroupBarrier();
+            if (i < EIGHTHS) {
+                var sum = terms[8u * i];
+                for (var e = 8u * i + 1u; e < 8u * i + 8u; e++) {
+                    sum = gather(sum, terms[e]);
+                }
+                gathered[i] = sum;
             }
-            extents[i] = extent;
+            workgroupBarrier();
+            key_fit = fit_close(gather_group(i, KEY_GROUP).xy, key_fit, n, KEY_GROUP, KEY_BITS, KEY_CLIP);
+            value_fit = fit_close(gather_group(i, VALUE_GROUP).zw, value_fit, n, VALUE_GROUP, VALUE_BITS, VALUE_CLIP);
         }
-        workgroupBarrier();
 
         let lane = t % 128u / 4u;
         let corner = t % 4u;
@@ -198,15 +217,11 @@ fn append(
         } else if (KEY_BITS == 16u) {
             codes[i] = half_bits(x.x);
         } else if (KEYS) {
-            let extent = group_extent(i, KEY_GROUP);
-            let levels = f32((1u << KEY_BITS) - 1u);
-            let scale = group_scale(-extent.y, extent.x, KEY_CLIP, levels);
-            let zero = group_zero(-extent.y, KEY_CLIP, scale);
-            let code = group_code(x.x, scale, zero, levels);
+            let code = fit_code(x.x, key_fit, KEY_BITS);
             // Eight bits lie in memory as signed bytes, so that one signed dot product serves every width.
             codes[i] = select(code, code ^ 128u, KEY_BITS == 8u);
             if (i % KEY_GROUP == 0u) {
-                scale_put(at + 4u * KEY_SCALES + i / KEY_GROUP * GROUP_WORDS, t, group_pack(scale, select(zero, zero - 128.0, KEY_BITS == 8u)));
+                scale_put(at + 4u * KEY_SCALES + i / KEY_GROUP * GROUP_WORDS, t, fit_pack(key_fit, select(0.0, 128.0, KEY_BITS == 8u)));
             }
         }
         if (PLANES) {
@@ -214,11 +229,7 @@ fn append(
         } else if (VALUE_BITS == 16u) {
             value_put(at + 4u * VALUES + t % 128u / 2u * HEAD_DIM + i, 0xffffu, 16u * (t % 2u), half_bits(x.y));
         } else {
-            let extent = group_extent(i, VALUE_GROUP);
-            let levels = f32((1u << VALUE_BITS) - 1u);
-            let scale = group_scale(-extent.w, extent.z, VALUE_CLIP, levels);
-            let zero = group_zero(-extent.w, VALUE_CLIP, scale);
-            let code = group_code(x.y, scale, zero, levels);
+            let code = fit_code(x.y, value_fit, VALUE_BITS);
             let low_bits = select(VALUE_BITS, 2u, VALUE_BITS == 3u);
             let shifts = 8u / low_bits;
             let mask = (1u << low_bits) - 1u;
@@ -227,7 +238,7 @@ fn append(
                 value_put(at + 4u * VALUES + (8u + lane / 8u) * HEAD_DIM + i, 1u, lane % 8u + 8u * corner, code >> 2u);
             }
             if (i % VALUE_GROUP == 0u) {
-                scale_put(at + 4u * VALUE_SCALES + i / VALUE_GROUP * GROUP_WORDS, t, group_pack(scale, zero));
+                scale_put(at + 4u * VALUE_SCALES + i / VALUE_GROUP * GROUP_WORDS, t, fit_pack(value_fit, 0.0));
             }
         }
         workgroupBarrier();

@@ -1,18 +1,20 @@
 // attend_merge: the partial results of one query row into its output row, with the value rotation undone.
 //
-//   output = H (sum_s 2^(m_s - m) row_s) / (sum_s 2^(m_s - m) sum_s),   m = max m_s    (H only where the codec rotates)
+//   output = H (sum_s 2^(m_s - m) row_s) / (sum_s 2^(m_s - m) sum_s) + mean,   m = max m_s
+//                                             (H only where the codec rotates, the mean of the values only for Centred)
 //
 // One workgroup merges one row of one query head; invocation i of each part holds channel i. Partials come from attend_split
 // (one a slice of the pages) and from attend_prefill (one, or in a decode step one a few tiles of the f16 tokens), shared
 // out among the parts.
 //
-// Parts: half, finite, hadamard. Wrapper: src/kernel/attend_merge.rs. Twin: src/reference/attend_merge.rs.
+// Parts: half, finite, hadamard, centre. Wrapper: src/kernel/attend_merge.rs. Twin: src/reference/attend_merge.rs.
 
 override HEAD_DIM: u32;
 override HADAMARD_OUTER: u32;
 override HADAMARD_INNER: u32;
 override HADAMARD_SCALE: f32;
 override ROTATE_VALUES: bool;
+override CENTRED: bool;
 override HALF_ROWS: bool;
 override HEADS: u32;
 override BLOCKS: u32;
@@ -32,7 +34,8 @@ alias Cell = f32;
 @group(0) @binding(1) var<storage, read> tables: array<u32>;            // records of 4 words: first and count in both lists
 @group(0) @binding(2) var<storage, read> partials: array<f32>;          // [item, kv_heads, BLOCKS, HEADS, HEAD_DIM + 4]
 @group(0) @binding(3) var<storage, read> row_partials: array<f32>;      // [partial, query_heads, HEAD_DIM + 2]
-@group(0) @binding(4) var<storage, read_write> output: array<u32>;      // [rows, query_heads, HEAD_DIM] f32 or f16
+@group(0) @binding(4) var<storage, read> marks: array<u32>;             // [kv_heads, 3, HEAD_DIM] f32, for Centred
+@group(0) @binding(5) var<storage, read_write> output: array<u32>;      // [rows, query_heads, HEAD_DIM] f32 or f16
 
 var<workgroup> row: array<f32, HEAD_DIM>;
 var<workgroup> gathered: array<vec3<f32>, THREADS>; // each part's largest score, sum and channel
@@ -123,6 +126,7 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         workgroupBarrier();
         x = hadamard_inner(i);
     }
+    x += centre_means(query_head / share, i).y;
     let output_at = ((params.row_first + r) * params.query_heads + query_head) * HEAD_DIM + i;
     if (HALF_ROWS) {
         workgroupBarrier();

@@ -7,9 +7,10 @@
 // same rows against channels 4 * across.. of each slice of 32 channels. It also serves decoding: with `protected_only`
 // it covers just the tokens kept in f16, a few tiles of them an item, while attend_split covers the pages.
 //
-// RotateKV's keys are restored for a whole tile, all channels, before its scores.
+// RotateKV's keys are restored for a whole tile, all channels, before its scores. For Centred, what the mean of the keys adds to a score
+// are further channels: the query's factors times the cosines and sines of the token's position.
 //
-// Parts: scales_<form>, cached, and tile_stored, or tile_restored with half, hadamard, turn, grouped,
+// Parts: scales_<form>, cached, turn, and tile_stored, or tile_restored with half, hadamard, grouped,
 // grouped_block. Wrapper: src/kernel/attend_prefill.rs. Twin: src/reference/attend_prefill.rs.
 
 override HEAD_DIM: u32;
@@ -25,6 +26,8 @@ override PAGE_VECS: u32;
 override PLANES: bool;         // is a half stored in planes?
 override SINKS: u32;
 override RING: u32;
+override POSITION_QUADS: u32; // quads of channels that carry what the mean of the keys adds; 0 where nothing
+override KEY_SLICES: u32;     // slices of 32 channels of keys, those quads among them
 override SLICES: u32;         // slices of 32 channels, the last perhaps in part
 override MASSIVE: bool;       // are the sinks elected?
 override ELECTED_AT: u32;     // first elected sink in marks
@@ -47,7 +50,7 @@ struct AttendPrefillParams { // src/kernel/attend_prefill.rs
 
 @group(0) @binding(0) var<uniform> params: AttendPrefillParams;
 @group(0) @binding(1) var<storage, read> tables: array<u32>;                // items of 8 words; chunks of 8; pages
-@group(0) @binding(2) var<storage, read> query_rows: array<vec4<f32>>;      // [row, query_heads, HEAD_DIM / 4]
+@group(0) @binding(2) var<storage, read> query_rows: array<vec4<f32>>;      // [row, query_heads, HEAD_DIM / 4 + POSITION_QUADS]
 @group(0) @binding(3) var<storage, read> turns: array<vec2<f32>>;           // [128 low + high positions, ROPE_PAIRS]
 @group(0) @binding(4) var<storage, read> marks: array<u32>;                 // [kv_heads, HEAD_DIM] groups a byte; sinks
 @group(0) @binding(5) var<storage, read> key_scales: array<vec4<u32>>;      // [physical page, group of the row, SCALE_VECS]
@@ -88,11 +91,17 @@ fn stage_queries(item: Item, slice: u32, i: u32) {
     for (var e = i; e < 256u; e += 64u) {
         let quad = 8u * slice + e % 8u;
         var x = vec4<f32>(0.0);
-        if (quad < HEAD_DIM / 4u && e / 8u < item.rows) {
-            x = query_rows[item_row(item, item.row_first, e / 8u) * (HEAD_DIM / 4u) + quad];
+        if (quad < HEAD_DIM / 4u + POSITION_QUADS && e / 8u < item.rows) {
+            x = query_rows[item_row(item, item.row_first, e / 8u) * (HEAD_DIM / 4u + POSITION_QUADS) + quad];
         }
         row[e] = x;
     }
+}
+
+// Cosine and sine of a pair at a position; where there is no such pair, of another, which the query has zeros for.
+fn position_turn(pair: u32, t: u32) -> vec2<f32> {
+    let p = min(pair, max(ROPE_PAIRS, 1u) - 1u);
+    return turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + p], turns[(t % 128u) * ROPE_PAIRS + p]);
 }
 
 fn stage_keys(place: Place, slice: u32, i: u32) {
@@ -102,6 +111,9 @@ fn stage_keys(place: Place, slice: u32, i: u32) {
         var x = vec4<f32>(0.0);
         if (quad < HEAD_DIM / 4u && t != NOWHERE) {
             x = cached_key(place, t, token_rows[e / 8u], quad);
+        } else if (POSITION_QUADS > 0u && t != NOWHERE && quad < HEAD_DIM / 4u + POSITION_QUADS) {
+            let pair = 2u * (quad - HEAD_DIM / 4u);
+            x = vec4<f32>(position_turn(pair, t), position_turn(pair + 1u, t));
         }
         token_tile[e] = bitcast<vec4<u32>>(x);
     }
@@ -300,7 +312,7 @@ fn attend_prefill(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_in
             }
         }
         var s = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
-        for (var slice = 0u; slice < SLICES; slice++) {
+        for (var slice = 0u; slice < KEY_SLICES; slice++) {
             stage_queries(item, slice, i);
             if (!TILE_RESTORES) {
                 stage_keys(place, slice, i);

@@ -10,7 +10,9 @@
 // group of heads restore the keys together, a tile of tokens at a time, before each goes on with its own head. RotateKV
 // (2501.16383) section 4: k = B P^-1 y, then RoPE at the key's own position; the queries were turned only.
 //
-// Parts: heads_<n>, reduce_<method>, scales_<form>; for the keys queries, keys_integer + keys_<bits> + keys_<walk> or
+// For Centred, what the mean of the keys adds to a score follows from the position and the query (part position).
+//
+// Parts: heads_<n>, reduce_<method>, scales_<form>; position_none, or position with position_<walk>; for the keys queries, keys_integer + keys_<bits> + keys_<walk> or
 // keys_f16, and restore_none; for RotateKV keys_restored, and restore_shuffled + lanes +
 // words_<bits>, restore_straight + lanes + codes_<bits>, or restore_rolled + grouped_block, grouped, hadamard, turn;
 // for the values values_integer + values_<bits> + values_<walk> or values_f16.
@@ -35,6 +37,11 @@ override MASSIVE: bool;        // are the sinks elected?
 override SINKS: u32;           // f16 rows of sinks
 override ELECTED_AT: u32;      // first elected sink in marks
 override KEY_BITS: u32;
+override VALUE_BITS: u32;
+override POSITIONS_AT: u32;    // what the query's positions are known by, among its entries
+override POSITION_CENTRE: u32; // in turns, the turn by 63.5 positions; after it follow the tables of part position
+override POSITION_WAVES: u32;  // first pairs of RoPE, which turn too fast for a short polynomial
+override POSITION_FITS: u32;   // vec4s a lane takes of the table of polynomials: four pairs each, of every second one
 override GROUP_HEADS: u32;     // KV heads that are rotated together
 override GROUP_SCALE: f32;     // 1 / sqrt(GROUP_HEADS)
 override ROW_GROUPS: u32;      // groups of a token's whole key row that share a scale
@@ -166,6 +173,7 @@ fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     for (var n = first; n < end; n++) {
         let physical = tables[list + n];
         let page = (physical * params.slab_heads + slab_head) * PAGE_VECS;
+        position_turn(n, lane);
         // Values are on their way while the keys are worked on, unless those need all registers.
         var fetched: Fetched;
         if (RESTORE_TILES == 0u) {
@@ -186,7 +194,18 @@ fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
             workgroupBarrier();
             fetched = values_fetch(page, quad);
         }
+        if (POSITIONS) {
+            workgroupBarrier();
+            position_fit(lane);
+            workgroupBarrier();
+        }
         var s = keys_scores(unit, page, lane);
+        if (POSITIONS) {
+            let half = position_half(lane);
+            position_put(lane, half);
+            if (REDUCE_BARRIER) { workgroupBarrier(); }
+            s = position_add(lane, half, s);
+        }
         let token = n * 128u + lane * 4u;
         s.a = select(HeadsF(HIDDEN), s.a, token >= visible_first && token < visible_end);
         s.b = select(HeadsF(HIDDEN), s.b, token + 1u >= visible_first && token + 1u < visible_end);

@@ -2,10 +2,11 @@
 //
 //   key = H (scale * (code - zero)),  value likewise   (H only where the codec rotates; it is its own inverse)
 //
-// and for RotateKV key = RoPE_t(B (scale * (code - zero))), B the rotation over a group of KV heads.
+// for RotateKV key = RoPE_t(B (scale * (code - zero))), B the rotation over a group of KV heads; for Centred the key is divided by its
+// weights, and both get their means back, the key's turned: RoPE_t(mean).
 // One workgroup restores one token of one KV head; invocation i holds channel i of the key and of the value.
 //
-// Parts: place, hadamard, turn, scales_<form>, cached, grouped. Wrapper: src/kernel/dequantize.rs. Twin: src/reference/dequantize.rs.
+// Parts: place, hadamard, turn, centre, scales_<form>, cached, grouped. Wrapper: src/kernel/dequantize.rs. Twin: src/reference/dequantize.rs.
 
 override HEAD_DIM: u32;
 override HADAMARD_OUTER: u32;
@@ -30,6 +31,7 @@ override PAGE_VECS: u32;
 override PLANES: bool;         // is a half stored in planes?
 override SINKS: u32;
 override RING: u32;
+override CENTRED: bool;
 override MASSIVE: bool;        // are the sinks elected?
 override ELECTED_AT: u32;      // first elected sink in marks
 
@@ -49,7 +51,7 @@ alias Cell = vec2<f32>;
 @group(0) @binding(0) var<uniform> params: DequantizeParams;
 @group(0) @binding(1) var<storage, read> tables: array<u32>;
 @group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;       // [128 low + high positions, ROPE_PAIRS]
-@group(0) @binding(3) var<storage, read> marks: array<u32>;             // [kv_heads, HEAD_DIM] groups a byte; sinks
+@group(0) @binding(3) var<storage, read> marks: array<u32>;             // [kv_heads, HEAD_DIM] groups a byte, or [kv_heads, 3, HEAD_DIM] f32; sinks
 @group(0) @binding(4) var<storage, read> key_scales: array<vec4<u32>>;  // [physical page, group of the row, SCALE_VECS]
 @group(0) @binding(5) var<storage, read> pages: array<vec4<u32>>;       // [physical page, slab head, PAGE_VECS]
 @group(0) @binding(6) var<storage, read> protected_rows: array<u32>;    // [slot, kv_heads, SINKS + RING, HEAD_DIM]
@@ -100,6 +102,15 @@ fn dequantize(
             let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
             x.x = x.x * turn.x + turn_sign(i) * row[turn_partner(i)].x * turn.y;
         }
+    }
+    if (CENTRED) {
+        var means = centre_means(head, i);
+        let pair = turn_pair(i);
+        if (pair < ROPE_PAIRS) {
+            let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
+            means.x = means.x * turn.x + turn_sign(i) * centre_means(head, turn_partner(i)).x * turn.y;
+        }
+        x = vec2<f32>(x.x / centre_weight(head, i), x.y) + means;
     }
     let at = (n * params.kv_heads + head) * HEAD_DIM + i;
     keys[at] = x.x;

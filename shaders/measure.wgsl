@@ -1,6 +1,6 @@
-// measure: column sums over tokens of the caller's keys before RoPE, added to sums of earlier calls.
+// measure: column sums over tokens of the caller's keys before RoPE (or of other rows), added to sums of earlier calls.
 //
-//   sums[workgroup, c] += sum over the workgroup's rows r of keys[r, c]
+//   sums[workgroup, c] += sum over the workgroup's rows r of keys[r, c], or of its square
 //
 // Workgroup n takes blocks of 32 rows, every workgroups-th one, and owns line n of `sums` and `counts`: every word has one
 // writer, and the host adds up the lines. A sum is two floats, the number and what its roundings lost, so that millions of
@@ -12,6 +12,7 @@
 // Parts: finite. Wrapper: src/kernel/measure.rs. Twin: src/reference/measure.rs.
 
 override HALF_ROWS: bool; // are the caller's rows f16?
+override SQUARES: bool;
 
 struct MeasureParams { // src/kernel/measure.rs
     rows: u32,
@@ -83,7 +84,8 @@ fn measure(
             var sum = sums[n * params.width + c];
             for (var r = 0u; r < count; r++) {
                 if (((rows >> r) & 1u) == 0u) {
-                    sum = added(sum, key_at((first + r) * params.width + c));
+                    let x = key_at((first + r) * params.width + c);
+                    sum = added(sum, select(x, x * x, SQUARES));
                 }
             }
             sums[n * params.width + c] = sum;

@@ -1,13 +1,14 @@
 // protect: new keys and values that stay f16: the first tokens of a sequence (sinks) and the recent ones (window).
 //
 //   row = (H RoPE_t(k), H v) in f16    (H only where the codec rotates; RotateKV's keys need none here)
+//   row = (H (weight * RoPE_t(k - mean)), H (v - mean)) in f16 for Centred
 //
 // One workgroup keeps one token of one KV head; invocation i holds channel i of the key and of the value. The rows are
 // stored as attention reads them: turned and rotated. Which tokens are sinks the host knows, or an item names a row of the
 // elected ones (`elect`). A key or value with a number that is not finite is stored as
 // zeros, and the token is listed in `status`.
 //
-// Parts: half, finite, place, turn, hadamard, input, report. Wrapper: src/kernel/protect.rs. Twin: src/reference/protect.rs.
+// Parts: half, finite, place, turn, centre, hadamard, input, report. Wrapper: src/kernel/protect.rs. Twin: src/reference/protect.rs.
 
 override HEAD_DIM: u32;
 override HADAMARD_OUTER: u32;
@@ -15,6 +16,7 @@ override HADAMARD_INNER: u32;
 override HADAMARD_SCALE: f32;
 override ROTATE_KEYS: bool;
 override ROTATE_VALUES: bool;
+override CENTRED: bool;
 override ROPE: u32;
 override ROPE_PAIRS: u32;
 override HALF_ROWS: bool;
@@ -37,7 +39,7 @@ alias Cell = vec2<f32>;
 @group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;              // [128 low + high positions, ROPE_PAIRS]
 @group(0) @binding(3) var<storage, read> keys: array<u32>;                     // [rows, kv_heads, HEAD_DIM] f32 or f16
 @group(0) @binding(4) var<storage, read> values: array<u32>;                   // the same
-@group(0) @binding(5) var<storage, read> marks: array<u32>;                    // [kv_heads, HEAD_DIM] groups a byte; sinks
+@group(0) @binding(5) var<storage, read> marks: array<u32>;                    // for Centred [kv_heads, 3, HEAD_DIM] f32; sinks
 @group(0) @binding(6) var<storage, read_write> protected_rows: array<u32>;     // [slot, kv_heads, SINKS + RING, HEAD_DIM]
 @group(0) @binding(7) var<storage, read_write> status: array<atomic<u32>>;     // count, then entries of 4 words
 
@@ -75,7 +77,7 @@ fn protect(
     }
     let row_first = tables[chunk + 6u];
     let head = workgroup.z;
-    var x = input_at(((row_first + t - old_tokens) * params.kv_heads + head) * HEAD_DIM + i);
+    var x = input_at(((row_first + t - old_tokens) * params.kv_heads + head) * HEAD_DIM + i) - centre_means(head, i);
     row[i] = x;
     let bad = select(1u, 0u, finite(x.x)) | select(2u, 0u, finite(x.y));
     if (bad != 0u) {
@@ -91,6 +93,7 @@ fn protect(
         let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
         x.x = x.x * turn.x + turn_sign(i) * row[turn_partner(i)].x * turn.y;
     }
+    x.x *= centre_weight(head, i);
     x = select(x, vec2<f32>(0.0), vec2<bool>((what & 1u) != 0u, (what & 2u) != 0u));
     if (ROTATE_KEYS || ROTATE_VALUES) {
         let kept = x;

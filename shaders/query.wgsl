@@ -17,6 +17,9 @@ override HADAMARD_SCALE: f32;  // 1 / sqrt(HEAD_DIM)
 override ROTATE_KEYS: bool;    // does the codec rotate keys after RoPE?
 override ROPE: u32;            // 0 none, 1 split halves, 2 interleaved pairs
 override ROPE_PAIRS: u32;      // pairs of channels that turn
+override CENTRED: bool;
+override POSITION_QUADS: u32;  // quads of channels that carry what the mean of the keys adds to a score: 0 where nothing
+override POSITION_CENTRE: u32; // in turns: the turn by 63.5 positions
 override HALF_ROWS: bool;      // are the caller's rows f16?
 override SCALE: f32;           // log2(e) / sqrt(HEAD_DIM)
 override HEADS: u32;
@@ -42,8 +45,9 @@ alias Cell = f32;
 @group(0) @binding(1) var<storage, read> tables: array<u32>;
 @group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;             // [128 low + high positions, ROPE_PAIRS]
 @group(0) @binding(3) var<storage, read> queries: array<u32>;                 // [rows, query_heads, HEAD_DIM] f32 or f16
-@group(0) @binding(4) var<storage, read_write> query_rows: array<f32>;        // [row, query_heads, HEAD_DIM]
-@group(0) @binding(5) var<storage, read_write> query_codes: array<u32>;       // [row, kv_heads, BLOCKS, QUERY_STRIDE, HEADS]
+@group(0) @binding(4) var<storage, read> marks: array<u32>;                   // [kv_heads, 3, HEAD_DIM] f32, for Centred
+@group(0) @binding(5) var<storage, read_write> query_rows: array<f32>;        // [row, query_heads, HEAD_DIM + 4 * POSITION_QUADS]
+@group(0) @binding(6) var<storage, read_write> query_codes: array<u32>;       // [row, kv_heads, BLOCKS, QUERY_STRIDE, HEADS]
 
 var<workgroup> row: array<f32, HEAD_DIM>;
 var<workgroup> extents: array<f32, EIGHTHS>;
@@ -56,6 +60,22 @@ fn query_at(i: u32) -> f32 {
         return select(pair.x, pair.y, (i & 1u) == 1u);
     }
     return bitcast<f32>(queries[i]);
+}
+
+// Entries of a block of heads before what its positions are known by.
+fn query_entries(key_group: u32) -> u32 {
+    if (key_group == 0u) {
+        return HEAD_DIM;
+    }
+    return QUADS + 1u + HEAD_DIM / key_group;
+}
+
+// The factors of cos(t angle) and sin(t angle) in what pair p of the mean key, turned to position t, adds to the score of the query in `row`.
+fn query_position(head: u32, p: u32) -> vec2<f32> {
+    let a = select(2u * p, p, ROPE == 1u);
+    let b = turn_partner(a);
+    let mean = vec2<f32>(centre_means(head, a).x, centre_means(head, b).x);
+    return vec2<f32>(row[a] * mean.x + row[b] * mean.y, row[b] * mean.x - row[a] * mean.y);
 }
 
 @compute @workgroup_size(HEAD_DIM)
@@ -71,6 +91,31 @@ fn query(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_
         let turn = turn_compose(turns[(128u + position / 128u) * ROPE_PAIRS + pair], turns[(position % 128u) * ROPE_PAIRS + pair]);
         x = x * turn.x + turn_sign(i) * row[turn_partner(i)] * turn.y;
     }
+    let share = params.query_heads / params.kv_heads;
+    let head = query_head / share;
+    let key_group = tables[params.groups_at + head];
+    let row_at = (r * params.query_heads + query_head) * (HEAD_DIM + 4u * POSITION_QUADS);
+    let block = query_head % share / HEADS;
+    let at = (((r * params.kv_heads + head) * BLOCKS + block) * QUERY_STRIDE) * HEADS + query_head % share % HEADS;
+    if (POSITION_QUADS > 0u) {
+        workgroupBarrier();
+        row[i] = x * SCALE;
+        workgroupBarrier();
+        // Whole quads: beyond the last pair stand zeros.
+        if (i < 2u * POSITION_QUADS) {
+            var here = vec2<f32>(0.0);
+            if (i < ROPE_PAIRS) {
+                here = query_position(head, i);
+            }
+            query_rows[row_at + HEAD_DIM + 2u * i] = here.x;
+            query_rows[row_at + HEAD_DIM + 2u * i + 1u] = here.y;
+            let turn = turns[POSITION_CENTRE + min(i, max(ROPE_PAIRS, 1u) - 1u)];
+            let entry = at + (query_entries(key_group) + 2u * i) * HEADS;
+            query_codes[entry] = bitcast<u32>(here.x * turn.x + here.y * turn.y);
+            query_codes[entry + HEADS] = bitcast<u32>(here.y * turn.x - here.x * turn.y);
+        }
+    }
+    x /= centre_weight(head, i);
     if (ROTATE_KEYS) {
         workgroupBarrier();
         row[i] = x;
@@ -82,12 +127,8 @@ fn query(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_
         x = hadamard_inner(i);
     }
     x *= SCALE;
-    query_rows[(r * params.query_heads + query_head) * HEAD_DIM + i] = x;
+    query_rows[row_at + i] = x;
 
-    let share = params.query_heads / params.kv_heads;
-    let block = query_head % share / HEADS;
-    let at = (((r * params.kv_heads + query_head / share) * BLOCKS + block) * QUERY_STRIDE) * HEADS + query_head % share % HEADS;
-    let key_group = tables[params.groups_at + query_head / share];
     if (key_group == 0u) {
         query_codes[at + i * HEADS] = bitcast<u32>(x);
     } else {

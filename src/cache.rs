@@ -1,6 +1,8 @@
 //! The cache: packed pages, f16 rows, and who holds which.
 
+use crate::centre::Centre;
 use crate::error::{Error, Result};
+use crate::format::Codec;
 use crate::gpu::Gpu;
 use crate::kernel::align_plan::AlignPlanParams;
 use crate::kernel::align_scores::AlignScoresParams;
@@ -49,7 +51,8 @@ pub struct Memory {
     pub pages: u64,
     /// f16 rows of sinks and windows, over all layers.
     pub protected: u64,
-    /// For RotateKV: key scales, which group every key channel is of, and which tokens are sinks, over all layers.
+    /// For RotateKV: key scales, which group every key channel is of, and which tokens are sinks; for Centred: means and weights. Over all
+    /// layers.
     pub reordered: u64,
     /// Queries and partial results of one pass, and the table of RoPE's turns.
     pub scratch: u64,
@@ -78,7 +81,8 @@ struct Layer {
     protected_rows: wgpu::Buffer,
     /// For RotateKV: `[physical page, row_groups, scale_vecs]`.
     key_scales: wgpu::Buffer,
-    /// For RotateKV: the group of each key channel, a byte each; then `[slot, 3 * sinks]` words of elected sinks.
+    /// For RotateKV: the group of each key channel, a byte each (or for Centred, `[kv_heads, 3, head_dim]` means of keys, weights, means of
+    /// values); then `[slot, 3 * sinks]` words of elected sinks.
     marks: wgpu::Buffer,
 }
 
@@ -134,6 +138,10 @@ pub(crate) fn turns(plan: &Plan) -> Vec<[f32; 2]> {
     if turns.is_empty() {
         turns.push([1.0, 0.0]);
     }
+    if plan.position_quads() > 0 {
+        turns.resize(plan.position_centre() as usize, [1.0, 0.0]);
+        turns.extend(crate::position::tables(&plan.shape().rope));
+    }
     if plan.turn_columns() {
         let pairs = frequencies.len();
         if plan.restore() == Restore::Shuffled {
@@ -153,8 +161,14 @@ pub(crate) fn turns(plan: &Plan) -> Vec<[f32; 2]> {
     turns
 }
 
-/// A layer's marks as they begin: the group of each key channel, and no sinks.
+/// A layer's marks as they begin: the group of each key channel, and no sinks; or for Centred, the means and weights of each KV head.
 pub(crate) fn marks(plan: &Plan, layer: u32) -> Vec<u32> {
+    if plan.format().codec() == Codec::Centred {
+        let natural = || Centre::natural(plan.shape());
+        let mut words = plan.centre().map_or_else(|| natural().words(layer), |centre| centre.words(layer));
+        words.resize(plan.marks_words() as usize, u32::MAX);
+        return words;
+    }
     let Some(calibration) = plan.calibration() else {
         return Vec::new();
     };
@@ -407,7 +421,11 @@ impl Cache {
             pages: self.layers.iter().flat_map(|l| &l.pages).map(wgpu::Buffer::size).sum(),
             // A buffer of nothing has a few bytes, which are not the cache's.
             protected: if self.plan.protected_bytes() > 0 { self.layers.iter().map(|l| l.protected_rows.size()).sum() } else { 0 },
-            reordered: if self.plan.restores() { self.layers.iter().map(|l| l.key_scales.size() + l.marks.size()).sum() } else { 0 },
+            reordered: match self.plan.format().codec() {
+                Codec::RotateKv => self.layers.iter().map(|l| l.key_scales.size() + l.marks.size()).sum(),
+                Codec::Centred => self.layers.iter().map(|l| l.marks.size()).sum(),
+                _ => 0,
+            },
             scratch: [&self.scratch.turns, &self.scratch.query_rows, &self.scratch.query_codes, &self.scratch.partials, &self.scratch.row_partials]
                 .map(wgpu::Buffer::size)
                 .iter()
@@ -617,6 +635,7 @@ impl Cache {
                         key_rows.clone(),
                         value_rows.clone(),
                         buffers.protected_rows.as_entire_binding(),
+                        buffers.marks.as_entire_binding(),
                         pages.as_entire_binding(),
                         self.status.as_entire_binding(),
                     ],
@@ -708,6 +727,7 @@ impl Cache {
                     step.tables.as_entire_binding(),
                     scratch.turns.as_entire_binding(),
                     query_rows.clone(),
+                    buffers.marks.as_entire_binding(),
                     scratch.query_rows.as_entire_binding(),
                     scratch.query_codes.as_entire_binding(),
                 ],
@@ -762,6 +782,7 @@ impl Cache {
                     step.tables.as_entire_binding(),
                     scratch.partials.as_entire_binding(),
                     scratch.row_partials.as_entire_binding(),
+                    buffers.marks.as_entire_binding(),
                     output_rows.clone(),
                 ],
                 [pass_of_rows.rows, shape.query_heads, 1],

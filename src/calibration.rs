@@ -33,7 +33,7 @@ const MODEL_BYTES: usize = 4096;
 ///
 /// /// `keys` are one batch of one layer's keys before RoPE, `[2048, kv_heads, head_dim]`.
 /// async fn calibrate(gpu: &Gpu, shape: &Shape, keys: &wgpu::Buffer) -> Result<Cache> {
-///     let mut collector = Calibration::collect(gpu, shape, 4)?;
+///     let collector = Calibration::collect(gpu, shape, 4)?;
 ///     let mut encoder = gpu.device().create_command_encoder(&Default::default());
 ///     for layer in 0..shape.layers {
 ///         collector.add(&mut encoder, layer, Rows::f32(keys), 2048)?; // and so for every batch of the sample

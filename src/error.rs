@@ -58,6 +58,16 @@ pub enum Error {
         /// What it is.
         had: String,
     },
+    /// Means and weights are damaged, or were made for something else.
+    #[error("the centre's {name} must be {wanted}, but is {had}")]
+    Centre {
+        /// What does not fit.
+        name: &'static str,
+        /// What it must be.
+        wanted: String,
+        /// What it is.
+        had: String,
+    },
     /// A sensitivity is damaged, or was measured of something else.
     #[error("the sensitivity's {name} must be {wanted}, but is {had}")]
     Sensitivity {

@@ -22,12 +22,16 @@ pub enum Codec {
     /// AlignedKV (2409.16546): half precision like [`Codec::F16`], in planes of 8, 4 and 4 bits, of which decoding reads those that can
     /// matter for its query; see [`Alignment`](crate::Alignment).
     AlignedF16,
+    /// Centred, of this crate: the mean of every key and value channel is taken off before RoPE (a [`Centre`](crate::Centre) knows
+    /// them), keys are weighted by pairs of channels, then heads are rotated as with [`Codec::Hadamard`] and stored in symmetric codes:
+    /// a scale a group and no zero. What the mean of the keys adds to a score follows from the positions and the query alone.
+    Centred,
 }
 
 impl Codec {
     /// Does it multiply every head's keys, after RoPE, by a Hadamard matrix?
     pub fn rotates_keys(self) -> bool {
-        self == Self::Hadamard
+        matches!(self, Self::Hadamard | Self::Centred)
     }
 
     /// Does it store every number in half precision?
@@ -37,7 +41,7 @@ impl Codec {
 
     /// Does it multiply every head's values by a Hadamard matrix?
     pub fn rotates_values(self) -> bool {
-        matches!(self, Self::Hadamard | Self::RotateKv)
+        matches!(self, Self::Hadamard | Self::RotateKv | Self::Centred)
     }
 }
 
@@ -49,6 +53,7 @@ impl fmt::Display for Codec {
             Self::Hadamard => "hadamard",
             Self::RotateKv => "rotate-kv",
             Self::AlignedF16 => "aligned-f16",
+            Self::Centred => "centred",
         })
     }
 }
@@ -63,6 +68,7 @@ impl FromStr for Codec {
             "hadamard" => Ok(Self::Hadamard),
             "rotate-kv" => Ok(Self::RotateKv),
             "aligned-f16" => Ok(Self::AlignedF16),
+            "centred" => Ok(Self::Centred),
             _ => Err(Error::Codec { had: name.to_owned() }),
         }
     }
@@ -114,6 +120,8 @@ pub enum Scales {
     Half,
     /// An 8-bit float (E4M3, at least 2^-9) and an 8-bit integer: 16 bits a group. The scale grows where the zero would not fit.
     Byte,
+    /// One half and no zero, 16 bits a group: the form of [`Codec::Centred`], whose codes lie symmetric about zero.
+    Symmetric,
 }
 
 impl Scales {
@@ -121,7 +129,7 @@ impl Scales {
     pub fn bits(self) -> u32 {
         match self {
             Self::Half => 32,
-            Self::Byte => 16,
+            Self::Byte | Self::Symmetric => 16,
         }
     }
 }
@@ -131,6 +139,7 @@ impl fmt::Display for Scales {
         f.write_str(match self {
             Self::Half => "f16",
             Self::Byte => "f8",
+            Self::Symmetric => "symmetric",
         })
     }
 }
@@ -142,7 +151,8 @@ impl FromStr for Scales {
         match name {
             "f16" => Ok(Self::Half),
             "f8" => Ok(Self::Byte),
-            _ => Err(Error::Text { name: "scales", wanted: "f16 or f8", had: name.to_owned() }),
+            "symmetric" => Ok(Self::Symmetric),
+            _ => Err(Error::Text { name: "scales", wanted: "f16, f8 or symmetric", had: name.to_owned() }),
         }
     }
 }
@@ -212,6 +222,11 @@ impl fmt::Display for Precision {
 /// The arithmetic of an asymmetric group, in the order of RotateKV (2501.16383) section 3: with `clip` c and `b` bits,
 /// `scale = c (max - min) / (2^b - 1)` rounded as it is stored, `zero = round(-c min / scale)`, `code = clamp(round(x / scale) + zero,
 /// 0, 2^b - 1)`, read back as `scale (code - zero)`.
+///
+/// That of a symmetric group ([`Codec::Centred`]): the zero is `2^(b - 1) - 1/2`, between the two middle codes, and stored nowhere. The
+/// codes are those of a step that begins at Max's for a normal distribution (J. Max, 1960) and is refined twice to the least squares; the
+/// scale is then the one that keeps inner products their size, `sum x^2 / sum x (code - zero)`, not the least squares' own, which would
+/// shrink what is read back by the share of the error.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Format {
     codec: Codec,
@@ -229,7 +244,8 @@ impl Format {
     /// The clip is 0.8 for a rotating codec at 2 bits and 1 otherwise.
     pub fn new(codec: Codec, key_bits: Bits, value_bits: Bits, group: u32) -> Self {
         let precision = |bits| if codec.is_f16() { Precision::F16 } else { Precision { bits, group } };
-        Self { codec, key: precision(key_bits), value: precision(value_bits), clip: None, scales: Scales::Half, heads_per_group: None }
+        let scales = if codec == Codec::Centred { Scales::Symmetric } else { Scales::Half };
+        Self { codec, key: precision(key_bits), value: precision(value_bits), clip: None, scales, heads_per_group: None }
     }
 
     /// Half precision.
@@ -300,7 +316,7 @@ impl Format {
 
     /// Share of a group's range that codes of these bits span.
     pub fn clip(&self, bits: Bits) -> f32 {
-        self.clip.unwrap_or(if self.codec.rotates_values() && bits == Bits::Two { 0.8 } else { 1.0 })
+        self.clip.unwrap_or(if matches!(self.codec, Codec::Hadamard | Codec::RotateKv) && bits == Bits::Two { 0.8 } else { 1.0 })
     }
 
     pub(crate) fn check(&self, shape: &Shape) -> Result<()> {
@@ -313,6 +329,13 @@ impl Format {
             if self.scales == Scales::Byte && bits == Bits::Eight {
                 return Err(Error::Shape { name: "bits", wanted: "2, 3, 4 or 16 with scales of 8 bits".into(), had: "8".into() });
             }
+        }
+        if (self.scales == Scales::Symmetric) != (self.codec == Codec::Centred) {
+            let wanted = if self.codec == Codec::Centred { "symmetric with centred" } else { "f16 or f8, unless with centred" };
+            return Err(Error::Shape { name: "scales", wanted: wanted.into(), had: self.scales.to_string() });
+        }
+        if let (Codec::Centred, Some(clip)) = (self.codec, self.clip) {
+            return Err(Error::Shape { name: "clip", wanted: "none with centred".into(), had: clip.to_string() });
         }
         if let Some(clip) = self.clip.filter(|clip| !(*clip > 0.0 && *clip <= 1.0)) {
             return Err(Error::Shape { name: "clip", wanted: "above 0 and at most 1".into(), had: clip.to_string() });

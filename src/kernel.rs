@@ -19,7 +19,7 @@ pub mod protect;
 pub mod query;
 pub mod rotate;
 
-use crate::format::Scales;
+use crate::format::{Codec, Scales};
 use crate::gpu::{Linked, Part};
 use crate::plan::{Plan, Slab};
 use crate::rows::Element;
@@ -154,11 +154,14 @@ macro_rules! part {
 
 pub(crate) const BUTTERFLY: Part = part!("butterfly");
 pub(crate) const CACHED: Part = part!("cached");
+pub(crate) const CENTRE: Part = part!("centre");
 pub(crate) const CODES_2: Part = part!("codes_2");
 pub(crate) const CODES_3: Part = part!("codes_3");
 pub(crate) const CODES_4: Part = part!("codes_4");
 pub(crate) const CODES_8: Part = part!("codes_8");
 pub(crate) const FINITE: Part = part!("finite");
+pub(crate) const FIT_EXTENT: Part = part!("fit_extent");
+pub(crate) const FIT_SYMMETRIC: Part = part!("fit_symmetric");
 pub(crate) const GROUP: Part = part!("group");
 pub(crate) const GROUP_BYTE: Part = part!("group_byte");
 pub(crate) const GROUP_HALF: Part = part!("group_half");
@@ -183,6 +186,10 @@ pub(crate) const KEYS_STRAIGHT: Part = part!("keys_straight");
 pub(crate) const LANES: Part = part!("lanes");
 pub(crate) const PLACE: Part = part!("place");
 pub(crate) const PLANES: Part = part!("planes");
+pub(crate) const POSITION: Part = part!("position");
+pub(crate) const POSITION_NONE: Part = part!("position_none");
+pub(crate) const POSITION_ROLLED: Part = part!("position_rolled");
+pub(crate) const POSITION_STRAIGHT: Part = part!("position_straight");
 pub(crate) const QUERIES: Part = part!("queries");
 pub(crate) const REDUCE_SUBGROUP: Part = part!("reduce_subgroup");
 pub(crate) const REDUCE_WORKGROUP: Part = part!("reduce_workgroup");
@@ -195,6 +202,7 @@ pub(crate) const RESTORE_SHUFFLED: Part = part!("restore_shuffled");
 pub(crate) const RESTORE_STRAIGHT: Part = part!("restore_straight");
 pub(crate) const SCALES_BYTE: Part = part!("scales_byte");
 pub(crate) const SCALES_HALF: Part = part!("scales_half");
+pub(crate) const SCALES_SYMMETRIC: Part = part!("scales_symmetric");
 pub(crate) const TILE_RESTORED: Part = part!("tile_restored");
 pub(crate) const TILE_STORED: Part = part!("tile_stored");
 pub(crate) const TURN: Part = part!("turn");
@@ -275,12 +283,31 @@ pub(crate) fn elected_constants(plan: &Plan) -> Constants {
 
 /// How scales and zeros are read.
 pub(crate) fn scales_part(plan: &Plan) -> Part {
-    if plan.format().scales() == Scales::Byte { SCALES_BYTE } else { SCALES_HALF }
+    match plan.format().scales() {
+        Scales::Half => SCALES_HALF,
+        Scales::Byte => SCALES_BYTE,
+        Scales::Symmetric => SCALES_SYMMETRIC,
+    }
 }
 
-/// How scales and zeros are rounded and written.
+/// How scales and zeros of asymmetric codes are rounded and written.
 pub(crate) fn group_part(plan: &Plan) -> Part {
     if plan.format().scales() == Scales::Byte { GROUP_BYTE } else { GROUP_HALF }
+}
+
+/// How a group becomes a scale and codes.
+pub(crate) fn fit_parts(plan: &Plan) -> Vec<Part> {
+    if plan.format().scales() == Scales::Symmetric { vec![FIT_SYMMETRIC] } else { vec![FIT_EXTENT, GROUP, group_part(plan)] }
+}
+
+/// CENTRED.
+pub(crate) fn centred(plan: &Plan) -> (&'static str, f64) {
+    flag("CENTRED", plan.format().codec() == Codec::Centred)
+}
+
+/// POSITION_QUADS.
+pub(crate) fn position_quads(plan: &Plan) -> (&'static str, f64) {
+    ("POSITION_QUADS", plan.position_quads().into())
 }
 
 pub(crate) fn flag(name: &'static str, on: bool) -> (&'static str, f64) {

@@ -1,6 +1,6 @@
 //! Where everything lies in a page: 128 tokens of one KV head, keys and values.
 
-use crate::format::{Bits, Codec, Format, Scales};
+use crate::format::{Bits, Codec, Format};
 use crate::shape::Shape;
 
 /// Tokens of a page.
@@ -20,8 +20,9 @@ pub const PAGE_TOKENS: u32 = 128;
 /// channel in the same way. Three bits are a plane of the low two bits followed by a plane of the third bits, 32 a word.
 /// f16 is two channels (keys) or two tokens (values) a word, and has no scales.
 ///
-/// A scale and a zero are two halves, in a word; or ([`Scales::Byte`](crate::Scales::Byte)) a byte each, so that a lane's four
-/// tokens take two words, and a group's plane half as many vectors.
+/// A scale and a zero are two halves, in a word; or ([`Scales::Byte`](crate::Scales::Byte)) a byte each, or
+/// ([`Scales::Symmetric`](crate::Scales::Symmetric)) the scale alone is one half, so that a lane's four tokens take two words, and a
+/// group's plane half as many vectors.
 ///
 /// The planes of [`Codec::AlignedF16`](crate::Codec::AlignedF16) take the place of those f16 codes, each a run of 32-bit words:
 ///
@@ -87,7 +88,7 @@ impl PageLayout {
         let value_groups = value.groups(head_dim);
         let row_group = if reorders { key.row_group(shape) } else { 0 };
         let row_groups = if reorders { shape.kv_heads * head_dim / row_group } else { 0 };
-        let scale_vecs = if format.scales() == Scales::Half { 32 } else { 16 };
+        let scale_vecs = format.scales().bits();
         let (key_steps, key_words) = words(head_dim, key.bits);
         let (value_steps, value_words) = words(PAGE_TOKENS, value.bits);
         let key_scales = key_words * 32;

@@ -4,12 +4,14 @@ use crate::alignment::Alignment;
 use crate::allocation::Allocation;
 use crate::budget::Budget;
 use crate::calibration::Calibration;
+use crate::centre::Centre;
 use crate::error::{Error, Result};
 use crate::format::{Bits, Codec, Format};
 use crate::gpu::{Capability, Reduce};
 use crate::kernel::align_plan::PLAN_WORDS;
 use crate::kernel::{self, Variant, align_plan, align_scores, align_values, attend_prefill, attend_split};
 use crate::layout::{PAGE_TOKENS, PageLayout};
+use crate::position::{self, Split};
 use crate::protection::{Protection, Sinks};
 use crate::rows::Element;
 use crate::shape::{RopeLayout, Shape};
@@ -56,8 +58,8 @@ impl Slab {
         self.format.codec() == Codec::RotateKv || self.format.key().bits == Bits::Sixteen
     }
 
-    /// Entries of one block of these heads among the query codes.
-    fn query_entries(&self, head_dim: u32) -> u32 {
+    /// Entries of one block of these heads among the query codes, but for what their positions are known by.
+    pub(crate) fn code_entries(&self, head_dim: u32) -> u32 {
         if self.float_queries() { head_dim } else { head_dim / 4 + 1 + self.layout.key_groups }
     }
 }
@@ -86,7 +88,7 @@ pub struct Cost {
     pub value_scales: u64,
     /// f16 rows of sinks and windows.
     pub protected: u64,
-    /// For [`Codec::RotateKv`]: which group every key channel is of, and which tokens are sinks.
+    /// For [`Codec::RotateKv`]: which group every key channel is of, and which tokens are sinks. For [`Codec::Centred`]: means and weights.
     pub marks: u64,
     /// Queries and partial results of one pass; shared by all layers.
     pub scratch: u64,
@@ -118,6 +120,7 @@ pub struct Plan {
     split_workgroups: u32,
     heads: u32,
     calibration: Option<Arc<Calibration>>,
+    centre: Option<Arc<Centre>>,
     alignment: Alignment,
     counts_loads: bool,
 }
@@ -156,6 +159,7 @@ impl Plan {
                 _ => 4,
             },
             calibration: None,
+            centre: None,
             alignment: Alignment::EVERYTHING,
             counts_loads: false,
             element: Element::F32,
@@ -299,6 +303,40 @@ impl Plan {
         self.calibration.as_deref()
     }
 
+    /// The same plan with the means and weights that [`Codec::Centred`] takes. Without them its means are 0 and its weights 1.
+    ///
+    /// # Errors
+    /// [`Error::Centre`] if they are of another shape, or the codec is another.
+    pub fn with_centre(mut self, centre: Centre) -> Result<Self> {
+        if self.format().codec() != Codec::Centred {
+            return Err(Error::Centre { name: "codec", wanted: Codec::Centred.to_string(), had: self.format().codec().to_string() });
+        }
+        centre.expect_shape(&self.shape)?;
+        self.centre = Some(Arc::new(centre));
+        Ok(self)
+    }
+
+    /// The means and weights, if it was given some.
+    pub fn centre(&self) -> Option<&Centre> {
+        self.centre.as_deref()
+    }
+
+    /// Quads of channels that carry what the mean of the keys adds to a score: none where it adds the same everywhere.
+    pub(crate) fn position_quads(&self) -> u32 {
+        let pairs = self.shape.rope.frequencies().len() as u32;
+        if self.centre.as_ref().is_some_and(|centre| centre.moves(&self.shape)) { pairs.div_ceil(2) } else { 0 }
+    }
+
+    /// How the pairs of RoPE are treated there.
+    pub(crate) fn position_split(&self) -> Split {
+        if self.position_quads() == 0 { Split { waves: 0, fits: 0 } } else { position::split(&self.shape.rope) }
+    }
+
+    /// Where the tables of part position begin in the table of turns: an even number.
+    pub(crate) fn position_centre(&self) -> u32 {
+        if self.position_quads() == 0 { 0 } else { (self.turn_rows() as u32 * self.shape.rope.frequencies().len() as u32).next_multiple_of(2) }
+    }
+
     /// How attend_split restores RotateKV's keys.
     pub fn restore(&self) -> Restore {
         let groups = self.slab_kinds().iter().map(|slab| slab.layout.row_groups).max().unwrap_or(0);
@@ -401,10 +439,17 @@ impl Plan {
 
     /// First word of the elected sinks in a layer's marks.
     pub(crate) fn elected_at(&self) -> u32 {
-        if self.restores() { (self.shape.kv_heads * self.shape.head_dim).div_ceil(4) } else { 0 }
+        let channels = self.shape.kv_heads * self.shape.head_dim;
+        match self.format().codec() {
+            // A byte each.
+            Codec::RotateKv => channels.div_ceil(4),
+            // The means of keys, the weights, the means of values.
+            Codec::Centred => 3 * channels,
+            _ => 0,
+        }
     }
 
-    /// Words of a layer's marks: the group of every key channel, a byte each, then by slot the elected sinks.
+    /// Words of a layer's marks: the group of every key channel, a byte each (or for Centred, means and weights), then by slot the elected sinks.
     pub(crate) fn marks_words(&self) -> u64 {
         let elected = if self.elects() { 3 * u64::from(self.sinks()) * u64::from(self.sequences) } else { 0 };
         (u64::from(self.elected_at()) + elected).next_multiple_of(4)
@@ -474,7 +519,9 @@ impl Plan {
         let weights = self.most(|slab| if slab.layout.value_groups == 0 { 128 } else { 32 * slab.layout.value_groups });
         let unit = 4 * self.heads() * (weights + 8 + 32);
         if !self.restores() {
-            return unit + 4 * self.heads() * self.query_stride();
+            // Both factors of every pair, the terms of the polynomials and the halves of the sums.
+            let positions = if self.position_quads() == 0 { 0 } else { 4 * self.position_quads() + 32 + 128 };
+            return unit + 4 * self.heads() * (self.query_stride() + positions);
         }
         let row_groups = self.most(|slab| slab.layout.row_groups);
         let units = self.group_heads();
@@ -611,7 +658,7 @@ impl Plan {
 
     /// Entries of one block of heads among the query codes.
     pub fn query_stride(&self) -> u32 {
-        self.most(|slab| slab.query_entries(self.shape.head_dim))
+        self.most(|slab| slab.code_entries(self.shape.head_dim)) + 4 * self.position_quads()
     }
 
     /// Query rows that one pass works on.
@@ -627,7 +674,7 @@ impl Plan {
     }
 
     pub(crate) fn query_rows_bytes(&self) -> u64 {
-        4 * u64::from(self.query_rows) * u64::from(self.shape.query_heads) * u64::from(self.shape.head_dim)
+        4 * u64::from(self.query_rows) * u64::from(self.shape.query_heads) * u64::from(self.shape.head_dim + 4 * self.position_quads())
     }
 
     pub(crate) fn query_codes_bytes(&self) -> u64 {
@@ -665,7 +712,8 @@ impl Plan {
                 Restore::Shuffled => u64::from(PAGE_TOKENS) / 2,
                 _ => u64::from(PAGE_TOKENS),
             };
-        8 * rows * self.shape.rope.frequencies().len().max(1) as u64
+        let turns = 8 * rows * self.shape.rope.frequencies().len().max(1) as u64;
+        if self.position_quads() == 0 { turns } else { turns.next_multiple_of(16) + 8 * position::pairs(&self.shape.rope) as u64 }
     }
 
     /// Does the table of turns end with the low positions once more, as attend_split takes them?

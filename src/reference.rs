@@ -4,14 +4,16 @@
 //! in their order, and runs all workgroups. Where the shader's parameters do not hold the number of workgroups, the twin takes
 //! it after the constants. All arithmetic is f32 in the shader's order of operations, so that a kernel and its twin differ by
 //! what a compiler may do (contract a product and a sum, approximate a division or `exp2`) and by nothing else; integers agree
-//! exactly. The twins of the shader's parts are modules here: [`half`], [`turn`], [`hadamard`], [`group`], [`scales`], [`cached`],
-//! [`grouped`], [`planes`].
+//! exactly. The twins of the shader's parts are modules here: [`half`], [`turn`], [`hadamard`], [`centre`], [`group`], [`fit`], [`scales`],
+//! [`cached`], [`position`](position()), [`grouped`], [`planes`].
 //!
 //! The functions in f64 ([`rotate_exact`], [`rotate_group_exact`], [`turn_exact`], [`attention_exact`]) are what the kernels approximate: they tell
 //! which error is honest.
 
 pub mod aligned;
 pub mod cached;
+pub mod centre;
+pub mod fit;
 pub mod group;
 pub mod grouped;
 pub mod hadamard;
@@ -33,6 +35,7 @@ mod elect;
 mod exact;
 mod gram;
 mod measure;
+mod position;
 mod protect;
 mod query;
 mod rotate;
@@ -50,6 +53,7 @@ pub use elect::elect;
 pub use exact::{attention_exact, rotate_exact, rotate_group_exact, turn_exact};
 pub use gram::gram;
 pub use measure::measure;
+pub use position::position;
 pub use protect::protect;
 pub use query::query;
 pub use rotate::rotate;
@@ -75,6 +79,18 @@ pub struct Constants {
     pub rotate_keys: bool,
     /// Does it rotate every head's values?
     pub rotate_values: bool,
+    /// Centred: are the means taken off, and keys weighted?
+    pub centred: bool,
+    /// Quads of channels that carry what the mean of the keys adds to a score; 0 where nothing.
+    pub position_quads: u32,
+    /// What the query's positions are known by, among the entries of the query codes.
+    pub positions_at: u32,
+    /// In `turns`: the turn by 63.5 positions, and after it the tables of `position`.
+    pub position_centre: u32,
+    /// First pairs of RoPE, which turn too fast for a short polynomial.
+    pub position_waves: u32,
+    /// Fours of every second other pair.
+    pub position_fits: u32,
     /// RotateKV: are keys stored before RoPE, rotated over a group of heads?
     pub restore: bool,
     /// KV heads that are rotated together.
@@ -151,6 +167,8 @@ pub struct Constants {
     pub value_steps: u32,
     /// Groups a head that values are weighed by; 1 for f16.
     pub value_groups: u32,
+    /// Does `measure` add squares?
+    pub squares: bool,
     /// Query heads a KV head.
     pub share: u32,
     /// Runs of `head_dim` invocations of `attend_merge` that share a row's items, in passes that split pages.
@@ -172,6 +190,7 @@ impl Constants {
             numbers.get(name).copied().unwrap_or_default()
         };
         let planes = |name| if plan.aligns() { number(name) } else { 0.0 };
+        let unplaned = |name| if plan.aligns() { 0 } else { number(name) as u32 };
         let whole = |name| number(name) as u32;
         let float = |name| number(name) as f32;
         let flag = |name| number(name) != 0.0;
@@ -183,6 +202,12 @@ impl Constants {
             keys: flag("KEYS"),
             rotate_keys: flag("ROTATE_KEYS"),
             rotate_values: flag("ROTATE_VALUES"),
+            centred: flag("CENTRED"),
+            position_quads: whole("POSITION_QUADS"),
+            positions_at: unplaned("POSITIONS_AT"),
+            position_centre: whole("POSITION_CENTRE"),
+            position_waves: unplaned("POSITION_WAVES"),
+            position_fits: unplaned("POSITION_FITS"),
             restore: flag("RESTORE"),
             group_heads: whole("GROUP_HEADS"),
             group_scale: float("GROUP_SCALE"),
@@ -221,6 +246,7 @@ impl Constants {
             key_steps: whole("KEY_STEPS"),
             value_steps: whole("VALUE_STEPS"),
             value_groups: whole("VALUE_GROUPS"),
+            squares: false,
             share: whole("SHARE"),
             parts: whole("PARTS"),
         }

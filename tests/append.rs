@@ -13,7 +13,7 @@ mod support;
 
 use support::*;
 use wgkv::kernel::append::AppendParams;
-use wgkv::reference::{self, Constants, rotate_exact, turn_exact};
+use wgkv::reference::{self, Constants};
 use wgkv::*;
 
 /// Error of a number of a turned and rotated row, relative to the row's length: at most 11 roundings in the rotation (see
@@ -37,11 +37,9 @@ fn exact_rows(walk: &Walk, taken: &Taken, record: &Record, head: u32, token: u32
     }
     let at = (((record.row_first + token - record.old_tokens) * shape.kv_heads + head) * shape.head_dim) as usize;
     [(&taken.keys, true), (&taken.values, false)].map(|(input, key)| {
-        let raw: Vec<f64> = input.numbers[at..at + d].iter().map(|x| f64::from(*x)).collect();
-        let length = raw.iter().map(|x| x * x).sum::<f64>().sqrt();
-        let turned = if key { turn_exact(&shape.rope, &raw, token) } else { raw };
-        let error = if rotates || key { ROW_ERROR * length } else { 0.0 };
-        Exact { row: if rotates { rotate_exact(&turned) } else { turned }, error }
+        let raw = &input.numbers[at..at + d];
+        let error = if rotates || key { ROW_ERROR * basis_length(walk, raw, head, key) } else { 0.0 };
+        Exact { row: basis(walk, raw, head, token, key), error }
     })
 }
 
@@ -60,6 +58,7 @@ fn check_step(walk: &Walk, taken: &Taken, count: &mut Count) {
             &taken.keys.words,
             &taken.values.words,
             &taken.before.protected_rows,
+            &taken.before.marks,
             pages,
             &mut status,
         );
@@ -161,12 +160,26 @@ fn cases() -> Vec<Case> {
         Case { protection: protect(4, 32), steps: leave.clone(), ..three_ways(case("the same without rotation; a window", 64, 4, 4, rtn(Two, Two, 32))) },
         two_ways(case("RotateKV's values in two ways", 64, 4, 4, rotated(Three, Two, 32, 2))),
         case("bytes for scales of both", 128, 1, 1, hadamard(Three, Four, 64).with_scales(Scales::Byte)),
+        case("Centred: 2 bits of both, one group a head", 128, 2, 2, centred(Two, Two, 128)),
+        Case {
+            protection: protect(4, 32),
+            element: Element::F16,
+            steps: leave.clone(),
+            ..case("Centred: tokens leave the window; f16 rows; interleaved pairs", 64, 2, 2, centred(Three, Four, 32))
+        },
+        Case { slabs: true, ..case("Centred: signed key bytes; 12 x 8; every KV head in a slab of its own", 96, 3, 3, centred(Eight, Eight, 32)) },
+        Case { protection: protect(4, 32), steps: leave.clone(), ..three_ways(case("Centred: heads stored in three ways; no RoPE", 64, 4, 4, centred(Two, Two, 32))) },
+        case("Centred: the largest head, eight groups; half of it turns", 256, 1, 1, centred(Four, Three, 32)),
         case("bytes for scales, no rotation", 64, 1, 1, rtn(Two, Three, 32).with_scales(Scales::Byte)),
     ];
     cases[1].shape = rope(&cases[1], Rope::new(500.0, 64).interleaved());
     cases[3].shape = rope(&cases[3], Rope::new(10_000.0, 32));
     cases[4].shape = rope(&cases[4], Rope::none());
     cases[9].shape = rope(&cases[9], Rope::new(10_000.0, 64).interleaved());
+    let n = cases.len();
+    cases[n - 5].shape = rope(&cases[n - 5], Rope::new(10_000.0, 64).interleaved());
+    cases[n - 3].shape = rope(&cases[n - 3], Rope::none());
+    cases[n - 2].shape = rope(&cases[n - 2], Rope::new(500_000.0, 128));
     cases
 }
 
@@ -298,6 +311,7 @@ fn the_twin_lists_what_the_kernel_lists() {
         &taken.keys.words,
         &taken.values.words,
         &taken.before.protected_rows,
+        &taken.before.marks,
         &mut pages[0],
         &mut status,
     );

@@ -65,6 +65,19 @@ fn cases() -> Vec<Case> {
             ..of("RotateKV: halves, 2 heads of 64, a share of 7", 64, 14, 2, rotated(Four, Two, 128, 2))
         },
     ];
+    rotated.extend([
+        of("Centred: 2 bits, a share of 4", 128, 8, 2, centred(Two, Two, 128)),
+        Case {
+            protection: protect(4, 128),
+            element: Element::F16,
+            ..of("Centred: sinks and a window, f16 rows, a share of 3", 64, 6, 2, centred(Three, Two, 64))
+        },
+        Case { protection: protect(4, 16), no_subgroups: true, ..of("Centred: 20 x 4", 80, 4, 1, centred(Four, Four, 128)) },
+        Case { centre: None, ..of("Centred: no RoPE", 64, 4, 2, centred(Four, Eight, 32)) },
+    ]);
+    let last = rotated.len() - 1;
+    rotated[last].shape.rope = Rope::none();
+    rotated[last - 1].shape.rope = Rope::new(10_000.0, 80).interleaved();
     rotated[3].shape.rope = Rope::new(500.0, 80).interleaved();
     rotated[4].shape.rope = Rope::new(10_000.0, 48);
     rotated[5].shape.rope = Rope::none();
@@ -90,7 +103,7 @@ fn attend_merge_agrees_with_its_reference() {
             let [_, _, partials, row_partials] = &taken.scratch;
             let mut twin = vec![POISON; taken.output.len()];
             let (params, rows) = &words.attend_merge[0];
-            reference::attend_merge(params, &c, *rows, &words.tables, floats(partials), floats(row_partials), &mut twin);
+            reference::attend_merge(params, &c, *rows, &words.tables, floats(partials), floats(row_partials), &taken.after.marks, &mut twin);
             let want: Vec<f32> = if c.half_rows { twin.iter().flat_map(|w| reference::half::unpack(*w)).collect() } else { floats(&twin).to_vec() };
             let (d, got) = (c.head_dim as usize, walk.output(&taken));
             for (i, (got, want)) in got.chunks_exact(d).zip(want.chunks_exact(d)).enumerate() {

@@ -56,7 +56,14 @@ fn cases() -> Vec<Case> {
         Case { protection: protect(127, 1), ..of("a head of 128", 128, 2, 1, hadamard(Two, Four, 128)) },
         Case { protection: protect(4, 16), ..three_ways(of("heads stored in three ways", 64, 8, 4, rtn(Two, Two, 32))) },
         Case { protection: protect(4, 64), ..of("the largest head", 256, 2, 1, hadamard(Eight, Eight, 64)) },
+        of("Centred: a share of 4", 128, 8, 2, centred(Two, Two, 128)),
+        Case { protection: protect(4, 16), element: Element::F16, ..of("Centred: a share of 3, sinks and a window", 64, 6, 2, centred(Three, Four, 32)) },
+        Case { protection: protect(4, 16), slabs: true, ..of("Centred: 13 pairs of 80 channels turn, slabs", 80, 4, 2, centred(Eight, Two, 128)) },
+        of("Centred: no RoPE", 96, 2, 1, centred(Four, Eight, 32)),
     ];
+    let last = cases.len() - 1;
+    cases[last].shape.rope = Rope::none();
+    cases[last - 1].shape.rope = Rope::new(10_000.0, 26).interleaved();
     let small: Vec<Vec<(usize, u32)>> = vec![vec![(0, 45), (1, 10)], vec![(0, 37), (1, 1)], vec![(0, 1), (1, 1)]];
     let of = |why, head_dim, query_heads, kv_heads, format| Case { steps: small.clone(), ..case(why, head_dim, query_heads, kv_heads, format) };
     let long: Vec<Vec<(usize, u32)>> = vec![vec![(0, 150), (1, 30)], vec![(1, 2), (0, 120)], vec![(0, 1), (1, 1)]];

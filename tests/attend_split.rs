@@ -43,6 +43,10 @@ const FLIPS: f32 = 3.0;
 /// Share of the rows in which such a weight may be.
 const FLIPPED_ROWS: f64 = 0.1;
 
+fn shape(head_dim: u32, query_heads: u32) -> Shape {
+    Shape { layers: 1, query_heads, kv_heads: 1, head_dim, rope: Rope::new(10_000.0, head_dim) }
+}
+
 fn cases(gpu: &Gpu) -> Vec<Case> {
     use Bits::*;
     let long = vec![vec![(0, 140), (1, 300), (2, 1)], vec![(2, 1), (0, 1), (1, 1)]];
@@ -67,6 +71,20 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         Case { protection: protect(4, 16), ..three_ways(of("the same, a share of 7, sinks and a window", 64, 28, 4, rtn(Two, Two, 32))) },
         of("a head of 256: two quads a lane, eight groups", 256, 1, 1, hadamard(Four, Eight, 32)),
     ];
+    // What the mean of the keys adds to a score is in its closed form here, by polynomials and waves.
+    cases.extend([
+        of("Centred: 2 bits, a share of 4", 128, 4, 1, centred(Two, Two, 128)),
+        Case { no_subgroups: true, protection: protect(4, 0), ..of("Centred: a share of 3, reduced through workgroup memory", 64, 6, 2, centred(Three, Four, 32)) },
+        Case { slabs: true, ..of("Centred: a share of 7, interleaved pairs, slabs", 64, 14, 2, centred(Four, Three, 64)) },
+        Case { protection: protect(4, 16), ..three_ways(of("Centred: heads stored in three ways, a share of 2; a window", 128, 8, 4, centred(Two, Two, 128))) },
+        of("Centred: the largest head, every pair fast", 256, 1, 1, centred(Eight, Eight, 32)),
+        of("Centred: no pair fast; a part of the head turns", 80, 4, 1, centred(Two, Four, 128)),
+        Case { centre: Some(Centre::natural(&shape(64, 2))), ..of("Centred: without a calibration", 64, 2, 1, centred(Two, Two, 64)) },
+    ]);
+    let first = cases.len() - 7;
+    cases[first + 2].shape.rope = Rope::new(10_000.0, 64).interleaved();
+    cases[first + 4].shape.rope = Rope::new(2.0, 256);
+    cases[first + 5].shape.rope = Rope::none().with_frequencies((0..13).map(|p| 0.05 / f64::from(1 << p)).collect());
     // RotateKV in loops.
     let plain = vec![vec![(0, 150), (1, 37), (2, 1)], vec![(2, 1), (0, 1), (1, 1)]];
     let of = |why, head_dim, query_heads, kv_heads, format| Case { steps: plain.clone(), ..case(why, head_dim, query_heads, kv_heads, format) };
@@ -126,6 +144,7 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
     {
         cases.push(Case { straight, steps: vec![vec![(0, 300)], vec![(0, 1)]], ..case(why, 64, 2, 1, hadamard(bits, bits, 64)) });
     }
+    cases.push(Case { straight, steps: vec![vec![(0, 300)], vec![(0, 1)]], ..case("Centred: the other walk", 128, 2, 1, centred(Two, Two, 128)) });
     cases
 }
 

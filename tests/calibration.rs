@@ -73,7 +73,7 @@ fn what_the_gpu_collects_is_what_f64_sums_give_in_any_order_and_batches() {
         for reach in [Reach::Global, Reach::Local] {
             let wanted = Calibration::from_sums(&shape, heads_per_group, reach, "a model", 150, layers.iter().map(|k| sums(k, width)).collect()).unwrap();
             for (batches, element) in [(vec![150], Element::F32), (vec![1, 33, 0, 116], Element::F16), (vec![64, 86], Element::F32)] {
-                let mut collector = Calibration::collect(&gpu, &shape, heads_per_group).unwrap();
+                let collector = Calibration::collect(&gpu, &shape, heads_per_group).unwrap();
                 for (layer, keys) in layers.iter().zip(0..).map(|(k, l)| (l, k)) {
                     // Tokens in another order, which the sums do not tell.
                     let mut tokens: Vec<&[f32]> = keys.chunks_exact(width).collect();
@@ -103,7 +103,7 @@ fn a_token_that_is_not_finite_is_left_out_and_told() {
     let mut broken = clean.clone();
     broken[7 * 128 + 5] = f32::NAN;
     broken[9 * 128..][..128].fill(f32::INFINITY);
-    let mut collector = Calibration::collect(&gpu, &shape, 2).unwrap();
+    let collector = Calibration::collect(&gpu, &shape, 2).unwrap();
     add(&gpu, &mut collector, 0, &broken, 128, Element::F32);
     add(&gpu, &mut collector, 1, &clean, 128, Element::F32);
     let got = finish(&collector, Reach::Global).unwrap();
@@ -120,7 +120,7 @@ fn what_cannot_be_finished_is_refused() {
     let (mut random, _) = seeded();
     let shape = shape(2, 1, 64);
     let rows = keys(&mut random, 5, 64);
-    let mut collector = Calibration::collect(&gpu, &shape, 1).unwrap();
+    let collector = Calibration::collect(&gpu, &shape, 1).unwrap();
     refused(finish(&collector, Reach::Global), "tokens");
     add(&gpu, &mut collector, 0, &rows, 64, Element::F32);
     refused(finish(&collector, Reach::Global), "tokens");
@@ -137,12 +137,12 @@ fn what_cannot_be_finished_is_refused() {
     drop(encoder);
     assert_eq!(finish(&collector, Reach::Global).unwrap().tokens(), 5);
 
-    let mut collector = Calibration::collect(&gpu, &shape, 1).unwrap();
+    let collector = Calibration::collect(&gpu, &shape, 1).unwrap();
     add(&gpu, &mut collector, 0, &rows, 64, Element::F32);
     add(&gpu, &mut collector, 1, &[f32::NAN; 5 * 64], 64, Element::F32);
     refused(finish(&collector, Reach::Global), "keys");
 
-    let mut collector = Calibration::collect(&gpu, &shape, 1).unwrap();
+    let collector = Calibration::collect(&gpu, &shape, 1).unwrap();
     for layer in 0..2 {
         add(&gpu, &mut collector, layer, &[f32::MAX; 5 * 64], 64, Element::F32);
     }
@@ -256,7 +256,7 @@ fn item_8_the_score_is_taken_on_rotated_keys_before_rope() {
     let (mut random, _) = seeded();
     let shape = shape(1, 4, 64);
     let keys = keys(&mut random, 96, 256);
-    let mut collector = Calibration::collect(&gpu, &shape, 4).unwrap();
+    let collector = Calibration::collect(&gpu, &shape, 4).unwrap();
     add(&gpu, &mut collector, 0, &keys, 256, Element::F32);
     let calibration = finish(&collector, Reach::Global).unwrap();
     // Rotating every token and adding up, as the paper does, gives the same: the rotation is linear.

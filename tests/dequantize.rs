@@ -7,7 +7,7 @@ mod support;
 
 use support::*;
 use wgkv::kernel::dequantize::DequantizeParams;
-use wgkv::reference::{self, rotate_exact, rotate_group_exact, turn_exact};
+use wgkv::reference::{self, rotate_group_exact, turn_exact};
 use wgkv::*;
 
 /// Relative to the length of the row; see tests/rotate.rs.
@@ -16,6 +16,9 @@ const ROTATE_ERROR: f32 = 22.0 / 16_777_216.0;
 /// The same for RotateKV's keys, relative to the length of their group of heads: 11 roundings in the rotation of a head, 9 in the sum
 /// over eight heads and its factor, 5 in the turn, and as many in the twin.
 const RESTORE_ERROR: f32 = 50.0 / 16_777_216.0;
+
+/// The same for Centred's keys: divided by weights that differ up to ten times, and turned means added.
+const CENTRED_ERROR: f32 = 10.0 * (22.0 + 8.0) / 16_777_216.0;
 
 fn cases() -> Vec<Case> {
     use Bits::*;
@@ -62,6 +65,13 @@ fn cases() -> Vec<Case> {
             ..case("planes, sinks and a window", 96, 2, 2, Format::aligned_f16())
         },
         Case { slabs: true, ..case("planes in slabs", 128, 2, 2, Format::aligned_f16()) },
+        Case {
+            protection: protect(4, 32),
+            steps: vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]],
+            ..case("Centred: sinks, pages and window in one range", 128, 2, 2, centred(Two, Three, 64))
+        },
+        Case { element: Element::F16, ..case("Centred: 12 x 8, signed key bytes, f16 rows", 96, 2, 2, centred(Eight, Four, 32)) },
+        three_ways(case("Centred: heads stored in three ways", 64, 4, 4, centred(Two, Two, 32))),
     ];
     cases[1].shape.rope = Rope::new(10_000.0, 32);
     cases[4].shape.rope = Rope::new(10_000.0, 96).interleaved();
@@ -133,6 +143,7 @@ fn dequantize_agrees_with_its_reference() {
                     // What is rotated together.
                     let (together, error) = match (which, walk.case.format.codec()) {
                         (0, Codec::RotateKv) => (walk.plan().group_heads() * shape.head_dim, RESTORE_ERROR),
+                        (0, Codec::Centred) => (shape.head_dim, CENTRED_ERROR),
                         _ => (shape.head_dim, if rotates { ROTATE_ERROR } else { 0.0 }),
                     };
                     for (got, want) in got.chunks_exact(together as usize).zip(want.chunks_exact(together as usize)) {
@@ -155,20 +166,35 @@ fn dequantize_agrees_with_its_reference() {
 fn check_plain(walk: &Walk, record: &Record, got: &[Vec<f32>; 2], plain: &[Vec<f32>; 2], state: &State) {
     let (plan, shape) = (walk.plan(), &walk.case.shape);
     let d = shape.head_dim as usize;
-    let basis = |row: &[f32], token: Option<u32>| {
+    // A key comes back turned; turned back, it is as it came.
+    let turned_back: Rope = shape.rope.clone().with_frequencies(shape.rope.frequencies().iter().map(|f| -f).collect());
+    let plain_row = |row: &[f32], token: u32, key: bool| -> Vec<f32> {
         let row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
-        let row = token.map_or(row.clone(), |t| turn_exact(&shape.rope, &row, t));
-        if plan.format().codec().rotates_values() { rotate_exact(&row) } else { row }
+        if key { turn_exact(&turned_back, &row, token) } else { row }.into_iter().map(|x| x as f32).collect()
     };
     for (token, head) in (0..record.new_tokens).flat_map(|t| (0..shape.kv_heads).map(move |h| (t, h))) {
         let at = (token * shape.kv_heads + head) as usize * d;
         // RotateKV's keys are looked at below.
         let keys = plan.format().codec() == Codec::RotateKv;
         for (which, (got, plain)) in got.iter().zip(plain).enumerate().skip(usize::from(keys)) {
-            let (back, came) = (basis(&got[at..at + d], None), basis(&plain[at..at + d], (which == 0).then_some(token)));
+            let is_key = which == 0;
+            let (back, came) = (
+                basis(walk, &plain_row(&got[at..at + d], token, is_key), head, token, is_key),
+                basis(walk, &plain[at..at + d], head, token, is_key),
+            );
             let format = plan.allocation().format_of(0, head);
             let precision = [format.key(), format.value()][which];
             let packed = f16_row(walk, state, record, head, token).is_none() && precision.bits != Bits::Sixteen;
+            if packed && format.codec() == Codec::Centred {
+                // The ends of a normal distribution lie beyond the codes: what is bounded is the error's share.
+                for (back, came) in back.chunks(precision.group(shape.head_dim) as usize).zip(came.chunks(precision.group(shape.head_dim) as usize)) {
+                    let error: f64 = back.iter().zip(came).map(|(a, b)| (a - b).powi(2)).sum();
+                    let share = error / came.iter().map(|x| x * x).sum::<f64>();
+                    let allowed = [(Bits::Two, 0.5), (Bits::Three, 0.15), (Bits::Four, 0.05), (Bits::Eight, 0.001)].into_iter().find(|(b, _)| *b == precision.bits).unwrap().1;
+                    assert!(share < allowed, "{}: {share} of the energy of token {token} is error. WGKV_SEED={}", walk.case.why, walk.seed);
+                }
+                continue;
+            }
             for i in 0..d {
                 let allowed = if packed {
                     let page = page(plan, &state.pages, record.pages[token as usize / 128], head);

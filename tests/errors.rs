@@ -411,6 +411,7 @@ fn a_cache_that_refused_holds_what_it_held_and_can_be_used_on() {
         &taken.keys.words,
         &taken.values.words,
         &taken.before.protected_rows,
+        &taken.before.marks,
         &mut twin[0],
         &mut [0; 1028],
     );

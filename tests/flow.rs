@@ -23,6 +23,10 @@ fn budget(format: &Format) -> f64 {
 /// A plan, with a calibration of a random order where the format needs one.
 fn planned(gpu: &Gpu, random: &mut StdRng, shape: &Shape, format: Format, protection: Protection, budget: Budget) -> Plan {
     let plan = Plan::new(shape.clone(), format, protection, budget, gpu.capability()).unwrap();
+    if format.codec() == Codec::Centred {
+        let means = normals(random, (shape.kv_heads * shape.head_dim) as usize);
+        return plan.with_centre(centre(shape, &means, random)).unwrap();
+    }
     if format.codec() != Codec::RotateKv {
         return plan;
     }
@@ -107,6 +111,11 @@ fn attention_from_codes_stays_within_the_budget_of_its_bits() {
         (96, 3, 3, rotated(Four, Two, 32, 1), massive(20, 128)),                    // three heads, elected sinks and a window
         (80, 12, 6, rotated(Three, Four, 128, 2).with_scales(Scales::Byte), sinks), // Kronecker 20 x 4; scales of a byte
         (64, 8, 8, rotated(Four, Four, 128, 8), window),                            // eight heads at once
+        (128, 8, 2, centred(Four, Four, 128), strict),                              // means that the keys do not have
+        (128, 8, 2, centred(Eight, Eight, 128), window),                            // the same with a window
+        (64, 7, 1, centred(Eight, Eight, 32), sinks),                               // an odd share
+        (80, 3, 1, centred(Eight, Eight, 128), window),                             // Kronecker 20 x 4
+        (256, 5, 1, centred(Eight, Eight, 64), strict),                             // two quads a lane
     ];
     for (head_dim, query_heads, kv_heads, format, protection) in cases {
         let shape = Shape { layers: 1, query_heads, kv_heads, head_dim, rope: Rope::new(10_000.0, head_dim) };

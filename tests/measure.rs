@@ -75,7 +75,7 @@ impl Sums {
         given.extend(vec![POISON; self.width as usize]);
         let buffer = upload(gpu, floats(&given));
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        measure::record(gpu, &mut encoder, Rows { buffer: &buffer, offset: 0, element }, rows, self.width, &self.sums, &self.counts).unwrap();
+        measure::record(gpu, &mut encoder, Rows { buffer: &buffer, offset: 0, element }, false, rows, self.width, &self.sums, &self.counts).unwrap();
         gpu.queue().submit([encoder.finish()]);
     }
 
@@ -195,7 +195,7 @@ fn what_cannot_be_bound_is_refused() {
     let buffer = upload(&gpu, &[0.0; 2 * 32 * 64]);
     let record = |keys: Rows<'_>, rows, width, sums: &wgpu::Buffer, counts: &wgpu::Buffer| {
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        measure::record(&gpu, &mut encoder, keys, rows, width, sums, counts)
+        measure::record(&gpu, &mut encoder, keys, false, rows, width, sums, counts)
     };
     let (keys, short) = (Rows::f32(&buffer), upload(&gpu, &[0.0; 8]));
     assert_eq!(record(keys, 0, 64, &short, &short), Ok(()), "nothing to add");

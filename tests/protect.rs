@@ -8,7 +8,7 @@
 mod support;
 
 use support::*;
-use wgkv::reference::{self, cached, rotate_exact, turn_exact};
+use wgkv::reference::{self, cached};
 use wgkv::*;
 
 /// Error of a number of a turned and rotated row, relative to the row's length; see tests/append.rs.
@@ -39,6 +39,8 @@ fn cases() -> Vec<Case> {
             ..case("more tokens than a dimension of the grid, as pretended, holds", 64, 1, 1, format)
         },
         Case { protection: protect(4, 16), ..case("RotateKV: keys turned, not rotated; values rotated", 64, 4, 4, rotated(Two, Two, 128, 4)) },
+        Case { protection: protect(4, 16), ..case("Centred, one group of 80", 80, 2, 2, centred(Two, Two, 128)) },
+        Case { protection: protect(4, 32), element: Element::F16, ..case("Centred, f16 rows", 128, 2, 2, centred(Three, Two, 64)) },
         Case {
             protection: massive(20, 0),
             steps: vec![vec![(0, 9), (1, 200)], vec![(0, 50), (1, 1)], vec![(1, 20)]],
@@ -66,7 +68,6 @@ fn protect_agrees_with_its_reference() {
             _ => {}
         }
         let steps = case.steps.clone();
-        let (rotates_keys, rotates_values) = (case.format.codec().rotates_keys(), case.format.codec().rotates_values());
         let mut walk = Walk::new(&gpu, case);
         let shape = walk.case.shape.clone();
         let d = shape.head_dim as usize;
@@ -105,11 +106,9 @@ fn protect_agrees_with_its_reference() {
                         kept[at..at + d].fill(true);
                         let from = (((record.row_first + token - record.old_tokens) * shape.kv_heads + head) * shape.head_dim) as usize;
                         for (input, at, key) in [(&taken.keys, at, true), (&taken.values, at + d / 2, false)] {
-                            let raw: Vec<f64> = input.numbers[from..from + d].iter().map(|x| f64::from(*x)).collect();
-                            let error = ROW_ERROR * raw.iter().map(|x| x * x).sum::<f64>().sqrt();
-                            let turned = if key { turn_exact(&shape.rope, &raw, token) } else { raw };
-                            let rotates = if key { rotates_keys } else { rotates_values };
-                            let exact = if rotates { rotate_exact(&turned) } else { turned };
+                            let raw = &input.numbers[from..from + d];
+                            let error = ROW_ERROR * basis_length(&walk, raw, head, key);
+                            let exact = basis(&walk, raw, head, token, key);
                             let got: Vec<f32> = taken.after.protected_rows[at..at + d / 2].iter().flat_map(|w| reference::half::unpack(*w)).collect();
                             let want: Vec<f32> = twin[at..at + d / 2].iter().flat_map(|w| reference::half::unpack(*w)).collect();
                             for i in 0..d {

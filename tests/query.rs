@@ -16,6 +16,10 @@ use wgkv::*;
 /// again since two codes may round differently.
 const ROW_ERROR: f32 = 34.0 / 16_777_216.0;
 
+/// The same of what the mean of the keys adds to a score by position: two products of the weighted query's channels, by up to 3, with
+/// means of up to 8.
+const POSITION_ERROR: f32 = 2.0 * 3.0 * 8.0 * ROW_ERROR;
+
 /// A quotient: 2.5 units in the last place by WGSL's accuracy, 2^-23 each, and a rounding more.
 const QUOTIENT_ERROR: f32 = 3.0 / 8_388_608.0;
 
@@ -29,6 +33,9 @@ fn cases() -> Vec<Case> {
         case("a share of 16: four blocks", 128, 16, 1, hadamard(Eight, Two, 128)),
         case("the largest head", 256, 4, 1, hadamard(Three, Two, 64)),
         three_ways(case("keys in groups of 32 and 128 and in f16", 128, 8, 4, hadamard(Two, Two, 128))),
+        case("Centred: weighted, with positions; a share of 3", 64, 6, 2, centred(Two, Two, 64)),
+        three_ways(case("Centred: keys in groups of 32 and 128 and in f16; a share of 2", 128, 8, 4, centred(Two, Two, 128))),
+        Case { element: Element::F16, ..case("Centred: 13 pairs of 80 channels turn", 80, 4, 1, centred(Four, Two, 128)) },
         case("f32 queries for f16 keys", 64, 4, 1, Format::f16()),
         case("f32 queries for RotateKV's keys, turned, not rotated", 64, 8, 4, rotated(Two, Two, 64, 4)),
         Case { element: Element::F16, ..case("the same, a share of 7, f16 rows", 80, 14, 2, rotated(Four, Two, 128, 2)) },
@@ -36,6 +43,7 @@ fn cases() -> Vec<Case> {
     cases[1].shape.rope = Rope::new(10_000.0, 32);
     cases[2].shape.rope = Rope::new(10_000.0, 80).interleaved();
     cases[5].shape.rope = Rope::none();
+    cases[9].shape.rope = Rope::new(10_000.0, 26).interleaved();
     cases
 }
 
@@ -71,10 +79,23 @@ fn query_agrees_with_its_reference() {
             let [query_rows, query_codes, ..] = &taken.scratch;
             let mut rows = vec![f32::from_bits(POISON); query_rows.len()];
             let mut codes = vec![POISON; query_codes.len()];
-            reference::query(&words.query[0], &c, taken.step.rows(), &words.tables, &walk.turns, &taken.queries.words, &mut rows, &mut codes);
+            reference::query(
+                &words.query[0],
+                &c,
+                taken.step.rows(),
+                &words.tables,
+                &walk.turns,
+                &taken.queries.words,
+                &taken.after.marks,
+                &mut rows,
+                &mut codes,
+            );
             let d = c.head_dim as usize;
-            let used = (taken.step.rows() * shape.query_heads) as usize * d;
-            for (i, (got, want)) in floats(query_rows)[..used].chunks_exact(d).zip(rows[..used].chunks_exact(d)).enumerate() {
+            let stride = d + 4 * c.position_quads as usize;
+            let used = (taken.step.rows() * shape.query_heads) as usize * stride;
+            for (i, (got, want)) in floats(query_rows)[..used].chunks_exact(stride).zip(rows[..used].chunks_exact(stride)).enumerate() {
+                let ((got, places), (want, wanted)) = (got.split_at(d), want.split_at(d));
+                close(&format!("{}: positions of query row and head {i}", walk.case.why), places, wanted, POSITION_ERROR * norm(want), 0.0, walk.seed);
                 close(&format!("{}: query row and head {i}", walk.case.why), got, want, ROW_ERROR * norm(want), 0.0, walk.seed);
             }
             assert!(query_rows[used..].iter().all(|w| *w == POISON), "rows beyond the last were written");
@@ -87,7 +108,8 @@ fn query_agrees_with_its_reference() {
                 let at = ((r * shape.kv_heads + kv) * c.blocks + of / c.heads) * c.query_stride * c.heads + of % c.heads;
                 let take = |words: &[u32]| -> Vec<u32> { (0..c.query_stride).map(|e| words[(at + e * c.heads) as usize]).collect() };
                 let name = format!("{}: row {r}, head {query_head}", walk.case.why);
-                let row = &floats(query_rows)[((r * shape.query_heads + query_head) * c.head_dim) as usize..][..d];
+                let at = (r * shape.query_heads + query_head) as usize * stride;
+                let row = &floats(query_rows)[at..][..d];
                 let got = take(query_codes);
                 let precision = walk.plan().allocation().of(0, kv)[0];
                 if precision.bits == Bits::Sixteen || walk.case.format.codec() == Codec::RotateKv {
@@ -95,13 +117,7 @@ fn query_agrees_with_its_reference() {
                 } else {
                     let group = precision.group(shape.head_dim);
                     check_codes(&walk, &name, group, &got, row);
-                    check_codes(
-                        &walk,
-                        &format!("{name} (twin)"),
-                        group,
-                        &take(&codes),
-                        &rows[((r * shape.query_heads + query_head) * c.head_dim) as usize..][..d],
-                    );
+                    check_codes(&walk, &format!("{name} (twin)"), group, &take(&codes), &rows[at..][..d]);
                 }
             }
         }

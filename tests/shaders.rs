@@ -163,7 +163,7 @@ fn all() -> &'static [Proven] {
         let rotations = kernel::rotate::ORDERS
             .into_iter()
             .flat_map(|order| [32, 64, 128].into_iter().flat_map(move |n| [false, true].map(|in_place| kernel::rotate::variant(order, in_place, n))));
-        let measures = [Element::F32, Element::F16].map(kernel::measure::variant);
+        let measures = [Element::F32, Element::F16].into_iter().flat_map(|element| [false, true].map(|squares| kernel::measure::variant(element, squares)));
         let grams = HEAD_DIMS.into_iter().flat_map(|head_dim| [false, true].map(|difference| kernel::gram::variant(head_dim, difference)));
         let variants =
             plans().iter().flat_map(Plan::variants).chain(rotations).chain(measures).chain(grams).filter(|v| seen.insert(v.clone())).collect::<Vec<_>>();

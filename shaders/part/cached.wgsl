@@ -93,7 +93,7 @@ fn cached_key(place: Place, t: u32, row: u32, quad: u32) -> vec4<f32> {
         let high = pages[page + (HEAD_DIM / 16u + quad / 8u) * 32u + lane][corner] >> (quad % 8u);
         word |= (high & 0x01010101u) << 2u;
     }
-    let scale = scales_pair(scales_of(pages[page + KEY_SCALES + 4u * quad / KEY_GROUP * SCALE_VECS + scales_vec(lane)], lane)[corner]);
+    let scale = scales_key(scales_of(pages[page + KEY_SCALES + 4u * quad / KEY_GROUP * SCALE_VECS + scales_vec(lane)], lane)[corner]);
     return scale.x * (vec4<f32>(unpack4xI8(word)) - scale.y);
 }
 
@@ -120,6 +120,6 @@ fn cached_value(place: Place, t: u32, row: u32, quad: u32) -> vec4<f32> {
         let high = pages[page + VALUES + (8u + lane / 8u) * (HEAD_DIM / 4u) + quad] >> vec4<u32>(lane % 8u + 8u * corner);
         codes |= (high & vec4<u32>(1u)) << vec4<u32>(2u);
     }
-    let scale = scales_pair(scales_of(pages[page + VALUE_SCALES + 4u * quad / VALUE_GROUP * SCALE_VECS + scales_vec(lane)], lane)[corner]);
+    let scale = scales_value(scales_of(pages[page + VALUE_SCALES + 4u * quad / VALUE_GROUP * SCALE_VECS + scales_vec(lane)], lane)[corner]);
     return scale.x * (vec4<f32>(codes) - scale.y);
 }

@@ -16,10 +16,10 @@ fn keys_quad(codes: vec4<u32>, n: u32, dots: ptr<function, Dots>) {
 fn keys_fold(g: u32, page: u32, lane: u32, dots: ptr<function, Dots>, scores: ptr<function, Scores>) {
     let scales = scales_of(pages[page + KEY_SCALES + g * SCALE_VECS + scales_vec(lane)], lane);
     let sum = bitcast<HeadsF>(queries[HEAD_DIM / 4u + 1u + g]);
-    let a = scales_pair(scales.x);
-    let b = scales_pair(scales.y);
-    let c = scales_pair(scales.z);
-    let d = scales_pair(scales.w);
+    let a = scales_key(scales.x);
+    let b = scales_key(scales.y);
+    let c = scales_key(scales.z);
+    let d = scales_key(scales.w);
     (*scores).a += a.x * (HeadsF((*dots).a) - a.y * sum);
     (*scores).b += b.x * (HeadsF((*dots).b) - b.y * sum);
     (*scores).c += c.x * (HeadsF((*dots).c) - c.y * sum);

@@ -17,3 +17,12 @@ fn scales_pair(raw: u32) -> vec2<f32> {
     let scale = select(normal, f32(raw & 7u) * 0.001953125, (raw & 0x78u) == 0u);
     return vec2<f32>(scale, f32(extractBits(bitcast<i32>(raw), 8u, 8u)));
 }
+
+// Keys and values are stored alike; scales_symmetric.wgsl tells them apart.
+fn scales_key(raw: u32) -> vec2<f32> {
+    return scales_pair(raw);
+}
+
+fn scales_value(raw: u32) -> vec2<f32> {
+    return scales_pair(raw);
+}

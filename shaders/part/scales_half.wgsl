@@ -15,3 +15,12 @@ fn scales_of(v: vec4<u32>, lane: u32) -> vec4<u32> {
 fn scales_pair(raw: u32) -> vec2<f32> {
     return unpack2x16float(raw);
 }
+
+// Keys and values are stored alike; scales_symmetric.wgsl tells them apart.
+fn scales_key(raw: u32) -> vec2<f32> {
+    return scales_pair(raw);
+}
+
+fn scales_value(raw: u32) -> vec2<f32> {
+    return scales_pair(raw);
+}

@@ -14,10 +14,10 @@ var<workgroup> weight_peaks: array<HeadsF, UNITS * 8u>;
 
 fn weigh_tokens(g: u32, page: u32, lane: u32, p: Scores) -> Weighed {
     let scales = scales_of(pages[page + VALUE_SCALES + g * SCALE_VECS + scales_vec(lane)], lane);
-    let a = scales_pair(scales.x);
-    let b = scales_pair(scales.y);
-    let c = scales_pair(scales.z);
-    let d = scales_pair(scales.w);
+    let a = scales_value(scales.x);
+    let b = scales_value(scales.y);
+    let c = scales_value(scales.z);
+    let d = scales_value(scales.w);
     return Weighed(p.a * a.x, p.b * b.x, p.c * c.x, p.d * d.x, vec4<f32>(a.y, b.y, c.y, d.y));
 }
 

@@ -21,7 +21,7 @@ struct Layer {
 /// ```no_run
 /// # async fn f(gpu: wgkv::Gpu, shape: wgkv::Shape, keys: Vec<wgpu::Buffer>, tokens: u32) -> wgkv::Result<()> {
 /// use wgkv::{Calibration, Reach, Rows};
-/// let mut collector = Calibration::collect(&gpu, &shape, 4)?;
+/// let collector = Calibration::collect(&gpu, &shape, 4)?;
 /// // For every batch of the sample:
 /// let mut encoder = gpu.device().create_command_encoder(&Default::default());
 /// for (layer, keys) in keys.iter().enumerate() {
@@ -64,9 +64,9 @@ impl Collector {
     /// # Errors
     /// [`Error::Layer`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], and [`Error::Limit`] for more rows than one
     /// binding holds; then nothing was recorded.
-    pub fn add(&mut self, encoder: &mut wgpu::CommandEncoder, layer: u32, keys: Rows<'_>, rows: u32) -> Result<()> {
+    pub fn add(&self, encoder: &mut wgpu::CommandEncoder, layer: u32, keys: Rows<'_>, rows: u32) -> Result<()> {
         let buffers = self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.shape.layers })?;
-        measure::record(&self.gpu, encoder, keys, rows, self.width, &buffers.sums, &buffers.counts)
+        measure::record(&self.gpu, encoder, keys, false, rows, self.width, &buffers.sums, &buffers.counts)
     }
 
     /// Waits for all submitted work and makes the calibration of what was added. More may be added afterwards.

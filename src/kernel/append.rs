@@ -4,8 +4,8 @@
 //! Shader: `shaders/append.wgsl`. Twin: [`reference::append`](crate::reference::append).
 
 use super::{
-    Binding, FINITE, GROUP, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, PLANES, REPORT, TURN, Variant, flag, group_part, hadamard_constants, half_rows,
-    page_constants, rope_constants, scales_part,
+    Binding, CENTRE, FINITE, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, PLANES, REPORT, TURN, Variant, centred, fit_parts, flag, hadamard_constants,
+    half_rows, page_constants, rope_constants, scales_part,
 };
 use crate::plan::{Plan, Slab};
 use crate::rows::Element;
@@ -41,6 +41,7 @@ pub static KERNEL: Kernel = Kernel {
         ("keys", Binding::Read),
         ("values", Binding::Read),
         ("protected_rows", Binding::Read),
+        ("marks", Binding::Read),
         ("pages", Binding::Write),
         ("status", Binding::Write),
     ],
@@ -58,6 +59,7 @@ pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
         flag("KEYS", !plan.restores()),
         flag("ROTATE_KEYS", plan.format().codec().rotates_keys()),
         flag("ROTATE_VALUES", plan.format().codec().rotates_values()),
+        centred(plan),
         ("UNPACKED", plan.unpacked().into()),
         half_rows(element),
         ("BLOCK", plan.append_block().into()),
@@ -66,5 +68,7 @@ pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
         ("VALUE_CLIP", slab.format().clip(slab.format().value().bits).into()),
         ("EIGHTHS", (head_dim / 8).into()),
     ]);
-    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, GROUP, group_part(plan), scales_part(plan), KEY_WORDS, INPUT, REPORT, PLANES], &constants)
+    let mut parts = vec![HALF, FINITE, PLACE, TURN, CENTRE, HADAMARD, scales_part(plan), KEY_WORDS, INPUT, REPORT, PLANES];
+    parts.extend(fit_parts(plan));
+    Variant::new(&KERNEL, &parts, &constants)
 }

@@ -2,7 +2,7 @@
 //!
 //! Shader: `shaders/attend_merge.wgsl`. Twin: [`reference::attend_merge`](crate::reference::attend_merge).
 
-use super::{Binding, FINITE, HADAMARD, HALF, Kernel, Variant, flag, hadamard_constants, half_rows};
+use super::{Binding, CENTRE, FINITE, HADAMARD, HALF, Kernel, Variant, centred, flag, hadamard_constants, half_rows};
 use crate::plan::Plan;
 use crate::rows::Element;
 
@@ -32,6 +32,7 @@ pub static KERNEL: Kernel = Kernel {
         ("tables", Binding::Read),
         ("partials", Binding::Read),
         ("row_partials", Binding::Read),
+        ("marks", Binding::Read),
         ("output", Binding::Write),
     ],
     params_bytes: size_of::<AttendMergeParams>(),
@@ -48,11 +49,12 @@ pub fn variant(plan: &Plan, element: Element, many: bool) -> Variant {
     let mut constants = hadamard_constants(head_dim);
     constants.extend([
         flag("ROTATE_VALUES", plan.format().codec().rotates_values()),
+        centred(plan),
         half_rows(element),
         ("HEADS", plan.heads().into()),
         ("BLOCKS", plan.blocks().into()),
         ("PARTS", parts.into()),
         ("THREADS", (head_dim * parts).into()),
     ]);
-    Variant::new(&KERNEL, &[HALF, FINITE, HADAMARD], &constants)
+    Variant::new(&KERNEL, &[HALF, FINITE, HADAMARD, CENTRE], &constants)
 }

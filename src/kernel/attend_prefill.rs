@@ -4,7 +4,7 @@
 
 use super::{
     Binding, CACHED, GROUPED, GROUPED_BLOCK, HADAMARD, HALF, Kernel, PLANES, TILE_RESTORED, TILE_STORED, TURN, Variant, elected_constants, group_constants,
-    hadamard_constants, page_constants, rope_constants, scales_part,
+    hadamard_constants, page_constants, position_quads, rope_constants, scales_part,
 };
 use crate::plan::{Plan, Slab};
 
@@ -58,10 +58,16 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     constants.extend(group_constants(plan, slab));
     constants.extend(elected_constants(plan));
     constants.extend(rope_constants(plan));
-    constants.extend([("SHARE", plan.shape().share().into()), ("SLICES", head_dim.div_ceil(32).into()), ("TILE_VECS", plan.tile_vecs().into())]);
-    let mut parts = vec![scales_part(plan), CACHED, PLANES];
+    constants.extend([
+        ("SHARE", plan.shape().share().into()),
+        position_quads(plan),
+        ("KEY_SLICES", (head_dim + 4 * plan.position_quads()).div_ceil(32).into()),
+        ("SLICES", head_dim.div_ceil(32).into()),
+        ("TILE_VECS", plan.tile_vecs().into()),
+    ]);
+    let mut parts = vec![scales_part(plan), CACHED, PLANES, TURN];
     if plan.restores() {
-        parts.extend([TILE_RESTORED, HALF, HADAMARD, TURN, GROUPED, GROUPED_BLOCK]);
+        parts.extend([TILE_RESTORED, HALF, HADAMARD, GROUPED, GROUPED_BLOCK]);
     } else {
         parts.push(TILE_STORED);
     }

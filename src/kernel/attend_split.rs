@@ -7,13 +7,15 @@
 
 use super::{
     Binding, CODES_2, CODES_3, CODES_4, CODES_8, GROUPED, GROUPED_BLOCK, HADAMARD, HEADS_1, HEADS_2, HEADS_4, KEYS_2, KEYS_3, KEYS_4, KEYS_8, KEYS_F16,
-    KEYS_INTEGER, KEYS_RESTORED, KEYS_ROLLED, KEYS_STRAIGHT, Kernel, LANES, QUERIES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, RESTORE_NONE, RESTORE_ROLLED,
-    RESTORE_SHUFFLED, RESTORE_STRAIGHT, TURN, VALUES_2, VALUES_3, VALUES_4, VALUES_8, VALUES_F16, VALUES_INTEGER, VALUES_ROLLED, VALUES_STRAIGHT, Variant,
-    WORDS_2, WORDS_3, WORDS_4, WORDS_8, elected_constants, group_constants, hadamard_constants, rope_constants, scales_part,
+    KEYS_INTEGER, KEYS_RESTORED, KEYS_ROLLED, KEYS_STRAIGHT, Kernel, LANES, POSITION, POSITION_NONE, POSITION_ROLLED, POSITION_STRAIGHT, QUERIES,
+    REDUCE_SUBGROUP, REDUCE_WORKGROUP, RESTORE_NONE, RESTORE_ROLLED, RESTORE_SHUFFLED, RESTORE_STRAIGHT, TURN, VALUES_2, VALUES_3, VALUES_4, VALUES_8,
+    VALUES_F16, VALUES_INTEGER, VALUES_ROLLED, VALUES_STRAIGHT, Variant, WORDS_2, WORDS_3, WORDS_4, WORDS_8, elected_constants, group_constants,
+    hadamard_constants, rope_constants, scales_part,
 };
 use crate::format::Bits;
 use crate::gpu::{Part, Reduce};
 use crate::plan::{Plan, Restore, Slab};
+use crate::position::Split;
 
 /// `AttendSplitParams` of `shaders/attend_split.wgsl`.
 #[repr(C)]
@@ -95,6 +97,11 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
         scales_part(plan),
     ];
     parts.extend(key_parts(plan, slab));
+    if plan.position_quads() == 0 {
+        parts.push(POSITION_NONE);
+    } else {
+        parts.extend([POSITION, if plan.straight() { POSITION_STRAIGHT } else { POSITION_ROLLED }]);
+    }
     match slab.format().value().bits.get() {
         16 => parts.push(VALUES_F16),
         bits => parts.extend([
@@ -103,6 +110,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
             by_bits(bits, [VALUES_2, VALUES_3, VALUES_4, VALUES_8]),
         ]),
     }
+    let Split { waves, fits } = plan.position_split();
     let float = slab.format().value().bits == Bits::Sixteen;
     let mut constants = hadamard_constants(head_dim);
     constants.extend(group_constants(plan, slab));
@@ -123,6 +131,11 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
         ("VALUE_WEIGHTS", if float { 128.0 } else { f64::from(32 * layout.value_groups) }),
         ("PAGE_VECS", layout.vecs.into()),
         ("KEY_BITS", slab.format().key().bits.get().into()),
+        ("VALUE_BITS", slab.format().value().bits.get().into()),
+        ("POSITIONS_AT", slab.code_entries(head_dim).into()),
+        ("POSITION_CENTRE", plan.position_centre().into()),
+        ("POSITION_WAVES", waves.into()),
+        ("POSITION_FITS", fits.into()),
         ("SINKS", plan.sinks().into()),
         ("UNITS", plan.group_heads().into()),
         ("RESTORE_CELLS", plan.restore_cells().into()),

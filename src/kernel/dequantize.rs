@@ -3,8 +3,8 @@
 //! Shader: `shaders/dequantize.wgsl`. Twin: [`reference::dequantize`](crate::reference::dequantize).
 
 use super::{
-    Binding, CACHED, GROUPED, HADAMARD, Kernel, PLACE, PLANES, TURN, Variant, elected_constants, flag, group_constants, hadamard_constants, page_constants,
-    rope_constants, scales_part,
+    Binding, CACHED, CENTRE, GROUPED, HADAMARD, Kernel, PLACE, PLANES, TURN, Variant, centred, elected_constants, flag, group_constants, hadamard_constants,
+    page_constants, rope_constants, scales_part,
 };
 use crate::plan::{Plan, Slab};
 
@@ -60,6 +60,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
         flag("ROTATE_KEYS", plan.format().codec().rotates_keys()),
         flag("ROTATE_VALUES", plan.format().codec().rotates_values()),
         flag("RESTORE", plan.restores()),
+        centred(plan),
     ]);
-    Variant::new(&KERNEL, &[PLACE, HADAMARD, TURN, scales_part(plan), CACHED, PLANES, GROUPED], &constants)
+    Variant::new(&KERNEL, &[PLACE, HADAMARD, TURN, CENTRE, scales_part(plan), CACHED, PLANES, GROUPED], &constants)
 }

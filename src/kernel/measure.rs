@@ -1,9 +1,9 @@
-//! Column sums over tokens of keys before RoPE, for RotateKV's calibration.
+//! Column sums over tokens of keys before RoPE, for RotateKV's calibration; and for Centred's also of values and queries, and of squares.
 //!
 //! Reads every number twice (the second time from a cache, where blocks of 32 rows fit one) and writes nothing but sums.
 //! Shader: `shaders/measure.wgsl`. Twin: [`reference::measure`](crate::reference::measure).
 
-use super::{Binding, FINITE, Kernel, Variant, half_rows};
+use super::{Binding, FINITE, Kernel, Variant, flag, half_rows};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::rows::{Element, Rows};
@@ -37,9 +37,9 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// The variant for the type of the caller's rows.
-pub fn variant(element: Element) -> Variant {
-    Variant::new(&KERNEL, &[FINITE], &[half_rows(element)])
+/// The variant for the type of the caller's rows, for sums of the numbers or of their squares.
+pub fn variant(element: Element, squares: bool) -> Variant {
+    Variant::new(&KERNEL, &[FINITE], &[half_rows(element), flag("SQUARES", squares)])
 }
 
 /// Workgroups for so many rows.
@@ -47,14 +47,24 @@ pub fn workgroups(rows: u32) -> u32 {
     rows.div_ceil(BLOCK).min(LINES)
 }
 
-/// Records adding `rows` rows of `width` numbers to `sums` (`[LINES, width]` pairs of f32, the sum and what its roundings
+/// Records adding `rows` rows of `width` numbers (or their squares) to `sums` (`[LINES, width]` pairs of f32, the sum and what its roundings
 /// lost) and `counts` (`[LINES]` pairs of u32, rows added and rows left out because of a number that is not finite). Column
 /// sums are those of the lines together.
 ///
 /// # Errors
 /// [`Error::Shape`] for an odd width, [`Error::Limit`] for more rows than one binding holds, and [`Error::Rows`],
 /// [`Error::Offset`], [`Error::Usage`] for buffers that cannot hold them; then nothing was recorded.
-pub fn record(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, keys: Rows<'_>, rows: u32, width: u32, sums: &wgpu::Buffer, counts: &wgpu::Buffer) -> Result<()> {
+#[expect(clippy::too_many_arguments, reason = "what it reads, then what it writes to")]
+pub fn record(
+    gpu: &Gpu,
+    encoder: &mut wgpu::CommandEncoder,
+    keys: Rows<'_>,
+    squares: bool,
+    rows: u32,
+    width: u32,
+    sums: &wgpu::Buffer,
+    counts: &wgpu::Buffer,
+) -> Result<()> {
     if width == 0 || !width.is_multiple_of(2) {
         return Err(Error::Shape { name: "width", wanted: "even, and 2 or more".into(), had: width.to_string() });
     }
@@ -76,6 +86,6 @@ pub fn record(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, keys: Rows<'_>, row
     let params = crate::step::uniform(gpu.device(), bytemuck::bytes_of(&MeasureParams { rows, width, zero: 0, pad: 0 }));
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv measure"), timestamp_writes: None });
     let bindings = [params.as_entire_binding(), key_rows, sum_lines, count_lines];
-    gpu.pipeline(&variant(keys.element)).dispatch(gpu, &mut pass, &bindings, [workgroups(rows), 1, 1]);
+    gpu.pipeline(&variant(keys.element, squares)).dispatch(gpu, &mut pass, &bindings, [workgroups(rows), 1, 1]);
     Ok(())
 }

@@ -3,7 +3,8 @@
 //! Shader: `shaders/protect.wgsl`. Twin: [`reference::protect`](crate::reference::protect).
 
 use super::{
-    Binding, FINITE, HADAMARD, HALF, INPUT, Kernel, PLACE, REPORT, TURN, Variant, elected_constants, flag, hadamard_constants, half_rows, rope_constants,
+    Binding, CENTRE, FINITE, HADAMARD, HALF, INPUT, Kernel, PLACE, REPORT, TURN, Variant, centred, elected_constants, flag, hadamard_constants, half_rows,
+    rope_constants,
 };
 use crate::plan::Plan;
 use crate::rows::Element;
@@ -48,9 +49,10 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
     constants.extend([
         flag("ROTATE_KEYS", plan.format().codec().rotates_keys()),
         flag("ROTATE_VALUES", plan.format().codec().rotates_values()),
+        centred(plan),
         half_rows(element),
         ("SINKS", plan.sinks().into()),
         ("RING", plan.ring().into()),
     ]);
-    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, INPUT, REPORT], &constants)
+    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, CENTRE, HADAMARD, INPUT, REPORT], &constants)
 }

@@ -2,7 +2,7 @@
 //!
 //! Shader: `shaders/query.wgsl`. Twin: [`reference::query`](crate::reference::query).
 
-use super::{Binding, FINITE, HADAMARD, Kernel, TURN, Variant, flag, hadamard_constants, half_rows, rope_constants};
+use super::{Binding, CENTRE, FINITE, HADAMARD, Kernel, TURN, Variant, centred, flag, hadamard_constants, half_rows, position_quads, rope_constants};
 use crate::plan::Plan;
 use crate::rows::Element;
 
@@ -33,6 +33,7 @@ pub static KERNEL: Kernel = Kernel {
         ("tables", Binding::Read),
         ("turns", Binding::Read),
         ("queries", Binding::Read),
+        ("marks", Binding::Read),
         ("query_rows", Binding::Write),
         ("query_codes", Binding::Write),
     ],
@@ -52,6 +53,9 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
     constants.extend(rope_constants(plan));
     constants.extend([
         flag("ROTATE_KEYS", plan.format().codec().rotates_keys()),
+        centred(plan),
+        position_quads(plan),
+        ("POSITION_CENTRE", plan.position_centre().into()),
         half_rows(element),
         ("SCALE", scale(head_dim).into()),
         ("HEADS", plan.heads().into()),
@@ -60,5 +64,5 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         ("EIGHTHS", (head_dim / 8).into()),
         ("QUADS", (head_dim / 4).into()),
     ]);
-    Variant::new(&KERNEL, &[FINITE, TURN, HADAMARD], &constants)
+    Variant::new(&KERNEL, &[FINITE, TURN, HADAMARD, CENTRE], &constants)
 }

@@ -1,7 +1,8 @@
 //! The twin of `shaders/append.wgsl`.
 
 use super::cached::{offset, window_row};
-use super::group::{group_code, group_pack, group_scale, group_zero};
+use super::centre::Centred;
+use super::fit::fit;
 use super::half::{half_bits, half_pair, unpack};
 use super::protect::fresh;
 use super::{Constants, finite, planes, report, scales};
@@ -10,7 +11,7 @@ use crate::kernel::append::AppendParams;
 /// New keys and values into the packed pages; for RotateKV the values only. Shader: `shaders/append.wgsl`.
 ///
 /// `turns` is as [`turns`](super::turns), `keys` and `values` `[rows, kv_heads, head_dim]` in f32 or f16, `protected_rows`
-/// `[slot, kv_heads, sinks + ring, head_dim]`, `pages` `[physical page, slab head, 4 * page_vecs]`, `status` the count, three
+/// `[slot, kv_heads, sinks + ring, head_dim]`, `marks` for Centred means and weights, `pages` `[physical page, slab head, 4 * page_vecs]`, `status` the count, three
 /// words of padding, then entries of four words.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn append(
@@ -21,6 +22,7 @@ pub fn append(
     keys: &[u32],
     values: &[u32],
     protected_rows: &[u32],
+    marks: &[u32],
     pages: &mut [u32],
     status: &mut [u32],
 ) {
@@ -41,7 +43,8 @@ pub fn append(
         let mut largest = Largest::of(c, page, first != (c.block * block).max(c.unpacked));
         for t in first..(c.block * block + c.block).min(new_packed) {
             let (key, value, mut what) = if t >= old_tokens {
-                fresh(c, turns, keys, values, ((row_first + t - old_tokens) * params.kv_heads + head) * c.head_dim, t)
+                let first = ((row_first + t - old_tokens) * params.kv_heads + head) * c.head_dim;
+                fresh(c, turns, keys, values, &Centred::of(c, marks, head), first, t)
             } else {
                 kept(c, protected_rows, offset(c, slot, params.kv_heads, head, window_row(c, t)))
             };
@@ -110,11 +113,6 @@ fn kept(c: &Constants, protected_rows: &[u32], at: u32) -> (Vec<f32>, Vec<f32>, 
     (zeros(key), zeros(value), what)
 }
 
-/// (lowest, highest) of a group.
-fn extent(group: &[f32]) -> (f32, f32) {
-    (-group.iter().map(|x| -x).fold(f32::NEG_INFINITY, f32::max), group.iter().copied().fold(f32::NEG_INFINITY, f32::max))
-}
-
 fn pack_key(c: &Constants, page: &mut [u32], t: u32, key: &[f32]) {
     if c.key_bits == 16 {
         for (i, pair) in key.chunks_exact(2).enumerate() {
@@ -122,16 +120,13 @@ fn pack_key(c: &Constants, page: &mut [u32], t: u32, key: &[f32]) {
         }
         return;
     }
-    let levels = ((1_u32 << c.key_bits) - 1) as f32;
+    // Eight bits lie in memory as signed bytes, so that one signed dot product serves every width.
+    let (flip, less) = if c.key_bits == 8 { (128, 128.0) } else { (0, 0.0) };
     let mut codes = Vec::new();
     for (g, group) in key.chunks_exact(c.key_group as usize).enumerate() {
-        let (low, high) = extent(group);
-        let scale = group_scale(c.scales, low, high, c.key_clip, levels);
-        let zero = group_zero(low, c.key_clip, scale);
-        // Eight bits lie in memory as signed bytes, so that one signed dot product serves every width.
-        let (flip, stored) = if c.key_bits == 8 { (128, zero - 128.0) } else { (0, zero) };
-        codes.extend(group.iter().map(|x| group_code(*x, scale, zero, levels) ^ flip));
-        scales::put(c.scales, page, c.key_scales + g as u32 * scales::vecs(c.scales), t, group_pack(c.scales, scale, stored));
+        let fitted = fit(c.scales, group, c.key_bits, c.key_clip, less);
+        codes.extend(fitted.codes.iter().map(|code| code ^ flip));
+        scales::put(c.scales, page, c.key_scales + g as u32 * scales::vecs(c.scales), t, fitted.pair);
     }
     key_words(c, page, t, &codes);
 }
@@ -168,22 +163,18 @@ fn pack_value(c: &Constants, page: &mut [u32], t: u32, value: &[f32]) {
         }
         return;
     }
-    let levels = ((1_u32 << c.value_bits) - 1) as f32;
     let bits = if c.value_bits == 3 { 2 } else { c.value_bits };
     let shifts = 8 / bits;
     let mask = (1 << bits) - 1;
     for (g, group) in value.chunks_exact(c.value_group as usize).enumerate() {
-        let (low, high) = extent(group);
-        let scale = group_scale(c.scales, low, high, c.value_clip, levels);
-        let zero = group_zero(low, c.value_clip, scale);
-        for (e, x) in group.iter().enumerate() {
+        let fitted = fit(c.scales, group, c.value_bits, c.value_clip, 0.0);
+        for (e, code) in fitted.codes.iter().enumerate() {
             let i = g * c.value_group as usize + e;
-            let code = group_code(*x, scale, zero, levels);
             put(&mut page[value_at(lane / shifts, i)], mask, lane % shifts * bits + 8 * corner, code & mask);
             if c.value_bits == 3 {
                 put(&mut page[value_at(8 + lane / 8, i)], 1, lane % 8 + 8 * corner, code >> 2);
             }
         }
-        scales::put(c.scales, page, c.value_scales + g as u32 * scales::vecs(c.scales), t, group_pack(c.scales, scale, zero));
+        scales::put(c.scales, page, c.value_scales + g as u32 * scales::vecs(c.scales), t, fitted.pair);
     }
 }

@@ -1,5 +1,6 @@
 //! The twin of `shaders/attend_merge.wgsl`.
 
+use super::centre::Centred;
 use super::half::half_bits;
 use super::{Constants, finite, hadamard};
 use crate::kernel::attend_merge::AttendMergeParams;
@@ -9,8 +10,18 @@ const HIDDEN: f32 = -1e30;
 /// The partial results of `rows` query rows into their output rows. Shader: `shaders/attend_merge.wgsl`.
 ///
 /// `tables` holds the records (4 words), `partials` is `[item, kv_heads, blocks, heads, head_dim + 4]`, `row_partials`
-/// `[partial, query_heads, head_dim + 2]`, `output` `[rows, query_heads, head_dim]` in f32 or f16.
-pub fn attend_merge(params: &AttendMergeParams, constants: &Constants, rows: u32, tables: &[u32], partials: &[f32], row_partials: &[f32], output: &mut [u32]) {
+/// `[partial, query_heads, head_dim + 2]`, `marks` for Centred means and weights, `output` `[rows, query_heads, head_dim]` in f32 or f16.
+#[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
+pub fn attend_merge(
+    params: &AttendMergeParams,
+    constants: &Constants,
+    rows: u32,
+    tables: &[u32],
+    partials: &[f32],
+    row_partials: &[f32],
+    marks: &[u32],
+    output: &mut [u32],
+) {
     let c = constants;
     let share = params.query_heads / params.kv_heads;
     let head_dim = c.head_dim as usize;
@@ -45,6 +56,9 @@ pub fn attend_merge(params: &AttendMergeParams, constants: &Constants, rows: u32
             .collect();
         if c.rotate_values {
             row = hadamard::row(c, &row);
+        }
+        for (x, mean) in row.iter_mut().zip(Centred::of(c, marks, query_head / share).value_means) {
+            *x += mean;
         }
         let output_at = (((params.row_first + r) * params.query_heads + query_head) * c.head_dim) as usize;
         if c.half_rows {

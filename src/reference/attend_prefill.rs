@@ -13,7 +13,8 @@ type Token = (u32, Option<u32>);
 
 /// A block of query rows against cached tokens, causal, for `items` blocks. Shader: `shaders/attend_prefill.wgsl`.
 ///
-/// `tables` holds the items (8 words), chunks (8 words) and lists of physical pages, `query_rows` is `[row, query_heads, head_dim]`,
+/// `tables` holds the items (8 words), chunks (8 words) and lists of physical pages, `query_rows` is
+/// `[row, query_heads, head_dim + 4 * position_quads]`,
 /// `turns` as [`turns`](super::turns), `marks` the groups of key channels and the elected sinks, `key_scales`
 /// `[physical page, row_groups, scale_vecs]` vec4s, `pages` `[physical page, slab head, 4 * page_vecs]`, `protected_rows`
 /// `[slot, kv_heads, sinks + ring, head_dim]`, `row_partials` `[partial, query_heads, head_dim + 2]`.
@@ -74,13 +75,19 @@ pub fn attend_prefill(
             .skip(tile_first as usize)
             .collect();
         let quads = |take: &dyn Fn(u32) -> [f32; 4]| -> Vec<f32> { (0..c.head_dim / 4).flat_map(take).collect() };
-        let key = |t: u32, row: Option<u32>| {
+        let stored = |t: u32, row: Option<u32>| {
             if c.restore && row.is_none() {
                 let spot = Spot { physical: tables[(place.list + t / 128) as usize], slab_heads: params.slab_heads, slab_head, head };
                 restored(c, turns, &grouped, &spot, t)
             } else {
                 quads(&|quad| store.key(&place, t, row, quad))
             }
+        };
+        // For Centred, what the mean of the keys adds to a score are further channels.
+        let key = |t: u32, row: Option<u32>| {
+            let mut key = stored(t, row);
+            key.extend((0..2 * c.position_quads).flat_map(|pair| turn::at(c, turns, pair.min(c.rope_pairs.max(1) - 1), t)));
+            key
         };
         let rows = |take: &dyn Fn(u32, Option<u32>) -> Vec<f32>| -> Vec<Vec<Vec<f32>>> {
             let row = |at: &Option<Token>| at.map_or_else(|| vec![0.0; head_dim], |(t, row)| take(t, row));
@@ -91,7 +98,8 @@ pub fn attend_prefill(
 
         for r in 0..tokens * c.share {
             let place_of = |first: u32| ((first + r / c.share) * (params.kv_heads * c.share) + head * c.share + r % c.share) as usize;
-            let query = &query_rows[place_of(row_first) * head_dim..][..head_dim];
+            let channels = (c.head_dim + 4 * c.position_quads) as usize;
+            let query = &query_rows[place_of(row_first) * channels..][..channels];
             let mut peak = HIDDEN;
             // By the invocation's place across the tile: four tokens each.
             let mut sums = [0.0; 8];

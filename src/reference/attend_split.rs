@@ -3,6 +3,7 @@
 use super::cached::elected;
 use super::grouped::{Grouped, Spot};
 use super::half::unpack;
+use super::position::position;
 use super::{Constants, hadamard, scales, turn};
 use crate::kernel::attend_split::AttendSplitParams;
 
@@ -80,6 +81,12 @@ pub fn attend_split(
                 let restored = restored.get((n - first) as usize).map_or(&[][..], Vec::as_slice);
                 let reading = Reading { c, page, queries, h: h as usize, restored, n };
                 let mut s = reading.scores(turns);
+                if c.position_quads > 0 {
+                    let more = position(c, turns, n, |entry| f32::from_bits(reading.query(entry)));
+                    for (s, more) in s.iter_mut().zip(more) {
+                        *s += more;
+                    }
+                }
                 for (t, s) in s.iter_mut().enumerate() {
                     let token = n * 128 + t as u32;
                     if token < visible_first || token >= visible_end || sinks.contains(&token) {
@@ -195,7 +202,7 @@ impl Reading<'_> {
             // Closes a group: its integer dot becomes a score through the token's scale and zero.
             if 4 * (quad + 1) % c.key_group == 0 {
                 let g = 4 * quad / c.key_group;
-                let [scale, zero] = scales::take(c, self.page, c.key_scales + g * scales::vecs(c.scales), t as u32);
+                let [scale, zero] = scales::key(c, self.page, c.key_scales + g * scales::vecs(c.scales), t as u32);
                 score += scale * (dot as f32 - zero * f32::from_bits(self.query(c.head_dim / 4 + 1 + g)));
                 dot = 0;
             }
@@ -217,7 +224,7 @@ impl Reading<'_> {
     fn values_integer(&self, g: usize, p: &[f32; 128], shrink: f32, zeros: &mut [f32; 32], row: &mut [f32]) {
         let c = self.c;
         const UNIT: f32 = (1.0 / 255.0_f64) as f32;
-        let pairs: [[f32; 2]; 128] = std::array::from_fn(|t| scales::take(c, self.page, c.value_scales + g as u32 * scales::vecs(c.scales), t as u32));
+        let pairs: [[f32; 2]; 128] = std::array::from_fn(|t| scales::value(c, self.page, c.value_scales + g as u32 * scales::vecs(c.scales), t as u32));
         let weights: [f32; 128] = std::array::from_fn(|t| p[t] * pairs[t][0]);
         let peak = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max).max(1e-30);
         let inverse = 255.0 / peak;

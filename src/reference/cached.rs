@@ -125,7 +125,7 @@ impl Store<'_> {
             let high = self.vec(page + (c.head_dim / 16 + quad / 8) * 32 + lane, corner) >> (quad % 8);
             word |= (high & 0x0101_0101) << 2;
         }
-        let [scale, zero] = scales::take(c, self.pages, page + c.key_scales + 4 * quad / c.key_group * scales::vecs(c.scales), t);
+        let [scale, zero] = scales::key(c, self.pages, page + c.key_scales + 4 * quad / c.key_group * scales::vecs(c.scales), t);
         word.to_le_bytes().map(|code| scale * (f32::from(code as i8) - zero))
     }
 
@@ -157,7 +157,7 @@ impl Store<'_> {
                 codes[e as usize] |= ((self.vec(at, e) >> (lane % 8 + 8 * corner)) & 1) << 2;
             }
         }
-        let [scale, zero] = scales::take(c, self.pages, page + c.value_scales + 4 * quad / c.value_group * scales::vecs(c.scales), t);
+        let [scale, zero] = scales::value(c, self.pages, page + c.value_scales + 4 * quad / c.value_group * scales::vecs(c.scales), t);
         codes.map(|code| scale * (code as f32 - zero))
     }
 }

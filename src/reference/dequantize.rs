@@ -1,6 +1,7 @@
 //! The twin of `shaders/dequantize.wgsl`.
 
 use super::cached::{Place, Store};
+use super::centre::Centred;
 use super::grouped::{Grouped, Spot};
 use super::{Constants, hadamard, turn};
 use crate::kernel::dequantize::DequantizeParams;
@@ -58,6 +59,15 @@ pub fn dequantize(
         }
         if restore {
             key = turn::row(c, turns, &key, t);
+        }
+        if c.centred {
+            let Centred { key_means, weights, value_means } = Centred::of(c, marks, head);
+            for ((x, weight), mean) in key.iter_mut().zip(weights).zip(turn::row(c, turns, &key_means, t)) {
+                *x = *x / weight + mean;
+            }
+            for (x, mean) in value.iter_mut().zip(value_means) {
+                *x += mean;
+            }
         }
         let at = ((n * params.kv_heads + head) * c.head_dim) as usize;
         keys[at..at + key.len()].copy_from_slice(&key);

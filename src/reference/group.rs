@@ -20,13 +20,13 @@ pub fn group_scale(form: Scales, low: f32, high: f32, clip: f32, levels: f32) ->
     let bottom = clip * low;
     let (share, smallest) = match form {
         // 2^-10 of the larger end keeps the zero within the integers a half holds exactly; 2^-14 is the smallest normal half.
-        Scales::Half => (1.0 / 1024.0, 1.0 / 16_384.0),
+        Scales::Half | Scales::Symmetric => (1.0 / 1024.0, 1.0 / 16_384.0),
         // This share keeps the zero within a byte, also where rounding makes the step a third smaller; 2^-9 is the smallest step.
         Scales::Byte => (0.012, 1.0 / 512.0),
     };
     let step = ((top - bottom) / levels).max((top.abs().max(bottom.abs()) * share).max(smallest));
     match form {
-        Scales::Half => half_round(step),
+        Scales::Half | Scales::Symmetric => half_round(step),
         Scales::Byte => scales::pair(form, group_float8(step))[0],
     }
 }
@@ -44,7 +44,7 @@ pub fn group_code(x: f32, scale: f32, zero: f32, levels: f32) -> u32 {
 /// Scale and zero as they are stored.
 pub fn group_pack(form: Scales, scale: f32, zero: f32) -> u32 {
     match form {
-        Scales::Half => half_pair(scale, zero),
+        Scales::Half | Scales::Symmetric => half_pair(scale, zero),
         Scales::Byte => group_float8(scale) | ((zero.clamp(-128.0, 127.0) as i32 as u32 & 0xff) << 8),
     }
 }

@@ -25,7 +25,7 @@ pub fn measure(params: &MeasureParams, constants: &Constants, workgroups: u32, k
                 let whole = row.iter().all(|x| finite(*x));
                 counts[n as usize][usize::from(!whole)] += 1;
                 for (sum, x) in sums[(n * width) as usize..].iter_mut().zip(row.iter().filter(|_| whole)) {
-                    *sum = added(*sum, *x);
+                    *sum = added(*sum, if constants.squares { x * x } else { *x });
                 }
             }
         }

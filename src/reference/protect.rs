@@ -1,6 +1,7 @@
 //! The twin of `shaders/protect.wgsl`.
 
 use super::cached::{elected, offset, window_row};
+use super::centre::Centred;
 use super::half::half_pair;
 use super::{Constants, finite, hadamard, report, turn};
 use crate::kernel::protect::ProtectParams;
@@ -44,7 +45,7 @@ pub fn protect(
         }
         let row_first = tables[chunk + 6];
         let first = ((row_first + t - old_tokens) * params.kv_heads + head) * c.head_dim;
-        let (key, value, what) = fresh(c, turns, keys, values, first, t);
+        let (key, value, what) = fresh(c, turns, keys, values, &Centred::of(c, marks, head), first, t);
         if what != 0 {
             report(status, params.layer, slot, t, head, what);
         }
@@ -57,14 +58,17 @@ pub fn protect(
     }
 }
 
-/// A token's key and value as attention reads them, from the caller's rows: turned and rotated, or zeros where a number is not
+/// A token's key and value as attention reads them, from the caller's rows: centred, turned, weighted and rotated, or zeros where a number is not
 /// finite; and which of them (1 the key, 2 the value) had such a number.
-pub(super) fn fresh(c: &Constants, turns: &[[f32; 2]], keys: &[u32], values: &[u32], first: u32, t: u32) -> (Vec<f32>, Vec<f32>, u32) {
-    let take = |rows: &[u32]| -> Vec<f32> { (0..c.head_dim).map(|i| c.input(rows, first + i)).collect() };
+pub(super) fn fresh(c: &Constants, turns: &[[f32; 2]], keys: &[u32], values: &[u32], centred: &Centred, first: u32, t: u32) -> (Vec<f32>, Vec<f32>, u32) {
+    let take = |rows: &[u32], means: &[f32]| -> Vec<f32> { (0..c.head_dim).zip(means).map(|(i, mean)| c.input(rows, first + i) - mean).collect() };
     let broken = |row: &[f32]| !row.iter().all(|x| finite(*x));
-    let (mut key, mut value) = (take(keys), take(values));
+    let (mut key, mut value) = (take(keys, &centred.key_means), take(values, &centred.value_means));
     let what = u32::from(broken(&key)) | (u32::from(broken(&value)) << 1);
     key = turn::row(c, turns, &key, t);
+    for (x, weight) in key.iter_mut().zip(&centred.weights) {
+        *x *= weight;
+    }
     if what & 1 != 0 {
         key.fill(0.0);
     }

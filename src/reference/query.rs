@@ -1,11 +1,13 @@
 //! The twin of `shaders/query.wgsl`.
 
+use super::centre::Centred;
 use super::{Constants, finite, hadamard, turn};
 use crate::kernel::query::QueryParams;
 
 /// Query rows into the basis of the codec, for `rows` rows of all query heads. Shader: `shaders/query.wgsl`.
 ///
-/// `turns` is as [`turns`](super::turns), `queries` `[rows, query_heads, head_dim]` in f32 or f16, `query_rows` the same in f32,
+/// `turns` is as [`turns`](super::turns), `queries` `[rows, query_heads, head_dim]` in f32 or f16, `marks` for Centred means and weights,
+/// `query_rows` `[row, query_heads, head_dim + 4 * position_quads]`,
 /// `query_codes` `[row, kv_heads, blocks, query_stride, heads]`.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn query(
@@ -15,6 +17,7 @@ pub fn query(
     tables: &[u32],
     turns: &[[f32; 2]],
     queries: &[u32],
+    marks: &[u32],
     query_rows: &mut [f32],
     query_codes: &mut [u32],
 ) {
@@ -25,19 +28,32 @@ pub fn query(
         let first = ((params.row_first + r) * params.query_heads + query_head) * c.head_dim;
         let row: Vec<f32> = (0..c.head_dim).map(|i| c.input(queries, first + i)).collect();
         let mut row = turn::row(c, turns, &row, position);
+        let centred = Centred::of(c, marks, query_head / share);
+        let positions = positions(c, &row, &centred.key_means);
+        for (x, weight) in row.iter_mut().zip(&centred.weights) {
+            *x /= weight;
+        }
         if c.rotate_keys {
             row = hadamard::row(c, &row);
         }
         for x in &mut row {
             *x *= c.scale;
         }
-        let at = ((r * params.query_heads + query_head) * c.head_dim) as usize;
+        let at = ((r * params.query_heads + query_head) * (c.head_dim + 4 * c.position_quads)) as usize;
         query_rows[at..at + row.len()].copy_from_slice(&row);
+        query_rows[at + row.len()..][..2 * positions.len()].copy_from_slice(positions.as_flattened());
 
         let block = query_head % share / c.heads;
         let at = (((r * params.kv_heads + query_head / share) * c.blocks + block) * c.query_stride) * c.heads + query_head % share % c.heads;
         let mut put = |entry: u32, word: u32| query_codes[(at + entry * c.heads) as usize] = word;
         let key_group = tables[(params.groups_at + query_head / share) as usize];
+        let entries = if key_group == 0 { c.head_dim } else { c.head_dim / 4 + 1 + c.head_dim / key_group };
+        for (i, here) in positions.iter().enumerate() {
+            let pair = i.min(c.rope_pairs.max(1) as usize - 1);
+            let [a, b] = turn::divided(turns[c.position_centre as usize + pair], *here);
+            put(entries + 2 * i as u32, a.to_bits());
+            put(entries + 2 * i as u32 + 1, b.to_bits());
+        }
         if key_group == 0 {
             for (i, x) in row.iter().enumerate() {
                 put(i as u32, x.to_bits());
@@ -56,4 +72,21 @@ pub fn query(
             put(quads + 1 + i as u32, (group.iter().sum::<i32>() as f32).to_bits());
         }
     }
+}
+
+/// For each pair, the factors of `cos(t angle)` and `sin(t angle)` in what the mean key, turned to position t, adds to a score: in whole
+/// quads, the last perhaps with zeros.
+fn positions(c: &Constants, turned: &[f32], means: &[f32]) -> Vec<[f32; 2]> {
+    (0..2 * c.position_quads)
+        .map(|p| {
+            if p >= c.rope_pairs {
+                return [0.0; 2];
+            }
+            let a = if c.rope == 1 { p } else { 2 * p };
+            let b = turn::partner(c, a);
+            let [qa, qb] = [a, b].map(|i| turned[i as usize] * c.scale);
+            let [ma, mb] = [a, b].map(|i| means[i as usize]);
+            [qa * ma + qb * mb, qb * ma - qa * mb]
+        })
+        .collect()
 }

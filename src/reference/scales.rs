@@ -1,5 +1,5 @@
-//! The pairs (scale, zero) of a group, as they lie in a plane. Shaders: `shaders/part/scales_half.wgsl` and
-//! `shaders/part/scales_byte.wgsl`.
+//! The pairs (scale, zero) of a group, as they lie in a plane. Shaders: `shaders/part/scales_half.wgsl`,
+//! `shaders/part/scales_byte.wgsl` and `shaders/part/scales_symmetric.wgsl`.
 
 use super::Constants;
 use super::half::unpack;
@@ -15,7 +15,7 @@ pub fn raw(scales: Scales, plane: &[u32], vec: u32, t: u32) -> u32 {
     let (lane, corner) = (t % 128 / 4, t % 4);
     match scales {
         Scales::Half => plane[(4 * (vec + lane) + corner) as usize],
-        Scales::Byte => {
+        Scales::Byte | Scales::Symmetric => {
             // A vec4 serves two lanes, a word two tokens.
             let word = plane[(4 * (vec + lane / 2) + 2 * (lane % 2) + corner / 2) as usize];
             (word >> (16 * (corner % 2))) & 0xffff
@@ -23,10 +23,11 @@ pub fn raw(scales: Scales, plane: &[u32], vec: u32, t: u32) -> u32 {
     }
 }
 
-/// Scale and zero of a stored pair.
+/// Scale and zero of a stored pair; the zero is 0 where none is stored.
 pub fn pair(scales: Scales, raw: u32) -> [f32; 2] {
     match scales {
         Scales::Half => unpack(raw),
+        Scales::Symmetric => [unpack(raw)[0], 0.0],
         Scales::Byte => {
             // Below the exponent 1 the steps stay those of exponent 1, 2^-9.
             let scale = if raw & 0x78 == 0 { (raw & 7) as f32 * (1.0 / 512.0) } else { f32::from_bits((((raw >> 3) & 15) + 120) << 23 | (raw & 7) << 20) };
@@ -35,9 +36,29 @@ pub fn pair(scales: Scales, raw: u32) -> [f32; 2] {
     }
 }
 
-/// Scale and zero of a token's group in a plane.
+/// Scale and zero of a token's group in a plane, where both are stored.
 pub fn take(constants: &Constants, plane: &[u32], vec: u32, t: u32) -> [f32; 2] {
     pair(constants.scales, raw(constants.scales, plane, vec, t))
+}
+
+/// Scale and zero of the keys of a token's group in a plane, to codes as they lie in memory: those of eight bits are signed.
+pub fn key(constants: &Constants, plane: &[u32], vec: u32, t: u32) -> [f32; 2] {
+    let bits = constants.key_bits;
+    symmetric(constants, if bits == 8 { -0.5 } else { middle(bits) }, take(constants, plane, vec, t))
+}
+
+/// Scale and zero of the values of a token's group in a plane.
+pub fn value(constants: &Constants, plane: &[u32], vec: u32, t: u32) -> [f32; 2] {
+    symmetric(constants, middle(constants.value_bits), take(constants, plane, vec, t))
+}
+
+/// Between the two middle codes.
+fn middle(bits: u32) -> f32 {
+    (1_u32 << (bits - 1)) as f32 - 0.5
+}
+
+fn symmetric(constants: &Constants, zero: f32, [scale, stored]: [f32; 2]) -> [f32; 2] {
+    [scale, if constants.scales == Scales::Symmetric { zero } else { stored }]
 }
 
 /// Writes the stored pair of a token's group: all other tokens' stay.
@@ -45,7 +66,7 @@ pub fn put(scales: Scales, plane: &mut [u32], vec: u32, t: u32, pair: u32) {
     let first = 4 * vec as usize;
     match scales {
         Scales::Half => plane[first + (t % 128) as usize] = pair,
-        Scales::Byte => {
+        Scales::Byte | Scales::Symmetric => {
             let word = &mut plane[first + (t % 128 / 2) as usize];
             let shift = 16 * (t % 2);
             *word = (*word & !(0xffff << shift)) | (pair << shift);

@@ -7,6 +7,11 @@ pub fn compose(high: [f32; 2], low: [f32; 2]) -> [f32; 2] {
     [high[0] * low[0] - high[1] * low[1], high[1] * low[0] + high[0] * low[1]]
 }
 
+/// Factors of the cosine and the sine of an angle, as those of the cosine and sine of the angle beyond a turn.
+pub fn divided(turn: [f32; 2], factors: [f32; 2]) -> [f32; 2] {
+    [factors[0] * turn[0] + factors[1] * turn[1], factors[1] * turn[0] - factors[0] * turn[1]]
+}
+
 /// Which pair turns channel `i`; `rope_pairs` where none does.
 pub fn pair(constants: &Constants, i: u32) -> u32 {
     let pairs = constants.rope_pairs;

@@ -50,6 +50,10 @@ fn scale(slab: &Slab, plane: &[u32], token: u32) -> (f32, f32) {
             let [scale, zero] = unpack(plane[token as usize]);
             (scale, zero)
         }
+        Scales::Symmetric => {
+            let two = plane[token as usize / 2] >> (16 * (token % 2));
+            (unpack(two & 0xffff)[0], 0.0)
+        }
         Scales::Byte => {
             let two = plane[token as usize / 2] >> (16 * (token % 2));
             (float8(two & 0xff), f32::from((two >> 8) as u8 as i8))

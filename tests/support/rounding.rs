@@ -72,7 +72,8 @@ pub fn check_row(context: &str, packing: Packing, group: usize, got: &Packed, tw
     }
     for (g, row) in exact.row.chunks_exact(group).enumerate() {
         let take = |from: &Packed| Group { scale: from.scales[g], zero: from.zeros[g], codes: from.codes[g * group..][..group].to_vec() };
-        check_group(&format!("{context}, group {g}"), packing, &take(got), &take(twin), row, exact.error, count);
+        let check = if packing.scales == Scales::Symmetric { check_symmetric } else { check_group };
+        check(&format!("{context}, group {g}"), packing, &take(got), &take(twin), row, exact.error, count);
     }
 }
 
@@ -86,6 +87,7 @@ pub fn check_group(context: &str, packing: Packing, got: &Group, twin: &Group, r
     let (bound, rounding) = match packing.scales {
         Scales::Half => ((largest / 1024.0).max(2_f64.powi(-14)), half_step as fn(f64) -> f64),
         Scales::Byte => ((largest * 0.012).max(2_f64.powi(-9)), float8_step as fn(f64) -> f64),
+        Scales::Symmetric => panic!("{context}: symmetric groups have no zero"),
     };
     let step = (clip * (high - low) / levels).max(bound);
     let step_error = 2.0 * error / levels.min(1024.0) + QUOTIENT_ERROR * step;
@@ -114,4 +116,43 @@ pub fn check_group(context: &str, packing: Packing, got: &Group, twin: &Group, r
             count.add(twin == code);
         }
     }
+}
+
+/// A code that is rounded otherwise in a round of the fit moves the step by about one part in the group's numbers.
+const STEP_ERROR: f64 = 0.03;
+
+/// Checks numbers that share a scale and have no zero: the stored scale is the one that keeps inner products their size with the stored
+/// codes; the codes are those of the step that f64 fits, but for the little that another rounding on the way may move it.
+pub fn check_symmetric(context: &str, packing: Packing, got: &Group, twin: &Group, row: &[f64], error: f64, count: &mut Count) {
+    let half = 2_f64.powi(packing.bits as i32 - 1);
+    let level = |x: f64, step: f64| (x / step).floor().clamp(-half, half - 1.0) + 0.5;
+    let sum = |of: &dyn Fn(f64) -> f64| row.iter().map(|x| of(*x)).sum::<f64>();
+    let start = match packing.bits {
+        2 => 0.9957,
+        3 => 0.5860,
+        4 => 0.3352,
+        _ => 0.0308,
+    };
+    let mut step = start * (sum(&|x| x * x) / row.len() as f64).sqrt();
+    for _ in 0..2 {
+        step = sum(&|x| x * level(x, step)) / sum(&|x| level(x, step).powi(2));
+    }
+    for (i, x) in row.iter().enumerate() {
+        let code = f64::from(got.codes[i]);
+        let (low, high) =
+            (code - half - STEP_ERROR * (code - half).abs() - error / step, code - half + 1.0 + STEP_ERROR * (code - half + 1.0).abs() + error / step);
+        let quotient = x / step;
+        assert!(
+            (quotient >= low || code == 0.0) && (quotient <= high || code == 2.0 * half - 1.0),
+            "{context}: number {i} is {x}, {quotient} steps, but has code {code}"
+        );
+        count.add(level(*x, step) + half - 0.5 == code);
+        count.add(got.codes[i] == twin.codes[i]);
+    }
+    let stored = |i: usize| f64::from(got.codes[i]) - half + 0.5;
+    let products: f64 = row.iter().enumerate().map(|(i, x)| x * stored(i)).sum();
+    let scale = sum(&|x| x * x) / products;
+    let relative = 2.0 * error * (row.len() as f64).sqrt() / sum(&|x| x * x).sqrt() + 1e-5;
+    assert!((f64::from(got.scale) - scale).abs() <= half_step(scale) + relative * scale, "{context}: the scale is {}, should be {scale}", got.scale);
+    count.add(got.scale == twin.scale);
 }

@@ -30,6 +30,8 @@ pub struct Case {
     pub reach: Reach,
     /// For RotateKV: the calibration, drawn by [`Walk::new`] if there is none.
     pub calibration: Option<Calibration>,
+    /// For Centred: means and weights, drawn by [`Walk::new`] if there are none. The means of the keys are then what keys have in common.
+    pub centre: Option<Centre>,
     /// For AlignedF16: the planes that decoding reads.
     pub alignment: Alignment,
     /// For AlignedF16: with kernels that count their loads.
@@ -54,6 +56,7 @@ pub fn case(why: &'static str, head_dim: u32, query_heads: u32, kv_heads: u32, f
         split_workgroups: None,
         reach: Reach::Global,
         calibration: None,
+        centre: None,
         alignment: Alignment::EVERYTHING,
         counted: false,
         steps: vec![vec![(0, 45), (1, 131)], vec![(1, 1), (0, 1)], vec![(0, 90), (1, 3)]],
@@ -68,6 +71,11 @@ pub fn rtn(key: Bits, value: Bits, group: u32) -> Format {
 /// Shorthands for the tables.
 pub fn hadamard(key: Bits, value: Bits, group: u32) -> Format {
     Format::new(Codec::Hadamard, key, value, group)
+}
+
+/// Shorthands for the tables.
+pub fn centred(key: Bits, value: Bits, group: u32) -> Format {
+    Format::new(Codec::Centred, key, value, group)
 }
 
 /// Shorthands for the tables: RotateKV with so many KV heads rotated together.
@@ -163,6 +171,59 @@ pub fn calibration(shape: &Shape, format: &Format, reach: Reach, random: &mut St
     Calibration::from_sums(shape, format.heads_per_group(shape.kv_heads), reach, "random", 1, sums).expect("sums of the shape")
 }
 
+/// Means of the keys as told, near enough; random weights, alike within a pair of RoPE, and means of values.
+pub fn centre(shape: &Shape, means: &[f32], random: &mut StdRng) -> Centre {
+    let d = shape.head_dim as usize;
+    let pairs = shape.rope.frequencies().len();
+    let layers = (0..shape.layers)
+        .map(|_| {
+            let mut weights: Vec<f32> = means.iter().map(|_| normal(random).exp().clamp(0.3, 3.0)).collect();
+            for head in weights.chunks_mut(d) {
+                for pair in 0..pairs {
+                    let [a, b] = if shape.rope.layout() == RopeLayout::SplitHalves { [pair, pair + pairs] } else { [2 * pair, 2 * pair + 1] };
+                    head[b] = head[a];
+                }
+            }
+            let keys = means.iter().map(|x| x + 0.1 * normal(random)).collect();
+            [keys, weights, means.iter().map(|_| normal(random)).collect()]
+        })
+        .collect();
+    Centre::new(shape, "random", layers).expect("a centre of the shape")
+}
+
+/// A token's key or value as the codec stores it, before it is rounded, in f64.
+pub fn basis(walk: &Walk, row: &[f32], head: u32, token: u32, key: bool) -> Vec<f64> {
+    use wgkv::reference::{rotate_exact, turn_exact};
+    let (shape, codec) = (&walk.case.shape, walk.case.format.codec());
+    let d = shape.head_dim as usize;
+    let part = |numbers: &[f32], i: usize| f64::from(numbers[head as usize * d + i]);
+    let mut row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
+    if let Some(centre) = &walk.case.centre {
+        let means = if key { centre.key_means(0) } else { centre.value_means(0) };
+        row = row.iter().enumerate().map(|(i, x)| x - part(means, i)).collect();
+    }
+    if key {
+        row = turn_exact(&shape.rope, &row, token);
+        if let Some(centre) = &walk.case.centre {
+            row = row.iter().enumerate().map(|(i, x)| x * part(centre.weights(0), i)).collect();
+        }
+    }
+    let rotates = if key { codec.rotates_keys() } else { codec.rotates_values() };
+    if rotates { rotate_exact(&row) } else { row }
+}
+
+/// The length that f32's errors in the same are relative to: that of the row and of its mean, times the largest weight.
+pub fn basis_length(walk: &Walk, row: &[f32], head: u32, key: bool) -> f64 {
+    let length = f64::from(super::norm(row));
+    let Some(centre) = &walk.case.centre else {
+        return length;
+    };
+    let part = |numbers: &[f32]| numbers[(head * walk.case.shape.head_dim) as usize..][..row.len()].to_vec();
+    let means = part(if key { centre.key_means(0) } else { centre.value_means(0) });
+    let weight = if key { part(centre.weights(0)).into_iter().fold(0.0, f32::max) } else { 1.0 };
+    (length + f64::from(super::norm(&means))) * f64::from(weight)
+}
+
 /// First tokens of a sequence that no page holds.
 pub fn unpacked(plan: &Plan) -> u32 {
     if plan.elects() { 0 } else { plan.sinks() }
@@ -182,6 +243,10 @@ impl Walk {
         if case.format.codec() == Codec::RotateKv && case.calibration.is_none() {
             case.calibration = Some(calibration(&case.shape, &case.format, case.reach, &mut random));
         }
+        let means: Vec<f32> = (0..case.shape.kv_heads * case.shape.head_dim).map(|_| 1.5 * normal(&mut random)).collect();
+        if case.format.codec() == Codec::Centred && case.centre.is_none() {
+            case.centre = Some(centre(&case.shape, &means, &mut random));
+        }
         let plan = |tokens, capability: &Capability| {
             let precisions = |_: u32, head: u32| case.precisions.get(head as usize).copied().unwrap_or([case.format.key(), case.format.value()]);
             let allocation = Allocation::new(&case.shape, case.format, precisions).expect("the case's precisions fit");
@@ -191,6 +256,9 @@ impl Walk {
                 .with_alignment(case.alignment)
                 .expect("an alignment of the codec");
             let plan = if case.counted { plan.with_counted_loads() } else { plan };
+            if let Some(centre) = &case.centre {
+                return plan.with_centre(centre.clone()).expect("a centre of the shape");
+            }
             match &case.calibration {
                 Some(calibration) => plan.with_calibration(calibration.clone()).expect("a calibration of the shape"),
                 None => plan,
@@ -230,7 +298,6 @@ impl Walk {
         for buffer in pages.iter().chain([protected_rows, key_scales]) {
             gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(&vec![STALE; buffer.size() as usize / 4]));
         }
-        let means = (0..case.shape.kv_heads * case.shape.head_dim).map(|_| 1.5 * normal(&mut random)).collect();
         let slab_constants: Vec<Constants> = cache.plan().slabs(0).iter().map(|slab| Constants::of(cache.plan(), slab)).collect();
         Self { constants: slab_constants[0], slab_constants, turns: turns(cache.plan()), gpu, cache, case, sequences, random, seed, means }
     }

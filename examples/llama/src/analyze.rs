@@ -95,12 +95,12 @@ pub fn analyze(options: &AnalyzeOptions) -> Result<AnalyzeReport> {
     let content = std::fs::read_to_string(&options.text).map_err(|source| Error::Read { path: options.text.clone(), source })?;
     let config = Config::open(&options.model.model)?;
     let windows = windows(&Text::open(&options.model.model)?.encode(&content)?, &config, options.windows, options.context)?;
-    let calibration = options.cache.calibration(&config, &options.model.model)?;
-    let format = options.cache.format(&config, calibration.as_ref())?;
+    let learned = options.cache.learned(&config, &options.model.model)?;
+    let format = options.cache.format(&config, &learned)?;
     let bridge = Bridge::open(options.model.adapter.as_deref())?;
     let model = Model::open(&options.model.model, &bridge)?;
     let sinks = options.cache.protection(Sinks::None, 0).sinks;
-    let subject = Subject { model: &model, bridge: &bridge, format, calibration: calibration.as_ref(), sinks };
+    let subject = Subject { model: &model, bridge: &bridge, format, learned: &learned, sinks };
     // One group, so that bits alone make the difference.
     let group = format.key().group;
     let mut candidates: Vec<Precision> =

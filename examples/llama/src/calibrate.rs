@@ -1,19 +1,20 @@
-//! `calibrate`: what RotateKV must know of a model, learnt from sample text.
+//! `calibrate`: what RotateKV must know of a model, or Centred takes, learnt from sample text.
 //!
-//! The unmodified model reads windows of the text through an f16 cache, and the keys of every layer, before RoPE, are summed
-//! on the GPU on their way into it.
+//! The unmodified model reads windows of the text through an f16 cache, and the keys of every layer, before RoPE (for Centred also values
+//! and queries), are summed on the GPU on their way into it.
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
 use serde::Serialize;
-use wgkv::{Calibration, Codec, Collector, Format, Protection, Reach};
+use wgkv::{Calibration, Centre, CentreCollector, Codec, Collector, Format, Protection, Reach};
 
 use crate::attention::Attention;
-use crate::bridge::Bridge;
+use crate::bridge::{Bridge, View};
 use crate::compressed::CompressedAttention;
 use crate::error::{Error, Result};
+use crate::learned::Learned;
 use crate::model::Model;
 use crate::options::{ModelOptions, open_cache, reach, shape};
 use crate::perplexity::{bar, windows};
@@ -35,6 +36,9 @@ pub struct CalibrateOptions {
     /// File to write, in the format of safetensors.
     #[arg(long)]
     pub out: PathBuf,
+    /// What to learn for: rotate-kv or centred.
+    #[arg(long, default_value_t = Codec::RotateKv)]
+    pub codec: Codec,
     /// Windows to read.
     #[arg(long, default_value_t = 48)]
     pub windows: usize,
@@ -58,8 +62,8 @@ pub struct CalibrateReport {
     pub model: String,
     /// Tokens read.
     pub tokens: u64,
-    /// KV heads that are rotated together.
-    pub heads_per_group: u32,
+    /// KV heads that are rotated together, for rotate-kv.
+    pub heads_per_group: Option<u32>,
     /// Time for all of it.
     pub seconds: f64,
     /// The GPU.
@@ -67,44 +71,74 @@ pub struct CalibrateReport {
 }
 
 /// Attention that shows its keys to a collector first.
-struct Collecting<'a, A> {
+struct Collecting<'a, A, C> {
     bridge: &'a Bridge,
-    collector: &'a mut Collector,
+    collector: &'a C,
     attention: A,
 }
 
-impl<A: Attention> Attention for Collecting<'_, A> {
+/// What takes the rows of a layer: queries, keys, values.
+trait Collects {
+    fn collect(&self, encoder: &mut wgpu::CommandEncoder, layer: u32, rows: [&View; 3], tokens: u32) -> wgkv::Result<()>;
+}
+
+impl Collects for Collector {
+    fn collect(&self, encoder: &mut wgpu::CommandEncoder, layer: u32, [_, keys, _]: [&View; 3], tokens: u32) -> wgkv::Result<()> {
+        self.add(encoder, layer, keys.rows(), tokens)
+    }
+}
+
+impl Collects for CentreCollector {
+    fn collect(&self, encoder: &mut wgpu::CommandEncoder, layer: u32, [queries, keys, values]: [&View; 3], tokens: u32) -> wgkv::Result<()> {
+        self.add(encoder, layer, queries.rows(), keys.rows(), values.rows(), tokens)
+    }
+}
+
+impl<A: Attention, C: Collects> Attention for Collecting<'_, A, C> {
     fn begin(&mut self, tokens: usize) -> Result<()> {
         self.attention.begin(tokens)
     }
 
     fn attend(&mut self, layer: usize, queries: Tensor<2>, keys: Tensor<2>, values: Tensor<2>) -> Result<Tensor<2>> {
         let [rows, _] = keys.dims();
-        let view = self.bridge.view(keys.clone())?;
+        let views = [self.bridge.view(queries.clone())?, self.bridge.view(keys.clone())?, self.bridge.view(values.clone())?];
         self.bridge.flush()?;
         let gpu = self.bridge.gpu();
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("collect") });
-        self.collector.add(&mut encoder, layer as u32, view.rows(), rows as u32)?;
+        self.collector.collect(&mut encoder, layer as u32, views.each_ref(), rows as u32)?;
         gpu.queue().submit([encoder.finish()]);
         self.attention.attend(layer, queries, keys, values)
     }
 }
 
 /// Sums the keys of the model over windows of a text.
-pub fn collect(model: &Model, bridge: &Bridge, windows: &[(Vec<u32>, Vec<u32>)], heads: u32, mut progress: impl FnMut(usize)) -> Result<Collector> {
+pub fn collect(model: &Model, bridge: &Bridge, windows: &[(Vec<u32>, Vec<u32>)], heads: u32, progress: impl FnMut(usize)) -> Result<Collector> {
+    let collector = Calibration::collect(bridge.gpu(), &shape(model.config()), heads)?;
+    read(model, bridge, windows, &collector, progress)?;
+    Ok(collector)
+}
+
+/// Sums the keys, values and squares of queries.
+pub fn collect_centre(model: &Model, bridge: &Bridge, windows: &[(Vec<u32>, Vec<u32>)], progress: impl FnMut(usize)) -> Result<CentreCollector> {
+    let collector = Centre::collect(bridge.gpu(), &shape(model.config()))?;
+    read(model, bridge, windows, &collector, progress)?;
+    Ok(collector)
+}
+
+/// Reads windows of a text with the unmodified model.
+fn read(model: &Model, bridge: &Bridge, windows: &[(Vec<u32>, Vec<u32>)], collector: &impl Collects, mut progress: impl FnMut(usize)) -> Result<()> {
     let config = model.config();
     let context = windows.iter().map(|(input, _)| input.len()).max().unwrap_or(1);
-    let mut cache = open_cache(bridge, config, Format::f16(), None, Protection::strict(), context)?;
-    let mut collector = Calibration::collect(bridge.gpu(), &shape(config), heads)?;
+    let mut cache = open_cache(bridge, config, Format::f16(), Learned::Nothing, Protection::strict(), context)?;
     for (input, _) in windows {
-        let mut attention = Collecting { bridge, collector: &mut collector, attention: CompressedAttention::new(bridge, &mut cache)? };
+        let mut attention = Collecting { bridge, collector, attention: CompressedAttention::new(bridge, &mut cache)? };
         for chunk in input.chunks(CHUNK) {
             model.forward(chunk, &mut attention)?;
             progress(chunk.len());
         }
         attention.attention.free()?;
     }
-    Ok(collector)
+    Ok(())
 }
 
 /// Makes the file.
@@ -117,19 +151,29 @@ pub fn calibrate(options: &CalibrateOptions) -> Result<CalibrateReport> {
     let model = Model::open(&options.model.model, &bridge)?;
     let config = model.config();
     let windows = windows(&text.encode(&content)?, config, options.windows, options.context)?;
+    if ![Codec::RotateKv, Codec::Centred].contains(&options.codec) {
+        return Err(Error::Option { name: "--codec", wanted: "rotate-kv or centred".into(), had: options.codec.to_string() });
+    }
     let any = wgkv::Bits::Two;
     let heads = options.heads_per_group.unwrap_or_else(|| Format::new(Codec::RotateKv, any, any, 128).heads_per_group(config.kv_heads as u32));
 
     let bar = bar(options.windows * options.context, "");
-    let collector = collect(&model, &bridge, &windows, heads, |tokens| bar.inc(tokens as u64))?;
+    let progress = |tokens: usize| bar.inc(tokens as u64);
+    let (tokens, heads_per_group) = if options.codec == Codec::Centred {
+        let centre = pollster::block_on(collect_centre(&model, &bridge, &windows, progress)?.finish(&hash))?;
+        centre.save(&options.out)?;
+        (centre.tokens(), None)
+    } else {
+        let calibration = pollster::block_on(collect(&model, &bridge, &windows, heads, progress)?.finish(&hash, options.reach))?;
+        calibration.save(&options.out)?;
+        (calibration.tokens(), Some(calibration.heads_per_group()))
+    };
     bar.finish_and_clear();
-    let calibration = pollster::block_on(collector.finish(&hash, options.reach))?;
-    calibration.save(&options.out)?;
     Ok(CalibrateReport {
         out: options.out.clone(),
         model: hash,
-        tokens: calibration.tokens(),
-        heads_per_group: calibration.heads_per_group(),
+        tokens,
+        heads_per_group,
         seconds: started.elapsed().as_secs_f64(),
         adapter: bridge.adapter().to_owned(),
     })

@@ -9,6 +9,7 @@ use wgkv::{Allocation, Bits, Budget, Cache, Calibration, Capability, Codec, Form
 use crate::bridge::Bridge;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::learned::Learned;
 use crate::options::{MASSIVE, plan, shape};
 
 /// Bytes of one buffer of stand-in weights.
@@ -155,7 +156,7 @@ fn formats(options: &CapacityOptions) -> Vec<(Format, Protection)> {
     if wanted(&Codec::F16) {
         formats.push((Format::f16(), Protection::strict()));
     }
-    for codec in [Codec::Rtn, Codec::Hadamard].into_iter().filter(wanted) {
+    for codec in [Codec::Rtn, Codec::Hadamard, Codec::Centred].into_iter().filter(wanted) {
         for bits in [Bits::Four, Bits::Two] {
             formats.push((Format::new(codec, bits, bits, options.group), protection(codec)));
         }
@@ -172,7 +173,7 @@ fn formats(options: &CapacityOptions) -> Vec<(Format, Protection)> {
 
 /// One codec's numbers: the largest batch is found by halving.
 fn row(options: &CapacityOptions, config: &Config, format: Format, protection: Protection, room: u64, capability: &Capability) -> Result<CapacityRow> {
-    let plan = |batch| plan(config, Allocation::uniform(&shape(config), format)?, None, protection, Budget::tokens(batch, options.context), capability);
+    let plan = |batch| plan(config, Allocation::uniform(&shape(config), format)?, Learned::Nothing, protection, Budget::tokens(batch, options.context), capability);
     let cost = |batch| -> Result<(u64, u64)> { plan(batch).map(|plan| (plan.cost().cache(), plan.cost().scratch)) };
     // A batch that the device's limits refuse does not fit either.
     let fits = |batch| cost(batch).is_ok_and(|(cache, scratch)| cache + scratch <= room);
@@ -210,8 +211,8 @@ pub fn device_bytes(gpu: &Gpu) -> Option<u64> {
 }
 
 /// Makes a cache, unless the plan or the device refuses.
-pub fn try_cache(gpu: &Gpu, config: &Config, format: Format, calibration: Option<Calibration>, protection: Protection, budget: Budget) -> Result<Cache> {
-    let plan = plan(config, Allocation::uniform(&shape(config), format)?, calibration, protection, budget, gpu.capability())?;
+pub fn try_cache(gpu: &Gpu, config: &Config, format: Format, learned: Learned, protection: Protection, budget: Budget) -> Result<Cache> {
+    let plan = plan(config, Allocation::uniform(&shape(config), format)?, learned, protection, budget, gpu.capability())?;
     let (memory, validation) = (gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory), gpu.device().push_error_scope(wgpu::ErrorFilter::Validation));
     let cache = Cache::new(gpu, plan);
     let errors = [pollster::block_on(validation.pop()), pollster::block_on(memory.pop())];
@@ -239,11 +240,11 @@ pub fn stand_in(gpu: &Gpu, mut bytes: u64) -> Result<Vec<wgpu::Buffer>> {
 }
 
 fn allocate(gpu: &Gpu, config: &Config, format: Format, protection: Protection, context: u32, row: &CapacityRow) -> Result<Allocated> {
-    let calibration = match format.codec() {
-        Codec::RotateKv => Some(Calibration::natural(&shape(config), format.heads_per_group(config.kv_heads as u32))?),
-        _ => None,
+    let learned = match format.codec() {
+        Codec::RotateKv => Learned::Order(Calibration::natural(&shape(config), format.heads_per_group(config.kv_heads as u32))?),
+        _ => Learned::Nothing,
     };
-    let make = |batch| try_cache(gpu, config, format, calibration.clone(), protection, Budget::tokens(batch, context));
+    let make = |batch| try_cache(gpu, config, format, learned.clone(), protection, Budget::tokens(batch, context));
     let allocated = match make(row.batch) {
         Ok(cache) => {
             let cache_bytes = cache.bytes();

@@ -18,6 +18,7 @@ use crate::capacity::{device_bytes, stand_in, try_cache};
 use crate::compressed::CompressedAttention;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::learned::Learned;
 use crate::options::{CacheOptions, CacheSummary, shape};
 
 /// Rows of random keys that are appended at once.
@@ -226,11 +227,11 @@ impl Job<'_> {
     fn run(&self, format: Format, protection: Protection, summary: CacheSummary, batch: u32) -> Result<Run> {
         let (options, config, bridge) = (self.options, self.config, self.bridge);
         let mut run = Run { format: summary, batch, refused: None, tokens_per_second: 0.0, cache_bytes: 0, scratch_bytes: 0, device_bytes: None };
-        let calibration = match format.codec() {
-            Codec::RotateKv => Some(Calibration::natural(&crate::options::shape(config), format.heads_per_group(config.kv_heads as u32))?),
-            _ => None,
+        let learned = match format.codec() {
+            Codec::RotateKv => Learned::Order(Calibration::natural(&crate::options::shape(config), format.heads_per_group(config.kv_heads as u32))?),
+            _ => Learned::Nothing,
         };
-        let mut cache = match try_cache(bridge.gpu(), config, format, calibration, protection, Budget::tokens(batch, options.context)) {
+        let mut cache = match try_cache(bridge.gpu(), config, format, learned, protection, Budget::tokens(batch, options.context)) {
             Ok(cache) => cache,
             Err(error) => return Ok(Run { refused: Some(error.to_string()), ..run }),
         };
@@ -269,7 +270,7 @@ pub fn decode_memory(options: &DecodeMemoryOptions) -> Result<DecodeMemoryReport
     let job = Job { options, config: &config, bridge: &bridge, dense: &dense };
 
     let protection = options.cache.protection(Sinks::None, 0);
-    let format = options.cache.format(&config, None)?;
+    let format = options.cache.format(&config, &Learned::Nothing)?;
     let mut runs = Vec::new();
     let control = options.control_batch.unwrap_or(options.batch);
     if control > 0 && format.codec() != Codec::F16 {

@@ -10,10 +10,13 @@ use crate::bridge::Bridge;
 use crate::compressed::CompressedAttention;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::calibrate::collect_centre;
+use crate::learned::Learned;
 use crate::model::Model;
 use crate::options::{CacheOptions, CacheSummary, ModelOptions, open_mixed};
 use crate::sampler::Sampler;
 use crate::text::Text;
+use crate::weights::model_hash;
 
 /// Options of `generate`.
 #[derive(Debug, Clone, clap::Args)]
@@ -42,6 +45,9 @@ pub struct GenerateOptions {
     /// Prompt tokens that are processed at once.
     #[arg(long, default_value_t = 512)]
     pub chunk: usize,
+    /// For centred: estimate means and weights from the prompt, which is then read twice.
+    #[arg(long, conflicts_with = "calibration")]
+    pub centre_on_prompt: bool,
     /// Print the statistics as one JSON object, on the last line.
     #[arg(long)]
     pub json: bool,
@@ -86,9 +92,14 @@ pub fn generate(options: &GenerateOptions, out: &mut dyn Write) -> Result<Genera
     prompt.extend(text.encode(&options.prompt)?);
     let (cache_options, planned) = options.cache.with_plan(config, &options.model.model)?;
     let protection = cache_options.protection(Sinks::First(4), 128);
-    let calibration = cache_options.calibration(config, &options.model.model)?;
-    let allocation = cache_options.allocation(config, calibration.as_ref(), planned)?;
-    let mut cache = open_mixed(&bridge, config, allocation.clone(), calibration, protection, prompt.len() + options.tokens)?;
+    let learned = if options.centre_on_prompt {
+        let window = (prompt.clone(), Vec::new());
+        Learned::Centre(pollster::block_on(collect_centre(&model, &bridge, &[window], |_| {})?.finish(&model_hash(&options.model.model)?))?)
+    } else {
+        cache_options.learned(config, &options.model.model)?
+    };
+    let allocation = cache_options.allocation(config, &learned, planned)?;
+    let mut cache = open_mixed(&bridge, config, allocation.clone(), learned, protection, prompt.len() + options.tokens)?;
     let mut attention = CompressedAttention::new(&bridge, &mut cache)?;
     let mut sampler = Sampler::new(options.temperature, options.top_p, options.seed);
     let mut stream = text.stream();

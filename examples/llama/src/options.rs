@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use wgkv::{Alignment, Allocation, Bits, Budget, Cache, Calibration, Capability, Codec, Format, Plan, Protection, Reach, Scales, Shape, Sinks};
+use wgkv::{Alignment, Allocation, Bits, Budget, Cache, Calibration, Capability, Centre, Codec, Format, Plan, Protection, Reach, Scales, Shape, Sinks};
 
 use crate::bridge::Bridge;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::learned::Learned;
 use crate::rope;
 use crate::weights::model_hash;
 
@@ -28,8 +29,8 @@ pub struct ModelOptions {
 /// How keys and values are stored.
 #[derive(Debug, Clone, clap::Args)]
 pub struct CacheOptions {
-    /// Codec: f16, rtn, hadamard, rotate-kv and the others that wgkv names.
-    #[arg(long, default_value = "hadamard")]
+    /// Codec: f16, rtn, hadamard, rotate-kv, centred and the others that wgkv names.
+    #[arg(long, default_value = "centred")]
     pub codec: Codec,
     /// File that `wgkv-llama plan` made for this model: codec, and the bits of every layer and head.
     #[arg(long, conflicts_with_all = ["codec", "k_bits", "v_bits", "group", "clip", "scales", "heads_per_group"])]
@@ -46,16 +47,17 @@ pub struct CacheOptions {
     /// Part of a group's range that the codes cover, for the codecs that clip; the codec's own choice without it.
     #[arg(long)]
     pub clip: Option<f32>,
-    /// How scales and zeros are stored: f16 or f8.
-    #[arg(long, default_value_t = Scales::Half)]
-    pub scales: Scales,
+    /// How scales and zeros are stored: f16 or f8; centred has a form of its own.
+    #[arg(long)]
+    pub scales: Option<Scales>,
     /// Tokens kept in f16 for good: none, first:N or massive:N; massive:20 for rotate-kv without it.
     #[arg(long)]
     pub sinks: Option<Sinks>,
     /// Recent tokens kept in f16.
     #[arg(long)]
     pub window: Option<u32>,
-    /// File that `wgkv-llama calibrate` made from this model, for rotate-kv.
+    /// File that `wgkv-llama calibrate` made from this model, for rotate-kv and centred; for centred also what lies beside the model as
+    /// centred.safetensors without it, or no means and weights where nothing does.
     #[arg(long)]
     pub calibration: Option<PathBuf>,
     /// KV heads that rotate-kv rotates together; as in the calibration without it.
@@ -118,7 +120,7 @@ impl CacheOptions {
             k_bits: format.key().bits.get(),
             v_bits: format.value().bits.get(),
             group: Some(format.key().group),
-            scales: format.scales(),
+            scales: Some(format.scales()),
             heads_per_group: heads,
             ..self.clone()
         };
@@ -126,41 +128,45 @@ impl CacheOptions {
     }
 
     /// The bits of every layer and head: the plan's, or the same for all.
-    pub fn allocation(&self, config: &Config, calibration: Option<&Calibration>, plan: Option<Allocation>) -> Result<Allocation> {
+    pub fn allocation(&self, config: &Config, learned: &Learned, plan: Option<Allocation>) -> Result<Allocation> {
         match plan {
             Some(allocation) => Ok(allocation),
-            None => Ok(Allocation::uniform(&shape(config), self.format(config, calibration)?)?),
+            None => Ok(Allocation::uniform(&shape(config), self.format(config, learned)?)?),
         }
     }
 
-    /// The format for a model; `calibration` is what [`CacheOptions::calibration`] found.
-    pub fn format(&self, config: &Config, calibration: Option<&Calibration>) -> Result<Format> {
+    /// The format for a model; `learned` is what [`CacheOptions::learned`] found.
+    pub fn format(&self, config: &Config, learned: &Learned) -> Result<Format> {
         if self.codec == Codec::F16 {
             return Ok(Format::f16());
         }
         if self.codec == Codec::AlignedF16 {
             return Ok(Format::aligned_f16());
         }
-        let mut format = Format::new(self.codec, Bits::try_from(self.k_bits)?, Bits::try_from(self.v_bits)?, self.group(config)).with_scales(self.scales);
+        let mut format = Format::new(self.codec, Bits::try_from(self.k_bits)?, Bits::try_from(self.v_bits)?, self.group(config));
+        if let Some(scales) = self.scales {
+            format = format.with_scales(scales);
+        }
         if let Some(clip) = self.clip {
             format = format.with_clip(clip);
         }
-        Ok(match calibration {
+        Ok(match learned.order() {
             Some(calibration) => format.with_heads_per_group(calibration.heads_per_group()),
             None => self.heads_per_group.map_or(format, |heads| format.with_heads_per_group(heads)),
         })
     }
 
-    /// The order of channels that rotate-kv wants, from the file, refused where it was made from another model; nothing for
-    /// the codecs that want none. A file holds sums of keys before any rotation, so one file gives the order for any
+    /// What rotate-kv and centred want, from the file, refused where it was made from another model; nothing for
+    /// the codecs that want nothing. For rotate-kv a file holds sums of keys before any rotation, so one file gives the order for any
     /// `--heads-per-group` and `--reach`.
-    pub fn calibration(&self, config: &Config, model: &Path) -> Result<Option<Calibration>> {
+    pub fn learned(&self, config: &Config, model: &Path) -> Result<Learned> {
         if self.codec != Codec::RotateKv {
             let given =
-                [("--calibration", self.calibration.is_some()), ("--heads-per-group", self.heads_per_group.is_some()), ("--reach", self.reach.is_some())];
+                [("--calibration", self.calibration.is_some() && self.codec != Codec::Centred), ("--heads-per-group", self.heads_per_group.is_some()), ("--reach", self.reach.is_some())];
             return match given.iter().find(|(_, given)| *given) {
                 Some((name, _)) => Err(Error::Option { name, wanted: "left out with this codec".into(), had: format!("given with codec {}", self.codec) }),
-                None => Ok(None),
+                None if self.codec == Codec::Centred => self.centre(model),
+                None => Ok(Learned::Nothing),
             };
         }
         let Some(path) = &self.calibration else {
@@ -171,10 +177,23 @@ impl CacheOptions {
         let heads = self.heads_per_group.unwrap_or(found.heads_per_group());
         let reach = self.reach.unwrap_or(found.reach());
         if heads == found.heads_per_group() && reach == found.reach() {
-            return Ok(Some(found));
+            return Ok(Learned::Order(found));
         }
         let sums = (0..found.layers()).map(|layer| found.sums(layer).to_vec()).collect();
-        Ok(Some(Calibration::from_sums(&shape(config), heads, reach, found.model(), found.tokens(), sums)?))
+        Ok(Learned::Order(Calibration::from_sums(&shape(config), heads, reach, found.model(), found.tokens(), sums)?))
+    }
+
+    /// Means and weights from the file, or from what lies beside the model.
+    fn centre(&self, model: &Path) -> Result<Learned> {
+        let beside = model.join("centred.safetensors");
+        let path = match &self.calibration {
+            Some(path) => path,
+            None if beside.is_file() => &beside,
+            None => return Ok(Learned::Nothing),
+        };
+        let found = Centre::load(path)?;
+        found.expect_model(&model_hash(model)?)?;
+        Ok(Learned::Centre(found))
     }
 
     /// No order, for the same heads: what calibration is measured against.
@@ -230,21 +249,18 @@ pub fn shape(config: &Config) -> Shape {
 pub fn plan(
     config: &Config,
     allocation: Allocation,
-    calibration: Option<Calibration>,
+    learned: Learned,
     protection: Protection,
     budget: Budget,
     capability: &Capability,
 ) -> Result<Plan> {
     let plan = Plan::mixed(shape(config), allocation, protection, budget, capability)?;
-    Ok(match calibration {
-        Some(calibration) => plan.with_calibration(calibration)?,
-        None => plan,
-    })
+    learned.tell(plan)
 }
 
 /// Plans a cache for one sequence of this model, all layers and heads alike, compiles its kernels and allocates it.
-pub fn open_cache(bridge: &Bridge, config: &Config, format: Format, calibration: Option<Calibration>, protection: Protection, tokens: usize) -> Result<Cache> {
-    open_mixed(bridge, config, Allocation::uniform(&shape(config), format)?, calibration, protection, tokens)
+pub fn open_cache(bridge: &Bridge, config: &Config, format: Format, learned: Learned, protection: Protection, tokens: usize) -> Result<Cache> {
+    open_mixed(bridge, config, Allocation::uniform(&shape(config), format)?, learned, protection, tokens)
 }
 
 /// The same with bits of their own for layers and heads.
@@ -252,12 +268,12 @@ pub fn open_mixed(
     bridge: &Bridge,
     config: &Config,
     allocation: Allocation,
-    calibration: Option<Calibration>,
+    learned: Learned,
     protection: Protection,
     tokens: usize,
 ) -> Result<Cache> {
     let gpu = bridge.gpu();
-    let plan = plan(config, allocation, calibration, protection, Budget::tokens(1, tokens as u32), gpu.capability())?;
+    let plan = plan(config, allocation, learned, protection, Budget::tokens(1, tokens as u32), gpu.capability())?;
     pollster::block_on(gpu.prepare(&plan))?;
     Ok(Cache::new(gpu, plan)?)
 }

@@ -18,6 +18,7 @@ use crate::bridge::Bridge;
 use crate::compressed::CompressedAttention;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::learned::Learned;
 use crate::model::Model;
 use crate::options::{CacheOptions, CacheSummary, ModelOptions, open_cache, open_mixed, plan};
 use crate::simulate::{Reorder, SimulatedAttention, Simulation};
@@ -275,11 +276,11 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
     if simulate && protection.window > 0 {
         return Err(Error::Option { name: "--window", wanted: "0 with --simulate".into(), had: protection.window.to_string() });
     }
-    let calibration = match options.no_reorder {
-        true => Some(cache_options.uncalibrated(&config)?),
-        false => cache_options.calibration(&config, &options.model.model)?,
+    let learned = match options.no_reorder {
+        true => Learned::Order(cache_options.uncalibrated(&config)?),
+        false => cache_options.learned(&config, &options.model.model)?,
     };
-    let order = calibration.as_ref().map(|calibration| match (options.no_reorder, options.reorder_first) {
+    let order = learned.order().map(|calibration| match (options.no_reorder, options.reorder_first) {
         (true, _) => "none".to_owned(),
         (_, true) => "before rotation".to_owned(),
         _ => format!("calibration, {:?}", calibration.reach()).to_lowercase(),
@@ -290,7 +291,7 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
         0 => options.context,
         _ => options.context.min(128),
     });
-    let allocation = cache_options.allocation(&config, calibration.as_ref(), planned)?;
+    let allocation = cache_options.allocation(&config, &learned, planned)?;
     if simulate && !allocation.is_uniform() {
         return Err(Error::Option { name: "--plan", wanted: "left out with --simulate".into(), had: "given".into() });
     }
@@ -298,11 +299,11 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
     let bridge = Bridge::open(options.model.adapter.as_deref())?;
     let model = Model::open(&options.model.model, &bridge)?;
     let budget = Budget::tokens(1, options.context as u32);
-    let bits_per_element = plan(&config, allocation.clone(), None, protection, budget, bridge.gpu().capability())?.bits_per_element(options.context as u64);
+    let bits_per_element = plan(&config, allocation.clone(), Learned::Nothing, protection, budget, bridge.gpu().capability())?.bits_per_element(options.context as u64);
     let reorder = if options.reorder_first { Reorder::BeforeRotation } else { Reorder::AfterRotation };
-    let mut measured = match calibration {
-        Some(calibration) if simulate => Measured::Simulation(Simulation::new(&config, allocation.format(), &calibration, reorder, protection.sinks)?),
-        calibration => Measured::Cache(open_mixed(&bridge, &config, allocation.clone(), calibration, protection, options.context)?),
+    let mut measured = match learned {
+        Learned::Order(calibration) if simulate => Measured::Simulation(Simulation::new(&config, allocation.format(), &calibration, reorder, protection.sinks)?),
+        learned => Measured::Cache(open_mixed(&bridge, &config, allocation.clone(), learned, protection, options.context)?),
     };
     if let (Measured::Cache(cache), Some(alignment)) = (&mut measured, options.cache.align) {
         cache.align(alignment)?;
@@ -310,7 +311,7 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
     // The f16 codec is its own reference: its divergence is zero and need not be measured.
     let mut reference = match codec {
         Codec::F16 => None,
-        _ => Some(open_cache(&bridge, &config, Format::f16(), None, Protection::strict(), options.context)?),
+        _ => Some(open_cache(&bridge, &config, Format::f16(), Learned::Nothing, Protection::strict(), options.context)?),
     };
 
     let bar = bar(windows.len() * options.context, ", perplexity");

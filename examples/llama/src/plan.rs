@@ -79,8 +79,8 @@ pub fn plan(options: &PlanOptions) -> Result<(Allocation, f64)> {
     let hash = model_hash(&options.model.model)?;
     let config = crate::config::Config::open(&options.model.model)?;
     let shape = shape(&config);
-    let calibration = options.cache.calibration(&config, &options.model.model)?;
-    let format = options.cache.format(&config, calibration.as_ref())?;
+    let learned = options.cache.learned(&config, &options.model.model)?;
+    let format = options.cache.format(&config, &learned)?;
     let protection = options.cache.protection(Sinks::First(4), 128);
     let sensitivity = match options.sensitivity.as_deref().filter(|path| path.exists()) {
         Some(path) => known(path, &hash, format)?,
@@ -88,7 +88,7 @@ pub fn plan(options: &PlanOptions) -> Result<(Allocation, f64)> {
             let windows = windows(&Text::open(&options.model.model)?.encode(&content)?, &config, options.windows, options.context)?;
             let bridge = Bridge::open(options.model.adapter.as_deref())?;
             let model = Model::open(&options.model.model, &bridge)?;
-            let subject = Subject { model: &model, bridge: &bridge, format, calibration: calibration.as_ref(), sinks: protection.sinks };
+            let subject = Subject { model: &model, bridge: &bridge, format, learned: &learned, sinks: protection.sinks };
             let sensitivity = measure(&subject, &hash, &windows, options.divergence_windows)?;
             if let Some(path) = &options.sensitivity {
                 sensitivity.save(path)?;

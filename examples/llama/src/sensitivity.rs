@@ -5,12 +5,13 @@
 //! well as can be, and the divergence that follows.
 
 use burn::tensor::Tensor;
-use wgkv::{Allocation, Bits, Calibration, Codec, Format, Kind, Precision, Probe, Protection, Sensitivity, Sinks};
+use wgkv::{Allocation, Bits, Codec, Format, Kind, Precision, Probe, Protection, Sensitivity, Sinks};
 
 use crate::attention::Attention;
 use crate::bridge::{Bridge, View};
 use crate::compressed::CompressedAttention;
 use crate::error::{Error, Result};
+use crate::learned::Learned;
 use crate::model::Model;
 use crate::options::{open_cache, open_mixed, shape};
 use crate::perplexity::{Score, score_window};
@@ -28,7 +29,7 @@ pub struct Subject<'a> {
     /// Codec, clip and scales.
     pub format: Format,
     /// The order of channels, for rotate-kv.
-    pub calibration: Option<&'a Calibration>,
+    pub learned: &'a Learned,
     /// Tokens kept in f16 for good.
     pub sinks: Sinks,
 }
@@ -74,7 +75,7 @@ impl Subject<'_> {
         let (config, bridge) = (self.model.config(), self.bridge);
         let context = windows.iter().map(|(input, _)| input.len()).max().unwrap_or(1);
         let mut probe =
-            pollster::block_on(Sensitivity::probe(bridge.gpu(), &shape(config), self.format, candidates, self.calibration, self.sinks, context as u32))?;
+            pollster::block_on(Sensitivity::probe(bridge.gpu(), &shape(config), self.format, candidates, self.learned.order(), self.sinks, context as u32))?;
         for layer in 0..config.layers {
             if let Some([_, _, output]) = self.model.projections(layer) {
                 let view = bridge.view(output)?;
@@ -83,7 +84,7 @@ impl Subject<'_> {
             }
         }
         let elects = matches!(self.sinks, Sinks::Massive(_));
-        let mut cache = open_cache(bridge, config, Format::f16(), None, Protection::strict(), context)?;
+        let mut cache = open_cache(bridge, config, Format::f16(), Learned::Nothing, Protection::strict(), context)?;
         for (input, _) in windows {
             let attention = CompressedAttention::new(bridge, &mut cache)?;
             let mut probing = Probing { bridge, probe: &mut probe, attention, residual: None, elects };
@@ -117,12 +118,12 @@ impl Subject<'_> {
             (Codec::RotateKv, wgkv::Scales::Byte) => Precision { bits: Bits::Four, ..coarse },
             _ => Precision::F16,
         };
-        let mut reference = open_cache(bridge, config, Format::f16(), None, Protection::strict(), context)?;
+        let mut reference = open_cache(bridge, config, Format::f16(), Learned::Nothing, Protection::strict(), context)?;
         let mut weights = Vec::new();
         for layer in 0..shape.layers {
             let allocation = Allocation::new(&shape, self.format, |l, _| if l == layer { [coarse, coarse] } else { [fine, Precision::F16] })?;
             let protection = Protection { sinks: self.sinks, window: 0 };
-            let mut cache = open_mixed(bridge, config, allocation, self.calibration.cloned(), protection, context)?;
+            let mut cache = open_mixed(bridge, config, allocation, self.learned.clone(), protection, context)?;
             let mut score = Score::default();
             for window in windows {
                 let mut attention = CompressedAttention::new(bridge, &mut cache)?;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use burn::tensor::Tensor;
 use serde::Serialize;
-use wgkv::{Allocation, Allocator, Allowance, Bits, Calibration, Codec, Format, Precision, Protection, Reach, Sinks};
+use wgkv::{Allocation, Allocator, Allowance, Bits, Codec, Format, Precision, Protection, Reach, Sinks};
 
 use crate::attention::Attention;
 use crate::bridge::Bridge;
@@ -16,6 +16,7 @@ use crate::calibrate::collect;
 use crate::compressed::CompressedAttention;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::learned::Learned;
 use crate::model::Model;
 use crate::options::{MASSIVE, ModelOptions, open_cache, open_mixed, shape};
 use crate::perplexity::{ROWS, Score, bar, windows};
@@ -118,7 +119,7 @@ pub struct TradeoffReport {
 struct Contender {
     entry: Entry,
     allocation: Allocation,
-    calibration: Option<Calibration>,
+    learned: Learned,
     protection: Protection,
     score: Score,
 }
@@ -143,17 +144,17 @@ fn contenders(options: &TradeoffOptions, model: &Model, bridge: &Bridge, codec: 
     let config = model.config();
     let shape = shape(config);
     let format = Format::new(codec, Bits::Four, Bits::Four, 128);
-    let (calibration, sinks) = match codec {
+    let (learned, sinks) = match codec {
         Codec::RotateKv => {
             let windows = &sample[..CALIBRATION_WINDOWS.min(sample.len())];
             let bar = bar(windows.iter().map(|(input, _)| input.len()).sum(), ", calibrating");
             let collector = collect(model, bridge, windows, format.heads_per_group(config.kv_heads as u32), |tokens| bar.inc(tokens as u64))?;
             bar.finish_and_clear();
-            (Some(pollster::block_on(collector.finish(hash, Reach::Global))?), MASSIVE)
+            (Learned::Order(pollster::block_on(collector.finish(hash, Reach::Global))?), MASSIVE)
         }
-        _ => (None, Sinks::None),
+        _ => (Learned::Nothing, Sinks::None),
     };
-    let subject = Subject { model, bridge, format, calibration: calibration.as_ref(), sinks };
+    let subject = Subject { model, bridge, format, learned: &learned, sinks };
     let sensitivity = measure(&subject, hash, &sample[..options.sample_windows.min(sample.len())], options.divergence_windows)?;
     let protection = Protection { sinks, window: 0 };
     let contender = |name: String, budget: Option<f64>, allocation: Allocation| {
@@ -168,7 +169,7 @@ fn contenders(options: &TradeoffOptions, model: &Model, bridge: &Bridge, codec: 
             perplexity: 0.0,
             kl: 0.0,
         };
-        Ok::<_, Error>(Contender { entry, allocation, calibration: calibration.clone(), protection, score: Score::default() })
+        Ok::<_, Error>(Contender { entry, allocation, learned: learned.clone(), protection, score: Score::default() })
     };
     let mut all = Vec::new();
     let mut groups: Vec<u32> = sensitivity.candidates().iter().map(|c| c.group).collect();
@@ -209,7 +210,7 @@ pub fn tradeoff(options: &TradeoffOptions) -> Result<TradeoffReport> {
     }
 
     let bar = bar(windows.len() * (all.len() + 1) * options.context, "");
-    let mut reference = open_cache(&bridge, &config, Format::f16(), None, Protection::strict(), options.context)?;
+    let mut reference = open_cache(&bridge, &config, Format::f16(), Learned::Nothing, Protection::strict(), options.context)?;
     let mut plain = Score::default();
     // The f16 predictions of all windows: 16 windows of 2048 tokens and 8192 words are a gigabyte.
     let mut expected = Vec::new();
@@ -225,7 +226,7 @@ pub fn tradeoff(options: &TradeoffOptions) -> Result<TradeoffReport> {
         bar.inc(options.context as u64);
     }
     for contender in &mut all {
-        let mut cache = open_mixed(&bridge, &config, contender.allocation.clone(), contender.calibration.clone(), contender.protection, options.context)?;
+        let mut cache = open_mixed(&bridge, &config, contender.allocation.clone(), contender.learned.clone(), contender.protection, options.context)?;
         for (window, expected) in windows.iter().zip(&expected) {
             let mut attention = CompressedAttention::new(&bridge, &mut cache)?;
             score(&model, window, &mut attention, expected, &mut contender.score)?;

@@ -43,7 +43,7 @@ fn model_directory() -> PathBuf {
 }
 
 fn f16_cache(bridge: &Bridge, model: &Model, tokens: usize) -> wgkv::Cache {
-    open_cache(bridge, model.config(), Format::f16(), None, Protection::strict(), tokens).unwrap()
+    open_cache(bridge, model.config(), Format::f16(), wgkv_llama::learned::Learned::Nothing, Protection::strict(), tokens).unwrap()
 }
 
 /// Runs the shipped text through an f16 cache and through plain attention and compares every score.
@@ -169,7 +169,7 @@ fn rotate_kv_costs_a_trained_model_what_its_simulation_says() {
             control.free().unwrap();
             score
         };
-        let mut cache = open_cache(&bridge, config, format, Some(calibration.clone()), protection, context).unwrap();
+        let mut cache = open_cache(&bridge, config, format, Some(calibration.clone()).into(), protection, context).unwrap();
         let got = score(&mut CompressedAttention::new(&bridge, &mut cache).unwrap());
         let simulation = Simulation::new(config, &format, &calibration, Reorder::AfterRotation, protection.sinks).unwrap();
         let wanted = score(&mut SimulatedAttention::new(&simulation, config, bridge.device()));

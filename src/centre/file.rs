@@ -1,0 +1,141 @@
+//! Means and weights as safetensors: tensors `key_means`, `weights` and `value_means`, F32 `[layers, kv_heads, head_dim]`, and metadata
+//! that say what for.
+
+use super::{Centre, Layer, wrong};
+use crate::error::Result;
+use crate::shape::{Rope, Shape};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+const FORMAT: &str = "wgkv-centre";
+const VERSION: &str = "1";
+
+/// Bytes of a file at most, and of its header. 80 layers of 16384 channels are 16 MB.
+const FILE_BYTES: usize = 1 << 28;
+const HEADER_BYTES: u64 = 1 << 20;
+
+const TENSORS: [&str; 3] = ["key_means", "weights", "value_means"];
+
+/// SHA-256 over metadata and tensors, each text and tensor after its length.
+fn hash(metadata: &BTreeMap<&str, &str>, tensors: [&[u8]; 3]) -> String {
+    let mut hasher = Sha256::new();
+    let texts = metadata.iter().flat_map(|(key, value)| [key.as_bytes(), value.as_bytes()]);
+    for bytes in texts.chain(tensors) {
+        hasher.update((bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    }
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn number<T: FromStr>(name: &'static str, text: &str) -> Result<T> {
+    text.parse().or_else(|_| wrong(name, "a number", format!("{text:?}")))
+}
+
+impl Centre {
+    /// As the bytes of a safetensors file, which [`Centre::from_bytes`] reads. Metadata: `format`, `version`, `model`, `tokens`, `skipped`,
+    /// and `hash`, the SHA-256 over all others and the tensors. Tensors: `key_means`, `weights` and `value_means`, F32
+    /// `[layers, kv_heads, head_dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Centre`](crate::Error::Centre) if the crate for the format refuses.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let bytes = |of: fn(&Layer) -> &Vec<f32>| self.layers.iter().flat_map(|layer| of(layer)).flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        let tensors = [bytes(|layer| &layer.key_means), bytes(|layer| &layer.weights), bytes(|layer| &layer.value_means)];
+        let [tokens, skipped] = [self.tokens, self.skipped].map(|n| n.to_string());
+        let mut metadata: BTreeMap<&str, &str> =
+            [("format", FORMAT), ("version", VERSION), ("model", &self.model), ("tokens", &tokens), ("skipped", &skipped)].into_iter().collect();
+        let hash = hash(&metadata, tensors.each_ref().map(Vec::as_slice));
+        metadata.insert("hash", &hash);
+        let shape = vec![self.layers.len(), self.kv_heads as usize, self.head_dim as usize];
+        let mut views = Vec::with_capacity(TENSORS.len());
+        for (name, data) in TENSORS.iter().zip(&tensors) {
+            views.push((*name, TensorView::new(Dtype::F32, shape.clone(), data).or_else(|e| wrong("tensors", "as safetensors wants them", e))?));
+        }
+        // Which map the crate takes depends on its features; `collect` makes either.
+        let entries = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        serialize(views, Some(entries)).or_else(|e| wrong("tensors", "as safetensors wants them", e))
+    }
+
+    /// From the bytes of a safetensors file that [`Centre::to_bytes`] made. Everything is checked, so that damage, and files of other
+    /// programs, are refused.
+    ///
+    /// # Errors
+    /// [`Error::Centre`](crate::Error::Centre) for another format or version, a hash that is not that of the content, tensors of other types
+    /// or shapes, numbers that cannot be used.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        // Before the parser sees it.
+        let length = bytes.first_chunk::<8>().map_or(u64::MAX, |length| u64::from_le_bytes(*length));
+        if bytes.len() > FILE_BYTES || length > HEADER_BYTES {
+            return wrong("file", format!("{FILE_BYTES} bytes at most, its header {HEADER_BYTES}"), format!("{} and {length}", bytes.len()));
+        }
+        let (_, header) = SafeTensors::read_metadata(bytes).or_else(|e| wrong("file", "safetensors", e))?;
+        let file = SafeTensors::deserialize(bytes).or_else(|e| wrong("file", "safetensors", e))?;
+        let mut texts: BTreeMap<&str, &str> = header.metadata().iter().flatten().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let text = |name: &'static str| texts.get(name).copied().map_or_else(|| wrong(name, "there", "missing"), Ok);
+        for (name, wanted) in [("format", FORMAT), ("version", VERSION)] {
+            let had = text(name)?;
+            if had != wanted {
+                return wrong(name, wanted, format!("{had:?}"));
+            }
+        }
+        let (model, tokens, skipped, told) =
+            (text("model")?.to_owned(), number("tokens", text("tokens")?)?, number("skipped", text("skipped")?)?, text("hash")?.to_owned());
+        let mut tensors = Vec::with_capacity(TENSORS.len());
+        let mut shape = None;
+        for name in TENSORS {
+            let tensor = file.tensor(name).or_else(|_| wrong(name, "there", "missing"))?;
+            let wanted = shape.get_or_insert_with(|| tensor.shape().to_vec());
+            if tensor.dtype() != Dtype::F32 || tensor.shape() != wanted.as_slice() || wanted.len() != 3 {
+                return wrong(name, format!("F32 [layers, kv_heads, head_dim], {wanted:?}"), format!("{:?} {:?}", tensor.dtype(), tensor.shape()));
+            }
+            tensors.push(tensor.data());
+        }
+        if file.len() != TENSORS.len() {
+            return wrong("tensors", "three", file.len());
+        }
+        texts.remove("hash");
+        let hash = hash(&texts, [tensors[0], tensors[1], tensors[2]]);
+        if hash != told {
+            return wrong("hash", format!("{hash}, that of its content"), format!("{told:?}"));
+        }
+        let shape = shape.unwrap_or_default();
+        let size = |n: usize| u32::try_from(shape[n]).or_else(|_| wrong("shape", "of 32 bits", shape[n]));
+        let (layers, kv_heads, head_dim) = (size(0)?, size(1)?, size(2)?);
+        Shape { layers, query_heads: kv_heads, kv_heads, head_dim, rope: Rope::none() }.check()?;
+        let channels = shape[1] * shape[2];
+        let row = |tensor: usize, layer: usize| -> Vec<f32> {
+            tensors[tensor].as_chunks::<4>().0[layer * channels..][..channels].iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+        };
+        let layers = (0..shape[0]).map(|n| Layer { key_means: row(0, n), weights: row(1, n), value_means: row(2, n) }).collect();
+        let centre = Self { model, tokens, skipped, kv_heads, head_dim, layers };
+        centre.check()?;
+        Ok(centre)
+    }
+
+    /// Writes [`Centre::to_bytes`] to a file.
+    ///
+    /// # Errors
+    /// As [`Centre::to_bytes`], and [`Error::Centre`](crate::Error::Centre) with the system's message where the file cannot be written.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
+        let path = path.as_ref();
+        std::fs::write(path, self.to_bytes()?).or_else(|e| wrong("file", "writable", format!("{}: {e}", path.display())))
+    }
+
+    /// Reads a file that [`Centre::save`] wrote.
+    ///
+    /// # Errors
+    /// As [`Centre::from_bytes`], and [`Error::Centre`](crate::Error::Centre) with the system's message where the file cannot be read.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn load(path: impl AsRef<std::path::Path>) -> Result<Self> {
+        use std::io::Read;
+        let path = path.as_ref();
+        let mut bytes = Vec::new();
+        // A byte more than is allowed, so that a longer file is refused and not cut off.
+        let read = std::fs::File::open(path).and_then(|file| file.take(FILE_BYTES as u64 + 1).read_to_end(&mut bytes));
+        read.or_else(|e| wrong("file", "readable", format!("{}: {e}", path.display())))?;
+        Self::from_bytes(&bytes)
+    }
+}

@@ -1,0 +1,26 @@
+//! The means and weights of a KV head, as the codec Centred takes them. Shader: `shaders/part/centre.wgsl`.
+
+use super::Constants;
+
+/// The means of a head's key and value channels, and the weights of its key channels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Centred {
+    /// Of the keys, before RoPE.
+    pub key_means: Vec<f32>,
+    /// Of the keys, after RoPE.
+    pub weights: Vec<f32>,
+    /// Of the values.
+    pub value_means: Vec<f32>,
+}
+
+impl Centred {
+    /// Those of a head in the marks, or means of 0 and weights of 1 for other codecs.
+    pub fn of(constants: &Constants, marks: &[u32], head: u32) -> Self {
+        let d = constants.head_dim as usize;
+        if !constants.centred {
+            return Self { key_means: vec![0.0; d], weights: vec![1.0; d], value_means: vec![0.0; d] };
+        }
+        let row = |what: usize| marks[(3 * head as usize + what) * d..][..d].iter().map(|word| f32::from_bits(*word)).collect();
+        Self { key_means: row(0), weights: row(1), value_means: row(2) }
+    }
+}

@@ -1,0 +1,63 @@
+//! The scale of numbers that share one, and their codes: what `append` makes of a group. Shaders: `shaders/part/fit_extent.wgsl` and
+//! `shaders/part/fit_symmetric.wgsl`.
+
+use super::group::{group_code, group_pack, group_scale, group_zero};
+use super::half::half_bits;
+use crate::format::Scales;
+
+/// A group as it is stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fit {
+    /// The code of every number, from 0 on.
+    pub codes: Vec<u32>,
+    /// Its scale, and its zero where it has one, as they lie in a page.
+    pub pair: u32,
+}
+
+/// Fits numbers that share a scale with codes of so many bits. `clip` is for asymmetric codes; so is `less`, taken from their zero: 128
+/// where codes will be stored as signed bytes.
+pub fn fit(form: Scales, numbers: &[f32], bits: u32, clip: f32, less: f32) -> Fit {
+    if form == Scales::Symmetric {
+        return symmetric(numbers, bits);
+    }
+    let levels = ((1_u32 << bits) - 1) as f32;
+    let low = -numbers.iter().map(|x| -x).fold(f32::NEG_INFINITY, f32::max);
+    let high = numbers.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let scale = group_scale(form, low, high, clip, levels);
+    let zero = group_zero(low, clip, scale);
+    Fit { codes: numbers.iter().map(|x| group_code(*x, scale, zero, levels)).collect(), pair: group_pack(form, scale, zero - less) }
+}
+
+/// The number's level in steps.
+fn level(x: f32, step: f32, bits: u32) -> f32 {
+    let half = (1_u32 << (bits - 1)) as f32;
+    (x / step).floor().clamp(-half, half - 1.0) + 0.5
+}
+
+fn symmetric(numbers: &[f32], bits: u32) -> Fit {
+    // By eights, then over the eights, as the shader sums.
+    let sum = |of: &dyn Fn(f32) -> f32| -> f32 {
+        numbers.chunks(8).map(|eight| eight[1..].iter().fold(of(eight[0]), |sum, x| sum + of(*x))).reduce(|a, b| a + b).unwrap_or(0.0)
+    };
+    const SMALLEST: f32 = 1.0 / 8_388_608.0;
+    let start = match bits {
+        2 => 0.9957,
+        3 => 0.5860,
+        4 => 0.3352,
+        _ => 0.0308,
+    };
+    let mut step = (start * (sum(&|x| x * x) / numbers.len() as f32).sqrt()).max(SMALLEST);
+    for _ in 0..2 {
+        let at = |x| level(x, step, bits);
+        step = (sum(&|x| x * at(x)) / sum(&|x| at(x) * at(x))).max(SMALLEST);
+    }
+    let at = |x| level(x, step, bits);
+    let scale = sum(&|x| x * x) / sum(&|x| x * at(x)).max(1e-30);
+    let half = (1_u32 << (bits - 1)) as f32;
+    Fit { codes: numbers.iter().map(|x| (at(*x) + half) as u32).collect(), pair: symmetric_pack(scale) }
+}
+
+/// A half, but none of the subnormal ones, which drivers may take for 0.
+fn symmetric_pack(scale: f32) -> u32 {
+    half_bits(if scale < 1.0 / 32_768.0 { 0.0 } else { scale.max(1.0 / 16_384.0) })
+}
