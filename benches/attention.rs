@@ -157,9 +157,9 @@ fn main() {
     let shapes = argument("--shapes").unwrap_or_else(|| if software { "1x1024,2x512" } else { "1x32768,1x131072,64x8192,64x32768" }.into());
     let formats = argument("--formats").unwrap_or_else(|| {
         if software {
-            "hadamard:2:2,hadamard:2+4:2,rotate-kv:2:2,f16"
+            "centred:2:2,hadamard:2:2,hadamard:2+4:2,rotate-kv:2:2,f16"
         } else {
-            "hadamard:2:2,rotate-kv:2:2,rotate-kv:4:4,hadamard:3:3,hadamard:4:2,hadamard:4:4,hadamard:8:8,rtn:2:2,rtn:4:4,f16"
+            "centred:2:2,centred:3:3,centred:4:2,centred:4:4,centred:8:8,hadamard:2:2,rotate-kv:2:2,rotate-kv:4:4,hadamard:3:3,hadamard:4:2,hadamard:4:4,hadamard:8:8,rtn:2:2,rtn:4:4,f16"
         }
         .into()
     });

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 
 use std::time::Instant;
-use wgkv::{Allocation, Budget, Cache, Calibration, Chunk, Codec, Format, Gpu, Plan, Precision, Protection, Reach, Rope, Rows, Sequence, Shape};
+use wgkv::{Allocation, Budget, Cache, Calibration, Centre, Chunk, Codec, Format, Gpu, Plan, Precision, Protection, Reach, Rope, Rows, Sequence, Shape};
 use wgpu::util::DeviceExt;
 
 /// One shape to measure.
@@ -84,6 +84,13 @@ pub fn plan_mixed(gpu: &Gpu, case: Case, format: Format, precisions: &[[Precisio
     let one = plan(1)?;
     let layers = rotate_bytes.div_ceil(one.cost().cache()).max(1) as u32;
     let plan = plan(layers)?;
+    if format.codec() == Codec::Centred {
+        // Means that turn, of the size of the rows.
+        let channels = (case.kv_heads * case.head_dim) as usize;
+        let means = numbers(channels);
+        let layer = || [means.clone(), vec![1.0; channels], means.clone()];
+        return plan.with_centre(Centre::new(&shape(layers), "bench", (0..layers).map(|_| layer()).collect())?);
+    }
     if format.codec() != Codec::RotateKv {
         return Ok(plan);
     }
