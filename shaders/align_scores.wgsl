@@ -12,6 +12,7 @@ override HEAD_DIM: u32;
 override HEADS: u32;         // query heads that share one reading
 override BLOCKS: u32;
 override QUERY_STRIDE: u32;
+override POSITIONS_AT: u32;   // entries of a block of heads
 override PAGE_VECS: u32;
 override SCORE_SUMS: u32;    // entries of scores before the sums of the items
 override UNITS: u32;         // 1

@@ -10,9 +10,9 @@
 // group of heads restore the keys together, a tile of tokens at a time, before each goes on with its own head. RotateKV
 // (2501.16383) section 4: k = B P^-1 y, then RoPE at the key's own position; the queries were turned only.
 //
-// For Centred, what the mean of the keys adds to a score follows from the position and the query (part position).
+// For Centred, what the mean of the keys adds to a score follows from the position and the query (part positions).
 //
-// Parts: heads_<n>, reduce_<method>, scales_<form>; position_none, or position with position_<walk>; for the keys queries, keys_integer + keys_<bits> + keys_<walk> or
+// Parts: heads_<n>, reduce_<method>, scales_<form>; positions_none, or positions with positions_<walk>; for the keys queries, keys_integer + keys_<bits> + keys_<walk> or
 // keys_f16, and restore_none; for RotateKV keys_restored, and restore_shuffled + lanes +
 // words_<bits>, restore_straight + lanes + codes_<bits>, or restore_rolled + grouped_block, grouped, hadamard, turn;
 // for the values values_integer + values_<bits> + values_<walk> or values_f16.
@@ -38,10 +38,10 @@ override SINKS: u32;           // f16 rows of sinks
 override ELECTED_AT: u32;      // first elected sink in marks
 override KEY_BITS: u32;
 override VALUE_BITS: u32;
-override POSITIONS_AT: u32;    // what the query's positions are known by, among its entries
-override POSITION_CENTRE: u32; // in turns, the turn by 63.5 positions; after it follow the tables of part position
+override POSITIONS_AT: u32;    // entries of query_codes before those that positions are known by
+override POSITION_CENTRE: u32; // in turns, the turn by 63.5 positions; after it follow the tables of part positions
 override POSITION_WAVES: u32;  // first pairs of RoPE, which turn too fast for a short polynomial
-override POSITION_FITS: u32;   // vec4s a lane takes of the table of polynomials: four pairs each, of every second one
+override POSITION_PLACES: u32; // pages of a pass
 override GROUP_HEADS: u32;     // KV heads that are rotated together
 override GROUP_SCALE: f32;     // 1 / sqrt(GROUP_HEADS)
 override ROW_GROUPS: u32;      // groups of a token's whole key row that share a scale
@@ -67,7 +67,8 @@ struct AttendSplitParams { // src/kernel/attend_split.rs
 @group(0) @binding(4) var<storage, read> marks: array<u32>;                // [kv_heads, HEAD_DIM] groups a byte; sinks
 @group(0) @binding(5) var<storage, read> key_scales: array<vec4<u32>>;     // [physical page, group of the row, SCALE_VECS]
 @group(0) @binding(6) var<storage, read> pages: array<vec4<u32>>;          // [physical page, slab head, PAGE_VECS]
-@group(0) @binding(7) var<storage, read_write> partials: array<vec4<f32>>; // [item, kv_head, block, HEADS, HEAD_DIM / 4 + 1]
+@group(0) @binding(7) var<storage, read> position_terms: array<HeadsF>;    // [kv_heads, BLOCKS, 12, page of the pass], for Centred
+@group(0) @binding(8) var<storage, read_write> partials: array<vec4<f32>>; // [item, kv_head, block, HEADS, HEAD_DIM / 4 + 1]
 
 const HIDDEN = -1e30;
 
@@ -158,6 +159,7 @@ fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     let queries_at = ((query_row * params.kv_heads + head - unit) * BLOCKS + block) * QUERY_STRIDE;
     let stand = Stand(slab_first, head - unit, queries_at);
     queries_take(queries_at + unit * BLOCKS * QUERY_STRIDE, unit, lane);
+    let base = positions_base(queries_at + unit * BLOCKS * QUERY_STRIDE, lane);
     let ids = restore_ids(stand, invocation);
     workgroupBarrier();
 
@@ -173,7 +175,7 @@ fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     for (var n = first; n < end; n++) {
         let physical = tables[list + n];
         let page = (physical * params.slab_heads + slab_head) * PAGE_VECS;
-        position_turn(n, lane);
+        positions_turn(base, n, lane);
         // Values are on their way while the keys are worked on, unless those need all registers.
         var fetched: Fetched;
         if (RESTORE_TILES == 0u) {
@@ -196,15 +198,14 @@ fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         }
         if (POSITIONS) {
             workgroupBarrier();
-            position_fit(lane);
-            workgroupBarrier();
         }
         var s = keys_scores(unit, page, lane);
         if (POSITIONS) {
-            let half = position_half(lane);
-            position_put(lane, half);
+            // In the place of the slot stands where the row's pages begin among the terms.
+            let half = positions_half((head * BLOCKS + block) * 12u * POSITION_PLACES + slot + n, lane);
+            positions_put(lane, half);
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            s = position_add(lane, half, s);
+            s = positions_add(lane, half, s);
         }
         let token = n * 128u + lane * 4u;
         s.a = select(HeadsF(HIDDEN), s.a, token >= visible_first && token < visible_end);

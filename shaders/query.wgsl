@@ -19,6 +19,7 @@ override ROPE: u32;            // 0 none, 1 split halves, 2 interleaved pairs
 override ROPE_PAIRS: u32;      // pairs of channels that turn
 override CENTRED: bool;
 override POSITION_QUADS: u32;  // quads of channels that carry what the mean of the keys adds to a score: 0 where nothing
+override POSITIONS_AT: u32;    // entries of a block of heads before those that positions are known by
 override POSITION_CENTRE: u32; // in turns: the turn by 63.5 positions
 override HALF_ROWS: bool;      // are the caller's rows f16?
 override SCALE: f32;           // log2(e) / sqrt(HEAD_DIM)
@@ -62,14 +63,6 @@ fn query_at(i: u32) -> f32 {
     return bitcast<f32>(queries[i]);
 }
 
-// Entries of a block of heads before what its positions are known by.
-fn query_entries(key_group: u32) -> u32 {
-    if (key_group == 0u) {
-        return HEAD_DIM;
-    }
-    return QUADS + 1u + HEAD_DIM / key_group;
-}
-
 // The factors of cos(t angle) and sin(t angle) in what pair p of the mean key, turned to position t, adds to the score of the query in `row`.
 fn query_position(head: u32, p: u32) -> vec2<f32> {
     let a = select(2u * p, p, ROPE == 1u);
@@ -110,7 +103,7 @@ fn query(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_
             query_rows[row_at + HEAD_DIM + 2u * i] = here.x;
             query_rows[row_at + HEAD_DIM + 2u * i + 1u] = here.y;
             let turn = turns[POSITION_CENTRE + min(i, max(ROPE_PAIRS, 1u) - 1u)];
-            let entry = at + (query_entries(key_group) + 2u * i) * HEADS;
+            let entry = at + (POSITIONS_AT + 2u * i) * HEADS;
             query_codes[entry] = bitcast<u32>(here.x * turn.x + here.y * turn.y);
             query_codes[entry + HEADS] = bitcast<u32>(here.y * turn.x - here.x * turn.y);
         }

@@ -14,10 +14,11 @@ use crate::kernel::attend_prefill::AttendPrefillParams;
 use crate::kernel::attend_split::AttendSplitParams;
 use crate::kernel::dequantize::DequantizeParams;
 use crate::kernel::elect::ElectParams;
+use crate::kernel::position::PositionParams;
 use crate::kernel::protect::ProtectParams;
 use crate::kernel::query::QueryParams;
 use crate::kernel::{
-    align_plan, align_scores, align_values, append, append_reordered, attend_merge, attend_prefill, attend_split, dequantize, elect, protect, query,
+    align_plan, align_scores, align_values, append, append_reordered, attend_merge, attend_prefill, attend_split, dequantize, elect, position, protect, query,
 };
 use crate::layout::PAGE_TOKENS;
 use crate::plan::{Plan, Restore, Slab};
@@ -97,6 +98,8 @@ struct Scratch {
     /// For codecs with planes: the scores of a pass and their sums by item, and what to read.
     scores: wgpu::Buffer,
     plans: wgpu::Buffer,
+    /// For Centred: terms of what the mean of the keys adds to the scores of a pass's pages.
+    position_terms: wgpu::Buffer,
 }
 
 /// Identities of caches, so that a handle of one is not taken by another.
@@ -140,7 +143,7 @@ pub(crate) fn turns(plan: &Plan) -> Vec<[f32; 2]> {
     }
     if plan.position_quads() > 0 {
         turns.resize(plan.position_centre() as usize, [1.0, 0.0]);
-        turns.extend(crate::position::tables(&plan.shape().rope));
+        turns.extend(crate::position::tables(&plan.shape().rope, plan.position_pages() as usize));
     }
     if plan.turn_columns() {
         let pairs = frequencies.len();
@@ -219,6 +222,7 @@ impl Cache {
             row_partials: buffer("wgkv row_partials", plan.row_partials_bytes()),
             scores: buffer("wgkv scores", plan.scores_bytes()),
             plans: buffer("wgkv plans", plan.plans_bytes()),
+            position_terms: buffer("wgkv position_terms", plan.position_terms_bytes()),
         };
         gpu.queue().write_buffer(&scratch.turns, 0, bytemuck::cast_slice(&turn_table));
         let status = buffer("wgkv status", 4 * STATUS_WORDS);
@@ -430,7 +434,8 @@ impl Cache {
                 .map(wgpu::Buffer::size)
                 .iter()
                 .sum::<u64>()
-                + if self.plan.aligns() { self.scratch.scores.size() + self.scratch.plans.size() } else { 0 },
+                + if self.plan.aligns() { self.scratch.scores.size() + self.scratch.plans.size() } else { 0 }
+                + if self.plan.position_quads() > 0 { self.scratch.position_terms.size() } else { 0 },
         }
     }
 
@@ -733,6 +738,20 @@ impl Cache {
                 ],
                 [pass_of_rows.rows, shape.query_heads, 1],
             );
+            if part.position.items > 0 {
+                self.gpu.pipeline(&position::variant(plan)).dispatch(
+                    &self.gpu,
+                    pass,
+                    &[
+                        params::<PositionParams>(step, part.position.params),
+                        step.tables.as_entire_binding(),
+                        scratch.turns.as_entire_binding(),
+                        scratch.query_codes.as_entire_binding(),
+                        scratch.position_terms.as_entire_binding(),
+                    ],
+                    [part.position.items, plan.readings() as u32, 1],
+                );
+            }
             for ((slab, dispatch), pages) in slabs.iter().zip(&part.split).zip(&buffers.pages) {
                 if dispatch.items > 0 {
                     self.gpu.pipeline(&attend_split::variant(plan, slab)).dispatch(
@@ -746,6 +765,7 @@ impl Cache {
                             buffers.marks.as_entire_binding(),
                             buffers.key_scales.as_entire_binding(),
                             pages.as_entire_binding(),
+                            scratch.position_terms.as_entire_binding(),
                             scratch.partials.as_entire_binding(),
                         ],
                         [dispatch.items, slab.count() / plan.group_heads() * plan.blocks(), 1],
@@ -959,6 +979,12 @@ impl Cache {
     pub fn reordered_buffers(&self, layer: u32) -> Result<[&wgpu::Buffer; 2]> {
         let buffers = self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.plan.shape().layers })?;
         Ok([&buffers.key_scales, &buffers.marks])
+    }
+
+    /// The terms of positions, for comparing kernels with their [twins](crate::reference).
+    #[doc(hidden)]
+    pub fn position_terms(&self) -> &wgpu::Buffer {
+        &self.scratch.position_terms
     }
 
     /// What the kernels of planes hand each other: scores, plans. For comparing kernels with their [twins](crate::reference).

@@ -15,6 +15,7 @@ pub mod dequantize;
 pub mod elect;
 pub mod gram;
 pub mod measure;
+pub mod position;
 pub mod protect;
 pub mod query;
 pub mod rotate;
@@ -61,7 +62,7 @@ impl Hash for Kernel {
 }
 
 /// All kernels.
-pub const ALL: [&Kernel; 15] = [
+pub const ALL: [&Kernel; 16] = [
     &align_plan::KERNEL,
     &align_scores::KERNEL,
     &align_values::KERNEL,
@@ -74,6 +75,7 @@ pub const ALL: [&Kernel; 15] = [
     &elect::KERNEL,
     &gram::KERNEL,
     &measure::KERNEL,
+    &position::KERNEL,
     &protect::KERNEL,
     &query::KERNEL,
     &rotate::KERNEL,
@@ -184,12 +186,14 @@ pub(crate) const KEYS_RESTORED: Part = part!("keys_restored");
 pub(crate) const KEYS_ROLLED: Part = part!("keys_rolled");
 pub(crate) const KEYS_STRAIGHT: Part = part!("keys_straight");
 pub(crate) const LANES: Part = part!("lanes");
+pub(crate) const MIRROR_SUBGROUP: Part = part!("mirror_subgroup");
+pub(crate) const MIRROR_WORKGROUP: Part = part!("mirror_workgroup");
 pub(crate) const PLACE: Part = part!("place");
 pub(crate) const PLANES: Part = part!("planes");
-pub(crate) const POSITION: Part = part!("position");
-pub(crate) const POSITION_NONE: Part = part!("position_none");
-pub(crate) const POSITION_ROLLED: Part = part!("position_rolled");
-pub(crate) const POSITION_STRAIGHT: Part = part!("position_straight");
+pub(crate) const POSITIONS: Part = part!("positions");
+pub(crate) const POSITIONS_NONE: Part = part!("positions_none");
+pub(crate) const POSITIONS_ROLLED: Part = part!("positions_rolled");
+pub(crate) const POSITIONS_STRAIGHT: Part = part!("positions_straight");
 pub(crate) const QUERIES: Part = part!("queries");
 pub(crate) const REDUCE_SUBGROUP: Part = part!("reduce_subgroup");
 pub(crate) const REDUCE_WORKGROUP: Part = part!("reduce_workgroup");
@@ -279,6 +283,15 @@ pub(crate) fn group_constants(plan: &Plan, slab: &Slab) -> Constants {
 /// MASSIVE and ELECTED_AT.
 pub(crate) fn elected_constants(plan: &Plan) -> Constants {
     vec![flag("MASSIVE", plan.elects()), ("ELECTED_AT", plan.elected_at().into())]
+}
+
+/// How many query heads share one reading.
+pub(crate) fn heads_part(plan: &Plan) -> Part {
+    match plan.heads() {
+        1 => HEADS_1,
+        2 => HEADS_2,
+        _ => HEADS_4,
+    }
 }
 
 /// How scales and zeros are read.

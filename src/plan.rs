@@ -11,7 +11,7 @@ use crate::gpu::{Capability, Reduce};
 use crate::kernel::align_plan::PLAN_WORDS;
 use crate::kernel::{self, Variant, align_plan, align_scores, align_values, attend_prefill, attend_split};
 use crate::layout::{PAGE_TOKENS, PageLayout};
-use crate::position::{self, Split};
+use crate::position;
 use crate::protection::{Protection, Sinks};
 use crate::rows::Element;
 use crate::shape::{RopeLayout, Shape};
@@ -327,9 +327,24 @@ impl Plan {
         if self.centre.as_ref().is_some_and(|centre| centre.moves(&self.shape)) { pairs.div_ceil(2) } else { 0 }
     }
 
-    /// How the pairs of RoPE are treated there.
-    pub(crate) fn position_split(&self) -> Split {
-        if self.position_quads() == 0 { Split { waves: 0, fits: 0 } } else { position::split(&self.shape.rope) }
+    /// The first pairs of RoPE, which turn too fast for a short polynomial.
+    pub(crate) fn position_waves(&self) -> u32 {
+        if self.position_quads() == 0 { 0 } else { position::waves(&self.shape.rope) as u32 }
+    }
+
+    /// Pages that a sequence can have.
+    pub(crate) fn position_pages(&self) -> u32 {
+        (self.turn_rows() - u64::from(PAGE_TOKENS)) as u32
+    }
+
+    /// Do rows of a decode pass have a place for each of their pages: for scores, or for terms of positions?
+    pub(crate) fn places_pages(&self) -> bool {
+        self.aligns() || self.position_quads() > 0
+    }
+
+    /// Bytes of the terms of a pass.
+    pub(crate) fn position_terms_bytes(&self) -> u64 {
+        if self.position_quads() == 0 { 0 } else { 4 * u64::from(self.pages) * self.readings() * u64::from(self.heads * kernel::position::TERMS) }
     }
 
     /// Where the tables of part position begin in the table of turns: an even number.
@@ -519,9 +534,9 @@ impl Plan {
         let weights = self.most(|slab| if slab.layout.value_groups == 0 { 128 } else { 32 * slab.layout.value_groups });
         let unit = 4 * self.heads() * (weights + 8 + 32);
         if !self.restores() {
-            // Both factors of every pair, the terms of the polynomials and the halves of the sums.
-            let positions = if self.position_quads() == 0 { 0 } else { 4 * self.position_quads() + 32 + 128 };
-            return unit + 4 * self.heads() * (self.query_stride() + positions);
+            // Both factors of every wave, and the halves of the sums.
+            let positions = if self.position_quads() == 0 { 0 } else { 2 * self.position_waves().max(1) + 128 };
+            return unit + 4 * self.heads() * (self.positions_at() + positions);
         }
         let row_groups = self.most(|slab| slab.layout.row_groups);
         let units = self.group_heads();
@@ -656,9 +671,14 @@ impl Plan {
         self.shape.share().div_ceil(self.heads())
     }
 
+    /// Entries of one block of heads among the query codes, but for what positions are known by.
+    pub(crate) fn positions_at(&self) -> u32 {
+        self.most(|slab| slab.code_entries(self.shape.head_dim))
+    }
+
     /// Entries of one block of heads among the query codes.
     pub fn query_stride(&self) -> u32 {
-        self.most(|slab| slab.code_entries(self.shape.head_dim)) + 4 * self.position_quads()
+        self.positions_at() + 4 * self.position_quads()
     }
 
     /// Query rows that one pass works on.
@@ -713,7 +733,11 @@ impl Plan {
                 _ => u64::from(PAGE_TOKENS),
             };
         let turns = 8 * rows * self.shape.rope.frequencies().len().max(1) as u64;
-        if self.position_quads() == 0 { turns } else { turns.next_multiple_of(16) + 8 * position::pairs(&self.shape.rope) as u64 }
+        if self.position_quads() == 0 {
+            turns
+        } else {
+            turns.next_multiple_of(16) + 8 * position::pairs(&self.shape.rope, self.position_pages() as usize) as u64
+        }
     }
 
     /// Does the table of turns end with the low positions once more, as attend_split takes them?
@@ -742,6 +766,9 @@ impl Plan {
             kernel::attend_merge::variant(self, self.element, true),
             kernel::attend_merge::variant(self, self.element, false),
         ];
+        if self.position_quads() > 0 {
+            variants.push(kernel::position::variant(self));
+        }
         if self.sinks() + self.ring() > 0 {
             variants.push(kernel::protect::variant(self, self.element));
         }
@@ -782,7 +809,8 @@ impl Plan {
                 + self.row_partials_bytes()
                 + self.turns_bytes()
                 + self.scores_bytes()
-                + self.plans_bytes(),
+                + self.plans_bytes()
+                + self.position_terms_bytes(),
         };
         for layer in 0..self.shape.layers {
             cost.key_scales += self.key_scales_bytes(layer);

@@ -1,8 +1,9 @@
-//! What the mean of the keys adds to a score, in closed form: tables for `shaders/part/position.wgsl`.
+//! What the mean of the keys adds to a score, in closed form: tables for `shaders/position.wgsl` and `shaders/part/positions.wgsl`.
 //!
 //! A key is stored without its mean `m`. What is missing in the score of query `q` at token `t` is `q . RoPE_t(m)`, which is
 //! `sum_p a_p cos(t angle_p) + b_p sin(t angle_p)` over the pairs of RoPE: no memory is read for it, only the query's `a` and `b`.
 
+use crate::layout::PAGE_TOKENS;
 use crate::shape::Rope;
 
 /// Positions from the middle of a page to its ends, and a bit.
@@ -18,26 +19,16 @@ const TERMS: usize = 6;
 /// Lanes of a unit.
 const LANES: usize = 32;
 
-/// How a RoPE's pairs are treated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Split {
-    /// The first so many are summed one by one: all that turn fast are among them.
-    pub waves: u32,
-    /// vec4s that a lane takes of the table of polynomials: four pairs each, of every second one.
-    pub fits: u32,
+/// How many of a RoPE's first pairs are summed one by one: all that turn fast are among them.
+pub(crate) fn waves(rope: &Rope) -> usize {
+    rope.frequencies().iter().rposition(|f| f.abs() * REACH > SLOW).map_or(0, |last| last + 1)
 }
 
-pub(crate) fn split(rope: &Rope) -> Split {
-    let frequencies = rope.frequencies();
-    let waves = frequencies.iter().rposition(|f| f.abs() * REACH > SLOW).map_or(0, |last| last + 1);
-    Split { waves: waves as u32, fits: (frequencies.len() - waves).div_ceil(8) as u32 }
-}
-
-/// Numbers of the table, in pairs of f32: the turns by 63.5 positions (an even number, the last perhaps unused), then the waves, then the
-/// polynomials.
-pub(crate) fn pairs(rope: &Rope) -> usize {
-    let Split { waves, fits } = split(rope);
-    rope.frequencies().len().next_multiple_of(2) + 2 * LANES * (waves + fits) as usize
+/// Numbers of the tables, in pairs of f32: the turns by 63.5 positions (an even number, the last perhaps unused), then the waves, the
+/// polynomials, and the turns of the slow pairs by so many pages.
+pub(crate) fn pairs(rope: &Rope, pages: usize) -> usize {
+    let (pairs, waves) = (rope.frequencies().len(), waves(rope));
+    pairs.next_multiple_of(2) + 2 * LANES * waves + (TERMS + pages) * (pairs - waves)
 }
 
 /// The terms of the polynomial in y, 0 to 1, that meets a function at Chebyshev's nodes.
@@ -62,35 +53,29 @@ fn fit(of: impl Fn(f64) -> f64) -> [f64; TERMS] {
 }
 
 /// The tables, [`pairs`] pairs.
-pub(crate) fn tables(rope: &Rope) -> Vec<[f32; 2]> {
+pub(crate) fn tables(rope: &Rope, pages: usize) -> Vec<[f32; 2]> {
     let frequencies = rope.frequencies();
-    let Split { waves, fits } = split(rope);
+    let waves = waves(rope);
     let place = |token: usize| token as f64 - 63.5;
     let mut centre: Vec<[f32; 2]> = frequencies.iter().map(|f| (f * 63.5).sin_cos()).map(|(sin, cos)| [cos as f32, sin as f32]).collect();
     centre.resize(centre.len().next_multiple_of(2), [1.0, 0.0]);
     let mut numbers = Vec::new();
-    for frequency in &frequencies[..waves as usize] {
+    for frequency in &frequencies[..waves] {
         // Four tokens a lane: cosines before the middle, sines after it.
         numbers.extend((0..4 * LANES).map(|token| {
             let angle = frequency * place(token);
             if token < 64 { angle.cos() } else { angle.sin() }
         }));
     }
-    let polynomials: Vec<[f64; 2 * TERMS]> = frequencies[waves as usize..]
-        .iter()
-        .map(|frequency| {
-            let angle = |y: f64| frequency * REACH * y.sqrt();
-            let even = fit(|y| angle(y).cos());
-            // The sine over the place: no node is at 0.
-            let odd = fit(|y| angle(y).sin() / y.sqrt());
-            std::array::from_fn(|k| if k < TERMS { even[k] } else { odd[k - TERMS] })
-        })
-        .collect();
-    for four in 0..fits as usize {
-        for lane in 0..LANES {
-            let factor = |n: usize| polynomials.get(8 * four + 2 * n + lane / 16).and_then(|terms| terms.get(lane % 16)).copied().unwrap_or(0.0);
-            numbers.extend((0..4).map(factor));
-        }
+    for frequency in &frequencies[waves..] {
+        let angle = |y: f64| frequency * REACH * y.sqrt();
+        numbers.extend(fit(|y| angle(y).cos()));
+        // The sine over the place: no node is at 0.
+        numbers.extend(fit(|y| angle(y).sin() / y.sqrt()));
+    }
+    for frequency in &frequencies[waves..] {
+        let turns = (0..pages).map(|n| (PAGE_TOKENS as usize * n) as f64 * frequency);
+        numbers.extend(turns.map(f64::sin_cos).flat_map(|(sin, cos)| [cos, sin]));
     }
     centre.extend(numbers.chunks_exact(2).map(|two| [two[0] as f32, two[1] as f32]));
     centre
@@ -98,7 +83,7 @@ pub(crate) fn tables(rope: &Rope) -> Vec<[f32; 2]> {
 
 #[cfg(test)]
 mod tests {
-    use super::{REACH, TERMS, fit, pairs, split, tables};
+    use super::{REACH, TERMS, fit, pairs, tables, waves};
     use crate::shape::Rope;
 
     #[test]
@@ -125,9 +110,9 @@ mod tests {
             Rope::llama3(5e5, 128, 8.0, 1.0, 4.0, 8192),
         ];
         for rope in ropes {
-            assert_eq!(tables(&rope).len(), pairs(&rope), "{:?}", split(&rope));
+            assert_eq!(tables(&rope, 7).len(), pairs(&rope, 7), "{rope:?}");
         }
-        assert_eq!(split(&Rope::new(1e4, 128)).waves, 20);
-        assert_eq!(split(&Rope::new(5e5, 128)).waves, 14);
+        assert_eq!(waves(&Rope::new(1e4, 128)), 20);
+        assert_eq!(waves(&Rope::new(5e5, 128)), 14);
     }
 }

@@ -5,7 +5,7 @@
 //! it after the constants. All arithmetic is f32 in the shader's order of operations, so that a kernel and its twin differ by
 //! what a compiler may do (contract a product and a sum, approximate a division or `exp2`) and by nothing else; integers agree
 //! exactly. The twins of the shader's parts are modules here: [`half`], [`turn`], [`hadamard`], [`centre`], [`group`], [`fit`], [`scales`],
-//! [`cached`], [`position`](position()), [`grouped`], [`planes`].
+//! [`cached`], [`positions`], [`grouped`], [`planes`].
 //!
 //! The functions in f64 ([`rotate_exact`], [`rotate_group_exact`], [`turn_exact`], [`attention_exact`]) are what the kernels approximate: they tell
 //! which error is honest.
@@ -19,6 +19,7 @@ pub mod grouped;
 pub mod hadamard;
 pub mod half;
 pub mod planes;
+pub mod positions;
 pub mod scales;
 pub mod turn;
 
@@ -83,14 +84,16 @@ pub struct Constants {
     pub centred: bool,
     /// Quads of channels that carry what the mean of the keys adds to a score; 0 where nothing.
     pub position_quads: u32,
-    /// What the query's positions are known by, among the entries of the query codes.
+    /// Entries of the query codes before those that positions are known by.
     pub positions_at: u32,
     /// In `turns`: the turn by 63.5 positions, and after it the tables of `position`.
     pub position_centre: u32,
     /// First pairs of RoPE, which turn too fast for a short polynomial.
     pub position_waves: u32,
-    /// Fours of every second other pair.
-    pub position_fits: u32,
+    /// Pages that a sequence can have, where something turns.
+    pub position_pages: u32,
+    /// Pages of a pass.
+    pub position_places: u32,
     /// RotateKV: are keys stored before RoPE, rotated over a group of heads?
     pub restore: bool,
     /// KV heads that are rotated together.
@@ -204,10 +207,11 @@ impl Constants {
             rotate_values: flag("ROTATE_VALUES"),
             centred: flag("CENTRED"),
             position_quads: whole("POSITION_QUADS"),
-            positions_at: unplaned("POSITIONS_AT"),
+            positions_at: whole("POSITIONS_AT"),
             position_centre: whole("POSITION_CENTRE"),
             position_waves: unplaned("POSITION_WAVES"),
-            position_fits: unplaned("POSITION_FITS"),
+            position_places: plan.pages(),
+            position_pages: if plan.position_quads() == 0 { 0 } else { number("POSITION_PAGES") as u32 },
             restore: flag("RESTORE"),
             group_heads: whole("GROUP_HEADS"),
             group_scale: float("GROUP_SCALE"),

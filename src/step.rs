@@ -10,6 +10,7 @@ use crate::kernel::attend_merge::{AttendMergeParams, MANY_ITEMS, MERGE_ITEMS};
 use crate::kernel::attend_prefill::{AttendPrefillParams, DECODE_PARTIALS, TILE_ROWS, TILE_TOKENS};
 use crate::kernel::attend_split::AttendSplitParams;
 use crate::kernel::elect;
+use crate::kernel::position::{self, PositionParams};
 use crate::kernel::protect::ProtectParams;
 use crate::kernel::query::QueryParams;
 use crate::layout::PAGE_TOKENS;
@@ -70,6 +71,8 @@ pub(crate) struct Pass {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Arranged {
     pub query: u64,
+    /// Chunks of the pages of decoding rows, for Centred.
+    pub position: Dispatch,
     /// By slab.
     pub split: Vec<Dispatch>,
     /// By slab.
@@ -178,6 +181,8 @@ pub struct Words {
     /// Parameters of `query`, by pass and arrangement: each way in which a layer's heads are spread over slabs, of which a plan
     /// without an allocation has one.
     pub query: Vec<QueryParams>,
+    /// Parameters of `position` and its items, by pass and arrangement; no items unless the codec is Centred.
+    pub position: Vec<(PositionParams, u32)>,
     /// Parameters of `attend_split` and its items, by pass, arrangement and slab.
     pub attend_split: Vec<(AttendSplitParams, u32)>,
     /// Parameters of `attend_prefill` and its items, by pass, arrangement and slab.
@@ -448,9 +453,9 @@ fn passes(plan: &Plan, growths: &[Growth], records: &[u32], arrangements: &[Arra
     for (growth, record) in growths.iter().zip(records) {
         let tokens = growth.new_tokens - growth.old_tokens;
         let mut first = 0;
-        // Scores are kept of as many pages as there are; sequences that share pages may together have more.
+        // Scores (or terms of positions) are kept of as many pages as there are; sequences that share pages may together have more.
         pages += growth.pages.len() as u32;
-        if plan.aligns() && pages > plan.pages() && rows > 0 {
+        if plan.places_pages() && pages > plan.pages() && rows > 0 {
             passes.push(pass(plan, &runs, rows, row_first, arrangements, words, params, alignment));
             runs.clear();
             row_first += rows;
@@ -507,8 +512,8 @@ fn pass(
     for run in runs {
         let first_split = splits;
         score_pages.push(score_page);
-        // What the kernels of planes find in the place of the slot: the first of the row's pages among the scores.
-        let place = if plan.aligns() { score_page } else { run.growth.slot };
+        // What is found in the place of the slot where pages have places of their own: the first of the row's among the scores or terms.
+        let place = if plan.places_pages() { score_page } else { run.growth.slot };
         if with_pages(run) {
             score_page += pages_of(run);
             let slice = slice.max(pages_of(run).div_ceil(MERGE_ITEMS));
@@ -550,6 +555,17 @@ fn pass(
         partial_runs.push(first_partial..partials);
     }
 
+    let position_at = tables.len() as u32;
+    let mut positions = 0;
+    if plan.position_quads() > 0 {
+        for (run, place) in runs.iter().zip(&score_pages).filter(|(run, _)| with_pages(run)) {
+            for first in (0..pages_of(run)).step_by(position::PAGES as usize) {
+                tables.extend([run.row, first, pages_of(run).min(first + position::PAGES), *place]);
+                positions += 1;
+            }
+        }
+    }
+
     let align_at = tables.len() as u32;
     let mut align_rows = 0;
     if plan.aligns() {
@@ -579,8 +595,14 @@ fn pass(
     let mut pass = Pass { rows, merge: params.push(&merge, alignment), many_items: most_items >= MANY_ITEMS, arranged: Vec::new() };
     for (slabs, at) in plan.arrangements().iter().zip(arrangements) {
         let query = QueryParams { positions_at, row_first, query_heads: shape.query_heads, kv_heads: shape.kv_heads, groups_at: at.groups_at, pad: [0; 3] };
-        let mut arranged = Arranged { query: params.push(&query, alignment), ..Arranged::default() };
+        let position = PositionParams { items_at: position_at, kv_heads: shape.kv_heads, pad: [0; 2] };
+        let mut arranged = Arranged {
+            query: params.push(&query, alignment),
+            position: Dispatch { params: params.push(&position, alignment), items: positions },
+            ..Arranged::default()
+        };
         words.query.push(query);
+        words.position.push((position, positions));
         for (slab, heads_at) in slabs.iter().zip(&at.heads_at) {
             let (slab_heads, heads_at, kv_heads) = (slab.count(), *heads_at, shape.kv_heads);
             let split = AttendSplitParams { items_at: split_at, slab_heads, heads_at, kv_heads };

@@ -74,7 +74,11 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
     // What the mean of the keys adds to a score is in its closed form here, by polynomials and waves.
     cases.extend([
         of("Centred: 2 bits, a share of 4", 128, 4, 1, centred(Two, Two, 128)),
-        Case { no_subgroups: true, protection: protect(4, 0), ..of("Centred: a share of 3, reduced through workgroup memory", 64, 6, 2, centred(Three, Four, 32)) },
+        Case {
+            no_subgroups: true,
+            protection: protect(4, 0),
+            ..of("Centred: a share of 3, reduced through workgroup memory", 64, 6, 2, centred(Three, Four, 32))
+        },
         Case { slabs: true, ..of("Centred: a share of 7, interleaved pairs, slabs", 64, 14, 2, centred(Four, Three, 64)) },
         Case { protection: protect(4, 16), ..three_ways(of("Centred: heads stored in three ways, a share of 2; a window", 128, 8, 4, centred(Two, Two, 128))) },
         of("Centred: the largest head, every pair fast", 256, 1, 1, centred(Eight, Eight, 32)),
@@ -172,7 +176,7 @@ fn check(walk: &Walk, taken: &Taken) {
     for (((params, items), c), pages) in words.attend_split.iter().zip(&walk.slab_constants).zip(&taken.after.pages) {
         assert!(*items > 0, "the case has something to attend to");
         let State { marks, key_scales, .. } = &taken.after;
-        reference::attend_split(params, c, *items, &words.tables, &walk.turns, query_codes, marks, key_scales, pages, &mut twin);
+        reference::attend_split(params, c, *items, &words.tables, &walk.turns, query_codes, marks, key_scales, pages, floats(&taken.positions), &mut twin);
     }
     let items = words.attend_split[0].1;
     let d = c.head_dim as usize;

@@ -39,7 +39,7 @@ fn f16(numbers: &[f32]) -> Vec<f32> {
     bytemuck::pod_collect_to_vec(&halves)
 }
 
-fn add(gpu: &Gpu, collector: &mut Collector, layer: u32, keys: &[f32], width: usize, element: Element) {
+fn add(gpu: &Gpu, collector: &Collector, layer: u32, keys: &[f32], width: usize, element: Element) {
     let rows = (keys.len() / width) as u32;
     let buffer = upload(gpu, &if element == Element::F16 { f16(keys) } else { keys.to_vec() });
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -82,7 +82,7 @@ fn what_the_gpu_collects_is_what_f64_sums_give_in_any_order_and_batches() {
                     for rows in &batches {
                         let batch: Vec<f32> = tokens.by_ref().take(*rows).flatten().copied().collect();
                         if *rows > 0 {
-                            add(&gpu, &mut collector, layer, &batch, width, element);
+                            add(&gpu, &collector, layer, &batch, width, element);
                         }
                     }
                 }
@@ -104,8 +104,8 @@ fn a_token_that_is_not_finite_is_left_out_and_told() {
     broken[7 * 128 + 5] = f32::NAN;
     broken[9 * 128..][..128].fill(f32::INFINITY);
     let collector = Calibration::collect(&gpu, &shape, 2).unwrap();
-    add(&gpu, &mut collector, 0, &broken, 128, Element::F32);
-    add(&gpu, &mut collector, 1, &clean, 128, Element::F32);
+    add(&gpu, &collector, 0, &broken, 128, Element::F32);
+    add(&gpu, &collector, 1, &clean, 128, Element::F32);
     let got = finish(&collector, Reach::Global).unwrap();
     assert_eq!((got.tokens(), got.skipped()), (40, 2));
     let kept: Vec<f32> = clean.chunks_exact(128).enumerate().filter(|(t, _)| ![7, 9].contains(t)).flat_map(|(_, row)| row.to_vec()).collect();
@@ -122,11 +122,11 @@ fn what_cannot_be_finished_is_refused() {
     let rows = keys(&mut random, 5, 64);
     let collector = Calibration::collect(&gpu, &shape, 1).unwrap();
     refused(finish(&collector, Reach::Global), "tokens");
-    add(&gpu, &mut collector, 0, &rows, 64, Element::F32);
+    add(&gpu, &collector, 0, &rows, 64, Element::F32);
     refused(finish(&collector, Reach::Global), "tokens");
-    add(&gpu, &mut collector, 1, &rows[..4 * 64], 64, Element::F32);
+    add(&gpu, &collector, 1, &rows[..4 * 64], 64, Element::F32);
     refused(finish(&collector, Reach::Global), "tokens");
-    add(&gpu, &mut collector, 1, &rows[4 * 64..], 64, Element::F32);
+    add(&gpu, &collector, 1, &rows[4 * 64..], 64, Element::F32);
     finish(&collector, Reach::Global).unwrap();
     let buffer = upload(&gpu, &rows);
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -138,13 +138,13 @@ fn what_cannot_be_finished_is_refused() {
     assert_eq!(finish(&collector, Reach::Global).unwrap().tokens(), 5);
 
     let collector = Calibration::collect(&gpu, &shape, 1).unwrap();
-    add(&gpu, &mut collector, 0, &rows, 64, Element::F32);
-    add(&gpu, &mut collector, 1, &[f32::NAN; 5 * 64], 64, Element::F32);
+    add(&gpu, &collector, 0, &rows, 64, Element::F32);
+    add(&gpu, &collector, 1, &[f32::NAN; 5 * 64], 64, Element::F32);
     refused(finish(&collector, Reach::Global), "keys");
 
     let collector = Calibration::collect(&gpu, &shape, 1).unwrap();
     for layer in 0..2 {
-        add(&gpu, &mut collector, layer, &[f32::MAX; 5 * 64], 64, Element::F32);
+        add(&gpu, &collector, layer, &[f32::MAX; 5 * 64], 64, Element::F32);
     }
     refused(finish(&collector, Reach::Global), "sums");
 }
@@ -257,7 +257,7 @@ fn item_8_the_score_is_taken_on_rotated_keys_before_rope() {
     let shape = shape(1, 4, 64);
     let keys = keys(&mut random, 96, 256);
     let collector = Calibration::collect(&gpu, &shape, 4).unwrap();
-    add(&gpu, &mut collector, 0, &keys, 256, Element::F32);
+    add(&gpu, &collector, 0, &keys, 256, Element::F32);
     let calibration = finish(&collector, Reach::Global).unwrap();
     // Rotating every token and adding up, as the paper does, gives the same: the rotation is linear.
     let argsort = |score: &[f64]| {

@@ -178,10 +178,8 @@ fn check_plain(walk: &Walk, record: &Record, got: &[Vec<f32>; 2], plain: &[Vec<f
         let keys = plan.format().codec() == Codec::RotateKv;
         for (which, (got, plain)) in got.iter().zip(plain).enumerate().skip(usize::from(keys)) {
             let is_key = which == 0;
-            let (back, came) = (
-                basis(walk, &plain_row(&got[at..at + d], token, is_key), head, token, is_key),
-                basis(walk, &plain[at..at + d], head, token, is_key),
-            );
+            let (back, came) =
+                (basis(walk, &plain_row(&got[at..at + d], token, is_key), head, token, is_key), basis(walk, &plain[at..at + d], head, token, is_key));
             let format = plan.allocation().format_of(0, head);
             let precision = [format.key(), format.value()][which];
             let packed = f16_row(walk, state, record, head, token).is_none() && precision.bits != Bits::Sixteen;
@@ -190,7 +188,11 @@ fn check_plain(walk: &Walk, record: &Record, got: &[Vec<f32>; 2], plain: &[Vec<f
                 for (back, came) in back.chunks(precision.group(shape.head_dim) as usize).zip(came.chunks(precision.group(shape.head_dim) as usize)) {
                     let error: f64 = back.iter().zip(came).map(|(a, b)| (a - b).powi(2)).sum();
                     let share = error / came.iter().map(|x| x * x).sum::<f64>();
-                    let allowed = [(Bits::Two, 0.5), (Bits::Three, 0.15), (Bits::Four, 0.05), (Bits::Eight, 0.001)].into_iter().find(|(b, _)| *b == precision.bits).unwrap().1;
+                    let allowed = [(Bits::Two, 0.5), (Bits::Three, 0.15), (Bits::Four, 0.05), (Bits::Eight, 0.001)]
+                        .into_iter()
+                        .find(|(b, _)| *b == precision.bits)
+                        .unwrap()
+                        .1;
                     assert!(share < allowed, "{}: {share} of the energy of token {token} is error. WGKV_SEED={}", walk.case.why, walk.seed);
                 }
                 continue;

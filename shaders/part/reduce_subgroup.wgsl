@@ -12,8 +12,3 @@ fn reduce_max(unit: u32, x: HeadsF) -> HeadsF {
 fn reduce_add(unit: u32, x: HeadsF) -> HeadsF {
     return subgroupAdd(x);
 }
-
-// What the lane mirrored about the middle of the unit has.
-fn reduce_mirror(x: HeadsF) -> HeadsF {
-    return subgroupShuffleXor(x, 31u);
-}

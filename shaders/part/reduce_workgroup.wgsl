@@ -27,8 +27,3 @@ fn reduce_add(unit: u32, x: HeadsF) -> HeadsF {
     let n = 32u * unit;
     return ((reduce_add8(n) + reduce_add8(n + 8u)) + (reduce_add8(n + 16u) + reduce_add8(n + 24u)));
 }
-
-// Only by shuffles: others take it from workgroup memory of their own.
-fn reduce_mirror(x: HeadsF) -> HeadsF {
-    return x;
-}

@@ -56,6 +56,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
             ("HEADS", plan.heads().into()),
             ("BLOCKS", plan.blocks().into()),
             ("QUERY_STRIDE", plan.query_stride().into()),
+            ("POSITIONS_AT", plan.positions_at().into()),
             ("PAGE_VECS", slab.layout().vecs.into()),
             ("SCORE_SUMS", plan.score_sums() as f64),
             ("UNITS", 1.0),

@@ -6,16 +6,15 @@
 //! Twin: [`reference::attend_split`](crate::reference::attend_split).
 
 use super::{
-    Binding, CODES_2, CODES_3, CODES_4, CODES_8, GROUPED, GROUPED_BLOCK, HADAMARD, HEADS_1, HEADS_2, HEADS_4, KEYS_2, KEYS_3, KEYS_4, KEYS_8, KEYS_F16,
-    KEYS_INTEGER, KEYS_RESTORED, KEYS_ROLLED, KEYS_STRAIGHT, Kernel, LANES, POSITION, POSITION_NONE, POSITION_ROLLED, POSITION_STRAIGHT, QUERIES,
+    Binding, CODES_2, CODES_3, CODES_4, CODES_8, GROUPED, GROUPED_BLOCK, HADAMARD, KEYS_2, KEYS_3, KEYS_4, KEYS_8, KEYS_F16, KEYS_INTEGER, KEYS_RESTORED,
+    KEYS_ROLLED, KEYS_STRAIGHT, Kernel, LANES, MIRROR_SUBGROUP, MIRROR_WORKGROUP, POSITIONS, POSITIONS_NONE, POSITIONS_ROLLED, POSITIONS_STRAIGHT, QUERIES,
     REDUCE_SUBGROUP, REDUCE_WORKGROUP, RESTORE_NONE, RESTORE_ROLLED, RESTORE_SHUFFLED, RESTORE_STRAIGHT, TURN, VALUES_2, VALUES_3, VALUES_4, VALUES_8,
     VALUES_F16, VALUES_INTEGER, VALUES_ROLLED, VALUES_STRAIGHT, Variant, WORDS_2, WORDS_3, WORDS_4, WORDS_8, elected_constants, group_constants,
-    hadamard_constants, rope_constants, scales_part,
+    hadamard_constants, heads_part, rope_constants, scales_part,
 };
 use crate::format::Bits;
 use crate::gpu::{Part, Reduce};
 use crate::plan::{Plan, Restore, Slab};
-use crate::position::Split;
 
 /// `AttendSplitParams` of `shaders/attend_split.wgsl`.
 #[repr(C)]
@@ -43,6 +42,7 @@ pub static KERNEL: Kernel = Kernel {
         ("marks", Binding::Read),
         ("key_scales", Binding::Read),
         ("pages", Binding::Read),
+        ("position_terms", Binding::Read),
         ("partials", Binding::Write),
     ],
     params_bytes: size_of::<AttendSplitParams>(),
@@ -85,11 +85,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     let layout = slab.layout();
     let head_dim = plan.shape().head_dim;
     let mut parts = vec![
-        match plan.heads() {
-            1 => HEADS_1,
-            2 => HEADS_2,
-            _ => HEADS_4,
-        },
+        heads_part(plan),
         match plan.reduce() {
             Reduce::Subgroup => REDUCE_SUBGROUP,
             Reduce::Workgroup => REDUCE_WORKGROUP,
@@ -98,9 +94,10 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     ];
     parts.extend(key_parts(plan, slab));
     if plan.position_quads() == 0 {
-        parts.push(POSITION_NONE);
+        parts.push(POSITIONS_NONE);
     } else {
-        parts.extend([POSITION, if plan.straight() { POSITION_STRAIGHT } else { POSITION_ROLLED }]);
+        let mirror = if plan.reduce() == Reduce::Subgroup { MIRROR_SUBGROUP } else { MIRROR_WORKGROUP };
+        parts.extend([POSITIONS, if plan.straight() { POSITIONS_STRAIGHT } else { POSITIONS_ROLLED }, mirror]);
     }
     match slab.format().value().bits.get() {
         16 => parts.push(VALUES_F16),
@@ -110,7 +107,6 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
             by_bits(bits, [VALUES_2, VALUES_3, VALUES_4, VALUES_8]),
         ]),
     }
-    let Split { waves, fits } = plan.position_split();
     let float = slab.format().value().bits == Bits::Sixteen;
     let mut constants = hadamard_constants(head_dim);
     constants.extend(group_constants(plan, slab));
@@ -132,10 +128,10 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
         ("PAGE_VECS", layout.vecs.into()),
         ("KEY_BITS", slab.format().key().bits.get().into()),
         ("VALUE_BITS", slab.format().value().bits.get().into()),
-        ("POSITIONS_AT", slab.code_entries(head_dim).into()),
+        ("POSITIONS_AT", plan.positions_at().into()),
         ("POSITION_CENTRE", plan.position_centre().into()),
-        ("POSITION_WAVES", waves.into()),
-        ("POSITION_FITS", fits.into()),
+        ("POSITION_WAVES", plan.position_waves().into()),
+        ("POSITION_PLACES", plan.pages().into()),
         ("SINKS", plan.sinks().into()),
         ("UNITS", plan.group_heads().into()),
         ("RESTORE_CELLS", plan.restore_cells().into()),

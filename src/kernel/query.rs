@@ -55,6 +55,7 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         flag("ROTATE_KEYS", plan.format().codec().rotates_keys()),
         centred(plan),
         position_quads(plan),
+        ("POSITIONS_AT", plan.positions_at().into()),
         ("POSITION_CENTRE", plan.position_centre().into()),
         half_rows(element),
         ("SCALE", scale(head_dim).into()),

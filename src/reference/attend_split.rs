@@ -3,9 +3,10 @@
 use super::cached::elected;
 use super::grouped::{Grouped, Spot};
 use super::half::unpack;
-use super::position::position;
+use super::positions::positions;
 use super::{Constants, hadamard, scales, turn};
 use crate::kernel::attend_split::AttendSplitParams;
+use crate::kernel::position::TERMS;
 
 const HIDDEN: f32 = -1e30;
 
@@ -27,7 +28,8 @@ struct Reading<'a> {
 ///
 /// `tables` holds the items (8 words) and lists of physical pages, `turns` is as [`turns`](super::turns), `query_codes`
 /// `[row, kv_heads, blocks, query_stride, heads]`, `marks` the groups of key channels and the elected sinks, `key_scales`
-/// `[physical page, row_groups, scale_vecs]` vec4s, `pages` `[physical page, slab head, 4 * page_vecs]`, `partials`
+/// `[physical page, row_groups, scale_vecs]` vec4s, `pages` `[physical page, slab head, 4 * page_vecs]`, `position_terms`
+/// `[kv_heads, blocks, 12, page of the pass, heads]` for Centred, `partials`
 /// `[item, kv_heads, blocks, heads, head_dim + 4]`.
 ///
 /// RotateKV's keys are restored in f32 in the shape of `shaders/part/restore_rolled.wgsl`; `restore_straight` does it in halves.
@@ -42,6 +44,7 @@ pub fn attend_split(
     marks: &[u32],
     key_scales: &[u32],
     pages: &[u32],
+    position_terms: &[f32],
     partials: &mut [f32],
 ) {
     let c = constants;
@@ -82,7 +85,10 @@ pub fn attend_split(
                 let reading = Reading { c, page, queries, h: h as usize, restored, n };
                 let mut s = reading.scores(turns);
                 if c.position_quads > 0 {
-                    let more = position(c, turns, n, |entry| f32::from_bits(reading.query(entry)));
+                    // In the place of the slot stands where the row's pages begin among the terms.
+                    let first = (head * c.blocks + block) * TERMS;
+                    let term = |k: usize| position_terms[(((first + k as u32) * c.position_places + slot + n) * c.heads + h) as usize];
+                    let more = positions(c, turns, n, |entry| f32::from_bits(reading.query(entry)), term);
                     for (s, more) in s.iter_mut().zip(more) {
                         *s += more;
                     }

@@ -1,41 +1,54 @@
-//! What the mean of the keys adds to the scores of a page, from the position alone. Shader: `shaders/part/position.wgsl`.
+//! The twin of `shaders/position.wgsl`.
 
 use super::{Constants, turn};
+use crate::kernel::position::{PAGES, PositionParams, TERMS};
 
-/// What it adds to the scores of the page of number `n` for one query head, whose factors `query(entry)` tells: by the token's place.
-pub fn position(constants: &Constants, turns: &[[f32; 2]], n: u32, query: impl Fn(u32) -> f32) -> [f32; 128] {
+/// What the mean of the keys adds to the scores of each page, as far as it turns slowly, for `items` items. Shader: `shaders/position.wgsl`.
+///
+/// `tables` holds the items (4 words), `turns` is as [`turns`](super::turns), `query_codes` `[row, kv_heads, blocks, query_stride, heads]`,
+/// `position_terms` `[kv_heads, blocks, 12, page of the pass, heads]`.
+pub fn position(
+    params: &PositionParams,
+    constants: &Constants,
+    items: u32,
+    tables: &[u32],
+    turns: &[[f32; 2]],
+    query_codes: &[u32],
+    position_terms: &mut [f32],
+) {
     let c = constants;
-    let tables = (c.position_centre + c.rope_pairs).next_multiple_of(2) as usize;
-    let number = |i: usize| turns[tables + i / 2][i % 2];
-    let pairs: Vec<[f32; 2]> = (0..c.rope_pairs)
-        .map(|p| {
-            let turn = turns[((128 + n) * c.rope_pairs + p) as usize];
-            turn::divided(turn, [query(c.positions_at + 2 * p), query(c.positions_at + 2 * p + 1)])
-        })
-        .collect();
-    // The terms of even and of odd powers.
-    let waves = c.position_waves as usize;
-    let term = |lane: usize| {
-        let odd = usize::from(lane % 16 >= 6);
-        (0..c.position_fits as usize).fold(0.0, |sum, w| {
-            let share = |n: usize| {
-                let p = (waves + 8 * w + lane / 16 + 2 * n).min(pairs.len() - 1);
-                number(4 * ((waves + w) * 32 + lane) + n) * pairs[p][odd]
-            };
-            sum + ((share(0) + share(1)) + (share(2) + share(3)))
-        })
-    };
-    let terms: [f32; 12] = std::array::from_fn(|k| term(k) + term(k + 16));
-    let half = |token: usize| {
-        let odd = usize::from(token >= 64);
-        let sum = (0..waves).fold(0.0, |sum, p| sum + pairs[p][odd] * number(128 * p + token));
-        if c.position_fits == 0 {
-            return sum;
+    let readings = params.kv_heads * c.blocks;
+    let table = polynomials(c);
+    let by_page = table + (TERMS / 2 * (c.rope_pairs - c.position_waves)) as usize;
+    for (x, reading) in (0..items).flat_map(|x| (0..readings).map(move |y| (x, y))) {
+        let item = (params.items_at + 4 * x) as usize;
+        let [row, first, end, place] = [0, 1, 2, 3].map(|e| tables[item + e]);
+        let at = (row * readings + reading) * c.query_stride + c.positions_at;
+        for n in first..end.min(first + PAGES) {
+            for h in 0..c.heads {
+                let mut terms = [0.0; TERMS as usize];
+                for p in c.position_waves..c.rope_pairs {
+                    let factor = |which| f32::from_bits(query_codes[((at + 2 * p + which) * c.heads + h) as usize]);
+                    let turned = turn::divided(turns[by_page + ((p - c.position_waves) * c.position_pages + n) as usize], [factor(0), factor(1)]);
+                    for (k, term) in terms.iter_mut().enumerate() {
+                        let i = (TERMS * (p - c.position_waves)) as usize + k;
+                        *term += turns[table + i / 2][i % 2] * turned[usize::from(k >= 6)];
+                    }
+                }
+                for (k, term) in (0..).zip(terms) {
+                    position_terms[(((reading * TERMS + k) * c.position_places + place + n) * c.heads + h) as usize] = term;
+                }
+            }
         }
-        let u = (token as f32 - 63.5) * (1.0 / 64.0);
-        let polynomial = terms[6 * odd..][..5].iter().rev().fold(terms[6 * odd + 5], |p, term| p * (u * u) + term);
-        sum + if odd == 1 { u } else { 1.0 } * polynomial
-    };
-    let halves: [f32; 128] = std::array::from_fn(half);
-    std::array::from_fn(|t| halves[t] + if t >= 64 { halves[127 - t] } else { -halves[127 - t] })
+    }
+}
+
+/// Where the tables of waves begin in `turns`.
+pub(super) fn waves(c: &Constants) -> usize {
+    (c.position_centre + c.rope_pairs).next_multiple_of(2) as usize
+}
+
+/// Where the polynomials begin.
+fn polynomials(c: &Constants) -> usize {
+    waves(c) + 64 * c.position_waves as usize
 }

@@ -47,12 +47,11 @@ pub fn query(
         let at = (((r * params.kv_heads + query_head / share) * c.blocks + block) * c.query_stride) * c.heads + query_head % share % c.heads;
         let mut put = |entry: u32, word: u32| query_codes[(at + entry * c.heads) as usize] = word;
         let key_group = tables[(params.groups_at + query_head / share) as usize];
-        let entries = if key_group == 0 { c.head_dim } else { c.head_dim / 4 + 1 + c.head_dim / key_group };
         for (i, here) in positions.iter().enumerate() {
             let pair = i.min(c.rope_pairs.max(1) as usize - 1);
             let [a, b] = turn::divided(turns[c.position_centre as usize + pair], *here);
-            put(entries + 2 * i as u32, a.to_bits());
-            put(entries + 2 * i as u32 + 1, b.to_bits());
+            put(c.positions_at + 2 * i as u32, a.to_bits());
+            put(c.positions_at + 2 * i as u32 + 1, b.to_bits());
         }
         if key_group == 0 {
             for (i, x) in row.iter().enumerate() {

@@ -144,6 +144,8 @@ pub struct Taken {
     pub scratch: [Vec<u32>; 4],
     /// For AlignedF16: scores, plans; poisoned before.
     pub aligned: [Vec<u32>; 2],
+    /// For Centred: terms of positions; poisoned before.
+    pub positions: Vec<u32>,
 }
 
 pub struct Walk {
@@ -369,7 +371,7 @@ impl Walk {
         }
         self.cache.append(&mut encoder, &step, 0, rows(&k), rows(&v)).expect("rows of the right length");
         if attend {
-            for buffer in self.cache.scratch_buffers().into_iter().chain(self.cache.align_buffers()) {
+            for buffer in self.cache.scratch_buffers().into_iter().chain(self.cache.align_buffers()).chain([self.cache.position_terms()]) {
                 self.gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(&vec![POISON; buffer.size() as usize / 4]));
             }
             self.cache.attend(&mut encoder, &step, 0, rows(&q), rows(&out)).expect("rows of the right length");
@@ -380,7 +382,8 @@ impl Walk {
         } else {
             Default::default()
         };
-        Taken { step, chunks: chunks.to_vec(), keys, values, queries, residual, before, after: self.state(), output, scratch, aligned }
+        let positions = if attend { words(&self.gpu, self.cache.position_terms()) } else { Vec::new() };
+        Taken { step, chunks: chunks.to_vec(), keys, values, queries, residual, before, after: self.state(), output, scratch, aligned, positions }
     }
 
     /// The numbers of an output.

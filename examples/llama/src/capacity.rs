@@ -173,7 +173,8 @@ fn formats(options: &CapacityOptions) -> Vec<(Format, Protection)> {
 
 /// One codec's numbers: the largest batch is found by halving.
 fn row(options: &CapacityOptions, config: &Config, format: Format, protection: Protection, room: u64, capability: &Capability) -> Result<CapacityRow> {
-    let plan = |batch| plan(config, Allocation::uniform(&shape(config), format)?, Learned::Nothing, protection, Budget::tokens(batch, options.context), capability);
+    let plan =
+        |batch| plan(config, Allocation::uniform(&shape(config), format)?, Learned::Nothing, protection, Budget::tokens(batch, options.context), capability);
     let cost = |batch| -> Result<(u64, u64)> { plan(batch).map(|plan| (plan.cost().cache(), plan.cost().scratch)) };
     // A batch that the device's limits refuse does not fit either.
     let fits = |batch| cost(batch).is_ok_and(|(cache, scratch)| cache + scratch <= room);

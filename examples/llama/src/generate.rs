@@ -7,10 +7,10 @@ use serde::Serialize;
 use wgkv::Sinks;
 
 use crate::bridge::Bridge;
+use crate::calibrate::collect_centre;
 use crate::compressed::CompressedAttention;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::calibrate::collect_centre;
 use crate::learned::Learned;
 use crate::model::Model;
 use crate::options::{CacheOptions, CacheSummary, ModelOptions, open_mixed};

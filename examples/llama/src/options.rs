@@ -161,8 +161,11 @@ impl CacheOptions {
     /// `--heads-per-group` and `--reach`.
     pub fn learned(&self, config: &Config, model: &Path) -> Result<Learned> {
         if self.codec != Codec::RotateKv {
-            let given =
-                [("--calibration", self.calibration.is_some() && self.codec != Codec::Centred), ("--heads-per-group", self.heads_per_group.is_some()), ("--reach", self.reach.is_some())];
+            let given = [
+                ("--calibration", self.calibration.is_some() && self.codec != Codec::Centred),
+                ("--heads-per-group", self.heads_per_group.is_some()),
+                ("--reach", self.reach.is_some()),
+            ];
             return match given.iter().find(|(_, given)| *given) {
                 Some((name, _)) => Err(Error::Option { name, wanted: "left out with this codec".into(), had: format!("given with codec {}", self.codec) }),
                 None if self.codec == Codec::Centred => self.centre(model),
@@ -246,14 +249,7 @@ pub fn shape(config: &Config) -> Shape {
 }
 
 /// Plans a cache for this model.
-pub fn plan(
-    config: &Config,
-    allocation: Allocation,
-    learned: Learned,
-    protection: Protection,
-    budget: Budget,
-    capability: &Capability,
-) -> Result<Plan> {
+pub fn plan(config: &Config, allocation: Allocation, learned: Learned, protection: Protection, budget: Budget, capability: &Capability) -> Result<Plan> {
     let plan = Plan::mixed(shape(config), allocation, protection, budget, capability)?;
     learned.tell(plan)
 }
@@ -264,14 +260,7 @@ pub fn open_cache(bridge: &Bridge, config: &Config, format: Format, learned: Lea
 }
 
 /// The same with bits of their own for layers and heads.
-pub fn open_mixed(
-    bridge: &Bridge,
-    config: &Config,
-    allocation: Allocation,
-    learned: Learned,
-    protection: Protection,
-    tokens: usize,
-) -> Result<Cache> {
+pub fn open_mixed(bridge: &Bridge, config: &Config, allocation: Allocation, learned: Learned, protection: Protection, tokens: usize) -> Result<Cache> {
     let gpu = bridge.gpu();
     let plan = plan(config, allocation, learned, protection, Budget::tokens(1, tokens as u32), gpu.capability())?;
     pollster::block_on(gpu.prepare(&plan))?;

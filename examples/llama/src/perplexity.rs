@@ -299,10 +299,13 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
     let bridge = Bridge::open(options.model.adapter.as_deref())?;
     let model = Model::open(&options.model.model, &bridge)?;
     let budget = Budget::tokens(1, options.context as u32);
-    let bits_per_element = plan(&config, allocation.clone(), Learned::Nothing, protection, budget, bridge.gpu().capability())?.bits_per_element(options.context as u64);
+    let bits_per_element =
+        plan(&config, allocation.clone(), Learned::Nothing, protection, budget, bridge.gpu().capability())?.bits_per_element(options.context as u64);
     let reorder = if options.reorder_first { Reorder::BeforeRotation } else { Reorder::AfterRotation };
     let mut measured = match learned {
-        Learned::Order(calibration) if simulate => Measured::Simulation(Simulation::new(&config, allocation.format(), &calibration, reorder, protection.sinks)?),
+        Learned::Order(calibration) if simulate => {
+            Measured::Simulation(Simulation::new(&config, allocation.format(), &calibration, reorder, protection.sinks)?)
+        }
         learned => Measured::Cache(open_mixed(&bridge, &config, allocation.clone(), learned, protection, options.context)?),
     };
     if let (Measured::Cache(cache), Some(alignment)) = (&mut measured, options.cache.align) {

@@ -1,0 +1,209 @@
+//! Means and weights: what the collector finds on the GPU is what f64 finds, a file returns what was saved and refuses everything else, and
+//! a cache that knows the means stores less error than one that does not.
+#![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
+
+mod support;
+
+use support::*;
+use wgkv::*;
+
+fn shape() -> Shape {
+    Shape { layers: 2, query_heads: 6, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
+}
+
+/// Rows of normal numbers around means of their own.
+fn rows(random: &mut rand::rngs::StdRng, tokens: usize, width: usize) -> Vec<f32> {
+    let means: Vec<f32> = (0..width).map(|c| normal(random) * if c % 9 == 0 { 8.0 } else { 1.0 }).collect();
+    let spread: Vec<f32> = (0..width).map(|_| normal(random).exp()).collect();
+    (0..tokens * width).map(|i| means[i % width] + spread[i % width] * normal(random)).collect()
+}
+
+#[test]
+fn the_collector_finds_means_and_weights() {
+    /// Sums are of two floats; squares are rounded before: 2^-24 of each, and the difference to the squared mean loses the more, the larger
+    /// the mean is. A fourth root has a fourth of it.
+    const WEIGHT_ERROR: f64 = 1e-4;
+    let gpu = gpu();
+    let (mut random, seed) = seeded();
+    let shape = shape();
+    let (d, hq, hk) = (64_usize, 6, 2);
+    for element in [Element::F32, Element::F16] {
+        let collector = Centre::collect(&gpu, &shape).unwrap();
+        let mut all: Vec<[Vec<f32>; 3]> = vec![Default::default(); 2];
+        for (layer, all) in all.iter_mut().enumerate() {
+            let drawn = [rows(&mut random, 300, hq * d), rows(&mut random, 300, hk * d), rows(&mut random, 300, hk * d)];
+            let words = drawn.map(|numbers| input(element, numbers));
+            // In two batches of unlike lengths.
+            for range in [0..100, 100..300] {
+                let buffers = [0, 1, 2].map(|n| {
+                    let width = [hq, hk, hk][n] * d * element.bytes() as usize / 4;
+                    upload(&gpu, bytemuck::cast_slice(&words[n].words[range.start * width..range.end * width]))
+                });
+                let rows = buffers.each_ref().map(|buffer| Rows { buffer, offset: 0, element });
+                let mut encoder = gpu.device().create_command_encoder(&Default::default());
+                collector.add(&mut encoder, layer as u32, rows[0], rows[1], rows[2], range.len() as u32).unwrap();
+                gpu.queue().submit([encoder.finish()]);
+            }
+            *all = words.map(|words| words.numbers);
+        }
+        let centre = pollster::block_on(collector.finish("a model")).unwrap();
+        assert_eq!((centre.tokens(), centre.skipped(), centre.model(), centre.layers()), (300, 0, "a model", 2));
+        for (layer, [queries, keys, values]) in all.iter().enumerate() {
+            let layer = layer as u32;
+            let column = |rows: &[f32], width: usize, c: usize| -> Vec<f64> { rows.iter().skip(c).step_by(width).map(|x| f64::from(*x)).collect() };
+            let mean = |xs: &[f64]| xs.iter().sum::<f64>() / xs.len() as f64;
+            for (head, i) in (0..hk).flat_map(|head| (0..d).map(move |i| (head, i))) {
+                let at = head * d + i;
+                let (k, v) = (column(keys, hk * d, at), column(values, hk * d, at));
+                let name = format!("layer {layer}, head {head}, channel {i}");
+                close(&name, &[centre.key_means(layer)[at]], &[mean(&k) as f32], 1e-6, 1e-6, seed);
+                close(&name, &[centre.value_means(layer)[at]], &[mean(&v) as f32], 1e-6, 1e-6, seed);
+                let spread = |i: usize| {
+                    let k = column(keys, hk * d, head * d + i);
+                    let m = mean(&k);
+                    mean(&k.iter().map(|x| (x - m).powi(2)).collect::<Vec<_>>())
+                };
+                let asked = |i: usize| {
+                    let of = |n: usize| mean(&column(queries, hq * d, (head * 3 + n) * d + i).iter().map(|x| x * x).collect::<Vec<_>>());
+                    (of(0) + of(1) + of(2)) / 3.0
+                };
+                let other = (i + 32) % 64;
+                let want = ((asked(i) + asked(other)) / (spread(i) + spread(other))).powf(0.25);
+                let got = f64::from(centre.weights(layer)[at]);
+                assert!((got - want).abs() < WEIGHT_ERROR * want, "{name}: weight {got}, should be {want}. WGKV_SEED={seed}");
+            }
+        }
+    }
+}
+
+/// Numbers as the caller's rows.
+fn input(element: Element, numbers: Vec<f32>) -> Input {
+    match element {
+        Element::F32 => Input { words: numbers.iter().map(|x| x.to_bits()).collect(), numbers },
+        Element::F16 => {
+            let halves: Vec<half::f16> = numbers.iter().map(|x| half::f16::from_f32(*x)).collect();
+            let words = halves.chunks_exact(2).map(|p| u32::from(p[0].to_bits()) | u32::from(p[1].to_bits()) << 16).collect();
+            Input { numbers: halves.iter().map(|x| x.to_f32()).collect(), words }
+        }
+    }
+}
+
+#[test]
+fn silent_channels_and_broken_rows_do_no_harm() {
+    let gpu = gpu();
+    let random = &mut generator();
+    let shape = Shape { layers: 1, query_heads: 1, kv_heads: 1, head_dim: 64, rope: Rope::new(10_000.0, 64) };
+    let collector = Centre::collect(&gpu, &shape).unwrap();
+    let (mut queries, mut keys, values) = (normals(random, 5 * 64), normals(random, 5 * 64), normals(random, 5 * 64));
+    // A pair that is constant, one that no query looks at, and a row that is not finite.
+    for row in 0..5 {
+        keys[row * 64 + 3] = 2.0;
+        keys[row * 64 + 35] = -1.0;
+        queries[row * 64 + 7] = 0.0;
+        queries[row * 64 + 39] = 0.0;
+    }
+    keys[2 * 64 + 11] = f32::NAN;
+    let buffers = [&queries, &keys, &values].map(|numbers| upload(&gpu, numbers));
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    let rows = buffers.each_ref().map(Rows::f32);
+    collector.add(&mut encoder, 0, rows[0], rows[1], rows[2], 5).unwrap();
+    gpu.queue().submit([encoder.finish()]);
+    let centre = pollster::block_on(collector.finish("")).unwrap();
+    assert_eq!((centre.tokens(), centre.skipped()), (4, 1));
+    assert!(centre.weights(0).iter().all(|w| w.is_finite() && *w > 0.0));
+    assert_eq!(centre.key_means(0)[3], 2.0);
+    let empty = Centre::collect(&gpu, &shape).unwrap();
+    assert!(matches!(pollster::block_on(empty.finish("")), Err(Error::Centre { name: "tokens", .. })));
+}
+
+fn drawn() -> Centre {
+    let random = &mut generator();
+    let shape = shape();
+    let means = normals(random, 128);
+    centre(&Shape { layers: 2, ..shape }, &means, random)
+}
+
+#[test]
+fn a_file_returns_what_was_saved() {
+    let centre = drawn();
+    let bytes = centre.to_bytes().unwrap();
+    assert_eq!(Centre::from_bytes(&bytes).unwrap(), centre);
+    let path = std::env::temp_dir().join(format!("wgkv-centre-{}", std::process::id()));
+    centre.save(&path).unwrap();
+    assert_eq!(Centre::load(&path).unwrap(), centre);
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(Centre::load(&path), Err(Error::Centre { name: "file", .. })));
+}
+
+#[test]
+fn every_damaged_file_is_refused() {
+    let bytes = drawn().to_bytes().unwrap();
+    let refused = |bytes: &[u8]| assert!(matches!(Centre::from_bytes(bytes), Err(Error::Centre { .. } | Error::Shape { .. })));
+    for end in [0, 7, 8, 100, bytes.len() / 2, bytes.len() - 1] {
+        refused(&bytes[..end]);
+    }
+    // Any bit that is flipped; a few of the many.
+    for at in (0..bytes.len()).step_by(37) {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 1 << (at % 8);
+        refused(&damaged);
+    }
+    for length in [u64::MAX, 1 << 40, bytes.len() as u64] {
+        let mut damaged = bytes.clone();
+        damaged[..8].copy_from_slice(&length.to_le_bytes());
+        refused(&damaged);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let gpu = gpu();
+    let shape = shape();
+    let plan = |format| Plan::new(shape.clone(), format, Protection::strict(), Budget::tokens(1, 128), gpu.capability());
+    let wrong = |result: Result<Plan>, what: &str| match result {
+        Err(Error::Centre { name, .. } | Error::Shape { name, .. }) => assert_eq!(name, what),
+        other => panic!("{what} should be refused, but: {other:?}"),
+    };
+    wrong(plan(rtn(Bits::Two, Bits::Two, 64)).unwrap().with_centre(drawn()), "codec");
+    let format = centred(Bits::Two, Bits::Two, 64);
+    let other = Centre::natural(&Shape { layers: 3, ..shape.clone() });
+    wrong(plan(format).unwrap().with_centre(other), "layers");
+    wrong(plan(format.with_clip(0.8)), "clip");
+    wrong(plan(format.with_scales(Scales::Half)), "scales");
+    wrong(plan(rtn(Bits::Two, Bits::Two, 64).with_scales(Scales::Symmetric)), "scales");
+    // Weights that RoPE would mix.
+    let mut weights = vec![1.0; 128];
+    weights[3] = 2.0;
+    let layer = [vec![0.0; 128], weights, vec![0.0; 128]];
+    assert!(matches!(Centre::new(&shape, "", vec![layer.clone(), layer]), Err(Error::Centre { name: "weights", .. })));
+    assert!(drawn().expect_model("random").is_ok() && Centre::natural(&shape).expect_model("any").is_ok());
+    assert!(matches!(drawn().expect_model("other"), Err(Error::Centre { name: "model", .. })));
+}
+
+#[test]
+fn means_save_bits() {
+    // Keys with large means at 2 bits: known, they cost nothing; unknown, they take the codes.
+    let gpu = gpu();
+    let steps = vec![vec![(0, 255)], vec![(0, 1)]];
+    let shape = Shape { layers: 1, query_heads: 4, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) };
+    let random = &mut generator();
+    let means: Vec<f32> = normals(random, 128).iter().map(|x| 2.0 * x).collect();
+    let keys: Vec<f32> = (0..256 * 128).map(|i| means[i % 128] + normal(random)).collect();
+    let known = Centre::new(&shape, "", vec![[means, vec![1.0; 128], vec![0.0; 128]]]).unwrap();
+    let error = |centre: Centre| {
+        let case = Case { steps: steps.clone(), centre: Some(centre), ..case("means", 64, 4, 2, centred(Bits::Two, Bits::Two, 64)) };
+        let mut walk = Walk::new(&gpu, case);
+        for (chunks, range) in steps.iter().zip([0..255, 255..256]) {
+            let [_, values, queries] = walk.draw(range.len() as u32);
+            walk.take_rows(chunks, [keys[range.start * 128..range.end * 128].to_vec(), values, queries], false);
+        }
+        let [back, _] = walk.dequantize(0);
+        let turned = (0..256_u32).flat_map(|t| (0..2).map(move |h| (t, h))).flat_map(|(t, h)| {
+            let row: Vec<f64> = keys[(t as usize * 2 + h) * 64..][..64].iter().map(|x| f64::from(*x)).collect();
+            reference::turn_exact(&shape.rope, &row, t)
+        });
+        back.iter().zip(turned).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum::<f64>()
+    };
+    let (known, unknown) = (error(known), error(Centre::natural(&shape)));
+    assert!(known < 0.6 * unknown, "error {known} with the means, {unknown} without");
+}
