@@ -8,7 +8,7 @@ mod shader;
 pub use capability::{Capability, Reduce};
 pub use pipeline::Pipeline;
 pub use profile::Profile;
-pub use shader::{Linked, Part};
+pub use shader::{Dialect, Linked, Part};
 
 use crate::error::{Error, Result};
 use crate::kernel::Variant;
@@ -120,9 +120,9 @@ impl Gpu {
             let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
             let known = self.known(&variant);
             if known.is_none() {
-                let pipeline = Pipeline::new(&self.device, &variant);
+                let pipeline = Pipeline::new(&self.device, &variant, self.capability.dialect);
                 if let Some(error) = scope.pop().await {
-                    let message = variant.link().locate(&error.to_string());
+                    let message = variant.link(self.capability.dialect).locate(&error.to_string());
                     return Err(Error::Shader { kernel: variant.to_string(), message });
                 }
                 self.remember(variant, pipeline);
@@ -136,7 +136,7 @@ impl Gpu {
         if let Some(pipeline) = self.known(variant) {
             return pipeline;
         }
-        let pipeline = Pipeline::new(&self.device, variant);
+        let pipeline = Pipeline::new(&self.device, variant, self.capability.dialect);
         self.remember(variant.clone(), pipeline.clone());
         pipeline
     }

@@ -21,7 +21,7 @@ pub mod query;
 pub mod rotate;
 
 use crate::format::{Codec, Scales};
-use crate::gpu::{Linked, Part};
+use crate::gpu::{Dialect, Linked, Part};
 use crate::plan::{Plan, Slab};
 use crate::rows::Element;
 use crate::shape::RopeLayout;
@@ -106,10 +106,9 @@ impl Variant {
         self.constants.iter().map(|(n, x)| (*n, f64::from_bits(*x))).collect()
     }
 
-    /// The whole WGSL module.
-    pub fn link(&self) -> Linked {
-        // On the web the compiler demands the directive; naga knows the operations but refuses the line.
-        let subgroups = if self.subgroups && cfg!(target_arch = "wasm32") { "enable subgroups;\n" } else { "" };
+    /// The whole WGSL module, for a compiler that reads this dialect.
+    pub fn link(&self, dialect: Dialect) -> Linked {
+        let subgroups = if self.subgroups && dialect == Dialect::Standard { "enable subgroups;\n" } else { "" };
         let halves = if self.halves { "enable f16;\n" } else { "" };
         let mut parts = vec![Part { path: self.kernel.name, source: self.kernel.source }];
         parts.extend_from_slice(&self.parts);

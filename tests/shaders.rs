@@ -18,7 +18,7 @@ use std::mem::offset_of;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
-use wgkv::gpu::{Linked, Part};
+use wgkv::gpu::{Dialect, Linked, Part};
 use wgkv::kernel::{self, Binding, Kernel, Variant};
 use wgkv::{Bits, Budget, Capability, Codec, Element, Format, Plan, Protection, Rope, Scales, Shape, Sinks};
 
@@ -170,7 +170,7 @@ fn all() -> &'static [Proven] {
         let mut proven = Vec::new();
         let mut complaints = String::new();
         for variant in variants {
-            match prove(&variant.link(), variant.subgroups, variant.halves) {
+            match prove(&variant.link(Dialect::Naga), variant.subgroups, variant.halves) {
                 Ok((module, info)) => proven.push(Proven { variant, module, info }),
                 Err(complaint) => _ = writeln!(complaints, "{variant}:\n{complaint}"),
             }
@@ -259,7 +259,7 @@ fn the_table_reaches_every_choice_of_attend_split() {
 #[test]
 fn overrides_are_the_constants_that_the_variant_passes() {
     every(|Proven { variant, .. }| {
-        let source = variant.link().source;
+        let source = variant.link(Dialect::Naga).source;
         let mut complaints: Vec<String> =
             source.lines().filter(|l| l.trim_start().starts_with("override ")).map(|l| format!("remains after linking: {l}")).collect();
         let declared: BTreeSet<&str> = std::iter::once(variant.kernel.source)
@@ -283,12 +283,23 @@ fn variants_that_differ_have_labels_that_differ() {
 
 #[test]
 fn subgroups_are_declared_where_they_are_used_and_only_there() {
-    every(|Proven { variant, .. }| unequal("the need of subgroups", prove(&variant.link(), false, variant.halves).is_err(), variant.subgroups));
+    every(|Proven { variant, .. }| unequal("the need of subgroups", prove(&variant.link(Dialect::Naga), false, variant.halves).is_err(), variant.subgroups));
+}
+
+#[test]
+fn the_dialects_differ_in_the_line_that_enables_subgroups() {
+    every(|Proven { variant, .. }| {
+        let [naga, standard] = [Dialect::Naga, Dialect::Standard].map(|dialect| variant.link(dialect).source);
+        let without: String = standard.lines().filter(|line| *line != "enable subgroups;").map(|line| line.to_owned() + "\n").collect();
+        let mut complaints = unequal("the use of the standard's line", standard != without, variant.subgroups);
+        complaints.extend(unequal("what else differs", without == naga, true));
+        complaints
+    });
 }
 
 #[test]
 fn halves_are_declared_where_they_are_used_and_only_there() {
-    every(|Proven { variant, .. }| unequal("the need of halves", prove(&variant.link(), variant.subgroups, false).is_err(), variant.halves));
+    every(|Proven { variant, .. }| unequal("the need of halves", prove(&variant.link(Dialect::Naga), variant.subgroups, false).is_err(), variant.halves));
 }
 
 #[test]

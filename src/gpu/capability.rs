@@ -1,5 +1,7 @@
 //! What a device can do, as far as the kernels are concerned.
 
+use super::Dialect;
+
 /// How `attend_split` reduces over the 32 lanes that serve a KV head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reduce {
@@ -14,6 +16,8 @@ pub enum Reduce {
 /// `dot4I8Packed`, and drivers without the instruction compute it in a few others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Capability {
+    /// Whose WGSL the device's compiler reads.
+    pub dialect: Dialect,
     /// Are long straight-line shaders worth compiling? On a GPU they run up to four times as fast as loops; on a software
     /// adapter they run no faster and take seconds to compile.
     pub straight: bool,
@@ -57,6 +61,7 @@ impl Capability {
     /// A GPU with these limits and no subgroups.
     pub fn from_limits(limits: &wgpu::Limits) -> Self {
         Self {
+            dialect: Dialect::TARGET,
             straight: true,
             halves: false,
             subgroups: None,
@@ -83,9 +88,10 @@ impl Capability {
         self
     }
 
-    /// What both can do, with loops or straight-line code as the other has it.
+    /// What both can do, in the dialect of the first, with loops or straight-line code as the other has it.
     pub fn at_most(&self, other: Self) -> Self {
         Self {
+            dialect: self.dialect,
             straight: other.straight,
             halves: self.halves && other.halves,
             subgroups: self.subgroups.and(other.subgroups),

@@ -1,6 +1,6 @@
 //! A variant of a kernel, compiled.
 
-use super::Gpu;
+use super::{Dialect, Gpu};
 use crate::kernel::{Binding, Variant};
 
 /// A compiled variant with the layout of its one bind group.
@@ -12,7 +12,7 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    pub(crate) fn new(device: &wgpu::Device, variant: &Variant) -> Self {
+    pub(crate) fn new(device: &wgpu::Device, variant: &Variant, dialect: Dialect) -> Self {
         let kernel = variant.kernel;
         let label = variant.to_string();
         let entries: Vec<wgpu::BindGroupLayoutEntry> = kernel
@@ -35,7 +35,7 @@ impl Pipeline {
             })
             .collect();
         let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(kernel.name), entries: &entries });
-        let linked = variant.link();
+        let linked = variant.link(dialect);
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(linked.source.into()) });
         let compute = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(&label),

@@ -2,6 +2,21 @@
 
 use std::hash::{Hash, Hasher};
 
+/// Whose WGSL a module is. They differ in one line: operations on subgroups need the directive `enable subgroups;` by the
+/// standard, and naga knows the operations but refuses the line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// What naga reads: wgpu on native adapters, and browsers that are made with it, which offer no subgroups.
+    Naga,
+    /// The standard's: Chromium, whose compiler is Tint.
+    Standard,
+}
+
+impl Dialect {
+    /// What the compiler of this target reads.
+    pub const TARGET: Self = if cfg!(target_arch = "wasm32") { Self::Standard } else { Self::Naga };
+}
+
 /// A WGSL text of its own file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
