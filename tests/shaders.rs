@@ -310,6 +310,13 @@ fn the_one_entry_point_has_the_name_of_the_file() {
     });
 }
 
+fn workgroup_bytes(module: &Module) -> u32 {
+    let mut layouter = naga::proc::Layouter::default();
+    layouter.update(module.to_ctx()).unwrap();
+    let shared = module.global_variables.iter().filter(|(_, global)| global.space == AddressSpace::WorkGroup);
+    shared.map(|(_, global)| layouter[global.ty].size.next_multiple_of(16)).sum()
+}
+
 #[test]
 fn workgroups_stay_within_the_default_limits() {
     let mut largest = BTreeMap::new();
@@ -319,10 +326,7 @@ fn workgroups_stay_within_the_default_limits() {
         if invocations > INVOCATIONS {
             complaints.push(format!("{invocations} invocations, but {INVOCATIONS} are allowed"));
         }
-        let mut layouter = naga::proc::Layouter::default();
-        layouter.update(module.to_ctx()).unwrap();
-        let shared = module.global_variables.iter().filter(|(_, global)| global.space == AddressSpace::WorkGroup);
-        let bytes: u32 = shared.map(|(_, global)| layouter[global.ty].size.next_multiple_of(16)).sum();
+        let bytes = workgroup_bytes(module);
         let constant = |name| variant.constants().iter().find(|(n, _)| *n == name).map_or(1.0, |(_, x)| *x);
         let restores = variant.parts.iter().any(|part| ["part/keys_restored.wgsl", "part/tile_restored.wgsl"].contains(&part.path));
         // Values in f16 have a weight a token and unit, which RotateKV has several of.
@@ -582,7 +586,24 @@ fn variants_translate_to_glsl_es() {
     assert_eq!(excluded.len(), GLSL_EXCLUDED.len(), "an entry of GLSL_EXCLUDED fits no variant");
 }
 
-/// Khronos' validator, where it is installed, on one variant of each combination of parts and head dimension.
+/// Writes every variant as browsers read it, for compilers that are no Rust: one JSON object a line in `modules.jsonl` of
+/// cargo's folder for what tests write. `cargo xtask lint-shaders` gives them to Chromium's. `starts` tells at which line of the
+/// module each file begins, `workgroup_bytes` that WebGPU's default limits may not hold it.
+#[test]
+fn modules_are_written_for_other_compilers() {
+    let modules = all().iter().map(|Proven { variant, module, .. }| {
+        let linked = variant.link(Dialect::Standard);
+        let starts: Vec<(usize, &str)> =
+            (1..=linked.source.lines().count()).filter_map(|line| linked.place(line).filter(|(_, at)| *at == 1).map(|(path, _)| (line, path))).collect();
+        let (name, entry, bytes) = (variant.to_string(), variant.kernel.name, workgroup_bytes(module));
+        serde_json::json!({ "name": name, "entry": entry, "workgroup_bytes": bytes, "starts": starts, "source": linked.source })
+    });
+    let lines: String = modules.map(|module| module.to_string() + "\n").collect();
+    std::fs::write(Path::new(env!("CARGO_TARGET_TMPDIR")).join("modules.jsonl"), lines).unwrap();
+}
+
+/// Khronos' validator, where it is installed, on one variant of each combination of parts and head dimension; on every variant,
+/// which takes minutes, with `WGKV_EVERY_VARIANT` set, as `cargo xtask lint-shaders` does.
 #[test]
 fn spirv_val_agrees() {
     if Command::new("spirv-val").arg("--version").output().is_err() {
@@ -591,11 +612,13 @@ fn spirv_val_agrees() {
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("shaders");
     std::fs::create_dir_all(&folder).unwrap();
+    let every_variant = std::env::var_os("WGKV_EVERY_VARIANT").is_some();
     let mut seen = HashSet::new();
     let mut runs = 0;
     every(|proven| {
         let head_dim = proven.variant.constants().iter().find(|(name, _)| *name == "HEAD_DIM").map(|(_, x)| x.to_bits());
-        if !seen.insert((proven.variant.kernel.name, proven.variant.parts.clone(), head_dim.filter(|_| proven.variant.kernel.name != "attend_split"))) {
+        let alike = (proven.variant.kernel.name, proven.variant.parts.clone(), head_dim.filter(|_| proven.variant.kernel.name != "attend_split"));
+        if !seen.insert(alike) && !every_variant {
             return Vec::new();
         }
         let mut complaints = Vec::new();

@@ -3,6 +3,7 @@
 mod command;
 mod demo;
 mod doctor;
+mod lint_shaders;
 mod llama;
 mod quality;
 mod setup;
@@ -27,6 +28,8 @@ enum Task {
     Demo(demo::Options),
     /// Everything that CI runs.
     Test(test::Options),
+    /// Compile every kernel in every variant with naga and with Chromium's compiler, and check the SPIR-V.
+    LintShaders,
     /// Measure perplexity and divergence of the codecs on a model, against what they must be.
     Quality(quality::Options),
 }
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Task::Doctor => doctor::run(),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
+        Task::LintShaders => lint_shaders::run_lint(),
         Task::Quality(options) => quality::run(&options),
     };
     match result {

@@ -1,4 +1,5 @@
-//! Makes sure that there is a GPU adapter, a software one where there is no other.
+//! Makes sure that there is a GPU adapter, a software one where there is no other, and that the programs are there which check
+//! shaders.
 
 use crate::command::run;
 use anyhow::{Result, bail};
@@ -46,6 +47,11 @@ fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0")
 }
 
+/// May packages of Debian or Ubuntu be installed?
+fn may_install() -> bool {
+    cfg!(target_os = "linux") && is_debian() && is_root()
+}
+
 /// Names the adapter that will be used. Where there is none, installs Mesa's drivers if it may (root on Debian or Ubuntu),
 /// and otherwise stops with the command that would.
 pub fn run_setup() -> Result<()> {
@@ -53,15 +59,11 @@ pub fn run_setup() -> Result<()> {
         println!("adapter: {name}");
         return Ok(());
     }
-    if !(cfg!(target_os = "linux") && is_debian() && is_root()) {
+    if !may_install() {
         bail!("{}", advice());
     }
     println!("no Vulkan driver was found; installing {}", DEBIAN_PACKAGES.join(" "));
-    // The package list may be missing or old: then the installation is tried again with a fresh one.
-    if install().is_err() {
-        run(Command::new("apt-get").arg("update"))?;
-        install()?;
-    }
+    install(&DEBIAN_PACKAGES)?;
     match adapter() {
         Some(name) => println!("adapter: {name}"),
         None => bail!("{} are installed, but still no adapter answers", DEBIAN_PACKAGES.join(" ")),
@@ -69,6 +71,30 @@ pub fn run_setup() -> Result<()> {
     Ok(())
 }
 
-fn install() -> Result<()> {
-    run(Command::new("apt-get").args(["install", "--yes", "--no-install-recommends"]).args(DEBIAN_PACKAGES).env("DEBIAN_FRONTEND", "noninteractive"))
+/// Makes sure that a program answers to `--version`: installs its package if it may, and otherwise stops with where to get it.
+pub fn provide(program: &str, debian_package: &str, elsewhere: &str) -> Result<()> {
+    let answers = || Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    if answers() {
+        return Ok(());
+    }
+    if !may_install() {
+        bail!("{program} is missing. Debian, Ubuntu: sudo apt-get install {debian_package}\n  elsewhere: {elsewhere}");
+    }
+    println!("{program} is missing; installing {debian_package}");
+    install(&[debian_package])?;
+    if !answers() {
+        bail!("{debian_package} is installed, but {program} does not answer");
+    }
+    Ok(())
+}
+
+/// Installs packages of Debian or Ubuntu.
+fn install(packages: &[&str]) -> Result<()> {
+    let install = || run(Command::new("apt-get").args(["install", "--yes", "--no-install-recommends"]).args(packages).env("DEBIAN_FRONTEND", "noninteractive"));
+    // The package list may be missing or old: then the installation is tried again with a fresh one.
+    if install().is_err() {
+        run(Command::new("apt-get").arg("update"))?;
+        install()?;
+    }
+    Ok(())
 }

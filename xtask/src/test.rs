@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything that CI runs, quick checks first, the tests last.
 
 use crate::command::{self, cargo, output, root, target, typed};
-use crate::setup;
+use crate::{lint_shaders, setup};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -36,7 +36,7 @@ fn cargo_step(mut command: Command) -> Result<()> {
 
 /// Runs all steps; the first that fails ends it. The last line of the output is the closing line of `cargo test`.
 pub fn run(options: &Options) -> Result<()> {
-    step("setup", setup::run_setup)?;
+    step("setup", || setup::run_setup().and_then(|()| lint_shaders::run_setup()))?;
     step("files of every kernel", kernel_files)?;
     cargo_step(cargo(&["fmt", "--all", "--check"]))?;
     cargo_step(cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
@@ -44,7 +44,11 @@ pub fn run(options: &Options) -> Result<()> {
     doc.env("RUSTDOCFLAGS", "-D warnings");
     cargo_step(doc)?;
     step("package", || package(options.full))?;
-    cargo_step(cargo(&["test", "--workspace", "--lib", "--bins", "--tests"]))?;
+    let mut tests = cargo(&["test", "--workspace", "--lib", "--bins", "--tests"]);
+    tests.env(lint_shaders::EVERY_VARIANT, "1");
+    cargo_step(tests)?;
+    // Of the modules that tests/shaders.rs has written.
+    step("shaders by Chromium's compiler", lint_shaders::run_tint)?;
     // Last and without a line of our own after it, so that the output ends on the test runner's closing line.
     println!("==> cargo test --package wgkv --doc");
     command::run(&mut cargo(&["test", "--package", "wgkv", "--doc"]))
