@@ -22,6 +22,7 @@ mod sensitivity;
 mod shape;
 mod status;
 mod step;
+mod tensors;
 mod traffic;
 
 pub use alignment::{Alignment, Criterion};

@@ -6,9 +6,8 @@
 use super::{Calibration, MODEL_BYTES, Reach};
 use crate::error::{Error, Result};
 use crate::shape::{Rope, Shape};
-use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView, serialize};
-use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use crate::tensors::{self, Texts};
+use safetensors::tensor::{Dtype, Metadata};
 use std::str::FromStr;
 
 const FORMAT: &str = "wgkv-calibration";
@@ -21,23 +20,17 @@ const FILE_BYTES: usize = 1 << 28;
 /// Bytes of the header at most: the model's name, each byte of which JSON may write in six, and a few hundred more.
 const HEADER_BYTES: usize = 6 * MODEL_BYTES + 4096;
 
-/// Opening brackets of the header at most, of which a tensor has two. The sizes of seven tensors, 2^61 bytes at most each,
-/// cannot overflow when the safetensors crate adds them up, as those of more can.
-const BRACKETS: usize = 15;
+fn error(name: &'static str, wanted: String, had: String) -> Error {
+    Error::Calibration { name, wanted, had }
+}
 
 fn wrong<T>(name: &'static str, wanted: impl ToString, had: impl ToString) -> Result<T> {
-    Err(Error::Calibration { name, wanted: wanted.to_string(), had: had.to_string() })
+    Err(error(name, wanted.to_string(), had.to_string()))
 }
 
 /// SHA-256 over metadata and tensors, each text and tensor after its length.
-fn hash(metadata: &BTreeMap<&str, &str>, sums: &[u8], orders: &[u8]) -> String {
-    let mut hasher = Sha256::new();
-    let texts = metadata.iter().flat_map(|(key, value)| [key.as_bytes(), value.as_bytes()]);
-    for bytes in texts.chain([sums, orders]) {
-        hasher.update((bytes.len() as u64).to_le_bytes());
-        hasher.update(bytes);
-    }
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+fn hash(texts: &Texts<'_>, sums: &[u8], orders: &[u8]) -> String {
+    tensors::hash(tensors::pieces(texts).chain([sums, orders]))
 }
 
 /// The header, after checks that keep the parser from large numbers.
@@ -45,36 +38,7 @@ fn header(bytes: &[u8]) -> Result<(Metadata, &[u8])> {
     if bytes.len() > FILE_BYTES {
         return wrong("file", format!("{FILE_BYTES} bytes at most"), format!("{} bytes long", bytes.len()));
     }
-    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
-        return wrong("file", "8 bytes or more", format!("{} bytes long", bytes.len()));
-    };
-    let length = u64::from_le_bytes(*length);
-    if length > HEADER_BYTES as u64 {
-        return wrong("header", format!("{HEADER_BYTES} bytes at most"), format!("{length} bytes long"));
-    }
-    let Some((text, data)) = rest.split_at_checked(length as usize) else {
-        return wrong("file", format!("{} bytes or more", 8 + length), format!("{} bytes long", bytes.len()));
-    };
-    let brackets = text.iter().filter(|byte| **byte == b'[').count();
-    if brackets > BRACKETS {
-        return wrong("header", format!("of {BRACKETS} opening brackets at most"), format!("of {brackets}"));
-    }
-    match SafeTensors::read_metadata(bytes) {
-        Ok((_, metadata)) => Ok((metadata, data)),
-        Err(e) => wrong("file", "safetensors", e),
-    }
-}
-
-/// The bytes of a tensor of `[layers, width]`.
-fn tensor<'a>(metadata: &Metadata, data: &'a [u8], name: &'static str, dtype: Dtype, shape: &[usize]) -> Result<&'a [u8]> {
-    let Some(info) = metadata.info(name) else {
-        return wrong(name, "there", "missing");
-    };
-    if info.dtype != dtype || info.shape != shape {
-        return wrong(name, format!("{dtype:?} {shape:?}"), format!("{:?} {:?}", info.dtype, info.shape));
-    }
-    let (first, end) = info.data_offsets;
-    data.get(first..end).map_or_else(|| wrong(name, "in the file", "cut off"), Ok)
+    tensors::header(bytes, HEADER_BYTES, error)
 }
 
 fn number<T: FromStr>(name: &'static str, text: &str) -> Result<T> {
@@ -88,7 +52,7 @@ impl Calibration {
     /// `[layers, kv_heads * head_dim]`. The order of the metadata may differ from file to file.
     ///
     /// # Errors
-    /// [`Error::Calibration`] for more than 2^28 bytes, or a model's name with more than a few brackets.
+    /// [`Error::Calibration`] for more than 2^28 bytes.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let sums: Vec<u8> = self.sums.iter().flatten().flat_map(|x| x.to_le_bytes()).collect();
         let orders: Vec<u8> = self.orders.iter().flatten().flat_map(|c| c.to_le_bytes()).collect();
@@ -101,7 +65,7 @@ impl Calibration {
             ("skipped", self.skipped),
         ]
         .map(|(key, n)| (key, n.to_string()));
-        let mut metadata: BTreeMap<&str, &str> = numbers.iter().map(|(key, n)| (*key, n.as_str())).collect();
+        let mut metadata: Texts<'_> = numbers.iter().map(|(key, n)| (*key, n.as_str())).collect();
         let reach = match self.reach {
             Reach::Global => "global",
             Reach::Local => "local",
@@ -110,11 +74,8 @@ impl Calibration {
         let hash = hash(&metadata, &sums, &orders);
         metadata.insert("hash", &hash);
         let shape = vec![self.orders.len(), self.order(0).len()];
-        let view = |dtype, data| TensorView::new(dtype, shape.clone(), data).or_else(|e| wrong("tensors", "as safetensors wants them", e));
-        let tensors = [("key_sums", view(Dtype::F64, &sums)?), ("orders", view(Dtype::U16, &orders)?)];
-        // Which map the crate takes depends on its features; `collect` makes either.
-        let entries = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let bytes = serialize(tensors, Some(entries)).or_else(|e| wrong("tensors", "as safetensors wants them", e))?;
+        let tensors = [("key_sums", Dtype::F64, shape.clone(), &sums[..]), ("orders", Dtype::U16, shape, &orders)];
+        let bytes = tensors::write(tensors, &metadata, |e| error("tensors", "as safetensors wants them".into(), e))?;
         // Nothing is written that could not be read.
         header(&bytes)?;
         Ok(bytes)
@@ -129,7 +90,7 @@ impl Calibration {
     /// served.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let (metadata, data) = header(bytes)?;
-        let mut texts: BTreeMap<&str, &str> = metadata.metadata().iter().flatten().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let mut texts = tensors::texts(&metadata);
         let text = |name: &'static str| texts.get(name).copied().map_or_else(|| wrong(name, "there", "missing"), Ok);
         for (name, wanted) in [("format", FORMAT), ("version", VERSION), ("codec", CODEC)] {
             let had = text(name)?;
@@ -152,7 +113,8 @@ impl Calibration {
         let shape = Shape { layers, query_heads: kv_heads, kv_heads, head_dim, rope: Rope::none() };
         let width = super::check(&shape, heads_per_group)?;
         let lengths = [layers as usize, width];
-        let (sums, orders) = (tensor(&metadata, data, "key_sums", Dtype::F64, &lengths)?, tensor(&metadata, data, "orders", Dtype::U16, &lengths)?);
+        let tensor = |name, dtype| tensors::tensor(&metadata, data, name, dtype, &lengths, |wanted, had| error(name, wanted, had));
+        let (sums, orders) = (tensor("key_sums", Dtype::F64)?, tensor("orders", Dtype::U16)?);
         if metadata.tensors().len() != 2 {
             return wrong("tensors", "key_sums and orders", format!("{} tensors", metadata.tensors().len()));
         }
