@@ -1,5 +1,7 @@
 //! The cache: packed pages, f16 rows, and who holds which.
 
+mod snapshot;
+
 use crate::centre::Centre;
 use crate::error::{Error, Result};
 use crate::format::Codec;
@@ -73,6 +75,23 @@ struct Live {
     pages: Vec<u32>,
 }
 
+impl Live {
+    /// Where it stands when it is cut back to its first `tokens` tokens: the pages beyond are not its own any more.
+    fn cut(&self, tokens: u32) -> Result<Self> {
+        if tokens > self.tokens {
+            return Err(Error::Range { first: 0, end: tokens, have: self.tokens });
+        }
+        if tokens == self.tokens {
+            return Ok(self.clone());
+        }
+        let packed = self.packed.min(tokens);
+        // A step that is taken back whole may never have held its election: what was void before is void again.
+        let limit = if tokens <= self.before.0 { self.before.1 } else { self.limit };
+        let pages = self.pages[..packed.div_ceil(PAGE_TOKENS) as usize].to_vec();
+        Ok(Self { tokens, packed, limit: limit.min(tokens), pages, ..*self })
+    }
+}
+
 /// The buffers of one layer.
 #[derive(Debug)]
 struct Layer {
@@ -85,6 +104,13 @@ struct Layer {
     /// For RotateKV: the group of each key channel, a byte each (or for Centred, `[kv_heads, 3, head_dim]` means of keys, weights, means of
     /// values); then `[slot, 3 * sinks]` words of elected sinks.
     marks: wgpu::Buffer,
+}
+
+impl Layer {
+    /// All of them, in the order of their fields.
+    fn buffers(&self) -> impl Iterator<Item = &wgpu::Buffer> {
+        self.pages.iter().chain([&self.protected_rows, &self.key_scales, &self.marks])
+    }
 }
 
 /// What all layers share.
@@ -108,7 +134,8 @@ static CACHES: AtomicU64 = AtomicU64::new(1);
 /// Keys and values of many sequences, packed, on one device.
 ///
 /// Every step of the model goes: [`Cache::step`] once, then for each layer [`Cache::append`] and [`Cache::attend`] on the
-/// caller's encoder (and before them [`Cache::elect`], where the plan's sinks are massive activations). Nothing here submits, waits or maps, but [`Cache::status`].
+/// caller's encoder (and before them [`Cache::elect`], where the plan's sinks are massive activations). Nothing here submits, waits or maps, but [`Cache::status`] and
+/// [`Cache::save`].
 #[derive(Debug)]
 pub struct Cache {
     id: u64,
@@ -338,22 +365,15 @@ impl Cache {
     /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Pages`] where a shared page must be copied and none is free;
     /// then nothing has changed.
     pub fn truncate(&mut self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, tokens: u32) -> Result<()> {
-        let mut live = self.find(sequence)?.clone();
-        if tokens > live.tokens {
-            return Err(Error::Range { first: 0, end: tokens, have: live.tokens });
-        }
-        let packed = live.packed.min(tokens);
-        let kept = packed.div_ceil(PAGE_TOKENS) as usize;
-        let shared = !packed.is_multiple_of(PAGE_TOKENS) && live.pages.get(kept - 1).is_some_and(|page| self.page_users[*page as usize] > 1);
-        let freed = live.pages[kept..].iter().filter(|page| self.page_users[**page as usize] == 1).count();
+        let mut live = self.find(sequence)?.cut(tokens)?;
+        let surplus = self.find(sequence)?.pages[live.pages.len()..].to_vec();
+        let partial = !live.packed.is_multiple_of(PAGE_TOKENS);
+        let shared = partial && live.pages.last().is_some_and(|page| self.page_users[*page as usize] > 1);
+        let freed = surplus.iter().filter(|page| self.page_users[**page as usize] == 1).count();
         if shared && self.free_pages.is_empty() && freed == 0 {
             return Err(Error::Pages { need: 1, have: 0 });
         }
-        let surplus = live.pages.split_off(kept);
         self.release(surplus);
-        // A step that is taken back whole may never have held its election: what was void before is void again.
-        let limit = if tokens <= live.before.0 { live.before.1 } else { live.limit };
-        (live.tokens, live.packed, live.limit) = (tokens, packed, limit.min(tokens));
         if shared {
             self.own_last_page(encoder, &mut live);
         }

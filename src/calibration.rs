@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::reference::rotate_group_exact;
 use crate::shape::Shape;
+use crate::tensors;
 
 /// How far the order of channels reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -140,6 +141,13 @@ impl Calibration {
             return Ok(());
         }
         Err(Error::Calibration { name: "model", wanted: format!("{model:?}"), had: format!("{:?}", self.model) })
+    }
+
+    /// SHA-256, in hex, of what decides how keys are stored: the model's name and the order. Calibrations with the same one can
+    /// read each other's caches.
+    pub fn fingerprint(&self) -> String {
+        let orders: Vec<u8> = self.orders.iter().flatten().flat_map(|channel| channel.to_le_bytes()).collect();
+        tensors::hash([self.model.as_bytes(), &orders])
     }
 
     /// Layers.

@@ -88,6 +88,16 @@ pub enum Error {
         /// What it is.
         had: String,
     },
+    /// A snapshot is damaged, or was taken of another kind of cache.
+    #[error("the snapshot's {name} must be {wanted}, but is {had}")]
+    Snapshot {
+        /// What does not fit.
+        name: String,
+        /// What it must be.
+        wanted: String,
+        /// What it is.
+        had: String,
+    },
     /// The residual stream of a prompt was not shown to the cache before its keys and values.
     #[error("layer {layer} must be given its residual stream by Cache::elect before Cache::append, since the plan's sinks are {sinks}")]
     Unelected {

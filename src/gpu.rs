@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::kernel::Variant;
 use crate::plan::Plan;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A device with its queue, what it can do, and the pipelines made on it so far. Cheap to clone.
@@ -158,15 +159,30 @@ impl Gpu {
         if words == 0 {
             return Ok(Vec::new());
         }
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("wgkv readback") });
+        let staging = self.stage(&mut encoder, buffer, std::slice::from_ref(&(offset..offset + 4 * words)));
+        self.queue.submit([encoder.finish()]);
+        self.fetch(&staging).await
+    }
+
+    /// Records the copy of pieces of a buffer, one after another and not all empty, to a new one that [`Gpu::fetch`] reads.
+    pub(crate) fn stage(&self, encoder: &mut wgpu::CommandEncoder, buffer: &wgpu::Buffer, pieces: &[Range<u64>]) -> wgpu::Buffer {
         let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("wgkv readback"),
-            size: 4 * words,
+            size: pieces.iter().map(|piece| piece.end - piece.start).sum(),
             usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
             mapped_at_creation: false,
         });
-        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("wgkv readback") });
-        encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, 4 * words);
-        self.queue.submit([encoder.finish()]);
+        let mut at = 0;
+        for piece in pieces {
+            encoder.copy_buffer_to_buffer(buffer, piece.start, &staging, at, piece.end - piece.start);
+            at += piece.end - piece.start;
+        }
+        staging
+    }
+
+    /// Waits for all submitted work and takes what it copied to a staging buffer.
+    pub(crate) async fn fetch(&self, staging: &wgpu::Buffer) -> Result<Vec<u32>> {
         let (sender, receiver) = futures::channel::oneshot::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
             // The receiver is gone only if the caller dropped the future; then nobody waits for the answer.

@@ -121,6 +121,11 @@ impl PageLayout {
         16 * u64::from(self.row_groups * self.scale_vecs)
     }
 
+    /// Words of one head's page.
+    pub(crate) fn words(&self) -> usize {
+        4 * self.vecs as usize
+    }
+
     /// Bytes of one head's page.
     pub fn bytes(&self) -> u64 {
         16 * u64::from(self.vecs)

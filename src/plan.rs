@@ -15,6 +15,7 @@ use crate::position;
 use crate::protection::{Protection, Sinks};
 use crate::rows::Element;
 use crate::shape::{RopeLayout, Shape};
+use crate::tensors;
 use std::fmt;
 use std::sync::Arc;
 
@@ -614,6 +615,31 @@ impl Plan {
     /// Which tokens stay f16.
     pub fn protection(&self) -> &Protection {
         &self.protection
+    }
+
+    /// SHA-256, in hex, of what decides how tokens are stored: shape, RoPE, codec, the bits of every layer and head, sinks and
+    /// window. Caches whose plans have the same one, and the same [`Calibration::fingerprint`], can load each other's
+    /// [snapshots](crate::Cache::save), whatever their budgets and devices.
+    pub fn fingerprint(&self) -> String {
+        let Shape { layers, query_heads, kv_heads, head_dim, rope } = &self.shape;
+        let format = self.format();
+        let protected = format!("sinks {} of them elected: {}, ring {}", self.sinks(), self.elects(), self.ring());
+        let mut text = format!(
+            "wgkv-plan 1: {layers} layers, {query_heads} query heads, {kv_heads} KV heads of {head_dim}; {}, scales {}, {} heads a group; {protected}; {:?}",
+            format.codec(),
+            format.scales(),
+            self.group_heads(),
+            rope.layout(),
+        );
+        // Numbers by their bits: nothing that stores tokens alike prints differently, and the other way round.
+        text.extend(rope.frequencies().iter().map(|frequency| format!(" {:x}", frequency.to_bits())));
+        for (layer, head) in (0..*layers).flat_map(|layer| (0..*kv_heads).map(move |head| (layer, head))) {
+            text.extend(self.allocation.of(layer, head).map(|precision| {
+                let (bits, group) = (precision.bits, precision.group(*head_dim));
+                format!("; {}/{group}/{:x}", bits.get(), format.clip(bits).to_bits())
+            }));
+        }
+        tensors::hash([text.as_bytes()])
     }
 
     /// Sequences that can be live at once.

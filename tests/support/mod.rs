@@ -4,6 +4,7 @@
 
 mod aligned;
 mod packed;
+mod parts;
 mod rounding;
 mod text;
 mod walk;
@@ -12,6 +13,8 @@ mod walk;
 pub use aligned::*;
 #[allow(unused_imports, reason = "every test file uses its own part of it")]
 pub use packed::*;
+#[allow(unused_imports, reason = "every test file uses its own part of it")]
+pub use parts::*;
 #[allow(unused_imports, reason = "every test file uses its own part of it")]
 pub use rounding::*;
 #[allow(unused_imports, reason = "every test file uses its own part of it")]

@@ -1,0 +1,129 @@
+//! Snapshots as safetensors. What lies in them is told at [`Cache::save`](crate::Cache::save).
+
+use super::{page_words, rows};
+use crate::error::{Error, Result};
+use crate::layout::PAGE_TOKENS;
+use crate::plan::Plan;
+use crate::tensors::{self, Texts};
+use safetensors::tensor::Dtype;
+use std::str::FromStr;
+
+const FORMAT: &str = "wgkv-snapshot";
+const VERSION: &str = "1";
+
+/// Bytes of the header at most, by layer: the tensors' names, shapes, places and checksums take less than half of it.
+const HEADER_BYTES: usize = 2048;
+
+/// Where a sequence stands: numbers of the same names in [`Live`](super::Live).
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Standing {
+    pub tokens: u32,
+    pub packed: u32,
+    pub limit: u32,
+    pub before: (u32, u32),
+}
+
+/// What a sequence has in one layer: words, or their bytes.
+#[derive(Debug)]
+pub(super) struct Tensors<T> {
+    pub pages: T,
+    pub key_scales: T,
+    pub rows: T,
+    pub sinks: T,
+}
+
+/// Name, type and shape of each of a layer's tensors.
+fn shapes(plan: &Plan, standing: &Standing, layer: u32) -> [(String, Dtype, Vec<usize>); 4] {
+    let shape = plan.shape();
+    let pages = standing.packed.div_ceil(PAGE_TOKENS) as usize;
+    let rows: u32 = rows(plan, standing).iter().map(|rows| rows.end - rows.start).sum();
+    let sinks = if plan.elects() { 3 * plan.sinks() } else { 0 };
+    [
+        ("pages", Dtype::U32, vec![pages, page_words(plan, layer)]),
+        ("key_scales", Dtype::U32, vec![pages, plan.layout_of(layer).row_scale_bytes() as usize / 4]),
+        ("rows", Dtype::F16, vec![shape.kv_heads as usize, rows as usize, 2, shape.head_dim as usize]),
+        ("sinks", Dtype::U32, vec![sinks as usize]),
+    ]
+    .map(|(name, dtype, shape)| (format!("{name}.{layer}"), dtype, shape))
+}
+
+fn error(name: impl ToString, wanted: impl ToString, had: impl ToString) -> Error {
+    Error::Snapshot { name: name.to_string(), wanted: wanted.to_string(), had: had.to_string() }
+}
+
+fn calibration(plan: &Plan) -> String {
+    plan.calibration().map_or_else(|| "none".to_owned(), crate::Calibration::fingerprint)
+}
+
+/// The file of a sequence, from each layer's words.
+pub(super) fn to_bytes(plan: &Plan, standing: &Standing, layers: &[Tensors<Vec<u32>>]) -> Result<Vec<u8>> {
+    let mut tensors = Vec::new();
+    for (layer, words) in (0..).zip(layers) {
+        let words = [&words.pages, &words.key_scales, &words.rows, &words.sinks];
+        tensors.extend(shapes(plan, standing, layer).into_iter().zip(words).filter(|(_, words)| !words.is_empty()));
+    }
+    let checksums: Vec<(String, String)> =
+        tensors.iter().map(|((name, ..), words)| (format!("sha256.{name}"), tensors::checksum(bytemuck::cast_slice(words)))).collect();
+    let numbers = [
+        ("tokens", standing.tokens),
+        ("packed", standing.packed),
+        ("limit", standing.limit),
+        ("before_tokens", standing.before.0),
+        ("before_limit", standing.before.1),
+    ]
+    .map(|(name, number)| (name, number.to_string()));
+    let (plan, calibration) = (plan.fingerprint(), calibration(plan));
+    let mut texts = Texts::from([("format", FORMAT), ("version", VERSION), ("plan", &plan), ("calibration", &calibration)]);
+    texts.extend(numbers.iter().map(|(name, number)| (*name, number.as_str())));
+    texts.extend(checksums.iter().map(|(name, checksum)| (name.as_str(), checksum.as_str())));
+    let hash = tensors::hash(tensors::pieces(&texts));
+    texts.insert("hash", &hash);
+    let tensors = tensors.iter().map(|((name, dtype, shape), words)| (name.as_str(), *dtype, shape.clone(), bytemuck::cast_slice(words)));
+    tensors::write(tensors, &texts, |e| error("tensors", "as safetensors wants them", e))
+}
+
+/// Where a saved sequence stands, and the bytes of each layer's tensors; empty for those that it does not have.
+pub(super) fn from_bytes<'a>(plan: &Plan, bytes: &'a [u8]) -> Result<(Standing, Vec<Tensors<&'a [u8]>>)> {
+    let (metadata, data) = tensors::header(bytes, HEADER_BYTES * (1 + plan.shape().layers as usize), error)?;
+    let mut texts = tensors::texts(&metadata);
+    let text = |name: &str| texts.get(name).copied().ok_or_else(|| error(name, "there", "missing"));
+    for (name, wanted) in [("format", FORMAT), ("version", VERSION), ("plan", &plan.fingerprint()), ("calibration", &calibration(plan))] {
+        let had = text(name)?;
+        if had != wanted {
+            return Err(error(name, wanted, format!("{had:?}")));
+        }
+    }
+    let told = text("hash")?;
+    let number = |name| text(name).and_then(|text| u32::from_str(text).map_err(|_| error(name, "a number", format!("{text:?}"))));
+    let before = (number("before_tokens")?, number("before_limit")?);
+    let standing = Standing { tokens: number("tokens")?, packed: number("packed")?, limit: number("limit")?, before };
+    let least = plan.packed(standing.tokens);
+    if !(least..=standing.tokens).contains(&standing.packed) {
+        return Err(error("packed", format!("{least} to {} for as many tokens", standing.tokens), standing.packed));
+    }
+
+    let mut count = 0;
+    let mut layers = Vec::new();
+    for layer in 0..plan.shape().layers {
+        let mut tensor = |(name, dtype, shape): (String, Dtype, Vec<usize>)| {
+            if shape.contains(&0) {
+                return Ok(&data[..0]);
+            }
+            count += 1;
+            let bytes = tensors::tensor(&metadata, data, &name, dtype, &shape, |wanted, had| error(&name, wanted, had))?;
+            let (had, told) = (tensors::checksum(bytes), text(&format!("sha256.{name}"))?);
+            if had == told { Ok(bytes) } else { Err(error(format!("sha256.{name}"), format!("{had}, that of the tensor"), format!("{told:?}"))) }
+        };
+        let [pages, key_scales, rows, sinks] = shapes(plan, &standing, layer).map(&mut tensor);
+        layers.push(Tensors { pages: pages?, key_scales: key_scales?, rows: rows?, sinks: sinks? });
+    }
+    if metadata.tensors().len() != count {
+        return Err(error("tensors", format!("{count} in number"), metadata.tensors().len()));
+    }
+    texts.remove("hash");
+    let hash = tensors::hash(tensors::pieces(&texts));
+    if hash != told {
+        return Err(error("hash", format!("{hash}, that of the metadata"), format!("{told:?}")));
+    }
+    Ok((standing, layers))
+}
