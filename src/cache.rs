@@ -2,6 +2,9 @@
 
 mod snapshot;
 
+#[cfg(feature = "store")]
+pub(crate) use snapshot::check_snapshot;
+
 use crate::centre::Centre;
 use crate::error::{Error, Result};
 use crate::format::Codec;

@@ -98,6 +98,17 @@ pub enum Error {
         /// What it is.
         had: String,
     },
+    /// A store of snapshots could not be used.
+    #[cfg(feature = "store")]
+    #[error("{doing} {place} failed: {message}")]
+    Store {
+        /// What was being done.
+        doing: &'static str,
+        /// With what: a name in the store.
+        place: String,
+        /// The store's message.
+        message: String,
+    },
     /// The residual stream of a prompt was not shown to the cache before its keys and values.
     #[error("layer {layer} must be given its residual stream by Cache::elect before Cache::append, since the plan's sinks are {sinks}")]
     Unelected {

@@ -22,6 +22,8 @@ mod sensitivity;
 mod shape;
 mod status;
 mod step;
+#[cfg(feature = "store")]
+mod store;
 mod tensors;
 mod traffic;
 
@@ -42,4 +44,6 @@ pub use sensitivity::{Probe, Sensitivity};
 pub use shape::{Rope, RopeLayout, Shape};
 pub use status::{Flag, Status};
 pub use step::{Chunk, Step};
+#[cfg(feature = "store")]
+pub use store::{PrefixStore, object_store};
 pub use traffic::{AlignmentReport, Certificate, Traffic};

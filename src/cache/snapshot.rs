@@ -87,6 +87,16 @@ impl Live {
     }
 }
 
+/// Are these the bytes of a snapshot of so many tokens that a cache of this plan would load?
+#[cfg(feature = "store")]
+pub(crate) fn check_snapshot(plan: &Plan, tokens: usize, bytes: &[u8]) -> Result<()> {
+    let (standing, _) = file::from_bytes(plan, bytes)?;
+    if standing.tokens as usize == tokens {
+        return Ok(());
+    }
+    Err(Error::Snapshot { name: "tokens".into(), wanted: format!("{tokens}, as many as it is stored for"), had: standing.tokens.to_string() })
+}
+
 /// A sequence on its way to the host.
 struct Staged {
     gpu: Gpu,

@@ -12,6 +12,9 @@ use wgkv::kernel;
 /// The registry's archive may not grow beyond this without somebody noticing.
 const CRATE_BYTES: u64 = 1_000_000;
 
+/// What the library has for those who ask for it. In all steps, so that what they share is built once.
+const OPTIONAL: &str = "wgkv/store";
+
 /// Options of `test`.
 #[derive(clap::Args)]
 pub struct Options {
@@ -39,19 +42,19 @@ pub fn run(options: &Options) -> Result<()> {
     step("setup", || setup::run_setup().and_then(|()| lint_shaders::run_setup()))?;
     step("files of every kernel", kernel_files)?;
     cargo_step(cargo(&["fmt", "--all", "--check"]))?;
-    cargo_step(cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    let mut doc = cargo(&["doc", "--no-deps", "--package", "wgkv"]);
+    cargo_step(cargo(&["clippy", "--workspace", "--all-targets", "--features", OPTIONAL, "--", "-D", "warnings"]))?;
+    let mut doc = cargo(&["doc", "--no-deps", "--package", "wgkv", "--features", OPTIONAL]);
     doc.env("RUSTDOCFLAGS", "-D warnings");
     cargo_step(doc)?;
     step("package", || package(options.full))?;
-    let mut tests = cargo(&["test", "--workspace", "--lib", "--bins", "--tests"]);
+    let mut tests = cargo(&["test", "--workspace", "--lib", "--bins", "--tests", "--features", OPTIONAL]);
     tests.env(lint_shaders::EVERY_VARIANT, "1");
     cargo_step(tests)?;
     // Of the modules that tests/shaders.rs has written.
     step("shaders by Chromium's compiler", lint_shaders::run_tint)?;
     // Last and without a line of our own after it, so that the output ends on the test runner's closing line.
-    println!("==> cargo test --package wgkv --doc");
-    command::run(&mut cargo(&["test", "--package", "wgkv", "--doc"]))
+    println!("==> cargo test --package wgkv --doc --features {OPTIONAL}");
+    command::run(&mut cargo(&["test", "--package", "wgkv", "--doc", "--features", OPTIONAL]))
 }
 
 fn words(text: &str) -> BTreeSet<&str> {
