@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// A snapshot's name is the SHA-256 of model, [plan](Plan::fingerprint), [calibration](Calibration::fingerprint) and tokens, so
 /// who has the same prefix finds it, and nobody else's. Any number of programs may write at once: an object becomes visible whole
 /// or not at all, and writers of one name write what is as good. Reads and writes are tried again as often as the store's own
-/// [`object_store::RetryConfig`] says. Nothing is deleted here: let the store's rules expire what is old.
+/// `RetryConfig` says. Nothing is deleted here: let the store's rules expire what is old.
 ///
 /// ```no_run
 /// use std::sync::Arc;
