@@ -9,11 +9,11 @@
 //
 // A key or value with a number that is not finite is stored as zeros, and the token is listed in `status`.
 //
-// For AlignedKV (2409.16546) a half is stored in planes, and each channel's largest exponent in the page.
+// For AlignedKV (2409.16546) a half is stored in planes, and each channel's largest exponent in the page; or an integer code in planes.
 //
 // For RotateKV, whose keys append_reordered packs, it packs the values only.
 //
-// Parts: half, finite, place, turn, centre, hadamard, scales_<form>, key_words, input, report, planes, and fit_extent with group and
+// Parts: half, finite, place, turn, centre, hadamard, scales_<form>, key_words, input, report, planes, code_planes, and fit_extent with group and
 // group_<form>, or fit_symmetric. Wrapper: src/kernel/append.rs. Twin: src/reference/append.rs.
 
 override HEAD_DIM: u32;
@@ -38,6 +38,7 @@ override VALUES: u32;
 override VALUE_SCALES: u32;
 override PAGE_VECS: u32;
 override PLANES: bool;         // is a half stored in planes?
+override CODE_PLANES: bool;    // is an integer code?
 override SINKS: u32;        // f16 rows of sinks
 override UNPACKED: u32;     // first tokens that are not packed
 override RING: u32;         // f16 rows of the window, used in turn
@@ -100,7 +101,39 @@ fn maxima_at(at: u32, i: u32) -> vec2<u32> {
     return (vec2<u32>(pages[word], pages[word + HEAD_DIM / 4u]) >> vec2<u32>(8u * (i % 4u))) & vec2<u32>(255u);
 }
 
-// Replaces the bits of one code in a word of the value plane.
+// Four channels' codes of token t, a byte each, into the planes of keys: of slot t % 4. `at` is in words.
+fn key_planes_put(at: u32, quad: u32, t: u32, four: u32) {
+    let row = at + 32u * quad + t % 128u / 4u;
+    let slot = t % 4u;
+    if (KEY_BITS == 8u) {
+        value_put(row + 32u * (quad + slot % 2u), 0x0f0f0f0fu, 4u * (slot / 2u), code_planes_cut(four, 4u, 4u));
+        value_put(row + 16u * HEAD_DIM, 0x03030303u, 2u * slot, code_planes_cut(four, 2u, 2u));
+        value_put(row + 24u * HEAD_DIM, 0x03030303u, 2u * slot, code_planes_cut(four, 0u, 2u));
+    } else {
+        value_put(row, 0x03030303u, 2u * slot, code_planes_cut(four, 2u, 2u));
+        value_put(row + 8u * HEAD_DIM, 0x03030303u, 2u * slot, code_planes_cut(four, 0u, 2u));
+    }
+}
+
+// The same into the planes of values: of byte t % 4.
+fn value_planes_put(at: u32, quad: u32, t: u32, four: u32) {
+    let quads = HEAD_DIM / 4u;
+    let first = at + t % 128u / 4u * quads + quad;
+    let byte = 8u * (t % 4u);
+    if (VALUE_BITS == 8u) {
+        let even = first + t % 128u / 4u * quads;
+        let pair = code_planes_pair(code_planes_cut(four, 4u, 4u));
+        value_put(even, 255u, byte, pair.x);
+        value_put(even + quads, 255u, byte, pair.y);
+        value_put(first + 16u * HEAD_DIM, 255u, byte, code_planes_fold(code_planes_cut(four, 2u, 2u)));
+        value_put(first + 24u * HEAD_DIM, 255u, byte, code_planes_fold(code_planes_cut(four, 0u, 2u)));
+    } else {
+        value_put(first, 255u, byte, code_planes_fold(code_planes_cut(four, 2u, 2u)));
+        value_put(first + 8u * HEAD_DIM, 255u, byte, code_planes_fold(code_planes_cut(four, 0u, 2u)));
+    }
+}
+
+// Replaces the bits under a mask in a word of the planes.
 fn value_put(at: u32, mask: u32, shift: u32, code: u32) {
     pages[at] = (pages[at] & ~(mask << shift)) | (code << shift);
 }
@@ -230,12 +263,16 @@ fn append(
             value_put(at + 4u * VALUES + t % 128u / 2u * HEAD_DIM + i, 0xffffu, 16u * (t % 2u), half_bits(x.y));
         } else {
             let code = fit_code(x.y, value_fit, VALUE_BITS);
-            let low_bits = select(VALUE_BITS, 2u, VALUE_BITS == 3u);
-            let shifts = 8u / low_bits;
-            let mask = (1u << low_bits) - 1u;
-            value_put(at + 4u * VALUES + lane / shifts * HEAD_DIM + i, mask, lane % shifts * low_bits + 8u * corner, code & mask);
-            if (VALUE_BITS == 3u) {
-                value_put(at + 4u * VALUES + (8u + lane / 8u) * HEAD_DIM + i, 1u, lane % 8u + 8u * corner, code >> 2u);
+            if (CODE_PLANES) {
+                codes[i] |= code << 8u;
+            } else {
+                let low_bits = select(VALUE_BITS, 2u, VALUE_BITS == 3u);
+                let shifts = 8u / low_bits;
+                let mask = (1u << low_bits) - 1u;
+                value_put(at + 4u * VALUES + lane / shifts * HEAD_DIM + i, mask, lane % shifts * low_bits + 8u * corner, code & mask);
+                if (VALUE_BITS == 3u) {
+                    value_put(at + 4u * VALUES + (8u + lane / 8u) * HEAD_DIM + i, 1u, lane % 8u + 8u * corner, code >> 2u);
+                }
             }
             if (i % VALUE_GROUP == 0u) {
                 scale_put(at + 4u * VALUE_SCALES + i / VALUE_GROUP * GROUP_WORDS, t, fit_pack(value_fit, 0.0));
@@ -258,6 +295,12 @@ fn append(
                 let b = planes_nibbles(codes[e + 4u], codes[e + 5u], codes[e + 6u], codes[e + 7u]);
                 pages[row_at + 32u * HEAD_DIM + n * (HEAD_DIM / 8u) + i] = a.x | (b.x << 8u);
                 pages[row_at + 48u * HEAD_DIM + n * (HEAD_DIM / 8u) + i] = a.y | (b.y << 8u);
+            }
+        } else if (CODE_PLANES) {
+            if (i < HEAD_DIM / 4u) {
+                let four = vec4<u32>(codes[4u * i], codes[4u * i + 1u], codes[4u * i + 2u], codes[4u * i + 3u]);
+                key_planes_put(at, i, t, pack4xU8(four));
+                value_planes_put(at + 4u * VALUES, i, t, pack4xU8(four >> vec4<u32>(8u)));
             }
         } else if (KEY_BITS == 16u) {
             if (i < HEAD_DIM / 2u) {

@@ -10,7 +10,7 @@
 // RotateKV's keys are restored for a whole tile, all channels, before its scores. For Centred, what the mean of the keys adds to a score
 // are further channels: the query's factors times the cosines and sines of the token's position.
 //
-// Parts: scales_<form>, cached, turn, and tile_stored, or tile_restored with half, hadamard, grouped,
+// Parts: scales_<form>, cached, planes, code_planes, turn, and tile_stored, or tile_restored with half, hadamard, grouped,
 // grouped_block. Wrapper: src/kernel/attend_prefill.rs. Twin: src/reference/attend_prefill.rs.
 
 override HEAD_DIM: u32;
@@ -24,6 +24,7 @@ override VALUES: u32;
 override VALUE_SCALES: u32;
 override PAGE_VECS: u32;
 override PLANES: bool;         // is a half stored in planes?
+override CODE_PLANES: bool;    // is an integer code?
 override SINKS: u32;
 override RING: u32;
 override POSITION_QUADS: u32; // quads of channels that carry what the mean of the keys adds; 0 where nothing

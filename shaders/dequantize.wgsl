@@ -6,7 +6,8 @@
 // weights, and both get their means back, the key's turned: RoPE_t(mean).
 // One workgroup restores one token of one KV head; invocation i holds channel i of the key and of the value.
 //
-// Parts: place, hadamard, turn, centre, scales_<form>, cached, grouped. Wrapper: src/kernel/dequantize.rs. Twin: src/reference/dequantize.rs.
+// Parts: place, hadamard, turn, centre, scales_<form>, cached, planes, code_planes, grouped. Wrapper: src/kernel/dequantize.rs.
+// Twin: src/reference/dequantize.rs.
 
 override HEAD_DIM: u32;
 override HADAMARD_OUTER: u32;
@@ -29,6 +30,7 @@ override VALUES: u32;
 override VALUE_SCALES: u32;
 override PAGE_VECS: u32;
 override PLANES: bool;         // is a half stored in planes?
+override CODE_PLANES: bool;    // is an integer code?
 override SINKS: u32;
 override RING: u32;
 override CENTRED: bool;

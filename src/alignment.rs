@@ -10,11 +10,11 @@ pub enum Criterion {
     /// All planes are read.
     #[default]
     Everything,
-    /// AlignedKV's own rule (2409.16546): an addend needs no bits below the last place of the largest addend (keys), or of the estimated
+    /// AlignedKV's own rule (2409.16546), for halves: an addend needs no bits below the last place of the largest addend (keys), or of the estimated
     /// output (values). It bounds the error of an addend, not that of the sum.
     Published,
-    /// A budget for the sum of all errors in the worst case: so many times the error that the stored numbers' own last place has in the
-    /// same sum. 0 reads everything.
+    /// A budget for the sum of all errors in the worst case: so many times the error that the stored numbers' own rounding has in the
+    /// same sum (half a unit in the last place; half a step of a code). 0 reads everything.
     Budget(f32),
 }
 
@@ -36,8 +36,8 @@ impl Criterion {
     }
 }
 
-/// Which planes decoding reads of the packed pages of [`Codec::AlignedF16`](crate::Codec::AlignedF16). Prefill reads all planes, and so does
-/// every other codec.
+/// Which planes decoding reads of packed pages: of [`Codec::AlignedF16`](crate::Codec::AlignedF16), and of integer codes of 4 and 8 bits in
+/// plans that were given one. Prefill reads all planes.
 ///
 /// As text: `everything`, `published`, or budgets as in `phi-k:64,phi-v:256`, of which one may be left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -156,6 +156,7 @@ macro_rules! part {
 pub(crate) const BUTTERFLY: Part = part!("butterfly");
 pub(crate) const CACHED: Part = part!("cached");
 pub(crate) const CENTRE: Part = part!("centre");
+pub(crate) const CODE_PLANES: Part = part!("code_planes");
 pub(crate) const CODES_2: Part = part!("codes_2");
 pub(crate) const CODES_3: Part = part!("codes_3");
 pub(crate) const CODES_4: Part = part!("codes_4");
@@ -267,7 +268,8 @@ pub(crate) fn page_constants(plan: &Plan, slab: &Slab) -> Constants {
         ("VALUES", layout.values.into()),
         ("VALUE_SCALES", layout.value_scales.into()),
         ("PAGE_VECS", layout.vecs.into()),
-        flag("PLANES", plan.aligns()),
+        flag("PLANES", plan.aligns() && !plan.aligns_codes()),
+        flag("CODE_PLANES", plan.aligns_codes()),
         ("SINKS", plan.sinks().into()),
         ("RING", plan.ring().into()),
     ]

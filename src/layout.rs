@@ -35,6 +35,17 @@ pub const PAGE_TOKENS: u32 = 128;
 /// Values lie in the same way with tokens and channels exchanged, `[token, ..]`. At the page's end stand the largest exponents that a
 /// channel's keys (a byte each), then its values, have in the page.
 ///
+/// Where a plan with an [`Alignment`](crate::Alignment) stores integer codes in planes, those take the place of the same codes without:
+/// planes of 2 and 2 bits for 4, of 4, 2 and 2 for 8, the high bits first, each a run of 32-bit words:
+///
+/// | plane | words | element `[..]` holds |
+/// |---|---|---|
+/// | 2 bits of the keys | `8 * head_dim` | `[quad of channels, lane]`: a byte for each channel, of tokens `4 lane + (0, 1, 2, 3)` from the low bits on |
+/// | 4 bits of the keys | `16 * head_dim` | `[quad of channels, word, lane]`: the same of tokens `4 lane + (0, 2)`, then of `4 lane + (1, 3)` |
+///
+/// Values lie in the same way with tokens and channels exchanged: `[lane, quad]`, a byte for each token. A quad of channels (of tokens)
+/// is read or left unread as a whole.
+///
 /// The key scales of [`Codec::RotateKv`](crate::Codec::RotateKv) are of groups over all KV heads and lie in a plane of their own,
 /// `[physical page, row_groups, scale_vecs]`; a page has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

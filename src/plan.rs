@@ -1,6 +1,6 @@
 //! What one cache will be: every size and every choice, made from shape, format, protection, budget and device.
 
-use crate::alignment::Alignment;
+use crate::alignment::{Alignment, Criterion};
 use crate::allocation::Allocation;
 use crate::budget::Budget;
 use crate::calibration::Calibration;
@@ -123,6 +123,8 @@ pub struct Plan {
     calibration: Option<Arc<Calibration>>,
     centre: Option<Arc<Centre>>,
     alignment: Alignment,
+    /// Are integer codes stored in planes?
+    code_planes: bool,
     counts_loads: bool,
 }
 
@@ -162,6 +164,7 @@ impl Plan {
             calibration: None,
             centre: None,
             alignment: Alignment::EVERYTHING,
+            code_planes: false,
             counts_loads: false,
             element: Element::F32,
             query_rows: QUERY_ROWS,
@@ -370,23 +373,56 @@ impl Plan {
 
     /// Are numbers stored in planes, of which attention reads those that matter?
     pub(crate) fn aligns(&self) -> bool {
-        self.format().codec() == Codec::AlignedF16
+        self.format().codec() == Codec::AlignedF16 || self.code_planes
     }
 
-    /// The same plan with planes chosen in another way than reading all of them, for [`Codec::AlignedF16`].
+    /// Are they integer codes?
+    pub(crate) fn aligns_codes(&self) -> bool {
+        self.code_planes
+    }
+
+    /// The same plan with planes chosen in another way than reading all of them: for [`Codec::AlignedF16`], and for [`Codec::Rtn`] and
+    /// [`Codec::Hadamard`] with keys and values of 4 or 8 bits, whose codes are then stored in planes of 2 and 2, or 4, 2 and 2 bits. Those
+    /// take budgets only, of which 0 reads everything; [`Alignment::EVERYTHING`] leaves their codes as they are without planes.
     /// [`Cache::align`](crate::Cache::align) changes it later.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a budget that is negative or not finite, and for a codec without planes.
+    /// [`Error::Shape`] for a budget that is negative or not finite, and for a codec, bits or a criterion without planes.
     pub fn with_alignment(mut self, alignment: Alignment) -> Result<Self> {
+        alignment.check()?;
+        self.code_planes = alignment != Alignment::EVERYTHING && self.format().codec() != Codec::AlignedF16;
+        if self.code_planes {
+            self.check_code_planes()?;
+        }
         self.align(alignment)?;
         Ok(self)
     }
 
+    /// Can these codes be stored in planes?
+    fn check_code_planes(&self) -> Result<()> {
+        let wrong = |name, wanted: &str, had: String| Err(Error::Shape { name, wanted: wanted.into(), had });
+        let codec = self.format().codec();
+        if ![Codec::Rtn, Codec::Hadamard].contains(&codec) {
+            return wrong("the codec of an alignment", "aligned-f16, rtn or hadamard", codec.to_string());
+        }
+        for slab in self.arrangements.iter().flatten() {
+            for (name, precision) in [("key bits", slab.format.key()), ("value bits", slab.format.value())] {
+                if ![Bits::Four, Bits::Eight].contains(&precision.bits) {
+                    return wrong(name, "4 or 8 with an alignment", precision.bits.get().to_string());
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn align(&mut self, alignment: Alignment) -> Result<()> {
         alignment.check()?;
+        let wrong = |name, wanted: &str, had: String| Err(Error::Shape { name, wanted: wanted.into(), had });
         if alignment != Alignment::EVERYTHING && !self.aligns() {
-            return Err(Error::Shape { name: "the codec of an alignment", wanted: "aligned-f16".into(), had: self.format().codec().to_string() });
+            return wrong("the plan of an alignment", "one of planes, by Plan::with_alignment", format!("{} without", self.format().codec()));
+        }
+        if self.code_planes && [alignment.keys, alignment.values].contains(&Criterion::Published) {
+            return wrong("the alignment of integer codes", "a budget", alignment.to_string());
         }
         self.alignment = alignment;
         Ok(())
@@ -435,7 +471,7 @@ impl Plan {
 
     /// Tokens of a block that one workgroup of append packs: a page where it writes what the page's tokens have in common.
     pub(crate) fn append_block(&self) -> u32 {
-        if self.aligns() { PAGE_TOKENS } else { 32 }
+        if self.aligns() && !self.code_planes { PAGE_TOKENS } else { 32 }
     }
 
     /// KV heads that are rotated together.

@@ -5,7 +5,7 @@
 //! it after the constants. All arithmetic is f32 in the shader's order of operations, so that a kernel and its twin differ by
 //! what a compiler may do (contract a product and a sum, approximate a division or `exp2`) and by nothing else; integers agree
 //! exactly. The twins of the shader's parts are modules here: [`half`], [`turn`], [`hadamard`], [`centre`], [`group`], [`fit`], [`scales`],
-//! [`cached`], [`positions`], [`grouped`], [`planes`].
+//! [`cached`], [`positions`], [`grouped`], [`planes`], [`code_planes`].
 //!
 //! The functions in f64 ([`rotate_exact`], [`rotate_group_exact`], [`turn_exact`], [`attention_exact`]) are what the kernels approximate: they tell
 //! which error is honest.
@@ -13,6 +13,7 @@
 pub mod aligned;
 pub mod cached;
 pub mod centre;
+pub mod code_planes;
 pub mod fit;
 pub mod group;
 pub mod grouped;
@@ -134,6 +135,8 @@ pub struct Constants {
     pub page_vecs: u32,
     /// Is a half stored in planes?
     pub planes: bool,
+    /// Is an integer code?
+    pub code_planes: bool,
     /// vec4s from a page's start to its channels' largest exponents.
     pub maxima: u32,
     /// Tokens of a block of `append`.
@@ -232,6 +235,7 @@ impl Constants {
             value_scales: whole("VALUE_SCALES"),
             page_vecs: whole("PAGE_VECS"),
             planes: flag("PLANES"),
+            code_planes: flag("CODE_PLANES"),
             maxima: whole("MAXIMA"),
             block: whole("BLOCK"),
             score_sums: planes("SCORE_SUMS") as u32,

@@ -175,6 +175,16 @@ fn cases() -> Vec<Case> {
         },
         case("Centred: the largest head, eight groups; half of it turns", 256, 1, 1, centred(Four, Three, 32)),
         case("bytes for scales, no rotation", 64, 1, 1, rtn(Two, Three, 32).with_scales(Scales::Byte)),
+        in_planes(case("planes of 4-bit codes, four groups", 128, 2, 2, rtn(Four, Four, 32))),
+        in_planes(case("planes of 8-bit keys and 4-bit values, rotated; 20 x 4", 80, 1, 1, hadamard(Eight, Four, 128))),
+        in_planes(Case {
+            protection: protect(4, 32),
+            element: Element::F16,
+            steps: leave.clone(),
+            ..case("planes of 4-bit keys and 8-bit values; tokens leave the window", 64, 2, 2, rtn(Four, Eight, 64))
+        }),
+        in_planes(Case { slabs: true, ..case("planes of the largest head, in slabs", 256, 2, 2, hadamard(Eight, Eight, 64)) }),
+        in_planes(case("planes with bytes for scales", 96, 1, 1, hadamard(Four, Four, 32).with_scales(Scales::Byte))),
     ];
     cases[1].shape = rope(&cases[1], Rope::new(500.0, 64).interleaved());
     cases[3].shape = rope(&cases[3], Rope::new(10_000.0, 32));

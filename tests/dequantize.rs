@@ -72,6 +72,12 @@ fn cases() -> Vec<Case> {
         },
         Case { element: Element::F16, ..case("Centred: 12 x 8, signed key bytes, f16 rows", 96, 2, 2, centred(Eight, Four, 32)) },
         three_ways(case("Centred: heads stored in three ways", 64, 4, 4, centred(Two, Two, 32))),
+        in_planes(Case {
+            protection: protect(4, 32),
+            steps: vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]],
+            ..case("planes of 8-bit keys and 4-bit values, sinks and a window", 96, 2, 2, hadamard(Eight, Four, 32))
+        }),
+        in_planes(case("planes of 4-bit keys and 8-bit values", 80, 2, 2, rtn(Four, Eight, 128))),
     ];
     cases[1].shape.rope = Rope::new(10_000.0, 32);
     cases[4].shape.rope = Rope::new(10_000.0, 96).interleaved();

@@ -1,6 +1,6 @@
 // cached: four consecutive channels of one cached token as f32, wherever the token lies: in the f16 rows (sinks, window)
 // or in a packed page. Reads the kernel's bindings `tables`, `marks`, `pages` and `protected_rows`; needs
-// scales_<form> and planes.
+// scales_<form>, planes and code_planes.
 // Twin: src/reference/cached.rs.
 
 // Where one sequence's tokens of one KV head lie.
@@ -64,6 +64,38 @@ fn cached_half(halves: vec2<u32>, corner: u32) -> f32 {
     return unpack2x16float(halves[corner / 2u])[corner % 2u];
 }
 
+// A word of the pages.
+fn cached_word(at: u32) -> u32 {
+    return pages[at / 4u][at % 4u];
+}
+
+// Four channels' key codes of one token, a byte each, from the planes of a page. `at` is in words.
+fn cached_key_planes(at: u32, quad: u32, lane: u32, corner: u32) -> u32 {
+    let row = 32u * quad + lane;
+    if (KEY_BITS == 4u) {
+        let first = (cached_word(at + row) >> (2u * corner)) & 0x03030303u;
+        return (first << 2u) | ((cached_word(at + 8u * HEAD_DIM + row) >> (2u * corner)) & 0x03030303u);
+    }
+    let first = (cached_word(at + row + 32u * (quad + corner % 2u)) >> (4u * (corner / 2u))) & 0x0f0f0f0fu;
+    let middle = (cached_word(at + 16u * HEAD_DIM + row) >> (2u * corner)) & 0x03030303u;
+    return (first << 4u) | (middle << 2u) | ((cached_word(at + 24u * HEAD_DIM + row) >> (2u * corner)) & 0x03030303u);
+}
+
+// The same of value codes.
+fn cached_value_planes(at: u32, quad: u32, lane: u32, corner: u32) -> u32 {
+    let quads = HEAD_DIM / 4u;
+    let row = lane * quads + quad;
+    let byte = 8u * corner;
+    if (VALUE_BITS == 4u) {
+        let first = code_planes_unfold((cached_word(at + row) >> byte) & 255u);
+        return (first << 2u) | code_planes_unfold((cached_word(at + 8u * HEAD_DIM + row) >> byte) & 255u);
+    }
+    let even = at + row + lane * quads;
+    let first = code_planes_unpair((vec2<u32>(cached_word(even), cached_word(even + quads)) >> vec2<u32>(byte)) & vec2<u32>(255u));
+    let middle = code_planes_unfold((cached_word(at + 16u * HEAD_DIM + row) >> byte) & 255u);
+    return (first << 4u) | (middle << 2u) | code_planes_unfold((cached_word(at + 24u * HEAD_DIM + row) >> byte) & 255u);
+}
+
 fn cached_page(place: Place, t: u32) -> u32 {
     return (tables[place.list + t / 128u] * place.slab_heads + place.slab_head) * PAGE_VECS;
 }
@@ -86,12 +118,17 @@ fn cached_key(place: Place, t: u32, row: u32, quad: u32) -> vec4<f32> {
         let at = page + 2u * quad * 32u + lane;
         return vec4<f32>(unpack2x16float(pages[at][corner]), unpack2x16float(pages[at + 32u][corner]));
     }
-    let bits = select(KEY_BITS, 2u, KEY_BITS == 3u);
-    let shifts = 8u / bits;
-    var word = (pages[page + quad / shifts * 32u + lane][corner] >> (quad % shifts * bits)) & (((1u << bits) - 1u) * 0x01010101u);
-    if (KEY_BITS == 3u) {
-        let high = pages[page + (HEAD_DIM / 16u + quad / 8u) * 32u + lane][corner] >> (quad % 8u);
-        word |= (high & 0x01010101u) << 2u;
+    var word = 0u;
+    if (CODE_PLANES) {
+        word = cached_key_planes(4u * page, quad, lane, corner);
+    } else {
+        let bits = select(KEY_BITS, 2u, KEY_BITS == 3u);
+        let shifts = 8u / bits;
+        word = (pages[page + quad / shifts * 32u + lane][corner] >> (quad % shifts * bits)) & (((1u << bits) - 1u) * 0x01010101u);
+        if (KEY_BITS == 3u) {
+            let high = pages[page + (HEAD_DIM / 16u + quad / 8u) * 32u + lane][corner] >> (quad % 8u);
+            word |= (high & 0x01010101u) << 2u;
+        }
     }
     let scale = scales_key(scales_of(pages[page + KEY_SCALES + 4u * quad / KEY_GROUP * SCALE_VECS + scales_vec(lane)], lane)[corner]);
     return scale.x * (vec4<f32>(unpack4xI8(word)) - scale.y);
@@ -113,12 +150,18 @@ fn cached_value(place: Place, t: u32, row: u32, quad: u32) -> vec4<f32> {
         let words = pages[page + VALUES + t % 128u / 2u * (HEAD_DIM / 4u) + quad] >> vec4<u32>(16u * (t % 2u));
         return vec4<f32>(unpack2x16float(words.x).x, unpack2x16float(words.y).x, unpack2x16float(words.z).x, unpack2x16float(words.w).x);
     }
-    let bits = select(VALUE_BITS, 2u, VALUE_BITS == 3u);
-    let shifts = 8u / bits;
-    var codes = (pages[page + VALUES + lane / shifts * (HEAD_DIM / 4u) + quad] >> vec4<u32>(lane % shifts * bits + 8u * corner)) & vec4<u32>((1u << bits) - 1u);
-    if (VALUE_BITS == 3u) {
-        let high = pages[page + VALUES + (8u + lane / 8u) * (HEAD_DIM / 4u) + quad] >> vec4<u32>(lane % 8u + 8u * corner);
-        codes |= (high & vec4<u32>(1u)) << vec4<u32>(2u);
+    var codes = vec4<u32>(0u);
+    if (CODE_PLANES) {
+        codes = unpack4xU8(cached_value_planes(4u * (page + VALUES), quad, lane, corner));
+    } else {
+        let bits = select(VALUE_BITS, 2u, VALUE_BITS == 3u);
+        let shifts = 8u / bits;
+        let word = pages[page + VALUES + lane / shifts * (HEAD_DIM / 4u) + quad];
+        codes = (word >> vec4<u32>(lane % shifts * bits + 8u * corner)) & vec4<u32>((1u << bits) - 1u);
+        if (VALUE_BITS == 3u) {
+            let high = pages[page + VALUES + (8u + lane / 8u) * (HEAD_DIM / 4u) + quad] >> vec4<u32>(lane % 8u + 8u * corner);
+            codes |= (high & vec4<u32>(1u)) << vec4<u32>(2u);
+        }
     }
     let scale = scales_value(scales_of(pages[page + VALUE_SCALES + 4u * quad / VALUE_GROUP * SCALE_VECS + scales_vec(lane)], lane)[corner]);
     return scale.x * (vec4<f32>(codes) - scale.y);

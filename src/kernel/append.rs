@@ -4,7 +4,7 @@
 //! Shader: `shaders/append.wgsl`. Twin: [`reference::append`](crate::reference::append).
 
 use super::{
-    Binding, CENTRE, FINITE, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, PLANES, REPORT, TURN, Variant, centred, fit_parts, flag, hadamard_constants,
+    Binding, CENTRE, CODE_PLANES, FINITE, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, PLANES, REPORT, TURN, Variant, centred, fit_parts, flag, hadamard_constants,
     half_rows, page_constants, rope_constants, scales_part,
 };
 use crate::plan::{Plan, Slab};
@@ -68,7 +68,7 @@ pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
         ("VALUE_CLIP", slab.format().clip(slab.format().value().bits).into()),
         ("EIGHTHS", (head_dim / 8).into()),
     ]);
-    let mut parts = vec![HALF, FINITE, PLACE, TURN, CENTRE, HADAMARD, scales_part(plan), KEY_WORDS, INPUT, REPORT, PLANES];
+    let mut parts = vec![HALF, FINITE, PLACE, TURN, CENTRE, HADAMARD, scales_part(plan), KEY_WORDS, INPUT, REPORT, PLANES, CODE_PLANES];
     parts.extend(fit_parts(plan));
     Variant::new(&KERNEL, &parts, &constants)
 }

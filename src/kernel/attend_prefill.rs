@@ -3,7 +3,7 @@
 //! Shader: `shaders/attend_prefill.wgsl`. Twin: [`reference::attend_prefill`](crate::reference::attend_prefill).
 
 use super::{
-    Binding, CACHED, GROUPED, GROUPED_BLOCK, HADAMARD, HALF, Kernel, PLANES, TILE_RESTORED, TILE_STORED, TURN, Variant, elected_constants, group_constants,
+    Binding, CACHED, CODE_PLANES, GROUPED, GROUPED_BLOCK, HADAMARD, HALF, Kernel, PLANES, TILE_RESTORED, TILE_STORED, TURN, Variant, elected_constants, group_constants,
     hadamard_constants, page_constants, position_quads, rope_constants, scales_part,
 };
 use crate::plan::{Plan, Slab};
@@ -65,7 +65,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
         ("SLICES", head_dim.div_ceil(32).into()),
         ("TILE_VECS", plan.tile_vecs().into()),
     ]);
-    let mut parts = vec![scales_part(plan), CACHED, PLANES, TURN];
+    let mut parts = vec![scales_part(plan), CACHED, PLANES, CODE_PLANES, TURN];
     if plan.restores() {
         parts.extend([TILE_RESTORED, HALF, HADAMARD, GROUPED, GROUPED_BLOCK]);
     } else {

@@ -3,7 +3,7 @@
 //! Shader: `shaders/dequantize.wgsl`. Twin: [`reference::dequantize`](crate::reference::dequantize).
 
 use super::{
-    Binding, CACHED, CENTRE, GROUPED, HADAMARD, Kernel, PLACE, PLANES, TURN, Variant, centred, elected_constants, flag, group_constants, hadamard_constants,
+    Binding, CACHED, CENTRE, CODE_PLANES, GROUPED, HADAMARD, Kernel, PLACE, PLANES, TURN, Variant, centred, elected_constants, flag, group_constants, hadamard_constants,
     page_constants, rope_constants, scales_part,
 };
 use crate::plan::{Plan, Slab};
@@ -62,5 +62,5 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
         flag("RESTORE", plan.restores()),
         centred(plan),
     ]);
-    Variant::new(&KERNEL, &[PLACE, HADAMARD, TURN, CENTRE, scales_part(plan), CACHED, PLANES, GROUPED], &constants)
+    Variant::new(&KERNEL, &[PLACE, HADAMARD, TURN, CENTRE, scales_part(plan), CACHED, PLANES, CODE_PLANES, GROUPED], &constants)
 }

@@ -5,7 +5,7 @@ use super::centre::Centred;
 use super::fit::fit;
 use super::half::{half_bits, half_pair, unpack};
 use super::protect::fresh;
-use super::{Constants, finite, planes, report, scales};
+use super::{Constants, code_planes, finite, planes, report, scales};
 use crate::kernel::append::AppendParams;
 
 /// New keys and values into the packed pages; for RotateKV the values only. Shader: `shaders/append.wgsl`.
@@ -133,6 +133,10 @@ fn pack_key(c: &Constants, page: &mut [u32], t: u32, key: &[f32]) {
 
 /// The words of one token's key codes into its head's page. Shader: `shaders/part/key_words.wgsl`.
 pub(super) fn key_words(c: &Constants, page: &mut [u32], t: u32, codes: &[u32]) {
+    if c.code_planes {
+        (0..).zip(codes).for_each(|(i, code)| code_planes::put(c, c.key_bits, page, 32, i, t % 128, *code));
+        return;
+    }
     let key_at = |word: u32| (128 * word + t % 128) as usize;
     let bits = if c.key_bits == 3 { 2 } else { c.key_bits };
     let shifts = 8 / bits as usize;
@@ -170,6 +174,10 @@ fn pack_value(c: &Constants, page: &mut [u32], t: u32, value: &[f32]) {
         let fitted = fit(c.scales, group, c.value_bits, c.value_clip, 0.0);
         for (e, code) in fitted.codes.iter().enumerate() {
             let i = g * c.value_group as usize + e;
+            if c.code_planes {
+                code_planes::put(c, c.value_bits, &mut page[4 * c.values as usize..], c.head_dim / 4, t % 128, i as u32, *code);
+                continue;
+            }
             put(&mut page[value_at(lane / shifts, i)], mask, lane % shifts * bits + 8 * corner, code & mask);
             if c.value_bits == 3 {
                 put(&mut page[value_at(8 + lane / 8, i)], 1, lane % 8 + 8 * corner, code >> 2);

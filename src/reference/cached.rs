@@ -1,7 +1,7 @@
 //! Four consecutive channels of one cached token, wherever it lies. Shader: `shaders/part/cached.wgsl`.
 
 use super::half::unpack;
-use super::{Constants, planes, scales};
+use super::{Constants, code_planes, planes, scales};
 
 /// Where one sequence's tokens of one KV head lie.
 #[derive(Clone, Copy, Debug)]
@@ -118,6 +118,11 @@ impl Store<'_> {
             let ([x, y], [z, w]) = (unpack(self.vec(at, corner)), unpack(self.vec(at + 32, corner)));
             return [x, y, z, w];
         }
+        let [scale, zero] = scales::key(c, self.pages, page + c.key_scales + 4 * quad / c.key_group * scales::vecs(c.scales), t);
+        if c.code_planes {
+            let words = &self.pages[4 * page as usize..];
+            return [0, 1, 2, 3].map(|e| scale * (f32::from(code_planes::take(c, c.key_bits, words, 32, 4 * quad + e, t % 128) as u8 as i8) - zero));
+        }
         let bits = if c.key_bits == 3 { 2 } else { c.key_bits };
         let shifts = 8 / bits;
         let mut word = (self.vec(page + quad / shifts * 32 + lane, corner) >> (quad % shifts * bits)) & (((1 << bits) - 1) * 0x0101_0101);
@@ -125,7 +130,6 @@ impl Store<'_> {
             let high = self.vec(page + (c.head_dim / 16 + quad / 8) * 32 + lane, corner) >> (quad % 8);
             word |= (high & 0x0101_0101) << 2;
         }
-        let [scale, zero] = scales::key(c, self.pages, page + c.key_scales + 4 * quad / c.key_group * scales::vecs(c.scales), t);
         word.to_le_bytes().map(|code| scale * (f32::from(code as i8) - zero))
     }
 
@@ -147,6 +151,11 @@ impl Store<'_> {
             let at = page + c.values + t % 128 / 2 * (c.head_dim / 4) + quad;
             return channels.map(|e| unpack(self.vec(at, e) >> (16 * (t % 2)))[0]);
         }
+        let [scale, zero] = scales::take(c, self.pages, page + c.value_scales + 4 * quad / c.value_group * scales::vecs(c.scales), t);
+        if c.code_planes {
+            let words = &self.pages[4 * (page + c.values) as usize..];
+            return channels.map(|e| scale * (code_planes::take(c, c.value_bits, words, c.head_dim / 4, t % 128, 4 * quad + e) as f32 - zero));
+        }
         let bits = if c.value_bits == 3 { 2 } else { c.value_bits };
         let shifts = 8 / bits;
         let at = page + c.values + lane / shifts * (c.head_dim / 4) + quad;
@@ -157,7 +166,6 @@ impl Store<'_> {
                 codes[e as usize] |= ((self.vec(at, e) >> (lane % 8 + 8 * corner)) & 1) << 2;
             }
         }
-        let [scale, zero] = scales::value(c, self.pages, page + c.value_scales + 4 * quad / c.value_group * scales::vecs(c.scales), t);
         codes.map(|code| scale * (code as f32 - zero))
     }
 }

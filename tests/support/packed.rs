@@ -2,7 +2,7 @@
 //! the kernels.
 
 use wgkv::reference::half::unpack;
-use wgkv::{Bits, Codec, Plan, Scales, Slab};
+use wgkv::{Alignment, Bits, Codec, Plan, Scales, Slab};
 
 /// One token's key or value of one head as it lies in a page.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +20,8 @@ pub struct Packed {
 pub struct Page<'a> {
     pub slab: &'a Slab,
     pub head_dim: u32,
+    /// Are integer codes stored in planes?
+    pub code_planes: bool,
     pub words: &'a [u32],
 }
 
@@ -34,7 +36,8 @@ pub fn page_of<'a>(plan: &'a Plan, layer: u32, slabs: &'a [Vec<u32>], physical: 
     let vecs = slab.layout().vecs as usize;
     let place = slab.heads().iter().position(|h| *h == head).expect("it has") as u32;
     let at = (physical * slab.count() + place) as usize * 4 * vecs;
-    Page { slab, head_dim: plan.shape().head_dim, words: &words[at..at + 4 * vecs] }
+    let code_planes = plan.alignment() != Alignment::EVERYTHING && slab.format().codec() != Codec::AlignedF16;
+    Page { slab, head_dim: plan.shape().head_dim, code_planes, words: &words[at..at + 4 * vecs] }
 }
 
 /// An E4M3 float: four bits of exponent, biased by 7, three of fraction; no infinity.
@@ -91,6 +94,18 @@ fn planes(words: &[u32], head_dim: u32, length: u32, row: u32, n: u32) -> u32 {
     first << 8 | middle << 4 | last
 }
 
+/// A code of planes, which begin with these words: of channel (or token) `unit`, among `quads` times four tokens (channels) number `n`.
+fn code_planes(words: &[u32], head_dim: u32, bits: u32, quads: u32, unit: u32, n: u32) -> u32 {
+    let take = |at: u32, shift: u32, width: u32| words[at as usize] >> (8 * (unit % 4) + shift) & ((1 << width) - 1);
+    let row = unit / 4 * quads + n / 4;
+    let two = |plane: u32| take(plane + row, 2 * (n % 4), 2);
+    if bits == 4 {
+        return two(0) << 2 | two(8 * head_dim);
+    }
+    let first = take((2 * (unit / 4) + n % 2) * quads + n / 4, 4 * (n % 4 / 2), 4);
+    first << 4 | two(16 * head_dim) << 2 | two(24 * head_dim)
+}
+
 /// The largest exponent of each channel's keys, then of its values, of AlignedF16's page.
 pub fn maxima(page: Page<'_>) -> Vec<u32> {
     let words = &page.words[4 * page.slab.layout().maxima as usize..];
@@ -105,6 +120,7 @@ pub fn key(page: Page<'_>, token: u32) -> Packed {
     let code = |channel: u32| {
         let (quad, byte) = (channel / 4, channel % 4);
         match bits {
+            _ if page.code_planes => code_planes(page.words, page.head_dim, bits, 32, channel, token) ^ if bits == 8 { 128 } else { 0 },
             16 if aligned => planes(page.words, page.head_dim, 128, channel, token),
             16 => word(channel / 2) >> (16 * (channel % 2)) & 0xffff,
             3 => (word(quad / 4) >> (2 * (quad % 4) + 8 * byte) & 3) | (word(layout.key_steps + quad / 8) >> (quad % 8 + 8 * byte) & 1) << 2,
@@ -127,6 +143,7 @@ pub fn value(page: Page<'_>, token: u32) -> Packed {
     let code = |channel: u32| {
         let word = |w: u32| page.words[(4 * (layout.values + w * head_dim / 4 + channel / 4) + channel % 4) as usize];
         match bits {
+            _ if page.code_planes => code_planes(&page.words[4 * layout.values as usize..], head_dim, bits, head_dim / 4, token, channel),
             16 if aligned => planes(&page.words[4 * layout.values as usize..], head_dim, head_dim, token, channel),
             16 => word(token / 2) >> (16 * (token % 2)) & 0xffff,
             3 => (word(quad / 4) >> (2 * (quad % 4) + 8 * byte) & 3) | (word(layout.value_steps + quad / 8) >> (quad % 8 + 8 * byte) & 1) << 2,

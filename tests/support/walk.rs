@@ -32,9 +32,9 @@ pub struct Case {
     pub calibration: Option<Calibration>,
     /// For Centred: means and weights, drawn by [`Walk::new`] if there are none. The means of the keys are then what keys have in common.
     pub centre: Option<Centre>,
-    /// For AlignedF16: the planes that decoding reads.
+    /// For AlignedF16, and where integer codes are stored in planes: the planes that decoding reads.
     pub alignment: Alignment,
-    /// For AlignedF16: with kernels that count their loads.
+    /// For planes: with kernels that count their loads.
     pub counted: bool,
     /// (sequence, new tokens), by step.
     pub steps: Vec<Vec<(usize, u32)>>,
@@ -96,6 +96,11 @@ pub fn two_ways(case: Case) -> Case {
     let key = case.format.key();
     let [first, second] = [Precision::new(Bits::Two, 32), Precision::F16].map(|value| [key, value]);
     Case { precisions: vec![first, first, second, second], ..case }
+}
+
+/// Shorthands for the tables: integer codes in planes, all of which are read.
+pub fn in_planes(case: Case) -> Case {
+    Case { alignment: Alignment::budget(0.0, 0.0), ..case }
 }
 
 /// Shorthands for the tables: sinks that are elected.
