@@ -183,8 +183,8 @@ fn main() {
                 f16 * 1e6,
                 all * 1e6,
                 time * 1e6,
-                (traffic.read() + traffic.exponents + traffic.scores) as f64 / time * 1e-9,
-                traffic.read() as f64 / traffic.full() as f64,
+                (traffic.read() + traffic.metadata + traffic.scores) as f64 / time * 1e-9,
+                traffic.read() as f64 / traffic.full as f64,
                 time / all,
                 (1.0 - time / all) / traffic.saved().max(1e-9)
             );

@@ -1,18 +1,24 @@
 // align_plan: which planes of the packed keys, and then of the packed values, one query row has to read. AlignedKV (2409.16546).
 //
-// Keys, before anything is read: channel i weighs a_i = |q_i| 2^(largest exponent of the channel). Values, once the scores are known:
+// Halves. Keys, before anything is read: channel i weighs a_i = |q_i| 2^(largest exponent of the channel). Values, once the scores are known:
 // token t weighs its softmax weight. Either by the published rule, which aligns exponents with those of the largest addend or of the
 // estimated output; or under a budget, phi halves of the sum of all weights: the largest threshold T is searched at which
 //
 //   sum w error(level(w, T)) <= 1,   w = max over heads of weight / budget
 //
-// with weights counted by quarters of binades, so that their order does not matter. Query heads that share a reading share its levels:
+// with weights counted by quarters of binades, so that their order does not matter.
+//
+// Integer codes, under a budget only. Four channels, a quad, weigh their sum of |q_i|, and the budget is of each group that shares a scale:
+// so the bound holds for every token, whatever its scales are. Four tokens weigh their sum of softmax weight times scale (the largest of
+// a token's groups).
+//
+// Query heads that share a reading share its levels:
 // the strictest head's.
 //
 // One workgroup plans for one row and one reading (a KV head and up to HEADS query heads). The first variant (FOR_KEYS) writes a level
 // for every channel, the second what align_values needs to find the level of a token.
 //
-// Parts: heads_<n>. Wrapper: src/kernel/align_plan.rs. Twin: src/reference/align_plan.rs.
+// Parts: heads_<n>, levels, levels_<numbers>. Wrapper: src/kernel/align_plan.rs. Twin: src/reference/align_plan.rs.
 
 override FOR_KEYS: bool;
 override HEAD_DIM: u32;
@@ -26,7 +32,13 @@ override MAXIMA: u32;         // and to its channels' largest exponents
 override WORDS: u32;          // words of those: HEAD_DIM / 2
 override GATHERERS: u32;      // pages whose exponents are read at once: 256 / WORDS
 override SAMPLERS: u32;       // rows of values that are read at once: 256 / (HEAD_DIM / 4)
+override CODES: bool;         // are the planes of integer codes?
+override KEY_BITS: u32;
+override KEY_GROUPS: u32;     // groups of keys that have their scales in the page
+override KEY_GROUP_QUADS: u32; // quads of channels that share a key scale
 override SCORE_SUMS: u32;     // entries of scores before the sums of the items
+override WEIGHTS_AT: u32;     // entries of scores before those that make the weights of values
+override WEIGHTS: u32;        // of those a page: 128 tokens, or 32 quads of them
 override UNSCALE: f32;        // sqrt(HEAD_DIM) / log2(e)
 
 struct AlignPlanParams { // src/kernel/align_plan.rs
@@ -43,7 +55,7 @@ struct AlignPlanParams { // src/kernel/align_plan.rs
 @group(0) @binding(0) var<uniform> params: AlignPlanParams;
 @group(0) @binding(1) var<storage, read> tables: array<u32>;          // records of 8 words; lists of physical pages
 @group(0) @binding(2) var<storage, read> query_codes: array<HeadsU>;  // [row, kv_head, block, QUERY_STRIDE] f32
-@group(0) @binding(3) var<storage, read> scores: array<HeadsF>;       // [page of the pass, kv_head, block, 128], then sums
+@group(0) @binding(3) var<storage, read> scores: array<HeadsF>;       // [page of the pass, kv_head, block, 128], then sums, then quads
 @group(0) @binding(4) var<storage, read> row_partials: array<f32>;    // [partial, query_heads, HEAD_DIM + 2]
 @group(0) @binding(5) var<storage, read> pages: array<u32>;           // [physical page, slab head, 4 * PAGE_VECS]
 @group(0) @binding(6) var<storage, read_write> plans: array<u32>;     // [row, kv_head, block, PLAN_WORDS]
@@ -52,7 +64,7 @@ const HIDDEN = -1e30;
 
 // Words of a plan, and where in it: two bits for each channel; by head the largest score, the factor on its weights, the bound on the
 // error of its scores and the rule's base; how many channels have each level, and the threshold, for keys and for values; the largest
-// exponents of values, a byte a channel.
+// exponents of values, a byte a channel. Of integer codes two bits for each quad of channels, and no bound here.
 const PLAN_WORDS = 112u;
 const PLAN_PEAK = 16u;
 const PLAN_FACTOR = 20u;
@@ -63,8 +75,15 @@ const PLAN_VALUES = 36u;
 const PLAN_NORM = 40u;
 const PLAN_MAXIMA = 48u;
 
-// The key of the lightest weight that is told apart, 2^-48, and of a threshold that cuts nothing of it.
-const FIRST_KEY = 316u;
+// Integer codes have in the place of those by group and head what the middles of unread bits add to the dot products; and in nats what
+// a token's scale times it bounds the error of its score by.
+const PLAN_FILLS = 48u;
+const PLAN_ERRORS = 80u;
+
+const SUM_ENTRIES = 7u;
+
+// Threshold n cuts 2 bits of weights of the n lightest keys, 4 of those 8 below, 8 of those 24 below.
+const THRESHOLDS = 280u;
 
 var<workgroup> gathered: array<u32, 256>;
 var<workgroup> maxima: array<u32, 128>;
@@ -75,27 +94,11 @@ var<workgroup> counts: array<atomic<u32>, 256>;
 var<workgroup> best: atomic<u32>;
 var<workgroup> bases: array<atomic<i32>, 4>;
 var<workgroup> levels: array<u32, 256>;
-var<workgroup> found: array<atomic<u32>, 3>;
+var<workgroup> found: array<atomic<u32>, 4>;
 
 // The exponent of a number as a half: 5 bits, biased by 15; 0 for zero and subnormal numbers.
 fn exponent(x: f32) -> i32 {
     return max(i32((bitcast<u32>(x) >> 23u) & 255u) - 112, 0);
-}
-
-// The largest over the heads that there are: the last block may have places without one, which hold anything.
-fn heads_largest(x: HeadsF, block: u32) -> f32 {
-    let first = block * HEADS;
-    var most = heads_at(x, 0u);
-    if (HEADS > 1u && first + 1u < SHARE) {
-        most = max(most, heads_at(x, 1u));
-    }
-    if (HEADS > 2u && first + 2u < SHARE) {
-        most = max(most, heads_at(x, 2u));
-    }
-    if (HEADS > 2u && first + 3u < SHARE) {
-        most = max(most, heads_at(x, 3u));
-    }
-    return most;
 }
 
 fn heads_exponents(x: HeadsF) -> HeadsF {
@@ -119,19 +122,26 @@ fn quarter(w: f32) -> u32 {
     return clamp(bitcast<u32>(w) >> 21u, FIRST_KEY, FIRST_KEY + 255u) - FIRST_KEY;
 }
 
-// The level of a weight at a threshold: 8 low bits are cut 24 quarters below it, 4 of them 8 below.
-fn level_of(w: f32, threshold: u32) -> u32 {
-    let key = max(bitcast<u32>(w) >> 21u, select(FIRST_KEY, 0u, w == 0.0));
-    return select(0u, 1u, key + 8u <= threshold) + select(0u, 1u, key + 24u <= threshold);
-}
-
 // The level of a difference of exponents.
 fn level_by(spare: f32) -> u32 {
     return select(0u, 1u, spare >= 4.0) + select(0u, 1u, spare >= 8.0);
 }
 
-fn error_of(level: u32) -> f32 {
-    return select(select(0.0, 8.0, level == 1u), 128.0, level == 2u);
+// The sum of four codes' magnitudes, signed bytes of 127 at most.
+fn heads_magnitudes(codes: HeadsU) -> HeadsF {
+    let negative = (codes >> HeadsU(7u)) & HeadsU(0x01010101u);
+    let magnitudes = (codes ^ (negative * 255u)) + negative;
+    let pairs = (magnitudes & HeadsU(0x00ff00ffu)) + ((magnitudes >> HeadsU(8u)) & HeadsU(0x00ff00ffu));
+    return HeadsF((pairs & HeadsU(0xffffu)) + (pairs >> HeadsU(16u)));
+}
+
+// What a group's quads cost at a threshold, by the upper edges of their weights.
+fn group_cost(g: u32, threshold: u32) -> f32 {
+    var cost = 0.0;
+    for (var e = g * KEY_GROUP_QUADS; e < (g + 1u) * KEY_GROUP_QUADS; e++) {
+        cost += bitcast<f32>((gathered[e] + 1u) << 21u) * error_of(level_at(gathered[e], threshold));
+    }
+    return cost;
 }
 
 fn bytes(word: u32) -> vec4<u32> {
@@ -155,10 +165,10 @@ fn better(held: Best, z: HeadsF, token: HeadsF) -> Best {
     return Best(select(held.z, z, more), select(held.token, token, more));
 }
 
-// The score of token t of the row; hidden if it has none.
+// What makes the weight of value t (a token's score) of the row; hidden if it has none.
 fn score_at(at: u32, stride: u32, t: u32, count: u32) -> HeadsF {
     let last = min(t, count - 1u);
-    return select(HeadsF(HIDDEN), scores[at + last / 128u * stride + last % 128u], t < count);
+    return select(HeadsF(HIDDEN), scores[at + last / WEIGHTS * stride + last % WEIGHTS], t < count);
 }
 
 // What makes one weight of a token's scores by head.
@@ -267,7 +277,7 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
     if (i < 4u) {
         atomicStore(&bases[i], 1000);
     }
-    if (i < 3u) {
+    if (i < 4u) {
         atomicStore(&found[i], 0u);
     }
 
@@ -278,10 +288,39 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
     var peak = HeadsF(HIDDEN);
     var factor = HeadsF(0.0);
     var norm = HeadsF(0.0);
-    let score_at_first = ((score_first * params.kv_heads + head) * BLOCKS + block) * 128u;
-    let score_stride = params.kv_heads * BLOCKS * 128u;
+    let score_at_first = WEIGHTS_AT + ((score_first * params.kv_heads + head) * BLOCKS + block) * WEIGHTS;
+    let score_stride = params.kv_heads * BLOCKS * WEIGHTS;
+    // Of integer keys: a query head's scale, and the middles of what is not read of its codes.
+    let raw_scale = query_codes[reading * QUERY_STRIDE + HEAD_DIM / 4u];
+    let quads = HEAD_DIM / 4u;
 
-    if (FOR_KEYS) {
+    if (FOR_KEYS && CODES) {
+        let word = query_codes[reading * QUERY_STRIDE + min(i, quads - 1u)];
+        products = select(HeadsF(0.0), heads_magnitudes(word), i < quads);
+        cells[i] = products;
+        workgroupBarrier();
+        if (i < quads) {
+            let g = i / KEY_GROUP_QUADS;
+            var total = HeadsF(0.0);
+            for (var e = g * KEY_GROUP_QUADS; e < (g + 1u) * KEY_GROUP_QUADS; e++) {
+                total += cells[e];
+            }
+            // Where a query is not finite, everything is heavy.
+            let broken = select(HeadsF(0.0), HeadsF(3e38), (raw_scale & HeadsU(0x7f800000u)) == HeadsU(0x7f800000u));
+            weight = heads_largest(max(products * inverse(total, phi), broken), block);
+            gathered[i] = select(FIRST_KEY + quarter(weight), 0u, weight == 0.0);
+        }
+        workgroupBarrier();
+        // By group the largest threshold that its budget allows.
+        for (var n = i; n < THRESHOLDS; n += 256u) {
+            for (var g = 0u; g < KEY_GROUPS; g++) {
+                if (group_cost(g, FIRST_KEY - 1u + n) * 1.00001 <= 1.0) {
+                    atomicMax(&counts[g], n);
+                }
+            }
+        }
+        workgroupBarrier();
+    } else if (FOR_KEYS) {
         // The largest exponents of all pages.
         var most = vec4<u32>(0u);
         let w = i % WORDS;
@@ -348,10 +387,12 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
         // The largest score and the sum of weights of the pages, from those of the items; then of the f16 tokens.
         var lane_peak = HeadsF(HIDDEN);
         var lane_sum = HeadsF(0.0);
+        var lane_weighted = HeadsF(0.0);
         for (var n = i; n < split_count; n += 256u) {
-            let at = SCORE_SUMS + (((split_first + n) * params.kv_heads + head) * BLOCKS + block) * 4u;
+            let at = SCORE_SUMS + (((split_first + n) * params.kv_heads + head) * BLOCKS + block) * SUM_ENTRIES;
             let next = max(lane_peak, scores[at]);
             lane_sum = lane_sum * exp2(lane_peak - next) + scores[at + 1u] * exp2(scores[at] - next);
+            lane_weighted = lane_weighted * exp2(lane_peak - next) + scores[at + 2u] * exp2(scores[at] - next);
             lane_peak = next;
         }
         cells[i] = lane_peak;
@@ -390,16 +431,30 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
         }
         norm = HeadsF(1.0) / (page_sum + cells[0]);
         workgroupBarrier();
-        factor = inverse(page_sum, phi);
+        // Budgets are shares of the sum of all weights, of integer codes times scales.
+        var whole = page_sum;
+        if (CODES) {
+            cells[i] = lane_weighted * exp2(lane_peak - peak);
+            workgroupBarrier();
+            for (var reach = 128u; reach > 0u; reach /= 2u) {
+                if (i < reach) {
+                    cells[i] += cells[i + reach];
+                }
+                workgroupBarrier();
+            }
+            whole = cells[0];
+            workgroupBarrier();
+        }
+        factor = inverse(whole, phi);
 
-        let count = 128u * page_count;
+        let count = WEIGHTS * page_count;
         if (params.criterion == 2u) {
             for (var t = i; t < count; t += 4096u) {
                 count_eight(score_at_first, score_stride, t, count, Scale(peak, factor, block));
                 count_eight(score_at_first, score_stride, t + 2048u, count, Scale(peak, factor, block));
             }
         }
-        if (params.criterion == 1u) {
+        if (!CODES && params.criterion == 1u) {
             factor = norm;
             // Of each residue modulo 32 the token of the largest weight, by head.
             var held = Best(HeadsF(HIDDEN), HeadsF(0.0));
@@ -419,7 +474,6 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
             }
             workgroupBarrier();
             // The output of those tokens, of magnitudes: four channels of some of the tokens each, by head.
-            let quads = HEAD_DIM / 4u;
             let quad = i % quads;
             let last = SAMPLERS * quads;
             let limit = bytes(plans[plan + PLAN_MAXIMA + quad]);
@@ -449,33 +503,41 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
         workgroupBarrier();
     }
 
-    // The sums of the upper edges of the weights counted, up to every key.
-    var running = f32(atomicLoad(&counts[i])) * bitcast<f32>((FIRST_KEY + i + 1u) << 21u);
-    sums[i] = vec4<f32>(running, 0.0, 0.0, 0.0);
-    workgroupBarrier();
-    for (var reach = 1u; reach < 256u; reach *= 2u) {
-        if (i >= reach) {
-            running += sums[i - reach].x;
+    var threshold = 0u;
+    if (FOR_KEYS && CODES) {
+        threshold = FIRST_KEY - 1u + atomicLoad(&counts[min(i, quads - 1u) / KEY_GROUP_QUADS]);
+    } else {
+        // The sums of the upper edges of the weights counted, up to every key.
+        var running = f32(atomicLoad(&counts[i])) * bitcast<f32>((FIRST_KEY + i + 1u) << 21u);
+        sums[i] = vec4<f32>(running, 0.0, 0.0, 0.0);
+        workgroupBarrier();
+        for (var reach = 1u; reach < 256u; reach *= 2u) {
+            if (i >= reach) {
+                running += sums[i - reach].x;
+            }
+            workgroupBarrier();
+            sums[i].x = running;
+            workgroupBarrier();
+        }
+        // The largest threshold that the budget allows.
+        for (var n = i; n < THRESHOLDS; n += 256u) {
+            var cost = 0.0;
+            if (n > 0u) {
+                cost = LEVEL_COSTS.x * sums[min(n, 256u) - 1u].x;
+            }
+            if (n > 8u) {
+                cost += LEVEL_COSTS.y * sums[min(n - 8u, 256u) - 1u].x;
+            }
+            if (n > 24u) {
+                cost += LEVEL_COSTS.z * sums[n - 25u].x;
+            }
+            if (cost * 1.00001 <= 1.0) {
+                atomicMax(&best, n);
+            }
         }
         workgroupBarrier();
-        sums[i].x = running;
-        workgroupBarrier();
+        threshold = FIRST_KEY - 1u + atomicLoad(&best);
     }
-    // Threshold n cuts 4 bits of the keys before n and 8 bits of those before n - 16: the largest that the budget allows.
-    for (var n = i; n < 272u; n += 256u) {
-        var cost = 0.0;
-        if (n > 0u) {
-            cost = 8.0 * sums[min(n, 256u) - 1u].x;
-        }
-        if (n > 16u) {
-            cost += 120.0 * sums[n - 17u].x;
-        }
-        if (cost * 1.00001 <= 1.0) {
-            atomicMax(&best, n);
-        }
-    }
-    workgroupBarrier();
-    let threshold = FIRST_KEY + 7u + atomicLoad(&best);
 
     if (FOR_KEYS) {
         var level = 0u;
@@ -485,12 +547,30 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
         if (params.criterion == 2u) {
             level = level_of(weight, threshold);
         }
-        level = select(0u, level, i < HEAD_DIM);
+        let items = select(HEAD_DIM, quads, CODES);
+        level = select(0u, level, i < items);
         levels[i] = level;
-        if (i < HEAD_DIM) {
+        if (i < items) {
             atomicAdd(&found[level], 1u);
         }
         cells[i] = products * error_of(level);
+        if (CODES) {
+            // The middle of what is not read; signed bytes are read as -128 where nothing is.
+            let middle = error_of(level) - select(0.0, 128.0, KEY_BITS == 8u && level == 3u);
+            let word = query_codes[reading * QUERY_STRIDE + min(i, quads - 1u)];
+            tokens[i] = middle * HeadsF(heads_dot_i8(0x01010101u, word));
+        }
+        workgroupBarrier();
+        if (CODES && i < KEY_GROUPS) {
+            var error = HeadsF(0.0);
+            var fill = HeadsF(0.0);
+            for (var e = i * KEY_GROUP_QUADS; e < (i + 1u) * KEY_GROUP_QUADS; e++) {
+                error += cells[e];
+                fill += tokens[e];
+            }
+            put_heads(plan + PLAN_FILLS + 4u * i, fill);
+            put_heads(plan + PLAN_ERRORS + 4u * i, error * bitcast<HeadsF>(raw_scale) * 0.6931472);
+        }
         workgroupBarrier();
         for (var reach = 128u; reach > 0u; reach /= 2u) {
             if (i < reach) {
@@ -509,9 +589,11 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
             plans[plan + PLAN_KEYS] = atomicLoad(&found[0]);
             plans[plan + PLAN_KEYS + 1u] = atomicLoad(&found[1]);
             plans[plan + PLAN_KEYS + 2u] = atomicLoad(&found[2]);
-            plans[plan + PLAN_KEYS + 3u] = threshold;
-            // In nats: products are of scores in log2 units, and their exponents biased by 10 less than the unit in the last place.
-            put_heads(plan + PLAN_BOUND, cells[0] * (0.6931472 / 1024.0));
+            plans[plan + PLAN_KEYS + 3u] = select(threshold, atomicLoad(&found[3]), CODES);
+            if (!CODES) {
+                // In nats: products are of scores in log2 units, and their exponents biased by 10 less than the unit in the last place.
+                put_heads(plan + PLAN_BOUND, cells[0] * (0.6931472 / 1024.0));
+            }
         }
     } else if (i == 0u) {
         put_heads(plan + PLAN_PEAK, peak);

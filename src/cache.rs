@@ -886,7 +886,7 @@ impl Cache {
         }
     }
 
-    /// Chooses the planes that decoding reads in another way from the next step on, for [`Codec::AlignedF16`](crate::Codec::AlignedF16).
+    /// Chooses the planes that decoding reads in another way from the next step on, where the plan has planes.
     ///
     /// # Errors
     /// As [`Plan::with_alignment`].

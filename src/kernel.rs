@@ -153,6 +153,10 @@ macro_rules! part {
     };
 }
 
+pub(crate) const ALIGN_KEYS_CODE: Part = part!("align_keys_code");
+pub(crate) const ALIGN_KEYS_HALF: Part = part!("align_keys_half");
+pub(crate) const ALIGN_VALUES_CODE: Part = part!("align_values_code");
+pub(crate) const ALIGN_VALUES_HALF: Part = part!("align_values_half");
 pub(crate) const BUTTERFLY: Part = part!("butterfly");
 pub(crate) const CACHED: Part = part!("cached");
 pub(crate) const CENTRE: Part = part!("centre");
@@ -186,10 +190,17 @@ pub(crate) const KEYS_RESTORED: Part = part!("keys_restored");
 pub(crate) const KEYS_ROLLED: Part = part!("keys_rolled");
 pub(crate) const KEYS_STRAIGHT: Part = part!("keys_straight");
 pub(crate) const LANES: Part = part!("lanes");
+pub(crate) const LEVELS: Part = part!("levels");
+pub(crate) const LEVELS_4: Part = part!("levels_4");
+pub(crate) const LEVELS_8: Part = part!("levels_8");
+pub(crate) const LEVELS_HALF: Part = part!("levels_half");
 pub(crate) const MIRROR_SUBGROUP: Part = part!("mirror_subgroup");
 pub(crate) const MIRROR_WORKGROUP: Part = part!("mirror_workgroup");
+pub(crate) const PAGE_SCALES: Part = part!("page_scales");
 pub(crate) const PLACE: Part = part!("place");
 pub(crate) const PLANES: Part = part!("planes");
+pub(crate) const PLANES_4: Part = part!("planes_4");
+pub(crate) const PLANES_8: Part = part!("planes_8");
 pub(crate) const POSITIONS: Part = part!("positions");
 pub(crate) const POSITIONS_NONE: Part = part!("positions_none");
 pub(crate) const POSITIONS_ROLLED: Part = part!("positions_rolled");

@@ -8,7 +8,8 @@ use crate::centre::Centre;
 use crate::error::{Error, Result};
 use crate::format::{Bits, Codec, Format};
 use crate::gpu::{Capability, Reduce};
-use crate::kernel::align_plan::PLAN_WORDS;
+use crate::kernel::align_plan::{PLAN_WORDS, SUM_ENTRIES};
+use crate::kernel::align_values::LEDGER_VECS;
 use crate::kernel::{self, Variant, align_plan, align_scores, align_values, attend_prefill, attend_split};
 use crate::layout::{PAGE_TOKENS, PageLayout};
 use crate::position;
@@ -454,9 +455,15 @@ impl Plan {
         u64::from(self.pages) * self.readings() * u64::from(PAGE_TOKENS)
     }
 
-    /// Bytes of the scores of a pass and of their sums by item.
+    /// Entries before those of four tokens' values together, which integer codes in planes have.
+    pub(crate) fn score_quads(&self) -> u64 {
+        self.score_sums() + u64::from(SUM_ENTRIES) * self.partial_items() * self.readings()
+    }
+
+    /// Bytes of the scores of a pass, of their sums by item, and of the quads.
     pub(crate) fn scores_bytes(&self) -> u64 {
-        if self.aligns() { 4 * u64::from(self.heads) * (self.score_sums() + 4 * self.partial_items() * self.readings()) } else { 0 }
+        let quads = if self.code_planes { self.score_sums() / 4 } else { 0 };
+        if self.aligns() { 4 * u64::from(self.heads) * (self.score_quads() + quads) } else { 0 }
     }
 
     /// Bytes of the plans of a pass.
@@ -769,7 +776,7 @@ impl Plan {
     }
 
     pub(crate) fn partials_bytes(&self) -> u64 {
-        16 * self.ledgers() + if self.aligns() { 32 * self.partial_items() * self.readings() } else { 0 }
+        16 * self.ledgers() + if self.aligns() { 16 * u64::from(LEDGER_VECS) * self.partial_items() * self.readings() } else { 0 }
     }
 
     /// One partial result a prefilling row, or those of a decode pass.

@@ -141,8 +141,10 @@ pub struct Constants {
     pub maxima: u32,
     /// Tokens of a block of `append`.
     pub block: u32,
-    /// Entries of `scores` before the sums of the items; 0 for codecs without planes, like the three that follow.
+    /// Entries of `scores` before the sums of the items; 0 for codecs without planes, like the four that follow.
     pub score_sums: u32,
+    /// Entries of `scores` before those of four tokens' values together.
+    pub score_quads: u32,
     /// vec4s of `partials` before the ledgers.
     pub ledgers: u32,
     /// sqrt(head_dim) / log2(e).
@@ -239,6 +241,7 @@ impl Constants {
             maxima: whole("MAXIMA"),
             block: whole("BLOCK"),
             score_sums: planes("SCORE_SUMS") as u32,
+            score_quads: planes("SCORE_QUADS") as u32,
             ledgers: planes("LEDGERS") as u32,
             unscale: planes("UNSCALE") as f32,
             count: planes("COUNT") != 0.0,

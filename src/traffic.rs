@@ -2,21 +2,27 @@
 
 use crate::cache::Cache;
 use crate::error::Result;
-use crate::kernel::align_plan::{AlignPlanParams, PLAN_BOUND, PLAN_KEYS, PLAN_MAXIMA, PLAN_NORM, PLAN_WORDS};
+use crate::kernel::align_plan::{AlignPlanParams, PLAN_BOUND, PLAN_KEYS, PLAN_MAXIMA, PLAN_NORM, PLAN_WORDS, SUM_ENTRIES};
+use crate::kernel::align_values::LEDGER_VECS;
 use crate::layout::PAGE_TOKENS;
-use crate::reference::aligned::{ulp, variation};
+use crate::reference::aligned::{Planes, ulp, variation};
+use crate::reference::code_planes;
 use crate::step::Step;
 
-/// Bytes that one attend of one layer read from packed pages, by plane: eight bits of a number, then four, then four.
+/// Bytes that one attend of one layer read from packed pages, by plane: of halves eight bits of a number, then four, then four; of codes
+/// of 8 bits four, two and two, of 4 bits two and two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Of the keys.
     pub keys: [u64; 3],
     /// Of the values.
     pub values: [u64; 3],
-    /// The pages' largest exponents, by which planes are chosen.
-    pub exponents: u64,
-    /// Scores between the two passes, written once and read twice.
+    /// Of keys and values, if all planes were read.
+    pub full: u64,
+    /// What planes are chosen and codes read by: the pages' largest exponents; of codes the scales and zeros of keys, and twice those of
+    /// values.
+    pub metadata: u64,
+    /// Scores between the two passes, written once and read twice; of codes read once, and a fourth as much beside them is written and read.
     pub scores: u64,
     /// Keys (or values) in the pages read, counted once for each reading. A page counts whole.
     pub elements: u64,
@@ -28,14 +34,9 @@ impl Traffic {
         self.keys.iter().chain(&self.values).sum()
     }
 
-    /// Bytes of keys and values if all planes were read: what f16 pages take.
-    pub fn full(&self) -> u64 {
-        4 * self.elements
-    }
-
     /// The share of the bytes of keys and values that stayed unread; 0 where there were none.
     pub fn saved(&self) -> f64 {
-        if self.full() == 0 { 0.0 } else { 1.0 - self.read() as f64 / self.full() as f64 }
+        if self.full == 0 { 0.0 } else { 1.0 - self.read() as f64 / self.full as f64 }
     }
 
     /// Bits read of a key.
@@ -53,15 +54,22 @@ impl Traffic {
         for (sum, n) in self.keys.iter_mut().chain(&mut self.values).zip(other.keys.iter().chain(&other.values)) {
             *sum += n;
         }
-        self.exponents += other.exponents;
+        self.full += other.full;
+        self.metadata += other.metadata;
         self.scores += other.scores;
         self.elements += other.elements;
     }
 
     /// Bytes by plane of rows of so many numbers, by level.
-    fn planes(levels: [u64; 3], numbers: u64) -> [u64; 3] {
-        let [zero, one, two] = levels;
-        [(zero + one + two) * numbers, (zero + one) * numbers / 2, zero * numbers / 2]
+    fn planes(bits: u32, levels: [u64; 4], numbers: u64) -> [u64; 3] {
+        let planes = Planes::of(bits);
+        let mut bytes = [0; 3];
+        for ((plane, byte), width) in (0..).zip(&mut bytes).zip(if bits == 16 { &[8, 4, 4][..] } else { code_planes::widths(bits) }) {
+            // Level 1 leaves the last plane unread, level 2 the one before it, too.
+            let rows: u64 = levels.iter().zip(0..).filter(|(_, level)| level + plane < planes.count()).map(|(rows, _)| rows).sum();
+            *byte = rows * numbers * u64::from(*width) / 8;
+        }
+        bytes
     }
 }
 
@@ -77,7 +85,8 @@ pub struct Certificate {
     /// A bound on the total variation between the softmax of those scores and the exact one: times the range of a channel's values it
     /// bounds what the keys' unread planes do to the output.
     pub variation: f64,
-    /// A bound on what the values' unread planes do to any channel of the output.
+    /// A bound on what the values' unread planes do to any channel of the output. (Where the codec rotates values it is the square root of
+    /// `head_dim` times what bounds it in the root mean square over channels.)
     pub value_error: f64,
 }
 
@@ -91,7 +100,7 @@ pub struct AlignmentReport {
     /// Loads of the planes that may stay unread, of keys and of values, in bytes as the kernels counted them; zeros unless
     /// the plan has kernels that count.
     #[doc(hidden)]
-    pub counted: [[u64; 2]; 2],
+    pub counted: [[u64; 3]; 2],
 }
 
 /// Where one row's parts lie.
@@ -112,7 +121,7 @@ impl Cache {
     /// reading everything: AlignedKV (2409.16546). All layers use the same scratch, so it is to be asked after the layer's work was
     /// submitted and before the next layer's is. Of a step whose rows are attended to in several passes it tells of the last.
     ///
-    /// Rows that prefill read everything and are not counted; other codecs have nothing to report.
+    /// Rows that prefill read everything and are not counted; plans without planes have nothing to report.
     ///
     /// # Errors
     /// [`Error::Stale`](crate::Error::Stale), [`Error::Layer`](crate::Error::Layer), [`Error::Readback`](crate::Error::Readback).
@@ -138,53 +147,76 @@ impl Cache {
         // Only what is looked at: the sums of the items, the rows' plans, the ledgers.
         let items = words.align_scores.get(first).map_or(0, |(_, items)| u64::from(*items));
         let (sums, ledgers) = (4 * u64::from(plan.heads()) * plan.score_sums(), 16 * plan.ledgers());
-        let sum_words = self.gpu().read(scores, sums, 4 * u64::from(plan.heads()) * plan.readings() * items).await?;
+        let (entries, ledger_words) = (u64::from(SUM_ENTRIES), 4 * u64::from(LEDGER_VECS));
+        let sum_words = self.gpu().read(scores, sums, entries * u64::from(plan.heads()) * plan.readings() * items).await?;
         let plan_words = self.gpu().read(plans, 0, u64::from(PLAN_WORDS) * plan.readings() * u64::from(last.rows)).await?;
-        let ledger_words = self.gpu().read(partials, ledgers, 8 * plan.readings() * items).await?;
+        let ledgers = self.gpu().read(partials, ledgers, ledger_words * plan.readings() * items).await?;
         let float = |words: &[u32], at: u64| f64::from(f32::from_bits(words.get(at as usize).copied().unwrap_or(0)));
         let shape = plan.shape();
-        let (d, heads, blocks, page) = (u64::from(shape.head_dim), plan.heads(), plan.blocks(), u64::from(PAGE_TOKENS));
+        let (d, heads, blocks, page) = (u64::from(shape.head_dim), u64::from(plan.heads()), plan.blocks(), u64::from(PAGE_TOKENS));
         for (slab, ([keys, _], rows)) in slabs.iter().zip(words.align_plan.iter().skip(first)) {
+            let (layout, [key_bits, value_bits]) = (slab.layout(), [slab.format().key(), slab.format().value()].map(|precision| precision.bits.get()));
+            // Codes are read four channels, or four tokens, at a time.
+            let together = if plan.aligns_codes() { 4 } else { 1 };
             for (n, head, block) in (0..*rows).flat_map(|n| slab.heads().iter().flat_map(move |head| (0..blocks).map(move |block| (n, *head, block)))) {
                 let Row { row, pages, splits } = row(&words.tables, keys, n);
                 let reading = |n: u64| (n * u64::from(shape.kv_heads) + u64::from(head)) * u64::from(blocks) + u64::from(block);
                 let at = reading(row) * u64::from(PLAN_WORDS);
                 let plan_word = |e: u32| plan_words.get((at + u64::from(e)) as usize).copied().unwrap_or(0);
-                let channels = [0, 1, 2].map(|level| u64::from(plan_word(PLAN_KEYS + level)));
-                let mut tokens = [page * pages, 0, 0];
-                let mut costs = [0.0; 4];
+                let channels = [0, 1, 2, 3].map(|level| if level < 3 || together > 1 { u64::from(plan_word(PLAN_KEYS + level)) } else { 0 });
+                let mut tokens = [page / together * pages, 0, 0, 0];
+                let (mut costs, mut score_errors) = ([0.0; 4], [0.0_f64; 4]);
                 for item in splits {
-                    let ledger = 8 * reading(item);
-                    for level in [1, 2] {
-                        let count = float(&ledger_words, ledger + 3 + level as u64) as u64;
+                    let ledger = ledger_words * reading(item);
+                    for level in [1, 2, 3] {
+                        let count = float(&ledgers, ledger + 3 + level as u64) as u64;
                         tokens[level] += count;
                         tokens[0] -= count.min(tokens[0]);
                     }
-                    costs.iter_mut().zip(0..).for_each(|(cost, h)| *cost += float(&ledger_words, ledger + h));
-                    let sums = 4 * reading(item) * u64::from(heads);
-                    for plane in [0, 1] {
-                        // A lane loads a word that it shares with its neighbour.
-                        report.counted[0][plane as usize] += 64 * float(&sum_words, sums + (2 + plane) * u64::from(heads)) as u64;
-                        let quads = (d / 4).min(32);
-                        report.counted[1][plane as usize] += 2 * quads * float(&ledger_words, ledger + 6 + plane) as u64;
+                    costs.iter_mut().zip(0..).for_each(|(cost, h)| *cost += float(&ledgers, ledger + h));
+                    let sums = entries * reading(item) * heads;
+                    let sum = |entry: u64, h: u64| float(&sum_words, sums + entry * heads + h);
+                    score_errors.iter_mut().zip(0..heads).for_each(|(error, h)| *error = error.max(sum(3, h)));
+                    for plane in 0..3 {
+                        // What all lanes load at once: of codes a word of each lane, or two of planes of 4 bits; of halves lanes share words.
+                        let words = |bits: u32| match bits {
+                            16 => 0.5,
+                            8 if plane == 0 => 2.0,
+                            _ => 1.0,
+                        };
+                        report.counted[0][plane as usize] += (128.0 * words(key_bits) * sum(4 + plane, 0)) as u64;
+                        let quads = (d / 4).min(32) as f64;
+                        report.counted[1][plane as usize] += (4.0 * quads * words(value_bits) * float(&ledgers, ledger + 8 + plane)) as u64;
                     }
                 }
                 report.traffic.add(&Traffic {
-                    keys: Traffic::planes(channels.map(|n| n * pages), page),
-                    values: Traffic::planes(tokens, d),
-                    exponents: 2 * d * pages,
-                    scores: 12 * u64::from(heads) * page * pages,
+                    keys: Traffic::planes(key_bits, channels.map(|n| n * pages), together * page),
+                    values: Traffic::planes(value_bits, tokens, together * d),
+                    full: page * pages * d * u64::from(key_bits + value_bits) / 8,
+                    metadata: match together {
+                        1 => 2 * d * pages,
+                        _ => 16 * u64::from((layout.key_groups + 2 * layout.value_groups) * layout.scale_vecs) * pages,
+                    },
+                    scores: if together == 1 { 12 } else { 10 } * heads * page * pages,
                     elements: page * pages * d,
                 });
                 let largest = (0..shape.head_dim / 4).flat_map(|w| plan_word(PLAN_MAXIMA + w).to_le_bytes()).max().unwrap_or(0);
-                for h in (0..heads).filter(|h| block * heads + h < shape.share()) {
-                    let score_error = float(&plan_words, at + u64::from(PLAN_BOUND + h));
+                for h in (0..plan.heads()).filter(|h| block * plan.heads() + h < shape.share()) {
+                    let codes = together > 1;
+                    let score_error = if codes { score_errors[h as usize] } else { float(&plan_words, at + u64::from(PLAN_BOUND + h)) };
+                    // The unit of a value's error: a step, of which an output is made of as many as there are channels where values are rotated; or
+                    // the last place of the largest.
+                    let unit = match (codes, slab.format().codec().rotates_values()) {
+                        (true, true) => f64::from(shape.head_dim).sqrt(),
+                        (true, false) => 1.0,
+                        _ => ulp(largest.into()),
+                    };
                     report.certificates.push(Certificate {
                         row: row_first + row as u32,
-                        head: head * shape.share() + block * heads + h,
+                        head: head * shape.share() + block * plan.heads() + h,
                         score_error,
                         variation: variation(score_error),
-                        value_error: costs[h as usize] * float(&plan_words, at + u64::from(PLAN_NORM + h)) * ulp(largest.into()),
+                        value_error: costs[h as usize] * float(&plan_words, at + u64::from(PLAN_NORM + h)) * unit,
                     });
                 }
             }

@@ -1,6 +1,7 @@
 //! `align_scores` computes the scores of decoding rows from the planes of the keys that `align_plan` chose.
 //!
-//! - It agrees with its twin on the same query codes, plans and pages up to the rounding of f32 sums; tokens that are not visible are
+//! - It agrees with its twin on the same query codes, plans and pages up to the rounding of f32 sums, and so do what tokens' values weigh,
+//!   four together, and what scores may be off by; tokens that are not visible are
 //!   hidden; scores of no page are not written.
 //! - Loads that it counts are those of the levels it was given.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
@@ -8,6 +9,7 @@
 mod support;
 
 use support::*;
+use wgkv::kernel::align_plan::SUM_ENTRIES;
 use wgkv::reference;
 
 /// Error of a score, in log2 units: 2^-24 for each of up to 256 additions, of partial sums of less than 40 in these tests, as a random
@@ -35,11 +37,11 @@ fn align_scores_agrees_with_its_reference() {
         let (shape, heads) = (&walk.case.shape, c.heads as usize);
         let used = |i: usize| {
             // Places of a block that have no head hold anything.
-            let block = if i < c.score_sums as usize * heads {
-                i / heads / 128 % c.blocks as usize
-            } else {
-                (i / heads - c.score_sums as usize) / 4 % c.blocks as usize
-            };
+            let block = match i / heads {
+                entry if entry < c.score_sums as usize => entry / 128,
+                entry if entry < c.score_quads as usize => (entry - c.score_sums as usize) / SUM_ENTRIES as usize,
+                entry => (entry - c.score_quads as usize) / 32,
+            } % c.blocks as usize;
             block * heads + i % heads < shape.share() as usize
         };
         let numbers = floats(scores);
@@ -49,10 +51,10 @@ fn align_scores_agrees_with_its_reference() {
             if want.to_bits() == POISON {
                 assert_eq!(got.to_bits(), POISON, "{name} was written");
             } else {
-                let sum = i / heads >= c.score_sums as usize;
-                match (i / heads).wrapping_sub(c.score_sums as usize) % 4 {
-                    1 if sum => close(&name, &[*got], &[*want], 0.0, SUM_ERROR, walk.seed),
-                    2 | 3 if sum => assert_eq!(got, want, "{name}: loads"),
+                let sum = (c.score_sums as usize..c.score_quads as usize).contains(&(i / heads));
+                match (i / heads).wrapping_sub(c.score_sums as usize) % SUM_ENTRIES as usize {
+                    1..=3 if sum => close(&name, &[*got], &[*want], 0.0, SUM_ERROR, walk.seed),
+                    4.. if sum => assert_eq!(got, want, "{name}: loads"),
                     _ => close(&name, &[*got], &[*want], SCORE_ERROR, f32::EPSILON, walk.seed),
                 }
             }

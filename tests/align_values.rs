@@ -55,10 +55,11 @@ fn align_values_agrees_with_its_reference() {
             close(&format!("{name}: sum"), &got[d + 1..d + 2], &want[d + 1..d + 2], 1e-30, WEIGHT_ERROR, walk.seed);
             assert_eq!(got[d], want[d], "{name}: the largest score");
             // A token whose weight is at the edge of a level may be read otherwise.
-            let allowed = (WEIGHT_ERROR + 1.0 / 1024.0 * f32::from(u8::from(walk.case.alignment.values != Criterion::Everything))) * largest * want[d + 1];
+            let unit = if c.code_planes { 1.0 / 8.0 } else { 1.0 / 1024.0 };
+            let allowed = (WEIGHT_ERROR + unit * f32::from(u8::from(walk.case.alignment.values != Criterion::Everything))) * largest * want[d + 1];
             close(&format!("{name}: values"), &got[..d], &want[..d], allowed.max(1e-30), 0.0, walk.seed);
         }
-        for (n, (got, want)) in floats(&partials[ledgers..]).chunks_exact(8).zip(twin[ledgers..].chunks_exact(8)).enumerate() {
+        for (n, (got, want)) in floats(&partials[ledgers..]).chunks_exact(12).zip(twin[ledgers..].chunks_exact(12)).enumerate() {
             let name = format!("{}: ledger {n}", walk.case.why);
             if want[0].to_bits() == POISON {
                 assert!(got.iter().all(|x| x.to_bits() == POISON), "{name} was written, but is of no item");
@@ -179,7 +180,7 @@ fn budgets_of_nothing_are_reading_everything_and_errors_stay_within_certificates
             assert!((error / length).sqrt() < EXACT_ERROR, "relative error {}. WGKV_SEED={}", (error / length).sqrt(), walk.seed);
         }
         let whole = report(&walk, &everything).traffic;
-        assert_eq!((whole.read(), whole.key_bits(), whole.value_bits(), whole.saved()), (whole.full(), 16.0, 16.0, 0.0));
+        assert_eq!((whole.read(), whole.key_bits(), whole.value_bits(), whole.saved()), (whole.full, 16.0, 16.0, 0.0));
         let values: Vec<Vec<f32>> = [0, 1].map(|s| walk.dequantize(s)[1].clone()).into();
         let mut read = u64::MAX;
         for alignment in
@@ -191,9 +192,9 @@ fn budgets_of_nothing_are_reading_everything_and_errors_stay_within_certificates
             let name = format!("{alignment}, {query_heads} heads of {head_dim}. WGKV_SEED={}", walk.seed);
             let report = report(&other, &taken);
             let traffic = report.traffic;
-            assert_eq!(traffic.full(), whole.full(), "{name}");
-            // What the kernels counted is what the plan says.
-            assert_eq!(report.counted, [[traffic.keys[1], traffic.keys[2]], [traffic.values[1], traffic.values[2]]], "{name}");
+            assert_eq!(traffic.full, whole.full, "{name}");
+            // What the kernels counted is what the plan says; the first planes of halves are not counted, since they are always read.
+            assert_eq!(report.counted.map(|planes| [planes[1], planes[2]]), [traffic.keys, traffic.values].map(|planes| [planes[1], planes[2]]), "{name}");
             println!("{alignment}: {:.2} bits of a key, {:.2} of a value", traffic.key_bits(), traffic.value_bits());
             if alignment == Alignment::budget(0.0, 0.0) {
                 assert_eq!(taken.output, everything.output, "{name}");

@@ -47,6 +47,8 @@ fn cases() -> Vec<Case> {
         Case { slabs: true, ..of("a share of 7: 4 tokens a tile; every KV head in a slab of its own", 64, 14, 2, hadamard(Eight, Three, 32)) },
         Case { protection: protect(4, 128), ..of("a share of 16: 2 tokens a tile; f16 pages", 64, 16, 1, Format::f16()) },
         Case { protection: protect(4, 16), ..of("planes, a share of 3, sinks and a window", 80, 6, 2, Format::aligned_f16()) },
+        in_planes(Case { protection: protect(4, 16), ..of("planes of 8-bit keys and 4-bit values, a share of 2", 64, 4, 2, hadamard(Eight, Four, 64)) }),
+        in_planes(of("planes of 4-bit keys and 8-bit values, a share of 4, four groups", 128, 4, 1, rtn(Four, Eight, 32))),
         Case { protection: protect(0, 128), ..of("a head of 80: half a slice; a share of 4; nothing packed yet", 80, 4, 1, hadamard(Three, Three, 128)) },
         Case {
             protection: protect(40, 32),

@@ -20,7 +20,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use wgkv::gpu::{Dialect, Linked, Part};
 use wgkv::kernel::{self, Binding, Kernel, Variant};
-use wgkv::{Bits, Budget, Capability, Codec, Element, Format, Plan, Protection, Rope, Scales, Shape, Sinks};
+use wgkv::{Alignment, Bits, Budget, Capability, Codec, Element, Format, Plan, Protection, Rope, Scales, Shape, Sinks};
 
 /// WebGPU's default limits, which the portable variants keep to.
 const INVOCATIONS: u32 = 256;
@@ -81,7 +81,9 @@ fn plans() -> Vec<Plan> {
         // The kernels of planes that count their loads, too.
         if i % 2 == 0 { plan } else { plan.with_counted_loads() }
     };
-    formats.into_iter().enumerate().map(plan).chain(rotated_plans()).collect()
+    // Codes of 4 and 8 bits in planes, too.
+    let both = |plan: Plan| std::iter::once(plan.clone()).chain(plan.with_alignment(Alignment::budget(1.0, 1.0)).ok());
+    formats.into_iter().enumerate().map(plan).flat_map(both).chain(rotated_plans()).collect()
 }
 
 /// Head dimension, heads that are rotated together, bits of keys, scales, and bits of values where they matter; numbered.

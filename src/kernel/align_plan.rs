@@ -2,7 +2,8 @@
 //!
 //! Shader: `shaders/align_plan.wgsl`. Twin: [`reference::align_plan`](crate::reference::align_plan).
 
-use super::{Binding, HEADS_1, HEADS_2, HEADS_4, Kernel, Variant, flag};
+use super::{Binding, HEADS_1, HEADS_2, HEADS_4, Kernel, LEVELS, LEVELS_4, LEVELS_8, LEVELS_HALF, Variant, flag};
+use crate::format::Bits;
 use crate::gpu::Part;
 use crate::plan::{Plan, Slab};
 
@@ -54,7 +55,7 @@ pub const PLAN_FACTOR: u32 = 20;
 pub const PLAN_BOUND: u32 = 24;
 /// The published rule's exponent.
 pub const PLAN_BASE: u32 = 28;
-/// How many channels have each level, and the threshold.
+/// How many channels have each level, and the threshold; of integer codes how many quads of channels have each of four levels.
 pub const PLAN_KEYS: u32 = 32;
 /// The threshold of values is its fourth word.
 pub const PLAN_VALUES: u32 = 36;
@@ -62,6 +63,14 @@ pub const PLAN_VALUES: u32 = 36;
 pub const PLAN_NORM: u32 = 40;
 /// The largest exponents of values, a byte a channel.
 pub const PLAN_MAXIMA: u32 = 48;
+/// Of integer codes, by group and head: what the middles of unread bits add to the dot products.
+pub const PLAN_FILLS: u32 = 48;
+/// Of integer codes, by group and head: what a key's scale times it bounds the error of its score by, in nats.
+pub const PLAN_ERRORS: u32 = 80;
+
+/// Entries of an item's sums among the scores: largest score, sum of weights, sum of weights times scales, largest error of a score in
+/// nats, and loads of each plane.
+pub const SUM_ENTRIES: u32 = 7;
 
 /// The part for the query heads that share one reading.
 pub(super) fn heads_part(plan: &Plan) -> Part {
@@ -72,13 +81,24 @@ pub(super) fn heads_part(plan: &Plan) -> Part {
     }
 }
 
+/// The part that tells the levels of numbers of these bits.
+pub(super) fn levels_part(bits: Bits) -> Part {
+    match bits {
+        Bits::Four => LEVELS_4,
+        Bits::Eight => LEVELS_8,
+        _ => LEVELS_HALF,
+    }
+}
+
 /// The variant for a slab of a plan, for its keys or for its values.
 pub fn variant(plan: &Plan, slab: &Slab, keys: bool) -> Variant {
     let head_dim = plan.shape().head_dim;
     let layout = slab.layout();
+    let (codes, key, value) = (plan.aligns_codes(), slab.format().key().bits, slab.format().value().bits);
+    let bits = if keys { key } else { value };
     Variant::new(
         &KERNEL,
-        &[heads_part(plan)],
+        &[heads_part(plan), LEVELS, levels_part(bits)],
         &[
             flag("FOR_KEYS", keys),
             ("HEAD_DIM", head_dim.into()),
@@ -92,7 +112,13 @@ pub fn variant(plan: &Plan, slab: &Slab, keys: bool) -> Variant {
             ("WORDS", (head_dim / 2).into()),
             ("GATHERERS", (256 / (head_dim / 2)).into()),
             ("SAMPLERS", (256 / (head_dim / 4)).into()),
+            flag("CODES", codes),
+            ("KEY_BITS", key.get().into()),
+            ("KEY_GROUPS", layout.key_groups.into()),
+            ("KEY_GROUP_QUADS", (layout.key_group / 4).into()),
             ("SCORE_SUMS", plan.score_sums() as f64),
+            ("WEIGHTS_AT", if codes { plan.score_quads() as f64 } else { 0.0 }),
+            ("WEIGHTS", if codes { 32.0 } else { 128.0 }),
             ("UNSCALE", unscale(head_dim).into()),
         ],
     )

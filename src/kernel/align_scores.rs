@@ -3,8 +3,12 @@
 //!
 //! Shader: `shaders/align_scores.wgsl`. Twin: [`reference::align_scores`](crate::reference::align_scores).
 
-use super::align_plan::heads_part;
-use super::{Binding, Kernel, PLANES, QUERIES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, Variant, flag};
+use super::align_plan::{heads_part, levels_part};
+use super::{
+    ALIGN_KEYS_CODE, ALIGN_KEYS_HALF, Binding, Kernel, PAGE_SCALES, PLANES, PLANES_4, PLANES_8, QUERIES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, Variant, flag,
+    scales_part,
+};
+use crate::format::Bits;
 use crate::gpu::{Part, Reduce};
 use crate::plan::{Plan, Slab};
 
@@ -46,19 +50,38 @@ pub(super) fn reduce_part(plan: &Plan) -> Part {
     }
 }
 
+/// The parts that read planes of numbers of these bits, for a kernel whose own part for codes, and for halves, is given.
+pub(super) fn number_parts(plan: &Plan, bits: Bits, code: Part, half: Part) -> Vec<Part> {
+    match bits {
+        Bits::Four => vec![code, levels_part(bits), PLANES_4, scales_part(plan), PAGE_SCALES],
+        Bits::Eight => vec![code, levels_part(bits), PLANES_8, scales_part(plan), PAGE_SCALES],
+        _ => vec![half, levels_part(bits), PLANES],
+    }
+}
+
 /// The variant for a slab of a plan.
 pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
+    let layout = slab.layout();
+    let mut parts = vec![heads_part(plan), reduce_part(plan), QUERIES];
+    parts.extend(number_parts(plan, slab.format().key().bits, ALIGN_KEYS_CODE, ALIGN_KEYS_HALF));
     let mut variant = Variant::new(
         &KERNEL,
-        &[heads_part(plan), reduce_part(plan), QUERIES, PLANES],
+        &parts,
         &[
             ("HEAD_DIM", plan.shape().head_dim.into()),
             ("HEADS", plan.heads().into()),
             ("BLOCKS", plan.blocks().into()),
             ("QUERY_STRIDE", plan.query_stride().into()),
             ("POSITIONS_AT", plan.positions_at().into()),
-            ("PAGE_VECS", slab.layout().vecs.into()),
+            ("PAGE_VECS", layout.vecs.into()),
+            ("KEY_GROUPS", layout.key_groups.into()),
+            ("KEY_GROUP_QUADS", (layout.key_group / 4).into()),
+            ("KEY_SCALES", layout.key_scales.into()),
+            ("VALUE_GROUPS", layout.value_groups.into()),
+            ("VALUE_SCALES", layout.value_scales.into()),
+            flag("CODES", plan.aligns_codes()),
             ("SCORE_SUMS", plan.score_sums() as f64),
+            ("SCORE_QUADS", plan.score_quads() as f64),
             ("UNITS", 1.0),
             flag("COUNT", plan.counts_loads()),
         ],

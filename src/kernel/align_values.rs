@@ -4,8 +4,8 @@
 //! Shader: `shaders/align_values.wgsl`. Twin: [`reference::align_values`](crate::reference::align_values).
 
 use super::align_plan::heads_part;
-use super::align_scores::reduce_part;
-use super::{Binding, Kernel, PLANES, Variant, flag};
+use super::align_scores::{number_parts, reduce_part};
+use super::{ALIGN_VALUES_CODE, ALIGN_VALUES_HALF, Binding, Kernel, LEVELS, Variant, flag};
 use crate::gpu::Reduce;
 use crate::plan::{Plan, Slab};
 
@@ -43,12 +43,18 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
+/// Units of 16 bytes of a reading's ledger: errors by head, tokens by level, loads by plane.
+pub const LEDGER_VECS: u32 = 3;
+
 /// The variant for a slab of a plan.
 pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     let layout = slab.layout();
+    let bits = slab.format().value().bits;
+    let mut parts = vec![heads_part(plan), reduce_part(plan), LEVELS];
+    parts.extend(number_parts(plan, bits, ALIGN_VALUES_CODE, ALIGN_VALUES_HALF));
     let mut variant = Variant::new(
         &KERNEL,
-        &[heads_part(plan), reduce_part(plan), PLANES],
+        &parts,
         &[
             ("HEAD_DIM", plan.shape().head_dim.into()),
             ("SHARE", plan.shape().share().into()),
@@ -56,6 +62,11 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
             ("BLOCKS", plan.blocks().into()),
             ("PAGE_VECS", layout.vecs.into()),
             ("VALUES", layout.values.into()),
+            ("VALUE_GROUP", layout.value_group.into()),
+            ("VALUE_GROUPS", layout.value_groups.into()),
+            ("VALUE_SCALES", layout.value_scales.into()),
+            // A single group's scales go with the weights.
+            ("STEPS", if layout.value_groups > 1 { f64::from(128 * layout.value_groups) } else { 1.0 }),
             ("LEDGERS", plan.ledgers() as f64),
             ("UNITS", 1.0),
             flag("COUNT", plan.counts_loads()),

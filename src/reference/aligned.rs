@@ -87,6 +87,20 @@ impl Planes {
     /// A code of 8 bits in planes of 4, 2 and 2.
     pub const BYTE: Self = Self { drops: &[2, 4, 8], half: false };
 
+    /// Those of numbers of so many bits: 4, 8, or 16 for a half.
+    pub fn of(bits: u32) -> Self {
+        match bits {
+            4 => Self::NIBBLE,
+            8 => Self::BYTE,
+            _ => Self::HALF,
+        }
+    }
+
+    /// How many they are. The first of a half is always read, all of a code may stay unread.
+    pub fn count(&self) -> u32 {
+        self.drops.len() as u32 + u32::from(self.half)
+    }
+
     /// The largest error of a number, in units of its last place (or steps of its scale), with `bits` low bits unread.
     pub fn error(&self, bits: u32) -> f64 {
         match (self.half, bits) {

@@ -1,7 +1,7 @@
-//! The cases that the tests of AlignedF16's kernels share.
+//! The cases that the tests of the kernels of planes share.
 
 use super::*;
-use wgkv::{Alignment, Criterion, Element, Format};
+use wgkv::{Alignment, Bits, Criterion, Element, Format, Precision, Scales};
 
 /// Shapes, protections and ways of choosing planes; in each, the last step decodes one token of every sequence.
 pub fn aligned_cases(gpu: &Gpu) -> Vec<Case> {
@@ -40,9 +40,40 @@ pub fn aligned_cases(gpu: &Gpu) -> Vec<Case> {
         of("budgets of nothing", 128, 2, 1, Alignment::budget(0.0, 0.0)),
         of("budgets without end", 64, 4, 1, Alignment::budget(1e9, 1e9)),
     ];
+    let codes = |why, head_dim, query_heads, kv_heads, format, phi_k, phi_v| Case { format, ..of(why, head_dim, query_heads, kv_heads, Alignment::budget(phi_k, phi_v)) };
+    use Bits::{Eight, Four};
+    cases.extend([
+        codes("codes: 4 bits, a share of 4, one group", 128, 4, 1, hadamard(Four, Four, 128), 0.5, 1.0),
+        Case { no_subgroups: true, ..codes("codes: 8 bits, a share of 2, two groups; reduced through workgroup memory", 64, 4, 2, rtn(Eight, Eight, 32), 2.0, 8.0) },
+        Case {
+            protection: protect(4, 16),
+            ..codes("codes: 8-bit keys, 4-bit values, a share of 3 with an idle place; sinks and a window; 20 quads", 80, 6, 2, rtn(Eight, Four, 128), 16.0, 2.0)
+        },
+        Case {
+            slabs: true,
+            ..codes("codes: 4-bit keys, 8-bit values, the largest head in eight groups; slabs of a head", 256, 2, 2, hadamard(Four, Eight, 32), 0.5, 4.0)
+        },
+        Case {
+            element: Element::F16,
+            ..codes("codes: bytes for scales, a share of 7: two blocks; f16 rows", 96, 14, 2, hadamard(Four, Four, 32).with_scales(Scales::Byte), 1.0, 4.0)
+        },
+        Case {
+            precisions: vec![[Precision::new(Four, 32), Precision::new(Eight, 64)], [Precision::new(Eight, 64), Precision::new(Four, 32)]],
+            ..codes("codes: heads stored in two ways", 64, 8, 2, rtn(Four, Four, 64), 1.0, 4.0)
+        },
+        Case {
+            steps: vec![vec![(0, 4700)], vec![(0, 1)]],
+            split_workgroups: Some(3),
+            ..codes("codes: 8 bits over 37 pages", 64, 4, 1, hadamard(Eight, Eight, 64), 1.0, 4.0)
+        },
+        codes("codes: budgets of nothing", 128, 2, 1, rtn(Four, Eight, 128), 0.0, 0.0),
+        codes("codes: budgets without end", 64, 4, 1, hadamard(Eight, Four, 64), 1e9, 1e9),
+    ]);
     if gpu.capability().subgroups.is_some_and(|(smallest, _)| smallest >= 32) {
-        let again = Case { no_subgroups: true, ..cases[2].clone() };
-        cases.push(again);
+        for n in [2, 10] {
+            let again = Case { no_subgroups: true, ..cases[n].clone() };
+            cases.push(again);
+        }
     }
     cases
 }
