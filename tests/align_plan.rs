@@ -75,7 +75,11 @@ fn align_plan_agrees_with_its_reference() {
                     close_heads(PLAN_ERRORS + 4 * g, "errors", SUM_ERROR);
                 }
             } else if !c.code_planes {
-                assert_eq!(got[PLAN_MAXIMA as usize..][..c.head_dim as usize / 4], want[PLAN_MAXIMA as usize..][..c.head_dim as usize / 4], "{name}: exponents");
+                assert_eq!(
+                    got[PLAN_MAXIMA as usize..][..c.head_dim as usize / 4],
+                    want[PLAN_MAXIMA as usize..][..c.head_dim as usize / 4],
+                    "{name}: exponents"
+                );
                 if alike {
                     close_heads(PLAN_BOUND, "bounds", SUM_ERROR);
                 }

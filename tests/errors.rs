@@ -461,8 +461,31 @@ fn alignments_that_cannot_be_are_refused() {
     let planned = |format| plan(shape(), format, Protection::strict(), Budget::tokens(1, 1), &Capability::webgpu_default()).unwrap();
     refused(
         planned(Format::f16()).with_alignment(Alignment::PUBLISHED),
-        &Error::Shape { name: "the codec of an alignment", wanted: "aligned-f16".into(), had: "f16".into() },
+        &Error::Shape { name: "the codec of an alignment", wanted: "aligned-f16, rtn or hadamard".into(), had: "f16".into() },
         &["aligned-f16", "f16"],
+    );
+    let coded = |key, value| planned(Format::new(Codec::Rtn, key, value, 64));
+    for (bits, name, had) in
+        [([Bits::Two, Bits::Four], "key bits", "2"), ([Bits::Four, Bits::Three], "value bits", "3"), ([Bits::Sixteen, Bits::Eight], "key bits", "16")]
+    {
+        refused(
+            coded(bits[0], bits[1]).with_alignment(Alignment::budget(1.0, 1.0)),
+            &Error::Shape { name, wanted: "4 or 8 with an alignment".into(), had: had.into() },
+            &[name, had],
+        );
+    }
+    refused(
+        coded(Bits::Four, Bits::Eight).with_alignment(Alignment { keys: Criterion::Published, values: Criterion::Budget(1.0) }),
+        &Error::Shape { name: "the alignment of integer codes", wanted: "a budget".into(), had: "published-k,phi-v:1".into() },
+        &["a budget", "published-k"],
+    );
+    // Without an alignment codes are not stored in planes, and a cache has none to choose from.
+    let plain = coded(Bits::Four, Bits::Eight).with_alignment(Alignment::EVERYTHING).unwrap();
+    assert_eq!(plain, coded(Bits::Four, Bits::Eight));
+    refused(
+        Cache::new(&gpu(), plain).unwrap().align(Alignment::budget(1.0, 1.0)),
+        &Error::Shape { name: "the plan of an alignment", wanted: "one of planes, by Plan::with_alignment".into(), had: "rtn without".into() },
+        &["Plan::with_alignment"],
     );
     refused(
         planned(Format::aligned_f16()).with_alignment(Alignment::budget(1.0, -2.0)),

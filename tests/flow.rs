@@ -34,7 +34,7 @@ fn planned(gpu: &Gpu, random: &mut StdRng, shape: &Shape, format: Format, protec
 }
 
 /// A sequence grows by a prefill and then token by token; after each step the output is compared with f64.
-fn follow(gpu: &Gpu, random: &mut StdRng, shape: &Shape, format: Format, protection: Protection) {
+fn follow(gpu: &Gpu, random: &mut StdRng, shape: &Shape, format: Format, protection: Protection, alignment: Alignment) {
     let (prefill, decode) = (300, 3);
     let d = shape.head_dim as usize;
     let (hq, hk) = (shape.query_heads as usize, shape.kv_heads as usize);
@@ -42,7 +42,7 @@ fn follow(gpu: &Gpu, random: &mut StdRng, shape: &Shape, format: Format, protect
     let keys = normals(random, tokens * hk * d);
     let values = normals(random, tokens * hk * d);
     let queries = normals(random, tokens * hq * d);
-    let plan = planned(gpu, random, shape, format, protection, Budget::tokens(1, tokens as u32));
+    let plan = planned(gpu, random, shape, format, protection, Budget::tokens(1, tokens as u32)).with_alignment(alignment).unwrap();
     let residual = normals(random, tokens * 8);
     pollster::block_on(gpu.prepare(&plan)).unwrap();
     let mut cache = Cache::new(gpu, plan).unwrap();
@@ -119,7 +119,18 @@ fn attention_from_codes_stays_within_the_budget_of_its_bits() {
     ];
     for (head_dim, query_heads, kv_heads, format, protection) in cases {
         let shape = Shape { layers: 1, query_heads, kv_heads, head_dim, rope: Rope::new(10_000.0, head_dim) };
-        follow(&gpu, random, &shape, format, protection);
+        follow(&gpu, random, &shape, format, protection, Alignment::EVERYTHING);
+    }
+    // Codes in planes, of which so much is read that the budget of their bits still holds.
+    for (head_dim, query_heads, kv_heads, format, protection) in [
+        (128, 8, 2, coded(Hadamard, Four, Four, 128), strict), // the format that planes matter most for
+        (80, 3, 1, coded(Rtn, Eight, Eight, 128), window),     // a block with a place to spare; few tokens packed
+        (256, 5, 1, coded(Hadamard, Eight, Four, 32), sinks),  // two quads a lane, eight groups, two blocks
+        (64, 2, 2, coded(Hadamard, Four, Eight, 64), strict),  // a share of one
+    ] {
+        let shape = Shape { layers: 1, query_heads, kv_heads, head_dim, rope: Rope::new(10_000.0, head_dim) };
+        follow(&gpu, random, &shape, format, protection, Alignment::budget(0.0, 0.0));
+        follow(&gpu, random, &shape, format, protection, Alignment::budget(0.25, 0.25));
     }
 }
 
@@ -135,8 +146,8 @@ fn every_kind_of_rope_agrees() {
         Rope::new(10_000.0, 16).interleaved(),
         Rope::llama3(500_000.0, 64, 8.0, 1.0, 4.0, 8192),
     ] {
-        follow(&gpu, random, &shape(rope.clone()), Format::f16(), Protection::strict());
-        follow(&gpu, random, &shape(rope), rotated(Bits::Eight, Bits::Eight, 64, 1), Protection::strict());
+        follow(&gpu, random, &shape(rope.clone()), Format::f16(), Protection::strict(), Alignment::EVERYTHING);
+        follow(&gpu, random, &shape(rope), rotated(Bits::Eight, Bits::Eight, 64, 1), Protection::strict(), Alignment::EVERYTHING);
     }
 }
 
@@ -154,8 +165,8 @@ fn weaker_devices_give_the_same_attention() {
         Capability { straight: capability.straight, ..Capability::webgpu_default() },
         Capability { binding_bytes: 9 << 20, ..capability },
     ] {
-        follow(&gpu.pretend(weaker), random, &shape, format, Protection::default());
-        follow(&gpu.pretend(weaker), random, &shape, rotated(Bits::Four, Bits::Four, 64, 2), Protection::default());
+        follow(&gpu.pretend(weaker), random, &shape, format, Protection::default(), Alignment::EVERYTHING);
+        follow(&gpu.pretend(weaker), random, &shape, rotated(Bits::Four, Bits::Four, 64, 2), Protection::default(), Alignment::EVERYTHING);
     }
 }
 

@@ -4,8 +4,8 @@
 //! Shader: `shaders/append.wgsl`. Twin: [`reference::append`](crate::reference::append).
 
 use super::{
-    Binding, CENTRE, CODE_PLANES, FINITE, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, PLANES, REPORT, TURN, Variant, centred, fit_parts, flag, hadamard_constants,
-    half_rows, page_constants, rope_constants, scales_part,
+    Binding, CENTRE, CODE_PLANES, FINITE, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, PLANES, REPORT, TURN, Variant, centred, fit_parts, flag,
+    hadamard_constants, half_rows, page_constants, rope_constants, scales_part,
 };
 use crate::plan::{Plan, Slab};
 use crate::rows::Element;

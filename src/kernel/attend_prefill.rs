@@ -3,8 +3,8 @@
 //! Shader: `shaders/attend_prefill.wgsl`. Twin: [`reference::attend_prefill`](crate::reference::attend_prefill).
 
 use super::{
-    Binding, CACHED, CODE_PLANES, GROUPED, GROUPED_BLOCK, HADAMARD, HALF, Kernel, PLANES, TILE_RESTORED, TILE_STORED, TURN, Variant, elected_constants, group_constants,
-    hadamard_constants, page_constants, position_quads, rope_constants, scales_part,
+    Binding, CACHED, CODE_PLANES, GROUPED, GROUPED_BLOCK, HADAMARD, HALF, Kernel, PLANES, TILE_RESTORED, TILE_STORED, TURN, Variant, elected_constants,
+    group_constants, hadamard_constants, page_constants, position_quads, rope_constants, scales_part,
 };
 use crate::plan::{Plan, Slab};
 

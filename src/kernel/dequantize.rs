@@ -3,8 +3,8 @@
 //! Shader: `shaders/dequantize.wgsl`. Twin: [`reference::dequantize`](crate::reference::dequantize).
 
 use super::{
-    Binding, CACHED, CENTRE, CODE_PLANES, GROUPED, HADAMARD, Kernel, PLACE, PLANES, TURN, Variant, centred, elected_constants, flag, group_constants, hadamard_constants,
-    page_constants, rope_constants, scales_part,
+    Binding, CACHED, CENTRE, CODE_PLANES, GROUPED, HADAMARD, Kernel, PLACE, PLANES, TURN, Variant, centred, elected_constants, flag, group_constants,
+    hadamard_constants, page_constants, rope_constants, scales_part,
 };
 use crate::plan::{Plan, Slab};
 

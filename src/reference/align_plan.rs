@@ -4,7 +4,8 @@ use super::aligned::{Planes, exponent, filled, level, quarter};
 use super::half::unpack;
 use super::{Constants, finite, planes};
 use crate::kernel::align_plan::{
-    AlignPlanParams, PLAN_BASE, PLAN_BOUND, PLAN_ERRORS, PLAN_FACTOR, PLAN_FILLS, PLAN_KEYS, PLAN_MAXIMA, PLAN_NORM, PLAN_PEAK, PLAN_VALUES, PLAN_WORDS, SUM_ENTRIES,
+    AlignPlanParams, PLAN_BASE, PLAN_BOUND, PLAN_ERRORS, PLAN_FACTOR, PLAN_FILLS, PLAN_KEYS, PLAN_MAXIMA, PLAN_NORM, PLAN_PEAK, PLAN_VALUES, PLAN_WORDS,
+    SUM_ENTRIES,
 };
 
 const HIDDEN: f32 = -1e30;
@@ -152,8 +153,10 @@ pub fn align_plan(
             let items = if c.code_planes { tokens / 4 } else { tokens };
             weights.push((0..items).map(|t| (if c.code_planes { of_quads(t) } else { score(t, h) } - peak).exp2()).collect());
         }
-        let threshold =
-            threshold(Planes::of(c.value_bits), (0..if params.criterion == 2 { weights[0].len() } else { 0 }).map(|t| (0..heads as usize).map(|h| weights[h][t] * factors[h]).fold(0.0, f32::max)));
+        let threshold = threshold(
+            Planes::of(c.value_bits),
+            (0..if params.criterion == 2 { weights[0].len() } else { 0 }).map(|t| (0..heads as usize).map(|h| weights[h][t] * factors[h]).fold(0.0, f32::max)),
+        );
         let mut bases = [1000_i32; 4];
         if params.criterion == 1 {
             for h in 0..heads as usize {

@@ -111,8 +111,7 @@ pub fn align_values(
         let plan = &plans[(((row * params.kv_heads + head) * c.blocks + block) * PLAN_WORDS) as usize..][..PLAN_WORDS as usize];
         let heads = c.heads.min(c.share - block * c.heads);
         let all = c.heads as usize;
-        let mut all_sums =
-            Sums { rows: vec![vec![0.0; c.head_dim as usize]; all], sums: vec![[0.0; 32]; all], costs: vec![[0.0; 32]; all], counts: [0; 4] };
+        let mut all_sums = Sums { rows: vec![vec![0.0; c.head_dim as usize]; all], sums: vec![[0.0; 32]; all], costs: vec![[0.0; 32]; all], counts: [0; 4] };
         for n in first..end {
             let page = &pages[((tables[(list + n) as usize] * params.slab_heads + slab_head) * 4 * c.page_vecs) as usize..];
             let at = ((((score_first + n) * params.kv_heads + head) * c.blocks + block) * 128 * c.heads) as usize;

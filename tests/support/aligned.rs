@@ -40,14 +40,28 @@ pub fn aligned_cases(gpu: &Gpu) -> Vec<Case> {
         of("budgets of nothing", 128, 2, 1, Alignment::budget(0.0, 0.0)),
         of("budgets without end", 64, 4, 1, Alignment::budget(1e9, 1e9)),
     ];
-    let codes = |why, head_dim, query_heads, kv_heads, format, phi_k, phi_v| Case { format, ..of(why, head_dim, query_heads, kv_heads, Alignment::budget(phi_k, phi_v)) };
+    let codes = |why, head_dim, query_heads, kv_heads, format, phi_k, phi_v| Case {
+        format,
+        ..of(why, head_dim, query_heads, kv_heads, Alignment::budget(phi_k, phi_v))
+    };
     use Bits::{Eight, Four};
     cases.extend([
         codes("codes: 4 bits, a share of 4, one group", 128, 4, 1, hadamard(Four, Four, 128), 0.5, 1.0),
-        Case { no_subgroups: true, ..codes("codes: 8 bits, a share of 2, two groups; reduced through workgroup memory", 64, 4, 2, rtn(Eight, Eight, 32), 2.0, 8.0) },
+        Case {
+            no_subgroups: true,
+            ..codes("codes: 8 bits, a share of 2, two groups; reduced through workgroup memory", 64, 4, 2, rtn(Eight, Eight, 32), 2.0, 8.0)
+        },
         Case {
             protection: protect(4, 16),
-            ..codes("codes: 8-bit keys, 4-bit values, a share of 3 with an idle place; sinks and a window; 20 quads", 80, 6, 2, rtn(Eight, Four, 128), 16.0, 2.0)
+            ..codes(
+                "codes: 8-bit keys, 4-bit values, a share of 3 with an idle place; sinks and a window; 20 quads",
+                80,
+                6,
+                2,
+                rtn(Eight, Four, 128),
+                16.0,
+                2.0,
+            )
         },
         Case {
             slabs: true,
