@@ -1,10 +1,11 @@
 //! One decode step of one layer from planes, AlignedKV (2409.16546): reading the planes that a criterion asks for, against the same kernels
-//! reading everything, and against the plain f16 cache.
+//! reading everything, and against a plain cache of the same numbers: f16, or the same codes without planes.
 //!
 //! ```text
-//! cargo bench --bench aligned -- [--shapes 64x8192,8x32768] [--heads 32/8/128] [--align published,phi-k:64+phi-v:256] [--spread 1]
+//! cargo bench --bench aligned -- [--numbers f16,k8v8,k4v4] [--shapes 64x8192,8x32768] [--heads 32/8/128,32/32/128]
+//!     [--align published,phi-k:64+phi-v:256] [--spread 1] [--kernels]
 //! ```
-//! The three are timed in turn, again and again, and the medians compared. Buffers rotate over 200 MB or more, so that no cache holds
+//! Codes are of `Codec::Hadamard` in groups of 128. The three are timed in turn, again and again, and the medians compared. Buffers rotate over 200 MB or more, so that no cache holds
 //! them. Channels of keys and queries differ in size by `2^(spread * normal)`, and so do scores, as those of models do: what can stay
 //! unread depends on nothing else. Every result is compared with reading everything before it is timed. `bytes` are of keys and values
 //! read; `gain` is the share of time saved over the share of bytes saved.
@@ -14,13 +15,39 @@
 mod support;
 use std::time::Instant;
 use support::*;
-use wgkv::{Alignment, AlignmentReport, Cache, Chunk, Format, Gpu, Plan, Protection, Rows, Sequence, Step};
+use wgkv::{Alignment, AlignmentReport, Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Sequence, Step};
 
 /// Relative error of an output against reading everything: what budgets of hundreds of halves' last places leave.
 const ALIGN_ERROR: f64 = 0.05;
 
-/// Relative error of reading everything against the plain f16 cache: f32's.
-const F16_ERROR: f64 = 1e-3;
+/// The same of codes, of which budgets allow as much as rounding to them did, or a part of it.
+const CODE_ALIGN_ERROR: f64 = 0.5;
+
+/// Relative error of reading everything against the plain cache: f32's; and of codes what rounds weights to 8 bits there.
+const PLAIN_ERROR: [f64; 2] = [1e-3, 0.03];
+
+/// What is stored in planes, how it is stored without, and what is asked of it unless told otherwise.
+struct Numbers {
+    name: &'static str,
+    planes: Format,
+    plain: Format,
+    align: &'static str,
+}
+
+fn all_numbers() -> [Numbers; 3] {
+    let code = |bits| Format::new(Codec::Hadamard, bits, bits, 128);
+    let coded = |name, bits, align| Numbers { name, planes: code(bits), plain: code(bits), align };
+    [
+        Numbers {
+            name: "f16",
+            planes: Format::aligned_f16(),
+            plain: Format::f16(),
+            align: "published,phi-k:16+phi-v:64,phi-k:64+phi-v:256,phi-k:1e9+phi-v:1e9",
+        },
+        coded("k8v8", Bits::Eight, "phi-k:1+phi-v:4"),
+        coded("k4v4", Bits::Four, "phi-k:0.25+phi-v:1"),
+    ]
+}
 
 /// Numbers whose channels differ in size.
 fn spread(n: usize, head_dim: usize, strength: f32) -> Vec<f32> {
@@ -118,34 +145,44 @@ fn main() {
     let gpu = if flag("--kernels") { gpu.profiled(2048).unwrap() } else { gpu };
     // On a software adapter the numbers mean nothing; small shapes show that the bench runs.
     let shapes = argument("--shapes").unwrap_or_else(|| if software { "2x512" } else { "64x8192,8x32768" }.into());
-    let aligns = argument("--align").unwrap_or_else(|| "published,phi-k:16+phi-v:64,phi-k:64+phi-v:256,phi-k:1e9+phi-v:1e9".into());
-    let heads = argument("--heads").unwrap_or_else(|| "32/8/128".into());
-    let heads: Vec<u32> = heads.split('/').map(|h| h.parse().unwrap()).collect();
+    let aligns = argument("--align");
+    let heads = argument("--heads").unwrap_or_else(|| "32/8/128,32/32/128".into());
+    let names = argument("--numbers").unwrap_or_else(|| "f16,k8v8,k4v4".into());
+    let numbers = all_numbers();
     let strength: f32 = argument("--spread").map_or(1.0, |s| s.parse().unwrap());
     let rotate = if software { 1 << 20 } else { 200 << 20 };
     let bandwidth = read_bandwidth(&gpu, if software { 64 << 20 } else { 1 << 30 });
-    println!("{}: reads {:.0} GB/s; {} query heads, {} KV heads, head_dim {}", gpu.adapter_name(), bandwidth * 1e-9, heads[0], heads[1], heads[2]);
+    println!("{}: reads {:.0} GB/s", gpu.adapter_name(), bandwidth * 1e-9);
     println!(
-        "{:>10} {:>26} {:>8} {:>8} {:>9} {:>9} {:>9} {:>7} {:>6} {:>6} {:>6} {:>8}",
-        "shape", "align", "K bits", "V bits", "f16 us", "all us", "us", "GB/s", "bytes", "times", "gain", "error"
+        "{:>10} {:>10} {:>8} {:>26} {:>8} {:>8} {:>9} {:>9} {:>9} {:>7} {:>6} {:>6} {:>6} {:>8}",
+        "heads", "shape", "numbers", "align", "K bits", "V bits", "plain us", "all us", "us", "GB/s", "bytes", "times", "gain", "error"
     );
-    for shape in shapes.split(',') {
+    let [heads, shapes, names] = [&heads, &shapes, &names].map(|list| list.split(',').collect::<Vec<_>>());
+    let (shapes, names) = (&shapes, &names);
+    let rows = heads.iter().flat_map(|heads| shapes.iter().flat_map(move |shape| names.iter().map(move |name| (*heads, *shape, *name))));
+    for (heads, shape, name) in rows {
+        let Numbers { planes, plain, align, .. } = numbers.iter().find(|numbers| numbers.name == name).unwrap();
+        let coded = planes.codec() != Codec::AlignedF16;
+        let aligns = aligns.as_deref().unwrap_or(align);
+        let of_heads: Vec<u32> = heads.split('/').map(|h| h.parse().unwrap()).collect();
         let (sequences, tokens) = shape.split_once('x').unwrap();
         let case = Case {
             name: "",
-            query_heads: heads[0],
-            kv_heads: heads[1],
-            head_dim: heads[2],
+            query_heads: of_heads[0],
+            kv_heads: of_heads[1],
+            head_dim: of_heads[2],
             sequences: sequences.parse().unwrap(),
             // With room for the token that every step appends.
             tokens: tokens.parse::<u32>().unwrap() - 1,
         };
         let planned = |format| plan(&gpu, Case { tokens: case.tokens + 1, ..case }, format, Protection::strict(), rotate);
-        let plans = planned(Format::aligned_f16()).and_then(|aligned| Ok((aligned, planned(Format::f16())?)));
+        // Codes are stored in planes for any budget; which is told before every step.
+        let stored = if coded { Alignment::budget(0.0, 0.0) } else { Alignment::EVERYTHING };
+        let plans = planned(*planes).and_then(|plan| Ok((plan.with_alignment(stored)?, planned(*plain)?)));
         let (aligned, plain) = match plans {
             Ok(plans) => plans,
             Err(error) => {
-                println!("{shape:>10} does not fit: {error}");
+                println!("{heads:>10} {shape:>10} {name:>8} does not fit: {error}");
                 continue;
             }
         };
@@ -154,33 +191,33 @@ fn main() {
         let (plain_step, plain_output, _) = plain.step(&gpu, case, Alignment::EVERYTHING);
         let (_, all_output, _) = aligned.step(&gpu, case, Alignment::EVERYTHING);
         let off = difference(&all_output, &plain_output);
-        assert!(off < F16_ERROR, "reading everything differs from the f16 cache by {off}");
-        for name in aligns.split(',') {
-            let align: Alignment = name.replace('+', ",").parse().unwrap();
+        assert!(off < PLAIN_ERROR[usize::from(coded)], "reading everything differs from the plain cache by {off}");
+        for text in aligns.split(',') {
+            let align: Alignment = text.replace('+', ",").parse().unwrap();
             let (step, output, report) = aligned.step(&gpu, case, align);
             let error = difference(&output, &all_output);
             assert!(output.iter().all(|x| x.is_finite()), "outputs must be finite");
-            // Without a bound on the error there is none to assert: everything is read to 8 bits.
-            assert!(error < ALIGN_ERROR || name.contains("1e9"), "{align}: relative error {error}");
+            // Without a bound on the error there is none to assert: as little is read as can be.
+            assert!(error < if coded { CODE_ALIGN_ERROR } else { ALIGN_ERROR } || text.contains("1e9"), "{align}: relative error {error}");
             let layers = aligned.cache.plan().shape().layers;
             let calls = ((0.02 / aligned.time(&gpu, &step, layers)) as u32).clamp(4, 200).next_multiple_of(layers.min(64));
             // A step that was made before the next is stale: each is made anew before it is timed.
-            let (mut f16_times, mut all_times, mut times) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut plain_times, mut all_times, mut times) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..if software { 1 } else { 9 } {
-                f16_times.push(plain.time(&gpu, &plain_step, calls));
+                plain_times.push(plain.time(&gpu, &plain_step, calls));
                 let (step, ..) = aligned.step(&gpu, case, Alignment::EVERYTHING);
                 all_times.push(aligned.time(&gpu, &step, calls));
                 let (step, ..) = aligned.step(&gpu, case, align);
                 times.push(aligned.time(&gpu, &step, calls));
             }
-            let [f16, all, time] = [f16_times, all_times, times].map(median);
+            let [plain_time, all, time] = [plain_times, all_times, times].map(median);
             let traffic = report.traffic;
             println!(
-                "{shape:>10} {:>26} {:>8.2} {:>8.2} {:>9.1} {:>9.1} {:>9.1} {:>7.0} {:>6.3} {:>6.3} {:>6.2} {error:>8.5}",
+                "{heads:>10} {shape:>10} {name:>8} {:>26} {:>8.2} {:>8.2} {:>9.1} {:>9.1} {:>9.1} {:>7.0} {:>6.3} {:>6.3} {:>6.2} {error:>8.5}",
                 align.to_string(),
                 traffic.key_bits(),
                 traffic.value_bits(),
-                f16 * 1e6,
+                plain_time * 1e6,
                 all * 1e6,
                 time * 1e6,
                 (traffic.read() + traffic.metadata + traffic.scores) as f64 / time * 1e-9,

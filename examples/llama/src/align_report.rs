@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::options::{ModelOptions, shape};
 use crate::perplexity::windows;
+use crate::pictures;
 use crate::text::Text;
 
 /// Upper edges of the paper's buckets; the first holds only what is equal, the last has no edge.
@@ -49,6 +50,9 @@ pub struct AlignReportOptions {
     /// By what bits are chosen: published, or budgets as in phi-k:64,phi-v:256.
     #[arg(long, default_value = "published")]
     pub align: Alignment,
+    /// File for a picture of the tables, as SVG.
+    #[arg(long)]
+    pub svg: Option<PathBuf>,
     /// Print JSON instead of a table.
     #[arg(long)]
     pub json: bool,
@@ -277,14 +281,19 @@ pub fn align_report(options: &AlignReportOptions) -> Result<AlignReport> {
             sum.counts.iter_mut().zip(histogram.counts).for_each(|(sum, count)| *sum += count);
         }
     }
-    Ok(AlignReport {
+    let report = AlignReport {
         align: options.align.to_string(),
         total,
         layers,
         tokens: options.context,
         seconds: started.elapsed().as_secs_f64(),
         adapter: bridge.adapter().to_owned(),
-    })
+    };
+    if let Some(path) = &options.svg {
+        let svg = pictures::aligned(&report)?;
+        std::fs::write(path, svg).map_err(|source| pictures::Error::Write { path: path.clone(), source })?;
+    }
+    Ok(report)
 }
 
 impl fmt::Display for AlignReport {

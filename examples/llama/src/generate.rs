@@ -99,7 +99,8 @@ pub fn generate(options: &GenerateOptions, out: &mut dyn Write) -> Result<Genera
         cache_options.learned(config, &options.model.model)?
     };
     let allocation = cache_options.allocation(config, &learned, planned)?;
-    let mut cache = open_mixed(&bridge, config, allocation.clone(), learned, protection, prompt.len() + options.tokens)?;
+    let mut cache =
+        open_mixed(&bridge, config, allocation.clone(), learned, protection, options.cache.align.unwrap_or_default(), prompt.len() + options.tokens)?;
     let mut attention = CompressedAttention::new(&bridge, &mut cache)?;
     let mut sampler = Sampler::new(options.temperature, options.top_p, options.seed);
     let mut stream = text.stream();

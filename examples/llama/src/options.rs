@@ -66,7 +66,8 @@ pub struct CacheOptions {
     /// How far rotate-kv's order of channels reaches: global, or local to the heads rotated together; as in the calibration without it.
     #[arg(long, value_parser = reach)]
     pub reach: Option<Reach>,
-    /// Planes that aligned-f16 reads while decoding: everything, published, or budgets as in phi-k:64,phi-v:256.
+    /// Planes that decoding reads: of aligned-f16 everything, published, or budgets as in phi-k:64,phi-v:256; of rtn and hadamard with 4 or 8
+    /// bits budgets as in phi-k:0.25,phi-v:1.
     #[arg(long)]
     pub align: Option<Alignment>,
 }
@@ -256,13 +257,21 @@ pub fn plan(config: &Config, allocation: Allocation, learned: Learned, protectio
 
 /// Plans a cache for one sequence of this model, all layers and heads alike, compiles its kernels and allocates it.
 pub fn open_cache(bridge: &Bridge, config: &Config, format: Format, learned: Learned, protection: Protection, tokens: usize) -> Result<Cache> {
-    open_mixed(bridge, config, Allocation::uniform(&shape(config), format)?, learned, protection, tokens)
+    open_mixed(bridge, config, Allocation::uniform(&shape(config), format)?, learned, protection, Alignment::EVERYTHING, tokens)
 }
 
-/// The same with bits of their own for layers and heads.
-pub fn open_mixed(bridge: &Bridge, config: &Config, allocation: Allocation, learned: Learned, protection: Protection, tokens: usize) -> Result<Cache> {
+/// The same with bits of their own for layers and heads, and reading the planes that an alignment asks for.
+pub fn open_mixed(
+    bridge: &Bridge,
+    config: &Config,
+    allocation: Allocation,
+    learned: Learned,
+    protection: Protection,
+    alignment: Alignment,
+    tokens: usize,
+) -> Result<Cache> {
     let gpu = bridge.gpu();
-    let plan = plan(config, allocation, learned, protection, Budget::tokens(1, tokens as u32), gpu.capability())?;
+    let plan = plan(config, allocation, learned, protection, Budget::tokens(1, tokens as u32), gpu.capability())?.with_alignment(alignment)?;
     pollster::block_on(gpu.prepare(&plan))?;
     Ok(Cache::new(gpu, plan)?)
 }

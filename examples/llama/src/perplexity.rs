@@ -57,7 +57,7 @@ pub struct PerplexityOptions {
     /// For rotate-kv: quantize on the CPU and attend in f32 instead of running the codec's kernels. Implies --strict.
     #[arg(long)]
     pub simulate: bool,
-    /// Tokens that are processed at once; 128 where a window protects recent tokens, 1 for aligned-f16, else the whole context.
+    /// Tokens that are processed at once; 128 where a window protects recent tokens, 1 for aligned-f16 and with --align, else the whole context.
     #[arg(long)]
     pub chunk: Option<usize>,
 }
@@ -286,8 +286,9 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
         _ => format!("calibration, {:?}", calibration.reach()).to_lowercase(),
     });
     // Prefill reads all planes: only tokens that come one by one show what the others are worth.
+    let alignment = options.cache.align.unwrap_or_default();
     let chunk = options.chunk.unwrap_or(match protection.window {
-        _ if codec == Codec::AlignedF16 => 1,
+        _ if codec == Codec::AlignedF16 || alignment != Alignment::EVERYTHING => 1,
         0 => options.context,
         _ => options.context.min(128),
     });
@@ -306,11 +307,8 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
         Learned::Order(calibration) if simulate => {
             Measured::Simulation(Simulation::new(&config, allocation.format(), &calibration, reorder, protection.sinks)?)
         }
-        learned => Measured::Cache(open_mixed(&bridge, &config, allocation.clone(), learned, protection, options.context)?),
+        learned => Measured::Cache(open_mixed(&bridge, &config, allocation.clone(), learned, protection, alignment, options.context)?),
     };
-    if let (Measured::Cache(cache), Some(alignment)) = (&mut measured, options.cache.align) {
-        cache.align(alignment)?;
-    }
     // The f16 codec is its own reference: its divergence is zero and need not be measured.
     let mut reference = match codec {
         Codec::F16 => None,

@@ -1,8 +1,10 @@
-//! What `analyze` shows: pictures of a model's keys and values, the numbers behind them, and a page with all of it.
+//! What `analyze` shows: pictures of a model's keys and values, the numbers behind them, and a page with all of it. And the picture of
+//! `align-report`.
 //!
 //! Every picture is one SVG, drawn in the same two colours: keys are blue, values are orange. Numbers that cannot be drawn (not
 //! finite, or zero on a logarithmic axis) are left out, and the picture says how many they were.
 
+mod aligned;
 mod axis;
 mod band;
 mod canvas;
@@ -16,6 +18,7 @@ mod spectra;
 
 use std::path::{Path, PathBuf};
 
+pub use aligned::aligned;
 pub use data::{Analysis, BitsError, HeadAnalysis, LayerAnalysis, WeightAnalysis};
 pub use errors::errors;
 pub use heat::heat;

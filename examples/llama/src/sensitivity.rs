@@ -5,7 +5,7 @@
 //! well as can be, and the divergence that follows.
 
 use burn::tensor::Tensor;
-use wgkv::{Allocation, Bits, Codec, Format, Kind, Precision, Probe, Protection, Sensitivity, Sinks};
+use wgkv::{Alignment, Allocation, Bits, Codec, Format, Kind, Precision, Probe, Protection, Sensitivity, Sinks};
 
 use crate::attention::Attention;
 use crate::bridge::{Bridge, View};
@@ -123,7 +123,7 @@ impl Subject<'_> {
         for layer in 0..shape.layers {
             let allocation = Allocation::new(&shape, self.format, |l, _| if l == layer { [coarse, coarse] } else { [fine, Precision::F16] })?;
             let protection = Protection { sinks: self.sinks, window: 0 };
-            let mut cache = open_mixed(bridge, config, allocation, self.learned.clone(), protection, context)?;
+            let mut cache = open_mixed(bridge, config, allocation, self.learned.clone(), protection, Alignment::EVERYTHING, context)?;
             let mut score = Score::default();
             for window in windows {
                 let mut attention = CompressedAttention::new(bridge, &mut cache)?;

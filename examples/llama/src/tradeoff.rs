@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use burn::tensor::Tensor;
 use serde::Serialize;
-use wgkv::{Allocation, Allocator, Allowance, Bits, Codec, Format, Precision, Protection, Reach, Sinks};
+use wgkv::{Alignment, Allocation, Allocator, Allowance, Bits, Codec, Format, Precision, Protection, Reach, Sinks};
 
 use crate::attention::Attention;
 use crate::bridge::Bridge;
@@ -226,7 +226,15 @@ pub fn tradeoff(options: &TradeoffOptions) -> Result<TradeoffReport> {
         bar.inc(options.context as u64);
     }
     for contender in &mut all {
-        let mut cache = open_mixed(&bridge, &config, contender.allocation.clone(), contender.learned.clone(), contender.protection, options.context)?;
+        let mut cache = open_mixed(
+            &bridge,
+            &config,
+            contender.allocation.clone(),
+            contender.learned.clone(),
+            contender.protection,
+            Alignment::EVERYTHING,
+            options.context,
+        )?;
         for (window, expected) in windows.iter().zip(&expected) {
             let mut attention = CompressedAttention::new(&bridge, &mut cache)?;
             score(&model, window, &mut attention, expected, &mut contender.score)?;

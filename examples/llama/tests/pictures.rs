@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use roxmltree::{Document, Node};
 use sample::analysis;
-use wgkv_llama::pictures::{Analysis, errors, heat, norms, pictures, spectra, weights, write};
+use wgkv_llama::align_report::{AlignReport, Histogram, Layer};
+use wgkv_llama::pictures::{Analysis, aligned, errors, heat, norms, pictures, spectra, weights, write};
 
 const KEYS: &str = "#0068AD";
 const VALUES: &str = "#D55E00";
@@ -204,6 +205,43 @@ fn texts_are_escaped() {
     assert!(page.contains("<h1>Keys and values of &lt;script&gt;alert(&quot;1&quot; &amp; &#39;2&#39;)&lt;/script&gt;"));
     for picture in pictures(&odd).unwrap() {
         assert!(texts(&parsed(&picture.svg)).iter().any(|text| text.starts_with("<script>alert(\"1\" & '2')")));
+    }
+}
+
+#[test]
+fn aligned_has_a_bar_a_bucket_and_product_and_a_line_a_side() {
+    let histogram = |most: u64| Histogram { counts: [most, 30, 8, 4, 2, 0] };
+    let layer = |n: u32| Layer {
+        k_bits: 14.0 - f64::from(n) / 4.0,
+        v_bits: 9.0 + f64::from(n) / 8.0,
+        qk: histogram(50),
+        qk_uniform: histogram(20),
+        sv: histogram(70),
+        sv_uniform: histogram(10),
+    };
+    let report = |layers: u32| AlignReport {
+        align: "phi-k:16,phi-v:64".into(),
+        total: layer(0),
+        layers: (0..layers).map(layer).collect(),
+        tokens: 1024,
+        seconds: 1.0,
+        adapter: "a & b".into(),
+    };
+    let svg = aligned(&report(6)).unwrap();
+    let document = parsed(&svg);
+    for colour in [KEYS, VALUES] {
+        // A bar a bucket; of values the legend's mark and those of the layers besides.
+        let marks = if colour == VALUES { 6 + 1 } else { 0 };
+        assert_eq!(count(&document, "rect", colour), 6 + marks);
+    }
+    assert_eq!(count(&document, "rect", "#7D7D7D"), 2 * 6);
+    assert_eq!(count(&document, "circle", KEYS), 6 + 1);
+    let texts = texts(&document);
+    for name in ["<1/1024", "more", "Scores, QK", "Outputs, SV", "Bits read", "16", "share of results, %"] {
+        assert!(texts.contains(&name), "{name}: {texts:?}");
+    }
+    for layers in [0, 1, 80] {
+        parsed(&aligned(&report(layers)).unwrap());
     }
 }
 

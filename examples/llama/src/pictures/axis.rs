@@ -55,6 +55,12 @@ impl Axis {
         Self { low: -0.5, high: names.len().max(1) as f64 - 0.5, log: false, ticks }
     }
 
+    /// Places 0, 1, 2… with these names.
+    pub(super) fn named(names: &[&str]) -> Self {
+        let ticks = names.iter().enumerate().map(|(place, name)| (place as f64, (*name).to_owned())).collect();
+        Self { low: -0.5, high: names.len().max(1) as f64 - 0.5, log: false, ticks }
+    }
+
     /// Between two ends, with the ticks given.
     pub(super) fn marked(low: f64, high: f64, ticks: &[u32]) -> Self {
         Self { low, high, log: false, ticks: ticks.iter().map(|&tick| (f64::from(tick), tick.to_string())).collect() }
