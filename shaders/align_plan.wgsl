@@ -139,7 +139,7 @@ fn heads_magnitudes(codes: HeadsU) -> HeadsF {
 fn group_cost(g: u32, threshold: u32) -> f32 {
     var cost = 0.0;
     for (var e = g * KEY_GROUP_QUADS; e < (g + 1u) * KEY_GROUP_QUADS; e++) {
-        cost += bitcast<f32>((gathered[e] + 1u) << 21u) * error_of(level_at(gathered[e], threshold));
+        cost += bitcast<f32>((gathered[e] + 1u) << 21u) * level_error(level_at(gathered[e], threshold));
     }
     return cost;
 }
@@ -175,7 +175,7 @@ fn score_at(at: u32, stride: u32, t: u32, count: u32) -> HeadsF {
 struct Scale { peak: HeadsF, factor: HeadsF, block: u32 }
 
 fn weight_of(z: HeadsF, scale: Scale) -> f32 {
-    return heads_largest(exp2(z - scale.peak) * scale.factor, scale.block);
+    return level_largest(exp2(z - scale.peak) * scale.factor, scale.block);
 }
 
 fn count_weight(w: f32) {
@@ -307,7 +307,7 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
             }
             // Where a query is not finite, everything is heavy.
             let broken = select(HeadsF(0.0), HeadsF(3e38), (raw_scale & HeadsU(0x7f800000u)) == HeadsU(0x7f800000u));
-            weight = heads_largest(max(products * inverse(total, phi), broken), block);
+            weight = level_largest(max(products * inverse(total, phi), broken), block);
             gathered[i] = select(FIRST_KEY + quarter(weight), 0u, weight == 0.0);
         }
         workgroupBarrier();
@@ -367,7 +367,7 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
             workgroupBarrier();
         }
         // The least over heads; nothing to spare where a query is not finite.
-        spare = select(-heads_largest(exponents - cells[0], block), 0.0, heads_largest(cells[0], block) >= 143.0);
+        spare = select(-level_largest(exponents - cells[0], block), 0.0, level_largest(cells[0], block) >= 143.0);
         workgroupBarrier();
         cells[i] = products;
         workgroupBarrier();
@@ -378,7 +378,7 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
             workgroupBarrier();
         }
         factor = inverse(cells[0], phi);
-        weight = heads_largest(products * factor, block);
+        weight = level_largest(products * factor, block);
         if (i < HEAD_DIM) {
             count_weight(weight);
         }
@@ -553,10 +553,10 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
         if (i < items) {
             atomicAdd(&found[level], 1u);
         }
-        cells[i] = products * error_of(level);
+        cells[i] = products * level_error(level);
         if (CODES) {
             // The middle of what is not read; signed bytes are read as -128 where nothing is.
-            let middle = error_of(level) - select(0.0, 128.0, KEY_BITS == 8u && level == 3u);
+            let middle = level_error(level) - select(0.0, 128.0, KEY_BITS == 8u && level == 3u);
             let word = query_codes[reading * QUERY_STRIDE + min(i, quads - 1u)];
             tokens[i] = middle * HeadsF(heads_dot_i8(0x01010101u, word));
         }

@@ -12,8 +12,8 @@ var<workgroup> offsets: array<HeadsF, 32u * VALUE_GROUPS>;
 fn values_weigh(page: u32, lane: u32, p: Scores, rule: Rule, block: u32) -> Weighed {
     let most = page_steps(page, lane);
     let weight = (p.a * most.x + p.b * most.y) + (p.c * most.z + p.d * most.w);
-    let level = select(0u, level_of(heads_largest(weight * rule.factor, block), rule.threshold), params.criterion == 2u);
-    let middle = error_of(level);
+    let level = select(0u, level_of(level_largest(weight * rule.factor, block), rule.threshold), params.criterion == 2u);
+    let middle = level_error(level);
     for (var g = 0u; g < VALUE_GROUPS; g++) {
         let raw = page_scales(page + 4u * VALUE_SCALES, g, lane);
         let a = scales_pair(raw.x);

@@ -21,7 +21,7 @@ fn value_level(p: HeadsF, rule: Rule, block: u32) -> u32 {
         }
         return select(0u, 1u, spare >= 4) + select(0u, 1u, spare >= 8);
     }
-    return select(0u, level_of(heads_largest(w, block), rule.threshold), params.criterion == 2u);
+    return select(0u, level_of(level_largest(w, block), rule.threshold), params.criterion == 2u);
 }
 
 // Writes what the page's tokens weigh and their levels, four tokens a lane.
@@ -35,7 +35,7 @@ fn values_weigh(page: u32, lane: u32, p: Scores, rule: Rule, block: u32) -> Weig
     let ones = min(chosen, vec4<u32>(1u));
     let all = (ones.x + ones.y) + (ones.z + ones.w);
     let twos = (chosen.x + chosen.y) + (chosen.z + chosen.w) - all;
-    let cost = (p.a * error_of(chosen.x) + p.b * error_of(chosen.y)) + (p.c * error_of(chosen.z) + p.d * error_of(chosen.w));
+    let cost = (p.a * level_error(chosen.x) + p.b * level_error(chosen.y)) + (p.c * level_error(chosen.z) + p.d * level_error(chosen.w));
     return Weighed(cost, vec3<u32>(all - twos, twos, 0u));
 }
 

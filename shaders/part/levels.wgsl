@@ -5,7 +5,7 @@
 const FIRST_KEY = 316u;
 
 // The largest over the heads that there are: the last block may have places without one, which hold anything.
-fn heads_largest(x: HeadsF, block: u32) -> f32 {
+fn level_largest(x: HeadsF, block: u32) -> f32 {
     let first = block * HEADS;
     var most = heads_at(x, 0u);
     if (HEADS > 1u && first + 1u < SHARE) {

@@ -10,6 +10,6 @@ fn level_at(key: u32, threshold: u32) -> u32 {
 }
 
 // The largest error, in steps; and the middle of the bits that are not read.
-fn error_of(level: u32) -> f32 {
+fn level_error(level: u32) -> f32 {
     return select(select(0.0, 1.5, level == 1u), select(7.5, 127.5, level == 3u), level >= 2u);
 }

@@ -9,6 +9,6 @@ fn level_at(key: u32, threshold: u32) -> u32 {
 }
 
 // The largest error, in units of the last place.
-fn error_of(level: u32) -> f32 {
+fn level_error(level: u32) -> f32 {
     return select(select(0.0, 8.0, level == 1u), 128.0, level == 2u);
 }
