@@ -661,15 +661,16 @@ impl Plan {
     }
 
     /// SHA-256, in hex, of what decides how tokens are stored: shape, RoPE, codec, the bits of every layer and head, sinks and
-    /// window. Caches whose plans have the same one, and the same [`Calibration::fingerprint`], can load each other's
+    /// window. Caches whose plans have the same one, and the same [`Calibration::fingerprint`] or [`Centre::fingerprint`], can load each other's
     /// [snapshots](crate::Cache::save), whatever their budgets and devices.
     pub fn fingerprint(&self) -> String {
         let Shape { layers, query_heads, kv_heads, head_dim, rope } = &self.shape;
         let format = self.format();
         let protected = format!("sinks {} of them elected: {}, ring {}", self.sinks(), self.elects(), self.ring());
         let mut text = format!(
-            "wgkv-plan 1: {layers} layers, {query_heads} query heads, {kv_heads} KV heads of {head_dim}; {}, scales {}, {} heads a group; {protected}; {:?}",
+            "wgkv-plan 1: {layers} layers, {query_heads} query heads, {kv_heads} KV heads of {head_dim}; {}{}, scales {}, {} heads a group; {protected}; {:?}",
             format.codec(),
+            if self.aligns_codes() { " in planes" } else { "" },
             format.scales(),
             self.group_heads(),
             rope.layout(),
@@ -683,6 +684,11 @@ impl Plan {
             }));
         }
         tensors::hash([text.as_bytes()])
+    }
+
+    /// The fingerprint of what the codec learnt from a model, if the plan was given any.
+    pub(crate) fn calibration_fingerprint(&self) -> Option<String> {
+        self.calibration.as_deref().map(Calibration::fingerprint).or_else(|| self.centre.as_deref().map(Centre::fingerprint))
     }
 
     /// Sequences that can be live at once.

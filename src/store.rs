@@ -1,7 +1,6 @@
 //! Prefixes that many caches share: snapshots in a store of objects, under the hash of what they are of.
 
 use crate::cache::check_snapshot;
-use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::tensors;
@@ -13,7 +12,7 @@ use std::sync::Arc;
 /// Snapshots by the tokens that they are of, in a folder or in whatever [`object_store`] reaches: S3 and what speaks its language, Google's
 /// and Azure's stores (feature `store-cloud`).
 ///
-/// A snapshot's name is the SHA-256 of model, [plan](Plan::fingerprint), [calibration](Calibration::fingerprint) and tokens, so
+/// A snapshot's name is the SHA-256 of model, [plan](Plan::fingerprint), [calibration](crate::Calibration::fingerprint) and tokens, so
 /// who has the same prefix finds it, and nobody else's. Any number of programs may write at once: an object becomes visible whole
 /// or not at all, and writers of one name write what is as good. Reads and writes are tried again as often as the store's own
 /// `RetryConfig` says. Nothing is deleted here: let the store's rules expire what is old.
@@ -64,7 +63,7 @@ impl PrefixStore {
 
     /// Where the store has, or would have, the snapshot of these tokens.
     pub fn place(&self, plan: &Plan, tokens: &[u32]) -> Path {
-        let calibration = plan.calibration().map(Calibration::fingerprint).unwrap_or_default();
+        let calibration = plan.calibration_fingerprint().unwrap_or_default();
         let tokens: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
         let name = tensors::hash([&b"wgkv-prefix 1"[..], self.model.as_bytes(), plan.fingerprint().as_bytes(), calibration.as_bytes(), &tokens]);
         self.folder.clone().join(format!("{name}.safetensors"))

@@ -32,6 +32,7 @@ fn ways(random: &mut StdRng) -> Vec<(Allocation, Protection, Option<Calibration>
         (uniform(rtn(Three, Three, 64).with_scales(Scales::Byte)), protect(3, 0)),
         (uniform(hadamard(Four, Three, 64)), protect(4, 40)),
         (uniform(hadamard(Two, Eight, 32)), protect(0, 300)),
+        (uniform(centred(Three, Two, 64)), protect(5, 128)),
         (uniform(rotated(Two, Two, 64, 2)), strict),
         (uniform(rotated(Three, Four, 128, 1).with_scales(Scales::Byte)), protect(4, 128)),
         (uniform(rotated(Four, Sixteen, 32, 4)), massive(20, 0)),

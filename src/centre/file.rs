@@ -2,11 +2,10 @@
 //! that say what for.
 
 use super::{Centre, Layer, wrong};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::shape::{Rope, Shape};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
-use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use crate::tensors::{self, Texts};
+use safetensors::tensor::Dtype;
 use std::str::FromStr;
 
 const FORMAT: &str = "wgkv-centre";
@@ -14,19 +13,12 @@ const VERSION: &str = "1";
 
 /// Bytes of a file at most, and of its header. 80 layers of 16384 channels are 16 MB.
 const FILE_BYTES: usize = 1 << 28;
-const HEADER_BYTES: u64 = 1 << 20;
+const HEADER_BYTES: usize = 1 << 20;
 
 const TENSORS: [&str; 3] = ["key_means", "weights", "value_means"];
 
-/// SHA-256 over metadata and tensors, each text and tensor after its length.
-fn hash(metadata: &BTreeMap<&str, &str>, tensors: [&[u8]; 3]) -> String {
-    let mut hasher = Sha256::new();
-    let texts = metadata.iter().flat_map(|(key, value)| [key.as_bytes(), value.as_bytes()]);
-    for bytes in texts.chain(tensors) {
-        hasher.update((bytes.len() as u64).to_le_bytes());
-        hasher.update(bytes);
-    }
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+fn hash(texts: &Texts<'_>, tensors: [&[u8]; 3]) -> String {
+    tensors::hash(tensors::pieces(texts).chain(tensors))
 }
 
 fn number<T: FromStr>(name: &'static str, text: &str) -> Result<T> {
@@ -41,21 +33,27 @@ impl Centre {
     /// # Errors
     /// [`Error::Centre`](crate::Error::Centre) if the crate for the format refuses.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let bytes = |of: fn(&Layer) -> &Vec<f32>| self.layers.iter().flat_map(|layer| of(layer)).flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-        let tensors = [bytes(|layer| &layer.key_means), bytes(|layer| &layer.weights), bytes(|layer| &layer.value_means)];
+        let tensors = self.tensors();
         let [tokens, skipped] = [self.tokens, self.skipped].map(|n| n.to_string());
-        let mut metadata: BTreeMap<&str, &str> =
+        let mut texts: Texts<'_> =
             [("format", FORMAT), ("version", VERSION), ("model", &self.model), ("tokens", &tokens), ("skipped", &skipped)].into_iter().collect();
-        let hash = hash(&metadata, tensors.each_ref().map(Vec::as_slice));
-        metadata.insert("hash", &hash);
+        let hash = hash(&texts, tensors.each_ref().map(Vec::as_slice));
+        texts.insert("hash", &hash);
         let shape = vec![self.layers.len(), self.kv_heads as usize, self.head_dim as usize];
-        let mut views = Vec::with_capacity(TENSORS.len());
-        for (name, data) in TENSORS.iter().zip(&tensors) {
-            views.push((*name, TensorView::new(Dtype::F32, shape.clone(), data).or_else(|e| wrong("tensors", "as safetensors wants them", e))?));
-        }
-        // Which map the crate takes depends on its features; `collect` makes either.
-        let entries = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        serialize(views, Some(entries)).or_else(|e| wrong("tensors", "as safetensors wants them", e))
+        let views = TENSORS.iter().zip(&tensors).map(|(name, data)| (*name, Dtype::F32, shape.clone(), data.as_slice()));
+        tensors::write(views, &texts, |had| Error::Centre { name: "tensors", wanted: "as safetensors wants them".into(), had })
+    }
+
+    /// SHA-256, in hex, of the means and weights: what decides how tokens are stored.
+    pub fn fingerprint(&self) -> String {
+        let tensors = self.tensors();
+        hash(&Texts::new(), tensors.each_ref().map(Vec::as_slice))
+    }
+
+    /// The bytes of the three tensors.
+    fn tensors(&self) -> [Vec<u8>; 3] {
+        let bytes = |of: fn(&Layer) -> &Vec<f32>| self.layers.iter().flat_map(|layer| of(layer)).flat_map(|x| x.to_le_bytes()).collect();
+        [bytes(|layer| &layer.key_means), bytes(|layer| &layer.weights), bytes(|layer| &layer.value_means)]
     }
 
     /// From the bytes of a safetensors file that [`Centre::to_bytes`] made. Everything is checked, so that damage, and files of other
@@ -65,14 +63,11 @@ impl Centre {
     /// [`Error::Centre`](crate::Error::Centre) for another format or version, a hash that is not that of the content, tensors of other types
     /// or shapes, numbers that cannot be used.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        // Before the parser sees it.
-        let length = bytes.first_chunk::<8>().map_or(u64::MAX, |length| u64::from_le_bytes(*length));
-        if bytes.len() > FILE_BYTES || length > HEADER_BYTES {
-            return wrong("file", format!("{FILE_BYTES} bytes at most, its header {HEADER_BYTES}"), format!("{} and {length}", bytes.len()));
+        if bytes.len() > FILE_BYTES {
+            return wrong("file", format!("{FILE_BYTES} bytes at most"), format!("{} bytes long", bytes.len()));
         }
-        let (_, header) = SafeTensors::read_metadata(bytes).or_else(|e| wrong("file", "safetensors", e))?;
-        let file = SafeTensors::deserialize(bytes).or_else(|e| wrong("file", "safetensors", e))?;
-        let mut texts: BTreeMap<&str, &str> = header.metadata().iter().flatten().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let (metadata, data) = tensors::header(bytes, HEADER_BYTES, |name, wanted, had| Error::Centre { name, wanted, had })?;
+        let mut texts = tensors::texts(&metadata);
         let text = |name: &'static str| texts.get(name).copied().map_or_else(|| wrong(name, "there", "missing"), Ok);
         for (name, wanted) in [("format", FORMAT), ("version", VERSION)] {
             let had = text(name)?;
@@ -82,25 +77,22 @@ impl Centre {
         }
         let (model, tokens, skipped, told) =
             (text("model")?.to_owned(), number("tokens", text("tokens")?)?, number("skipped", text("skipped")?)?, text("hash")?.to_owned());
+        let shape = metadata.info(TENSORS[0]).map(|info| info.shape.clone()).filter(|shape| shape.len() == 3);
+        let Some(shape) = shape else {
+            return wrong(TENSORS[0], "[layers, kv_heads, head_dim]", "not");
+        };
         let mut tensors = Vec::with_capacity(TENSORS.len());
-        let mut shape = None;
         for name in TENSORS {
-            let tensor = file.tensor(name).or_else(|_| wrong(name, "there", "missing"))?;
-            let wanted = shape.get_or_insert_with(|| tensor.shape().to_vec());
-            if tensor.dtype() != Dtype::F32 || tensor.shape() != wanted.as_slice() || wanted.len() != 3 {
-                return wrong(name, format!("F32 [layers, kv_heads, head_dim], {wanted:?}"), format!("{:?} {:?}", tensor.dtype(), tensor.shape()));
-            }
-            tensors.push(tensor.data());
+            tensors.push(tensors::tensor(&metadata, data, name, Dtype::F32, &shape, |wanted, had| Error::Centre { name, wanted, had })?);
         }
-        if file.len() != TENSORS.len() {
-            return wrong("tensors", "three", file.len());
+        if metadata.tensors().len() != TENSORS.len() {
+            return wrong("tensors", "three", metadata.tensors().len());
         }
         texts.remove("hash");
         let hash = hash(&texts, [tensors[0], tensors[1], tensors[2]]);
         if hash != told {
             return wrong("hash", format!("{hash}, that of its content"), format!("{told:?}"));
         }
-        let shape = shape.unwrap_or_default();
         let size = |n: usize| u32::try_from(shape[n]).or_else(|_| wrong("shape", "of 32 bits", shape[n]));
         let (layers, kv_heads, head_dim) = (size(0)?, size(1)?, size(2)?);
         Shape { layers, query_heads: kv_heads, kv_heads, head_dim, rope: Rope::none() }.check()?;

@@ -4,7 +4,7 @@ use super::{Standing, Tensors, runs};
 use crate::format::{Bits, Codec};
 use crate::layout::PAGE_TOKENS;
 use crate::plan::{Plan, Slab};
-use crate::reference::{Constants, planes, scales};
+use crate::reference::{Constants, code_planes, planes, scales};
 use std::ops::Range;
 
 /// A token of an elected row that is empty.
@@ -16,7 +16,7 @@ pub(super) fn clear(plan: &Plan, layer: u32, standing: &Standing, tensors: &mut 
     for run in runs(plan, layer, pages) {
         let slab = &plan.slabs(layer)[run.slab];
         let words = &mut tensors.pages[run.in_snapshot];
-        clear_tokens(words, &used(plan, standing, run.page), |words, t| clear_token(words, slab, plan.shape().head_dim, t));
+        clear_tokens(words, &used(plan, standing, run.page), |words, t| clear_token(words, plan, slab, t));
     }
     let layout = plan.layout_of(layer);
     let (scales, vecs) = (plan.format().scales(), layout.scale_vecs);
@@ -46,14 +46,25 @@ fn clear_tokens(words: &mut [u32], used: &Range<u32>, clear: impl Fn(&mut [u32],
 }
 
 /// Clears codes and scales of one token of a page, which lie as [`PageLayout`](crate::PageLayout) says.
-fn clear_token(page: &mut [u32], slab: &Slab, head_dim: u32, t: u32) {
-    let (layout, format) = (slab.layout(), slab.format());
+fn clear_token(page: &mut [u32], plan: &Plan, slab: &Slab, t: u32) {
+    let (layout, format, head_dim) = (slab.layout(), slab.format(), plan.shape().head_dim);
     let values = 4 * layout.values as usize;
     if format.codec() == Codec::AlignedF16 {
         let constants = Constants { head_dim, ..Constants::default() };
         for channel in 0..head_dim {
             planes::put(&constants, page, PAGE_TOKENS, channel, t, 0);
             planes::put(&constants, &mut page[values..], head_dim, t, channel, 0);
+        }
+        return;
+    }
+    for (first, groups) in [(layout.key_scales, layout.key_groups), (layout.value_scales, layout.value_groups)] {
+        (0..groups).for_each(|group| scales::put(format.scales(), page, first + group * layout.scale_vecs, t, 0));
+    }
+    if plan.aligns_codes() {
+        let constants = Constants { head_dim, ..Constants::default() };
+        for channel in 0..head_dim {
+            code_planes::put(&constants, format.key().bits.get(), page, PAGE_TOKENS / 4, channel, t, 0);
+            code_planes::put(&constants, format.value().bits.get(), &mut page[values..], head_dim / 4, t, channel, 0);
         }
         return;
     }
@@ -68,9 +79,6 @@ fn clear_token(page: &mut [u32], slab: &Slab, head_dim: u32, t: u32) {
     for (word, mask) in codes {
         let first = values + (word * head_dim) as usize;
         page[first..first + head_dim as usize].iter_mut().for_each(|word| *word &= !mask);
-    }
-    for (first, groups) in [(layout.key_scales, layout.key_groups), (layout.value_scales, layout.value_groups)] {
-        (0..groups).for_each(|group| scales::put(format.scales(), page, first + group * layout.scale_vecs, t, 0));
     }
 }
 

@@ -52,7 +52,7 @@ fn error(name: impl ToString, wanted: impl ToString, had: impl ToString) -> Erro
 }
 
 fn calibration(plan: &Plan) -> String {
-    plan.calibration().map_or_else(|| "none".to_owned(), crate::Calibration::fingerprint)
+    plan.calibration_fingerprint().unwrap_or_else(|| "none".to_owned())
 }
 
 /// The file of a sequence, from each layer's words.
