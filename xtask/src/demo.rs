@@ -14,7 +14,7 @@ const PROMPT: &str = "The river rises in the hills north of the town and flows s
     Today the valley is known for its gardens and for the old stone bridge, which was restored by the county council. \
     The bridge was designed by the engineer John";
 
-const CHOICES: [Choice; 3] = [Choice::F16, Choice::new(Codec::Hadamard, Bits::Four, Bits::Four), Choice::new(Codec::Hadamard, Bits::Two, Bits::Two)];
+const CHOICES: [Choice; 3] = [Choice::F16, Choice::new(Codec::Centred, Bits::Four, Bits::Four), Choice::new(Codec::Centred, Bits::Two, Bits::Two)];
 
 /// Options of `demo`.
 #[derive(clap::Args)]

@@ -24,6 +24,10 @@ const fn rotate_kv(keys: Bits, values: Bits) -> Choice {
     Choice::new(Codec::RotateKv, keys, values)
 }
 
+const fn centred(keys: Bits, values: Bits) -> Choice {
+    Choice::new(Codec::Centred, keys, values)
+}
+
 use Bits::{Four, Three, Two};
 
 /// A codec, and what is changed of it.
@@ -46,9 +50,14 @@ impl Measure {
         Self { choice: rotate_kv(Two, Two), change, options }
     }
 
+    /// Centred keeps the first tokens, as it does by default.
+    const fn centred(keys: Bits, values: Bits) -> Self {
+        Self { choice: centred(keys, values), change: FOUR_SINKS, options: &["--sinks", "first:4"] }
+    }
+
     /// Does it read a calibration?
     fn calibrated(&self) -> bool {
-        self.choice.codec == Codec::RotateKv && !self.options.contains(&"--no-reorder")
+        [Codec::RotateKv, Codec::Centred].contains(&self.choice.codec) && !self.options.contains(&"--no-reorder")
     }
 }
 
@@ -65,9 +74,10 @@ const NO_REORDER: &str = "no reorder";
 const REORDER_FIRST: &str = "reorder first (simulated)";
 const ONE_HEAD: &str = "1 head a group";
 const NO_SINKS: &str = "no sinks";
+const FOUR_SINKS: &str = "first 4 as sinks";
 
 /// What is measured.
-const MEASURES: [Measure; 24] = [
+const MEASURES: [Measure; 28] = [
     Measure::plain(Choice::F16),
     Measure::plain(rtn(Four, Four)),
     Measure::plain(rtn(Three, Three)),
@@ -88,10 +98,14 @@ const MEASURES: [Measure; 24] = [
     Measure::changed(ONE_HEAD, &["--heads-per-group", "1"]),
     Measure::changed("2 heads a group", &["--heads-per-group", "2"]),
     Measure::changed(NO_SINKS, &["--sinks", "none"]),
-    Measure::changed("first 4 as sinks", &["--sinks", "first:4"]),
+    Measure::changed(FOUR_SINKS, &["--sinks", "first:4"]),
     Measure::changed("clip 1", &["--clip", "1"]),
     Measure::changed("f8 scales", &["--scales", "f8"]),
     Measure::changed("group 32", &["--group", "32"]),
+    Measure::centred(Four, Two),
+    Measure::centred(Two, Four),
+    Measure::centred(Three, Three),
+    Measure::centred(Two, Two),
 ];
 
 /// Perplexity and divergence that one codec must reach on WikiText-2 (test, raw), strict, windows of 2048.
@@ -112,7 +126,11 @@ const fn changed(change: &'static str, perplexity: f64, kl: f64) -> Expected {
     Expected { change, ..expected("wiki-27m", 16, rotate_kv(Two, Two), perplexity, kl) }
 }
 
-const EXPECTED: [Expected; 31] = [
+const fn with_sinks(choice: Choice, perplexity: f64, kl: f64) -> Expected {
+    Expected { change: FOUR_SINKS, ..expected("wiki-27m", 16, choice, perplexity, kl) }
+}
+
+const EXPECTED: [Expected; 35] = [
     expected("wiki-8m", 2, Choice::F16, 59.20, 0.0),
     expected("wiki-8m", 2, rtn(Four, Four), 60.69, 0.0268),
     expected("wiki-8m", 2, rtn(Four, Two), 68.43, 0.1364),
@@ -144,6 +162,10 @@ const EXPECTED: [Expected; 31] = [
     changed(REORDER_FIRST, 96.79, 0.6481),
     changed(ONE_HEAD, 64.21, 0.1988),
     changed(NO_SINKS, 63.28, 0.1865),
+    with_sinks(centred(Four, Two), 56.33, 0.0687),
+    with_sinks(centred(Two, Four), 55.72, 0.0491),
+    with_sinks(centred(Three, Three), 55.21, 0.0295),
+    with_sinks(centred(Two, Two), 58.41, 0.1100),
 ];
 
 /// Options of `quality`.
@@ -158,7 +180,8 @@ pub struct Options {
     /// Windows of 2048 tokens; 2, or 16 for a head dimension of 128.
     #[arg(long)]
     windows: Option<usize>,
-    /// The text to calibrate rotate-kv with, other than the one to predict; without it the model's own rotate-kv.safetensors.
+    /// The text to calibrate rotate-kv and centred with, other than the one to predict; without it the model's own
+    /// rotate-kv.safetensors and centred.safetensors.
     #[arg(long)]
     calibration_text: Option<PathBuf>,
     /// Only this codec.
@@ -178,8 +201,9 @@ struct Measured {
     wanted: Option<&'static Expected>,
 }
 
-/// A file of rotate-kv's calibration.
+/// A file of a codec's calibration.
 struct Calibration {
+    codec: Codec,
     path: PathBuf,
     /// Was it made for this run?
     temporary: bool,
@@ -187,15 +211,26 @@ struct Calibration {
 
 impl Calibration {
     /// Makes one from the text, or finds the model's own.
-    fn open(program: &PathBuf, model: &Path, text: Option<&PathBuf>) -> Result<Option<Self>> {
+    fn open(program: &PathBuf, model: &Path, codec: Codec, text: Option<&PathBuf>) -> Result<Option<Self>> {
         let Some(text) = text else {
-            let path = model.join("rotate-kv.safetensors");
-            return Ok(path.is_file().then_some(Self { path, temporary: false }));
+            let path = model.join(format!("{codec}.safetensors"));
+            return Ok(path.is_file().then_some(Self { codec, path, temporary: false }));
         };
         let text = crate::command::root().join(text);
-        println!("calibrating rotate-kv with {}", text.display());
-        let made = Self { path: std::env::temp_dir().join(format!("wgkv-quality-{}.safetensors", std::process::id())), temporary: true };
-        let arguments = ["calibrate".into(), "--model".into(), path(model)?, "--text".into(), path(&text)?, "--out".into(), path(&made.path)?];
+        println!("calibrating {codec} with {}", text.display());
+        let path_of = std::env::temp_dir().join(format!("wgkv-quality-{}-{codec}.safetensors", std::process::id()));
+        let made = Self { codec, path: path_of, temporary: true };
+        let arguments = [
+            "calibrate".into(),
+            "--codec".into(),
+            codec.to_string(),
+            "--model".into(),
+            path(model)?,
+            "--text".into(),
+            path(&text)?,
+            "--out".into(),
+            path(&made.path)?,
+        ];
         llama::report(program, &arguments, false)?;
         Ok(Some(made))
     }
@@ -247,7 +282,10 @@ pub fn run(options: &Options) -> Result<()> {
     let name = model.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
     setup::run_setup()?;
     let program = llama::build()?;
-    let calibration = Calibration::open(&program, &model, options.calibration_text.as_ref())?;
+    let mut calibrations = Vec::new();
+    for codec in [Codec::RotateKv, Codec::Centred].into_iter().filter(|codec| options.codec.is_none_or(|only| only == *codec)) {
+        calibrations.extend(Calibration::open(&program, &model, codec, options.calibration_text.as_ref())?);
+    }
     println!("\n{name}, group {group}, {windows} windows of 2048 tokens, strict\n");
     println!("{:<42} {:>12} {:>11} {:>9}   {:>8} {:>8}", "codec", "bits/element", "perplexity", "expected", "KL", "expected");
     let (mut rows, mut off, mut uncalibrated) = (Vec::new(), Vec::new(), Vec::new());
@@ -258,7 +296,7 @@ pub fn run(options: &Options) -> Result<()> {
         let plain = if measure.options.contains(&"--group") { without(&measure.choice.options(group), "--group") } else { measure.choice.options(group) };
         let mut arguments: Vec<String> = fixed.into_iter().chain(plain).chain(measure.options.iter().map(|&option| option.to_owned())).collect();
         if measure.calibrated() {
-            let Some(calibration) = &calibration else {
+            let Some(calibration) = calibrations.iter().find(|calibration| calibration.codec == measure.choice.codec) else {
                 uncalibrated.push(measure.to_string());
                 continue;
             };
