@@ -12,7 +12,7 @@ mod support;
 use support::*;
 use wgkv::kernel::align_plan::*;
 use wgkv::reference::{self, aligned::Planes};
-use wgkv::{Criterion, Format};
+use wgkv::{Bits, Criterion, Format};
 
 /// Relative error of a sum of weights, or of one over it: `exp2`'s of each weight, and a division's.
 const SUM_ERROR: f32 = 2e-5;
@@ -130,12 +130,43 @@ fn budgets_of_keys_are_kept_by_every_query_head() {
 }
 
 #[test]
+fn budgets_of_coded_keys_are_kept_by_every_query_head_and_token() {
+    // 7, 13, 20
+    let gpu = gpu();
+    let mut last = 0;
+    for phi in [0.0_f32, 0.25, 1.0, 4.0, 16.0] {
+        let format = rtn(Bits::Eight, Bits::Four, 32);
+        let steps = vec![vec![(0, 300)], vec![(0, 1)]];
+        let case = Case { alignment: wgkv::Alignment::budget(phi, 0.0), steps, ..case("budgets of coded keys", 64, 4, 1, format) };
+        let (walk, taken) = decoded(&gpu, case);
+        let plan = &taken.aligned[1][..PLAN_WORDS as usize];
+        let level = |quad: usize| plan[quad / 16] >> (2 * (quad % 16)) & 3;
+        for h in 0..4 {
+            // The query's scale is a factor of both sides.
+            let code = |i: usize| f64::from(taken.scratch[1][i / 4 * 4 + h].to_le_bytes()[i % 4] as i8);
+            for t in 0..301 {
+                let scales = key(page(walk.plan(), &taken.after.pages, records(&taken)[0].pages[t as usize / 128], 0), t % 128).scales;
+                let sum = |of: &dyn Fn(usize) -> f64| (0..64).map(|i| f64::from(scales[i / 32]) * code(i).abs() * of(i)).sum::<f64>();
+                let cost = sum(&|i| Planes::BYTE.error(Planes::BYTE.dropped(level(i / 4))));
+                let budget = f64::from(phi) / 2.0 * sum(&|_| 1.0);
+                assert!(cost <= budget * (1.0 + BUDGET_ERROR), "head {h}, token {t}, phi {phi}: {cost} of {budget}. WGKV_SEED={}", walk.seed);
+            }
+        }
+        let dropped = (0..16).map(level).sum::<u32>();
+        println!("phi {phi}: {dropped} of 48 planes of quads unread");
+        last = last.max(dropped);
+    }
+    assert!(last > 16, "the largest budget leaves many planes unread");
+}
+
+#[test]
 fn a_query_that_is_not_finite_reads_everything() {
     // 10
     let gpu = gpu();
-    for alignment in [wgkv::Alignment::PUBLISHED, wgkv::Alignment::budget(64.0, 64.0)] {
+    let (half, code) = (Format::aligned_f16(), hadamard(Bits::Four, Bits::Eight, 64));
+    for (format, alignment) in [(half, wgkv::Alignment::PUBLISHED), (half, wgkv::Alignment::budget(64.0, 64.0)), (code, wgkv::Alignment::budget(64.0, 64.0))] {
         for broken in [f32::NAN, f32::INFINITY] {
-            let mut walk = Walk::new(&gpu, Case { alignment, ..case("a broken query", 64, 1, 1, Format::aligned_f16()) });
+            let mut walk = Walk::new(&gpu, Case { alignment, ..case("a broken query", 64, 1, 1, format) });
             walk.take(&[(0, 200), (1, 1)], false);
             let mut rows = spread(&mut walk, &[(0, 1)]);
             rows[2][5] = broken;

@@ -302,6 +302,40 @@ fn budgets_of_nothing_are_reading_everything_and_errors_stay_within_certificates
 }
 
 #[test]
+fn adversarial_codes_meet_the_bounds() {
+    // 22: keys whose unread bits all push a score the same way, and a channel of values whose unread bits all do.
+    let gpu = gpu();
+    let shape = wgkv::Shape { layers: 1, query_heads: 1, kv_heads: 1, head_dim: 64, rope: wgkv::Rope::none() };
+    let steps = [(0, 200), (0, 1)];
+    let of = |alignment| {
+        let base = case("adversarial codes", 64, 1, 1, rtn(Bits::Four, Bits::Four, 64));
+        let mut walk = Walk::new(&gpu, Case { shape: shape.clone(), alignment, steps: steps.iter().map(|step| vec![*step]).collect(), ..base });
+        let rows = |n: u32| -> [Vec<f32>; 3] {
+            let each = |of: &dyn Fn(u32, u32) -> f32| (0..n).flat_map(|t| (0..64).map(move |i| of(t, i))).collect();
+            // Codes 0 and 15, of scales that differ by token.
+            let key = |t: u32, i: u32| if i.is_multiple_of(2) { 0.0 } else { 0.0075 * 2_f32.powi((t % 3) as i32) };
+            [each(&key), each(&key), each(&|_, i| if i.is_multiple_of(2) { 1.0 } else { -1.0 })]
+        };
+        walk.take_rows(&[steps[0]], rows(200), false);
+        let taken = walk.take_rows(&[steps[1]], rows(1), true);
+        let report = report(&walk, &taken);
+        (taken, report)
+    };
+    let (all, _) = of(Alignment::budget(0.0, 0.0));
+    for phi in [4.0, 1e9] {
+        let (taken, report) = of(Alignment::budget(phi, 0.0));
+        let scores = [&taken, &all].map(|taken| floats(&taken.aligned[0])[..201].to_vec());
+        let off = scores[0].iter().zip(&scores[1]).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max) * std::f64::consts::LN_2;
+        let bound = report.certificates[0].score_error;
+        assert!(off <= bound * (1.0 + EXACT_ERROR) && off > 0.9 * bound, "phi-k {phi}: a score is off by {off} of {bound}");
+        let (taken, report) = of(Alignment::budget(0.0, phi));
+        let off = floats(&taken.output).iter().zip(floats(&all.output)).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+        let bound = report.certificates[0].value_error;
+        assert!(off <= bound * (1.0 + EXACT_ERROR) && off > 0.9 * bound, "phi-v {phi}: an output is off by {off} of {bound}");
+    }
+}
+
+#[test]
 fn a_cache_can_be_aligned_in_another_way_between_steps() {
     let gpu = gpu();
     let (mut walk, taken) = decoded(&gpu, Case { steps: vec![vec![(0, 300)], vec![(0, 1)]], ..case("aligned later", 64, 2, 1, Format::aligned_f16()) });
