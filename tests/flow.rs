@@ -24,8 +24,10 @@ fn budget(format: &Format) -> f64 {
 fn planned(gpu: &Gpu, random: &mut StdRng, shape: &Shape, format: Format, protection: Protection, budget: Budget) -> Plan {
     let plan = Plan::new(shape.clone(), format, protection, budget, gpu.capability()).unwrap();
     if format.codec() == Codec::Centred {
-        let means = normals(random, (shape.kv_heads * shape.head_dim) as usize);
-        return plan.with_centre(centre(shape, &means, random)).unwrap();
+        // Means that the rows do not have: small ones, since their squares are added to what the codes must hold.
+        let mut means = || normals(random, (shape.kv_heads * shape.head_dim) as usize).iter().map(|x| 0.3 * x).collect::<Vec<f32>>();
+        let layer = [means(), vec![1.0; (shape.kv_heads * shape.head_dim) as usize], means()];
+        return plan.with_centre(Centre::new(shape, "", vec![layer; shape.layers as usize]).unwrap()).unwrap();
     }
     if format.codec() != Codec::RotateKv {
         return plan;

@@ -51,7 +51,10 @@ fn position_agrees_with_its_reference() {
         let got = floats(&taken.positions);
         // A query of length 3 sqrt(head_dim) or less, its means of 2 sqrt(head_dim): a pair's addends are of their product over sqrt(head_dim).
         let size = 6.0 * (walk.case.shape.head_dim as f32).sqrt() * 3.0;
-        for (i, (got, want)) in got.iter().zip(&twin).enumerate() {
+        // [kv_heads, blocks, terms, pages, heads]: the last block's heads beyond the share have no queries, and no meaning.
+        let (c, share) = (&walk.constants, walk.case.shape.share());
+        let block = |i: usize| i as u32 / (TERMS * c.position_places * c.heads) % c.blocks;
+        for (i, (got, want)) in got.iter().zip(&twin).enumerate().filter(|(i, _)| block(*i) * c.heads + *i as u32 % c.heads < share) {
             assert_eq!(got.to_bits() == POISON, want.to_bits() == POISON, "{}: the kernel and its twin write different places; number {i}", walk.case.why);
             if want.to_bits() != POISON {
                 close(&format!("{}: number {i}", walk.case.why), &[*got], &[*want], TERM_ERROR * size, TERM_ERROR, walk.seed);

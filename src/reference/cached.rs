@@ -151,7 +151,7 @@ impl Store<'_> {
             let at = page + c.values + t % 128 / 2 * (c.head_dim / 4) + quad;
             return channels.map(|e| unpack(self.vec(at, e) >> (16 * (t % 2)))[0]);
         }
-        let [scale, zero] = scales::take(c, self.pages, page + c.value_scales + 4 * quad / c.value_group * scales::vecs(c.scales), t);
+        let [scale, zero] = scales::value(c, self.pages, page + c.value_scales + 4 * quad / c.value_group * scales::vecs(c.scales), t);
         if c.code_planes {
             let words = &self.pages[4 * (page + c.values) as usize..];
             return channels.map(|e| scale * (code_planes::take(c, c.value_bits, words, c.head_dim / 4, t % 128, 4 * quad + e) as f32 - zero));
