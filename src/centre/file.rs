@@ -52,7 +52,7 @@ impl Centre {
 
     /// The bytes of the three tensors.
     fn tensors(&self) -> [Vec<u8>; 3] {
-        let bytes = |of: fn(&Layer) -> &Vec<f32>| self.layers.iter().flat_map(|layer| of(layer)).flat_map(|x| x.to_le_bytes()).collect();
+        let bytes = |of: fn(&Layer) -> &Vec<f32>| self.layers.iter().flat_map(of).flat_map(|x| x.to_le_bytes()).collect();
         [bytes(|layer| &layer.key_means), bytes(|layer| &layer.weights), bytes(|layer| &layer.value_means)]
     }
 
