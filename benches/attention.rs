@@ -12,11 +12,7 @@
 
 mod support;
 use support::*;
-use wgkv::{Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Precision, Protection, Rows, Scales, Sequence, Step};
-
-/// Relative error of attend against f32 attention over the dequantized rows: int8 queries and u8 weights, at short and long
-/// contexts of the bench's uniform numbers. A wrong plane or scale gives errors near 1.
-const ATTEND_ERROR: f64 = 0.05;
+use wgkv::{Bits, Chunk, Codec, Format, Gpu, Plan, Precision, Protection, Rows, Scales, Step};
 
 /// The format, and the precisions that KV heads take in turn.
 fn format(text: &str) -> (Format, Vec<[Precision; 2]>) {
@@ -32,65 +28,6 @@ fn format(text: &str) -> (Format, Vec<[Precision; 2]>) {
     let precisions: Vec<[Precision; 2]> = turns.map(|n| [Precision::new(k[n % k.len()], group), Precision::new(v[n % v.len()], group)]).collect();
     let format = Format::new(codec, k[0], v[0], group);
     (if text.ends_with(":f8") { format.with_scales(Scales::Byte) } else { format }, precisions)
-}
-
-/// Attention of one sequence's last token in f64 over the cache's own rows.
-fn check(gpu: &Gpu, cache: &Cache, case: Case, sequence: Sequence, queries: &[f32], output: &[f32]) -> f64 {
-    let (d, kv) = (case.head_dim as usize, case.kv_heads as usize);
-    let share = (case.query_heads / case.kv_heads) as usize;
-    let tokens = cache.tokens(sequence).unwrap() as usize;
-    let make = |n: usize| buffer(gpu, &vec![f32::NAN; n]);
-    let part = 4096.min(tokens);
-    let (keys, values) = (make(part * kv * d), make(part * kv * d));
-    let mut peaks = vec![f64::MIN; share];
-    let mut sums = vec![0.0; share];
-    let mut rows = vec![vec![0.0; d]; share];
-    let frequencies = cache.plan().shape().rope.frequencies().to_vec();
-    let turned: Vec<Vec<f64>> = (0..share)
-        .map(|h| {
-            let q = &queries[h * d..][..d];
-            let mut y: Vec<f64> = q.iter().map(|x| f64::from(*x)).collect();
-            for (p, f) in frequencies.iter().enumerate() {
-                let (s, c) = ((tokens - 1) as f64 * f).sin_cos();
-                let (a, b) = (y[p], y[p + d / 2]);
-                y[p] = a * c - b * s;
-                y[p + d / 2] = b * c + a * s;
-            }
-            y
-        })
-        .collect();
-    for first in (0..tokens).step_by(part) {
-        let n = part.min(tokens - first);
-        let mut encoder = encoder(gpu);
-        cache.dequantize(&mut encoder, sequence, 0, first as u32..(first + n) as u32, Rows::f32(&keys), Rows::f32(&values)).unwrap();
-        submit(gpu, encoder);
-        let (k, v) = (read(gpu, &keys, n * kv * d), read(gpu, &values, n * kv * d));
-        for t in 0..n {
-            for h in 0..share {
-                let s = (0..d).map(|i| turned[h][i] * f64::from(k[t * kv * d + i])).sum::<f64>() / (d as f64).sqrt();
-                if s > peaks[h] {
-                    let shrink = (peaks[h] - s).exp();
-                    sums[h] *= shrink;
-                    rows[h].iter_mut().for_each(|x| *x *= shrink);
-                    peaks[h] = s;
-                }
-                let p = (s - peaks[h]).exp();
-                sums[h] += p;
-                for i in 0..d {
-                    rows[h][i] += p * f64::from(v[t * kv * d + i]);
-                }
-            }
-        }
-    }
-    let (mut error, mut norm) = (0.0, 0.0);
-    for h in 0..share {
-        for i in 0..d {
-            let want = rows[h][i] / sums[h];
-            error += (f64::from(output[h * d + i]) - want).powi(2);
-            norm += want * want;
-        }
-    }
-    (error / norm).sqrt()
 }
 
 struct Row {
@@ -123,7 +60,6 @@ fn measure(gpu: &Gpu, case: Case, (format, precisions): (Format, Vec<[Precision;
     submit(gpu, encoder);
     let got = read(gpu, &output, elements);
     let error = check(gpu, &cache, case, sequences[0], &data, &got);
-    assert!(got.iter().all(|x| x.is_finite()) && error < ATTEND_ERROR, "{format} {case:?}: relative error {error}");
 
     let once = seconds(gpu, 2, 4, |encoder, call| cache.attend(encoder, &step, call % layers, Rows::f32(&queries), Rows::f32(&output)).unwrap());
     let calls = ((0.02 / once) as u32).clamp(4, 200).next_multiple_of(layers.min(64));

@@ -1,4 +1,4 @@
-//! Every kernel by itself, by the GPU's own clock: `query`, `append`, `protect`, `dequantize`, `attend_split`,
+//! Every kernel by itself, by the GPU's own clock: `query`, `append`, `protect`, `dequantize`, `position`, `attend_split`,
 //! `attend_prefill`, `attend_merge`, `measure`, `gram`, `append_reordered`, `elect`. `rotate` has a bench of its own.
 //!
 //! ```text
@@ -128,7 +128,8 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
     let count = (sequences * tokens) as usize;
     let data = numbers(count * kv_row);
     let keys = buffer(gpu, &data);
-    let queries = buffer(gpu, &numbers(count * query_row));
+    let query_numbers = numbers(count * query_row);
+    let queries = buffer(gpu, &query_numbers);
     let output = buffer(gpu, &vec![f32::NAN; count * query_row]);
     let chunks: Vec<Chunk> = (0..sequences).map(|_| Chunk { sequence: cache.allocate().unwrap(), tokens }).collect();
     let step = cache.step(&chunks).unwrap();
@@ -182,9 +183,13 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
         cache.append(encoder, &step, 0, Rows::f32(&keys), Rows::f32(&keys)).unwrap();
         cache.attend(encoder, &step, 0, Rows::f32(&queries), Rows::f32(&output)).unwrap();
     });
+    let got = read(gpu, &output, sequences as usize * query_row);
+    check(gpu, &cache, case, chunks[0].sequence, &query_numbers, &got);
     for (kernel, seconds) in &times {
         let bytes = match *kernel {
             "attend_split" => bytes,
+            // 12 terms a page and query head.
+            "position" => f64::from(sequences * tokens.div_ceil(128) * case.query_heads) * 48.0,
             "query" => 2.0 * rows(query_row, sequences as usize),
             "attend_merge" => rows(query_row, sequences as usize),
             _ => 2.0 * rows(kv_row, sequences as usize),
@@ -205,6 +210,7 @@ fn main() {
     let (sequences, tokens) = if software { (1, 256) } else { (8, 4096) };
     cache(&gpu, sequences, tokens, four, Protection::strict());
     cache(&gpu, sequences, tokens, four, Protection { sinks: Sinks::First(4), window: 128 });
+    cache(&gpu, sequences, tokens, Format::new(Codec::Centred, Bits::Four, Bits::Four, 128), Protection { sinks: Sinks::First(4), window: 128 });
     let rotate_kv = Format::new(Codec::RotateKv, Bits::Four, Bits::Four, 128);
     cache(&gpu, sequences, tokens, rotate_kv, Protection { sinks: Sinks::Massive(20), window: 0 });
 }

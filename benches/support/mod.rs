@@ -6,6 +6,10 @@ use std::time::Instant;
 use wgkv::{Allocation, Budget, Cache, Calibration, Centre, Chunk, Codec, Format, Gpu, Plan, Precision, Protection, Reach, Rope, Rows, Sequence, Shape};
 use wgpu::util::DeviceExt;
 
+/// Relative error of attend against f32 attention over the dequantized rows: int8 queries and u8 weights, at short and long
+/// contexts of the bench's uniform numbers. A wrong plane or scale gives errors near 1.
+const ATTEND_ERROR: f64 = 0.05;
+
 /// One shape to measure.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
@@ -126,6 +130,70 @@ pub fn filled(gpu: &Gpu, plan: Plan, case: Case) -> (Cache, Vec<Sequence>) {
     }
     wait(gpu);
     (cache, sequences)
+}
+
+/// The relative error of decoding one sequence's last token, against f64 attention over the cache's own rows.
+///
+/// # Panics
+/// If it is more than [`ATTEND_ERROR`], or a number is not finite.
+pub fn check(gpu: &Gpu, cache: &Cache, case: Case, sequence: Sequence, queries: &[f32], output: &[f32]) -> f64 {
+    let (d, kv) = (case.head_dim as usize, case.kv_heads as usize);
+    let share = (case.query_heads / case.kv_heads) as usize;
+    let tokens = cache.tokens(sequence).unwrap() as usize;
+    let make = |n: usize| buffer(gpu, &vec![f32::NAN; n]);
+    let part = 4096.min(tokens);
+    let (keys, values) = (make(part * kv * d), make(part * kv * d));
+    let mut peaks = vec![f64::MIN; share];
+    let mut sums = vec![0.0; share];
+    let mut rows = vec![vec![0.0; d]; share];
+    let frequencies = cache.plan().shape().rope.frequencies().to_vec();
+    let turned: Vec<Vec<f64>> = (0..share)
+        .map(|h| {
+            let q = &queries[h * d..][..d];
+            let mut y: Vec<f64> = q.iter().map(|x| f64::from(*x)).collect();
+            for (p, f) in frequencies.iter().enumerate() {
+                let (s, c) = ((tokens - 1) as f64 * f).sin_cos();
+                let (a, b) = (y[p], y[p + d / 2]);
+                y[p] = a * c - b * s;
+                y[p + d / 2] = b * c + a * s;
+            }
+            y
+        })
+        .collect();
+    for first in (0..tokens).step_by(part) {
+        let n = part.min(tokens - first);
+        let mut encoder = encoder(gpu);
+        cache.dequantize(&mut encoder, sequence, 0, first as u32..(first + n) as u32, Rows::f32(&keys), Rows::f32(&values)).unwrap();
+        submit(gpu, encoder);
+        let (k, v) = (read(gpu, &keys, n * kv * d), read(gpu, &values, n * kv * d));
+        for t in 0..n {
+            for h in 0..share {
+                let s = (0..d).map(|i| turned[h][i] * f64::from(k[t * kv * d + i])).sum::<f64>() / (d as f64).sqrt();
+                if s > peaks[h] {
+                    let shrink = (peaks[h] - s).exp();
+                    sums[h] *= shrink;
+                    rows[h].iter_mut().for_each(|x| *x *= shrink);
+                    peaks[h] = s;
+                }
+                let p = (s - peaks[h]).exp();
+                sums[h] += p;
+                for i in 0..d {
+                    rows[h][i] += p * f64::from(v[t * kv * d + i]);
+                }
+            }
+        }
+    }
+    let (mut error, mut norm) = (0.0, 0.0);
+    for h in 0..share {
+        for i in 0..d {
+            let want = rows[h][i] / sums[h];
+            error += (f64::from(output[h * d + i]) - want).powi(2);
+            norm += want * want;
+        }
+    }
+    let error = (error / norm).sqrt();
+    assert!(output.iter().all(|x| x.is_finite()) && error < ATTEND_ERROR, "{} {case:?}: relative error {error}", cache.plan().format());
+    error
 }
 
 /// Seconds of one call: the median of `samples`, each the mean over a submission of `calls`.
