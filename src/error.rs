@@ -25,7 +25,7 @@ pub enum Error {
         had: u32,
     },
     /// No codec has this name.
-    #[error("no codec is called {had:?}; there are f16, rtn, hadamard, rotate-kv and aligned-f16")]
+    #[error("no codec is called {had:?}; there are f16, rtn, hadamard, rotate-kv, aligned-f16 and centred")]
     Codec {
         /// The name asked for.
         had: String,

@@ -1199,7 +1199,7 @@ fn damaged_allocations_are_refused() {
         ("/precisions/1/1", json!("-2/64"), text("precision", "BITS/GROUP, or 16", "-2/64")),
         ("/precisions/1/1", json!("two"), text("precision", "BITS/GROUP, or 16", "two")),
         ("/storage/codec", json!("int4"), Error::Codec { had: "int4".into() }),
-        ("/storage/scales", json!("f4"), text("scales", "f16 or f8", "f4")),
+        ("/storage/scales", json!("f4"), text("scales", "f16, f8 or symmetric", "f4")),
         ("/storage/clip", json!(-0.5), Error::Shape { name: "clip", wanted: "above 0 and at most 1".into(), had: "-0.5".into() }),
         ("/report/error", json!(-1.5), negative.clone()),
         ("/report/bound", json!(-1.5), negative.clone()),

@@ -33,7 +33,7 @@ fn plan(shape: Shape, format: Format, protection: Protection, budget: Budget, ca
 
 #[test]
 fn names_and_numbers_that_mean_nothing_are_refused() {
-    refused("int4".parse::<Codec>(), &Error::Codec { had: "int4".into() }, &["int4", "f16, rtn, hadamard, rotate-kv and aligned-f16"]);
+    refused("int4".parse::<Codec>(), &Error::Codec { had: "int4".into() }, &["int4", "f16, rtn, hadamard, rotate-kv, aligned-f16 and centred"]);
     refused(Bits::try_from(5), &Error::Bits { had: 5 }, &["2, 3, 4, 8 or 16", "5"]);
     for text in ["last:3", "first:", "first:x", "massive:", "massive:-1", "4", ""] {
         refused(
@@ -42,11 +42,15 @@ fn names_and_numbers_that_mean_nothing_are_refused() {
             &["none, first:N or massive:N", text],
         );
     }
-    refused("f4".parse::<Scales>(), &Error::Text { name: "scales", wanted: "f16 or f8", had: "f4".into() }, &["scales", "f16 or f8", "f4"]);
+    refused(
+        "f4".parse::<Scales>(),
+        &Error::Text { name: "scales", wanted: "f16, f8 or symmetric", had: "f4".into() },
+        &["scales", "f16, f8 or symmetric", "f4"],
+    );
     for sinks in [Sinks::None, Sinks::First(4), Sinks::Massive(20)] {
         assert_eq!(sinks.to_string().parse::<Sinks>().unwrap(), sinks);
     }
-    for codec in [Codec::F16, Codec::Rtn, Codec::Hadamard, Codec::RotateKv, Codec::AlignedF16] {
+    for codec in [Codec::F16, Codec::Rtn, Codec::Hadamard, Codec::RotateKv, Codec::AlignedF16, Codec::Centred] {
         assert_eq!(codec.to_string().parse::<Codec>().unwrap(), codec);
     }
 }

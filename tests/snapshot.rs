@@ -65,15 +65,20 @@ fn plan(gpu: &Gpu, (allocation, protection, calibration): &(Allocation, Protecti
 fn stale(gpu: &Gpu, plan: Plan, what: u32) -> Reader {
     let reader = Reader::new(gpu, plan);
     let plan = reader.cache.plan();
-    let groups = if plan.format().codec() == Codec::RotateKv { u64::from(plan.shape().kv_heads * plan.shape().head_dim) } else { 0 };
+    let channels = u64::from(plan.shape().kv_heads * plan.shape().head_dim);
+    // The groups of channels, or their means and weights, are the cache's own; elected sinks of another sequence follow.
+    let own = match plan.format().codec() {
+        Codec::RotateKv => channels,
+        Codec::Centred => 12 * channels,
+        _ => 0,
+    };
     for layer in 0..plan.shape().layers {
         let (pages, rows) = reader.cache.layer_buffers(layer).unwrap();
         let [key_scales, marks] = reader.cache.reordered_buffers(layer).unwrap();
         for buffer in pages.iter().chain([rows, key_scales]) {
             gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(&vec![what; buffer.size() as usize / 4]));
         }
-        // The groups of channels are the cache's own; elected sinks of another sequence follow.
-        gpu.queue().write_buffer(marks, groups, bytemuck::cast_slice(&vec![what % 100; (marks.size() - groups) as usize / 4]));
+        gpu.queue().write_buffer(marks, own, bytemuck::cast_slice(&vec![what % 100; (marks.size() - own) as usize / 4]));
     }
     reader
 }
