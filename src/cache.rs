@@ -197,8 +197,7 @@ pub(crate) fn turns(plan: &Plan) -> Vec<[f32; 2]> {
 /// A layer's marks as they begin: the group of each key channel, and no sinks; or for Centred, the means and weights of each KV head.
 pub(crate) fn marks(plan: &Plan, layer: u32) -> Vec<u32> {
     if plan.format().codec() == Codec::Centred {
-        let natural = || Centre::natural(plan.shape());
-        let mut words = plan.centre().map_or_else(|| natural().words(layer), |centre| centre.words(layer));
+        let mut words = plan.centre().map_or_else(|| Centre::natural_words(plan.shape()), |centre| centre.words(layer));
         words.resize(plan.marks_words() as usize, u32::MAX);
         return words;
     }

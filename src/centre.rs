@@ -7,6 +7,7 @@ pub use collector::CentreCollector;
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::kernel::measure::Sums;
 use crate::shape::{RopeLayout, Shape};
 
 /// The means of key and value channels, and a weight for every pair of key channels that RoPE turns together.
@@ -29,20 +30,6 @@ struct Layer {
     key_means: Vec<f32>,
     weights: Vec<f32>,
     value_means: Vec<f32>,
-}
-
-/// Sums over tokens of one layer, and how many tokens.
-#[derive(Clone, Debug, Default)]
-struct Sums {
-    tokens: f64,
-    /// `[kv_heads, head_dim]`.
-    keys: Vec<f64>,
-    key_squares: Vec<f64>,
-    values: Vec<f64>,
-    value_tokens: f64,
-    /// `[query_heads, head_dim]`.
-    query_squares: Vec<f64>,
-    query_tokens: f64,
 }
 
 /// The largest weight over the smallest that is taken for honest: beyond, channels are as good as silent.
@@ -82,20 +69,22 @@ impl Centre {
         CentreCollector::new(gpu, shape)
     }
 
-    fn from_sums(shape: &Shape, model: &str, sums: &[Sums]) -> Result<Self> {
+    /// From the sums of every layer: of keys, of their squares, of values, of squares of queries.
+    fn from_sums(shape: &Shape, model: &str, sums: &[[Sums; 4]]) -> Result<Self> {
         let mut layers = Vec::with_capacity(sums.len());
-        for sums in sums {
-            let mean = |sums: &[f64], tokens: f64| sums.iter().map(|sum| (sum / tokens) as f32).collect::<Vec<f32>>();
-            let key_means = mean(&sums.keys, sums.tokens);
+        for [keys, key_squares, values, query_squares] in sums {
+            let mean = |sums: &Sums| sums.columns.iter().map(|sum| (sum / sums.added as f64) as f32).collect::<Vec<f32>>();
+            let key_means = mean(keys);
             let d = shape.head_dim as usize;
             let mut weights = Vec::with_capacity(key_means.len());
             for head in 0..shape.kv_heads as usize {
                 let share = shape.share() as usize;
                 let spread = |i: usize| {
                     let at = head * d + i;
-                    (sums.key_squares[at] / sums.tokens - f64::from(key_means[at]).powi(2)).max(0.0)
+                    (key_squares.columns[at] / key_squares.added as f64 - f64::from(key_means[at]).powi(2)).max(0.0)
                 };
-                let asked = |i: usize| (0..share).map(|n| sums.query_squares[(head * share + n) * d + i]).sum::<f64>() / (share as f64 * sums.query_tokens);
+                let asked =
+                    |i: usize| (0..share).map(|n| query_squares.columns[(head * share + n) * d + i]).sum::<f64>() / (share as f64 * query_squares.added as f64);
                 let both = |of: &dyn Fn(usize) -> f64, i: usize| of(i) + partner(shape, i).map_or(0.0, of);
                 let ratio: Vec<f64> = (0..d).map(|i| (both(&asked, i) / both(&spread, i)).powf(0.25)).collect();
                 // Channels that are silent on either side have no ratio, and get the head's mean.
@@ -105,9 +94,9 @@ impl Centre {
                 let bound = WEIGHTS.sqrt();
                 weights.extend(ratio.iter().map(|r| if honest(r) { r.clamp(middle / bound, middle * bound) as f32 } else { middle as f32 }));
             }
-            layers.push(Layer { key_means, weights, value_means: mean(&sums.values, sums.value_tokens) });
+            layers.push(Layer { key_means, weights, value_means: mean(values) });
         }
-        let tokens = sums.first().map_or(0, |sums| sums.tokens as u64);
+        let tokens = sums.first().map_or(0, |[keys, ..]| keys.added);
         let centre = Self { model: model.to_owned(), tokens, skipped: 0, kv_heads: shape.kv_heads, head_dim: shape.head_dim, layers };
         centre.check()?;
         Ok(centre)
@@ -154,6 +143,11 @@ impl Centre {
     pub(crate) fn moves(&self, shape: &Shape) -> bool {
         let turns = |i: usize| partner(shape, i % shape.head_dim as usize).is_some();
         self.layers.iter().any(|layer| layer.key_means.iter().enumerate().any(|(i, mean)| *mean != 0.0 && turns(i)))
+    }
+
+    /// The words of a layer of [`Centre::natural`].
+    pub(crate) fn natural_words(shape: &Shape) -> Vec<u32> {
+        Self::natural(&Shape { layers: 1, ..shape.clone() }).words(0)
     }
 
     /// As the kernels read a layer's: `[kv_heads, 3, head_dim]`, means of keys, weights, means of values, the bits of f32.

@@ -123,6 +123,8 @@ pub struct Plan {
     heads: u32,
     calibration: Option<Arc<Calibration>>,
     centre: Option<Arc<Centre>>,
+    /// Quads of channels that carry what the mean of the keys adds to a score: asked for with every dispatch.
+    position_quads: u32,
     alignment: Alignment,
     /// Are integer codes stored in planes?
     code_planes: bool,
@@ -164,6 +166,7 @@ impl Plan {
             },
             calibration: None,
             centre: None,
+            position_quads: 0,
             alignment: Alignment::EVERYTHING,
             code_planes: false,
             counts_loads: false,
@@ -317,6 +320,8 @@ impl Plan {
             return Err(Error::Centre { name: "codec", wanted: Codec::Centred.to_string(), had: self.format().codec().to_string() });
         }
         centre.expect_shape(&self.shape)?;
+        let pairs = self.shape.rope.frequencies().len() as u32;
+        self.position_quads = if centre.moves(&self.shape) { pairs.div_ceil(2) } else { 0 };
         self.centre = Some(Arc::new(centre));
         Ok(self)
     }
@@ -328,8 +333,7 @@ impl Plan {
 
     /// Quads of channels that carry what the mean of the keys adds to a score: none where it adds the same everywhere.
     pub(crate) fn position_quads(&self) -> u32 {
-        let pairs = self.shape.rope.frequencies().len() as u32;
-        if self.centre.as_ref().is_some_and(|centre| centre.moves(&self.shape)) { pairs.div_ceil(2) } else { 0 }
+        self.position_quads
     }
 
     /// The first pairs of RoPE, which turn too fast for a short polynomial.
@@ -629,6 +633,7 @@ impl Plan {
             ("the key scales of a layer", key_scales),
             ("the scores of a pass", self.scores_bytes()),
             ("the plans of a pass", self.plans_bytes()),
+            ("the terms of positions of a pass", self.position_terms_bytes()),
             ("the table of RoPE's turns", self.turns_bytes()),
         ] {
             for (what, have) in [("max_storage_buffer_binding_size", capability.binding_bytes), ("max_buffer_size", capability.buffer_bytes)] {

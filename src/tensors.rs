@@ -103,6 +103,22 @@ pub(crate) fn write<'a>(
     views.and_then(|views| serialize(views, Some(entries))).map_err(|e| wrong(e.to_string()))
 }
 
+/// Writes a file. `wrong` makes an error of what it must be and of the system's message.
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) fn save(path: &std::path::Path, bytes: &[u8], wrong: impl Fn(String, String) -> Error) -> Result<()> {
+    std::fs::write(path, bytes).map_err(|e| wrong("writable".into(), format!("{}: {e}", path.display())))
+}
+
+/// Reads a file of `most` bytes, or a byte more where it is longer, so that it is refused and not cut off.
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) fn load(path: &std::path::Path, most: usize, wrong: impl Fn(String, String) -> Error) -> Result<Vec<u8>> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(most as u64 + 1).read_to_end(&mut bytes));
+    read.map_err(|e| wrong("readable".into(), format!("{}: {e}", path.display())))?;
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::has_huge_number;

@@ -112,6 +112,15 @@ fn silent_channels_and_broken_rows_do_no_harm() {
     assert_eq!((centre.tokens(), centre.skipped()), (4, 1));
     assert!(centre.weights(0).iter().all(|w| w.is_finite() && *w > 0.0));
     assert_eq!(centre.key_means(0)[3], 2.0);
+    // Broken queries count, too, also where there are as many query heads as KV heads.
+    queries[4 * 64 + 1] = f32::INFINITY;
+    let buffers = [&queries, &keys, &values].map(|numbers| upload(&gpu, numbers));
+    let collector = Centre::collect(&gpu, &shape).unwrap();
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    let rows = buffers.each_ref().map(Rows::f32);
+    collector.add(&mut encoder, 0, rows[0], rows[1], rows[2], 5).unwrap();
+    gpu.queue().submit([encoder.finish()]);
+    assert_eq!(pollster::block_on(collector.finish("")).unwrap().skipped(), 2);
     let empty = Centre::collect(&gpu, &shape).unwrap();
     assert!(matches!(pollster::block_on(empty.finish("")), Err(Error::Centre { name: "tokens", .. })));
 }

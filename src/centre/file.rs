@@ -112,8 +112,7 @@ impl Centre {
     /// As [`Centre::to_bytes`], and [`Error::Centre`](crate::Error::Centre) with the system's message where the file cannot be written.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
-        let path = path.as_ref();
-        std::fs::write(path, self.to_bytes()?).or_else(|e| wrong("file", "writable", format!("{}: {e}", path.display())))
+        tensors::save(path.as_ref(), &self.to_bytes()?, |wanted, had| Error::Centre { name: "file", wanted, had })
     }
 
     /// Reads a file that [`Centre::save`] wrote.
@@ -122,12 +121,7 @@ impl Centre {
     /// As [`Centre::from_bytes`], and [`Error::Centre`](crate::Error::Centre) with the system's message where the file cannot be read.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn load(path: impl AsRef<std::path::Path>) -> Result<Self> {
-        use std::io::Read;
-        let path = path.as_ref();
-        let mut bytes = Vec::new();
-        // A byte more than is allowed, so that a longer file is refused and not cut off.
-        let read = std::fs::File::open(path).and_then(|file| file.take(FILE_BYTES as u64 + 1).read_to_end(&mut bytes));
-        read.or_else(|e| wrong("file", "readable", format!("{}: {e}", path.display())))?;
+        let bytes = tensors::load(path.as_ref(), FILE_BYTES, |wanted, had| Error::Centre { name: "file", wanted, had })?;
         Self::from_bytes(&bytes)
     }
 }
