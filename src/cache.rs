@@ -272,6 +272,16 @@ impl Cache {
         })
     }
 
+    /// Gives the memory back at once; work that is recorded but not submitted may not refer to the cache any more. Dropping it is
+    /// enough natively, but leaves the buffers to the garbage collector in a browser.
+    pub fn destroy(self) {
+        for layer in &self.layers {
+            layer.pages.iter().chain([&layer.protected_rows, &layer.key_scales, &layer.marks]).for_each(wgpu::Buffer::destroy);
+        }
+        let Scratch { turns, query_rows, query_codes, partials, row_partials, scores, plans, position_terms } = &self.scratch;
+        [turns, query_rows, query_codes, partials, row_partials, scores, plans, position_terms, &self.status].into_iter().for_each(wgpu::Buffer::destroy);
+    }
+
     /// The plan.
     pub fn plan(&self) -> &Plan {
         &self.plan

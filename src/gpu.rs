@@ -79,6 +79,15 @@ impl Gpu {
         Self { capability: self.capability.at_most(capability), pipelines: Arc::default(), ..self.clone() }
     }
 
+    /// The same device, whose shaders may use subgroup operations although wgpu does not say so: in browsers it cannot ask for the
+    /// feature. For callers whose device has it all the same; nothing changes where the adapter tells no sizes of subgroups.
+    pub fn with_subgroups(&self) -> Self {
+        let info = self.device.adapter_info();
+        let sizes = Some((info.subgroup_min_size, info.subgroup_max_size)).filter(|(smallest, _)| *smallest > 0);
+        let capability = Capability { subgroups: self.capability.subgroups.or(sizes), ..self.capability };
+        Self { capability, pipelines: Arc::default(), ..self.clone() }
+    }
+
     /// The same device, with timestamps around the first so many dispatches of the caches made on it.
     ///
     /// # Errors
@@ -191,6 +200,10 @@ impl Gpu {
         self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| Error::Readback(e.to_string()))?;
         receiver.await.map_err(|e| Error::Readback(e.to_string()))?.map_err(|e| Error::Readback(e.to_string()))?;
         let view = staging.get_mapped_range(..).map_err(|e| Error::Readback(e.to_string()))?;
-        Ok(bytemuck::pod_collect_to_vec(&view))
+        let numbers = bytemuck::pod_collect_to_vec(&view);
+        drop(view);
+        // A browser would keep the memory until its garbage collector comes by.
+        staging.destroy();
+        Ok(numbers)
     }
 }

@@ -490,3 +490,28 @@ fn forks_and_cuts_that_are_refused_change_nothing() {
         assert!(reader.read(first, &text, &[1, 100]) == plain.read(control, &text, &[1, 100]));
     }
 }
+
+#[test]
+fn a_destroyed_cache_gives_its_memory_back_and_leaves_the_device_be() {
+    let gpu = gpu();
+    let plan = Plan::new(small(), Format::f16(), Protection::strict(), Budget::tokens(1, 128), gpu.capability()).unwrap();
+    let cache = Cache::new(&gpu, plan.clone()).unwrap();
+    let pages = cache.layer_buffers(0).unwrap().0[0].clone();
+    cache.destroy();
+    let scope = gpu.device().push_error_scope(wgpu::ErrorFilter::Validation);
+    gpu.queue().write_buffer(&pages, 0, &[0; 16]);
+    assert!(pollster::block_on(scope.pop()).is_some(), "the pages are gone");
+    let mut next = Cache::new(&gpu, plan).unwrap();
+    next.allocate().unwrap();
+    assert!(pollster::block_on(next.status()).unwrap().is_clean());
+}
+
+#[test]
+fn a_device_can_be_said_to_have_subgroups() {
+    let gpu = gpu();
+    let told = gpu.pretend(gpu.capability().without_subgroups());
+    assert_eq!(told.capability().subgroups, None);
+    let info = gpu.device().adapter_info();
+    let sizes = (info.subgroup_min_size > 0).then_some((info.subgroup_min_size, info.subgroup_max_size));
+    assert_eq!(told.with_subgroups().capability().subgroups, sizes);
+}
