@@ -1,0 +1,243 @@
+//! Does a GPU compute what the kernels' CPU twins compute? For a page's button, and for the tests of browsers.
+
+use crate::codecs;
+use crate::error::Result;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde::Serialize;
+use wgkv::reference::{self, Constants};
+use wgkv::{Budget, Cache, Calibration, Centre, Chunk, Codec, Gpu, Plan, Protection, Reach, Restore, Rope, Rows, Sequence, Shape, Sinks, Step};
+use wgpu::util::DeviceExt;
+
+/// Share of the words that `append` writes which may differ from the twin's: where a quotient lies so near a half that the twin rounds it
+/// otherwise. The kernels' own tests allow one code or scale in 1000, one half in 100; a word holds up to 16 codes, or two halves.
+pub const APPEND_TIES: f64 = 0.02;
+
+/// Relative root mean square by which attention may differ from the twin's on the same pages. The scores are exact sums of integers, but a
+/// query's code or a weight's (1/255 of the largest) may be rounded otherwise, which is rare, and `exp2` is approximate.
+pub const ATTEND_ERROR: f64 = 0.002;
+
+/// The same where RotateKV's keys are restored in halves, which a GPU does and the twin does not: a score is then off by up to 12/2048 of
+/// `|q| |k| / sqrt(head_dim)` (some 14 here), by a sixth of it in the root mean square, and so are the weights.
+pub const RESTORED_ERROR: f64 = 0.03;
+
+/// How one codec did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The codec and its bits.
+    pub format: String,
+    /// Words that `append` wrote otherwise than the twin, and all that it wrote.
+    pub words: [usize; 2],
+    /// Relative root mean square between attention and the twin's: the prompt's rows, then a decoding row.
+    pub errors: [f64; 2],
+    /// Are all within their limits?
+    pub agrees: bool,
+}
+
+/// What a layer holds.
+#[derive(Clone, PartialEq)]
+struct Held {
+    /// By slab.
+    pages: Vec<Vec<u32>>,
+    protected_rows: Vec<u32>,
+    key_scales: Vec<u32>,
+    marks: Vec<u32>,
+}
+
+impl Held {
+    async fn read(gpu: &Gpu, cache: &Cache) -> Result<Self> {
+        let all = |buffer: &wgpu::Buffer| (buffer.clone(), buffer.size() / 4);
+        let (slabs, protected_rows) = cache.layer_buffers(0)?;
+        let [key_scales, marks] = cache.reordered_buffers(0)?;
+        let mut pages = Vec::new();
+        for (buffer, words) in slabs.iter().map(all) {
+            pages.push(gpu.read(&buffer, 0, words).await?);
+        }
+        let read = async |buffer| {
+            let (buffer, words) = all(buffer);
+            gpu.read(&buffer, 0, words).await
+        };
+        Ok(Self { pages, protected_rows: read(protected_rows).await?, key_scales: read(key_scales).await?, marks: read(marks).await? })
+    }
+
+    /// (words that differ from another's, words that differ from what was before).
+    fn compare(&self, other: &Self, before: &Self) -> [usize; 2] {
+        let count = |a: &Self, b: &Self| {
+            let differ = |a: &[u32], b: &[u32]| a.iter().zip(b).filter(|(a, b)| a != b).count();
+            a.pages.iter().zip(&b.pages).map(|(a, b)| differ(a, b)).sum::<usize>()
+                + differ(&a.protected_rows, &b.protected_rows)
+                + differ(&a.key_scales, &b.key_scales)
+        };
+        [count(self, other), count(self, before)]
+    }
+}
+
+/// A step's rows.
+struct Input {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    queries: Vec<f32>,
+}
+
+/// A number of the standard normal distribution (Box and Muller).
+fn normal(random: &mut StdRng) -> f32 {
+    let (u, v): (f64, f64) = (1.0 - random.random::<f64>(), random.random());
+    ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
+}
+
+impl Input {
+    /// Keys have means of their own by channel, as those of models do.
+    fn new(random: &mut StdRng, means: &[f32], queries: usize, tokens: usize) -> Self {
+        let mut take = |n: usize| -> Vec<f32> { (0..n * tokens).map(|_| normal(random)).collect() };
+        let (mut keys, values, queries) = (take(means.len()), take(means.len()), take(queries));
+        keys.iter_mut().zip(means.iter().cycle()).for_each(|(x, mean)| *x += mean);
+        Self { keys, values, queries }
+    }
+}
+
+/// The twins of `append`, `append_reordered` and `protect`, in the cache's order.
+fn append(plan: &Plan, step: &Step, input: &Input, held: &mut Held) {
+    let (words, turns) = (step.words(), reference::turns(plan));
+    let [keys, values] = [&input.keys, &input.values].map(|rows| bytemuck::cast_slice::<f32, u32>(rows));
+    let mut status = vec![0; 16];
+    let before = held.protected_rows.clone();
+    for ((slab, params), pages) in plan.slabs(0).iter().zip(&words.append).zip(&mut held.pages) {
+        reference::append(params, &Constants::of(plan, slab), &words.tables, &turns, keys, values, &before, &held.marks, pages, &mut status);
+    }
+    for ((slab, params), pages) in plan.slabs(0).iter().zip(&words.append_reordered).zip(&mut held.pages) {
+        let (constants, scales) = (Constants::of(plan, slab), &mut held.key_scales);
+        reference::append_reordered(params, &constants, &words.tables, &turns, keys, &before, &held.marks, pages, scales, &mut status);
+    }
+    if let (Some(params), Some(slab)) = (words.protect.first(), plan.slabs(0).first()) {
+        let (constants, rows) = (Constants::of(plan, slab), &mut held.protected_rows);
+        reference::protect(params, &constants, &words.tables, &turns, keys, values, &held.marks, rows, &mut status);
+    }
+}
+
+/// The twins of the kernels that attend, in the cache's order, on what a layer holds.
+fn attend(cache: &Cache, step: &Step, input: &Input, held: &Held) -> Vec<f32> {
+    let (plan, words) = (cache.plan(), step.words());
+    let (tables, turns) = (&words.tables, reference::turns(plan));
+    let Held { pages, protected_rows, key_scales, marks } = held;
+    let lengths = cache.scratch_buffers().map(|buffer| buffer.size() as usize / 4);
+    let (mut query_rows, mut query_codes) = (vec![0.0; lengths[0]], vec![0; lengths[1]]);
+    let (mut partials, mut row_partials) = (vec![0.0; lengths[2]], vec![0.0; lengths[3]]);
+    let [mut scores, plans] = cache.align_buffers().map(|buffer| vec![0.0; buffer.size() as usize / 4]);
+    let mut plans: Vec<u32> = bytemuck::allocation::cast_vec(plans);
+    let mut terms = vec![0.0; cache.position_terms().size() as usize / 4];
+    let mut output = vec![0; input.queries.len()];
+    let queries = bytemuck::cast_slice(&input.queries);
+    let (merge, rows) = &words.attend_merge[0];
+    let slabs: Vec<_> = plan.slabs(0).iter().map(|slab| Constants::of(plan, slab)).zip(pages).collect();
+    let constants = slabs[0].0;
+
+    reference::query(&words.query[0], &constants, *rows, tables, &turns, queries, marks, &mut query_rows, &mut query_codes);
+    for (params, items) in words.position.iter().filter(|(_, items)| *items > 0) {
+        reference::position(params, &constants, *items, tables, &turns, &query_codes, &mut terms);
+    }
+    for ((params, items), (c, pages)) in words.attend_split.iter().zip(&slabs).filter(|((_, items), _)| *items > 0 && words.align_plan.is_empty()) {
+        reference::attend_split(params, c, *items, tables, &turns, &query_codes, marks, key_scales, pages, &terms, &mut partials);
+    }
+    for ((params, items), (c, pages)) in words.attend_prefill.iter().zip(&slabs) {
+        reference::attend_prefill(params, c, *items, tables, &query_rows, &turns, marks, key_scales, pages, protected_rows, &mut row_partials);
+    }
+    for (n, (c, pages)) in slabs.iter().enumerate().take(words.align_plan.len()) {
+        let (([keys, values], decoding), (score, score_items), (row, row_items)) = (&words.align_plan[n], &words.align_scores[n], &words.align_values[n]);
+        reference::align_plan(keys, c, *decoding, true, tables, &query_codes, &scores, &row_partials, pages, &mut plans);
+        reference::align_scores(score, c, *score_items, tables, &query_codes, &plans, pages, &mut scores);
+        reference::align_plan(values, c, *decoding, false, tables, &query_codes, &scores, &row_partials, pages, &mut plans);
+        reference::align_values(row, c, *row_items, tables, &scores, &plans, pages, &mut partials);
+    }
+    reference::attend_merge(merge, &constants, *rows, tables, &partials, &row_partials, marks, &mut output);
+    bytemuck::allocation::cast_vec(output)
+}
+
+fn relative(got: &[f32], want: &[f32]) -> f64 {
+    let (error, length) = got.iter().zip(want).fold((0.0, 0.0), |(error, length), (a, b)| {
+        let (a, b) = (f64::from(*a), f64::from(*b));
+        (error + (a - b).powi(2), length + b * b)
+    });
+    (error / length).sqrt()
+}
+
+/// One layer's cache, step by step.
+struct Walk<'a> {
+    gpu: &'a Gpu,
+    cache: Cache,
+    sequence: Sequence,
+    words: [usize; 2],
+}
+
+impl Walk<'_> {
+    /// Takes a step on the GPU and with the twins; answers the relative error of attention.
+    async fn take(&mut self, input: &Input, tokens: u32) -> Result<f64> {
+        let device = self.gpu.device();
+        let before = Held::read(self.gpu, &self.cache).await?;
+        let step = self.cache.step(&[Chunk { sequence: self.sequence, tokens }])?;
+        let zeros = vec![0.0; input.queries.len()];
+        let buffers = [&input.keys, &input.values, &input.queries, &zeros].map(|rows| {
+            device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
+                label: Some("check"),
+                contents: bytemuck::cast_slice(rows),
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
+            })
+        });
+        let [keys, values, queries, output] = buffers.each_ref().map(Rows::f32);
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("check") });
+        self.cache.append(&mut encoder, &step, 0, keys, values)?;
+        self.cache.attend(&mut encoder, &step, 0, queries, output)?;
+        self.gpu.queue().submit([encoder.finish()]);
+        let got: Vec<f32> = bytemuck::allocation::cast_vec(self.gpu.read(&buffers[3], 0, zeros.len() as u64).await?);
+        buffers.iter().for_each(wgpu::Buffer::destroy);
+        let after = Held::read(self.gpu, &self.cache).await?;
+
+        let mut twin = before.clone();
+        append(self.cache.plan(), &step, input, &mut twin);
+        let [differ, written] = after.compare(&twin, &before);
+        self.words = [self.words[0] + differ, self.words[1] + written];
+        Ok(relative(&got, &attend(&self.cache, &step, input, &after)))
+    }
+}
+
+/// Appends and attends with one codec on random numbers, on the GPU and with the twins: a prompt that ends beyond a page, with sinks and a
+/// window, and a decoding step. The same seed gives the same numbers everywhere.
+///
+/// # Errors
+/// Those of the library; a disagreement is none.
+pub async fn check(gpu: &Gpu, codec: Codec, bits: u32, seed: u64) -> Result<Report> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let shape = Shape { layers: 1, query_heads: 8, kv_heads: 4, head_dim: 64, rope: Rope::new(10_000.0, 64) };
+    let (key_width, query_width) = (256, 512);
+    let means: Vec<f32> = (0..key_width).map(|_| 1.5 * normal(&mut random)).collect();
+    let format = codecs::format(codec, bits)?;
+    let protection = Protection { sinks: Sinks::First(4), window: 16 };
+    let mut plan = Plan::new(shape.clone(), format, protection, Budget::tokens(1, 256), gpu.capability())?;
+    match codec {
+        Codec::RotateKv => {
+            let sums = vec![means.iter().map(|mean| f64::from(*mean)).collect()];
+            plan = plan.with_calibration(Calibration::from_sums(&shape, format.heads_per_group(shape.kv_heads), Reach::Global, "check", 1, sums)?)?;
+        }
+        Codec::Centred => {
+            // Weights are alike within a pair of RoPE: of channels i and i + 32.
+            let weights = (0..key_width).map(|i| 1.0 + (i % 32) as f32 / 32.0).collect();
+            let values = means.iter().map(|mean| 0.5 * mean).collect();
+            plan = plan.with_centre(Centre::new(&shape, "check", vec![[means.clone(), weights, values]])?)?;
+        }
+        _ => {}
+    }
+    gpu.prepare(&plan).await?;
+    let mut cache = Cache::new(gpu, plan)?;
+    let sequence = cache.allocate()?;
+    let mut walk = Walk { gpu, cache, sequence, words: [0; 2] };
+    let mut errors = [0.0; 2];
+    for (tokens, error) in [(40, 0), (130, 0), (1, 1)] {
+        errors[error] = walk.take(&Input::new(&mut random, &means, query_width, tokens as usize), tokens).await?;
+    }
+    let [differ, written] = walk.words;
+    let halves = codec == Codec::RotateKv && walk.cache.plan().restore() != Restore::Rolled;
+    let most = if halves { RESTORED_ERROR } else { ATTEND_ERROR };
+    walk.cache.destroy();
+    // A NaN is not below its limit.
+    let agrees = differ as f64 <= APPEND_TIES * written as f64 && written > 0 && errors.iter().all(|error| *error < most);
+    Ok(Report { format: format.to_string(), words: [differ, written], errors, agrees })
+}

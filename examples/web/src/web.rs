@@ -1,0 +1,143 @@
+//! What the page's worker calls.
+
+use crate::check::check;
+use crate::codecs::CODECS;
+use crate::picture::Picture;
+use crate::session::{Model, Session, Settings};
+use js_sys::{Array, Float32Array, Promise};
+use std::rc::Rc;
+use wasm_bindgen::prelude::*;
+use wgkv_npm::{Device, throw};
+
+/// A model on a device, and the text that is being written.
+#[wasm_bindgen]
+pub struct Demo {
+    device: Device,
+    model: Option<Rc<Model>>,
+    session: Option<Session>,
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, JsValue> {
+    serde_json::to_string(value).map_err(throw)
+}
+
+/// The codecs with their bits, as JSON.
+///
+/// # Errors
+/// None: the list can be written.
+#[wasm_bindgen]
+pub fn codecs() -> Result<String, JsValue> {
+    json(&CODECS)
+}
+
+#[wasm_bindgen]
+impl Demo {
+    /// Makes a device.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub async fn open() -> Result<Self, JsValue> {
+        Ok(Self { device: Device::request().await?, model: None, session: None })
+    }
+
+    /// Reads the files of a model's folder.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn read(&mut self, config: &[u8], tokenizer: &[u8], weights: &[u8], order: &[u8], centre: &[u8]) -> Result<(), JsValue> {
+        self.model = Some(Rc::new(Model::from_bytes(config, tokenizer, weights, order, centre).map_err(throw)?));
+        Ok(())
+    }
+
+    /// The device in words.
+    pub fn device(&self) -> String {
+        let capability = self.device.gpu.capability();
+        let subgroups = capability.subgroups.map_or("no subgroups".to_owned(), |(least, most)| format!("subgroups of {least} to {most}"));
+        let halves = if capability.halves { "f16" } else { "no f16" };
+        format!("{}, {subgroups}, {halves}", self.device.name)
+    }
+
+    /// Resolves with the reason when the device is lost.
+    pub fn lost(&self) -> Promise {
+        self.device.loss()
+    }
+
+    /// Takes the device away, as a crash of its driver would.
+    pub fn lose(&self) {
+        self.device.gpu.device().destroy();
+    }
+
+    /// Begins a text; answers the cache's plan in words.
+    ///
+    /// # Errors
+    /// What is wrong with the settings or the prompt.
+    pub async fn begin(&mut self, settings: String, prompt: String) -> Result<String, JsValue> {
+        if let Some(session) = self.session.take() {
+            session.destroy();
+        }
+        let settings: Settings = serde_json::from_str(&settings).map_err(throw)?;
+        let model = self.model.clone().ok_or_else(|| throw("no model was loaded"))?;
+        let session = Session::new(model, &self.device.gpu, &settings, &prompt).await.map_err(throw)?;
+        let plan = session.plan();
+        self.session = Some(session);
+        Ok(plan)
+    }
+
+    /// Reads on in the prompt, or adds a token; answers where the session stands, as JSON.
+    ///
+    /// # Errors
+    /// Those of the library.
+    pub async fn advance(&mut self) -> Result<String, JsValue> {
+        let session = self.session.as_mut().ok_or_else(|| throw("no text was begun"))?;
+        json(&session.advance().await.map_err(throw)?)
+    }
+
+    /// One head's keys: a description as JSON, then the numbers of each map.
+    ///
+    /// # Errors
+    /// Where there are none yet.
+    pub async fn picture(&self, layer: usize, head: usize) -> Result<Array, JsValue> {
+        let session = self.session.as_ref().ok_or_else(|| throw("no text was begun"))?;
+        let picture: Picture = session.picture(layer, head).await.map_err(throw)?;
+        let all = Array::of1(&json(&picture)?.into());
+        for map in &picture.maps {
+            all.push(&Float32Array::from(map.numbers.as_slice()));
+        }
+        Ok(all)
+    }
+
+    /// Compares the GPU with the kernels' CPU twins; answers the report as JSON.
+    ///
+    /// # Errors
+    /// Those of the library.
+    pub async fn check(&self, codec: String, bits: u32) -> Result<String, JsValue> {
+        let codec = codec.parse().map_err(throw)?;
+        json(&check(&self.device.gpu, codec, bits, 1).await.map_err(throw)?)
+    }
+
+    /// Compiles the kernels that use subgroups, if the device has them; answers how many.
+    ///
+    /// # Errors
+    /// The compiler's message.
+    pub async fn compile_subgroups(&self) -> Result<usize, JsValue> {
+        use wgkv::gpu::{Capability, Reduce};
+        use wgkv::{Budget, Plan, Protection, Rope, Shape};
+        let gpu = &self.device.gpu;
+        if gpu.capability().subgroups.is_none() {
+            return Ok(0);
+        }
+        // As if every subgroup had 32 lanes, which the kernels ask for: compiled, not run.
+        let shape = Shape { layers: 1, query_heads: 8, kv_heads: 4, head_dim: 64, rope: Rope::new(10_000.0, 64) };
+        let mut count = 0;
+        for choice in CODECS {
+            let format = crate::codecs::format(choice.codec, choice.bits[0]).map_err(throw)?;
+            let capability = Capability { subgroups: Some((32, 32)), ..*gpu.capability() };
+            let plan = Plan::new(shape.clone(), format, Protection::strict(), Budget::tokens(1, 128), &capability).map_err(throw)?;
+            if plan.reduce() == Reduce::Subgroup {
+                gpu.prepare(&plan).await.map_err(throw)?;
+                count += plan.variants().iter().filter(|variant| variant.subgroups).count();
+            }
+        }
+        Ok(count)
+    }
+}

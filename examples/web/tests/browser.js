@@ -1,0 +1,65 @@
+// What `cargo xtask web --test` asks of a browser, one function after another.
+
+import { Engine } from '../page/engine.js';
+import { check } from './package.mjs';
+
+const engine = new Engine('../page/');
+const continuations = await (await fetch('continuations.json')).json();
+const choices = JSON.parse(await engine.call('codecs'));
+
+/** Goes on with a prompt to the end; answers the tokens and the last report. */
+async function write(settings, prompt, begun = () => {}) {
+  await engine.call('begin', JSON.stringify(settings), prompt);
+  await begun();
+  const tokens = [];
+  for (;;) {
+    const progress = JSON.parse(await engine.call('advance'));
+    if (progress.token !== null) tokens.push(progress.token);
+    if (progress.ended) return { tokens, progress };
+  }
+}
+
+/** Bytes of scripts, workers and WebAssembly, where the browser tells; and of the worker's WebAssembly alone. */
+async function memory() {
+  const measured = await performance.measureUserAgentSpecificMemory?.();
+  return { all: measured?.bytes ?? null, wasm: await engine.call('memory') };
+}
+
+/** A text of about `tokens` tokens. */
+function long(tokens) {
+  const sentence = continuations[0].prompt + ' used to carry coal to the harbour. ';
+  return sentence.repeat(Math.floor(tokens / 39));
+}
+
+globalThis.tests = {
+  open: () => engine.call('open'),
+  load: () => engine.load(() => {}),
+  device: () => engine.call('device'),
+  formats: () => choices.flatMap(({ codec, bits }) => bits.map((bits) => [codec, bits])),
+  twin: async (codec, bits) => JSON.parse(await engine.call('check', codec, bits)),
+  subgroups: () => engine.call('compile_subgroups'),
+  async continuations() {
+    const wrong = [];
+    for (const { prompt, settings, tokens } of continuations) {
+      const got = (await write(settings, prompt)).tokens;
+      if (JSON.stringify(got) !== JSON.stringify(tokens)) wrong.push({ settings, got, tokens });
+    }
+    return wrong;
+  },
+  async package() {
+    return check(await import('../package/index.js'));
+  },
+  // Two parts, between which the driver may count what it alone can.
+  async beginLong(tokens) {
+    const settings = { codec: 'hadamard', bits: 4, temperature: 1, seed: 3, tokens };
+    await engine.call('begin', JSON.stringify(settings), long(1800));
+    const first = JSON.parse(await engine.call('advance'));
+    return { first, memory: await memory() };
+  },
+  async endLong() {
+    let progress;
+    do progress = JSON.parse(await engine.call('advance')); while (!progress.ended);
+    return { progress, memory: await memory() };
+  },
+};
+document.body.dataset.state = 'ready';

@@ -1,0 +1,143 @@
+// What the npm package must do in every host: right answers, and clear errors that break nothing.
+
+const options = { queryHeads: 4, kvHeads: 2, headDim: 64, layers: 2, tokens: 160, rope: { theta: 10000 }, window: 0, keyBits: 8, valueBits: 8 };
+
+/** Numbers between -1 and 1, the same everywhere. */
+function numbers(count, seed) {
+  let state = seed;
+  return Float32Array.from({ length: count }, () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return state / 2 ** 31 - 1;
+  });
+}
+
+/** Attention of the last token in plain JavaScript, after the same RoPE. */
+function attention(keys, values, query, tokens) {
+  const { queryHeads, kvHeads, headDim } = options;
+  const turn = (row, position) => Array.from(row, (x, i) => {
+    const pair = i % (headDim / 2);
+    const angle = position * options.rope.theta ** (-2 * pair / headDim);
+    const other = row[i < headDim / 2 ? i + headDim / 2 : i - headDim / 2];
+    return x * Math.cos(angle) + (i < headDim / 2 ? -other : other) * Math.sin(angle);
+  });
+  const output = [];
+  for (let head = 0; head < queryHeads; head++) {
+    const kv = Math.floor(head / (queryHeads / kvHeads));
+    const row = (rows, token) => rows.subarray((token * kvHeads + kv) * headDim, (token * kvHeads + kv + 1) * headDim);
+    const q = turn(query.subarray(head * headDim, (head + 1) * headDim), tokens - 1);
+    const scores = Array.from({ length: tokens }, (_, t) => turn(row(keys, t), t).reduce((sum, k, i) => sum + k * q[i], 0) / Math.sqrt(headDim));
+    const most = Math.max(...scores);
+    const weights = scores.map((score) => Math.exp(score - most));
+    const total = weights.reduce((a, b) => a + b);
+    for (let i = 0; i < headDim; i++) output.push(weights.reduce((sum, weight, t) => sum + weight * row(values, t)[i], 0) / total);
+  }
+  return output;
+}
+
+function same(what, got, want) {
+  if (got !== want) throw new Error(`${what} is ${got}, wanted ${want}`);
+}
+
+/** Must throw an error whose text holds these words. */
+async function throws(action, ...words) {
+  let text;
+  try {
+    await action();
+  } catch (error) {
+    if (!(error instanceof Error)) throw new Error(`${error} was thrown, which is no Error`);
+    text = error.message;
+  }
+  if (text === undefined) throw new Error(`nothing was thrown, wanted ${words}`);
+  const missing = words.find((word) => !text.includes(word));
+  if (missing) throw new Error(`${JSON.stringify(text)} does not say ${JSON.stringify(missing)}`);
+  return text;
+}
+
+/** Runs everything; answers what was thrown on the way. */
+export async function check({ Cache }) {
+  const cache = await Cache.open(options);
+  const [prompt, width, queries] = [130, 128, 256];
+  const keys = numbers((prompt + 1) * width, 1);
+  const values = numbers((prompt + 1) * width, 2);
+  const query = numbers((prompt + 1) * queries, 3);
+  for (const layer of [1, 0]) cache.append(layer, keys.slice(0, prompt * width), values.slice(0, prompt * width));
+  same('tokens', cache.tokens, prompt);
+  const first = await cache.attend(0, query.slice(0, prompt * queries));
+  same('numbers of the output', first.length, prompt * queries);
+
+  const texts = [];
+  const last = (rows, row) => rows.slice(prompt * row);
+  const refused = async (action, ...words) => texts.push(await throws(action, ...words));
+  await refused(() => cache.append(0, new Float64Array(width), values), 'keys', 'Float32Array', 'Float64Array');
+  await refused(() => cache.append(0, [1, 2, 3], values), 'keys', 'Float32Array', 'Array');
+  await refused(() => cache.append(0, last(keys, width)), 'values', 'Float32Array', 'undefined');
+  await refused(() => cache.append(0, keys.slice(0, 100), values), 'keys', '128', '100');
+  await refused(() => cache.append(0, new Float32Array(0), new Float32Array(0)), 'keys', '0');
+  await refused(() => cache.append(0, keys.slice(0, width), values.slice(0, 2 * width)), 'values', '1', '2');
+  await refused(() => cache.append(2, last(keys, width), last(values, width)), 'layer', '2');
+  await refused(() => cache.append(0.5, last(keys, width), last(values, width)), 'layer', '0.5');
+  await refused(() => cache.append('0', last(keys, width), last(values, width)), 'layer', 'string');
+  await refused(() => cache.append(0, numbers(129 * width, 4), numbers(129 * width, 5)), '259', '256');
+  await refused(() => cache.attend(0, query.slice(0, queries)), 'queries', '130', '1');
+  same('tokens after refusals', cache.tokens, prompt);
+
+  cache.append(0, last(keys, width), last(values, width));
+  await refused(() => cache.attend(1, last(query, queries)), 'layer 1', 'append');
+  await refused(() => cache.append(0, last(keys, width), last(values, width)), 'layer 0', 'layer 1');
+  await refused(() => cache.append(1, keys.slice(0, 2 * width), values.slice(0, 2 * width)), 'keys', '1', '2');
+  await refused(() => cache.saveTo(), 'layer 1');
+  const got = await cache.attend(0, last(query, queries));
+  cache.append(1, last(keys, width), last(values, width));
+  const want = attention(keys, values, last(query, queries), prompt + 1);
+  const [error, length] = want.reduce(([error, length], x, i) => [error + (got[i] - x) ** 2, length + x * x], [0, 0]);
+  // The codes of 8 bits, those of the query, and the weights of 8 bits.
+  if (!(Math.sqrt(error / length) < 0.02)) throw new Error(`attention is off by ${Math.sqrt(error / length)}`);
+
+  const { bytes, bytesAllocated, bitsPerElement } = cache;
+  if (!(bytes > 0 && bytes <= bytesAllocated && bitsPerElement > 8 && bitsPerElement < 9)) throw new Error(`${bytes}, ${bytesAllocated}, ${bitsPerElement}`);
+  if (!`${cache}`.includes('hadamard K8V8')) throw new Error(`${cache}`);
+
+  const saved = await cache.saveTo();
+  const twin = await Cache.open({ ...options, tokens: 400 });
+  await refused(() => twin.loadFrom([1]), 'bytes', 'Uint8Array');
+  await refused(() => twin.loadFrom(saved.slice(1)), 'snapshot');
+  await refused(() => twin.loadFrom(saved.map((byte, at) => (at === saved.length - 9 ? byte ^ 1 : byte))), 'snapshot');
+  await refused(() => cache.loadFrom(saved), 'empty', '131');
+  twin.loadFrom(saved);
+  same('tokens that were loaded', twin.tokens, prompt + 1);
+  const more = [numbers(width, 6), numbers(width, 7), numbers(queries, 8)];
+  const outputs = [];
+  for (const one of [cache, twin]) {
+    for (const layer of [0, 1]) one.append(layer, more[0], more[1]);
+    outputs.push(await one.attend(1, more[2]));
+  }
+  same('numbers that differ after loading', outputs[0].filter((x, at) => x !== outputs[1][at]).length, 0);
+  twin.free();
+
+  const waiting = cache.attend(0, more[2]);
+  cache.free();
+  cache.free();
+  same('output read after free', (await waiting).length, queries);
+  await refused(() => cache.append(0, keys, values), 'freed');
+  await refused(() => cache.attend(0, query), 'freed');
+  await refused(() => cache.bytes, 'freed');
+
+  await refused(() => new Cache(), 'Cache.open');
+  await refused(() => Cache.open(), 'tokens');
+  await refused(() => Cache.open({ ...options, headDim: 65 }), 'head_dim', '65');
+  await refused(() => Cache.open({ ...options, keyBits: 5 }), 'bits', '5');
+  await refused(() => Cache.open({ ...options, codec: 'int4' }), 'int4', 'hadamard');
+  await refused(() => Cache.open({ ...options, bits: 4 }), 'bits', 'keyBits');
+  await refused(() => Cache.open({ ...options, tokens: '9' }), 'tokens');
+  await refused(() => Cache.open({ ...options, tokens: 2 ** 30 }), 'max_storage_buffer_binding_size');
+  await refused(() => Cache.open({ ...options, codec: 'rotate-kv' }), 'calibration');
+  await refused(() => Cache.open({ ...options, codec: 'rotate-kv', calibration: new Uint8Array(9) }), 'calibration');
+  await refused(() => Cache.open({ ...options, codec: 'centred', calibration: new Uint8Array(9) }), 'centre');
+  await refused(() => Cache.open({ ...options, calibration: 'file' }), 'Uint8Array');
+
+  const next = await Cache.open({ ...options, layers: 1, keyBits: 2, valueBits: 2 });
+  next.append(0, keys, values);
+  same('numbers of the next cache', (await next.attend(0, query)).length, query.length);
+  next.free();
+  return texts;
+}
