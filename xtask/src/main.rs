@@ -8,6 +8,7 @@ mod llama;
 mod quality;
 mod setup;
 mod test;
+mod web;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -32,6 +33,8 @@ enum Task {
     LintShaders,
     /// Measure perplexity and divergence of the codecs on a model, against what they must be.
     Quality(quality::Options),
+    /// Build the page and the npm package, serve the page, or test both in browsers.
+    Web(web::Options),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::LintShaders => lint_shaders::run_lint(),
         Task::Quality(options) => quality::run(&options),
+        Task::Web(options) => web::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -36,7 +36,7 @@ fn adapter() -> Option<String> {
 }
 
 /// Debian, or a system made from it?
-fn is_debian() -> bool {
+pub fn is_debian() -> bool {
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
     release
         .lines()
@@ -48,7 +48,7 @@ fn is_root() -> bool {
 }
 
 /// May packages of Debian or Ubuntu be installed?
-fn may_install() -> bool {
+pub fn may_install() -> bool {
     cfg!(target_os = "linux") && is_debian() && is_root()
 }
 
@@ -89,12 +89,17 @@ pub fn provide(program: &str, debian_package: &str, elsewhere: &str) -> Result<(
 }
 
 /// Installs packages of Debian or Ubuntu.
-fn install(packages: &[&str]) -> Result<()> {
+pub fn install(packages: &[&str]) -> Result<()> {
     let install = || run(Command::new("apt-get").args(["install", "--yes", "--no-install-recommends"]).args(packages).env("DEBIAN_FRONTEND", "noninteractive"));
     // The package list may be missing or old: then the installation is tried again with a fresh one.
     if install().is_err() {
-        run(Command::new("apt-get").arg("update"))?;
+        update_packages()?;
         install()?;
     }
     Ok(())
+}
+
+/// Fetches the list of packages.
+pub fn update_packages() -> Result<()> {
+    run(Command::new("apt-get").arg("update"))
 }

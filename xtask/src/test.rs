@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything that CI runs, quick checks first, the tests last.
 
 use crate::command::{self, cargo, output, root, target, typed};
-use crate::{lint_shaders, setup};
+use crate::{lint_shaders, setup, web};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -47,6 +47,7 @@ pub fn run(options: &Options) -> Result<()> {
     doc.env("RUSTDOCFLAGS", "-D warnings");
     cargo_step(doc)?;
     step("package", || package(options.full))?;
+    step("web", || web::run(&web::Options::TEST))?;
     let mut tests = cargo(&["test", "--workspace", "--lib", "--bins", "--tests", "--features", OPTIONAL]);
     tests.env(lint_shaders::EVERY_VARIANT, "1");
     cargo_step(tests)?;

@@ -1,0 +1,66 @@
+//! `cargo xtask web`: the page and the npm package, built, served and tested.
+
+mod browser;
+mod build;
+mod hosts;
+mod serve;
+mod test;
+mod toolchain;
+
+use crate::command::target;
+use anyhow::Result;
+use browser::Kind;
+use std::path::PathBuf;
+
+/// Options of `web`.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Serve the page when it is built.
+    #[arg(long, conflicts_with = "test")]
+    serve: bool,
+    /// Port to serve on.
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// Run it in headless browsers: against the CPU twins, the native run, and wrong input.
+    #[arg(long)]
+    test: bool,
+    /// Test in this browser only.
+    #[arg(long, requires = "test")]
+    browser: Option<Kind>,
+    /// Also test the npm package in Node.js and Deno, fetched by npm.
+    #[arg(long, requires = "test")]
+    hosts: bool,
+    /// Where the page and the package are written; `web` in cargo's target directory without it.
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+impl Options {
+    /// What `cargo xtask test` runs.
+    pub const TEST: Self = Self { serve: false, port: 0, test: true, browser: None, hosts: false, out: None };
+}
+
+/// Builds; then serves or tests.
+pub fn run(options: &Options) -> Result<()> {
+    let (target, version) = target()?;
+    let out = options.out.clone().unwrap_or_else(|| target.join("web"));
+    let browsers = options.browser.map_or(Kind::ALL.to_vec(), |kind| vec![kind]);
+    if options.test {
+        test::find(&browsers)?;
+    }
+    let site = build::build(&target, &out, &version)?;
+    if options.test {
+        test::run(&site, &browsers)?;
+    }
+    if options.hosts {
+        hosts::test(&site, &target.join("web-hosts"))?;
+    }
+    if options.serve {
+        let port = serve::serve(site.page.clone(), options.port)?;
+        println!("http://localhost:{port} (Ctrl-C ends it)");
+        loop {
+            std::thread::park();
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! From crates to a folder that any server can serve, and a folder that npm can publish.
+
+use super::toolchain::{self, TARGET};
+use crate::command::{cargo, root, run, typed};
+use anyhow::{Context, Result, bail};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use wasm_bindgen_cli_support::Bindgen;
+
+/// The package may not grow beyond this, gzipped, without somebody noticing.
+const PACKAGE_BYTES: usize = 1_000_000;
+
+/// `wasm-opt` as npm has it.
+const BINARYEN: &str = "binaryen@132.0.0";
+
+/// What the compiler makes use of. More than that could be used by the optimizer, and not every host has it.
+const FEATURES: [&str; 7] = ["simd", "bulk-memory", "mutable-globals", "nontrapping-float-to-int", "reference-types", "sign-ext", "multivalue"];
+
+/// The files of the model that the page loads.
+const MODEL: [&str; 5] = ["config.json", "tokenizer.json", "model.safetensors", "rotate-kv.safetensors", "centred.safetensors"];
+
+/// What was built.
+pub struct Site {
+    /// The page, to be served.
+    pub page: PathBuf,
+    /// The npm package.
+    pub package: PathBuf,
+}
+
+/// Builds both below `out`.
+pub fn build(target: &Path, out: &Path, version: &str) -> Result<Site> {
+    let compiler = toolchain::compiler(&target.join("wasm-toolchain"))?;
+    let source = root().join("examples/web");
+    let site = Site { page: out.join("page"), package: out.join("package") };
+    if out.exists() {
+        fs::remove_dir_all(out).with_context(|| format!("{} cannot be replaced", out.display()))?;
+    }
+
+    module("wgkv-npm", "wgkv", compiler.as_deref(), target, &site.package)?;
+    copy(&source.join("npm"), &site.package, |name| ["js", "ts", "md"].iter().any(|ending| name.ends_with(&format!(".{ending}"))))?;
+    copy(root(), &site.package, |name| name.starts_with("LICENSE"))?;
+    let about = fs::read_to_string(source.join("npm/package.json"))?;
+    fs::write(site.package.join("package.json"), about.replace("\"0.0.0\"", &format!("\"{version}\"")))?;
+    let bytes = sizes("npm package", &site.package, &["wgkv_bg.wasm", "wgkv.js", "index.js"])?;
+    if bytes >= PACKAGE_BYTES {
+        bail!("the npm package has {bytes} bytes gzipped, but fewer than {PACKAGE_BYTES} are wanted");
+    }
+
+    module("wgkv-web", "demo", compiler.as_deref(), target, &site.page)?;
+    copy(&source.join("page"), &site.page, |_| true)?;
+    let model = site.page.join("model");
+    copy(&root().join("assets/wiki-8m"), &model, |name| MODEL.contains(&name))?;
+    sizes("page", &site.page, &["demo_bg.wasm", "demo.js", "page.js", "worker.js", "index.html", "style.css"])?;
+    sizes("model", &model, &MODEL)?;
+    println!("    {}", out.display());
+    Ok(site)
+}
+
+/// Compiles a crate to a WebAssembly module with its JavaScript, both called `name`, in a folder.
+fn module(package: &str, name: &str, compiler: Option<&Path>, target: &Path, folder: &Path) -> Result<()> {
+    let built = target.join("wasm");
+    let mut build = cargo(&["build", "--quiet", "--profile", "web", "--lib", "--package", package, "--target", TARGET, "--target-dir"]);
+    build.arg(&built);
+    // Every browser with WebGPU has vectors.
+    build.env("RUSTFLAGS", "-Ctarget-feature=+simd128");
+    if let Some(compiler) = compiler {
+        build.env("RUSTC", compiler);
+    }
+    println!("    {} (the first time takes some minutes)", typed(&build));
+    run(&mut build)?;
+    fs::create_dir_all(folder)?;
+    let compiled = built.join(TARGET).join("web").join(format!("{}.wasm", package.replace('-', "_")));
+    Bindgen::new()
+        .input_path(&compiled)
+        .out_name(name)
+        .web(true)?
+        .typescript(false)
+        // Both are told where the module is, by pages that may be bundled.
+        .omit_default_module_path(true)
+        .generate(folder)
+        .with_context(|| format!("{} cannot be bound", compiled.display()))?;
+    optimize(&folder.join(format!("{name}_bg.wasm")), target)
+}
+
+/// Binaryen's `wasm-opt`: that of the system, else the one that npm has, else none.
+fn optimizer(target: &Path) -> Result<Option<Command>> {
+    if Command::new("wasm-opt").arg("--version").stdout(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        return Ok(Some(Command::new("wasm-opt")));
+    }
+    let folder = target.join("binaryen");
+    let program = folder.join("node_modules/.bin/wasm-opt");
+    if !program.is_file() {
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"]).arg(&folder).arg(BINARYEN).stdin(Stdio::null());
+        if !npm.status().is_ok_and(|status| status.success()) {
+            println!("    neither wasm-opt (package binaryen) nor npm is here: modules stay somewhat larger");
+            return Ok(None);
+        }
+    }
+    Ok(Some(Command::new(program)))
+}
+
+/// Shrinks a module.
+fn optimize(module: &Path, target: &Path) -> Result<()> {
+    let Some(mut optimizer) = optimizer(target)? else {
+        return Ok(());
+    };
+    optimizer.args(FEATURES.map(|feature| format!("--enable-{feature}")));
+    run(optimizer.arg("-O3").arg(module).arg("-o").arg(module))
+}
+
+/// Copies the files of a folder whose name is wanted, not those in folders below.
+pub fn copy(from: &Path, to: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from).with_context(|| format!("{} cannot be read", from.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if path.is_file() && wanted(name) {
+            fs::copy(&path, to.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints what files take, as they are and gzipped; answers the latter.
+fn sizes(what: &str, folder: &Path, files: &[&str]) -> Result<usize> {
+    let (mut raw, mut packed) = (0, 0);
+    for file in files {
+        let path = folder.join(file);
+        let bytes = fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(&bytes)?;
+        raw += bytes.len();
+        packed += encoder.finish()?.len();
+    }
+    println!("    {what}: {raw} bytes, {packed} gzipped");
+    Ok(packed)
+}

@@ -1,0 +1,30 @@
+//! The npm package in hosts of JavaScript that are no browsers.
+
+use super::build::{Site, copy};
+use crate::command::{output, root, run};
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// WebGPU for Node.js, and Deno, of these versions.
+const PACKAGES: [&str; 2] = ["webgpu@0.6.2", "deno@2.9.6"];
+
+/// Chromium's software adapter, for a Dawn that refuses lavapipe where it is old.
+const SWIFTSHADER: &str = "/usr/lib/chromium/vk_swiftshader_icd.json";
+
+/// Installs the package as a user would, from what npm would publish, and runs its test in both.
+pub fn test(site: &Site, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    fs::write(folder.join("package.json"), r#"{ "private": true, "type": "module" }"#)?;
+    let packed = output(Command::new("npm").args(["pack", "--silent", "--pack-destination"]).arg(folder).current_dir(&site.package))?;
+    let archive = format!("./{}", packed.trim());
+    run(Command::new("npm").args(["install", "--no-audit", "--no-fund", &archive]).args(PACKAGES).current_dir(folder)).context("npm is needed")?;
+    copy(&root().join("examples/web/tests"), folder, |name| name.ends_with(".mjs"))?;
+    let mut node = Command::new("node");
+    if Path::new(SWIFTSHADER).is_file() {
+        node.env("VK_ICD_FILENAMES", SWIFTSHADER);
+    }
+    run(node.arg("host.mjs").current_dir(folder))?;
+    run(Command::new("npx").args(["deno", "run", "--allow-all", "host.mjs"]).current_dir(folder))
+}

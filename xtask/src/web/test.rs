@@ -1,0 +1,156 @@
+//! What must hold in a browser.
+
+use super::browser::{Browser, Kind};
+use super::build::{Site, copy};
+use super::serve;
+use crate::command::root;
+use crate::setup;
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Tokens of the model's context.
+const CONTEXT: u64 = 2048;
+
+/// Bytes by which scripts, workers, WebAssembly and the GPU's process may each grow while a context fills: what is kept of compiled code,
+/// and garbage that is not collected yet. A leak of one token's scores alone would be 64 MiB.
+const SLACK: u64 = 12 << 20;
+
+/// Makes sure that the browsers are there: installs them if it may, and otherwise names what is missing.
+pub fn find(browsers: &[Kind]) -> Result<()> {
+    let missing: Vec<&str> = browsers.iter().filter(|kind| kind.program().is_none()).map(|kind| kind.package()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !setup::may_install() {
+        bail!(
+            "these browsers are missing: {0}\n  Debian: sudo apt-get install {0}\n  elsewhere: Chromium or Chrome, and Firefox, on the path",
+            missing.join(" ")
+        );
+    }
+    println!("    installing {}", missing.join(" "));
+    setup::install(&missing)
+}
+
+/// Runs everything in every browser; pictures of the page are written beside it.
+pub fn run(site: &Site, browsers: &[Kind]) -> Result<()> {
+    setup::run_setup()?;
+    let out = site.page.parent().context("the page has no folder")?;
+    let (tests, pictures) = (out.join("tests"), out.join("screenshots"));
+    copy(&root().join("examples/web/tests"), &tests, |name| !name.ends_with(".rs"))?;
+    fs::create_dir_all(&pictures)?;
+    let port = serve::serve(out.to_owned(), 0)?;
+    for kind in browsers {
+        let start = Instant::now();
+        let mut browser = Browser::open(*kind)?;
+        in_browser(&mut browser, *kind, port).with_context(|| kind.to_string())?;
+        page(&mut browser, *kind, port, &pictures).with_context(|| format!("{kind}, the page"))?;
+        println!("    {kind}: {:.0} s", start.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
+
+fn number(value: &Value, place: &str) -> Result<u64> {
+    value.pointer(place).and_then(Value::as_u64).with_context(|| format!("there is no number {place} in {value}"))
+}
+
+fn in_browser(browser: &mut Browser, kind: Kind, port: u16) -> Result<()> {
+    browser.visit(&format!("http://localhost:{port}/tests/"))?;
+    browser.wait("document.body?.dataset.state === 'ready'", Duration::from_secs(60)).context("the tests could not be loaded")?;
+    println!("    {kind}: {}", browser.evaluate("tests.open()")?);
+    browser.evaluate("tests.load()")?;
+
+    let formats = browser.evaluate("tests.formats()")?;
+    for format in formats.as_array().context("a list of formats")? {
+        let report = browser.evaluate(&format!("tests.twin(...{format})"))?;
+        if report["agrees"] != true {
+            bail!("not as the CPU twin: {report}");
+        }
+        println!("    {}: append {} of {} words otherwise, attention off by {}", report["format"], report["words"][0], report["words"][1], report["errors"]);
+    }
+    let compiled = browser.evaluate("tests.subgroups()")?;
+    // SwiftShader has subgroups, of 4 lanes; Firefox offers none.
+    if kind == Kind::Chromium && compiled == 0 {
+        bail!("subgroups were not granted");
+    }
+    println!("    {compiled} kernels with subgroups compile");
+
+    let wrong = browser.evaluate("tests.continuations()")?;
+    if wrong != Value::Array(Vec::new()) {
+        bail!("texts go on otherwise than natively: {wrong}");
+    }
+    println!("    texts go on as natively");
+    let refusals = browser.evaluate("tests.package()")?;
+    println!("    npm package: attention agrees, {} wrong inputs are refused", refusals.as_array().map_or(0, Vec::len));
+    context(browser)
+}
+
+/// A whole context, and what memory grows by meanwhile.
+fn context(browser: &mut Browser) -> Result<()> {
+    let start = Instant::now();
+    let begun = browser.evaluate(&format!("tests.beginLong({CONTEXT})"))?;
+    let before = browser.gpu_memory()?;
+    let ended = browser.evaluate("tests.endLong()")?;
+    let after = browser.gpu_memory()?;
+    let (tokens, allocated) = (number(&ended, "/progress/tokens")?, number(&ended, "/progress/allocated")?);
+    // What follows the last token is not asked for, so it is not cached.
+    if tokens + 1 < CONTEXT {
+        bail!("the text ended at {tokens} tokens, before the context was full");
+    }
+    if number(&begun, "/first/allocated")? != allocated || number(&ended, "/progress/bytes")? > allocated {
+        bail!("the cache holds more than it said: {begun}, {ended}");
+    }
+    println!("    {tokens} tokens in {:.0} s; the cache holds {allocated} bytes from the beginning to the end", start.elapsed().as_secs_f64());
+    for (what, place) in [("WebAssembly", "/memory/wasm"), ("scripts and workers", "/memory/all")] {
+        // Firefox does not tell the second.
+        if let (Ok(first), Ok(last)) = (number(&begun, place), number(&ended, place)) {
+            grows(what, first, last, SLACK)?;
+        }
+    }
+    if let (Some(first), Some(last)) = (before, after) {
+        grows("the process that talks to the GPU", first, last, SLACK)?;
+    }
+    Ok(())
+}
+
+fn grows(what: &str, first: u64, last: u64, most: u64) -> Result<()> {
+    println!("    {what}: {first} bytes before, {last} after");
+    if last > first + most {
+        bail!("{what} grew by {} bytes, more than {most}", last - first);
+    }
+    Ok(())
+}
+
+/// The page as a reader uses it.
+fn page(browser: &mut Browser, kind: Kind, port: u16, pictures: &Path) -> Result<()> {
+    let picture = |name: &str| pictures.join(format!("{}-{name}.png", kind.to_string().to_lowercase()));
+    let state = |name: &str| format!("document.body?.dataset.state === '{name}'");
+    let minute = Duration::from_secs(120);
+    browser.visit(&format!("http://localhost:{port}/page/"))?;
+    browser.wait(&state("ready"), minute)?;
+    // Software adapters write a few tokens a second.
+    browser.evaluate("document.querySelector('#tokens').value = 60, document.querySelector('#write').click()")?;
+    browser.wait(&state("written"), minute)?;
+    browser.screenshot(&picture("page"))?;
+    browser.resize(420, 900)?;
+    browser.screenshot(&picture("narrow"))?;
+    browser.resize(1280, 900)?;
+
+    browser.evaluate("page.engine.call('lose')")?;
+    browser.wait(&state("lost"), minute)?;
+    browser.screenshot(&picture("lost"))?;
+    browser.evaluate("document.querySelector('#restart').click()")?;
+    browser.wait(&state("ready"), minute)?;
+    println!("    the page survives the loss of its device");
+
+    if kind == Kind::Chromium {
+        // A page that does not come over https has no WebGPU.
+        browser.visit(&format!("http://insecure.test:{port}/page/"))?;
+        browser.wait(&state("unsupported"), minute)?;
+        browser.screenshot(&picture("unsupported"))?;
+        println!("    without WebGPU the page says so");
+    }
+    Ok(())
+}
