@@ -110,7 +110,8 @@ fn optimize(module: &Path, target: &Path) -> Result<()> {
         return Ok(());
     };
     optimizer.args(FEATURES.map(|feature| format!("--enable-{feature}")));
-    run(optimizer.arg("-O3").arg(module).arg("-o").arg(module))
+    // The compiler has optimised already: higher levels take four times as long and gain nothing, gzipped.
+    run(optimizer.arg("-O1").arg(module).arg("-o").arg(module))
 }
 
 /// Copies the files of a folder whose name is wanted, not those in folders below.

@@ -38,17 +38,26 @@ pub fn find(browsers: &[Kind]) -> Result<()> {
 pub fn run(site: &Site, browsers: &[Kind]) -> Result<()> {
     setup::run_setup()?;
     let out = site.page.parent().context("the page has no folder")?;
-    let (tests, pictures) = (out.join("tests"), out.join("screenshots"));
+    let (tests, pictures) = (out.join("tests"), &out.join("screenshots"));
     copy(&root().join("examples/web/tests"), &tests, |name| !name.ends_with(".rs"))?;
-    fs::create_dir_all(&pictures)?;
+    fs::create_dir_all(pictures)?;
     let port = serve::serve(out.to_owned(), 0)?;
-    for kind in browsers {
-        let start = Instant::now();
-        let mut browser = Browser::open(*kind)?;
-        in_browser(&mut browser, *kind, port).with_context(|| kind.to_string())?;
-        page(&mut browser, *kind, port, &pictures).with_context(|| format!("{kind}, the page"))?;
-        println!("    {kind}: {:.0} s", start.elapsed().as_secs_f64());
-    }
+    // Each is slow by itself, and keeps little more than one core busy.
+    std::thread::scope(|scope| {
+        let run = |kind: Kind| in_one(kind, port, pictures).with_context(|| kind.to_string());
+        let running: Vec<_> = browsers.iter().map(|kind| scope.spawn(move || run(*kind))).collect();
+        let ended: Vec<Result<()>> = running.into_iter().map(|thread| thread.join().unwrap_or_else(|_| bail!("a browser's test panicked"))).collect();
+        ended.into_iter().collect()
+    })
+}
+
+/// Runs everything in one browser.
+fn in_one(kind: Kind, port: u16, pictures: &Path) -> Result<()> {
+    let start = Instant::now();
+    let mut browser = Browser::open(kind)?;
+    in_browser(&mut browser, kind, port)?;
+    page(&mut browser, kind, port, pictures).context("the page")?;
+    println!("    {kind}: {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -68,27 +77,30 @@ fn in_browser(browser: &mut Browser, kind: Kind, port: u16) -> Result<()> {
         if report["agrees"] != true {
             bail!("not as the CPU twin: {report}");
         }
-        println!("    {}: append {} of {} words otherwise, attention off by {}", report["format"], report["words"][0], report["words"][1], report["errors"]);
+        println!(
+            "    {kind}: {}: append {} of {} words otherwise, attention off by {}",
+            report["format"], report["words"][0], report["words"][1], report["errors"]
+        );
     }
     let compiled = browser.evaluate("tests.subgroups()")?;
     // SwiftShader has subgroups, of 4 lanes; Firefox offers none.
     if kind == Kind::Chromium && compiled == 0 {
         bail!("subgroups were not granted");
     }
-    println!("    {compiled} kernels with subgroups compile");
+    println!("    {kind}: {compiled} kernels with subgroups compile");
 
     let wrong = browser.evaluate("tests.continuations()")?;
     if wrong != Value::Array(Vec::new()) {
         bail!("texts go on otherwise than natively: {wrong}");
     }
-    println!("    texts go on as natively");
+    println!("    {kind}: texts go on as natively");
     let refusals = browser.evaluate("tests.package()")?;
-    println!("    npm package: attention agrees, {} wrong inputs are refused", refusals.as_array().map_or(0, Vec::len));
-    context(browser)
+    println!("    {kind}: npm package: attention agrees, {} wrong inputs are refused", refusals.as_array().map_or(0, Vec::len));
+    context(browser, kind)
 }
 
 /// A whole context, and what memory grows by meanwhile.
-fn context(browser: &mut Browser) -> Result<()> {
+fn context(browser: &mut Browser, kind: Kind) -> Result<()> {
     let start = Instant::now();
     let begun = browser.evaluate(&format!("tests.beginLong({CONTEXT})"))?;
     let before = browser.gpu_memory()?;
@@ -102,23 +114,23 @@ fn context(browser: &mut Browser) -> Result<()> {
     if number(&begun, "/first/allocated")? != allocated || number(&ended, "/progress/bytes")? > allocated {
         bail!("the cache holds more than it said: {begun}, {ended}");
     }
-    println!("    {tokens} tokens in {:.0} s; the cache holds {allocated} bytes from the beginning to the end", start.elapsed().as_secs_f64());
+    println!("    {kind}: {tokens} tokens in {:.0} s; the cache holds {allocated} bytes from the beginning to the end", start.elapsed().as_secs_f64());
     for (what, place) in [("WebAssembly", "/memory/wasm"), ("scripts and workers", "/memory/all")] {
         // Firefox does not tell the second.
         if let (Ok(first), Ok(last)) = (number(&begun, place), number(&ended, place)) {
-            grows(what, first, last, SLACK)?;
+            grows(kind, what, first, last)?;
         }
     }
     if let (Some(first), Some(last)) = (before, after) {
-        grows("the process that talks to the GPU", first, last, SLACK)?;
+        grows(kind, "the process that talks to the GPU", first, last)?;
     }
     Ok(())
 }
 
-fn grows(what: &str, first: u64, last: u64, most: u64) -> Result<()> {
-    println!("    {what}: {first} bytes before, {last} after");
-    if last > first + most {
-        bail!("{what} grew by {} bytes, more than {most}", last - first);
+fn grows(kind: Kind, what: &str, first: u64, last: u64) -> Result<()> {
+    println!("    {kind}: {what}: {first} bytes before, {last} after");
+    if last > first + SLACK {
+        bail!("{what} grew by {} bytes, more than {SLACK}", last - first);
     }
     Ok(())
 }
@@ -143,14 +155,14 @@ fn page(browser: &mut Browser, kind: Kind, port: u16, pictures: &Path) -> Result
     browser.screenshot(&picture("lost"))?;
     browser.evaluate("document.querySelector('#restart').click()")?;
     browser.wait(&state("ready"), minute)?;
-    println!("    the page survives the loss of its device");
+    println!("    {kind}: the page survives the loss of its device");
 
     if kind == Kind::Chromium {
         // A page that does not come over https has no WebGPU.
         browser.visit(&format!("http://insecure.test:{port}/page/"))?;
         browser.wait(&state("unsupported"), minute)?;
         browser.screenshot(&picture("unsupported"))?;
-        println!("    without WebGPU the page says so");
+        println!("    {kind}: without WebGPU the page says so");
     }
     Ok(())
 }
