@@ -15,7 +15,7 @@ use crate::kernel::Variant;
 use crate::plan::Plan;
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A device with its queue, what it can do, and the pipelines made on it so far. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -26,13 +26,20 @@ pub struct Gpu {
     adapter_name: String,
     pipelines: Arc<Mutex<HashMap<Variant, Pipeline>>>,
     profile: Option<Arc<Profile>>,
+    /// What the driver made of pipelines.
+    pipeline_cache: Option<wgpu::PipelineCache>,
+}
+
+/// A panic elsewhere leaves nothing here half changed, so a poisoned lock is as good as any.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Gpu {
     /// Wraps a device and queue of the caller's. The device keeps its errors: wgkv installs no handler.
     pub fn new(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let info = device.adapter_info();
-        Self { capability: Capability::of(&device), adapter_name: info.name, device, queue, pipelines: Arc::default(), profile: None }
+        Self { capability: Capability::of(&device), adapter_name: info.name, device, queue, pipelines: Arc::default(), profile: None, pipeline_cache: None }
     }
 
     /// Makes a device of its own, for programs that have none: the adapter named by the environment variable
@@ -46,7 +53,11 @@ impl Gpu {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("wgkv"),
             required_features: adapter.features()
-                & (wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES),
+                & (wgpu::Features::SHADER_F16
+                    | wgpu::Features::SUBGROUP
+                    | wgpu::Features::PIPELINE_CACHE
+                    | wgpu::Features::TIMESTAMP_QUERY
+                    | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES),
             required_limits: adapter.limits(),
             ..Default::default()
         };
@@ -88,6 +99,30 @@ impl Gpu {
         Self { capability, pipelines: Arc::default(), ..self.clone() }
     }
 
+    /// The same device, whose pipelines are made from what [`Gpu::pipeline_cache`] gave in an earlier run, as far as the driver takes it; and
+    /// which keeps what it compiles for the next. Most drivers keep such files of their own already.
+    ///
+    /// # Safety
+    /// `earlier` must be what [`Gpu::pipeline_cache`] gave, unchanged: drivers need not check it. That of another adapter or driver, or of
+    /// another version of this crate, is left aside.
+    ///
+    /// # Errors
+    /// [`Error::Device`] without the feature `pipeline-cache` (wgpu has it on Vulkan only).
+    pub unsafe fn with_pipeline_cache(&self, earlier: Option<&[u8]>) -> Result<Self> {
+        if !self.device.features().contains(wgpu::Features::PIPELINE_CACHE) {
+            return Err(Error::Device("the device was made without the feature pipeline-cache".into()));
+        }
+        let descriptor = wgpu::PipelineCacheDescriptor { label: Some("wgkv"), data: earlier, fallback: true };
+        // SAFETY: the caller vouches for the data.
+        let pipeline_cache = unsafe { self.device.create_pipeline_cache(&descriptor) };
+        Ok(Self { pipeline_cache: Some(pipeline_cache), pipelines: Arc::default(), ..self.clone() })
+    }
+
+    /// What the driver made of the pipelines so far, if this is of [`Gpu::with_pipeline_cache`].
+    pub fn pipeline_cache(&self) -> Option<Vec<u8>> {
+        self.pipeline_cache.as_ref().and_then(wgpu::PipelineCache::get_data)
+    }
+
     /// The same device, with timestamps around the first so many dispatches of the caches made on it.
     ///
     /// # Errors
@@ -121,24 +156,60 @@ impl Gpu {
         &self.adapter_name
     }
 
-    /// Compiles every pipeline that a cache of this plan can use, so that the first token waits for none.
+    /// Compiles every pipeline that a cache of this plan can use, on all processors, so that the first token waits for none.
     ///
     /// # Errors
     /// [`Error::Shader`] with the compiler's message and the place in our sources.
     pub async fn prepare(&self, plan: &Plan) -> Result<()> {
+        let mut missing: Vec<Variant> = Vec::new();
         for variant in plan.variants() {
-            let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-            let known = self.known(&variant);
-            if known.is_none() {
-                let pipeline = Pipeline::new(&self.device, &variant, self.capability.dialect);
-                if let Some(error) = scope.pop().await {
-                    let message = variant.link(self.capability.dialect).locate(&error.to_string());
-                    return Err(Error::Shader { kernel: variant.to_string(), message });
-                }
-                self.remember(variant, pipeline);
+            if self.known(&variant).is_none() && !missing.contains(&variant) {
+                missing.push(variant);
             }
         }
+        for (variant, pipeline, error) in self.compile(missing) {
+            if let Some(error) = error.await {
+                let message = variant.link(self.capability.dialect).locate(&error.to_string());
+                return Err(Error::Shader { kernel: variant.to_string(), message });
+            }
+            self.remember(variant, pipeline);
+        }
         Ok(())
+    }
+
+    /// Compiles variants, each with what the compiler will have said of it.
+    #[cfg(not(target_arch = "wasm32"))]
+    fn compile(&self, variants: Vec<Variant>) -> Vec<(Variant, Pipeline, impl Future<Output = Option<wgpu::Error>> + use<>)> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(variants.len());
+        let (waiting, compiled) = (Mutex::new(variants), Mutex::new(Vec::new()));
+        let work = || {
+            while let Some(variant) = locked(&waiting).pop() {
+                let (pipeline, error) = self.compile_one(&variant);
+                locked(&compiled).push((variant, pipeline, error));
+            }
+        };
+        std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+        compiled.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Compiles variants, each with what the compiler will have said of it. The browser has processes of its own for it.
+    #[cfg(target_arch = "wasm32")]
+    fn compile(&self, variants: Vec<Variant>) -> Vec<(Variant, Pipeline, impl Future<Output = Option<wgpu::Error>> + use<>)> {
+        let one = |variant: Variant| {
+            let (pipeline, error) = self.compile_one(&variant);
+            (variant, pipeline, error)
+        };
+        variants.into_iter().map(one).collect()
+    }
+
+    fn compile_one(&self, variant: &Variant) -> (Pipeline, impl Future<Output = Option<wgpu::Error>> + use<>) {
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let pipeline = self.compiled(variant);
+        (pipeline, scope.pop())
+    }
+
+    fn compiled(&self, variant: &Variant) -> Pipeline {
+        Pipeline::new(&self.device, variant, self.capability.dialect, self.pipeline_cache.as_ref())
     }
 
     /// The pipeline of a variant, made now if it was not prepared.
@@ -146,18 +217,17 @@ impl Gpu {
         if let Some(pipeline) = self.known(variant) {
             return pipeline;
         }
-        let pipeline = Pipeline::new(&self.device, variant, self.capability.dialect);
+        let pipeline = self.compiled(variant);
         self.remember(variant.clone(), pipeline.clone());
         pipeline
     }
 
     fn known(&self, variant: &Variant) -> Option<Pipeline> {
-        // A panic elsewhere cannot leave the map half changed, so a poisoned lock is as good as any.
-        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).get(variant).cloned()
+        locked(&self.pipelines).get(variant).cloned()
     }
 
     fn remember(&self, variant: Variant, pipeline: Pipeline) {
-        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).insert(variant, pipeline);
+        locked(&self.pipelines).insert(variant, pipeline);
     }
 
     /// Waits for all submitted work and copies `words` 32-bit words of a buffer (made with usage `COPY_SRC`) to the host.

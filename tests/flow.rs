@@ -515,3 +515,34 @@ fn a_device_can_be_said_to_have_subgroups() {
     let sizes = (info.subgroup_min_size > 0).then_some((info.subgroup_min_size, info.subgroup_max_size));
     assert_eq!(told.with_subgroups().capability().subgroups, sizes);
 }
+
+#[test]
+fn pipelines_are_kept_for_the_next_run() {
+    let random = &mut generator();
+    let text = Text::new(random, &small(), 40);
+    let (format, budget) = (hadamard(Bits::Four, Bits::Two, 64), Budget::tokens(1, 128));
+    let mut kept: Option<Vec<u8>> = None;
+    let mut outputs = Vec::new();
+    for _ in 0..2 {
+        let gpu = gpu();
+        assert_eq!(gpu.pipeline_cache(), None);
+        // SAFETY: nothing, then what a cache of the same driver gave.
+        let keeping = unsafe { gpu.with_pipeline_cache(kept.as_deref()) }.unwrap();
+        // As much as the last run left is there before anything is compiled. A software adapter may keep no more than its name.
+        let begun = keeping.pipeline_cache().unwrap().len();
+        assert!(kept.as_ref().is_none_or(|kept| kept.len() == begun), "{begun} bytes of {}", kept.map_or(0, |kept| kept.len()));
+        let [mut reader, _] = readers(&keeping, random, format, Protection::strict(), budget);
+        pollster::block_on(keeping.prepare(reader.cache.plan())).unwrap();
+        let full = keeping.pipeline_cache().unwrap();
+        assert!(full.len() >= begun && (kept.is_some() || full.len() > begun || !gpu.capability().straight), "{begun} bytes, then {}", full.len());
+        kept = Some(full);
+        let sequence = reader.cache.allocate().unwrap();
+        outputs.push(reader.read(sequence, &text, &[30, 1]));
+    }
+    assert!(outputs[0] == outputs[1]);
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let adapter = pollster::block_on(Gpu::request_adapter(&instance)).unwrap();
+    let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default())).unwrap();
+    // SAFETY: nothing is handed over.
+    assert!(matches!(unsafe { Gpu::new(device, queue).with_pipeline_cache(None) }, Err(Error::Device(_))));
+}

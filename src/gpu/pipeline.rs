@@ -12,7 +12,7 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    pub(crate) fn new(device: &wgpu::Device, variant: &Variant, dialect: Dialect) -> Self {
+    pub(crate) fn new(device: &wgpu::Device, variant: &Variant, dialect: Dialect, pipeline_cache: Option<&wgpu::PipelineCache>) -> Self {
         let kernel = variant.kernel;
         let label = variant.to_string();
         let entries: Vec<wgpu::BindGroupLayoutEntry> = kernel
@@ -51,7 +51,7 @@ impl Pipeline {
                 // Only `protect` relies on zeroed workgroup memory (its flag of bad numbers); the others write before they read.
                 zero_initialize_workgroup_memory: kernel.zeroed,
             },
-            cache: None,
+            cache: pipeline_cache,
         });
         Self { compute, layout, label: kernel.name }
     }
