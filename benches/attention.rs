@@ -1,18 +1,27 @@
 //! One decode step of one layer: query rotation, attend_split, attend_merge, from a full cache.
 //!
 //! ```text
-//! cargo bench --bench attention -- [--shapes 64x32768,1x32768] [--formats hadamard:2:2,hadamard:2+4:2+4,f16] [--kernels] [--json FILE]
+//! cargo bench --bench attention -- [--shapes 64x32768,28/4/128:8x32768] [--formats hadamard:2:2,hadamard:2+4:2+4,f16] [--kernels] [--json FILE]
 //! ```
+//! A shape is sequences x tokens, after query heads, KV heads and head_dim if they are not those of `--heads`.
 //! Bits such as `2+4` are those that the KV heads have in turn: two ways of storing heads are two dispatches.
 //! Gtok/s = sequences x kv_heads x tokens / time. Buffers rotate over 200 MB or more, so that no cache holds them; every
-//! result is compared with attention over the dequantized rows before it is timed. `bytes` are those of the pages that one
-//! step reads; `share` is of the read bandwidth measured in the same run.
+//! result is compared with attention over the dequantized rows before it is timed. `MB` are those of the pages that one
+//! step reads; `share` is of the read bandwidth measured in the same run; `f16` how many times faster than our own kernel on
+//! halves, where the formats begin with it; `ready` the seconds until all pipelines of the plan were compiled.
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 #![allow(missing_docs, reason = "a bench has no readers")]
 
 mod support;
+use std::time::Instant;
 use support::*;
 use wgkv::{Bits, Chunk, Codec, Format, Gpu, Plan, Precision, Protection, Rows, Scales, Step};
+
+/// Llama-3.1-8B's heads at growing contexts and batches, Llama-3.1-70B's, Qwen2.5-7B's, a KV head for every query head, heads of 64.
+const SHAPES: &str = "1x4096,1x32768,1x131072,8x32768,64x4096,64x8192,64x32768,16x131072,64/8/128:8x32768,28/4/128:8x32768,32/32/128:8x8192,32/8/64:8x32768";
+
+const FORMATS: &str = "f16,centred:2:2,centred:3:3,centred:4:4,centred:8:8,centred:4:2,centred:3:2,centred:2:4,hadamard:2:2,hadamard:3:3,hadamard:4:4,\
+hadamard:8:8,hadamard:4:2,rtn:2:2,rtn:4:4,rotate-kv:2:2,rotate-kv:4:4";
 
 /// The format, and the precisions that KV heads take in turn.
 fn format(text: &str) -> (Format, Vec<[Precision; 2]>) {
@@ -34,7 +43,15 @@ struct Row {
     seconds: f64,
     error: f64,
     bytes: f64,
+    /// Until the pipelines were compiled, as far as they were not before.
+    ready: f64,
     kernels: Vec<(&'static str, f64)>,
+}
+
+/// Query heads, KV heads and head_dim.
+fn heads(text: &str) -> [u32; 3] {
+    let numbers: Vec<u32> = text.split('/').map(|h| h.parse().unwrap()).collect();
+    numbers.try_into().unwrap()
 }
 
 fn measure(gpu: &Gpu, case: Case, (format, precisions): (Format, Vec<[Precision; 2]>), rotate_bytes: u64) -> wgkv::Result<Row> {
@@ -44,6 +61,9 @@ fn measure(gpu: &Gpu, case: Case, (format, precisions): (Format, Vec<[Precision;
     }
     let layers = plan.shape().layers;
     let bytes = plan.bits(u64::from(case.tokens)) as f64 / 8.0 / f64::from(layers) * f64::from(case.sequences);
+    let start = Instant::now();
+    pollster::block_on(gpu.prepare(&plan)).unwrap();
+    let ready = start.elapsed().as_secs_f64();
     let (mut cache, sequences) = filled(gpu, plan, case);
     let elements = (case.sequences * case.query_heads * case.head_dim) as usize;
     let data = numbers(elements);
@@ -79,7 +99,7 @@ fn measure(gpu: &Gpu, case: Case, (format, precisions): (Format, Vec<[Precision;
             }
         }
     }
-    Ok(Row { seconds, error, bytes, kernels })
+    Ok(Row { seconds, error, bytes, ready, kernels })
 }
 
 fn main() {
@@ -90,49 +110,48 @@ fn main() {
     let gpu = if flag("--straight") { gpu.pretend(wgkv::Capability { straight: true, ..*gpu.capability() }) } else { gpu };
     let gpu = if flag("--kernels") { gpu.profiled(2048).unwrap() } else { gpu };
     // On a software adapter the numbers mean nothing; small shapes show that the bench runs.
-    let shapes = argument("--shapes").unwrap_or_else(|| if software { "1x1024,2x512" } else { "1x32768,1x131072,64x8192,64x32768" }.into());
-    let formats = argument("--formats").unwrap_or_else(|| {
-        if software {
-            "centred:2:2,hadamard:2:2,hadamard:2+4:2,rotate-kv:2:2,f16"
-        } else {
-            "centred:2:2,centred:3:3,centred:4:2,centred:4:4,centred:8:8,hadamard:2:2,rotate-kv:2:2,rotate-kv:4:4,hadamard:3:3,hadamard:4:2,hadamard:4:4,hadamard:8:8,rtn:2:2,rtn:4:4,f16"
-        }
-        .into()
-    });
-    let heads = argument("--heads").unwrap_or_else(|| "32/8/128".into());
-    let heads: Vec<u32> = heads.split('/').map(|h| h.parse().unwrap()).collect();
+    let shapes = argument("--shapes").unwrap_or_else(|| if software { "1x1024,28/4/64:2x512" } else { SHAPES }.into());
+    let formats = argument("--formats").unwrap_or_else(|| if software { "f16,centred:2:2,hadamard:2:2,hadamard:2+4:2,rotate-kv:2:2" } else { FORMATS }.into());
+    let usual = argument("--heads").unwrap_or_else(|| "32/8/128".into());
     let bandwidth = read_bandwidth(&gpu, if software { 64 << 20 } else { 1 << 30 });
-    println!("{}: reads {:.0} GB/s; {} query heads, {} KV heads, head_dim {}", gpu.adapter_name(), bandwidth * 1e-9, heads[0], heads[1], heads[2]);
-    println!("{:>12} {:>26} {:>10} {:>8} {:>9} {:>7} {:>8}", "shape", "format", "us", "Gtok/s", "MB", "share", "error");
+    println!("{}: reads {:.0} GB/s; heads {usual} but where a shape says otherwise", gpu.adapter_name(), bandwidth * 1e-9);
+    println!("{:>22} {:>20} {:>10} {:>8} {:>9} {:>7} {:>6} {:>8} {:>7}", "shape", "format", "us", "Gtok/s", "MB", "share", "f16", "error", "ready");
     let mut json = Vec::new();
     for shape in shapes.split(',') {
-        let (sequences, tokens) = shape.split_once('x').unwrap();
-        let case = Case {
-            name: "",
-            query_heads: heads[0],
-            kv_heads: heads[1],
-            head_dim: heads[2],
-            sequences: sequences.parse().unwrap(),
-            tokens: tokens.parse().unwrap(),
-        };
+        let (of, size) = shape.split_once(':').unwrap_or((&usual, shape));
+        let ([query_heads, kv_heads, head_dim], (sequences, tokens)) = (heads(of), size.split_once('x').unwrap());
+        let case = Case { name: "", query_heads, kv_heads, head_dim, sequences: sequences.parse().unwrap(), tokens: tokens.parse().unwrap() };
+        let mut halves = None;
         for name in formats.split(',') {
             match measure(&gpu, case, format(name), if software { 1 << 20 } else { 200 << 20 }) {
                 Ok(row) => {
+                    if name == "f16" {
+                        halves = Some(row.seconds);
+                    }
                     let speed = f64::from(case.sequences * case.kv_heads) * f64::from(case.tokens) / row.seconds * 1e-9;
-                    let share = row.bytes / row.seconds / bandwidth;
-                    println!("{shape:>12} {name:>26} {:>10.1} {speed:>8.2} {:>9.1} {share:>7.2} {:>8.5}", row.seconds * 1e6, row.bytes * 1e-6, row.error);
+                    let (us, share, times) = (row.seconds * 1e6, row.bytes / row.seconds / bandwidth, halves.map(|halves| halves / row.seconds));
+                    println!(
+                        "{shape:>22} {name:>20} {us:>10.1} {speed:>8.2} {:>9.1} {share:>7.2} {:>6} {:>8.5} {:>7.2}",
+                        row.bytes * 1e-6,
+                        times.map_or("-".into(), |times| format!("{times:.2}")),
+                        row.error,
+                        row.ready
+                    );
                     for (kernel, time) in &row.kernels {
                         println!("{:>50} {:>10.1} us", kernel, time * 1e6);
                     }
-                    json.push(format!("{{\"shape\":\"{shape}\",\"format\":\"{name}\",\"heads\":{heads:?},\"us\":{:.2},\"gtok_s\":{speed:.3},\"bytes\":{:.0},\"share\":{share:.4}}}", row.seconds * 1e6, row.bytes));
+                    json.push(serde_json::json!({
+                        "shape": size, "heads": [query_heads, kv_heads, head_dim], "format": name, "us": us, "gtok_s": speed,
+                        "bytes": row.bytes, "share": share, "times_f16": times, "error": row.error, "ready_s": row.ready,
+                    }));
                 }
                 // Not measured is not a number: the reason stands in its place.
-                Err(error) => println!("{shape:>12} {name:>26} does not fit: {error}"),
+                Err(error) => println!("{shape:>22} {name:>20} does not fit: {error}"),
             }
         }
     }
     if let Some(file) = argument("--json") {
-        std::fs::write(file, format!("{{\"adapter\":\"{}\",\"read_gb_s\":{:.1},\"rows\":[{}]}}\n", gpu.adapter_name(), bandwidth * 1e-9, json.join(",")))
-            .unwrap();
+        let all = serde_json::json!({ "adapter": gpu.adapter_name(), "read_gb_s": bandwidth * 1e-9, "rows": json });
+        std::fs::write(file, format!("{all}\n")).unwrap();
     }
 }

@@ -11,11 +11,12 @@ mod tiny;
 
 use std::path::{Path, PathBuf};
 
-use wgkv::{Calibration, Codec, Format, Protection, Sinks};
+use wgkv::{Calibration, Centre, Codec, Format, Protection, Sinks};
 use wgkv_llama::attention::PlainAttention;
 use wgkv_llama::bridge::Bridge;
-use wgkv_llama::calibrate::{CalibrateOptions, calibrate};
+use wgkv_llama::calibrate::{CalibrateOptions, calibrate, collect_centre};
 use wgkv_llama::compressed::CompressedAttention;
+use wgkv_llama::learned::Learned;
 use wgkv_llama::model::Model;
 use wgkv_llama::options::open_cache;
 use wgkv_llama::perplexity::{PerplexityOptions, PerplexityReport, Score, perplexity, plain_score, score_window, windows};
@@ -32,6 +33,9 @@ const PERPLEXITY_ERROR: f64 = 5e-3;
 /// the shares that `cargo xtask quality` allows, since 512 tokens are an eighth of the least that it measures.
 const SIMULATION_ERROR: (f64, f64) = (0.02, 0.1);
 
+/// Of the divergence without means, what is left at most with those of 256 tokens, or of sample text.
+const PROMPT_SHARE: f64 = 0.9;
+
 /// The model that the project embeds. It comes with a calibration.
 fn embedded() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/wiki-8m")
@@ -43,7 +47,7 @@ fn model_directory() -> PathBuf {
 }
 
 fn f16_cache(bridge: &Bridge, model: &Model, tokens: usize) -> wgkv::Cache {
-    open_cache(bridge, model.config(), Format::f16(), wgkv_llama::learned::Learned::Nothing, Protection::strict(), tokens).unwrap()
+    open_cache(bridge, model.config(), Format::f16(), Learned::Nothing, Protection::strict(), tokens).unwrap()
 }
 
 /// Runs the shipped text through an f16 cache and through plain attention and compares every score.
@@ -183,4 +187,38 @@ fn rotate_kv_costs_a_trained_model_what_its_simulation_says() {
             wanted.kl()
         );
     }
+}
+
+#[test]
+fn a_prompt_is_enough_to_centre_on() {
+    let directory = embedded();
+    let bridge = Bridge::open(None).unwrap();
+    let model = Model::open(&directory, &bridge).unwrap();
+    let config = model.config();
+    let ids = Text::open(&directory).unwrap().encode(include_str!("data/smoke.txt")).unwrap();
+    let context = 512;
+    let (mut prompt, targets) = windows(&ids, config, 1, context).unwrap().remove(0);
+    let rest = (prompt.split_off(context / 2), targets[context / 2..].to_vec());
+    let collector = collect_centre(&model, &bridge, &[(prompt.clone(), Vec::new())], |_| ()).unwrap();
+    let centre = pollster::block_on(collector.finish(&model_hash(&directory).unwrap())).unwrap();
+    assert_eq!(centre.tokens(), prompt.len() as u64);
+
+    // What follows the prompt, beside halves of the same past: prompt and what is added lie in codes of two bits.
+    let format = Format::new(Codec::Centred, wgkv::Bits::Two, wgkv::Bits::Two, 64);
+    let protection = Protection { sinks: Sinks::First(4), window: 0 };
+    let mut reference = f16_cache(&bridge, &model, context);
+    let mut divergence = |learned: Learned| {
+        let mut cache = open_cache(&bridge, config, format, learned, protection, context).unwrap();
+        let mut attention = CompressedAttention::new(&bridge, &mut cache).unwrap();
+        let mut control = CompressedAttention::new(&bridge, &mut reference).unwrap();
+        model.forward(&prompt, &mut attention).unwrap();
+        model.forward(&prompt, &mut control).unwrap();
+        let score = score_window(&model, &rest, context, &mut attention, Some(&mut control), |_| ()).unwrap();
+        control.free().unwrap();
+        score.kl()
+    };
+    let [of_prompt, of_text, none] =
+        [Learned::Centre(centre), Learned::Centre(Centre::load(directory.join("centred.safetensors")).unwrap()), Learned::Nothing].map(&mut divergence);
+    println!("divergence: centred on the prompt {of_prompt}, on sample text {of_text}, on nothing {none}");
+    assert!(of_prompt < PROMPT_SHARE * none && of_text < PROMPT_SHARE * none, "{of_prompt}, {of_text}, {none}");
 }
