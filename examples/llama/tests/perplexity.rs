@@ -34,7 +34,7 @@ const PERPLEXITY_ERROR: f64 = 5e-3;
 const SIMULATION_ERROR: (f64, f64) = (0.02, 0.1);
 
 /// Of the divergence without means, what is left at most with those of 256 tokens, or of sample text.
-const PROMPT_SHARE: f64 = 0.9;
+const PROMPT_SHARE: f64 = 0.5;
 
 /// The model that the project embeds. It comes with a calibration.
 fn embedded() -> PathBuf {
