@@ -27,6 +27,9 @@ pub struct Options {
     /// Test in this browser only.
     #[arg(long, requires = "test")]
     browser: Option<Kind>,
+    /// Tokens that the tests let a text grow to: the model's whole context without it.
+    #[arg(long, requires = "test", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(512..=2048))]
+    context: u32,
     /// Also test the npm package in Node.js and Deno, fetched by npm.
     #[arg(long, requires = "test")]
     hosts: bool,
@@ -36,8 +39,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// What `cargo xtask test` runs.
-    pub const TEST: Self = Self { serve: false, port: 0, test: true, browser: None, hosts: false, out: None };
+    /// What `cargo xtask test` runs: a quarter of the context, since software adapters write ten tokens a second.
+    pub const TEST: Self = Self { serve: false, port: 0, test: true, browser: None, context: 512, hosts: false, out: None };
 }
 
 /// Builds; then serves or tests.
@@ -50,7 +53,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let site = build::build(&target, &out, &version)?;
     if options.test {
-        test::run(&site, &browsers)?;
+        test::run(&site, &browsers, options.context)?;
     }
     if options.hosts {
         hosts::test(&site, &target.join("web-hosts"))?;

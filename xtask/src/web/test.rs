@@ -11,11 +11,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Tokens of the model's context.
-const CONTEXT: u64 = 2048;
-
 /// Bytes by which scripts, workers, WebAssembly and the GPU's process may each grow while a context fills: what is kept of compiled code,
-/// and garbage that is not collected yet. A leak of one token's scores alone would be 64 MiB.
+/// and garbage that is not collected yet. A leak of one token's scores alone would be 64 MiB, of 512 tokens' 16 MiB.
 const SLACK: u64 = 12 << 20;
 
 /// Makes sure that the browsers are there: installs them if it may, and otherwise names what is missing.
@@ -34,8 +31,8 @@ pub fn find(browsers: &[Kind]) -> Result<()> {
     setup::install(&missing)
 }
 
-/// Runs everything in every browser; pictures of the page are written beside it.
-pub fn run(site: &Site, browsers: &[Kind]) -> Result<()> {
+/// Runs everything in every browser, and a text of so many tokens; pictures of the page are written beside it.
+pub fn run(site: &Site, browsers: &[Kind], tokens: u32) -> Result<()> {
     setup::run_setup()?;
     let out = site.page.parent().context("the page has no folder")?;
     let (tests, pictures) = (out.join("tests"), &out.join("screenshots"));
@@ -44,7 +41,7 @@ pub fn run(site: &Site, browsers: &[Kind]) -> Result<()> {
     let port = serve::serve(out.to_owned(), 0)?;
     // Each is slow by itself, and keeps little more than one core busy.
     std::thread::scope(|scope| {
-        let run = |kind: Kind| in_one(kind, port, pictures).with_context(|| kind.to_string());
+        let run = |kind: Kind| in_one(kind, port, pictures, tokens).with_context(|| kind.to_string());
         let running: Vec<_> = browsers.iter().map(|kind| scope.spawn(move || run(*kind))).collect();
         let ended: Vec<Result<()>> = running.into_iter().map(|thread| thread.join().unwrap_or_else(|_| bail!("a browser's test panicked"))).collect();
         ended.into_iter().collect()
@@ -52,10 +49,11 @@ pub fn run(site: &Site, browsers: &[Kind]) -> Result<()> {
 }
 
 /// Runs everything in one browser.
-fn in_one(kind: Kind, port: u16, pictures: &Path) -> Result<()> {
+fn in_one(kind: Kind, port: u16, pictures: &Path, tokens: u32) -> Result<()> {
     let start = Instant::now();
     let mut browser = Browser::open(kind)?;
     in_browser(&mut browser, kind, port)?;
+    context(&mut browser, kind, tokens)?;
     page(&mut browser, kind, port, pictures).context("the page")?;
     println!("    {kind}: {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
@@ -96,20 +94,20 @@ fn in_browser(browser: &mut Browser, kind: Kind, port: u16) -> Result<()> {
     println!("    {kind}: texts go on as natively");
     let refusals = browser.evaluate("tests.package()")?;
     println!("    {kind}: npm package: attention agrees, {} wrong inputs are refused", refusals.as_array().map_or(0, Vec::len));
-    context(browser, kind)
+    Ok(())
 }
 
-/// A whole context, and what memory grows by meanwhile.
-fn context(browser: &mut Browser, kind: Kind) -> Result<()> {
+/// A text of so many tokens, and what memory grows by meanwhile.
+fn context(browser: &mut Browser, kind: Kind, wanted: u32) -> Result<()> {
     let start = Instant::now();
-    let begun = browser.evaluate(&format!("tests.beginLong({CONTEXT})"))?;
+    let begun = browser.evaluate(&format!("tests.beginLong({wanted})"))?;
     let before = browser.gpu_memory()?;
     let ended = browser.evaluate("tests.endLong()")?;
     let after = browser.gpu_memory()?;
     let (tokens, allocated) = (number(&ended, "/progress/tokens")?, number(&ended, "/progress/allocated")?);
     // What follows the last token is not asked for, so it is not cached.
-    if tokens + 1 < CONTEXT {
-        bail!("the text ended at {tokens} tokens, before the context was full");
+    if tokens + 1 < wanted.into() {
+        bail!("the text ended at {tokens} tokens, of {wanted}");
     }
     if number(&begun, "/first/allocated")? != allocated || number(&ended, "/progress/bytes")? > allocated {
         bail!("the cache holds more than it said: {begun}, {ended}");
