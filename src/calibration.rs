@@ -8,8 +8,9 @@ pub use collector::Collector;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::reference::rotate_group_exact;
-use crate::shape::Shape;
+use crate::shape::{Rope, Shape};
 use crate::tensors;
+use std::ops::Range;
 
 /// How far the order of channels reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -110,6 +111,15 @@ impl Calibration {
         let block = (heads_per_group * shape.head_dim) as usize;
         let orders = sums.iter().map(|row| order(row, shape.head_dim, heads_per_group, if reach == Reach::Global { width } else { block })).collect();
         Ok(Self { model: model.to_owned(), kv_heads: shape.kv_heads, head_dim: shape.head_dim, heads_per_group, reach, tokens, skipped: 0, sums, orders })
+    }
+
+    /// That of some of the KV heads, as if a layer had no others.
+    pub(crate) fn shard(&self, heads: Range<u32>) -> Result<Self> {
+        let channels = [heads.start, heads.end].map(|head| (head * self.head_dim) as usize);
+        let sums = self.sums.iter().map(|row| row[channels[0]..channels[1]].to_vec()).collect();
+        let kv_heads = heads.end - heads.start;
+        let shape = Shape { layers: self.layers(), query_heads: kv_heads, kv_heads, head_dim: self.head_dim, rope: Rope::none() };
+        Ok(Self { skipped: self.skipped, ..Self::from_sums(&shape, self.heads_per_group, self.reach, &self.model, self.tokens, sums)? })
     }
 
     /// The channel at each place of a layer's order: `pi` of the paper. A permutation of `0..kv_heads * head_dim`.

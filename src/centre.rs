@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::kernel::measure::Sums;
 use crate::shape::{RopeLayout, Shape};
+use std::ops::Range;
 
 /// The means of key and value channels, and a weight for every pair of key channels that RoPE turns together.
 ///
@@ -143,6 +144,17 @@ impl Centre {
     pub(crate) fn moves(&self, shape: &Shape) -> bool {
         let turns = |i: usize| partner(shape, i % shape.head_dim as usize).is_some();
         self.layers.iter().any(|layer| layer.key_means.iter().enumerate().any(|(i, mean)| *mean != 0.0 && turns(i)))
+    }
+
+    /// That of some of the KV heads.
+    pub(crate) fn shard(&self, heads: Range<u32>) -> Self {
+        let [first, end] = [heads.start, heads.end].map(|head| (head * self.head_dim) as usize);
+        let of = |layer: &Layer| Layer {
+            key_means: layer.key_means[first..end].to_vec(),
+            weights: layer.weights[first..end].to_vec(),
+            value_means: layer.value_means[first..end].to_vec(),
+        };
+        Self { kv_heads: heads.end - heads.start, layers: self.layers.iter().map(of).collect(), ..self.clone() }
     }
 
     /// The words of a layer of [`Centre::natural`].

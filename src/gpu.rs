@@ -50,6 +50,29 @@ impl Gpu {
     pub async fn request() -> Result<Self> {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
         let adapter = Self::request_adapter(&instance).await?;
+        Self::of(&adapter).await
+    }
+
+    /// One device on every GPU of the host, for a cache over all of them ([`Sharded`](crate::Sharded)): those that the backend of
+    /// [`Gpu::request`] reaches, without software adapters unless there is nothing else.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] and [`Error::Device`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub async fn request_all() -> Result<Vec<Self>> {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let first = Self::request_adapter(&instance).await?.get_info();
+        let mut gpus = Vec::new();
+        for adapter in instance.enumerate_adapters(first.backend.into()).await {
+            if (adapter.get_info().device_type == wgpu::DeviceType::Cpu) == (first.device_type == wgpu::DeviceType::Cpu) {
+                gpus.push(Self::of(&adapter).await?);
+            }
+        }
+        Ok(gpus)
+    }
+
+    /// A device with all limits of an adapter, and the features that the kernels use.
+    async fn of(adapter: &wgpu::Adapter) -> Result<Self> {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("wgkv"),
             required_features: adapter.features()

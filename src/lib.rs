@@ -20,6 +20,7 @@ pub mod reference;
 mod rows;
 mod sensitivity;
 mod shape;
+mod sharded;
 mod status;
 mod step;
 #[cfg(feature = "store")]
@@ -42,6 +43,7 @@ pub use protection::{Protection, Sinks};
 pub use rows::{Element, Rows};
 pub use sensitivity::{Probe, Sensitivity};
 pub use shape::{Rope, RopeLayout, Shape};
+pub use sharded::{Sharded, ShardedSequence, ShardedStep};
 pub use status::{Flag, Status};
 pub use step::{Chunk, Step};
 #[cfg(feature = "store")]

@@ -18,6 +18,7 @@ use crate::rows::Element;
 use crate::shape::{RopeLayout, Shape};
 use crate::tensors;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Query rows that one pass of [`Cache::attend`](crate::Cache::attend) works on, unless the plan says otherwise.
@@ -147,11 +148,21 @@ impl Plan {
     /// # Errors
     /// Those of [`Plan::new`], and [`Error::Allocation`] for an allocation of another shape.
     pub fn mixed(shape: Shape, allocation: Allocation, protection: Protection, budget: Budget, capability: &Capability) -> Result<Self> {
+        Self::with_pages(shape, allocation, protection, budget.sequences(), |plan| plan.pages_for(budget), capability)
+    }
+
+    fn with_pages(
+        shape: Shape,
+        allocation: Allocation,
+        protection: Protection,
+        sequences: u32,
+        pages: impl FnOnce(&Self) -> Result<u32>,
+        capability: &Capability,
+    ) -> Result<Self> {
         shape.check()?;
         allocation.expect_shape(&shape)?;
         let format = *allocation.format();
         protection.check(&format)?;
-        let sequences = budget.sequences();
         if sequences == 0 {
             return Err(Error::Shape { name: "sequences", wanted: "1 or more".into(), had: "0".into() });
         }
@@ -188,11 +199,44 @@ impl Plan {
         while restores && plan.split_workgroup_bytes() > capability.workgroup_bytes && (plan.heads > 1 || plan.straight) {
             (plan.heads, plan.straight) = if plan.heads > 1 { (plan.heads / 2, plan.straight) } else { (heads, false) };
         }
-        plan.pages = plan.pages_for(budget)?;
+        plan.pages = pages(&plan)?;
         let (pages, together) = (plan.pages, plan.group_heads());
         plan.arrange(|slab| heads_of_a_slab(slab, pages, together, capability))?;
         plan.check(capability)?;
         Ok(plan)
+    }
+
+    /// What is left of the plan for a device that holds only some of every layer's KV heads, with the query heads that share them: as many
+    /// sequences and pages, the heads' own bits, means and weights. RotateKV's order is made of the heads' own sums, so it is the same order
+    /// only where it reaches no further than the heads that are rotated together ([`Reach::Local`](crate::Reach::Local)).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for heads that do not exist, for none, and where heads that are rotated together would be parted; those of [`Plan::mixed`].
+    pub fn shard(&self, heads: Range<u32>, capability: &Capability) -> Result<Self> {
+        let (have, together) = (self.shape.kv_heads, self.group_heads());
+        if heads.is_empty() || heads.end > have || [heads.start, heads.end].iter().any(|head| !head.is_multiple_of(together)) {
+            let wanted = format!("some of 0..{have}, {together} together");
+            return Err(Error::Shape { name: "the KV heads of a shard", wanted, had: format!("{heads:?}") });
+        }
+        let kv_heads = heads.end - heads.start;
+        let shape = Shape { query_heads: kv_heads * self.shape.share(), kv_heads, ..self.shape.clone() };
+        let mut format = *self.format();
+        if self.restores() {
+            format = format.with_heads_per_group(together);
+        }
+        let allocation = Allocation::new(&shape, format, |layer, head| self.allocation.of(layer, heads.start + head))?;
+        let mut shard = Self::with_pages(shape, allocation, self.protection, self.sequences, |_| Ok(self.pages), capability)?
+            .with_element(self.element)
+            .with_split_workgroups(self.split_workgroups);
+        if let Some(calibration) = &self.calibration {
+            shard = shard.with_calibration(calibration.shard(heads.clone())?)?;
+        }
+        if let Some(centre) = &self.centre {
+            shard = shard.with_centre(centre.shard(heads))?;
+        }
+        shard.code_planes = self.code_planes;
+        shard.alignment = self.alignment;
+        Ok(shard)
     }
 
     /// Spreads every layer's KV heads over slabs: heads of one format together, as many as `most` says, as evenly as can be, so

@@ -1,0 +1,313 @@
+//! One cache over several devices of a host: each holds some of the KV heads.
+
+use crate::cache::{Cache, Sequence};
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::plan::Plan;
+use crate::rows::Rows;
+use crate::shape::Shape;
+use crate::step::{Chunk, Step};
+use futures::future::try_join_all;
+use std::ops::Range;
+use wgpu::util::DeviceExt;
+
+/// A cache whose KV heads are spread over devices, each with the query heads that share them. Heads know nothing of each other, so the devices
+/// need not talk: each is given its heads' keys, values and queries and makes its heads' outputs.
+///
+/// All devices do the same at the same time. What is recorded goes to an encoder for each of them, in the order of the devices.
+///
+/// ```no_run
+/// use wgkv::{Bits, Budget, Codec, Format, Gpu, Plan, Protection, Result, Rope, Rows, Shape, Sharded};
+///
+/// /// `keys` and `values` are `[tokens, 8, 128]` before RoPE, `queries` and the answer `[tokens, 32, 128]`.
+/// async fn attend(gpus: &[Gpu], tokens: u32, keys: &[f32], values: &[f32], queries: &[f32]) -> Result<Vec<f32>> {
+///     let shape = Shape { layers: 1, query_heads: 32, kv_heads: 8, head_dim: 128, rope: Rope::new(500_000.0, 128) };
+///     let format = Format::new(Codec::Hadamard, Bits::Four, Bits::Two, 64);
+///     let plan = Plan::new(shape, format, Protection::default(), Budget::tokens(1, 4096), gpus[0].capability())?;
+///     let mut cache = Sharded::new(gpus, &plan)?;
+///     let sequence = cache.allocate()?;
+///     let step = cache.step(&[(&sequence, tokens)])?;
+///     let (keys, values) = (cache.scatter_keys(keys)?, cache.scatter_keys(values)?);
+///     let (queries, outputs) = (cache.scatter_queries(queries)?, cache.outputs(tokens));
+///     let rows = [&keys, &values, &queries, &outputs].map(|buffers| buffers.iter().map(Rows::f32).collect::<Vec<_>>());
+///     let mut encoders = cache.encoders();
+///     cache.append(&mut encoders, &step, 0, &rows[0], &rows[1])?;
+///     cache.attend(&mut encoders, &step, 0, &rows[2], &rows[3])?;
+///     cache.submit(encoders)?;
+///     cache.gather(&outputs, tokens).await
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Sharded {
+    shape: Shape,
+    shards: Vec<Cache>,
+    heads: Vec<Range<u32>>,
+}
+
+/// A sequence of a [`Sharded`] cache.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ShardedSequence(Vec<Sequence>);
+
+impl ShardedSequence {
+    /// The sequence of each shard's cache.
+    pub fn sequences(&self) -> &[Sequence] {
+        &self.0
+    }
+}
+
+/// A [`Step`] of every shard.
+#[derive(Debug)]
+pub struct ShardedStep(Vec<Step>);
+
+impl ShardedStep {
+    /// The step of each shard's cache.
+    pub fn steps(&self) -> &[Step] {
+        &self.0
+    }
+}
+
+impl Sharded {
+    /// Allocates a cache on each device, with its share of the plan's KV heads: as equal as can be, heads that are rotated together on one
+    /// device ([`Plan::shard`]). A device may be named several times.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for no device, and for more devices than there are heads to go round; those of [`Plan::shard`] and [`Cache::new`].
+    pub fn new(gpus: &[Gpu], plan: &Plan) -> Result<Self> {
+        let (count, together) = (gpus.len() as u32, plan.group_heads());
+        let bunches = plan.shape().kv_heads / together;
+        if count == 0 || count > bunches {
+            let wanted = format!("1 to {bunches}: {} KV heads, {together} together", plan.shape().kv_heads);
+            return Err(Error::Shape { name: "devices", wanted, had: count.to_string() });
+        }
+        let first = |n: u32| bunches * n / count * together;
+        let heads: Vec<Range<u32>> = (0..count).map(|n| first(n)..first(n + 1)).collect();
+        let shard = |(gpu, heads): (&Gpu, &Range<u32>)| Cache::new(gpu, plan.shard(heads.clone(), gpu.capability())?);
+        Ok(Self { shape: plan.shape().clone(), shards: gpus.iter().zip(&heads).map(shard).collect::<Result<_>>()?, heads })
+    }
+
+    /// Compiles the pipelines of all shards.
+    ///
+    /// # Errors
+    /// As [`Gpu::prepare`].
+    pub async fn prepare(&self) -> Result<()> {
+        for shard in &self.shards {
+            shard.gpu().prepare(shard.plan()).await?;
+        }
+        Ok(())
+    }
+
+    /// The cache of each device, for what asks and records only.
+    pub fn shards(&self) -> &[Cache] {
+        &self.shards
+    }
+
+    /// The KV heads of each device.
+    pub fn heads(&self) -> &[Range<u32>] {
+        &self.heads
+    }
+
+    /// As many as there are shards?
+    fn expect(&self, name: &'static str, had: usize) -> Result<()> {
+        let wanted = self.shards.len();
+        if had == wanted { Ok(()) } else { Err(Error::Shape { name, wanted: format!("{wanted}, one for each device"), had: had.to_string() }) }
+    }
+
+    /// Begins a sequence of no tokens.
+    ///
+    /// # Errors
+    /// As [`Cache::allocate`].
+    pub fn allocate(&mut self) -> Result<ShardedSequence> {
+        // All shards have done the same, so what the first refuses all refuse, and what it grants they grant.
+        self.shards.iter_mut().map(Cache::allocate).collect::<Result<_>>().map(ShardedSequence)
+    }
+
+    /// Ends a sequence and gives back its pages.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`].
+    pub fn free(&mut self, sequence: &ShardedSequence) -> Result<()> {
+        self.shards.iter_mut().zip(&sequence.0).try_for_each(|(shard, sequence)| shard.free(*sequence))
+    }
+
+    /// Begins a sequence that holds what another holds, as [`Cache::fork`].
+    ///
+    /// # Errors
+    /// As [`Cache::fork`], and [`Error::Shape`] without an encoder for each device; then nothing has changed.
+    pub fn fork(&mut self, encoders: &mut [wgpu::CommandEncoder], sequence: &ShardedSequence) -> Result<ShardedSequence> {
+        self.expect("encoders", encoders.len())?;
+        let shards = self.shards.iter_mut().zip(encoders).zip(&sequence.0);
+        shards.map(|((shard, encoder), sequence)| shard.fork(encoder, *sequence)).collect::<Result<_>>().map(ShardedSequence)
+    }
+
+    /// Cuts a sequence back to its first `tokens` tokens, as [`Cache::truncate`].
+    ///
+    /// # Errors
+    /// As [`Cache::truncate`], and [`Error::Shape`] without an encoder for each device; then nothing has changed.
+    pub fn truncate(&mut self, encoders: &mut [wgpu::CommandEncoder], sequence: &ShardedSequence, tokens: u32) -> Result<()> {
+        self.expect("encoders", encoders.len())?;
+        let mut shards = self.shards.iter_mut().zip(encoders).zip(&sequence.0);
+        shards.try_for_each(|((shard, encoder), sequence)| shard.truncate(encoder, *sequence, tokens))
+    }
+
+    /// How many tokens a sequence holds.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`].
+    pub fn tokens(&self, sequence: &ShardedSequence) -> Result<u32> {
+        let first = self.shards.iter().zip(&sequence.0).next();
+        first.map_or(Ok(0), |(shard, sequence)| shard.tokens(*sequence))
+    }
+
+    /// Bytes allocated for keys and values, on all devices together.
+    pub fn bytes(&self) -> u64 {
+        self.shards.iter().map(Cache::bytes).sum()
+    }
+
+    /// Pages that no sequence holds, of each device: all have the same.
+    pub fn free_pages(&self) -> u32 {
+        self.shards.first().map_or(0, Cache::free_pages)
+    }
+
+    /// Grows sequences by new tokens, as [`Cache::step`].
+    ///
+    /// # Errors
+    /// As [`Cache::step`]; then no sequence has grown.
+    pub fn step(&mut self, chunks: &[(&ShardedSequence, u32)]) -> Result<ShardedStep> {
+        let step = |(n, shard): (usize, &mut Cache)| {
+            let of = |(sequence, tokens): &(&ShardedSequence, u32)| {
+                let sequence = sequence.0.get(n).copied().ok_or(Error::UnknownSequence { slot: n as u32 })?;
+                Ok(Chunk { sequence, tokens: *tokens })
+            };
+            shard.step(&chunks.iter().map(of).collect::<Result<Vec<_>>>()?)
+        };
+        self.shards.iter_mut().enumerate().map(step).collect::<Result<_>>().map(ShardedStep)
+    }
+
+    /// A new encoder for each device.
+    pub fn encoders(&self) -> Vec<wgpu::CommandEncoder> {
+        let encoder = |shard: &Cache| shard.gpu().device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("wgkv shard") });
+        self.shards.iter().map(encoder).collect()
+    }
+
+    /// Submits what was recorded, to each device its own.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] without an encoder for each device; then nothing was submitted.
+    pub fn submit(&self, encoders: Vec<wgpu::CommandEncoder>) -> Result<()> {
+        self.expect("encoders", encoders.len())?;
+        for (shard, encoder) in self.shards.iter().zip(encoders) {
+            shard.gpu().queue().submit([encoder.finish()]);
+        }
+        Ok(())
+    }
+
+    /// Records on each device what [`Cache::elect`] records, the same residual stream on all: `[rows, width]`.
+    ///
+    /// # Errors
+    /// As [`Cache::elect`], and [`Error::Shape`] without an encoder and rows for each device. Devices before the one that is at fault have
+    /// recorded: drop all encoders.
+    pub fn elect(&self, encoders: &mut [wgpu::CommandEncoder], step: &ShardedStep, layer: u32, residuals: &[Rows<'_>], width: u32) -> Result<()> {
+        self.expect("encoders", encoders.len())?;
+        self.expect("residuals", residuals.len())?;
+        let mut shards = self.shards.iter().zip(encoders).zip(&step.0).zip(residuals);
+        shards.try_for_each(|(((shard, encoder), step), residual)| shard.elect(encoder, step, layer, *residual, width))
+    }
+
+    /// Records on each device what [`Cache::append`] records: its heads' keys and values, `[rows, its KV heads, head_dim]`.
+    ///
+    /// # Errors
+    /// As [`Cache::append`], and [`Error::Shape`] without an encoder and rows for each device. Devices before the one that is at fault have
+    /// recorded: drop all encoders.
+    pub fn append(&self, encoders: &mut [wgpu::CommandEncoder], step: &ShardedStep, layer: u32, keys: &[Rows<'_>], values: &[Rows<'_>]) -> Result<()> {
+        self.expect("encoders", encoders.len())?;
+        self.expect("keys", keys.len())?;
+        self.expect("values", values.len())?;
+        let mut shards = self.shards.iter().zip(encoders).zip(&step.0).zip(keys.iter().zip(values));
+        shards.try_for_each(|(((shard, encoder), step), (keys, values))| shard.append(encoder, step, layer, *keys, *values))
+    }
+
+    /// Records on each device what [`Cache::attend`] records: its heads' queries and outputs, `[rows, its query heads, head_dim]`.
+    ///
+    /// # Errors
+    /// As [`Cache::attend`], and [`Error::Shape`] without an encoder and rows for each device. Devices before the one that is at fault have
+    /// recorded: drop all encoders.
+    pub fn attend(&self, encoders: &mut [wgpu::CommandEncoder], step: &ShardedStep, layer: u32, queries: &[Rows<'_>], outputs: &[Rows<'_>]) -> Result<()> {
+        self.expect("encoders", encoders.len())?;
+        self.expect("queries", queries.len())?;
+        self.expect("outputs", outputs.len())?;
+        let mut shards = self.shards.iter().zip(encoders).zip(&step.0).zip(queries.iter().zip(outputs));
+        shards.try_for_each(|(((shard, encoder), step), (queries, outputs))| shard.attend(encoder, step, layer, *queries, *outputs))
+    }
+
+    /// Uploads keys or values of all KV heads, `[rows, kv_heads, head_dim]`: to each device those of its heads.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for numbers that are not whole rows.
+    pub fn scatter_keys(&self, numbers: &[f32]) -> Result<Vec<wgpu::Buffer>> {
+        self.scatter("numbers of keys or values", numbers, self.shape.head_dim)
+    }
+
+    /// Uploads queries of all query heads, `[rows, query_heads, head_dim]`: to each device those of its heads.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for numbers that are not whole rows.
+    pub fn scatter_queries(&self, numbers: &[f32]) -> Result<Vec<wgpu::Buffer>> {
+        self.scatter("numbers of queries", numbers, self.shape.head_dim * self.shape.share())
+    }
+
+    /// `width` numbers a KV head.
+    fn scatter(&self, name: &'static str, numbers: &[f32], width: u32) -> Result<Vec<wgpu::Buffer>> {
+        let row = (self.shape.kv_heads * width) as usize;
+        if !numbers.len().is_multiple_of(row) {
+            return Err(Error::Shape { name, wanted: format!("a multiple of {row}"), had: numbers.len().to_string() });
+        }
+        let part = |(shard, heads): (&Cache, &Range<u32>)| {
+            let [first, end] = [heads.start, heads.end].map(|head| (head * width) as usize);
+            let part: Vec<f32> = numbers.chunks(row).flat_map(|row| &row[first..end]).copied().collect();
+            shard.gpu().device().create_buffer_init(&wgpu::util::BufferInitDescriptor {
+                label: Some("wgkv shard"),
+                contents: bytemuck::cast_slice(&part),
+                usage: wgpu::BufferUsages::STORAGE,
+            })
+        };
+        Ok(self.shards.iter().zip(&self.heads).map(part).collect())
+    }
+
+    /// Buffers for each device's outputs of so many rows, `[rows, its query heads, head_dim]` in f32.
+    pub fn outputs(&self, rows: u32) -> Vec<wgpu::Buffer> {
+        let output = |shard: &Cache| {
+            let shape = shard.plan().shape();
+            shard.gpu().device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some("wgkv shard"),
+                size: 4 * u64::from(rows) * u64::from(shape.query_heads * shape.head_dim),
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            })
+        };
+        self.shards.iter().map(output).collect()
+    }
+
+    /// Waits for all devices and puts their outputs together: `[rows, query_heads, head_dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] without a buffer for each device, [`Error::Rows`] for one that is too short, [`Error::Readback`].
+    pub async fn gather(&self, outputs: &[wgpu::Buffer], rows: u32) -> Result<Vec<f32>> {
+        self.expect("outputs", outputs.len())?;
+        let words = |shard: &Cache| u64::from(rows) * u64::from(shard.plan().shape().query_heads * self.shape.head_dim);
+        for (shard, output) in self.shards.iter().zip(outputs) {
+            if output.size() < 4 * words(shard) {
+                return Err(Error::Rows { name: "output", need: 4 * words(shard), have: output.size() });
+            }
+        }
+        let parts = try_join_all(self.shards.iter().zip(outputs).map(|(shard, output)| shard.gpu().read(output, 0, words(shard)))).await?;
+        let width = (self.shape.query_heads * self.shape.head_dim) as usize;
+        let mut all = Vec::with_capacity(rows as usize * width);
+        for row in 0..rows as usize {
+            for part in &parts {
+                let width = part.len() / rows as usize;
+                all.extend(part[row * width..][..width].iter().map(|bits| f32::from_bits(*bits)));
+            }
+        }
+        Ok(all)
+    }
+}
