@@ -42,7 +42,7 @@ struct Index {
 }
 
 impl Weights {
-    /// Opens what `model.safetensors.index.json` lists or, without one, every `*.safetensors` of the folder but calibrations.
+    /// Opens what `model.safetensors.index.json` lists or, without one, every `*.safetensors` of the folder but wgkv's own.
     pub fn open(directory: &Path) -> Result<Self> {
         let index = directory.join("model.safetensors.index.json");
         let mut paths: Vec<PathBuf> = if index.exists() {
@@ -62,7 +62,7 @@ impl Weights {
         paths.sort();
         paths.dedup();
         let mut files = paths.into_iter().map(WeightFile::open).collect::<Result<Vec<_>>>()?;
-        files.retain(|file| !file.is_calibration());
+        files.retain(|file| !file.is_wgkv());
         if files.is_empty() {
             return Err(Error::NoWeights { path: directory.to_owned() });
         }
@@ -147,10 +147,10 @@ fn samples(bytes: u64) -> Vec<u64> {
 }
 
 impl WeightFile {
-    /// Is it one of wgkv's calibrations, which may lie beside the weights? Were it taken for weights, it would change the hash
-    /// of the very model that it names.
-    fn is_calibration(&self) -> bool {
-        self.metadata.metadata().as_ref().and_then(|texts| texts.get("format")).is_some_and(|format| format == "wgkv-calibration")
+    /// Is it one of wgkv's own files, such as a calibration, which may lie beside the weights? Were it taken for weights, it would change the
+    /// hash of the very model that it names.
+    fn is_wgkv(&self) -> bool {
+        self.metadata.metadata().as_ref().and_then(|texts| texts.get("format")).is_some_and(|format| format.starts_with("wgkv-"))
     }
 
     fn open(path: PathBuf) -> Result<Self> {

@@ -200,8 +200,11 @@ fn a_prompt_is_enough_to_centre_on() {
     let (mut prompt, targets) = windows(&ids, config, 1, context).unwrap().remove(0);
     let rest = (prompt.split_off(context / 2), targets[context / 2..].to_vec());
     let collector = collect_centre(&model, &bridge, &[(prompt.clone(), Vec::new())], |_| ()).unwrap();
-    let centre = pollster::block_on(collector.finish(&model_hash(&directory).unwrap())).unwrap();
+    let hash = model_hash(&directory).unwrap();
+    let centre = pollster::block_on(collector.finish(&hash)).unwrap();
     assert_eq!(centre.tokens(), prompt.len() as u64);
+    let shipped = Centre::load(directory.join("centred.safetensors")).unwrap();
+    shipped.expect_model(&hash).unwrap();
 
     // What follows the prompt, beside halves of the same past: prompt and what is added lie in codes of two bits.
     let format = Format::new(Codec::Centred, wgkv::Bits::Two, wgkv::Bits::Two, 64);
@@ -217,8 +220,7 @@ fn a_prompt_is_enough_to_centre_on() {
         control.free().unwrap();
         score.kl()
     };
-    let [of_prompt, of_text, none] =
-        [Learned::Centre(centre), Learned::Centre(Centre::load(directory.join("centred.safetensors")).unwrap()), Learned::Nothing].map(&mut divergence);
+    let [of_prompt, of_text, none] = [Learned::Centre(centre), Learned::Centre(shipped), Learned::Nothing].map(&mut divergence);
     println!("divergence: centred on the prompt {of_prompt}, on sample text {of_text}, on nothing {none}");
     assert!(of_prompt < PROMPT_SHARE * none && of_text < PROMPT_SHARE * none, "{of_prompt}, {of_text}, {none}");
 }
