@@ -3,17 +3,26 @@
 //
 //   s_t = sum_i q_i k_ti   in log2 units, with the bits of unread planes as 100..0 (halves) or their middle (integer codes)
 //
+// For Centred what the mean of the keys adds follows from the position and the query (part positions): no plane is read for it, so it is
+// in full in every score, and the bound on a score's error knows nothing of it.
+//
 // 32 lanes walk the pages first..end of one sequence for one KV head and up to HEADS query heads that share it; a lane owns four
 // tokens. The level of a channel (or of four of them) is the same for all tokens: a plane that is not wanted is not loaded, by a branch.
 //
-// Parts: heads_<n>, reduce_<method>, queries; align_keys_half + planes, or align_keys_code + planes_<bits>, levels_<bits>,
-// scales_<form>, page_scales. Wrapper: src/kernel/align_scores.rs. Twin: src/reference/align_scores.rs.
+// Parts: heads_<n>, reduce_<method>, queries; positions_none, or positions with positions_<walk> and mirror_<method>; align_keys_half + planes,
+// or align_keys_code + planes_<bits>, levels_<bits>, scales_<form>, page_scales. Wrapper: src/kernel/align_scores.rs. Twin: src/reference/align_scores.rs.
 
 override HEAD_DIM: u32;
 override HEADS: u32;         // query heads that share one reading
 override BLOCKS: u32;
 override QUERY_STRIDE: u32;
-override POSITIONS_AT: u32;   // entries of a block of heads
+override POSITIONS_AT: u32;    // entries of query_codes before those that positions are known by
+override POSITION_CENTRE: u32; // in turns, the turn by 63.5 positions; after it follow the tables of part positions
+override POSITION_WAVES: u32;  // first pairs of RoPE, which turn too fast for a short polynomial
+override POSITION_PLACES: u32; // pages of a pass
+override ROPE_PAIRS: u32;
+override KEY_BITS: u32;
+override VALUE_BITS: u32;
 override PAGE_VECS: u32;
 override KEY_GROUPS: u32;    // groups of keys that have their scales in the page
 override KEY_GROUP_QUADS: u32; // quads of channels that share a key scale
@@ -35,10 +44,12 @@ struct AlignScoresParams { // src/kernel/align_scores.rs
 
 @group(0) @binding(0) var<uniform> params: AlignScoresParams;
 @group(0) @binding(1) var<storage, read> tables: array<u32>;            // items of 8 words; lists of physical pages
-@group(0) @binding(2) var<storage, read> query_codes: array<HeadsU>;    // [row, kv_head, block, QUERY_STRIDE] f32
-@group(0) @binding(3) var<storage, read> plans: array<u32>;             // [row, kv_head, block, PLAN_WORDS]
-@group(0) @binding(4) var<storage, read> pages: array<u32>;             // [physical page, slab head, 4 * PAGE_VECS]
-@group(0) @binding(5) var<storage, read_write> scores: array<HeadsF>;   // [page of the pass, kv_head, block, 128], then sums, then quads
+@group(0) @binding(2) var<storage, read> turns: array<vec4<f32>>;       // [128 low + high positions, pairs], two a vector
+@group(0) @binding(3) var<storage, read> query_codes: array<HeadsU>;    // [row, kv_head, block, QUERY_STRIDE] f32
+@group(0) @binding(4) var<storage, read> plans: array<u32>;             // [row, kv_head, block, PLAN_WORDS]
+@group(0) @binding(5) var<storage, read> pages: array<u32>;             // [physical page, slab head, 4 * PAGE_VECS]
+@group(0) @binding(6) var<storage, read> position_terms: array<HeadsF>; // [kv_head, block, 12, page of the pass], for Centred
+@group(0) @binding(7) var<storage, read_write> scores: array<HeadsF>;   // [page of the pass, kv_head, block, 128], then sums, then quads
 
 const HIDDEN = -1e30;
 const PLAN_WORDS = 112u;
@@ -51,6 +62,12 @@ struct Keyed { s: Scores, error: Scores }
 
 // How often the lane loaded words of each plane, as far as a plane may stay unread.
 var<private> loads: vec3<u32>;
+
+// Cosine and sine of one position and pair.
+fn turn_at(i: u32) -> vec2<f32> {
+    let two = turns[i / 2u];
+    return select(two.xy, two.zw, (i & 1u) == 1u);
+}
 
 fn shown(s: Scores, hidden: f32, visible: vec4<bool>) -> Scores {
     let none = HeadsF(hidden);
@@ -72,6 +89,7 @@ fn align_scores(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     let head = tables[params.heads_at + slab_head];
     let reading = (row * params.kv_heads + head) * BLOCKS + block;
     queries_take(reading * QUERY_STRIDE, 0u, lane);
+    let base = positions_base(reading * QUERY_STRIDE, lane);
     keys_open(reading * PLAN_WORDS, lane);
     loads = vec3<u32>(0u);
     workgroupBarrier();
@@ -82,7 +100,18 @@ fn align_scores(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     var error = HeadsF(0.0);
     for (var n = first; n < end; n++) {
         let page = (tables[list + n] * params.slab_heads + slab_head) * (4u * PAGE_VECS);
-        let keyed = keys_scores(page, lane);
+        positions_turn(base, n, lane);
+        if (POSITIONS) {
+            workgroupBarrier();
+        }
+        var keyed = keys_scores(page, lane);
+        if (POSITIONS) {
+            let half = positions_half((head * BLOCKS + block) * 12u * POSITION_PLACES + score_first + n, lane);
+            positions_put(lane, half);
+            // It also keeps this page's readers of what was turned ahead of the next page's writers.
+            workgroupBarrier();
+            keyed.s = positions_add(lane, half, keyed.s);
+        }
         let tokens = vec4<u32>(n * 128u + lane * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
         let visible = (tokens >= vec4<u32>(visible_first)) & (tokens < vec4<u32>(visible_end));
         let s = shown(keyed.s, HIDDEN, visible);

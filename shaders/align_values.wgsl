@@ -19,6 +19,8 @@ override VALUES: u32;        // vec4s from a page's start to its values
 override VALUE_GROUP: u32;   // channels that share a value scale
 override VALUE_GROUPS: u32;
 override VALUE_SCALES: u32;
+override KEY_BITS: u32;
+override VALUE_BITS: u32;
 override STEPS: u32;         // scales of a page's tokens that workgroup memory holds
 override LEDGERS: u32;       // vec4s of partials before the ledgers
 override UNITS: u32;         // 1

@@ -871,9 +871,11 @@ impl Cache {
                 &[
                     params::<AlignScoresParams>(step, align.scores.params),
                     step.tables.as_entire_binding(),
+                    scratch.turns.as_entire_binding(),
                     scratch.query_codes.as_entire_binding(),
                     scratch.plans.as_entire_binding(),
                     pages.as_entire_binding(),
+                    scratch.position_terms.as_entire_binding(),
                     scratch.scores.as_entire_binding(),
                 ],
                 [align.scores.items, readings, 1],

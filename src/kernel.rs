@@ -21,7 +21,7 @@ pub mod query;
 pub mod rotate;
 
 use crate::format::{Codec, Scales};
-use crate::gpu::{Dialect, Linked, Part};
+use crate::gpu::{Dialect, Linked, Part, Reduce};
 use crate::plan::{Plan, Slab};
 use crate::rows::Element;
 use crate::shape::RopeLayout;
@@ -328,6 +328,25 @@ pub(crate) fn fit_parts(plan: &Plan) -> Vec<Part> {
 /// CENTRED.
 pub(crate) fn centred(plan: &Plan) -> (&'static str, f64) {
     flag("CENTRED", plan.format().codec() == Codec::Centred)
+}
+
+/// What the mean of the keys adds to the scores of a page: nothing, or by the walk and the exchange that suit the plan.
+pub(crate) fn position_parts(plan: &Plan) -> Vec<Part> {
+    if plan.position_quads() == 0 {
+        return vec![POSITIONS_NONE];
+    }
+    let walk = if plan.straight() { POSITIONS_STRAIGHT } else { POSITIONS_ROLLED };
+    vec![POSITIONS, walk, if plan.reduce() == Reduce::Subgroup { MIRROR_SUBGROUP } else { MIRROR_WORKGROUP }]
+}
+
+/// Where the query's factors of positions, the tables and the terms lie.
+pub(crate) fn position_constants(plan: &Plan) -> Constants {
+    vec![
+        ("POSITIONS_AT", plan.positions_at().into()),
+        ("POSITION_CENTRE", plan.position_centre().into()),
+        ("POSITION_WAVES", plan.position_waves().into()),
+        ("POSITION_PLACES", plan.pages().into()),
+    ]
 }
 
 /// POSITION_QUADS.

@@ -430,8 +430,8 @@ impl Plan {
         self.code_planes
     }
 
-    /// The same plan with planes chosen in another way than reading all of them: for [`Codec::AlignedF16`], and for [`Codec::Rtn`] and
-    /// [`Codec::Hadamard`] with keys and values of 4 or 8 bits, whose codes are then stored in planes of 2 and 2, or 4, 2 and 2 bits. Those
+    /// The same plan with planes chosen in another way than reading all of them: for [`Codec::AlignedF16`], and for [`Codec::Rtn`],
+    /// [`Codec::Hadamard`] and [`Codec::Centred`] with keys and values of 4 or 8 bits, whose codes are then stored in planes of 2 and 2, or 4, 2 and 2 bits. Those
     /// take budgets only, of which 0 reads everything; [`Alignment::EVERYTHING`] leaves their codes as they are without planes.
     /// [`Cache::align`](crate::Cache::align) changes it later.
     ///
@@ -451,8 +451,8 @@ impl Plan {
     fn check_code_planes(&self) -> Result<()> {
         let wrong = |name, wanted: &str, had: String| Err(Error::Shape { name, wanted: wanted.into(), had });
         let codec = self.format().codec();
-        if ![Codec::Rtn, Codec::Hadamard].contains(&codec) {
-            return wrong("the codec of an alignment", "aligned-f16, rtn or hadamard", codec.to_string());
+        if ![Codec::Rtn, Codec::Hadamard, Codec::Centred].contains(&codec) {
+            return wrong("the codec of an alignment", "aligned-f16, rtn, hadamard or centred", codec.to_string());
         }
         for slab in self.arrangements.iter().flatten() {
             for (name, precision) in [("key bits", slab.format.key()), ("value bits", slab.format.value())] {

@@ -198,7 +198,6 @@ impl Constants {
             numbers.get(name).copied().unwrap_or_default()
         };
         let planes = |name| if plan.aligns() { number(name) } else { 0.0 };
-        let unplaned = |name| if plan.aligns() { 0 } else { number(name) as u32 };
         let whole = |name| number(name) as u32;
         let float = |name| number(name) as f32;
         let flag = |name| number(name) != 0.0;
@@ -214,7 +213,7 @@ impl Constants {
             position_quads: whole("POSITION_QUADS"),
             positions_at: whole("POSITIONS_AT"),
             position_centre: whole("POSITION_CENTRE"),
-            position_waves: unplaned("POSITION_WAVES"),
+            position_waves: whole("POSITION_WAVES"),
             position_places: plan.pages(),
             position_pages: if plan.position_quads() == 0 { 0 } else { number("POSITION_PAGES") as u32 },
             restore: flag("RESTORE"),

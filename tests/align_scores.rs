@@ -29,7 +29,8 @@ fn align_scores_agrees_with_its_reference() {
         let mut twin = vec![f32::from_bits(POISON); scores.len()];
         let mut items = 0;
         for (((params, n), c), pages) in words.align_scores.iter().zip(&walk.slab_constants).zip(&taken.after.pages) {
-            reference::align_scores(params, c, *n, &words.tables, &taken.scratch[1], plans, pages, &mut twin);
+            let positions = floats(&taken.positions);
+            reference::align_scores(params, c, *n, &words.tables, &walk.turns, &taken.scratch[1], plans, pages, positions, &mut twin);
             items += n;
         }
         assert!(items > 0, "the case has packed pages");

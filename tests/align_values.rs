@@ -15,7 +15,7 @@ use support::*;
 use wgkv::kernel::align_plan::*;
 use wgkv::reference::aligned::{Planes, quarter};
 use wgkv::reference::{self, Constants};
-use wgkv::{Alignment, AlignmentReport, Bits, Criterion, Format, Rows};
+use wgkv::{Alignment, AlignmentReport, Bits, Certificate, Criterion, Format, Rows, Shape};
 
 /// Error of a weight: `exp2`'s own, 2^-22 near zero and more for arguments that are large.
 const WEIGHT_ERROR: f32 = 4e-5;
@@ -112,6 +112,8 @@ fn planes_that_stay_unread_may_hold_anything() {
         (half, Alignment::budget(128.0, 1024.0)),
         (code, Alignment::budget(0.5, 4.0)),
         (hadamard(Bits::Eight, Bits::Four, 64), Alignment::budget(8.0, 1.0)),
+        (centred(Bits::Four, Bits::Eight, 32), Alignment::budget(0.5, 4.0)),
+        (centred(Bits::Eight, Bits::Four, 64), Alignment::budget(8.0, 1.0)),
         (code, Alignment::budget(1e9, 1e9)),
     ] {
         let steps = vec![vec![(0, 300), (1, 140)], vec![(0, 1), (1, 1)]];
@@ -214,6 +216,16 @@ fn value_level(planes: Planes, criterion: Criterion, plan: &[u32], weights: &[f3
     planes.drops.iter().filter(|drop| key + 4 * (**drop - 2) <= threshold).count() as u32
 }
 
+/// All scores of a certificate's row and query head, in log2 units.
+fn scores(c: &Constants, taken: &Taken, certificate: &Certificate, shape: &Shape) -> Vec<f32> {
+    let records = records(taken);
+    let (before, record) = (&records[..certificate.row as usize], &records[certificate.row as usize]);
+    let first: usize = before.iter().map(|record| record.pages.len()).sum();
+    let (head, h) = (certificate.head / shape.share(), certificate.head % shape.share());
+    let entry = |t: usize| (((first + t / 128) as u32 * shape.kv_heads + head) * c.blocks + h / c.heads) as usize * 128 + t % 128;
+    (0..128 * record.pages.len()).map(|t| floats(&taken.aligned[0])[entry(t) * c.heads as usize + (h % c.heads) as usize]).collect()
+}
+
 #[test]
 fn budgets_of_nothing_are_reading_everything_and_errors_stay_within_certificates() {
     // 6, 7, 13 to 16, 20, 23, 26
@@ -229,6 +241,9 @@ fn budgets_of_nothing_are_reading_everything_and_errors_stay_within_certificates
         (128, 3, 3, protect(4, 16), hadamard(Bits::Eight, Bits::Eight, 128), &codes),
         (96, 14, 2, protect(0, 0), hadamard(Bits::Eight, Bits::Four, 32), &codes),
         (256, 2, 1, protect(0, 0), rtn(Bits::Four, Bits::Eight, 64), &codes),
+        (64, 4, 1, protect(0, 0), centred(Bits::Four, Bits::Four, 64), &codes),
+        (128, 3, 3, protect(4, 16), centred(Bits::Eight, Bits::Eight, 128), &codes),
+        (96, 14, 2, protect(0, 0), centred(Bits::Four, Bits::Eight, 32), &codes),
     ] {
         let coded = format != half;
         let steps = vec![vec![(0, 400), (1, 140)], vec![(1, 1), (0, 1)]];
@@ -257,7 +272,7 @@ fn budgets_of_nothing_are_reading_everything_and_errors_stay_within_certificates
         let mut read = [u64::MAX; 2];
         let budgets = std::iter::once(&(0.0, 0.0)).chain(budgets).map(|(k, v)| Alignment::budget(*k, *v));
         for alignment in budgets.chain((!coded).then_some(Alignment::PUBLISHED)) {
-            let mut other = Walk::new(&gpu, Case { alignment, ..base.clone() });
+            let mut other = Walk::new(&gpu, Case { alignment, centre: walk.case.centre.clone(), ..base.clone() });
             other.take_rows(&steps[0], first.clone(), false);
             let taken = other.take_rows(&steps[1], second.clone(), true);
             let name = format!("{format}, {alignment}, {query_heads} heads of {head_dim}. WGKV_SEED={}", walk.seed);
@@ -279,12 +294,18 @@ fn budgets_of_nothing_are_reading_everything_and_errors_stay_within_certificates
                 read = now;
             }
             let (got, want) = (output(&taken), output(&everything));
-            let mut worst = 0.0_f64;
+            let (mut worst, mut worst_score) = (0.0_f64, 0.0_f64);
             let with_pages = records(&taken).iter().filter(|record| record.new_packed > unpacked(other.plan())).count();
             assert_eq!(report.certificates.len(), with_pages * query_heads as usize, "{name}");
             for certificate in &report.certificates {
                 let sequence = [1, 0][certificate.row as usize];
                 let head = certificate.head / (query_heads / kv_heads);
+                let [got_scores, want_scores] = [&taken, &everything].map(|taken| scores(&other.constants, taken, certificate, &other.case.shape));
+                for (a, b) in got_scores.iter().zip(&want_scores) {
+                    let off = f64::from((a - b).abs()) * std::f64::consts::LN_2;
+                    assert!(off <= certificate.score_error + SLACK, "{name}: a score is off by {off}, certified were {}", certificate.score_error);
+                    worst_score = worst_score.max(off / (certificate.score_error + SLACK));
+                }
                 for i in 0..d {
                     let channel = values[sequence].iter().skip(head as usize * d + i).step_by(kv_heads as usize * d);
                     let (low, high) = channel.fold((f32::MAX, f32::MIN), |(l, h), x| (l.min(*x), h.max(*x)));
@@ -295,7 +316,7 @@ fn budgets_of_nothing_are_reading_everything_and_errors_stay_within_certificates
                     worst = worst.max(off / (allowed + SLACK));
                 }
             }
-            println!("  outputs are off by {worst:.3} of what is certified");
+            println!("  scores are off by {worst_score:.3} of what is certified, outputs by {worst:.3}");
         }
         assert!(read.iter().sum::<u64>() < whole.read(), "the largest budget reads less than everything");
     }

@@ -185,6 +185,14 @@ fn cases() -> Vec<Case> {
         }),
         in_planes(Case { slabs: true, ..case("planes of the largest head, in slabs", 256, 2, 2, hadamard(Eight, Eight, 64)) }),
         in_planes(case("planes with bytes for scales", 96, 1, 1, hadamard(Four, Four, 32).with_scales(Scales::Byte))),
+        in_planes(case("planes of Centred's 4-bit codes, one group a head", 128, 2, 2, centred(Four, Four, 128))),
+        in_planes(Case {
+            protection: protect(4, 32),
+            element: Element::F16,
+            steps: leave.clone(),
+            ..case("planes of Centred's 8-bit keys and 4-bit values; tokens leave the window", 64, 2, 2, centred(Eight, Four, 32))
+        }),
+        in_planes(Case { slabs: true, ..case("planes of Centred's 4-bit keys and 8-bit values, in slabs; 20 x 4", 80, 2, 2, centred(Four, Eight, 128)) }),
     ];
     cases[1].shape = rope(&cases[1], Rope::new(500.0, 64).interleaved());
     cases[3].shape = rope(&cases[3], Rope::new(10_000.0, 32));
@@ -337,10 +345,14 @@ fn the_twin_lists_what_the_kernel_lists() {
 fn planes_are_the_same_however_the_tokens_come() {
     // Heads that differ in size by 2^6, and a channel that is negative throughout: exponents are of magnitudes, and each head's own.
     let gpu = gpu();
-    let codes = rtn(Bits::Four, Bits::Eight, 32);
     // Codes of tokens that were halves in a window differ from those of tokens that were not.
-    for (format, protection) in [(Format::aligned_f16(), protect(0, 0)), (Format::aligned_f16(), protect(4, 16)), (codes, protect(4, 0))] {
-        let coded = format == codes;
+    for (format, protection) in [
+        (Format::aligned_f16(), protect(0, 0)),
+        (Format::aligned_f16(), protect(4, 16)),
+        (rtn(Bits::Four, Bits::Eight, 32), protect(4, 0)),
+        (centred(Bits::Eight, Bits::Four, 32), protect(4, 0)),
+    ] {
+        let coded = format != Format::aligned_f16();
         let maxima = |page: Page<'_>| if coded { Vec::new() } else { maxima(page) };
         let none = Case { protection, ..case("planes in one chunk", 64, 2, 2, format) };
         let none = if coded { in_planes(none) } else { none };
@@ -356,7 +368,7 @@ fn planes_are_the_same_however_the_tokens_come() {
             }
         }
         whole.take_rows(&[(0, 300)], [keys.clone(), values.clone(), queries], false);
-        let mut pieces = Walk::new(&gpu, Case { why: "planes in pieces", ..none });
+        let mut pieces = Walk::new(&gpu, Case { why: "planes in pieces", centre: whole.case.centre.clone(), ..none });
         let (mut at, mut largest) = (0, vec![0; if coded { 0 } else { 2 * 128 }]);
         for n in [45, 1, 1, 81, 1, 100, 1, 1, 69] {
             let [k, v] = [&keys, &values].map(|rows| rows[at * 128..(at + n) * 128].to_vec());

@@ -59,6 +59,10 @@ fn cases() -> Vec<Case> {
         Case { protection: protect(4, 16), ..three_ways(of("heads stored in three ways", 64, 8, 4, rtn(Two, Two, 32))) },
         Case { protection: protect(4, 64), ..of("the largest head", 256, 2, 1, hadamard(Eight, Eight, 64)) },
         of("Centred: a share of 4", 128, 8, 2, centred(Two, Two, 128)),
+        in_planes(Case {
+            protection: protect(4, 16),
+            ..of("Centred: planes of 8-bit keys and 4-bit values, a share of 2", 64, 4, 2, centred(Eight, Four, 64))
+        }),
         Case { protection: protect(4, 16), element: Element::F16, ..of("Centred: a share of 3, sinks and a window", 64, 6, 2, centred(Three, Four, 32)) },
         Case { protection: protect(4, 16), slabs: true, ..of("Centred: 13 pairs of 80 channels turn, slabs", 80, 4, 2, centred(Eight, Two, 128)) },
         of("Centred: no RoPE", 96, 2, 1, centred(Four, Eight, 32)),

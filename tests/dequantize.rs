@@ -86,6 +86,12 @@ fn cases() -> Vec<Case> {
             ..case("planes of 8-bit keys and 4-bit values, sinks and a window", 96, 2, 2, hadamard(Eight, Four, 32))
         }),
         in_planes(case("planes of 4-bit keys and 8-bit values", 80, 2, 2, rtn(Four, Eight, 128))),
+        in_planes(Case {
+            protection: protect(4, 32),
+            steps: vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]],
+            ..case("planes of Centred's 8-bit keys and 4-bit values, sinks and a window", 128, 2, 2, centred(Eight, Four, 64))
+        }),
+        in_planes(case("planes of Centred's 4-bit keys and 8-bit values", 96, 2, 2, centred(Four, Eight, 32))),
     ];
     cases[1].shape.rope = Rope::new(10_000.0, 32);
     cases[4].shape.rope = Rope::new(10_000.0, 96).interleaved();

@@ -465,7 +465,7 @@ fn alignments_that_cannot_be_are_refused() {
     let planned = |format| plan(shape(), format, Protection::strict(), Budget::tokens(1, 1), &Capability::webgpu_default()).unwrap();
     refused(
         planned(Format::f16()).with_alignment(Alignment::PUBLISHED),
-        &Error::Shape { name: "the codec of an alignment", wanted: "aligned-f16, rtn or hadamard".into(), had: "f16".into() },
+        &Error::Shape { name: "the codec of an alignment", wanted: "aligned-f16, rtn, hadamard or centred".into(), had: "f16".into() },
         &["aligned-f16", "f16"],
     );
     let coded = |key, value| planned(Format::new(Codec::Rtn, key, value, 64));

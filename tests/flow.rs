@@ -129,6 +129,8 @@ fn attention_from_codes_stays_within_the_budget_of_its_bits() {
         (80, 3, 1, coded(Rtn, Eight, Eight, 128), window),     // a block with a place to spare; few tokens packed
         (256, 5, 1, coded(Hadamard, Eight, Four, 32), sinks),  // two quads a lane, eight groups, two blocks
         (64, 2, 2, coded(Hadamard, Four, Eight, 64), strict),  // a share of one
+        (128, 8, 2, centred(Four, Four, 128), strict),         // means that the keys do not have
+        (64, 7, 1, centred(Eight, Eight, 32), window),         // the same with a window; an odd share
     ] {
         let shape = Shape { layers: 1, query_heads, kv_heads, head_dim, rope: Rope::new(10_000.0, head_dim) };
         follow(&gpu, random, &shape, format, protection, Alignment::budget(0.0, 0.0));

@@ -83,7 +83,7 @@ fn plans() -> Vec<Plan> {
     };
     // Codes of 4 and 8 bits in planes, too.
     let both = |plan: Plan| std::iter::once(plan.clone()).chain(plan.with_alignment(Alignment::budget(1.0, 1.0)).ok());
-    formats.into_iter().enumerate().map(plan).flat_map(both).chain(centred_plans()).chain(rotated_plans()).collect()
+    formats.into_iter().enumerate().map(plan).chain(centred_plans()).flat_map(both).chain(rotated_plans()).collect()
 }
 
 /// Centred's plans: bits, head dimensions and both walks, with means that turn, with slow pairs of RoPE alone, and without means.

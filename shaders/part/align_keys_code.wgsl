@@ -63,10 +63,10 @@ fn keys_scores(page: u32, lane: u32) -> Keyed {
             dots = key_eight(page, quad, end, lane, dots);
         }
         let raw = page_scales(page + 4u * KEY_SCALES, g, lane);
-        let a = scales_pair(raw.x);
-        let b = scales_pair(raw.y);
-        let c = scales_pair(raw.z);
-        let d = scales_pair(raw.w);
+        let a = scales_key(raw.x);
+        let b = scales_key(raw.y);
+        let c = scales_key(raw.z);
+        let d = scales_key(raw.w);
         let sum = bitcast<HeadsF>(queries[HEAD_DIM / 4u + 1u + g]);
         let fill = key_fills[g];
         s.a += a.x * ((HeadsF(dots.a) + fill) - a.y * sum);

@@ -16,10 +16,10 @@ fn values_weigh(page: u32, lane: u32, p: Scores, rule: Rule, block: u32) -> Weig
     let middle = level_error(level);
     for (var g = 0u; g < VALUE_GROUPS; g++) {
         let raw = page_scales(page + 4u * VALUE_SCALES, g, lane);
-        let a = scales_pair(raw.x);
-        let b = scales_pair(raw.y);
-        let c = scales_pair(raw.z);
-        let d = scales_pair(raw.w);
+        let a = scales_value(raw.x);
+        let b = scales_value(raw.y);
+        let c = scales_value(raw.z);
+        let d = scales_value(raw.w);
         offsets[32u * g + lane] = (p.a * (a.x * (middle - a.y)) + p.b * (b.x * (middle - b.y)))
             + (p.c * (c.x * (middle - c.y)) + p.d * (d.x * (middle - d.y)));
         if (VALUE_GROUPS > 1u) {

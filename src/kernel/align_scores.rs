@@ -6,7 +6,7 @@
 use super::align_plan::{heads_part, levels_part};
 use super::{
     ALIGN_KEYS_CODE, ALIGN_KEYS_HALF, Binding, Kernel, PAGE_SCALES, PLANES, PLANES_4, PLANES_8, QUERIES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, Variant, flag,
-    scales_part,
+    position_constants, position_parts, scales_part,
 };
 use crate::format::Bits;
 use crate::gpu::{Part, Reduce};
@@ -33,9 +33,11 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[
         ("params", Binding::Uniform),
         ("tables", Binding::Read),
+        ("turns", Binding::Read),
         ("query_codes", Binding::Read),
         ("plans", Binding::Read),
         ("pages", Binding::Read),
+        ("position_terms", Binding::Read),
         ("scores", Binding::Write),
     ],
     params_bytes: size_of::<AlignScoresParams>(),
@@ -63,29 +65,30 @@ pub(super) fn number_parts(plan: &Plan, bits: Bits, code: Part, half: Part) -> V
 pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     let layout = slab.layout();
     let mut parts = vec![heads_part(plan), reduce_part(plan), QUERIES];
+    parts.extend(position_parts(plan));
     parts.extend(number_parts(plan, slab.format().key().bits, ALIGN_KEYS_CODE, ALIGN_KEYS_HALF));
-    let mut variant = Variant::new(
-        &KERNEL,
-        &parts,
-        &[
-            ("HEAD_DIM", plan.shape().head_dim.into()),
-            ("HEADS", plan.heads().into()),
-            ("BLOCKS", plan.blocks().into()),
-            ("QUERY_STRIDE", plan.query_stride().into()),
-            ("POSITIONS_AT", plan.positions_at().into()),
-            ("PAGE_VECS", layout.vecs.into()),
-            ("KEY_GROUPS", layout.key_groups.into()),
-            ("KEY_GROUP_QUADS", (layout.key_group / 4).into()),
-            ("KEY_SCALES", layout.key_scales.into()),
-            ("VALUE_GROUPS", layout.value_groups.into()),
-            ("VALUE_SCALES", layout.value_scales.into()),
-            flag("CODES", plan.aligns_codes()),
-            ("SCORE_SUMS", plan.score_sums() as f64),
-            ("SCORE_QUADS", plan.score_quads() as f64),
-            ("UNITS", 1.0),
-            flag("COUNT", plan.counts_loads()),
-        ],
-    );
+    let mut constants = position_constants(plan);
+    constants.extend([
+        ("HEAD_DIM", plan.shape().head_dim.into()),
+        ("HEADS", plan.heads().into()),
+        ("BLOCKS", plan.blocks().into()),
+        ("QUERY_STRIDE", plan.query_stride().into()),
+        ("ROPE_PAIRS", plan.shape().rope.frequencies().len() as f64),
+        ("PAGE_VECS", layout.vecs.into()),
+        ("KEY_BITS", slab.format().key().bits.get().into()),
+        ("VALUE_BITS", slab.format().value().bits.get().into()),
+        ("KEY_GROUPS", layout.key_groups.into()),
+        ("KEY_GROUP_QUADS", (layout.key_group / 4).into()),
+        ("KEY_SCALES", layout.key_scales.into()),
+        ("VALUE_GROUPS", layout.value_groups.into()),
+        ("VALUE_SCALES", layout.value_scales.into()),
+        flag("CODES", plan.aligns_codes()),
+        ("SCORE_SUMS", plan.score_sums() as f64),
+        ("SCORE_QUADS", plan.score_quads() as f64),
+        ("UNITS", 1.0),
+        flag("COUNT", plan.counts_loads()),
+    ]);
+    let mut variant = Variant::new(&KERNEL, &parts, &constants);
     variant.subgroups = plan.reduce() == Reduce::Subgroup;
     variant
 }

@@ -61,6 +61,8 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
             ("HEADS", plan.heads().into()),
             ("BLOCKS", plan.blocks().into()),
             ("PAGE_VECS", layout.vecs.into()),
+            ("KEY_BITS", slab.format().key().bits.get().into()),
+            ("VALUE_BITS", bits.get().into()),
             ("VALUES", layout.values.into()),
             ("VALUE_GROUP", layout.value_group.into()),
             ("VALUE_GROUPS", layout.value_groups.into()),

@@ -7,10 +7,9 @@
 
 use super::{
     Binding, CODES_2, CODES_3, CODES_4, CODES_8, GROUPED, GROUPED_BLOCK, HADAMARD, KEYS_2, KEYS_3, KEYS_4, KEYS_8, KEYS_F16, KEYS_INTEGER, KEYS_RESTORED,
-    KEYS_ROLLED, KEYS_STRAIGHT, Kernel, LANES, MIRROR_SUBGROUP, MIRROR_WORKGROUP, POSITIONS, POSITIONS_NONE, POSITIONS_ROLLED, POSITIONS_STRAIGHT, QUERIES,
-    REDUCE_SUBGROUP, REDUCE_WORKGROUP, RESTORE_NONE, RESTORE_ROLLED, RESTORE_SHUFFLED, RESTORE_STRAIGHT, TURN, VALUES_2, VALUES_3, VALUES_4, VALUES_8,
-    VALUES_F16, VALUES_INTEGER, VALUES_ROLLED, VALUES_STRAIGHT, Variant, WORDS_2, WORDS_3, WORDS_4, WORDS_8, elected_constants, group_constants,
-    hadamard_constants, heads_part, rope_constants, scales_part,
+    KEYS_ROLLED, KEYS_STRAIGHT, Kernel, LANES, QUERIES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, RESTORE_NONE, RESTORE_ROLLED, RESTORE_SHUFFLED, RESTORE_STRAIGHT,
+    TURN, VALUES_2, VALUES_3, VALUES_4, VALUES_8, VALUES_F16, VALUES_INTEGER, VALUES_ROLLED, VALUES_STRAIGHT, Variant, WORDS_2, WORDS_3, WORDS_4, WORDS_8,
+    elected_constants, group_constants, hadamard_constants, heads_part, position_constants, position_parts, rope_constants, scales_part,
 };
 use crate::format::Bits;
 use crate::gpu::{Part, Reduce};
@@ -93,12 +92,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
         scales_part(plan),
     ];
     parts.extend(key_parts(plan, slab));
-    if plan.position_quads() == 0 {
-        parts.push(POSITIONS_NONE);
-    } else {
-        let mirror = if plan.reduce() == Reduce::Subgroup { MIRROR_SUBGROUP } else { MIRROR_WORKGROUP };
-        parts.extend([POSITIONS, if plan.straight() { POSITIONS_STRAIGHT } else { POSITIONS_ROLLED }, mirror]);
-    }
+    parts.extend(position_parts(plan));
     match slab.format().value().bits.get() {
         16 => parts.push(VALUES_F16),
         bits => parts.extend([
@@ -112,6 +106,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     constants.extend(group_constants(plan, slab));
     constants.extend(elected_constants(plan));
     constants.extend(rope_constants(plan));
+    constants.extend(position_constants(plan));
     constants.extend([
         ("VALUE_GROUP", layout.value_group.into()),
         ("HEADS", plan.heads().into()),
@@ -128,10 +123,6 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
         ("PAGE_VECS", layout.vecs.into()),
         ("KEY_BITS", slab.format().key().bits.get().into()),
         ("VALUE_BITS", slab.format().value().bits.get().into()),
-        ("POSITIONS_AT", plan.positions_at().into()),
-        ("POSITION_CENTRE", plan.position_centre().into()),
-        ("POSITION_WAVES", plan.position_waves().into()),
-        ("POSITION_PLACES", plan.pages().into()),
         ("SINKS", plan.sinks().into()),
         ("UNITS", plan.group_heads().into()),
         ("RESTORE_CELLS", plan.restore_cells().into()),

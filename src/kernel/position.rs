@@ -1,9 +1,9 @@
 //! What the mean of the keys adds to the scores of each page, as far as it turns slowly: terms of polynomials, for
-//! [`attend_split`](super::attend_split). For Centred only.
+//! [`attend_split`](super::attend_split) or [`align_scores`](super::align_scores). For Centred only.
 //!
 //! Shader: `shaders/position.wgsl`. Twin: [`reference::position`](crate::reference::position()).
 
-use super::{Binding, Kernel, Variant, heads_part};
+use super::{Binding, Kernel, Variant, heads_part, position_constants};
 use crate::plan::Plan;
 
 /// `PositionParams` of `shaders/position.wgsl`.
@@ -41,19 +41,13 @@ pub const TERMS: u32 = 12;
 
 /// The variant for a plan.
 pub fn variant(plan: &Plan) -> Variant {
-    Variant::new(
-        &KERNEL,
-        &[heads_part(plan)],
-        &[
-            ("HEADS", plan.heads().into()),
-            ("BLOCKS", plan.blocks().into()),
-            ("QUERY_STRIDE", plan.query_stride().into()),
-            ("POSITIONS_AT", plan.positions_at().into()),
-            ("ROPE_PAIRS", plan.shape().rope.frequencies().len() as f64),
-            ("POSITION_CENTRE", plan.position_centre().into()),
-            ("POSITION_WAVES", plan.position_waves().into()),
-            ("POSITION_PAGES", plan.position_pages().into()),
-            ("POSITION_PLACES", plan.pages().into()),
-        ],
-    )
+    let mut constants = position_constants(plan);
+    constants.extend([
+        ("HEADS", plan.heads().into()),
+        ("BLOCKS", plan.blocks().into()),
+        ("QUERY_STRIDE", plan.query_stride().into()),
+        ("ROPE_PAIRS", plan.shape().rope.frequencies().len() as f64),
+        ("POSITION_PAGES", plan.position_pages().into()),
+    ]);
+    Variant::new(&KERNEL, &[heads_part(plan)], &constants)
 }

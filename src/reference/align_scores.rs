@@ -3,9 +3,11 @@
 use super::aligned::{Planes, filled};
 use super::attend_split::reduce_add;
 use super::half::unpack;
+use super::positions::positions;
 use super::{Constants, code_planes, planes, scales};
 use crate::kernel::align_plan::{PLAN_ERRORS, PLAN_FILLS, PLAN_WORDS, SUM_ENTRIES};
 use crate::kernel::align_scores::AlignScoresParams;
+use crate::kernel::position::TERMS;
 
 const HIDDEN: f32 = -1e30;
 
@@ -43,7 +45,7 @@ impl Reading<'_> {
                 i32::from(code as u8 as i8) * i32::from((self.query)(i / 4).to_le_bytes()[i as usize % 4] as i8)
             };
             let dot: i32 = (g * c.key_group..(g + 1) * c.key_group).map(product).sum();
-            let [scale, zero] = scales::take(c, self.page, c.key_scales + g * scales::vecs(c.scales), t);
+            let [scale, zero] = scales::key(c, self.page, c.key_scales + g * scales::vecs(c.scales), t);
             let planned = |at: u32| f32::from_bits(self.plan[(at + 4 * g + self.h) as usize]);
             score += scale * ((dot as f32 + planned(PLAN_FILLS)) - zero * f32::from_bits((self.query)(quads + 1 + g)));
             error += scale * planned(PLAN_ERRORS);
@@ -59,8 +61,9 @@ pub(super) fn step(c: &Constants, page: &[u32], t: u32) -> f32 {
 
 /// The scores of one query row against one slice of the packed pages, for `items` slices. Shader: `shaders/align_scores.wgsl`.
 ///
-/// `tables` holds the items (8 words) and lists of physical pages, `query_codes` is `[row, kv_heads, blocks, query_stride, heads]`, `plans`
-/// `[row, kv_heads, blocks, 112]`, `pages` `[physical page, slab head, 4 * page_vecs]`, `scores` `[page of the pass, kv_heads, blocks, 128,
+/// `tables` holds the items (8 words) and lists of physical pages, `turns` is as [`turns`](super::turns), `query_codes` `[row, kv_heads, blocks, query_stride, heads]`, `plans`
+/// `[row, kv_heads, blocks, 112]`, `pages` `[physical page, slab head, 4 * page_vecs]`, `position_terms` `[kv_heads, blocks, 12, page of the pass,
+/// heads]` for Centred, `scores` `[page of the pass, kv_heads, blocks, 128,
 /// heads]`, then seven entries an item, then (of integer codes) `[page of the pass, kv_heads, blocks, 32, heads]`.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn align_scores(
@@ -68,9 +71,11 @@ pub fn align_scores(
     constants: &Constants,
     items: u32,
     tables: &[u32],
+    turns: &[[f32; 2]],
     query_codes: &[u32],
     plans: &[u32],
     pages: &[u32],
+    position_terms: &[f32],
     scores: &mut [f32],
 ) {
     let c = constants;
@@ -89,9 +94,19 @@ pub fn align_scores(
                 let entry = ((score_first + n) * params.kv_heads + head) * c.blocks + block;
                 let at = (entry * 128 * c.heads + h) as usize;
                 let of = Reading { c, page, plan, query: &query, h };
+                let more = if c.position_quads == 0 {
+                    [0.0; 128]
+                } else {
+                    let terms = (head * c.blocks + block) * TERMS;
+                    let term = |k: usize| position_terms[(((terms + k as u32) * c.position_places + score_first + n) * c.heads + h) as usize];
+                    positions(c, turns, n, |entry| f32::from_bits(query(entry)), term)
+                };
                 let s: [[f32; 2]; 128] = std::array::from_fn(|t| match 128 * n + t as u32 {
                     token if token < visible_first || token >= visible_end => [HIDDEN, 0.0],
-                    _ if c.code_planes => of.code(t as u32),
+                    _ if c.code_planes => {
+                        let [score, error] = of.code(t as u32);
+                        [score + more[t], error]
+                    }
                     _ => [of.half(t as u32), 0.0],
                 });
                 for (t, [s, _]) in s.iter().enumerate() {

@@ -64,7 +64,7 @@ impl Sums {
             self.counts[level as usize] += 1;
             level
         });
-        let pair = |g: u32, t: usize| scales::take(c, page, c.value_scales + g * scales::vecs(c.scales), t as u32);
+        let pair = |g: u32, t: usize| scales::value(c, page, c.value_scales + g * scales::vecs(c.scales), t as u32);
         for (row, p) in self.rows.iter_mut().zip(weights) {
             for (i, x) in (0..).zip(row.iter_mut()) {
                 let g = i / c.value_group;

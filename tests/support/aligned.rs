@@ -1,7 +1,7 @@
 //! The cases that the tests of the kernels of planes share.
 
 use super::*;
-use wgkv::{Alignment, Bits, Criterion, Element, Format, Precision, Scales};
+use wgkv::{Alignment, Bits, Centre, Criterion, Element, Format, Precision, Rope, Scales};
 
 /// Shapes, protections and ways of choosing planes; in each, the last step decodes one token of every sequence.
 pub fn aligned_cases(gpu: &Gpu) -> Vec<Case> {
@@ -83,6 +83,51 @@ pub fn aligned_cases(gpu: &Gpu) -> Vec<Case> {
         codes("codes: budgets of nothing", 128, 2, 1, rtn(Four, Eight, 128), 0.0, 0.0),
         codes("codes: budgets without end", 64, 4, 1, hadamard(Eight, Four, 64), 1e9, 1e9),
     ]);
+    // What the mean of the keys adds to a score, by waves and by polynomials, is beside what the planes say.
+    cases.extend([
+        codes("Centred: 4 bits, a share of 4, one group", 128, 4, 1, centred(Four, Four, 128), 0.5, 1.0),
+        Case {
+            no_subgroups: true,
+            protection: protect(4, 16),
+            ..codes(
+                "Centred: 8 bits, a share of 3 with an idle place, two groups; sinks and a window; reduced through workgroup memory",
+                64,
+                6,
+                2,
+                centred(Eight, Eight, 32),
+                2.0,
+                8.0,
+            )
+        },
+        with_rope(
+            Rope::none().with_frequencies((0..13).map(|p| 0.05 / f64::from(1 << p)).collect()),
+            codes("Centred: 8-bit keys, 4-bit values; no pair fast, a part of the head turns", 80, 4, 2, centred(Eight, Four, 128), 16.0, 2.0),
+        ),
+        with_rope(
+            Rope::new(2.0, 256).interleaved(),
+            Case {
+                slabs: true,
+                ..codes("Centred: 4-bit keys, 8-bit values, the largest head in eight groups, every pair fast", 256, 2, 2, centred(Four, Eight, 32), 0.5, 4.0)
+            },
+        ),
+        Case {
+            element: Element::F16,
+            precisions: vec![[Precision::new(Four, 32), Precision::new(Eight, 64)], [Precision::new(Eight, 64), Precision::new(Four, 32)]],
+            ..codes("Centred: heads stored in two ways, a share of 7: two blocks; f16 rows", 64, 14, 2, centred(Four, Four, 64), 1.0, 4.0)
+        },
+        Case {
+            steps: vec![vec![(0, 4700)], vec![(0, 1)]],
+            split_workgroups: Some(3),
+            straight: Some(true),
+            ..codes("Centred: 8 bits over 37 pages, in straight-line code", 64, 4, 1, centred(Eight, Eight, 64), 1.0, 4.0)
+        },
+        codes("Centred: budgets of nothing", 128, 2, 1, centred(Four, Eight, 128), 0.0, 0.0),
+        codes("Centred: budgets without end", 64, 4, 1, centred(Eight, Four, 64), 1e9, 1e9),
+        Case {
+            centre: Some(Centre::natural(&case("", 96, 3, 3, centred(Four, Four, 32)).shape)),
+            ..codes("Centred: without a calibration", 96, 3, 3, centred(Four, Four, 32), 1.0, 4.0)
+        },
+    ]);
     if gpu.capability().subgroups.is_some_and(|(smallest, _)| smallest >= 32) {
         for n in [2, 10] {
             let again = Case { no_subgroups: true, ..cases[n].clone() };
@@ -90,6 +135,11 @@ pub fn aligned_cases(gpu: &Gpu) -> Vec<Case> {
         }
     }
     cases
+}
+
+fn with_rope(rope: Rope, mut case: Case) -> Case {
+    case.shape.rope = rope;
+    case
 }
 
 /// Takes the steps; attends in the last.
@@ -106,15 +156,19 @@ pub fn decoded(gpu: &Gpu, case: Case) -> (Walk, Taken) {
     (walk, taken)
 }
 
-/// Keys, values and queries whose channels differ by some binades, as those of models do.
+/// Keys, values and queries whose channels differ by some binades, as those of models do: for Centred, keys and values by as much about
+/// the means that it takes off.
 pub fn spread(walk: &mut Walk, chunks: &[(usize, u32)]) -> [Vec<f32>; 3] {
     let mut rows = walk.draw(chunks.iter().map(|(_, n)| n).sum());
     let d = walk.case.shape.head_dim as usize;
-    for (which, row) in rows.iter_mut().enumerate() {
+    let centre = walk.case.centre.as_ref();
+    let means = [centre.map(|centre| centre.key_means(0)), centre.map(|centre| centre.value_means(0)), None];
+    for (which, (row, means)) in rows.iter_mut().zip(means).enumerate() {
         for (i, x) in row.iter_mut().enumerate() {
+            let mean = means.map_or(0.0, |means| means[i % means.len()]);
             // The second half turns with the first, so both are of one size.
             let size = [0.2, 1.0, 0.05, 0.5, 2.0, 0.1, 0.01][(i % d % (d / 2) + 3 * which) % 7];
-            *x *= size;
+            *x = mean + (*x - mean) * size;
         }
     }
     rows

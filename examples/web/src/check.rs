@@ -144,7 +144,7 @@ fn attend(cache: &Cache, step: &Step, input: &Input, held: &Held) -> Vec<f32> {
     for (n, (c, pages)) in slabs.iter().enumerate().take(words.align_plan.len()) {
         let (([keys, values], decoding), (score, score_items), (row, row_items)) = (&words.align_plan[n], &words.align_scores[n], &words.align_values[n]);
         reference::align_plan(keys, c, *decoding, true, tables, &query_codes, &scores, &row_partials, pages, &mut plans);
-        reference::align_scores(score, c, *score_items, tables, &query_codes, &plans, pages, &mut scores);
+        reference::align_scores(score, c, *score_items, tables, &turns, &query_codes, &plans, pages, &terms, &mut scores);
         reference::align_plan(values, c, *decoding, false, tables, &query_codes, &scores, &row_partials, pages, &mut plans);
         reference::align_values(row, c, *row_items, tables, &scores, &plans, pages, &mut partials);
     }
