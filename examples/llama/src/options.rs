@@ -66,8 +66,8 @@ pub struct CacheOptions {
     /// How far rotate-kv's order of channels reaches: global, or local to the heads rotated together; as in the calibration without it.
     #[arg(long, value_parser = reach)]
     pub reach: Option<Reach>,
-    /// Planes that decoding reads: of aligned-f16 everything, published, or budgets as in phi-k:64,phi-v:256; of rtn and hadamard with 4 or 8
-    /// bits budgets as in phi-k:0.25,phi-v:1.
+    /// Planes that decoding reads: of aligned-f16 everything, published, or budgets as in phi-k:64,phi-v:256; of rtn, hadamard and centred with
+    /// 4 or 8 bits budgets as in phi-k:0.25,phi-v:1.
     #[arg(long)]
     pub align: Option<Alignment>,
 }
