@@ -18,8 +18,11 @@ fn shape() -> Shape {
     Shape { layers: 2, query_heads: 4, kv_heads: 4, head_dim: 64, rope: Rope::new(10_000.0, 64) }
 }
 
-/// Every codec, protection and form of scales, and widths that differ by layer and head.
-fn ways(random: &mut StdRng) -> Vec<(Allocation, Protection, Option<Calibration>)> {
+/// How tokens are stored.
+type Way = (Allocation, Protection, Option<Calibration>, Alignment);
+
+/// Every codec, protection and form of scales, widths that differ by layer and head, and codes in planes.
+fn ways(random: &mut StdRng) -> Vec<Way> {
     use Bits::{Eight, Four, Sixteen, Three, Two};
     let shape = shape();
     let uniform = |format| Allocation::uniform(&shape, format).unwrap();
@@ -50,11 +53,15 @@ fn ways(random: &mut StdRng) -> Vec<(Allocation, Protection, Option<Calibration>
     ways.push((Allocation::new(&shape, rotated(Two, Two, 64, 2), values).unwrap(), massive(6, 0)));
     let order = |format: &Format, random: &mut StdRng| calibration(&shape, format, Reach::Global, random);
     let rotates = |allocation: &Allocation| allocation.format().codec() == Codec::RotateKv;
-    ways.into_iter().map(|(a, p)| (a.clone(), p, rotates(&a).then(|| order(a.format(), random)))).collect()
+    let mut ways: Vec<Way> = ways.into_iter().map(|(a, p)| (a.clone(), p, rotates(&a).then(|| order(a.format(), random)), Alignment::EVERYTHING)).collect();
+    let planes = Alignment::budget(0.25, 1.0);
+    ways.push((uniform(rtn(Eight, Four, 32)), protect(3, 0), None, planes));
+    ways.push((uniform(centred(Four, Eight, 64)), protect(5, 128), None, planes));
+    ways
 }
 
-fn plan(gpu: &Gpu, (allocation, protection, calibration): &(Allocation, Protection, Option<Calibration>), budget: Budget) -> Plan {
-    let plan = Plan::mixed(shape(), allocation.clone(), *protection, budget, gpu.capability()).unwrap();
+fn plan(gpu: &Gpu, (allocation, protection, calibration, alignment): &Way, budget: Budget) -> Plan {
+    let plan = Plan::mixed(shape(), allocation.clone(), *protection, budget, gpu.capability()).unwrap().with_alignment(*alignment).unwrap();
     match calibration {
         Some(calibration) => plan.with_calibration(calibration.clone()).unwrap(),
         None => plan,
@@ -286,7 +293,7 @@ struct Refusing {
 }
 
 impl Refusing {
-    fn new(way: &(Allocation, Protection, Option<Calibration>), budget: Budget) -> Self {
+    fn new(way: &Way, budget: Budget) -> Self {
         let gpu = &*GPU;
         let text = Text::normal(&mut generator(), &shape(), 300);
         let mut reader = Reader::new(gpu, plan(gpu, way, budget));
@@ -332,10 +339,10 @@ fn forged(parts: Parts) -> Vec<u8> {
 }
 
 /// The way whose snapshot has every kind of tensor.
-fn every_tensor() -> (Allocation, Protection, Option<Calibration>) {
+fn every_tensor() -> Way {
     let format = rotated(Bits::Two, Bits::Two, 64, 2);
     let order = calibration(&shape(), &format, Reach::Global, &mut generator());
-    (Allocation::uniform(&shape(), format).unwrap(), massive(3, 0), Some(order))
+    (Allocation::uniform(&shape(), format).unwrap(), massive(3, 0), Some(order), Alignment::EVERYTHING)
 }
 
 #[test]
@@ -367,7 +374,7 @@ fn snapshots_have_the_tensors_that_are_written_down() {
     case.unharmed();
 
     // A tensor without elements is left out.
-    let strict = (Allocation::uniform(&shape(), rtn(Bits::Two, Bits::Two, 64)).unwrap(), Protection::strict(), None);
+    let strict = (Allocation::uniform(&shape(), rtn(Bits::Two, Bits::Two, 64)).unwrap(), Protection::strict(), None, Alignment::EVERYTHING);
     let parts = Parts::of(&Refusing::new(&strict, Budget::tokens(1, 300)).bytes);
     assert_eq!(parts.tensors.iter().map(|t| t.0.as_str()).collect::<Vec<_>>(), ["pages.0", "pages.1"]);
     assert_eq!(parts.metadata["calibration"], "none");
@@ -485,7 +492,7 @@ fn snapshots_of_other_plans_are_refused() {
     let gpu = &*GPU;
     let of = |shape: Shape, format: Format, protection: Protection| Plan::new(shape, format, protection, Budget::tokens(2, 300), gpu.capability()).unwrap();
     let base = || of(shape(), hadamard(Four, Two, 64), protect(4, 128));
-    let mut case = Refusing::new(&(base().allocation().clone(), protect(4, 128), None), Budget::tokens(2, 300));
+    let mut case = Refusing::new(&(base().allocation().clone(), protect(4, 128), None, Alignment::EVERYTHING), Budget::tokens(2, 300));
     let mixed = Allocation::new(&shape(), hadamard(Four, Two, 64), |layer, head| {
         [Precision::new(if (layer, head) == (1, 3) { Two } else { Four }, 64), Precision::new(Two, 64)]
     });
@@ -530,17 +537,17 @@ fn snapshots_of_other_plans_are_refused() {
     assert!(alike.map(|plan| plan.fingerprint() == base().fingerprint()) == [true, false, true]);
     case.unharmed();
 
-    let (allocation, protection, _) = every_tensor();
+    let (allocation, protection, _, alignment) = every_tensor();
     let [one, other] = [(); 2].map(|()| every_tensor().2);
-    let mut case = Refusing::new(&(allocation.clone(), protection, one), Budget::tokens(2, 300));
-    let foreign = Refusing::new(&(allocation, protection, other), Budget::tokens(2, 300));
+    let mut case = Refusing::new(&(allocation.clone(), protection, one, alignment), Budget::tokens(2, 300));
+    let foreign = Refusing::new(&(allocation, protection, other, alignment), Budget::tokens(2, 300));
     assert_eq!(case.refuse(&foreign.bytes), "calibration");
     case.unharmed();
 }
 
 #[test]
 fn where_there_is_no_room_nothing_changes() {
-    let way = (Allocation::uniform(&shape(), hadamard(Bits::Four, Bits::Two, 64)).unwrap(), Protection::strict(), None);
+    let way = (Allocation::uniform(&shape(), hadamard(Bits::Four, Bits::Two, 64)).unwrap(), Protection::strict(), None, Alignment::EVERYTHING);
     // Room for three sequences, and for three pages of which two are held.
     let mut case = Refusing::new(&way, Budget::tokens(3, 128));
     let bytes = case.bytes.clone();
