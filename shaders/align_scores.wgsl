@@ -106,6 +106,7 @@ fn align_scores(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         }
         var keyed = keys_scores(page, lane);
         if (POSITIONS) {
+            // Where the row's pages begin among the scores they begin among the terms, too.
             let half = positions_half((head * BLOCKS + block) * 12u * POSITION_PLACES + score_first + n, lane);
             positions_put(lane, half);
             // It also keeps this page's readers of what was turned ahead of the next page's writers.

@@ -4,7 +4,7 @@
 //
 // over the pairs p from POSITION_WAVES on, for u positions from the page's middle. A and B are the query's factors (kernel `query` wrote
 // them for the middle of page 0) turned to the page, and the sums on the right have six terms each: a polynomial of every wave, times A or
-// B, added up. attend_split evaluates them, and adds the faster pairs one by one (part positions).
+// B, added up. attend_split (or align_scores) evaluates them, and adds the faster pairs one by one (part positions).
 //
 // One invocation makes the terms of one page, for one reading: one KV head and up to HEADS query heads that share it.
 //

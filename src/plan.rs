@@ -431,9 +431,9 @@ impl Plan {
     }
 
     /// The same plan with planes chosen in another way than reading all of them: for [`Codec::AlignedF16`], and for [`Codec::Rtn`],
-    /// [`Codec::Hadamard`] and [`Codec::Centred`] with keys and values of 4 or 8 bits, whose codes are then stored in planes of 2 and 2, or 4, 2 and 2 bits. Those
-    /// take budgets only, of which 0 reads everything; [`Alignment::EVERYTHING`] leaves their codes as they are without planes.
-    /// [`Cache::align`](crate::Cache::align) changes it later.
+    /// [`Codec::Hadamard`] and [`Codec::Centred`] with keys and values of 4 or 8 bits, whose codes are then stored in planes of 2 and 2, or
+    /// 4, 2 and 2 bits. Those take budgets only, of which 0 reads everything; [`Alignment::EVERYTHING`] leaves their codes as they are
+    /// without planes. [`Cache::align`](crate::Cache::align) changes it later.
     ///
     /// # Errors
     /// [`Error::Shape`] for a budget that is negative or not finite, and for a codec, bits or a criterion without planes.

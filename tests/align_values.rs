@@ -365,8 +365,9 @@ fn adversarial_codes_meet_the_bounds() {
     let back = rope.clone().with_frequencies(rope.frequencies().iter().map(|frequency| -frequency).collect());
     let rows = |first: u32, n: u32| -> [Vec<f32>; 3] {
         let part = |numbers: &[f32], i: usize| f64::from(numbers[i]);
-        // What is stored, in the codec's basis, of such sizes that its step is the first one found: the low bits of the codes are 00 where
-        // the query is positive and 11 elsewhere, and 00 everywhere in values, which the rotation's first channel adds up.
+        // What is stored, in the codec's basis: levels that are mixed so that the fit finds the step they are made with. The low bits of
+        // the codes are 00 where the query is positive and 11 elsewhere, and 00 everywhere in values, which the rotation's first channel
+        // adds up.
         let level = |i: usize| [0.5, 4.5, 0.5, -3.5][i / 2 % 4];
         let stored = |t: u32, of: &dyn Fn(usize) -> f64| -> Vec<f64> { (0..64).map(|i| 0.03 * 2_f64.powi((t % 3) as i32) * of(i)).collect() };
         let sign = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };

@@ -61,10 +61,11 @@ pub(super) fn step(c: &Constants, page: &[u32], t: u32) -> f32 {
 
 /// The scores of one query row against one slice of the packed pages, for `items` slices. Shader: `shaders/align_scores.wgsl`.
 ///
-/// `tables` holds the items (8 words) and lists of physical pages, `turns` is as [`turns`](super::turns), `query_codes` `[row, kv_heads, blocks, query_stride, heads]`, `plans`
-/// `[row, kv_heads, blocks, 112]`, `pages` `[physical page, slab head, 4 * page_vecs]`, `position_terms` `[kv_heads, blocks, 12, page of the pass,
-/// heads]` for Centred, `scores` `[page of the pass, kv_heads, blocks, 128,
-/// heads]`, then seven entries an item, then (of integer codes) `[page of the pass, kv_heads, blocks, 32, heads]`.
+/// `tables` holds the items (8 words) and lists of physical pages, `turns` is as [`turns`](super::turns), `query_codes`
+/// `[row, kv_heads, blocks, query_stride, heads]`, `plans` `[row, kv_heads, blocks, 112]`, `pages`
+/// `[physical page, slab head, 4 * page_vecs]`, `position_terms` `[kv_heads, blocks, 12, page of the pass, heads]` for Centred, `scores`
+/// `[page of the pass, kv_heads, blocks, 128, heads]`, then seven entries an item, then (of integer codes)
+/// `[page of the pass, kv_heads, blocks, 32, heads]`.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn align_scores(
     params: &AlignScoresParams,
