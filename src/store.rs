@@ -14,8 +14,11 @@ use std::sync::Arc;
 ///
 /// A snapshot's name is the SHA-256 of model, [plan](Plan::fingerprint), [calibration](crate::Calibration::fingerprint) and tokens, so
 /// who has the same prefix finds it, and nobody else's. Any number of programs may write at once: an object becomes visible whole
-/// or not at all, and writers of one name write what is as good. Reads and writes are tried again as often as the store's own
-/// `RetryConfig` says. Nothing is deleted here: let the store's rules expire what is old.
+/// or not at all, and writers of one name write what is as good. Nothing is deleted here: let the store's rules expire what is old.
+///
+/// A store that is reached over a network tries each request again as its own [`RetryConfig`](object_store::RetryConfig) says: 10 times
+/// within 3 minutes, unless told otherwise. A request may take as long as its [`ClientOptions`](object_store::ClientOptions) allow: 30
+/// seconds unless told otherwise, in which a whole snapshot must go up. One request writes a snapshot, which S3 limits to 5 GiB.
 ///
 /// ```no_run
 /// use std::sync::Arc;
@@ -90,12 +93,12 @@ impl PrefixStore {
         let read = async { self.objects.get(&place).await?.bytes().await };
         match read.await {
             Ok(bytes) => check_snapshot(plan, tokens.len(), &bytes).map(|()| Some(bytes.into())),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e @ object_store::Error::NotFound { .. }) if !is_bucket_missing(&e) => Ok(None),
             Err(e) => Err(error("reading", &place, &e)),
         }
     }
 
-    /// Does the store have a snapshot of these tokens? It may be damaged, which only [`PrefixStore::get`] finds.
+    /// Does the store have a snapshot of these tokens? It may be damaged, or the whole bucket missing, which only [`PrefixStore::get`] finds.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -107,6 +110,12 @@ impl PrefixStore {
             Err(e) => Err(error("looking for", &place, &e)),
         }
     }
+}
+
+/// Is it the bucket that is not there? Stores say so in the text of their answer only: the first code is S3's and Google's.
+fn is_bucket_missing(e: &object_store::Error) -> bool {
+    let message = e.to_string();
+    ["NoSuchBucket", "ContainerNotFound"].iter().any(|code| message.contains(&format!("<Code>{code}</Code>")))
 }
 
 fn error(doing: &'static str, place: impl ToString, e: &dyn std::error::Error) -> Error {
