@@ -197,14 +197,15 @@ impl Precision {
 impl FromStr for Precision {
     type Err = Error;
 
-    /// What [`Precision`] prints: `2/128` for 2 bits in groups of 128, `16` for half precision.
+    /// What [`Precision`] prints: `2/128` for 2 bits in groups of 128, `16` for half precision, which has no group (`16/64` is the same).
     fn from_str(text: &str) -> Result<Self> {
         let wrong = || Error::Text { name: "precision", wanted: "BITS/GROUP, or 16", had: text.to_owned() };
         if text == "16" {
             return Ok(Self::F16);
         }
         let (bits, group) = text.split_once('/').ok_or_else(wrong)?;
-        Ok(Self { bits: Bits::try_from(bits.parse::<u32>().map_err(|_| wrong())?)?, group: group.parse().map_err(|_| wrong())? })
+        let (bits, group) = (Bits::try_from(bits.parse::<u32>().map_err(|_| wrong())?)?, group.parse().map_err(|_| wrong())?);
+        Ok(if bits == Bits::Sixteen { Self::F16 } else { Self { bits, group } })
     }
 }
 

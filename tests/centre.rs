@@ -142,6 +142,11 @@ fn a_file_returns_what_was_saved() {
     assert_eq!(Centre::load(&path).unwrap(), centre);
     std::fs::remove_file(&path).unwrap();
     assert!(matches!(Centre::load(&path), Err(Error::Centre { name: "file", .. })));
+    // Nothing is written that could not be read.
+    let rows = [vec![0.0; 128], vec![1.0; 128], vec![0.0; 128]];
+    let named = |model: &str| Centre::new(&Shape { layers: 1, ..shape() }, model, vec![rows.clone()]).unwrap().to_bytes();
+    assert!(Centre::from_bytes(&named(&"m".repeat(1 << 19)).unwrap()).is_ok());
+    assert!(matches!(named(&"m".repeat(1 << 20)), Err(Error::Centre { name: "header", .. })));
 }
 
 #[test]

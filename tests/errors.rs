@@ -53,6 +53,10 @@ fn names_and_numbers_that_mean_nothing_are_refused() {
     for codec in [Codec::F16, Codec::Rtn, Codec::Hadamard, Codec::RotateKv, Codec::AlignedF16, Codec::Centred] {
         assert_eq!(codec.to_string().parse::<Codec>().unwrap(), codec);
     }
+    for (text, printed) in [("2/128", "2/128"), ("16", "16"), ("16/64", "16")] {
+        let precision: Precision = text.parse().unwrap();
+        assert_eq!((precision.to_string().as_str(), printed.parse()), (printed, Ok(precision)), "{text}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::{Centre, Layer, wrong};
 use crate::error::{Error, Result};
 use crate::shape::{Rope, Shape};
 use crate::tensors::{self, Texts};
-use safetensors::tensor::Dtype;
+use safetensors::tensor::{Dtype, Metadata};
 use std::str::FromStr;
 
 const FORMAT: &str = "wgkv-centre";
@@ -25,13 +25,21 @@ fn number<T: FromStr>(name: &'static str, text: &str) -> Result<T> {
     text.parse().or_else(|_| wrong(name, "a number", format!("{text:?}")))
 }
 
+/// The header, after checks that keep the parser from large numbers.
+fn header(bytes: &[u8]) -> Result<(Metadata, &[u8])> {
+    if bytes.len() > FILE_BYTES {
+        return wrong("file", format!("{FILE_BYTES} bytes at most"), format!("{} bytes long", bytes.len()));
+    }
+    tensors::header(bytes, HEADER_BYTES, |name, wanted, had| Error::Centre { name, wanted, had })
+}
+
 impl Centre {
     /// As the bytes of a safetensors file, which [`Centre::from_bytes`] reads. Metadata: `format`, `version`, `model`, `tokens`, `skipped`,
     /// and `hash`, the SHA-256 over all others and the tensors. Tensors: `key_means`, `weights` and `value_means`, F32
     /// `[layers, kv_heads, head_dim]`.
     ///
     /// # Errors
-    /// [`Error::Centre`](crate::Error::Centre) if the crate for the format refuses.
+    /// [`Error::Centre`](crate::Error::Centre) for more than 2^28 bytes, and for a model's name of more than some 2^20.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let tensors = self.tensors();
         let [tokens, skipped] = [self.tokens, self.skipped].map(|n| n.to_string());
@@ -41,7 +49,10 @@ impl Centre {
         texts.insert("hash", &hash);
         let shape = vec![self.layers.len(), self.kv_heads as usize, self.head_dim as usize];
         let views = TENSORS.iter().zip(&tensors).map(|(name, data)| (*name, Dtype::F32, shape.clone(), data.as_slice()));
-        tensors::write(views, &texts, |had| Error::Centre { name: "tensors", wanted: "as safetensors wants them".into(), had })
+        let bytes = tensors::write(views, &texts, |had| Error::Centre { name: "tensors", wanted: "as safetensors wants them".into(), had })?;
+        // Nothing is written that could not be read.
+        header(&bytes)?;
+        Ok(bytes)
     }
 
     /// SHA-256, in hex, of the means and weights: what decides how tokens are stored.
@@ -63,10 +74,7 @@ impl Centre {
     /// [`Error::Centre`](crate::Error::Centre) for another format or version, a hash that is not that of the content, tensors of other types
     /// or shapes, numbers that cannot be used.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        if bytes.len() > FILE_BYTES {
-            return wrong("file", format!("{FILE_BYTES} bytes at most"), format!("{} bytes long", bytes.len()));
-        }
-        let (metadata, data) = tensors::header(bytes, HEADER_BYTES, |name, wanted, had| Error::Centre { name, wanted, had })?;
+        let (metadata, data) = header(bytes)?;
         let mut texts = tensors::texts(&metadata);
         let text = |name: &'static str| texts.get(name).copied().map_or_else(|| wrong(name, "there", "missing"), Ok);
         for (name, wanted) in [("format", FORMAT), ("version", VERSION)] {
