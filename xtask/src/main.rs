@@ -3,6 +3,7 @@
 mod command;
 mod demo;
 mod doctor;
+mod fuzz;
 mod lint_shaders;
 mod llama;
 mod quality;
@@ -31,6 +32,8 @@ enum Task {
     Test(test::Options),
     /// Compile every kernel in every variant with naga and with Chromium's compiler, and check the SPIR-V.
     LintShaders,
+    /// Search for inputs that break what reads files and words.
+    Fuzz(fuzz::Options),
     /// Measure perplexity and divergence of the codecs on a model, against what they must be.
     Quality(quality::Options),
     /// Build the page and the npm package, serve the page, or test both in browsers.
@@ -38,11 +41,15 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    if let Some(compiled) = fuzz::compile() {
+        return if compiled.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let result = match Arguments::parse().task {
         Task::Doctor => doctor::run(),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::LintShaders => lint_shaders::run_lint(),
+        Task::Fuzz(options) => fuzz::run_search(&options),
         Task::Quality(options) => quality::run(&options),
         Task::Web(options) => web::run(&options),
     };
