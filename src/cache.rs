@@ -8,7 +8,7 @@ pub(crate) use snapshot::check_snapshot;
 use crate::centre::Centre;
 use crate::error::{Error, Result};
 use crate::format::Codec;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, enough};
 use crate::kernel::align_plan::AlignPlanParams;
 use crate::kernel::align_scores::AlignScoresParams;
 use crate::kernel::align_values::AlignValuesParams;
@@ -27,28 +27,15 @@ use crate::kernel::{
 };
 use crate::layout::PAGE_TOKENS;
 use crate::plan::{Plan, Restore, Slab};
+use crate::pool::{Admission, PageCopy, Pool, Sequence};
 use crate::reference::half::half_pair;
 use crate::rows::{Element, Rows};
 use crate::status::{STATUS_WORDS, Status};
 use crate::step::{Align, Chunk, Dispatch, Growth, Step, fold, list_heads, tables, uniform};
+use futures::FutureExt;
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// A handle on one sequence of one cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Sequence {
-    cache: u64,
-    generation: u64,
-    slot: u32,
-}
-
-impl Sequence {
-    /// The sequence's place in its cache, below the plan's number of sequences.
-    pub fn slot(&self) -> u32 {
-        self.slot
-    }
-}
 
 /// Bytes that a cache has allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,37 +49,6 @@ pub struct Memory {
     pub reordered: u64,
     /// Queries and partial results of one pass, and the table of RoPE's turns.
     pub scratch: u64,
-}
-
-/// Where one live sequence stands.
-#[derive(Clone, Debug)]
-struct Live {
-    generation: u64,
-    tokens: u32,
-    /// Tokens before this one lie in pages (but for sinks).
-    packed: u32,
-    /// Sinks elected before from this token on are void.
-    limit: u32,
-    /// Its tokens before the last step, and `limit` then: what a step that is taken back returns to.
-    before: (u32, u32),
-    pages: Vec<u32>,
-}
-
-impl Live {
-    /// Where it stands when it is cut back to its first `tokens` tokens: the pages beyond are not its own any more.
-    fn cut(&self, tokens: u32) -> Result<Self> {
-        if tokens > self.tokens {
-            return Err(Error::Range { first: 0, end: tokens, have: self.tokens });
-        }
-        if tokens == self.tokens {
-            return Ok(self.clone());
-        }
-        let packed = self.packed.min(tokens);
-        // A step that is taken back whole may never have held its election: what was void before is void again.
-        let limit = if tokens <= self.before.0 { self.before.1 } else { self.limit };
-        let pages = self.pages[..packed.div_ceil(PAGE_TOKENS) as usize].to_vec();
-        Ok(Self { tokens, packed, limit: limit.min(tokens), pages, ..*self })
-    }
 }
 
 /// The buffers of one layer.
@@ -147,11 +103,7 @@ pub struct Cache {
     layers: Vec<Layer>,
     scratch: Scratch,
     status: wgpu::Buffer,
-    live: Vec<Option<Live>>,
-    free_pages: Vec<u32>,
-    /// Sequences that hold each page.
-    page_users: Vec<u32>,
-    generation: u64,
+    pool: Pool,
     serial: u64,
 }
 
@@ -211,16 +163,47 @@ pub(crate) fn marks(plan: &Plan, layer: u32) -> Vec<u32> {
 }
 
 impl Cache {
-    /// Allocates everything that the plan says.
+    /// Allocates everything that the plan says. In browsers, which answer later, a device that has no memory for it is found by
+    /// [`Cache::request`] only.
     ///
     /// # Errors
     /// [`Error::Limit`] if the plan was made for a device that can do more than this one, [`Error::Calibration`] if its codec
-    /// needs a calibration and it has none.
+    /// needs a calibration and it has none, [`Error::Memory`], [`Error::Lost`].
     pub fn new(gpu: &Gpu, plan: Plan) -> Result<Self> {
+        let (cache, answer) = Self::make(gpu, plan)?;
+        answer.now_or_never().unwrap_or(Ok(()))?;
+        Ok(cache)
+    }
+
+    /// [`Cache::new`] that waits for the device's answer.
+    ///
+    /// # Errors
+    /// As [`Cache::new`].
+    pub async fn request(gpu: &Gpu, plan: Plan) -> Result<Self> {
+        let (cache, answer) = Self::make(gpu, plan)?;
+        match answer.await {
+            Ok(()) => Ok(cache),
+            Err(error) => {
+                cache.destroy();
+                Err(error)
+            }
+        }
+    }
+
+    fn make(gpu: &Gpu, plan: Plan) -> Result<(Self, impl Future<Output = Result<()>> + use<>)> {
+        gpu.alive()?;
         plan.check(gpu.capability())?;
         if plan.restores() && plan.calibration().is_none() {
             return Err(Error::Calibration { name: "presence", wanted: "given by Plan::with_calibration, as rotate-kv needs one".into(), had: "none".into() });
         }
+        let need = plan.cost().cache() + plan.cost().scratch;
+        let scope = gpu.watch_memory();
+        let cache = Self::on(gpu, plan);
+        Ok((cache, enough(scope, need)))
+    }
+
+    /// Makes its buffers.
+    fn on(gpu: &Gpu, plan: Plan) -> Self {
         let device = gpu.device();
         let buffer = |label, bytes: u64| {
             device.create_buffer(&wgpu::BufferDescriptor {
@@ -255,21 +238,8 @@ impl Cache {
         };
         gpu.queue().write_buffer(&scratch.turns, 0, bytemuck::cast_slice(&turn_table));
         let status = buffer("wgkv status", 4 * STATUS_WORDS);
-        let sequences = plan.sequences() as usize;
-        Ok(Self {
-            id: CACHES.fetch_add(1, Ordering::Relaxed),
-            gpu: gpu.clone(),
-            live: vec![None; sequences],
-            // Popped from the end: pages are handed out from the first.
-            free_pages: (0..plan.pages()).rev().collect(),
-            page_users: vec![0; plan.pages() as usize],
-            plan,
-            layers,
-            scratch,
-            status,
-            generation: 0,
-            serial: 0,
-        })
+        let id = CACHES.fetch_add(1, Ordering::Relaxed);
+        Self { id, gpu: gpu.clone(), pool: Pool::new(id, &plan), plan, layers, scratch, status, serial: 0 }
     }
 
     /// Gives the memory back at once; work that is recorded but not submitted may not refer to the cache any more. Dropping it is
@@ -297,10 +267,7 @@ impl Cache {
     /// # Errors
     /// [`Error::Sequences`] if the plan's sequences are all live.
     pub fn allocate(&mut self) -> Result<Sequence> {
-        let slot = self.live.iter().position(Option::is_none).ok_or(Error::Sequences { have: self.plan.sequences() })?;
-        self.generation += 1;
-        self.live[slot] = Some(Live { generation: self.generation, tokens: 0, packed: 0, limit: 0, before: (0, 0), pages: Vec::new() });
-        Ok(Sequence { cache: self.id, generation: self.generation, slot: slot as u32 })
+        self.pool.allocate()
     }
 
     /// Ends a sequence and gives back its pages.
@@ -308,53 +275,33 @@ impl Cache {
     /// # Errors
     /// [`Error::UnknownSequence`].
     pub fn free(&mut self, sequence: Sequence) -> Result<()> {
-        self.find(sequence)?;
-        if let Some(live) = self.live[sequence.slot as usize].take() {
-            self.release(live.pages);
-        }
+        self.pool.free(sequence)?;
         // A step made before may name the sequence: its tables point at pages that now belong to nobody.
         self.serial += 1;
         Ok(())
-    }
-
-    fn release(&mut self, pages: Vec<u32>) {
-        for page in pages.into_iter().rev() {
-            let users = &mut self.page_users[page as usize];
-            *users -= 1;
-            if *users == 0 {
-                self.free_pages.push(page);
-            }
-        }
-    }
-
-    /// Takes a page nobody holds. The caller has made sure that there is one.
-    fn take_page(&mut self) -> Option<u32> {
-        let page = self.free_pages.pop()?;
-        self.page_users[page as usize] = 1;
-        Some(page)
     }
 
     /// Begins a sequence that holds what another holds: it shares the other's full pages and has a copy, recorded on
     /// `encoder`, of the last page where that is not full, of the f16 rows and of the elected sinks. Both grow on their own.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`], [`Error::Sequences`], [`Error::Pages`]; then nothing has changed.
+    /// [`Error::UnknownSequence`], [`Error::Sequences`], [`Error::Pages`], [`Error::Lost`]; then nothing has changed.
     pub fn fork(&mut self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence) -> Result<Sequence> {
-        let live = self.find(sequence)?.clone();
-        let partial = !live.packed.is_multiple_of(PAGE_TOKENS);
-        if partial && self.free_pages.is_empty() {
-            return Err(Error::Pages { need: 1, have: 0 });
-        }
-        let forked = self.allocate()?;
-        for page in &live.pages {
-            self.page_users[*page as usize] += 1;
-        }
-        let mut copy = Live { generation: forked.generation, ..live };
-        if partial {
-            self.own_last_page(encoder, &mut copy);
-        }
+        let tokens = self.tokens(sequence)?;
+        self.fork_prefix(encoder, sequence, tokens)
+    }
+
+    /// [`Cache::fork`] of a sequence's first `tokens` tokens, as if the other had been [cut back](Cache::truncate) to them: pages
+    /// beyond are not shared, and none is needed where they end with a page.
+    ///
+    /// # Errors
+    /// As [`Cache::fork`], and [`Error::Range`].
+    pub fn fork_prefix(&mut self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, tokens: u32) -> Result<Sequence> {
+        self.gpu.alive()?;
+        let (forked, copy) = self.pool.fork(sequence, tokens)?;
+        self.copy_page(encoder, copy);
         let plan = &self.plan;
-        let [from, to] = [sequence.slot, forked.slot].map(u64::from);
+        let [from, to] = [sequence.slot(), forked.slot()].map(u64::from);
         let rows = plan.protected_bytes() / u64::from(plan.sequences());
         let sinks = if plan.elects() { 12 * u64::from(plan.sinks()) } else { 0 };
         let first_sink = 4 * u64::from(plan.elected_at());
@@ -362,7 +309,6 @@ impl Cache {
             self.copy_within(encoder, &layer.protected_rows, from * rows, to * rows, rows);
             self.copy_within(encoder, &layer.marks, first_sink + from * sinks, first_sink + to * sinks, sinks);
         }
-        self.live[forked.slot as usize] = Some(copy);
         self.serial += 1;
         Ok(forked)
     }
@@ -374,40 +320,27 @@ impl Cache {
     /// in every layer before: what it was to pack cannot be had otherwise.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Pages`] where a shared page must be copied and none is free;
-    /// then nothing has changed.
+    /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Pages`] where a shared page must be copied and none is free,
+    /// [`Error::Lost`]; then nothing has changed.
     pub fn truncate(&mut self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, tokens: u32) -> Result<()> {
-        let mut live = self.find(sequence)?.cut(tokens)?;
-        let surplus = self.find(sequence)?.pages[live.pages.len()..].to_vec();
-        let partial = !live.packed.is_multiple_of(PAGE_TOKENS);
-        let shared = partial && live.pages.last().is_some_and(|page| self.page_users[*page as usize] > 1);
-        let freed = surplus.iter().filter(|page| self.page_users[**page as usize] == 1).count();
-        if shared && self.free_pages.is_empty() && freed == 0 {
-            return Err(Error::Pages { need: 1, have: 0 });
-        }
-        self.release(surplus);
-        if shared {
-            self.own_last_page(encoder, &mut live);
-        }
-        self.live[sequence.slot as usize] = Some(live);
+        self.gpu.alive()?;
+        let copy = self.pool.truncate(sequence, tokens)?;
+        self.copy_page(encoder, copy);
         self.serial += 1;
         Ok(())
     }
 
-    /// Puts a copy of its own in the place of a sequence's last page, if a page is free.
-    fn own_last_page(&mut self, encoder: &mut wgpu::CommandEncoder, live: &mut Live) {
-        if let (Some(last), Some(page)) = (live.pages.pop(), self.take_page()) {
-            live.pages.push(page);
-            let [from, to] = [last, page].map(u64::from);
-            for (layer, n) in self.layers.iter().zip(0..) {
-                let scales = self.plan.layout_of(n).row_scale_bytes();
-                for (slab, pages) in self.plan.slabs(n).iter().zip(&layer.pages) {
-                    let bytes = slab.layout().bytes() * u64::from(slab.count());
-                    self.copy_within(encoder, pages, from * bytes, to * bytes, bytes);
-                }
-                self.copy_within(encoder, &layer.key_scales, from * scales, to * scales, scales);
+    /// Copies what a page holds in all layers.
+    fn copy_page(&self, encoder: &mut wgpu::CommandEncoder, copy: PageCopy) {
+        let Some((from, to)) = copy else { return };
+        let [from, to] = [from, to].map(u64::from);
+        for (layer, n) in self.layers.iter().zip(0..) {
+            let scales = self.plan.layout_of(n).row_scale_bytes();
+            for (slab, pages) in self.plan.slabs(n).iter().zip(&layer.pages) {
+                let bytes = slab.layout().bytes() * u64::from(slab.count());
+                self.copy_within(encoder, pages, from * bytes, to * bytes, bytes);
             }
-            self.release(vec![last]);
+            self.copy_within(encoder, &layer.key_scales, from * scales, to * scales, scales);
         }
     }
 
@@ -431,7 +364,7 @@ impl Cache {
     /// # Errors
     /// [`Error::UnknownSequence`].
     pub fn tokens(&self, sequence: Sequence) -> Result<u32> {
-        Ok(self.find(sequence)?.tokens)
+        Ok(self.pool.find(sequence)?.at.tokens)
     }
 
     /// Bytes allocated for keys and values: pages, f16 rows, scales.
@@ -443,12 +376,12 @@ impl Cache {
     /// Bytes that the tokens of all live sequences need: codes, scales, zeros, and f16 rows in use. Pages that sequences share
     /// count for each.
     pub fn bytes_used(&self) -> u64 {
-        self.live.iter().flatten().map(|live| self.plan.bits(u64::from(live.tokens)).div_ceil(8)).sum()
+        self.pool.sequences().map(|live| self.plan.bits(u64::from(live.at.tokens)).div_ceil(8)).sum()
     }
 
     /// Pages that no sequence holds.
     pub fn free_pages(&self) -> u32 {
-        self.free_pages.len() as u32
+        self.pool.free_pages()
     }
 
     /// Bytes allocated, by what for.
@@ -471,12 +404,18 @@ impl Cache {
         }
     }
 
-    fn find(&self, sequence: Sequence) -> Result<&Live> {
-        self.live
-            .get(sequence.slot as usize)
-            .and_then(Option::as_ref)
-            .filter(|live| sequence.cache == self.id && live.generation == sequence.generation)
-            .ok_or(Error::UnknownSequence { slot: sequence.slot })
+    /// What a [step](Cache::step) of these chunks would take of the cache's pages, and what is there. Nothing changes. A step made
+    /// next succeeds if [it fits](Admission::fits), and fails with [`Error::Pages`] of the same numbers if not.
+    ///
+    /// # Errors
+    /// Those of [`Cache::step`] that freeing other sequences would not help: all but [`Error::Pages`].
+    pub fn can_append(&self, chunks: &[Chunk]) -> Result<Admission> {
+        self.gpu.alive()?;
+        self.pool.admit(&self.plan, chunks)
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     /// Grows sequences by new tokens: takes the pages they need and makes the tables that all layers read. The new tokens
@@ -485,79 +424,35 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error::UnknownSequence`], [`Error::RepeatedSequence`], [`Error::EmptyChunk`], [`Error::Length`],
-    /// [`Error::Pages`]. After an error no sequence has grown.
+    /// [`Error::Pages`], [`Error::Lost`]. After an error no sequence has grown.
     pub fn step(&mut self, chunks: &[Chunk]) -> Result<Step> {
-        let mut growths = Vec::with_capacity(chunks.len());
-        let mut named = vec![false; self.live.len()];
-        let mut need = 0;
-        for chunk in chunks {
-            let slot = chunk.sequence.slot;
-            let live = self.find(chunk.sequence)?;
-            if chunk.tokens == 0 {
-                return Err(Error::EmptyChunk { slot });
-            }
-            if std::mem::replace(&mut named[slot as usize], true) {
-                return Err(Error::RepeatedSequence { slot });
-            }
-            let new_tokens = live.tokens.checked_add(chunk.tokens).filter(|n| u64::from(*n) <= self.plan.max_tokens()).ok_or(Error::Length {
-                slot,
-                need: u64::from(live.tokens) + u64::from(chunk.tokens),
-                have: self.plan.max_tokens(),
-            })?;
-            // A sequence that was cut back inside its pages is packed beyond what its length asks for.
-            let new_packed = self.plan.packed(new_tokens).max(live.packed);
-            need += new_packed.div_ceil(PAGE_TOKENS) - live.pages.len() as u32;
-            growths.push(Growth {
-                slot,
-                old_tokens: live.tokens,
-                new_tokens,
-                old_packed: live.packed,
-                new_packed,
-                limit: live.limit,
-                pages: live.pages.clone(),
-            });
-        }
-        if need > self.free_pages() {
-            return Err(Error::Pages { need, have: self.free_pages() });
-        }
-        for growth in &mut growths {
-            let missing = growth.new_packed.div_ceil(PAGE_TOKENS) as usize - growth.pages.len();
-            growth.pages.extend((0..missing).filter_map(|_| self.take_page()));
-            if let Some(live) = &mut self.live[growth.slot as usize] {
-                live.before = (growth.old_tokens, growth.limit);
-                live.tokens = growth.new_tokens;
-                live.packed = growth.new_packed;
-                live.limit = growth.limit_now();
-                live.pages.clone_from(&growth.pages);
-            }
-        }
+        self.gpu.alive()?;
+        let growths = self.pool.grow(&self.plan, chunks)?;
         self.serial += 1;
-        Ok(Step::new(self.gpu.device(), &self.plan, self.gpu.capability().uniform_alignment, &growths, self.id, self.serial))
+        Ok(self.step_of(&growths))
+    }
+
+    fn step_of(&self, growths: &[Growth]) -> Step {
+        Step::new(&self.gpu, &self.plan, growths, self.id, self.serial)
     }
 
     /// A step that attends once more from positions whose tokens a sequence holds already, each range of two or more. It appends
     /// nothing, and is the latest step's equal until the next is made. The ranges must lie in the pages.
     pub(crate) fn revisit(&self, sequence: Sequence, ranges: &[Range<u32>]) -> Result<Step> {
-        let live = self.find(sequence)?;
+        self.gpu.alive()?;
+        let live = self.pool.find(sequence)?;
         let mut growths = Vec::with_capacity(ranges.len());
         for range in ranges {
-            if range.end > live.packed || range.start + 1 >= range.end {
-                return Err(Error::Range { first: range.start, end: range.end, have: live.packed });
+            if range.end > live.at.packed || range.start + 1 >= range.end {
+                return Err(Error::Range { first: range.start, end: range.end, have: live.at.packed });
             }
-            growths.push(Growth {
-                slot: sequence.slot,
-                old_tokens: range.start,
-                new_tokens: range.end,
-                old_packed: live.packed,
-                new_packed: live.packed,
-                limit: live.limit,
-                pages: live.pages.clone(),
-            });
+            growths.push(Growth { old_tokens: range.start, new_tokens: range.end, ..live.still(sequence.slot()) });
         }
-        Ok(Step::new(self.gpu.device(), &self.plan, self.gpu.capability().uniform_alignment, &growths, self.id, self.serial))
+        Ok(self.step_of(&growths))
     }
 
     fn check(&self, step: &Step, layer: u32) -> Result<&Layer> {
+        self.gpu.alive()?;
         if step.cache != self.id {
             return Err(Error::Stale { reason: "another cache made it" });
         }
@@ -584,7 +479,7 @@ impl Cache {
     /// on it gets a row while one is free; tokens of earlier chunks are packed by then; none loses its row.
     ///
     /// # Errors
-    /// [`Error::Stale`], [`Error::Layer`], [`Error::Shape`] for a width of 0 or an odd one, [`Error::Rows`], [`Error::Offset`],
+    /// [`Error::Stale`], [`Error::Lost`], [`Error::Layer`], [`Error::Shape`] for a width of 0 or an odd one, [`Error::Rows`], [`Error::Offset`],
     /// [`Error::Usage`], [`Error::Limit`] for more rows than one binding holds; then nothing was recorded.
     pub fn elect(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, residual: Rows<'_>, width: u32) -> Result<()> {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv elect"), timestamp_writes: None });
@@ -605,7 +500,7 @@ impl Cache {
         }
         let rows = residual.binding("residual", u64::from(step.rows) * u64::from(width), self.gpu.capability())?;
         for (merge, (items_at, items)) in [(false, election.blocks), (true, election.chunks)] {
-            let params = uniform(self.gpu.device(), bytemuck::bytes_of(&ElectParams { items_at, items, width, pad: 0 }));
+            let params = uniform(&self.gpu, bytemuck::bytes_of(&ElectParams { items_at, items, width, pad: 0 }));
             let [x, y] = fold(items, self.gpu.capability().workgroups);
             self.gpu.pipeline(&elect::variant(&self.plan, residual.element, merge)).dispatch(
                 &self.gpu,
@@ -630,7 +525,7 @@ impl Cache {
     /// chunks of the step one after another. Both may be f32 or f16, alike.
     ///
     /// # Errors
-    /// [`Error::Stale`], [`Error::Layer`], [`Error::Element`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`],
+    /// [`Error::Stale`], [`Error::Lost`], [`Error::Layer`], [`Error::Element`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`],
     /// [`Error::Limit`] for more rows than one binding holds, and [`Error::Unelected`] where [`Cache::elect`] had to come first; then nothing was recorded.
     pub fn append(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, keys: Rows<'_>, values: Rows<'_>) -> Result<()> {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv append"), timestamp_writes: None });
@@ -910,7 +805,7 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Layer`], [`Error::Element`], [`Error::Rows`],
-    /// [`Error::Offset`], [`Error::Usage`].
+    /// [`Error::Offset`], [`Error::Usage`], [`Error::Lost`].
     pub fn dequantize(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -920,10 +815,11 @@ impl Cache {
         keys: Rows<'_>,
         values: Rows<'_>,
     ) -> Result<()> {
-        let live = self.find(sequence)?;
+        self.gpu.alive()?;
+        let live = self.pool.find(sequence)?;
         let shape = self.plan.shape();
-        if tokens.start > tokens.end || tokens.end > live.tokens {
-            return Err(Error::Range { first: tokens.start, end: tokens.end, have: live.tokens });
+        if tokens.start > tokens.end || tokens.end > live.at.tokens {
+            return Err(Error::Range { first: tokens.start, end: tokens.end, have: live.at.tokens });
         }
         let buffers = self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: shape.layers })?;
         for (name, rows) in [("keys", keys), ("values", values)] {
@@ -939,21 +835,11 @@ impl Cache {
         let capability = self.gpu.capability();
         let key_rows = keys.binding("keys", elements, capability)?;
         let value_rows = values.binding("values", elements, capability)?;
-        let growth = Growth {
-            slot: sequence.slot,
-            old_tokens: live.tokens,
-            new_tokens: live.tokens,
-            old_packed: live.packed,
-            new_packed: live.packed,
-            limit: live.limit,
-            pages: live.pages.clone(),
-        };
         let mut words = Vec::new();
-        let chunk = growth.record(&mut words, 0);
+        let chunk = live.still(sequence.slot()).record(&mut words, 0);
         let slabs = self.plan.slabs(layer);
         let heads_at: Vec<u32> = slabs.iter().map(|slab| list_heads(&self.plan, slab, &mut words)).collect();
-        let device = self.gpu.device();
-        let table = tables(device, &words);
+        let table = tables(&self.gpu, &words);
         let [x, y] = fold(count, self.gpu.capability().workgroups);
         let pass = &mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv dequantize"), timestamp_writes: None });
         for ((slab, heads_at), pages) in slabs.iter().zip(heads_at).zip(&buffers.pages) {
@@ -964,14 +850,14 @@ impl Cache {
                 slab_heads: slab.count(),
                 heads_at,
                 kv_heads: shape.kv_heads,
-                limit: live.limit,
+                limit: live.at.limit,
                 pad: 0,
             };
             self.gpu.pipeline(&dequantize::variant(&self.plan, slab)).dispatch(
                 &self.gpu,
                 pass,
                 &[
-                    uniform(device, bytemuck::bytes_of(&p)).as_entire_binding(),
+                    uniform(&self.gpu, bytemuck::bytes_of(&p)).as_entire_binding(),
                     table.as_entire_binding(),
                     self.scratch.turns.as_entire_binding(),
                     buffers.marks.as_entire_binding(),
@@ -991,7 +877,7 @@ impl Cache {
     /// Those were stored as zeros, so that no other token's codes or output is harmed.
     ///
     /// # Errors
-    /// [`Error::Readback`].
+    /// [`Error::Readback`], [`Error::Lost`].
     pub async fn status(&self) -> Result<Status> {
         let words = self.gpu.read(&self.status, 0, STATUS_WORDS).await?;
         self.gpu.queue().write_buffer(&self.status, 0, &[0; 16]);
@@ -1006,6 +892,12 @@ impl Cache {
     pub fn layer_buffers(&self, layer: u32) -> Result<(&[wgpu::Buffer], &wgpu::Buffer)> {
         let buffers = self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.plan.shape().layers })?;
         Ok((&buffers.pages, &buffers.protected_rows))
+    }
+
+    /// Checks what must hold of pages and sequences at any time; answers what does not, or how many sequences are live. For tests.
+    #[doc(hidden)]
+    pub fn check_pages(&self) -> std::result::Result<u32, String> {
+        self.pool.check(&self.plan)
     }
 
     /// A layer's key scales and marks, for comparing kernels with their [twins](crate::reference).

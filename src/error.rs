@@ -4,7 +4,7 @@
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// An error of this library. Errors are found before anything is recorded or changed: after one, a [`Cache`](crate::Cache)
-/// holds what it held and can be used on.
+/// holds what it held and can be used on; but for [`Error::Lost`], after which nothing on the device can be had.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -249,6 +249,18 @@ pub enum Error {
     /// The device could not be made.
     #[error("the device could not be made: {0}")]
     Device(String),
+    /// The device was lost, and all that lay on it: its driver failed, it was unplugged, or destroyed.
+    #[error("the device was lost: {reason}")]
+    Lost {
+        /// What it told.
+        reason: String,
+    },
+    /// The device has not so much memory, or not now.
+    #[error("the device has no memory for {need} bytes")]
+    Memory {
+        /// Bytes wanted.
+        need: u64,
+    },
     /// A shader did not compile.
     #[error("{kernel} did not compile: {message}")]
     Shader {

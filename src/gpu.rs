@@ -1,6 +1,7 @@
 //! The device, what it can do, and the pipelines made on it.
 
 mod capability;
+mod loss;
 mod pipeline;
 mod profile;
 mod shader;
@@ -13,6 +14,7 @@ pub use shader::{Dialect, Linked, Part};
 use crate::error::{Error, Result};
 use crate::kernel::Variant;
 use crate::plan::Plan;
+use loss::Loss;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,6 +30,7 @@ pub struct Gpu {
     profile: Option<Arc<Profile>>,
     /// What the driver made of pipelines.
     pipeline_cache: Option<wgpu::PipelineCache>,
+    loss: Arc<Loss>,
 }
 
 /// A panic elsewhere leaves nothing here half changed, so a poisoned lock is as good as any.
@@ -36,14 +39,25 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Gpu {
-    /// Wraps a device and queue of the caller's. The device keeps its errors: wgkv installs no handler.
+    /// Wraps a device and queue of the caller's. The device keeps its handlers of errors and of its loss: wgkv installs none. wgpu tells
+    /// one callback only that a device is lost, so have yours call [`Gpu::report_loss`].
     pub fn new(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let info = device.adapter_info();
-        Self { capability: Capability::of(&device), adapter_name: info.name, device, queue, pipelines: Arc::default(), profile: None, pipeline_cache: None }
+        Self {
+            capability: Capability::of(&device),
+            adapter_name: info.name,
+            device,
+            queue,
+            pipelines: Arc::default(),
+            profile: None,
+            pipeline_cache: None,
+            loss: Arc::default(),
+        }
     }
 
     /// Makes a device of its own, for programs that have none: the adapter named by the environment variable
-    /// `WGPU_ADAPTER_NAME` (a part of its name) or the fastest, with all its limits and the features that the kernels use.
+    /// `WGPU_ADAPTER_NAME` (a part of its name) or the fastest, with all its limits and the features that the kernels use. The callback for
+    /// the device's loss is wgkv's: ask [`Gpu::lost`], or await [`Gpu::until_lost`].
     ///
     /// # Errors
     /// [`Error::NoAdapter`] and [`Error::Device`].
@@ -85,7 +99,40 @@ impl Gpu {
             ..Default::default()
         };
         let (device, queue) = adapter.request_device(&descriptor).await.map_err(|e| Error::Device(e.to_string()))?;
-        Ok(Self::new(device, queue))
+        let gpu = Self::new(device, queue);
+        let loss = gpu.loss.clone();
+        gpu.device.set_device_lost_callback(move |reason, message| loss.report(if message.is_empty() { format!("{reason:?}") } else { message }));
+        Ok(gpu)
+    }
+
+    /// Tells that the device was lost, and why. For callers of [`Gpu::new`], from their callback or when they see it otherwise; every
+    /// clone knows. The first reason stays.
+    pub fn report_loss(&self, reason: impl Into<String>) {
+        self.loss.report(reason.into());
+    }
+
+    /// Why the device was lost, if it is known to be. Then nothing that lies on it can be had any more: make another [`Gpu`] and other
+    /// caches, and [load](crate::Cache::load) what was saved.
+    ///
+    /// wgpu tells of a loss when the device fails at something, or when it is polled and has nothing left to do. What is
+    /// recorded before is not carried out.
+    pub fn lost(&self) -> Option<&str> {
+        self.loss.reason()
+    }
+
+    /// Waits until the device is lost; answers why.
+    pub fn until_lost(&self) -> impl Future<Output = String> + use<> {
+        self.loss.clone().wait()
+    }
+
+    /// An error if the device is lost.
+    pub(crate) fn alive(&self) -> Result<()> {
+        self.lost().map_or(Ok(()), |reason| Err(Error::Lost { reason: reason.to_owned() }))
+    }
+
+    /// Notices from here on, until [`enough`] is asked, whether the device has memory for what is made.
+    pub(crate) fn watch_memory(&self) -> wgpu::ErrorScopeGuard {
+        self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory)
     }
 
     /// The adapter that [`Gpu::request`] uses.
@@ -182,8 +229,9 @@ impl Gpu {
     /// Compiles every pipeline that a cache of this plan can use, on all processors, so that the first token waits for none.
     ///
     /// # Errors
-    /// [`Error::Shader`] with the compiler's message and the place in our sources.
+    /// [`Error::Shader`] with the compiler's message and the place in our sources; [`Error::Lost`].
     pub async fn prepare(&self, plan: &Plan) -> Result<()> {
+        self.alive()?;
         let mut missing: Vec<Variant> = Vec::new();
         for variant in plan.variants() {
             if self.known(&variant).is_none() && !missing.contains(&variant) {
@@ -256,47 +304,78 @@ impl Gpu {
     /// Waits for all submitted work and copies `words` 32-bit words of a buffer (made with usage `COPY_SRC`) to the host.
     ///
     /// # Errors
-    /// [`Error::Readback`], also when the device is lost.
+    /// [`Error::Lost`] and [`Error::Readback`].
     pub async fn read(&self, buffer: &wgpu::Buffer, offset: u64, words: u64) -> Result<Vec<u32>> {
+        self.alive()?;
         if words == 0 {
             return Ok(Vec::new());
         }
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("wgkv readback") });
-        let staging = self.stage(&mut encoder, buffer, std::slice::from_ref(&(offset..offset + 4 * words)));
+        let all = offset..offset + 4 * words;
+        let pieces = std::slice::from_ref(&all);
+        let staging = self.staging(pieces);
+        Self::gather(&mut encoder, buffer, pieces, &staging);
         self.queue.submit([encoder.finish()]);
         self.fetch(&staging).await
     }
 
-    /// Records the copy of pieces of a buffer, one after another and not all empty, to a new one that [`Gpu::fetch`] reads.
-    pub(crate) fn stage(&self, encoder: &mut wgpu::CommandEncoder, buffer: &wgpu::Buffer, pieces: &[Range<u64>]) -> wgpu::Buffer {
-        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
+    /// A buffer that [`Gpu::gather`] can write these pieces to, not all empty, and [`Gpu::fetch`] reads.
+    pub(crate) fn staging(&self, pieces: &[Range<u64>]) -> wgpu::Buffer {
+        self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("wgkv readback"),
             size: pieces.iter().map(|piece| piece.end - piece.start).sum(),
             usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
             mapped_at_creation: false,
-        });
+        })
+    }
+
+    /// Records the copy of pieces of a buffer, one after another.
+    pub(crate) fn gather(encoder: &mut wgpu::CommandEncoder, buffer: &wgpu::Buffer, pieces: &[Range<u64>], staging: &wgpu::Buffer) {
         let mut at = 0;
         for piece in pieces {
-            encoder.copy_buffer_to_buffer(buffer, piece.start, &staging, at, piece.end - piece.start);
+            encoder.copy_buffer_to_buffer(buffer, piece.start, staging, at, piece.end - piece.start);
             at += piece.end - piece.start;
         }
-        staging
+    }
+
+    /// A buffer with these contents, as wgpu's `create_buffer_init` makes them, which panics on a lost device.
+    pub(crate) fn filled(&self, label: &'static str, contents: &[u8], usage: wgpu::BufferUsages) -> wgpu::Buffer {
+        let mapped_at_creation = !contents.is_empty();
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size: contents.len() as u64, usage, mapped_at_creation });
+        if mapped_at_creation && let Ok(mut view) = buffer.get_mapped_range_mut(..) {
+            view.copy_from_slice(contents);
+            drop(view);
+            buffer.unmap();
+        }
+        buffer
     }
 
     /// Waits for all submitted work and takes what it copied to a staging buffer.
     pub(crate) async fn fetch(&self, staging: &wgpu::Buffer) -> Result<Vec<u32>> {
         let (sender, receiver) = futures::channel::oneshot::channel();
-        staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            // The receiver is gone only if the caller dropped the future; then nobody waits for the answer.
-            let _ = sender.send(result);
-        });
-        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| Error::Readback(e.to_string()))?;
-        receiver.await.map_err(|e| Error::Readback(e.to_string()))?.map_err(|e| Error::Readback(e.to_string()))?;
-        let view = staging.get_mapped_range(..).map_err(|e| Error::Readback(e.to_string()))?;
+        // What was made on a device that is lost cannot be mapped, which is no error for the device's handlers: the callback tells.
+        {
+            let _scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+            staging.map_async(wgpu::MapMode::Read, .., move |result| {
+                // The receiver is gone only if the caller dropped the future; then nobody waits for the answer.
+                let _ = sender.send(result);
+            });
+        }
+        // A device that cannot map may be lost, of which waiting has told by then.
+        let failed = |e: &dyn std::error::Error| self.alive().err().unwrap_or_else(|| Error::Readback(e.to_string()));
+        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| failed(&e))?;
+        receiver.await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+        let view = staging.get_mapped_range(..).map_err(|e| failed(&e))?;
         let numbers = bytemuck::pod_collect_to_vec(&view);
         drop(view);
         // A browser would keep the memory until its garbage collector comes by.
         staging.destroy();
         Ok(numbers)
     }
+}
+
+/// Was there memory for `need` bytes, since [`Gpu::watch_memory`]? Natively it is known at once.
+pub(crate) fn enough(scope: wgpu::ErrorScopeGuard, need: u64) -> impl Future<Output = Result<()>> {
+    let refused = scope.pop();
+    async move { refused.await.map_or(Ok(()), |_| Err(Error::Memory { need })) }
 }

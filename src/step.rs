@@ -1,6 +1,6 @@
 //! One step of the model: which sequences grow by how many tokens, and the tables that tell the kernels so.
 
-use crate::cache::Sequence;
+use crate::gpu::Gpu;
 use crate::kernel::align_plan::AlignPlanParams;
 use crate::kernel::align_scores::AlignScoresParams;
 use crate::kernel::align_values::AlignValuesParams;
@@ -15,9 +15,9 @@ use crate::kernel::protect::ProtectParams;
 use crate::kernel::query::QueryParams;
 use crate::layout::PAGE_TOKENS;
 use crate::plan::{Plan, Slab};
+use crate::pool::Sequence;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
-use wgpu::util::DeviceExt;
 
 /// New tokens of one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -214,17 +214,13 @@ impl Params {
 }
 
 /// A small uniform buffer with these contents.
-pub(crate) fn uniform(device: &wgpu::Device, bytes: &[u8]) -> wgpu::Buffer {
-    device.create_buffer_init(&wgpu::util::BufferInitDescriptor { label: Some("wgkv params"), contents: bytes, usage: wgpu::BufferUsages::UNIFORM })
+pub(crate) fn uniform(gpu: &Gpu, bytes: &[u8]) -> wgpu::Buffer {
+    gpu.filled("wgkv params", bytes, wgpu::BufferUsages::UNIFORM)
 }
 
 /// A storage buffer of tables.
-pub(crate) fn tables(device: &wgpu::Device, words: &[u32]) -> wgpu::Buffer {
-    device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
-        label: Some("wgkv tables"),
-        contents: bytemuck::cast_slice(words),
-        usage: wgpu::BufferUsages::STORAGE,
-    })
+pub(crate) fn tables(gpu: &Gpu, words: &[u32]) -> wgpu::Buffer {
+    gpu.filled("wgkv tables", bytemuck::cast_slice(words), wgpu::BufferUsages::STORAGE)
 }
 
 /// A grid of two dimensions that holds `count` workgroups where one dimension holds `most`.
@@ -234,6 +230,11 @@ pub(crate) fn fold(count: u32, most: u32) -> [u32; 2] {
 }
 
 impl Growth {
+    /// Pages that it lacks.
+    pub fn pages_needed(&self) -> u32 {
+        self.new_packed.div_ceil(PAGE_TOKENS) - self.pages.len() as u32
+    }
+
     /// Does it prefill? Then its layers' sinks are elected anew.
     pub fn prefills(&self) -> bool {
         self.new_tokens > self.old_tokens + 1
@@ -255,7 +256,8 @@ impl Growth {
 }
 
 impl Step {
-    pub(crate) fn new(device: &wgpu::Device, plan: &Plan, alignment: u32, growths: &[Growth], cache: u64, serial: u64) -> Self {
+    pub(crate) fn new(gpu: &Gpu, plan: &Plan, growths: &[Growth], cache: u64, serial: u64) -> Self {
+        let alignment = gpu.capability().uniform_alignment;
         let mut words = Words::default();
         let mut params = Params::default();
         let mut records = Vec::new();
@@ -267,15 +269,15 @@ impl Step {
         let arrangements = arrangements(plan, &mut words.tables);
         let append = append_dispatches(plan, growths, &records, &arrangements, &mut words, &mut params, alignment);
         let append_reordered = append_reordered_dispatches(plan, growths, &records, &arrangements, &mut words, &mut params, alignment);
-        let election = election(device, plan, growths, &mut words);
+        let election = election(gpu.device(), plan, growths, &mut words);
         let protect = protect_dispatches(plan, growths, &records, &mut words, &mut params, alignment);
         let passes = passes(plan, growths, &records, &arrangements, &mut words, &mut params, alignment);
         Self {
             cache,
             serial,
             rows,
-            tables: tables(device, &words.tables),
-            params: uniform(device, &params.bytes),
+            tables: tables(gpu, &words.tables),
+            params: uniform(gpu, &params.bytes),
             append,
             append_reordered,
             election,

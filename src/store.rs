@@ -3,7 +3,7 @@
 use crate::cache::check_snapshot;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
-use crate::tensors;
+use crate::{prefixes, tensors};
 pub use object_store;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -66,9 +66,7 @@ impl PrefixStore {
 
     /// Where the store has, or would have, the snapshot of these tokens.
     pub fn place(&self, plan: &Plan, tokens: &[u32]) -> Path {
-        let calibration = plan.calibration_fingerprint().unwrap_or_default();
-        let tokens: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-        let name = tensors::hash([&b"wgkv-prefix 1"[..], self.model.as_bytes(), plan.fingerprint().as_bytes(), calibration.as_bytes(), &tokens]);
+        let name = tensors::hex(&prefixes::name(&self.model, plan, tokens));
         self.folder.clone().join(format!("{name}.safetensors"))
     }
 

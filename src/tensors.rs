@@ -8,14 +8,27 @@ use std::collections::BTreeMap;
 /// A file's texts by name.
 pub(crate) type Texts<'a> = BTreeMap<&'a str, &'a str>;
 
+/// SHA-256 over pieces, each after its length, as they come.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Hash(Sha256);
+
+impl Hash {
+    pub fn add(&mut self, piece: &[u8]) {
+        self.0.update((piece.len() as u64).to_le_bytes());
+        self.0.update(piece);
+    }
+
+    /// Of all pieces so far.
+    pub fn digest(&self) -> [u8; 32] {
+        self.0.clone().finalize().into()
+    }
+}
+
 /// SHA-256 in hex over pieces, each after its length.
 pub(crate) fn hash<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> String {
-    let mut hasher = Sha256::new();
-    for bytes in pieces {
-        hasher.update((bytes.len() as u64).to_le_bytes());
-        hasher.update(bytes);
-    }
-    hex(&hasher.finalize())
+    let mut hash = Hash::default();
+    pieces.into_iter().for_each(|piece| hash.add(piece));
+    hex(&hash.digest())
 }
 
 /// SHA-256 in hex of bytes as they are.
@@ -23,7 +36,8 @@ pub(crate) fn checksum(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes in hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

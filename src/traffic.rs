@@ -124,7 +124,8 @@ impl Cache {
     /// Rows that prefill read everything and are not counted; plans without planes have nothing to report.
     ///
     /// # Errors
-    /// [`Error::Stale`](crate::Error::Stale), [`Error::Layer`](crate::Error::Layer), [`Error::Readback`](crate::Error::Readback).
+    /// [`Error::Stale`](crate::Error::Stale), [`Error::Layer`](crate::Error::Layer), [`Error::Readback`](crate::Error::Readback),
+    /// [`Error::Lost`](crate::Error::Lost).
     pub async fn traffic(&self, step: &Step, layer: u32) -> Result<AlignmentReport> {
         self.check_step(step, layer)?;
         let plan = self.plan();

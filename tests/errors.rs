@@ -335,7 +335,14 @@ fn a_cache_that_refused_holds_what_it_held_and_can_be_used_on() {
     // Two sequences that would fit alone: 4 pages in all, 2 and 1 in use.
     assert_eq!((plan.pages(), used.free_pages), (4, 1));
     let cache = &mut used.walk.cache;
-    refused(cache.step(&[chunk(used.walk.sequences[1], 128), chunk(sequence, 128)]), &Error::Pages { need: 2, have: 1 }, &["2 more pages", "1 are free"]);
+    let both = [chunk(used.walk.sequences[1], 128), chunk(sequence, 128)];
+    let admission = cache.can_append(&both).unwrap();
+    assert_eq!(admission, Admission { pages_needed: 2, pages_free: 1 });
+    assert_eq!((admission.fits(), admission.pages_missing(), cache.can_append(&both[..1]).unwrap().fits()), (false, 1, true));
+    refused(cache.step(&both), &Error::Pages { need: 2, have: 1 }, &["2 more pages", "1 are free"]);
+    refused(cache.can_append(&[chunk(sequence, 0)]), &Error::EmptyChunk { slot: 0 }, &["sequence 0"]);
+    refused(cache.can_append(&[chunk(foreign, 1)]), &Error::UnknownSequence { slot: 0 }, &["live sequence"]);
+    refused(cache.can_append(&[chunk(sequence, room as u32)]), &Error::Length { slot: 0, need: 140 + room, have: room }, &["sequence 0", &room.to_string()]);
     used.unchanged();
 
     // A step of another cache; one that a later step replaced.

@@ -3,14 +3,15 @@
 mod clear;
 mod file;
 
-use super::{Cache, Live, Sequence};
+use super::Cache;
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, enough};
 use crate::layout::PAGE_TOKENS;
 use crate::plan::Plan;
-use file::{Standing, Tensors};
+use crate::pool::{Live, Sequence, Standing};
+use file::Tensors;
+use futures::FutureExt;
 use std::ops::Range;
-use wgpu::util::DeviceExt;
 
 /// A run of words in a layer's buffer of one slab, `[page, slab head, word]`, and of the same in a snapshot, `[page, head, word]`.
 struct Run {
@@ -69,7 +70,7 @@ fn pieces(plan: &Plan, layer: u32, live: &Live, slot: u32) -> Vec<Vec<Range<u64>
     let mut pieces: Vec<Vec<Range<u64>>> = plan.slabs(layer).iter().map(|slab| by_page(slab.layout().bytes() * u64::from(slab.count()))).collect();
     let row = 4 * u64::from(shape.head_dim);
     let heads = u64::from(slot * shape.kv_heads)..u64::from((slot + 1) * shape.kv_heads);
-    let rows = rows(plan, &live.standing());
+    let rows = rows(plan, &live.at);
     let head_rows = u64::from(plan.sinks() + plan.ring());
     let of_head = |head: u64| rows.iter().map(move |rows| (head * head_rows + u64::from(rows.start)) * row..(head * head_rows + u64::from(rows.end)) * row);
     pieces.push(heads.flat_map(of_head).collect());
@@ -79,12 +80,6 @@ fn pieces(plan: &Plan, layer: u32, live: &Live, slot: u32) -> Vec<Vec<Range<u64>
     pieces.push(std::iter::once(first..first + elected).collect());
     pieces.iter_mut().for_each(|pieces| pieces.retain(|piece| !piece.is_empty()));
     pieces
-}
-
-impl Live {
-    fn standing(&self) -> Standing {
-        Standing { tokens: self.tokens, packed: self.packed, limit: self.limit, before: self.before }
-    }
 }
 
 /// Are these the bytes of a snapshot of so many tokens that a cache of this plan would load?
@@ -155,7 +150,7 @@ impl Cache {
     /// write the bytes can forge them.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`], [`Error::Readback`].
+    /// [`Error::UnknownSequence`], [`Error::Readback`], [`Error::Lost`], [`Error::Memory`] for that copy.
     pub fn save(&self, sequence: Sequence) -> impl Future<Output = Result<Vec<u8>>> + use<> {
         let staged = self.tokens(sequence).and_then(|tokens| self.stage(sequence, tokens));
         async { staged?.finish().await }
@@ -171,16 +166,25 @@ impl Cache {
     }
 
     fn stage(&self, sequence: Sequence, tokens: u32) -> Result<Staged> {
-        let live = self.find(sequence)?.cut(tokens)?;
+        self.gpu.alive()?;
+        let live = self.pool.find(sequence)?.cut(tokens)?;
+        let by_layer: Vec<_> = (0..).zip(&self.layers).map(|(n, layer)| (layer, pieces(&self.plan, n, &live, sequence.slot()))).collect();
+        let need = by_layer.iter().flat_map(|(_, pieces)| pieces).flatten().map(|piece| piece.end - piece.start).sum();
+        let scope = self.gpu.watch_memory();
+        let staging = |pieces: &Vec<_>| (!pieces.is_empty()).then(|| self.gpu.staging(pieces));
+        let layers: Vec<Vec<_>> = by_layer.iter().map(|(_, pieces)| pieces.iter().map(staging).collect()).collect();
+        // In browsers the answer comes later, and reading back fails then.
+        enough(scope, need).now_or_never().unwrap_or(Ok(()))?;
         let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("wgkv save") });
-        let mut layers = Vec::with_capacity(self.layers.len());
-        for (n, layer) in (0..).zip(&self.layers) {
-            let pieces = pieces(&self.plan, n, &live, sequence.slot);
-            let stage = |(buffer, pieces): (_, Vec<_>)| (!pieces.is_empty()).then(|| self.gpu.stage(&mut encoder, buffer, &pieces));
-            layers.push(layer.buffers().zip(pieces).map(stage).collect());
+        for ((layer, pieces), staging) in by_layer.iter().zip(&layers) {
+            for ((buffer, pieces), staging) in layer.buffers().zip(pieces).zip(staging) {
+                if let Some(staging) = staging {
+                    Gpu::gather(&mut encoder, buffer, pieces, staging);
+                }
+            }
         }
         self.gpu.queue().submit([encoder.finish()]);
-        Ok(Staged { gpu: self.gpu.clone(), plan: self.plan.clone(), standing: live.standing(), layers })
+        Ok(Staged { gpu: self.gpu.clone(), plan: self.plan.clone(), standing: live.at, layers })
     }
 
     /// Begins a sequence that holds what a snapshot holds, copied by commands on `encoder`. It goes on as the saved one
@@ -188,21 +192,13 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error::Snapshot`] for bytes that are damaged, of another version, plan or calibration; [`Error::Sequences`], [`Error::Pages`] and
-    /// [`Error::Length`] where there is no room. Then nothing has changed.
+    /// [`Error::Length`] where there is no room; [`Error::Lost`]. Then nothing has changed.
     pub fn load(&mut self, encoder: &mut wgpu::CommandEncoder, bytes: &[u8]) -> Result<Sequence> {
+        self.gpu.alive()?;
         let (standing, layers) = file::from_bytes(&self.plan, bytes)?;
-        let slot = self.live.iter().position(Option::is_none).ok_or(Error::Sequences { have: self.plan.sequences() })?;
-        if u64::from(standing.tokens) > self.plan.max_tokens() {
-            return Err(Error::Length { slot: slot as u32, need: standing.tokens.into(), have: self.plan.max_tokens() });
-        }
         let need = standing.packed.div_ceil(PAGE_TOKENS);
-        if need > self.free_pages() {
-            return Err(Error::Pages { need, have: self.free_pages() });
-        }
-        let sequence = self.allocate()?;
-        let pages = (0..need).filter_map(|_| self.take_page()).collect();
-        let Standing { tokens, packed, limit, before } = standing;
-        let live = Live { generation: sequence.generation, tokens, packed, limit, before, pages };
+        let sequence = self.pool.adopt(&self.plan, standing)?;
+        let live = self.pool.find(sequence)?;
         for ((n, layer), tensors) in (0..).zip(&self.layers).zip(layers) {
             let slabs = self.plan.slabs(n).iter();
             let mut pages: Vec<Vec<u8>> = slabs.map(|slab| vec![0; need as usize * 4 * slab.layout().words() * slab.heads().len()]).collect();
@@ -211,11 +207,10 @@ impl Cache {
                 pages[run.slab][bytes(run.in_slab)].copy_from_slice(&tensors.pages[bytes(run.in_snapshot)]);
             }
             let contents = pages.iter().map(Vec::as_slice).chain([tensors.rows, tensors.key_scales, tensors.sinks]);
-            for ((buffer, pieces), contents) in layer.buffers().zip(pieces(&self.plan, n, &live, sequence.slot)).zip(contents) {
+            for ((buffer, pieces), contents) in layer.buffers().zip(pieces(&self.plan, n, live, sequence.slot())).zip(contents) {
                 self.write_pieces(encoder, buffer, &pieces, contents);
             }
         }
-        self.live[sequence.slot as usize] = Some(live);
         Ok(sequence)
     }
 
@@ -224,8 +219,7 @@ impl Cache {
         if pieces.is_empty() {
             return;
         }
-        let staging =
-            self.gpu.device().create_buffer_init(&wgpu::util::BufferInitDescriptor { label: Some("wgkv load"), contents, usage: wgpu::BufferUsages::COPY_SRC });
+        let staging = self.gpu.filled("wgkv load", contents, wgpu::BufferUsages::COPY_SRC);
         let mut at = 0;
         for piece in pieces {
             let bytes = piece.end - piece.start;

@@ -125,7 +125,7 @@ pub fn record(
     // A binding cannot stay empty. Without `minus` the rows lie there again, and the shader never reads them from there.
     let minus_binding = minus.map_or(Ok(row_binding.clone()), |minus| minus.binding("minus", row_numbers, capability))?;
     let gram_binding = Rows::f32(grams).binding("grams", gram_numbers, capability)?;
-    let params = crate::step::uniform(gpu.device(), bytemuck::bytes_of(&GramParams { rows: count, heads, pad: [0; 2] }));
+    let params = crate::step::uniform(gpu, bytemuck::bytes_of(&GramParams { rows: count, heads, pad: [0; 2] }));
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv gram"), timestamp_writes: None });
     let bindings = [params.as_entire_binding(), row_binding, minus_binding, gram_binding];
     gpu.pipeline(&variant(head_dim, minus.is_some())).dispatch(gpu, &mut pass, &bindings, grid);

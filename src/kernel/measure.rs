@@ -83,7 +83,7 @@ pub fn record(
     let lines = u64::from(LINES);
     let sum_lines = Rows::f32(sums).binding("sums", 2 * lines * u64::from(width), capability)?;
     let count_lines = Rows::f32(counts).binding("counts", 2 * lines, capability)?;
-    let params = crate::step::uniform(gpu.device(), bytemuck::bytes_of(&MeasureParams { rows, width, zero: 0, pad: 0 }));
+    let params = crate::step::uniform(gpu, bytemuck::bytes_of(&MeasureParams { rows, width, zero: 0, pad: 0 }));
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv measure"), timestamp_writes: None });
     let bindings = [params.as_entire_binding(), key_rows, sum_lines, count_lines];
     gpu.pipeline(&variant(keys.element, squares)).dispatch(gpu, &mut pass, &bindings, [workgroups(rows), 1, 1]);

@@ -10,7 +10,6 @@ use super::{BUTTERFLY, Binding, HADAMARD, Kernel, PLACE, ROTATE_BUTTERFLY, ROTAT
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::rows::{Element, Rows};
-use wgpu::util::DeviceExt;
 
 /// The orders that are served.
 pub const ORDERS: [u32; 7] = [64, 80, 96, 128, 256, 512, 1024];
@@ -96,11 +95,8 @@ pub fn record_with(
         return Ok(());
     }
     // In place, the parameters lie at the binding of the rows, which the shader then never reads.
-    let params = gpu.device().create_buffer_init(&wgpu::util::BufferInitDescriptor {
-        label: Some("wgkv params"),
-        contents: bytemuck::bytes_of(&RotateParams { rows: count, pad: [0; 3] }),
-        usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE,
-    });
+    let contents = RotateParams { rows: count, pad: [0; 3] };
+    let params = gpu.filled("wgkv params", bytemuck::bytes_of(&contents), wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE);
     let bindings = [params.as_entire_binding(), rows.unwrap_or(params.as_entire_binding()), rotated];
     let numbers = if order.is_power_of_two() { 32 * invocations } else { order };
     let grid = crate::step::fold(elements.div_ceil(numbers.into()) as u32, gpu.capability().workgroups);

@@ -3,13 +3,14 @@
 use super::{Head, Sensitivity, wrong};
 use crate::allocation::{Allocation, Kind};
 use crate::budget::Budget;
-use crate::cache::{Cache, Sequence};
+use crate::cache::Cache;
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::format::{Bits, Codec, Format, FormatWords, Precision, Scales};
 use crate::gpu::Gpu;
 use crate::kernel::gram;
 use crate::plan::Plan;
+use crate::pool::Sequence;
 use crate::protection::{Protection, Sinks};
 use crate::rows::{Element, Rows};
 use crate::shape::Shape;

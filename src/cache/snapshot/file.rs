@@ -4,6 +4,7 @@ use super::{page_words, rows};
 use crate::error::{Error, Result};
 use crate::layout::PAGE_TOKENS;
 use crate::plan::Plan;
+use crate::pool::Standing;
 use crate::tensors::{self, Texts};
 use safetensors::tensor::Dtype;
 use std::str::FromStr;
@@ -13,15 +14,6 @@ const VERSION: &str = "1";
 
 /// Bytes of the header at most, by layer: the tensors' names, shapes, places and checksums take less than half of it.
 const HEADER_BYTES: usize = 2048;
-
-/// Where a sequence stands: numbers of the same names in [`Live`](super::Live).
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Standing {
-    pub tokens: u32,
-    pub packed: u32,
-    pub limit: u32,
-    pub before: (u32, u32),
-}
 
 /// What a sequence has in one layer: words, or their bytes.
 #[derive(Debug)]

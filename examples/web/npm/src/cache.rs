@@ -190,7 +190,7 @@ impl Held {
         let device = device().await?;
         let plan = options.plan(calibration.as_deref(), &device).map_err(throw)?;
         device.gpu.prepare(&plan).await.map_err(throw)?;
-        let mut cache = Cache::new(&device.gpu, plan).map_err(throw)?;
+        let mut cache = Cache::request(&device.gpu, plan).await.map_err(throw)?;
         let sequence = cache.allocate().map_err(throw)?;
         Ok(Self { device, cache, sequence, growing: None })
     }

@@ -1,9 +1,6 @@
 //! The device of a page, a worker, or another host of JavaScript.
 
-use futures::channel::oneshot;
 use js_sys::Promise;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
 use wgkv::Gpu;
@@ -29,7 +26,6 @@ pub struct Device {
     pub gpu: Gpu,
     /// The adapter's name, as far as the browser tells.
     pub name: String,
-    lost: Arc<AtomicBool>,
     loss: Promise,
 }
 
@@ -45,24 +41,14 @@ impl Device {
         let gpu = gpu.map_err(throw)?;
         let gpu = if subgroups { gpu.with_subgroups() } else { gpu };
 
-        let lost = Arc::new(AtomicBool::new(false));
-        let (sender, receiver) = oneshot::channel();
-        // wgpu wants a function that can be called often and from any thread, for the sake of other platforms.
-        let (flag, sender) = (lost.clone(), Mutex::new(Some(sender)));
-        gpu.device().set_device_lost_callback(move |reason, message| {
-            flag.store(true, Ordering::Relaxed);
-            if let Some(sender) = sender.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                // The receiver is gone only if nobody waits.
-                let _ = sender.send(if message.is_empty() { format!("{reason:?}") } else { message });
-            }
-        });
-        let loss = future_to_promise(async move { Ok(receiver.await.unwrap_or_default().into()) });
-        Ok(Self { gpu, name: entered.name(), lost, loss })
+        let lost = gpu.until_lost();
+        let loss = future_to_promise(async move { Ok(lost.await.into()) });
+        Ok(Self { gpu, name: entered.name(), loss })
     }
 
     /// Is it lost?
     pub fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::Relaxed)
+        self.gpu.lost().is_some()
     }
 
     /// Resolves with the reason when it is lost.
