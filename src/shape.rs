@@ -114,6 +114,9 @@ impl Shape {
                 had: self.query_heads.to_string(),
             });
         }
+        if self.layers > 4096 {
+            return Err(Error::Shape { name: "layers", wanted: "4096 at most".into(), had: self.layers.to_string() });
+        }
         if self.kv_heads > 65_535 / 16 {
             return Err(Error::Shape { name: "kv_heads", wanted: "4095 at most".into(), had: self.kv_heads.to_string() });
         }

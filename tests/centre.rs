@@ -4,6 +4,7 @@
 
 mod support;
 
+use safetensors::Dtype;
 use support::*;
 use wgkv::*;
 
@@ -167,6 +168,15 @@ fn every_damaged_file_is_refused() {
         damaged[..8].copy_from_slice(&length.to_le_bytes());
         refused(&damaged);
     }
+    // Tensors of other types and shapes, and headers that no writer makes.
+    let parts = Parts::of(&bytes);
+    for name in parts.tensors.iter().map(|tensor| tensor.0.as_str()) {
+        for change in [|t: &mut Tensor| t.1 = Dtype::I32, |t: &mut Tensor| t.2.push(1), |t: &mut Tensor| t.0.push('0')] {
+            refused(&parts.clone().tensor(name, change).write());
+        }
+    }
+    let names = [0, 1].map(|n| parts.tensors[n].0.as_str());
+    hostile(names).iter().for_each(|bytes| refused(bytes));
 }
 
 #[test]

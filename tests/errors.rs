@@ -7,6 +7,8 @@
 
 mod support;
 
+use rand::RngExt;
+use rand::rngs::StdRng;
 use support::*;
 use wgkv::gpu::Capability;
 use wgkv::kernel::rotate;
@@ -69,6 +71,7 @@ fn shapes_that_no_kernel_serves_are_refused() {
     let error = |name, wanted: &str, had: &str| Error::Shape { name, wanted: wanted.into(), had: had.into() };
     let case = |edit: &dyn Fn(&mut Shape), name, wanted: &str, had: &str| refused(fields(edit), &error(name, wanted, had), &[name, wanted, had]);
     case(&|s| s.layers = 0, "layers", "1 or more", "0");
+    case(&|s| s.layers = u32::MAX, "layers", "4096 at most", "4294967295");
     case(&|s| s.kv_heads = 0, "kv_heads", "1 or more", "0");
     case(&|s| s.query_heads = 0, "query_heads", "1 or more", "0");
     case(&|s| s.head_dim = 100, "head_dim", "64, 80, 96, 128 or 256", "100");
@@ -201,6 +204,44 @@ fn budgets_that_hold_nothing_are_refused() {
     let error = Error::Budget { reason: "the bytes of the f16 rows of all sequences and one page", need: rows + page, have: rows + page - 1 };
     refused(make(Budget::bytes(1, rows + page - 1)), &error, &[&(rows + page).to_string(), &(rows + page - 1).to_string(), "f16 rows"]);
     assert_eq!(make(Budget::bytes(1, rows + page)).unwrap().pages(), 1);
+}
+
+#[test]
+fn no_numbers_make_a_plan_panic() {
+    let random = &mut generator();
+    let numbers = [0, 1, 2, 3, 4, 5, 8, 16, 32, 63, 64, 65, 80, 96, 128, 255, 256, 4096, 1 << 16, (1 << 24) + 1, 1 << 31, u32::MAX - 128, u32::MAX];
+    // Small ones more often than not, so that some plans are good.
+    let number = |random: &mut StdRng| {
+        let end = if random.random_range(0..4) == 0 { numbers.len() } else { 16 };
+        numbers[random.random_range(0..end)]
+    };
+    let codecs = [Codec::F16, Codec::Rtn, Codec::Hadamard, Codec::RotateKv, Codec::AlignedF16, Codec::Centred];
+    let bits = [Bits::Two, Bits::Three, Bits::Four, Bits::Eight, Bits::Sixteen];
+    let (mut good, mut refused) = (0, 0);
+    for _ in 0..20_000 {
+        let [layers, query_heads, kv_heads, head_dim] = [(); 4].map(|()| number(random));
+        let shape = Shape { layers, query_heads, kv_heads, head_dim, rope: Rope::none() };
+        let [key, value] = [(); 2].map(|()| bits[random.random_range(0..bits.len())]);
+        let format = Format::new(codecs[random.random_range(0..codecs.len())], key, value, number(random));
+        let sinks = if random.random_range(0..3) == 0 { Sinks::Massive(number(random)) } else { Sinks::First(number(random)) };
+        let protection = Protection { sinks, window: number(random) };
+        let budget = match random.random_range(0..2) {
+            0 => Budget::tokens(number(random), number(random)),
+            _ => Budget::bytes(number(random), u64::from(number(random)) * u64::from(number(random))),
+        };
+        let capability = Capability { binding_bytes: u64::from(number(random)) << random.random_range(0..33), ..Capability::webgpu_default() };
+        match Plan::new(shape, format, protection, budget, &capability) {
+            Ok(plan) => {
+                assert!(plan.pages() > 0 && plan.cost().cache() > 0 && !plan.to_string().is_empty());
+                good += 1;
+            }
+            Err(error) => {
+                assert!(!error.to_string().is_empty());
+                refused += 1;
+            }
+        }
+    }
+    assert!(good > 10 && refused > 10, "{good} good, {refused} refused");
 }
 
 #[test]

@@ -75,3 +75,28 @@ pub fn checksum(bytes: &[u8]) -> String {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
+
+/// Files of headers that no writer makes, about tensors of these names: no JSON, places that overlap, leave a gap or run backwards, sizes that
+/// are no file's and that add up beyond 64 bits.
+pub fn hostile([first, second]: [&str; 2]) -> Vec<Vec<u8>> {
+    let tensor = |name: &str, shape: &str, first: u64, end: u64| format!("\"{name}\":{{\"dtype\":\"U8\",\"shape\":{shape},\"data_offsets\":[{first},{end}]}}");
+    let most = (1_u64 << 61) - 1;
+    [
+        String::new(),
+        "null".into(),
+        "[]".into(),
+        "{}".into(),
+        "{\"__metadata__\":{}}".into(),
+        format!("{{{},{}}}", tensor(first, "[16]", 0, 16), tensor(second, "[16]", 8, 24)), // overlap
+        format!("{{{},{}}}", tensor(first, "[16]", 0, 16), tensor(second, "[16]", 0, 16)), // one place for both
+        format!("{{{},{}}}", tensor(first, "[8]", 0, 8), tensor(second, "[8]", 16, 24)),   // a gap
+        format!("{{{}}}", tensor(first, "[16]", 16, 0)),
+        format!("{{{}}}", tensor(first, "[16]", 0, u64::MAX)),
+        format!("{{{}}}", tensor(first, "[4294967295,4294967295]", 0, 24)),
+        format!("{{{}}}", (0..9).map(|n| tensor(&format!("t{n}"), &format!("[{most}]"), n * most, (n + 1).saturating_mul(most))).collect::<Vec<_>>().join(",")),
+        "[".repeat(3000),
+    ]
+    .iter()
+    .map(|header| [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 24]].concat())
+    .collect()
+}
