@@ -32,6 +32,7 @@ use crate::reference::half::half_pair;
 use crate::rows::{Element, Rows};
 use crate::status::{STATUS_WORDS, Status};
 use crate::step::{Align, Chunk, Dispatch, Growth, Step, fold, list_heads, tables, uniform};
+use crate::trace::{event, span};
 use futures::FutureExt;
 use std::num::NonZeroU64;
 use std::ops::Range;
@@ -199,6 +200,7 @@ impl Cache {
         let need = plan.cost().cache() + plan.cost().scratch;
         let scope = gpu.watch_memory();
         let cache = Self::on(gpu, plan);
+        event!(INFO, pages = cache.plan.pages(), sequences = cache.plan.sequences(), bytes = need, "cache");
         Ok((cache, enough(scope, need)))
     }
 
@@ -276,6 +278,7 @@ impl Cache {
     /// [`Error::UnknownSequence`].
     pub fn free(&mut self, sequence: Sequence) -> Result<()> {
         self.pool.free(sequence)?;
+        event!(DEBUG, slot = sequence.slot(), pages_free = self.free_pages(), "freed");
         // A step made before may name the sequence: its tables point at pages that now belong to nobody.
         self.serial += 1;
         Ok(())
@@ -297,6 +300,7 @@ impl Cache {
     /// # Errors
     /// As [`Cache::fork`], and [`Error::Range`].
     pub fn fork_prefix(&mut self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, tokens: u32) -> Result<Sequence> {
+        let _span = span!("fork", slot = sequence.slot(), tokens);
         self.gpu.alive()?;
         let (forked, copy) = self.pool.fork(sequence, tokens)?;
         self.copy_page(encoder, copy);
@@ -323,6 +327,7 @@ impl Cache {
     /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Pages`] where a shared page must be copied and none is free,
     /// [`Error::Lost`]; then nothing has changed.
     pub fn truncate(&mut self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, tokens: u32) -> Result<()> {
+        let _span = span!("truncate", slot = sequence.slot(), tokens);
         self.gpu.alive()?;
         let copy = self.pool.truncate(sequence, tokens)?;
         self.copy_page(encoder, copy);
@@ -426,10 +431,13 @@ impl Cache {
     /// [`Error::UnknownSequence`], [`Error::RepeatedSequence`], [`Error::EmptyChunk`], [`Error::Length`],
     /// [`Error::Pages`], [`Error::Lost`]. After an error no sequence has grown.
     pub fn step(&mut self, chunks: &[Chunk]) -> Result<Step> {
+        let _span = span!("step", chunks = chunks.len());
         self.gpu.alive()?;
         let growths = self.pool.grow(&self.plan, chunks)?;
         self.serial += 1;
-        Ok(self.step_of(&growths))
+        let step = self.step_of(&growths);
+        event!(DEBUG, tokens = step.rows, pages = growths.iter().map(Growth::pages_taken).sum::<u32>(), pages_free = self.free_pages(), "grown");
+        Ok(step)
     }
 
     fn step_of(&self, growths: &[Growth]) -> Step {
@@ -491,6 +499,7 @@ impl Cache {
     /// # Errors
     /// As [`Cache::elect`].
     pub fn elect_in(&self, pass: &mut wgpu::ComputePass<'_>, step: &Step, layer: u32, residual: Rows<'_>, width: u32) -> Result<()> {
+        let _span = span!("elect", layer, rows = step.rows);
         let buffers = self.check(step, layer)?;
         let Some(election) = &step.election else {
             return Ok(());
@@ -537,6 +546,7 @@ impl Cache {
     /// # Errors
     /// As [`Cache::append`].
     pub fn append_in(&self, pass: &mut wgpu::ComputePass<'_>, step: &Step, layer: u32, keys: Rows<'_>, values: Rows<'_>) -> Result<()> {
+        let _span = span!("append", layer, rows = step.rows);
         let buffers = self.check(step, layer)?;
         let shape = self.plan.shape();
         let elements = u64::from(step.rows) * u64::from(shape.kv_heads * shape.head_dim);
@@ -635,6 +645,7 @@ impl Cache {
     /// # Errors
     /// As [`Cache::attend`].
     pub fn attend_in(&self, pass: &mut wgpu::ComputePass<'_>, step: &Step, layer: u32, queries: Rows<'_>, output: Rows<'_>) -> Result<()> {
+        let _span = span!("attend", layer, rows = step.rows);
         let buffers = self.check(step, layer)?;
         let plan = &self.plan;
         let shape = plan.shape();
@@ -815,6 +826,7 @@ impl Cache {
         keys: Rows<'_>,
         values: Rows<'_>,
     ) -> Result<()> {
+        let _span = span!("dequantize", layer, slot = sequence.slot());
         self.gpu.alive()?;
         let live = self.pool.find(sequence)?;
         let shape = self.plan.shape();

@@ -28,6 +28,7 @@ mod step;
 #[cfg(feature = "store")]
 mod store;
 mod tensors;
+mod trace;
 mod traffic;
 
 pub use alignment::{Alignment, Criterion};

@@ -7,6 +7,7 @@ use crate::plan::Plan;
 use crate::pool::{Admission, Sequence};
 use crate::step::Chunk;
 use crate::tensors::Hash;
+use crate::trace::event;
 
 /// What a text is known by.
 type Name = [u8; 32];
@@ -148,8 +149,7 @@ impl Prefixes {
                     // The last place is its own: the prefix is kept no longer, but it is used.
                     Err(Error::Sequences { .. }) => {
                         cache.truncate(encoder, kept, tokens)?;
-                        self.entries.retain(|entry| entry.sequence != kept);
-                        self.counters.evictions += 1;
+                        self.forget(kept);
                         kept
                     }
                     sequence => sequence?,
@@ -161,6 +161,7 @@ impl Prefixes {
         self.counters.hits += u64::from(found.is_some());
         self.counters.tokens += tokens.len() as u64;
         self.counters.tokens_saved += u64::from(begun.tokens);
+        event!(DEBUG, tokens = tokens.len(), hit = found.is_some(), tokens_saved = begun.tokens, "begun");
         Ok(begun)
     }
 
@@ -263,8 +264,13 @@ impl Prefixes {
 
     fn evict(&mut self, cache: &mut Cache, sequence: Sequence) -> Result<()> {
         cache.free(sequence)?;
+        self.forget(sequence);
+        Ok(())
+    }
+
+    fn forget(&mut self, sequence: Sequence) {
         self.entries.retain(|entry| entry.sequence != sequence);
         self.counters.evictions += 1;
-        Ok(())
+        event!(DEBUG, slot = sequence.slot(), "evicted");
     }
 }

@@ -235,6 +235,12 @@ impl Growth {
         self.new_packed.div_ceil(PAGE_TOKENS) - self.pages.len() as u32
     }
 
+    /// Pages that it has beyond those it had before.
+    #[cfg(feature = "tracing")]
+    pub fn pages_taken(&self) -> u32 {
+        self.new_packed.div_ceil(PAGE_TOKENS) - self.old_packed.div_ceil(PAGE_TOKENS)
+    }
+
     /// Does it prefill? Then its layers' sinks are elected anew.
     pub fn prefills(&self) -> bool {
         self.new_tokens > self.old_tokens + 1

@@ -4,11 +4,12 @@ mod clear;
 mod file;
 
 use super::Cache;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gpu::{Gpu, enough};
 use crate::layout::PAGE_TOKENS;
 use crate::plan::Plan;
 use crate::pool::{Live, Sequence, Standing};
+use crate::trace::event;
 use file::Tensors;
 use futures::FutureExt;
 use std::ops::Range;
@@ -89,7 +90,7 @@ pub(crate) fn check_snapshot(plan: &Plan, tokens: usize, bytes: &[u8]) -> Result
     if standing.tokens as usize == tokens {
         return Ok(());
     }
-    Err(Error::Snapshot { name: "tokens".into(), wanted: format!("{tokens}, as many as it is stored for"), had: standing.tokens.to_string() })
+    Err(crate::error::Error::Snapshot { name: "tokens".into(), wanted: format!("{tokens}, as many as it is stored for"), had: standing.tokens.to_string() })
 }
 
 /// A sequence on its way to the host.
@@ -124,7 +125,9 @@ impl Staged {
             clear::clear(&self.plan, layer, &self.standing, &mut tensors);
             layers.push(tensors);
         }
-        file::to_bytes(&self.plan, &self.standing, &layers)
+        let bytes = file::to_bytes(&self.plan, &self.standing, &layers)?;
+        event!(DEBUG, tokens = self.standing.tokens, bytes = bytes.len(), "saved");
+        Ok(bytes)
     }
 }
 
@@ -211,6 +214,7 @@ impl Cache {
                 self.write_pieces(encoder, buffer, &pieces, contents);
             }
         }
+        event!(DEBUG, tokens = live.at.tokens, bytes = bytes.len(), pages = need, pages_free = self.free_pages(), "loaded");
         Ok(sequence)
     }
 

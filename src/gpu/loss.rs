@@ -1,5 +1,6 @@
 //! The loss of a device: told once, asked often, waited for.
 
+use crate::trace::event;
 use futures::channel::oneshot;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -13,7 +14,9 @@ pub(super) struct Loss {
 impl Loss {
     /// The first reason stays.
     pub fn report(&self, reason: String) {
-        let _ = self.reason.set(reason);
+        if self.reason.set(reason).is_ok() {
+            event!(ERROR, reason = self.reason(), "lost");
+        }
         for waiting in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             // The receiver is gone only if nobody waits.
             let _ = waiting.send(());

@@ -13,7 +13,7 @@ use wgkv::kernel;
 const CRATE_BYTES: u64 = 1_000_000;
 
 /// What the library has for those who ask for it. In all steps, so that what they share is built once.
-const OPTIONAL: &str = "wgkv/store";
+const OPTIONAL: &str = "wgkv/store,wgkv/tracing";
 
 /// Options of `test`.
 #[derive(clap::Args)]
