@@ -1,9 +1,10 @@
 //! One cache over several devices of a host: each holds some of the KV heads.
 
-use crate::cache::{Cache, Sequence};
+use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::plan::Plan;
+use crate::pool::Sequence;
 use crate::rows::Rows;
 use crate::shape::Shape;
 use crate::step::{Chunk, Step};
