@@ -10,7 +10,6 @@ use crate::shape::Shape;
 use crate::step::{Chunk, Step};
 use futures::future::try_join_all;
 use std::ops::Range;
-use wgpu::util::DeviceExt;
 
 /// A cache whose KV heads are spread over devices, each with the query heads that share them. Heads know nothing of each other, so the devices
 /// need not talk: each is given its heads' keys, values and queries and makes its heads' outputs.
@@ -265,11 +264,7 @@ impl Sharded {
         let part = |(shard, heads): (&Cache, &Range<u32>)| {
             let [first, end] = [heads.start, heads.end].map(|head| (head * width) as usize);
             let part: Vec<f32> = numbers.chunks(row).flat_map(|row| &row[first..end]).copied().collect();
-            shard.gpu().device().create_buffer_init(&wgpu::util::BufferInitDescriptor {
-                label: Some("wgkv shard"),
-                contents: bytemuck::cast_slice(&part),
-                usage: wgpu::BufferUsages::STORAGE,
-            })
+            shard.gpu().filled("wgkv shard", bytemuck::cast_slice(&part), wgpu::BufferUsages::STORAGE)
         };
         Ok(self.shards.iter().zip(&self.heads).map(part).collect())
     }
