@@ -16,8 +16,8 @@ use std::sync::Arc;
 /// who has the same prefix finds it, and nobody else's. Any number of programs may write at once: an object becomes visible whole
 /// or not at all, and writers of one name write what is as good. Nothing is deleted here: let the store's rules expire what is old.
 ///
-/// A store that is reached over a network tries each request again as its own [`RetryConfig`](object_store::RetryConfig) says: 10 times
-/// within 3 minutes, unless told otherwise. A request may take as long as its [`ClientOptions`](object_store::ClientOptions) allow: 30
+/// A store that is reached over a network tries each request again as its own `RetryConfig` says: 10 times
+/// within 3 minutes, unless told otherwise. A request may take as long as its `ClientOptions` allow: 30
 /// seconds unless told otherwise, in which a whole snapshot must go up. One request writes a snapshot, which S3 limits to 5 GiB.
 ///
 /// ```no_run

@@ -153,7 +153,7 @@ impl Cache {
     /// write the bytes can forge them.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`], [`Error::Readback`], [`Error::Lost`], [`Error::Memory`] for that copy.
+    /// [`Error::UnknownSequence`](crate::Error::UnknownSequence), [`Error::Readback`](crate::Error::Readback), [`Error::Lost`](crate::Error::Lost), [`Error::Memory`](crate::Error::Memory) for that copy.
     pub fn save(&self, sequence: Sequence) -> impl Future<Output = Result<Vec<u8>>> + use<> {
         let staged = self.tokens(sequence).and_then(|tokens| self.stage(sequence, tokens));
         async { staged?.finish().await }
@@ -162,7 +162,7 @@ impl Cache {
     /// [`Cache::save`] of a sequence's first `tokens` tokens, as if it had been [cut back](Cache::truncate) to them.
     ///
     /// # Errors
-    /// As [`Cache::save`], and [`Error::Range`].
+    /// As [`Cache::save`], and [`Error::Range`](crate::Error::Range).
     pub fn save_prefix(&self, sequence: Sequence, tokens: u32) -> impl Future<Output = Result<Vec<u8>>> + use<> {
         let staged = self.stage(sequence, tokens);
         async { staged?.finish().await }
@@ -194,8 +194,8 @@ impl Cache {
     /// would have: the same tokens give the same cache and the same attention, bit for bit on the same device.
     ///
     /// # Errors
-    /// [`Error::Snapshot`] for bytes that are damaged, of another version, plan or calibration; [`Error::Sequences`], [`Error::Pages`] and
-    /// [`Error::Length`] where there is no room; [`Error::Lost`]. Then nothing has changed.
+    /// [`Error::Snapshot`](crate::Error::Snapshot) for bytes that are damaged, of another version, plan or calibration; [`Error::Sequences`](crate::Error::Sequences), [`Error::Pages`](crate::Error::Pages) and
+    /// [`Error::Length`](crate::Error::Length) where there is no room; [`Error::Lost`](crate::Error::Lost). Then nothing has changed.
     pub fn load(&mut self, encoder: &mut wgpu::CommandEncoder, bytes: &[u8]) -> Result<Sequence> {
         self.gpu.alive()?;
         let (standing, layers) = file::from_bytes(&self.plan, bytes)?;
