@@ -153,7 +153,8 @@ impl Cache {
     /// write the bytes can forge them.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`](crate::Error::UnknownSequence), [`Error::Readback`](crate::Error::Readback), [`Error::Lost`](crate::Error::Lost), [`Error::Memory`](crate::Error::Memory) for that copy.
+    /// [`Error::UnknownSequence`](crate::Error::UnknownSequence), [`Error::Readback`](crate::Error::Readback),
+    /// [`Error::Lost`](crate::Error::Lost), [`Error::Memory`](crate::Error::Memory) for that copy.
     pub fn save(&self, sequence: Sequence) -> impl Future<Output = Result<Vec<u8>>> + use<> {
         let staged = self.tokens(sequence).and_then(|tokens| self.stage(sequence, tokens));
         async { staged?.finish().await }
@@ -194,8 +195,9 @@ impl Cache {
     /// would have: the same tokens give the same cache and the same attention, bit for bit on the same device.
     ///
     /// # Errors
-    /// [`Error::Snapshot`](crate::Error::Snapshot) for bytes that are damaged, of another version, plan or calibration; [`Error::Sequences`](crate::Error::Sequences), [`Error::Pages`](crate::Error::Pages) and
-    /// [`Error::Length`](crate::Error::Length) where there is no room; [`Error::Lost`](crate::Error::Lost). Then nothing has changed.
+    /// [`Error::Snapshot`](crate::Error::Snapshot) for bytes that are damaged, of another version, plan or calibration;
+    /// [`Error::Sequences`](crate::Error::Sequences), [`Error::Pages`](crate::Error::Pages) and [`Error::Length`](crate::Error::Length)
+    /// where there is no room; [`Error::Lost`](crate::Error::Lost). Then nothing has changed.
     pub fn load(&mut self, encoder: &mut wgpu::CommandEncoder, bytes: &[u8]) -> Result<Sequence> {
         self.gpu.alive()?;
         let (standing, layers) = file::from_bytes(&self.plan, bytes)?;
