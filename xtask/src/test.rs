@@ -15,9 +15,6 @@ const CRATE_BYTES: u64 = 1_000_000;
 /// What the library has for those who ask for it. In all steps, so that what they share is built once.
 const OPTIONAL: &str = "wgkv/store,wgkv/tracing";
 
-/// Packages whose tests need not be optimised, and so need nothing compiled anew.
-const TOOLS: [&str; 3] = ["xtask", "wgkv-s3", "wgkv-fuzz"];
-
 /// Options of `test`.
 #[derive(clap::Args)]
 pub struct Options {
@@ -51,12 +48,7 @@ pub fn run(options: &Options) -> Result<()> {
     cargo_step(doc)?;
     step("package", || package(options.full))?;
     step("web", || web::run(&web::Options::TEST))?;
-    // What does little by itself, compiled as this program was.
-    let mut tools = cargo(&["test", "--profile", "dev", "--lib", "--bins", "--tests"]);
-    tools.args(TOOLS.iter().flat_map(|package| ["--package", package]));
-    cargo_step(tools)?;
     let mut tests = cargo(&["test", "--workspace", "--lib", "--bins", "--tests", "--features", OPTIONAL]);
-    tests.args(TOOLS.iter().flat_map(|package| ["--exclude", package]));
     tests.env(lint_shaders::EVERY_VARIANT, "1");
     cargo_step(tests)?;
     // Of the modules that tests/shaders.rs has written.
