@@ -201,16 +201,27 @@ impl Sharded {
         Ok(())
     }
 
+    /// Records on every device, each with its own encoder, step and rows, when it is known that all have theirs.
+    fn record<'a, const N: usize>(
+        &self,
+        encoders: &mut [wgpu::CommandEncoder],
+        step: &ShardedStep,
+        rows: [(&'static str, &[Rows<'a>]); N],
+        record: impl Fn(&Cache, &mut wgpu::CommandEncoder, &Step, [Rows<'a>; N]) -> Result<()>,
+    ) -> Result<()> {
+        self.expect("encoders", encoders.len())?;
+        rows.iter().try_for_each(|(name, rows)| self.expect(name, rows.len()))?;
+        let mut shards = self.shards.iter().zip(encoders).zip(&step.0).enumerate();
+        shards.try_for_each(|(n, ((shard, encoder), step))| record(shard, encoder, step, rows.map(|(_, rows)| rows[n])))
+    }
+
     /// Records on each device what [`Cache::elect`] records, the same residual stream on all: `[rows, width]`.
     ///
     /// # Errors
     /// As [`Cache::elect`], and [`Error::Shape`] without an encoder and rows for each device. Devices before the one that is at fault have
     /// recorded: drop all encoders.
     pub fn elect(&self, encoders: &mut [wgpu::CommandEncoder], step: &ShardedStep, layer: u32, residuals: &[Rows<'_>], width: u32) -> Result<()> {
-        self.expect("encoders", encoders.len())?;
-        self.expect("residuals", residuals.len())?;
-        let mut shards = self.shards.iter().zip(encoders).zip(&step.0).zip(residuals);
-        shards.try_for_each(|(((shard, encoder), step), residual)| shard.elect(encoder, step, layer, *residual, width))
+        self.record(encoders, step, [("residuals", residuals)], |shard, encoder, step, [residual]| shard.elect(encoder, step, layer, residual, width))
     }
 
     /// Records on each device what [`Cache::append`] records: its heads' keys and values, `[rows, its KV heads, head_dim]`.
@@ -219,11 +230,8 @@ impl Sharded {
     /// As [`Cache::append`], and [`Error::Shape`] without an encoder and rows for each device. Devices before the one that is at fault have
     /// recorded: drop all encoders.
     pub fn append(&self, encoders: &mut [wgpu::CommandEncoder], step: &ShardedStep, layer: u32, keys: &[Rows<'_>], values: &[Rows<'_>]) -> Result<()> {
-        self.expect("encoders", encoders.len())?;
-        self.expect("keys", keys.len())?;
-        self.expect("values", values.len())?;
-        let mut shards = self.shards.iter().zip(encoders).zip(&step.0).zip(keys.iter().zip(values));
-        shards.try_for_each(|(((shard, encoder), step), (keys, values))| shard.append(encoder, step, layer, *keys, *values))
+        let rows = [("keys", keys), ("values", values)];
+        self.record(encoders, step, rows, |shard, encoder, step, [keys, values]| shard.append(encoder, step, layer, keys, values))
     }
 
     /// Records on each device what [`Cache::attend`] records: its heads' queries and outputs, `[rows, its query heads, head_dim]`.
@@ -232,11 +240,8 @@ impl Sharded {
     /// As [`Cache::attend`], and [`Error::Shape`] without an encoder and rows for each device. Devices before the one that is at fault have
     /// recorded: drop all encoders.
     pub fn attend(&self, encoders: &mut [wgpu::CommandEncoder], step: &ShardedStep, layer: u32, queries: &[Rows<'_>], outputs: &[Rows<'_>]) -> Result<()> {
-        self.expect("encoders", encoders.len())?;
-        self.expect("queries", queries.len())?;
-        self.expect("outputs", outputs.len())?;
-        let mut shards = self.shards.iter().zip(encoders).zip(&step.0).zip(queries.iter().zip(outputs));
-        shards.try_for_each(|(((shard, encoder), step), (queries, outputs))| shard.attend(encoder, step, layer, *queries, *outputs))
+        let rows = [("queries", queries), ("outputs", outputs)];
+        self.record(encoders, step, rows, |shard, encoder, step, [queries, outputs]| shard.attend(encoder, step, layer, queries, outputs))
     }
 
     /// Uploads keys or values of all KV heads, `[rows, kv_heads, head_dim]`: to each device those of its heads.

@@ -117,18 +117,14 @@ fn same(a: &Packed, b: &Packed) -> bool {
 fn cases() -> Vec<Case> {
     use Bits::*;
     let rope = |case: &Case, rope: Rope| Shape { rope, ..case.shape.clone() };
-    let leave: Vec<Vec<(usize, u32)>> = vec![vec![(0, 150), (1, 7)], vec![(0, 20)], vec![(1, 300), (0, 1)], vec![(0, 120), (1, 1)]];
+    let steps: Vec<Vec<(usize, u32)>> = vec![vec![(0, 150), (1, 7)], vec![(0, 20)], vec![(1, 300), (0, 1)], vec![(0, 120), (1, 1)]];
+    let leaves = |case: Case| Case { protection: protect(4, 32), steps: steps.clone(), ..case };
     let mut cases = vec![
         case("2 bits of both, four groups in a head of 128", 128, 2, 2, rtn(Two, Two, 32)),
         case("2 bits clipped to 0.8, one group a head", 64, 1, 1, hadamard(Two, Two, 64)),
         case("keys of two planes; 20 x 4: the last word of the high plane is half full", 80, 1, 1, hadamard(Three, Three, 128)),
         Case { protection: protect(4, 0), ..case("sinks without a window: the first block is packed in part", 64, 2, 2, hadamard(Three, Four, 32)) },
-        Case {
-            protection: protect(4, 32),
-            element: Element::F16,
-            steps: leave.clone(),
-            ..case("f16 rows; tokens leave the window and are packed with fresh ones", 64, 2, 2, rtn(Four, Three, 128))
-        },
+        Case { element: Element::F16, ..leaves(case("f16 rows; tokens leave the window and are packed with fresh ones", 64, 2, 2, rtn(Four, Three, 128))) },
         Case {
             protection: protect(0, 128),
             steps: vec![vec![(0, 255)], vec![(0, 1)], vec![(0, 400), (1, 130)], vec![(1, 126), (0, 1)]],
@@ -142,55 +138,36 @@ fn cases() -> Vec<Case> {
         case("f16 pages of a head of 80", 80, 1, 1, Format::f16()),
         case("planes of a head of 80", 80, 1, 1, Format::aligned_f16()),
         Case {
-            protection: protect(4, 32),
-            steps: leave.clone(),
             element: Element::F16,
-            ..case("planes; f16 rows; sinks; tokens leave the window and are packed with fresh ones", 64, 2, 2, Format::aligned_f16())
+            ..leaves(case("planes; f16 rows; sinks; tokens leave the window and are packed with fresh ones", 64, 2, 2, Format::aligned_f16()))
         },
         Case { slabs: true, ..case("planes of the largest head, every KV head in a slab of its own", 256, 2, 2, Format::aligned_f16()) },
         Case { protection: protect(127, 0), ..case("planes of which one token of the first page is not a sink", 128, 2, 2, Format::aligned_f16()) },
-        Case {
-            protection: protect(4, 32),
-            steps: leave.clone(),
-            ..case("RotateKV's values, with bytes for scales; tokens leave the window", 64, 2, 2, rotated(Four, Two, 32, 2).with_scales(Scales::Byte))
-        },
+        leaves(case("RotateKV's values, with bytes for scales; tokens leave the window", 64, 2, 2, rotated(Four, Two, 32, 2).with_scales(Scales::Byte))),
         Case { protection: massive(5, 0), ..case("RotateKV's values; elected sinks are packed, too", 80, 3, 3, rotated(Two, Three, 128, 1)) },
         Case { element: Element::F16, ..case("RotateKV's values of a head of 96, one group a head", 96, 4, 4, rotated(Eight, Eight, 128, 4)) },
         three_ways(case("heads stored in three ways", 128, 4, 4, hadamard(Two, Two, 128))),
-        Case { protection: protect(4, 32), steps: leave.clone(), ..three_ways(case("the same without rotation; a window", 64, 4, 4, rtn(Two, Two, 32))) },
+        leaves(three_ways(case("the same without rotation; a window", 64, 4, 4, rtn(Two, Two, 32)))),
         two_ways(case("RotateKV's values in two ways", 64, 4, 4, rotated(Three, Two, 32, 2))),
         case("bytes for scales of both", 128, 1, 1, hadamard(Three, Four, 64).with_scales(Scales::Byte)),
         case("Centred: 2 bits of both, one group a head", 128, 2, 2, centred(Two, Two, 128)),
-        Case {
-            protection: protect(4, 32),
-            element: Element::F16,
-            steps: leave.clone(),
-            ..case("Centred: tokens leave the window; f16 rows; interleaved pairs", 64, 2, 2, centred(Three, Four, 32))
-        },
+        Case { element: Element::F16, ..leaves(case("Centred: tokens leave the window; f16 rows; interleaved pairs", 64, 2, 2, centred(Three, Four, 32))) },
         Case { slabs: true, ..case("Centred: signed key bytes; 12 x 8; every KV head in a slab of its own", 96, 3, 3, centred(Eight, Eight, 32)) },
-        Case {
-            protection: protect(4, 32),
-            steps: leave.clone(),
-            ..three_ways(case("Centred: heads stored in three ways; no RoPE", 64, 4, 4, centred(Two, Two, 32)))
-        },
+        leaves(three_ways(case("Centred: heads stored in three ways; no RoPE", 64, 4, 4, centred(Two, Two, 32)))),
         case("Centred: the largest head, eight groups; half of it turns", 256, 1, 1, centred(Four, Three, 32)),
         case("bytes for scales, no rotation", 64, 1, 1, rtn(Two, Three, 32).with_scales(Scales::Byte)),
         in_planes(case("planes of 4-bit codes, four groups", 128, 2, 2, rtn(Four, Four, 32))),
         in_planes(case("planes of 8-bit keys and 4-bit values, rotated; 20 x 4", 80, 1, 1, hadamard(Eight, Four, 128))),
         in_planes(Case {
-            protection: protect(4, 32),
             element: Element::F16,
-            steps: leave.clone(),
-            ..case("planes of 4-bit keys and 8-bit values; tokens leave the window", 64, 2, 2, rtn(Four, Eight, 64))
+            ..leaves(case("planes of 4-bit keys and 8-bit values; tokens leave the window", 64, 2, 2, rtn(Four, Eight, 64)))
         }),
         in_planes(Case { slabs: true, ..case("planes of the largest head, in slabs", 256, 2, 2, hadamard(Eight, Eight, 64)) }),
         in_planes(case("planes with bytes for scales", 96, 1, 1, hadamard(Four, Four, 32).with_scales(Scales::Byte))),
         in_planes(case("planes of Centred's 4-bit codes, one group a head", 128, 2, 2, centred(Four, Four, 128))),
         in_planes(Case {
-            protection: protect(4, 32),
             element: Element::F16,
-            steps: leave.clone(),
-            ..case("planes of Centred's 8-bit keys and 4-bit values; tokens leave the window", 64, 2, 2, centred(Eight, Four, 32))
+            ..leaves(case("planes of Centred's 8-bit keys and 4-bit values; tokens leave the window", 64, 2, 2, centred(Eight, Four, 32)))
         }),
         in_planes(Case { slabs: true, ..case("planes of Centred's 4-bit keys and 8-bit values, in slabs; 20 x 4", 80, 2, 2, centred(Four, Eight, 128)) }),
     ];
