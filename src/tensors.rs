@@ -79,6 +79,11 @@ pub(crate) fn header(bytes: &[u8], most: usize, wrong: impl Fn(&'static str, Str
         return Err(wrong("header", format!("of numbers up to {}", isize::MAX), "of a larger one".into()));
     }
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| wrong("file", "safetensors".into(), e.to_string()))?;
+    // A header is filled up with spaces. JSON has more white space, which no hash over its texts would see.
+    let filling = text.get(text.trim_ascii_end().len()..).unwrap_or_default();
+    if filling.iter().any(|byte| *byte != b' ') {
+        return Err(wrong("header", "spaces after its end".into(), "other white space".into()));
+    }
     Ok((metadata, data))
 }
 
@@ -135,7 +140,7 @@ pub(crate) fn load(path: &std::path::Path, most: usize, wrong: impl Fn(String, S
 
 #[cfg(test)]
 mod tests {
-    use super::has_huge_number;
+    use super::*;
 
     #[test]
     fn only_numbers_outside_of_strings_are_looked_at() {
@@ -151,6 +156,24 @@ mod tests {
             ("1,".repeat(100), false),
         ] {
             assert_eq!(has_huge_number(text.as_bytes()), wanted, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_header_is_filled_up_with_nothing_but_spaces() {
+        let error = |name, wanted, had| Error::Calibration { name, wanted, had };
+        for name in ["a", "ab", "abc", "abcd", "abcde", "abcdef", "abcdefg", "abcdefgh"] {
+            let bytes = write([(name, Dtype::U8, vec![1], &[7][..])], &Texts::new(), |e| error("file", String::new(), e)).unwrap();
+            assert!(header(&bytes, 1000, error).is_ok(), "{name}");
+            let end = bytes.len() - 1;
+            let filling = bytes[..end].iter().rev().take_while(|byte| **byte == b' ').count();
+            for at in end - filling..end {
+                for other in *b"\t\n\r" {
+                    let mut harmed = bytes.clone();
+                    harmed[at] = other;
+                    assert!(matches!(header(&harmed, 1000, error), Err(Error::Calibration { name: "header", .. })), "{name}, byte {at}");
+                }
+            }
         }
     }
 }

@@ -111,7 +111,8 @@ impl Calibration {
         let told = text("hash")?;
 
         let shape = Shape { layers, query_heads: kv_heads, kv_heads, head_dim, rope: Rope::none() };
-        let width = super::check(&shape, heads_per_group)?;
+        // How many layers there are is the tensors' word, which also bounds it by what was read.
+        let width = super::check(&Shape { layers: layers.min(1), ..shape.clone() }, heads_per_group)?;
         let lengths = [layers as usize, width];
         let tensor = |name, dtype| tensors::tensor(&metadata, data, name, dtype, &lengths, |wanted, had| error(name, wanted, had));
         let (sums, orders) = (tensor("key_sums", Dtype::F64)?, tensor("orders", Dtype::U16)?);
