@@ -4,8 +4,9 @@
 //
 // One workgroup of 64 invocations takes 32 query rows of one KV head: as many tokens as fit, each with all the query
 // heads that share the KV head. Invocation (down, across) holds rows 4 * down.. against tokens 4 * across.., then the
-// same rows against channels 4 * across.. of each slice of 32 channels. It also serves decoding: with `protected_only`
-// it covers just the tokens kept in f16, a few tiles of them an item, while attend_split covers the pages.
+// same rows against channels 4 * across.. of each slice of 32 channels. Where an item says `after`, it covers just the sinks
+// before that token, and all tokens from it on: those kept in f16 of a decoding row, a few tiles of them an item, while attend_split
+// covers the pages; or what a sliding window leaves.
 //
 // RotateKV's keys are restored for a whole tile, all channels, before its scores. For Centred, what the mean of the keys adds to a score
 // are further channels: the query's factors times the cosines and sines of the token's position.
@@ -27,6 +28,7 @@ override PLANES: bool;         // is a half stored in planes?
 override CODE_PLANES: bool;    // is an integer code?
 override SINKS: u32;
 override RING: u32;
+override SLIDING_WINDOW: u32;  // tokens that a row sees, itself the last; all where it is the largest number
 override POSITION_QUADS: u32; // quads of channels that carry what the mean of the keys adds; 0 where nothing
 override KEY_SLICES: u32;     // slices of 32 channels of keys, those quads among them
 override SLICES: u32;         // slices of 32 channels, the last perhaps in part
@@ -132,18 +134,18 @@ fn stage_values(place: Place, slice: u32, i: u32) {
     }
 }
 
-// The tile's token n (0 to 31): its position, and the place of its f16 row if it has one. Tiles before `before_tiles` are of
-// sinks, the others of tokens in their order.
-fn stage_token(place: Place, protected_only: bool, tile: u32, before_tiles: u32, first: u32, end: u32, n: u32) {
+// The tile's token n (0 to 31): its position, and the place of its f16 row if it has one. `sinks`: is the tile one of those before
+// token `after`?
+fn stage_token(place: Place, sinks: bool, after: u32, first: u32, end: u32, n: u32) {
     var t = first + n;
     var at = CACHED_PACKED;
     if (t >= end) {
         t = NOWHERE;
-    } else if (MASSIVE && protected_only && tile < before_tiles) {
-        // Here the places are those of the sinks' rows. A sink beyond the pages is met among the recent tokens.
+    } else if (MASSIVE && sinks) {
+        // Here the places are those of the sinks' rows. A later sink is met among the other tokens.
         at = cached_offset(place, first + n);
         t = cached_sink(place, first + n);
-        t = select(NOWHERE, t, t < place.packed);
+        t = select(NOWHERE, t, t < after);
     } else {
         at = cached_row(place, t);
     }
@@ -213,9 +215,11 @@ fn row_largest(r: u32) -> f32 {
         max(max(row[at + 4u], row[at + 5u]), max(row[at + 6u], row[at + 7u]))));
 }
 
-// Hides the tokens that row r may not see: those after it, and places without a token.
+// Hides the tokens that row r may not see: those after it, those before its window, and places without a token.
 fn row_hide(s: vec4<f32>, r: u32, query_first: u32, positions: vec4<u32>) -> vec4<f32> {
-    return select(vec4<f32>(HIDDEN), s, positions < vec4<u32>(query_first + r / SHARE + 1u));
+    let end = query_first + r / SHARE + 1u;
+    let first = max(end, SLIDING_WINDOW) - SLIDING_WINDOW;
+    return select(vec4<f32>(HIDDEN), s, (positions < vec4<u32>(end)) & (positions >= vec4<u32>(first)));
 }
 
 // Hidden tokens weigh nothing, also in a row that has seen none yet.
@@ -254,7 +258,7 @@ fn attend_prefill(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_in
     let chunk = tables[record];
     let token_first = tables[record + 1u];
     let tokens = tables[record + 2u];
-    let protected_only = tables[record + 4u] != 0u;
+    let after = tables[record + 4u];
     let head = tables[params.heads_at + workgroup.y];
     let item = Item(tables[record + 3u], tables[record + 7u], tokens * SHARE, head);
     let packed = tables[chunk + 4u];
@@ -264,10 +268,9 @@ fn attend_prefill(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_in
     let across = i % 8u;
     let down = i / 8u;
 
-    // Two ranges of tokens, 0..before_end and after..seen_end (just one when everything is covered), in tiles.
+    // Two ranges of tokens, those of sinks and after..seen_end (just this when everything is covered), in tiles.
     let seen_end = query_first + tokens;
-    let before_end = select(seen_end, select(min(SINKS, packed), SINKS, MASSIVE), protected_only);
-    let after = select(seen_end, packed, protected_only);
+    let before_end = select(min(SINKS, after), select(0u, SINKS, after > 0u), MASSIVE);
     let before_tiles = (before_end + 31u) / 32u;
     let tile_first = tables[record + 5u];
     let tile_end = tables[record + 6u];
@@ -287,13 +290,13 @@ fn attend_prefill(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_in
         let first = select(after + 32u * (tile - before_tiles), 32u * tile, tile < before_tiles);
         let end = min(first + 32u, select(seen_end, before_end, tile < before_tiles));
         if (i < 32u) {
-            stage_token(place, protected_only, tile, before_tiles, first, end, i);
+            stage_token(place, tile < before_tiles, after, first, end, i);
         }
         workgroupBarrier();
         if (TILE_RESTORES) {
             for (var four = 0u; four < 32u; four += 4u) {
                 let t = first + four;
-                if (t < packed && !protected_only) {
+                if (t < packed && tile >= before_tiles) {
                     tile_spread(place, t, i);
                 }
                 workgroupBarrier();

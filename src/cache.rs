@@ -298,7 +298,7 @@ impl Cache {
     /// beyond are not shared, and none is needed where they end with a page.
     ///
     /// # Errors
-    /// As [`Cache::fork`], and [`Error::Range`].
+    /// As [`Cache::fork`], [`Error::Range`] and [`Error::Dropped`].
     pub fn fork_prefix(&mut self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, tokens: u32) -> Result<Sequence> {
         let _span = span!("fork", slot = sequence.slot(), tokens);
         self.gpu.alive()?;
@@ -324,8 +324,8 @@ impl Cache {
     /// in every layer before: what it was to pack cannot be had otherwise.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Pages`] where a shared page must be copied and none is free,
-    /// [`Error::Lost`]; then nothing has changed.
+    /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Dropped`] for a length before what it [slid](Cache::slide) beyond,
+    /// [`Error::Pages`] where a shared page must be copied and none is free, [`Error::Lost`]; then nothing has changed.
     pub fn truncate(&mut self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, tokens: u32) -> Result<()> {
         let _span = span!("truncate", slot = sequence.slot(), tokens);
         self.gpu.alive()?;
@@ -333,6 +333,25 @@ impl Cache {
         self.copy_page(encoder, copy);
         self.serial += 1;
         Ok(())
+    }
+
+    /// Lets a sequence go of old tokens, as attention over a sliding window or an endless stream does (StreamingLLM, 2309.17453): the pages
+    /// that all its tokens but the last `keep` fill are given back. Its sinks stay, and so do the tokens in a page with others that are kept:
+    /// up to 127 more than `keep`. All keep their positions, so a stream ends with the plan's [`max_tokens`](Plan::max_tokens). Answers the
+    /// first token that is still held.
+    ///
+    /// Under [`Plan::with_sliding_window`] of W tokens no query misses a token if `keep` is W, or more by the tokens that may be cut off again.
+    /// Without it, queries see all that is held. `F16` keeps no sinks.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`].
+    pub fn slide(&mut self, sequence: Sequence, keep: u32) -> Result<u32> {
+        if self.pool.slide(sequence, keep)? > 0 {
+            event!(DEBUG, slot = sequence.slot(), pages_free = self.free_pages(), "slid");
+            // A step made before may name the pages.
+            self.serial += 1;
+        }
+        Ok(self.pool.find(sequence)?.at.first())
     }
 
     /// Copies what a page holds in all layers.
@@ -381,7 +400,8 @@ impl Cache {
     /// Bytes that the tokens of all live sequences need: codes, scales, zeros, and f16 rows in use. Pages that sequences share
     /// count for each.
     pub fn bytes_used(&self) -> u64 {
-        self.pool.sequences().map(|live| self.plan.bits(u64::from(live.at.tokens)).div_ceil(8)).sum()
+        let page = self.plan.page_bytes();
+        self.pool.sequences().map(|live| self.plan.bits(u64::from(live.at.tokens)).div_ceil(8) - page * u64::from(live.at.dropped)).sum()
     }
 
     /// Pages that no sequence holds.
@@ -454,6 +474,7 @@ impl Cache {
             if range.end > live.at.packed || range.start + 1 >= range.end {
                 return Err(Error::Range { first: range.start, end: range.end, have: live.at.packed });
             }
+            live.expect_held(range.start)?;
             growths.push(Growth { old_tokens: range.start, new_tokens: range.end, ..live.still(sequence.slot()) });
         }
         Ok(self.step_of(&growths))
@@ -465,7 +486,7 @@ impl Cache {
             return Err(Error::Stale { reason: "another cache made it" });
         }
         if step.serial != self.serial {
-            return Err(Error::Stale { reason: "a later step was made, or a sequence was freed, forked or cut back" });
+            return Err(Error::Stale { reason: "a later step was made, or a sequence was freed, forked, cut back or slid" });
         }
         self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.plan.shape().layers })
     }
@@ -815,7 +836,7 @@ impl Cache {
     /// after RoPE, values as they came, both with the error of their codes.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Layer`], [`Error::Element`], [`Error::Rows`],
+    /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Dropped`], [`Error::Layer`], [`Error::Element`], [`Error::Rows`],
     /// [`Error::Offset`], [`Error::Usage`], [`Error::Lost`].
     pub fn dequantize(
         &self,
@@ -833,6 +854,7 @@ impl Cache {
         if tokens.start > tokens.end || tokens.end > live.at.tokens {
             return Err(Error::Range { first: tokens.start, end: tokens.end, have: live.at.tokens });
         }
+        live.expect_held(tokens.start)?;
         let buffers = self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: shape.layers })?;
         for (name, rows) in [("keys", keys), ("values", values)] {
             if rows.element != Element::F32 {

@@ -205,6 +205,14 @@ pub enum Error {
         /// Tokens held.
         have: u32,
     },
+    /// Tokens that the sequence slid beyond ([`Cache::slide`](crate::Cache::slide)).
+    #[error("token {token} is gone: the sequence slid beyond it, and holds tokens from {first} on")]
+    Dropped {
+        /// First token wanted.
+        token: u32,
+        /// First token held, but for sinks.
+        first: u32,
+    },
     /// A buffer is shorter than the rows it should hold.
     #[error("{name} must hold {need} bytes from its offset, but holds {have}")]
     Rows {

@@ -127,6 +127,9 @@ pub struct Plan {
     /// Quads of channels that carry what the mean of the keys adds to a score: asked for with every dispatch.
     position_quads: u32,
     alignment: Alignment,
+    /// Tokens that a query sees, itself the last, if not all; and tokens that a sequence can reach, if not as many as there are pages for.
+    sliding_window: Option<u32>,
+    longest: Option<u32>,
     /// Are integer codes stored in planes?
     code_planes: bool,
     counts_loads: bool,
@@ -179,6 +182,8 @@ impl Plan {
             centre: None,
             position_quads: 0,
             alignment: Alignment::EVERYTHING,
+            sliding_window: None,
+            longest: None,
             code_planes: false,
             counts_loads: false,
             element: Element::F32,
@@ -236,6 +241,7 @@ impl Plan {
         }
         shard.code_planes = self.code_planes;
         shard.alignment = self.alignment;
+        (shard.sliding_window, shard.longest) = (self.sliding_window, self.longest);
         Ok(shard)
     }
 
@@ -284,6 +290,11 @@ impl Plan {
             return Err(Error::Limit { what: "shader-f16", reason: "the plan's way of restoring keys", need: 1, have: 0 });
         }
         Ok(())
+    }
+
+    /// Bytes of one page of all layers.
+    pub(crate) fn page_bytes(&self) -> u64 {
+        (0..self.shape.layers).map(|layer| self.layer_page_bytes(layer)).sum()
     }
 
     /// Bytes of one slab's pages.
@@ -575,6 +586,44 @@ impl Plan {
         self
     }
 
+    /// The same plan with sliding-window attention: every query sees `tokens` tokens, its own the last of them, and no sink beyond.
+    /// [`Cache::slide`](crate::Cache::slide) gives back the pages that no query will see any more. Models of which only some layers slide
+    /// keep those in a cache of their own.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for no token.
+    pub fn with_sliding_window(mut self, tokens: u32) -> Result<Self> {
+        if tokens == 0 {
+            return Err(Error::Shape { name: "sliding window", wanted: "1 token or more".into(), had: "0".into() });
+        }
+        self.sliding_window = Some(tokens);
+        Ok(self)
+    }
+
+    /// Tokens that every query sees, its own the last, if not all.
+    pub fn sliding_window(&self) -> Option<u32> {
+        self.sliding_window
+    }
+
+    /// Tokens that a query sees, its own the last: the largest number where it sees all.
+    pub(crate) fn reach(&self) -> u32 {
+        self.sliding_window.unwrap_or(u32::MAX)
+    }
+
+    /// The same plan with another length that a sequence can reach, up to 2^30 tokens: more than its pages hold at once, where it
+    /// [slides](crate::Cache::slide), or fewer. The tables of positions grow with it; [`Cache::new`](crate::Cache::new) refuses what the device
+    /// cannot hold.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for no token or too many.
+    pub fn with_max_tokens(mut self, tokens: u32) -> Result<Self> {
+        if !(1..=1 << 30).contains(&tokens) {
+            return Err(Error::Shape { name: "max_tokens", wanted: format!("1 to {}", 1 << 30), had: tokens.to_string() });
+        }
+        self.longest = Some(tokens);
+        Ok(self)
+    }
+
     fn pages_for(&self, budget: Budget) -> Result<u32> {
         let pages = match budget {
             Budget::Tokens { sequences, tokens } => {
@@ -584,7 +633,7 @@ impl Plan {
                 u64::from(sequences) * u64::from(self.packed(tokens).div_ceil(PAGE_TOKENS)).max(1)
             }
             Budget::Bytes { bytes, .. } => {
-                let page: u64 = (0..self.shape.layers).map(|layer| self.layer_page_bytes(layer)).sum();
+                let page = self.page_bytes();
                 let protected = self.protected_bytes() * u64::from(self.shape.layers);
                 if bytes < protected + page {
                     return Err(Error::Budget { reason: "the bytes of the f16 rows of all sequences and one page", need: protected + page, have: bytes });
@@ -765,8 +814,13 @@ impl Plan {
         self.straight
     }
 
-    /// Tokens that one sequence can hold, if it has all pages.
+    /// Tokens that one sequence can reach: what it can hold if it has all pages, or what [`Plan::with_max_tokens`] says.
     pub fn max_tokens(&self) -> u64 {
+        self.longest.map_or_else(|| self.held_tokens(), u64::from)
+    }
+
+    /// Tokens that one sequence can hold, if it has all pages.
+    fn held_tokens(&self) -> u64 {
         u64::from(self.pages) * u64::from(PAGE_TOKENS) + u64::from(self.ring().saturating_sub(1))
     }
 
@@ -957,7 +1011,7 @@ impl Plan {
     /// Bits that `tokens` tokens of one sequence need: codes, scales and zeros of the packed ones, f16 rows of the others.
     pub fn bits(&self, tokens: u64) -> u64 {
         let packed = u64::from(self.packed(u32::try_from(tokens).unwrap_or(u32::MAX)));
-        let token = (0..self.shape.layers).map(|layer| 8 * self.layer_page_bytes(layer)).sum::<u64>() / u64::from(PAGE_TOKENS);
+        let token = 8 * self.page_bytes() / u64::from(PAGE_TOKENS);
         let row = 16 * self.shape.elements_per_token();
         // Elected sinks are as many as there are rows, at most.
         let rows = (tokens - packed.min(tokens)) + u64::from(self.sinks()).min(packed);

@@ -48,10 +48,24 @@ pub(crate) struct Standing {
     pub tokens: u32,
     /// Tokens before this one lie in pages (but for sinks).
     pub packed: u32,
+    /// Pages that it slid beyond: the first ones, which it holds no more.
+    pub dropped: u32,
     /// Sinks elected before from this token on are void.
     pub limit: u32,
     /// Its tokens before the last step, and `limit` then: what a step that is taken back returns to.
     pub before: (u32, u32),
+}
+
+impl Standing {
+    /// Pages that it lies in.
+    pub fn pages(&self) -> u32 {
+        self.packed.div_ceil(PAGE_TOKENS) - self.dropped
+    }
+
+    /// The first token that it did not slide beyond.
+    pub fn first(&self) -> u32 {
+        self.dropped * PAGE_TOKENS
+    }
 }
 
 /// One live sequence.
@@ -59,31 +73,38 @@ pub(crate) struct Standing {
 pub(crate) struct Live {
     generation: u64,
     pub at: Standing,
+    /// But for those that it slid beyond.
     pub pages: Vec<u32>,
 }
 
 impl Live {
     /// Where it stands when it is cut back to its first `tokens` tokens: the pages beyond are not its own any more.
     pub fn cut(&self, tokens: u32) -> Result<Self> {
-        let Standing { tokens: held, packed, limit, before } = self.at;
+        let Standing { tokens: held, packed, dropped, limit, before } = self.at;
         if tokens > held {
             return Err(Error::Range { first: 0, end: tokens, have: held });
         }
+        self.expect_held(tokens)?;
         if tokens == held {
             return Ok(self.clone());
         }
         let packed = packed.min(tokens);
         // A step that is taken back whole may never have held its election: what was void before is void again.
         let limit = if tokens <= before.0 { before.1 } else { limit };
-        let pages = self.pages[..packed.div_ceil(PAGE_TOKENS) as usize].to_vec();
-        Ok(Self { at: Standing { tokens, packed, limit: limit.min(tokens), before }, pages, ..*self })
+        let at = Standing { tokens, packed, dropped, limit: limit.min(tokens), before };
+        Ok(Self { pages: self.pages[..at.pages() as usize].to_vec(), at, ..*self })
+    }
+
+    /// Refuses tokens that it slid beyond: they are gone.
+    pub fn expect_held(&self, first: u32) -> Result<()> {
+        if first < self.at.first() { Err(Error::Dropped { token: first, first: self.at.first() }) } else { Ok(()) }
     }
 
     /// The lengths that it can be cut back to and be as if nothing had ever followed, if there are any.
     pub fn exact_lengths(&self, plan: &Plan) -> Option<RangeInclusive<u32>> {
-        let Standing { tokens, packed, limit, .. } = self.at;
-        // What a page holds by now was f16 when the sequence was shorter.
-        if plan.packed(tokens) != packed {
+        let Standing { tokens, packed, dropped, limit, .. } = self.at;
+        // What a page holds by now was f16 when the sequence was shorter; and pages may be gone.
+        if plan.packed(tokens) != packed || dropped > 0 {
             return None;
         }
         let first = match (plan.elects(), plan.ring()) {
@@ -99,8 +120,8 @@ impl Live {
 
     /// As the kernels are told of it when it does not grow.
     pub fn still(&self, slot: u32) -> Growth {
-        let Standing { tokens, packed, limit, .. } = self.at;
-        Growth { slot, old_tokens: tokens, new_tokens: tokens, old_packed: packed, new_packed: packed, limit, pages: self.pages.clone() }
+        let Standing { tokens, packed, dropped, limit, .. } = self.at;
+        Growth { slot, old_tokens: tokens, new_tokens: tokens, old_packed: packed, new_packed: packed, dropped, limit, pages: self.pages.clone() }
     }
 }
 
@@ -167,7 +188,7 @@ impl Pool {
         if u64::from(at.tokens) > plan.max_tokens() {
             return Err(Error::Length { slot, need: at.tokens.into(), have: plan.max_tokens() });
         }
-        let need = at.packed.div_ceil(PAGE_TOKENS);
+        let need = at.pages();
         self.expect_free(need)?;
         let pages = self.take(need);
         self.begin(at, pages)
@@ -231,6 +252,19 @@ impl Pool {
         Ok(copy)
     }
 
+    /// Lets a sequence go of the full pages that all its tokens but the last `keep` fill. Answers how many pages it let go of.
+    pub fn slide(&mut self, sequence: Sequence, keep: u32) -> Result<u32> {
+        let at = &self.find(sequence)?.at;
+        let dropped = (at.tokens.saturating_sub(keep).min(at.packed) / PAGE_TOKENS).max(at.dropped);
+        let count = dropped - at.dropped;
+        if let Some(live) = &mut self.live[sequence.slot as usize] {
+            live.at.dropped = dropped;
+            let pages: Vec<u32> = live.pages.drain(..count as usize).collect();
+            self.release(&pages);
+        }
+        Ok(count)
+    }
+
     /// Puts a page that nobody holds in the place of a sequence's last. The caller has made sure that there is one.
     fn own_last(&mut self, pages: &mut [u32]) -> PageCopy {
         let (last, page) = (pages.last_mut()?, self.take(1).pop()?);
@@ -280,8 +314,13 @@ impl Pool {
             let pages = self.take(growth.pages_needed());
             growth.pages.extend(pages);
             if let Some(live) = &mut self.live[growth.slot as usize] {
-                live.at =
-                    Standing { tokens: growth.new_tokens, packed: growth.new_packed, limit: growth.limit_now(), before: (growth.old_tokens, growth.limit) };
+                live.at = Standing {
+                    tokens: growth.new_tokens,
+                    packed: growth.new_packed,
+                    dropped: growth.dropped,
+                    limit: growth.limit_now(),
+                    before: (growth.old_tokens, growth.limit),
+                };
                 live.pages.clone_from(&growth.pages);
             }
         }
@@ -307,8 +346,8 @@ impl Pool {
             if at.packed > at.tokens || at.tokens > at.packed + plan.ring() {
                 return Err(format!("sequence {slot} stands at {at:?}"));
             }
-            if pages.len() as u32 != at.packed.div_ceil(PAGE_TOKENS) {
-                return Err(format!("sequence {slot} has {} pages for {} packed tokens", pages.len(), at.packed));
+            if at.dropped > at.packed / PAGE_TOKENS || pages.len() as u32 != at.pages() {
+                return Err(format!("sequence {slot} has {} pages where it stands at {at:?}", pages.len()));
             }
             for page in pages {
                 *holders.get_mut(*page as usize).ok_or(format!("sequence {slot} has page {page}, which does not exist"))? += 1;
@@ -349,6 +388,8 @@ mod tests {
         handle: Sequence,
         tokens: Vec<u32>,
         packed: usize,
+        /// Pages that it slid beyond.
+        dropped: usize,
         pages: Vec<Rc<()>>,
     }
 
@@ -393,7 +434,7 @@ mod tests {
             let (live, have, sequences) = (self.model.len(), self.free(), self.plan.sequences());
             match self.below(16) {
                 0 | 1 => match self.pool.allocate() {
-                    Ok(handle) => self.model.push(Model { handle, tokens: Vec::new(), packed: 0, pages: Vec::new() }),
+                    Ok(handle) => self.model.push(Model { handle, tokens: Vec::new(), packed: 0, dropped: 0, pages: Vec::new() }),
                     Err(error) => assert_eq!((error, live as u32), (Error::Sequences { have: sequences }, sequences)),
                 },
                 2 if live > 0 => {
@@ -406,6 +447,7 @@ mod tests {
                 4 | 5 if live > 0 => self.truncate(have),
                 6 => self.stranger(),
                 7 => self.adopt(have),
+                8 if live > 0 => self.slide(),
                 _ if live > 0 => self.grow(have),
                 _ => {}
             }
@@ -413,13 +455,17 @@ mod tests {
 
         fn fork(&mut self, have: u32) {
             let n = self.below(self.model.len());
-            let Model { handle, mut tokens, packed, mut pages } = self.model[n].clone();
+            let Model { handle, mut tokens, packed, dropped, mut pages } = self.model[n].clone();
             let kept = if self.below(2) == 0 { tokens.len() } else { self.below(tokens.len() + 1) };
+            let forked = self.pool.fork(handle, kept as u32);
+            if kept < dropped * PAGE {
+                assert_eq!(forked, Err(Error::Dropped { token: kept as u32, first: (dropped * PAGE) as u32 }));
+                return;
+            }
             tokens.truncate(kept);
             let packed = packed.min(kept);
-            pages.truncate(packed.div_ceil(PAGE));
+            pages.truncate(packed.div_ceil(PAGE) - dropped);
             let partial = !packed.is_multiple_of(PAGE);
-            let forked = self.pool.fork(handle, kept as u32);
             match forked {
                 _ if partial && have == 0 => assert_eq!(forked, Err(Error::Pages { need: 1, have: 0 })),
                 Ok((handle, copy)) => {
@@ -428,7 +474,7 @@ mod tests {
                         pages.pop();
                         pages.push(Rc::new(()));
                     }
-                    self.model.push(Model { handle, tokens, packed, pages });
+                    self.model.push(Model { handle, tokens, packed, dropped, pages });
                 }
                 Err(error) => assert_eq!((error, self.model.len() as u32), (Error::Sequences { have: self.plan.sequences() }, self.plan.sequences())),
             }
@@ -443,10 +489,16 @@ mod tests {
                 assert_eq!(refused, Err(Error::Range { first: 0, end: kept as u32, have: held as u32 }));
                 return;
             }
+            let gone = self.model[n].dropped * PAGE;
+            if kept < gone {
+                let refused = self.pool.truncate(self.model[n].handle, kept as u32);
+                assert_eq!(refused, Err(Error::Dropped { token: kept as u32, first: gone as u32 }));
+                return;
+            }
             let mut cut = self.model[n].clone();
             cut.tokens.truncate(kept);
             cut.packed = cut.packed.min(kept);
-            cut.pages.truncate(cut.packed.div_ceil(PAGE));
+            cut.pages.truncate(cut.packed.div_ceil(PAGE) - cut.dropped);
             // The model's own handle is one more.
             let shared = !cut.packed.is_multiple_of(PAGE) && cut.pages.last().is_some_and(|page| Rc::strong_count(page) > 2);
             let freed = self.model[n].pages[cut.pages.len()..].iter().any(|page| Rc::strong_count(page) == 1);
@@ -464,6 +516,15 @@ mod tests {
             self.model[n] = cut;
         }
 
+        fn slide(&mut self) {
+            let n = self.below(self.model.len());
+            let keep = [0, 1, 128, self.random.random_range(0..600), u32::MAX][self.below(5)];
+            let Model { handle, tokens, packed, dropped, pages } = &mut self.model[n];
+            let now = (tokens.len().saturating_sub(keep as usize).min(*packed) / PAGE).max(*dropped);
+            pages.drain(..now - *dropped);
+            assert_eq!(self.pool.slide(*handle, keep), Ok((now - std::mem::replace(dropped, now)) as u32));
+        }
+
         /// Handles of other caches, and of sequences that ended.
         fn stranger(&mut self) {
             let mut handle = Sequence { cache: 8, generation: 1, slot: self.random.random_range(0..9) };
@@ -475,20 +536,23 @@ mod tests {
             assert_eq!(self.pool.free(handle), Err(unknown.clone()));
             assert_eq!(self.pool.fork(handle, 0), Err(unknown.clone()));
             assert_eq!(self.pool.truncate(handle, 0), Err(unknown.clone()));
+            assert_eq!(self.pool.slide(handle, 0), Err(unknown.clone()));
             assert_eq!(self.pool.admit(&self.plan, &[Chunk { sequence: handle, tokens: 1 }]), Err(unknown));
         }
 
         fn adopt(&mut self, have: u32) {
             let (tokens, sequences) = (self.below(600) as u32, self.plan.sequences());
             let packed = self.plan.packed(tokens);
-            let need = packed.div_ceil(PAGE_TOKENS);
-            match self.pool.adopt(&self.plan, Standing { tokens, packed, limit: 0, before: (0, 0) }) {
+            let dropped = self.below(packed as usize / PAGE + 1) as u32;
+            let need = packed.div_ceil(PAGE_TOKENS) - dropped;
+            match self.pool.adopt(&self.plan, Standing { tokens, packed, dropped, ..Standing::default() }) {
                 Ok(handle) => {
                     assert!(need <= have);
                     let live = self.pool.find(handle).unwrap();
                     live.pages.iter().for_each(|page| self.memory[*page as usize] = [0; PAGE]);
                     let pages = (0..need).map(|_| Rc::new(())).collect();
-                    self.model.push(Model { handle, tokens: vec![0; tokens as usize], packed: packed as usize, pages });
+                    let [packed, dropped] = [packed, dropped].map(|n| n as usize);
+                    self.model.push(Model { handle, tokens: vec![0; tokens as usize], packed, dropped, pages });
                 }
                 Err(Error::Sequences { have }) => assert_eq!((have, self.model.len() as u32), (sequences, sequences)),
                 Err(error) => assert_eq!((error, need > have), (Error::Pages { need, have }, true)),
@@ -512,14 +576,14 @@ mod tests {
             // What the model says of the same.
             let mut need = 0;
             for (i, (n, tokens)) in chunks.iter().enumerate() {
-                let Model { handle, tokens: held, packed, pages } = &self.model[*n];
+                let Model { handle, tokens: held, packed, dropped, pages } = &self.model[*n];
                 let (slot, wanted) = (handle.slot, held.len() as u64 + u64::from(*tokens));
                 let refused = match () {
                     () if *tokens == 0 => Error::EmptyChunk { slot },
                     () if chunks[..i].iter().any(|(other, _)| other == n) => Error::RepeatedSequence { slot },
                     () if wanted > self.plan.max_tokens() => Error::Length { slot, need: wanted, have: self.plan.max_tokens() },
                     () => {
-                        need += (self.plan.packed(wanted as u32) as usize).max(*packed).div_ceil(PAGE) - pages.len();
+                        need += (self.plan.packed(wanted as u32) as usize).max(*packed).div_ceil(PAGE) - dropped - pages.len();
                         continue;
                     }
                 };
@@ -538,10 +602,10 @@ mod tests {
                 model.tokens.extend((1..=*tokens).map(|token| self.tokens + token));
                 self.tokens += tokens;
                 for at in model.packed..growth.new_packed as usize {
-                    self.memory[growth.pages[at / PAGE] as usize][at % PAGE] = model.tokens[at];
+                    self.memory[growth.pages[at / PAGE - model.dropped] as usize][at % PAGE] = model.tokens[at];
                 }
                 model.packed = growth.new_packed as usize;
-                model.pages.resize_with(model.packed.div_ceil(PAGE), Rc::default);
+                model.pages.resize_with(model.packed.div_ceil(PAGE) - model.dropped, Rc::default);
             }
         }
 
@@ -556,8 +620,9 @@ mod tests {
             let model = &self.model[n];
             let live = self.pool.find(model.handle).unwrap();
             assert_eq!((live.at.tokens as usize, live.at.packed as usize), (model.tokens.len(), model.packed));
-            let read = live.pages.iter().flat_map(|page| self.memory[*page as usize]).take(model.packed);
-            assert!(read.eq(model.tokens[..model.packed].iter().copied()), "{model:?} in pages {:?}", live.pages, model = model.tokens);
+            let first = model.dropped * PAGE;
+            let read = live.pages.iter().flat_map(|page| self.memory[*page as usize]).take(model.packed - first);
+            assert!(read.eq(model.tokens[first..model.packed].iter().copied()), "{model:?} in pages {:?}", live.pages, model = model.tokens);
         }
     }
 

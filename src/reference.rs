@@ -177,6 +177,8 @@ pub struct Constants {
     pub value_groups: u32,
     /// Does `measure` add squares?
     pub squares: bool,
+    /// Tokens that a row of `attend_prefill` sees, itself the last; all where it is `u32::MAX`.
+    pub sliding_window: u32,
     /// Query heads a KV head.
     pub share: u32,
     /// Runs of `head_dim` invocations of `attend_merge` that share a row's items, in passes that split pages.
@@ -257,6 +259,7 @@ impl Constants {
             value_steps: whole("VALUE_STEPS"),
             value_groups: whole("VALUE_GROUPS"),
             squares: false,
+            sliding_window: whole("SLIDING_WINDOW"),
             share: whole("SHARE"),
             parts: whole("PARTS"),
         }

@@ -149,6 +149,18 @@ impl Sharded {
         shards.try_for_each(|((shard, encoder), sequence)| shard.truncate(encoder, *sequence, tokens))
     }
 
+    /// Lets a sequence go of old tokens, as [`Cache::slide`].
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`].
+    pub fn slide(&mut self, sequence: &ShardedSequence, keep: u32) -> Result<u32> {
+        let mut first = 0;
+        for (shard, sequence) in self.shards.iter_mut().zip(&sequence.0) {
+            first = shard.slide(*sequence, keep)?;
+        }
+        Ok(first)
+    }
+
     /// How many tokens a sequence holds.
     ///
     /// # Errors

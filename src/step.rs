@@ -36,8 +36,11 @@ pub(crate) struct Growth {
     pub new_tokens: u32,
     pub old_packed: u32,
     pub new_packed: u32,
+    /// Its first pages that are gone.
+    pub dropped: u32,
     /// Sinks elected before from this token on are void.
     pub limit: u32,
+    /// But for those that are gone.
     pub pages: Vec<u32>,
 }
 
@@ -232,7 +235,7 @@ pub(crate) fn fold(count: u32, most: u32) -> [u32; 2] {
 impl Growth {
     /// Pages that it lacks.
     pub fn pages_needed(&self) -> u32 {
-        self.new_packed.div_ceil(PAGE_TOKENS) - self.pages.len() as u32
+        self.new_packed.div_ceil(PAGE_TOKENS) - self.dropped - self.pages.len() as u32
     }
 
     /// Pages that it has beyond those it had before.
@@ -251,10 +254,20 @@ impl Growth {
         if self.prefills() { u32::MAX } else { self.limit }
     }
 
+    /// The first token that is not gone, but for sinks.
+    fn first(&self) -> u32 {
+        self.dropped * PAGE_TOKENS
+    }
+
+    /// Where page 0 would be in the list of pages after this record, which begins with the first that is not gone: places wrap around.
+    fn list(&self, record: u32) -> u32 {
+        (record + CHUNK_WORDS).wrapping_sub(self.dropped)
+    }
+
     /// Writes the record; answers where it lies.
     pub fn record(&self, tables: &mut Vec<u32>, row_first: u32) -> u32 {
         let at = tables.len() as u32;
-        let pages_at = at + CHUNK_WORDS;
+        let pages_at = self.list(at);
         tables.extend([self.slot, self.old_tokens, self.new_tokens, self.old_packed, self.new_packed, pages_at, row_first, self.limit_now()]);
         tables.extend(&self.pages);
         at
@@ -444,10 +457,41 @@ impl Run<'_> {
         self.growth.new_tokens - self.growth.old_tokens == 1
     }
 
+    /// The first token that a query at this position may see, but for sinks.
+    fn visible(&self, plan: &Plan, position: u32) -> u32 {
+        (position + 1).saturating_sub(plan.reach()).max(self.growth.first())
+    }
+
+    /// The first token that its decoding row sees in pages.
+    fn visible_packed(&self, plan: &Plan) -> u32 {
+        self.visible(plan, self.growth.old_tokens).max(plan.unpacked())
+    }
+
+    /// Its pages that its decoding row sees tokens of: none where it does not decode.
+    fn pages(&self, plan: &Plan) -> Range<u32> {
+        let first = self.visible_packed(plan);
+        if self.decodes() && first < self.growth.new_packed { first / PAGE_TOKENS..self.growth.new_packed.div_ceil(PAGE_TOKENS) } else { 0..0 }
+    }
+
+    /// Where the tiles of tokens that so many of its queries, from `first` on, look at begin again after those of the sinks; 0 where they are
+    /// those of all tokens.
+    fn after(&self, plan: &Plan, first: u32) -> u32 {
+        if self.decodes() { self.growth.new_packed } else { self.visible(plan, self.growth.old_tokens + first) / PAGE_TOKENS * PAGE_TOKENS }
+    }
+
+    /// Tiles of sinks that lie before `after`, then of all tokens from there on that are seen before `end`.
+    fn tiles(plan: &Plan, after: u32, end: u32) -> u32 {
+        let sinks = match after {
+            0 => 0,
+            _ if plan.elects() => plan.sinks(),
+            _ => plan.sinks().min(after),
+        };
+        sinks.div_ceil(TILE_TOKENS) + (end - after).div_ceil(TILE_TOKENS)
+    }
+
     /// Tiles of the tokens that are f16: sinks that would lie in pages, then all that no page holds yet.
     fn protected_tiles(&self, plan: &Plan) -> u32 {
-        let sinks = if plan.elects() { plan.sinks() } else { plan.sinks().min(self.growth.new_packed) };
-        sinks.div_ceil(TILE_TOKENS) + (self.growth.new_tokens - self.growth.new_packed).div_ceil(TILE_TOKENS)
+        Self::tiles(plan, self.growth.new_packed, self.growth.new_tokens)
     }
 }
 
@@ -508,28 +552,26 @@ fn pass(
     }
 
     // Decoding rows: their pages in slices of about equal size, 256 a row at most.
-    let pages_of = |run: &Run<'_>| run.growth.new_packed.div_ceil(PAGE_TOKENS);
-    let with_pages = |run: &Run<'_>| run.decodes() && run.growth.new_packed > plan.unpacked();
-    let all_pages: u32 = runs.iter().filter(|r| with_pages(r)).map(pages_of).sum();
+    let all_pages: u32 = runs.iter().map(|run| run.pages(plan).len() as u32).sum();
     let slice = all_pages.div_ceil(plan.split_items()).max(1);
     let split_at = tables.len() as u32;
     let mut splits = 0;
     let mut split_runs = Vec::new();
-    let mut score_page = 0;
+    let mut score_page = 0_u32;
     let mut score_pages = Vec::new();
     for run in runs {
         let first_split = splits;
+        let pages = run.pages(plan);
         score_pages.push(score_page);
-        // What is found in the place of the slot where pages have places of their own: the first of the row's among the scores or terms.
-        let place = if plan.places_pages() { score_page } else { run.growth.slot };
-        if with_pages(run) {
-            score_page += pages_of(run);
-            let slice = slice.max(pages_of(run).div_ceil(MERGE_ITEMS));
-            for first in (0..pages_of(run)).step_by(slice as usize) {
-                let end = (first + slice).min(pages_of(run));
-                tables.extend([run.row, run.record + CHUNK_WORDS, first, end, plan.unpacked(), run.growth.new_packed, place, run.growth.limit_now()]);
-                splits += 1;
-            }
+        // What is found in the place of the slot where pages have places of their own: that of page 0 among the scores or terms.
+        let place = if plan.places_pages() { score_page.wrapping_sub(pages.start) } else { run.growth.slot };
+        score_page += pages.len() as u32;
+        let slice = slice.max((pages.len() as u32).div_ceil(MERGE_ITEMS));
+        let (list, visible) = (run.growth.list(run.record), run.visible_packed(plan));
+        for first in pages.clone().step_by(slice as usize) {
+            let end = (first + slice).min(pages.end);
+            tables.extend([run.row, list, first, end, visible, run.growth.new_packed, place, run.growth.limit_now()]);
+            splits += 1;
         }
         split_runs.push(first_split..splits);
     }
@@ -544,20 +586,21 @@ fn pass(
     let mut partial_runs = Vec::new();
     for run in runs {
         let first_partial = partials;
-        let mut item = |first, tokens, tiles: Range<u32>| {
-            tables.extend([run.record, run.first + first, tokens, run.row + first, u32::from(run.decodes()), tiles.start, tiles.end, partials]);
+        let mut item = |first, tokens, after, tiles: Range<u32>| {
+            tables.extend([run.record, run.first + first, tokens, run.row + first, after, tiles.start, tiles.end, partials]);
             prefills += 1;
             partials += tokens;
         };
         if run.decodes() {
             for tile in (0..run.protected_tiles(plan)).step_by(slice as usize) {
-                item(0, 1, tile..(tile + slice).min(run.protected_tiles(plan)));
+                item(0, 1, run.after(plan, 0), tile..(tile + slice).min(run.protected_tiles(plan)));
             }
         } else {
             for first in (0..run.tokens).step_by(most as usize) {
                 let tokens = most.min(run.tokens - first);
                 let seen = run.growth.old_tokens + run.first + first + tokens;
-                item(first, tokens, 0..seen.div_ceil(TILE_TOKENS));
+                let after = run.after(plan, run.first + first);
+                item(first, tokens, after, 0..Run::tiles(plan, after, seen));
             }
         }
         partial_runs.push(first_partial..partials);
@@ -566,9 +609,10 @@ fn pass(
     let position_at = tables.len() as u32;
     let mut positions = 0;
     if plan.position_quads() > 0 {
-        for (run, place) in runs.iter().zip(&score_pages).filter(|(run, _)| with_pages(run)) {
-            for first in (0..pages_of(run)).step_by(position::PAGES as usize) {
-                tables.extend([run.row, first, pages_of(run).min(first + position::PAGES), *place]);
+        for (run, place) in runs.iter().zip(&score_pages) {
+            let pages = run.pages(plan);
+            for first in pages.clone().step_by(position::PAGES as usize) {
+                tables.extend([run.row, first, pages.end.min(first + position::PAGES), place.wrapping_sub(pages.start)]);
                 positions += 1;
             }
         }
@@ -577,10 +621,11 @@ fn pass(
     let align_at = tables.len() as u32;
     let mut align_rows = 0;
     if plan.aligns() {
-        for (n, run) in runs.iter().enumerate().filter(|(_, run)| with_pages(run)) {
-            let (splits, partials) = (&split_runs[n], &partial_runs[n]);
+        for (n, run) in runs.iter().enumerate().filter(|(_, run)| !run.pages(plan).is_empty()) {
+            let (splits, partials, pages) = (&split_runs[n], &partial_runs[n], run.pages(plan));
             let lists = [splits, partials].map(|range| [range.start, range.end - range.start]);
-            tables.extend([run.row, run.record + CHUNK_WORDS, pages_of(run), score_pages[n]]);
+            // Of these pages only, counted from their first.
+            tables.extend([run.row, run.growth.list(run.record).wrapping_add(pages.start), pages.len() as u32, score_pages[n]]);
             tables.extend(lists.as_flattened());
             align_rows += 1;
         }

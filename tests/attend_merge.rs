@@ -38,12 +38,15 @@ fn cases() -> Vec<Case> {
         Case { protection: protect(0, 16), ..of("12 x 8", 96, 2, 1, hadamard(Eight, Four, 32)) },
         Case { protection: protect(4, 0), ..of("a head of 128", 128, 1, 1, hadamard(Four, Eight, 128)) },
         Case { protection: protect(4, 0), ..of("a head of 256", 256, 1, 1, hadamard(Four, Four, 128)) },
+        Case { keep: Some(20), protection: protect(4, 16), ..of("sequences that slid keep sinks and a window", 64, 4, 2, hadamard(Four, Four, 64)) },
+        Case { keep: Some(200), sliding_window: Some(200), protection: protect(4, 16), ..of("a sliding window", 64, 4, 2, rtn(Eight, Four, 32)) },
         Case { steps: vec![vec![(0, 70 * 128)], vec![(0, 1)]], ..case("more partials than invocations", 64, 1, 1, rtn(Four, Four, 64)) },
     ];
     // RotateKV: shares of 1, 2, 4, 7, 8 and 16; 1, 2, 4 and 8 heads together; heads of every size; what f16 there can be.
     let steps = vec![vec![(0, 150), (1, 30), (2, 260)], vec![(2, 1), (0, 1), (1, 1)], vec![(1, 3), (2, 1)]];
     let of = |why, head_dim, query_heads, kv_heads, format| Case { steps: steps.clone(), ..case(why, head_dim, query_heads, kv_heads, format) };
     let mut rotated = vec![
+        Case { keep: Some(20), protection: massive(20, 0), ..of("RotateKV: elected sinks of sequences that slid", 64, 4, 2, rotated(Four, Four, 64, 2)) },
         of("RotateKV: 2 bits, 4 heads of 128", 128, 16, 4, rotated(Two, Two, 128, 4)),
         Case {
             protection: protect(0, 128),
@@ -70,6 +73,7 @@ fn cases() -> Vec<Case> {
         },
     ];
     rotated.extend([
+        Case { keep: Some(180), sliding_window: Some(150), ..of("Centred: a sliding window", 64, 4, 2, centred(Four, Four, 64)) },
         of("Centred: 2 bits, a share of 4", 128, 8, 2, centred(Two, Two, 128)),
         Case {
             protection: protect(4, 128),
@@ -82,9 +86,9 @@ fn cases() -> Vec<Case> {
     let last = rotated.len() - 1;
     rotated[last].shape.rope = Rope::none();
     rotated[last - 1].shape.rope = Rope::new(10_000.0, 80).interleaved();
-    rotated[3].shape.rope = Rope::new(500.0, 80).interleaved();
-    rotated[4].shape.rope = Rope::new(10_000.0, 48);
-    rotated[5].shape.rope = Rope::none();
+    rotated[4].shape.rope = Rope::new(500.0, 80).interleaved();
+    rotated[5].shape.rope = Rope::new(10_000.0, 48);
+    rotated[6].shape.rope = Rope::none();
     cases.extend(rotated);
     cases[3].shape.rope = Rope::new(10_000.0, 80).interleaved();
     cases[4].shape.rope = Rope::none();

@@ -67,6 +67,8 @@ fn cases() -> Vec<Case> {
         Case { protection: protect(4, 16), slabs: true, ..of("Centred: 13 pairs of 80 channels turn, slabs", 80, 4, 2, centred(Eight, Two, 128)) },
         of("Centred: no RoPE", 96, 2, 1, centred(Four, Eight, 32)),
     ];
+    let slid: Vec<Vec<(usize, u32)>> = vec![vec![(0, 300), (1, 140)], vec![(0, 70), (1, 1)], vec![(0, 1), (1, 40)]];
+    let slides = |case: Case| Case { keep: Some(20), steps: slid.clone(), ..case };
     let last = cases.len() - 1;
     cases[last].shape.rope = Rope::none();
     cases[last - 1].shape.rope = Rope::new(10_000.0, 26).interleaved();
@@ -97,6 +99,8 @@ fn cases() -> Vec<Case> {
         of("RotateKV: 6 heads, a share of 1, a head of 80", 80, 6, 6, rotated(Eight, Two, 128, 2)),
         of("RotateKV: the largest head, a share of 16", 256, 16, 1, rotated(Four, Eight, 128, 1)),
         two_ways(of("RotateKV: values in two ways", 64, 4, 4, rotated(Three, Two, 32, 2))),
+        slides(Case { protection: massive(20, 0), ..of("RotateKV: elected sinks of sequences that slid", 64, 4, 2, rotated(Four, Two, 64, 2)) }),
+        slides(Case { protection: massive(3, 16), sliding_window: Some(200), ..of("RotateKV: a sliding window", 96, 3, 3, rotated(Four, Four, 32, 1)) }),
     ];
     rotated[1].shape.rope = Rope::new(500.0, 64).interleaved();
     rotated[4].shape.rope = Rope::new(10_000.0, 40);
@@ -105,6 +109,14 @@ fn cases() -> Vec<Case> {
     cases[3].shape.rope = Rope::new(10_000.0, 64).interleaved();
     cases[5].shape.rope = Rope::none();
     cases.extend(rotated);
+    // Sequences that slid, by pages; and windows that begin where they will.
+    cases.extend([
+        slides(Case { protection: protect(4, 16), ..of("sequences that slid keep sinks and a window", 64, 4, 2, hadamard(Four, Two, 64)) }),
+        slides(Case { protection: protect(40, 0), sliding_window: Some(150), ..of("a sliding window hides sinks, too", 64, 3, 1, rtn(Three, Four, 64)) }),
+        slides(Case { sliding_window: Some(33), ..of("a sliding window of f16 pages", 64, 2, 1, Format::f16()) }),
+        slides(Case { sliding_window: Some(1), protection: protect(0, 16), ..of("a sliding window of one token", 64, 2, 1, rtn(Two, Two, 32)) }),
+        slides(Case { protection: protect(4, 16), sliding_window: Some(200), ..of("Centred: a sliding window", 64, 4, 2, centred(Four, Four, 32)) }),
+    ]);
     cases
 }
 

@@ -70,10 +70,13 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         three_ways(of("heads stored in three ways, a share of 2", 128, 8, 4, hadamard(Two, Two, 128))),
         Case { protection: protect(4, 16), ..three_ways(of("the same, a share of 7, sinks and a window", 64, 28, 4, rtn(Two, Two, 32))) },
         of("a head of 256: two quads a lane, eight groups", 256, 1, 1, hadamard(Four, Eight, 32)),
+        Case { keep: Some(140), protection: protect(4, 0), ..of("sequences that slid", 64, 4, 2, hadamard(Two, Four, 64)) },
+        Case { sliding_window: Some(150), keep: Some(150), ..of("a sliding window that begins inside a page, the same", 64, 2, 1, rtn(Four, Three, 32)) },
     ];
     // What the mean of the keys adds to a score is in its closed form here, by polynomials and waves.
     cases.extend([
         of("Centred: 2 bits, a share of 4", 128, 4, 1, centred(Two, Two, 128)),
+        Case { sliding_window: Some(150), keep: Some(150), ..of("Centred: sequences that slid, a sliding window", 64, 4, 2, centred(Two, Four, 64)) },
         Case {
             no_subgroups: true,
             protection: protect(4, 0),
@@ -112,6 +115,7 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         },
         Case { protection: massive(7, 16), ..of("RotateKV: three heads of 96 alone; a window; no RoPE", 96, 3, 3, rotated(Four, Eight, 32, 1)) },
         of("RotateKV: 8 heads of 64 at once", 64, 8, 8, rotated(Two, Four, 64, 8)),
+        Case { protection: massive(7, 0), keep: Some(20), ..of("RotateKV: elected sinks of sequences that slid", 64, 2, 2, rotated(Four, Two, 64, 2)) },
         of("RotateKV: 6 heads of 80 in pairs", 80, 6, 6, rotated(Three, Three, 128, 2)),
         two_ways(of("RotateKV: values in two ways, one of them f16", 64, 8, 4, rotated(Four, Two, 64, 2))),
         of("RotateKV: a share of 16", 64, 16, 1, rotated(Two, Two, 64, 1)),

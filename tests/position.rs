@@ -30,6 +30,7 @@ fn cases() -> Vec<Case> {
         three_ways(of("queries as codes and as f32", 128, 8, 4, centred(Two, Two, 128))),
         Case { protection: protect(4, 16), ..of("13 pairs, none fast, a share of 1", 80, 2, 2, centred(Four, Two, 128)) },
         of("the largest head", 256, 2, 1, centred(Four, Four, 128)),
+        Case { keep: Some(20), ..of("sequences that slid", 64, 2, 1, centred(Two, Four, 64)) },
     ];
     cases[1].shape.rope = Rope::new(10_000.0, 64).interleaved();
     cases[3].shape.rope = Rope::none().with_frequencies((0..13).map(|p| 0.05 / f64::from(1 << p)).collect());

@@ -159,6 +159,9 @@ fn heads_on_several_devices_are_those_of_one() {
         pair.grow(random, &[(&forked, 2), (&first, 1)], &name);
         pair.stored(&forked, &name);
         assert_eq!(pair.many.free_pages(), pair.one.free_pages());
+        assert_eq!(pair.many.slide(&forked.1, 100), pair.one.slide(forked.0, 100));
+        pair.grow(random, &[(&forked, 1)], &name);
+        assert_eq!(pair.many.free_pages(), pair.one.free_pages());
         pair.one.free(first.0).unwrap();
         pair.many.free(&first.1).unwrap();
         assert_eq!(pair.many.free_pages(), pair.one.free_pages());

@@ -422,6 +422,7 @@ fn forgeries_that_fit_nothing_are_refused() {
         ("calibration", &["none", ""]),
         ("tokens", &["", "-1", "4294967296", "1e2", " 140", "139"]),
         ("packed", &["", "139", "141", "0", "4294967295"]),
+        ("dropped", &["", "-1", "2", "33554432", "4294967295"]),
         ("limit", &["x", "4294967296"]),
         ("before_tokens", &["x"]),
         ("before_limit", &["x"]),

@@ -27,6 +27,8 @@ const VOCABULARY: u32 = 300;
 enum Done {
     Appended(Vec<u32>),
     Cut(u32),
+    /// Slid to keep so many tokens.
+    Slid(u32),
 }
 
 impl std::fmt::Debug for Done {
@@ -34,6 +36,7 @@ impl std::fmt::Debug for Done {
         match self {
             Self::Appended(tokens) => write!(f, "+{}", tokens.len()),
             Self::Cut(tokens) => write!(f, "cut to {tokens}"),
+            Self::Slid(keep) => write!(f, "slid to {keep}"),
         }
     }
 }
@@ -42,6 +45,8 @@ impl std::fmt::Debug for Done {
 #[derive(Clone, Debug, Default)]
 struct Held {
     tokens: Vec<u32>,
+    /// Its first token that is not gone.
+    first: u32,
     done: Vec<Done>,
 }
 
@@ -97,6 +102,15 @@ impl Tokens {
     }
 }
 
+/// A sequence is refused to be cut to where it slid beyond, and nowhere else.
+fn gone<T>(held: &Held, tokens: u32, result: &Result<T>) {
+    let refused = match result {
+        Err(Error::Dropped { token, first }) => Some((*token, *first)),
+        _ => None,
+    };
+    assert_eq!(refused, (tokens < held.first).then_some((tokens, held.first)));
+}
+
 struct Soak {
     random: StdRng,
     soaked: Tokens,
@@ -109,7 +123,7 @@ struct Soak {
     texts: Vec<Vec<u32>>,
     gone: Option<Sequence>,
     /// By operation: how often it did something.
-    count: [u32; 11],
+    count: [u32; 12],
 }
 
 impl Soak {
@@ -127,7 +141,7 @@ impl Soak {
             snapshots: Vec::new(),
             texts: Vec::new(),
             gone: None,
-            count: [0; 11],
+            count: [0; 12],
         }
     }
 
@@ -139,19 +153,20 @@ impl Soak {
         (0..tokens).map(|_| self.random.random_range(0..VOCABULARY)).collect()
     }
 
-    /// Sequences or pages are short, and nothing else is wrong.
+    /// Sequences or pages are short, or what was wanted of a sequence is gone, and nothing else is wrong.
     fn short<T>(&self, result: Result<T>) -> Option<T> {
         match result {
             Ok(done) => Some(done),
             Err(Error::Pages { need, have }) if need > have && have == self.soaked.cache.free_pages() => None,
             Err(Error::Sequences { have }) if have as usize == self.held.len() + self.prefixes.kept() => None,
+            Err(Error::Dropped { .. }) => None,
             Err(error) => panic!("{error}"),
         }
     }
 
     /// One operation, drawn.
     fn turn(&mut self) {
-        let operation = [0, 1, 1, 1, 1, 1, 2, 3, 4, 4, 4, 5, 6, 7, 7, 7, 8, 8, 8, 9, 10][self.below(21)];
+        let operation = [0, 1, 1, 1, 1, 1, 2, 3, 4, 4, 4, 5, 6, 7, 7, 7, 8, 8, 8, 9, 10, 11][self.below(22)];
         let live = self.held.len();
         let n = if live > 0 { self.below(live) } else { 0 };
         let done = match operation {
@@ -173,6 +188,7 @@ impl Soak {
                 let tokens = self.random.random_range(0..=held.tokens.len() as u32);
                 let cut = self.soaked.recorded(|cache, encoder| cache.truncate(encoder, *sequence, tokens));
                 let held = held.clone();
+                gone(&held, tokens, &cut);
                 self.short(cut).map(|()| {
                     self.held[n].1 = held;
                     self.held[n].1.cut(tokens);
@@ -187,13 +203,26 @@ impl Soak {
             5 => {
                 let (sequence, held) = self.held[n].clone();
                 let tokens = self.below(held.tokens.len() + 1) as u32;
-                let bytes = pollster::block_on(self.soaked.cache.save_prefix(sequence, tokens)).unwrap();
-                self.snapshots.truncate(2);
-                self.snapshots.insert(0, (bytes, held));
-                self.snapshots[0].1.cut(tokens);
-                Some(())
+                let bytes = pollster::block_on(self.soaked.cache.save_prefix(sequence, tokens));
+                gone(&held, tokens, &bytes);
+                self.short(bytes).map(|bytes| {
+                    self.snapshots.truncate(2);
+                    self.snapshots.insert(0, (bytes, held));
+                    self.snapshots[0].1.cut(tokens);
+                })
             }
             8 => self.remember(n),
+            11 => {
+                let keep = [0, 50, 128, 200][self.below(4)];
+                let (sequence, held) = &mut self.held[n];
+                let first = self.soaked.cache.slide(*sequence, keep).unwrap();
+                // By whole pages that a window of f16 rows does not hold back, which `read` finds out.
+                assert!(first >= held.first && first.is_multiple_of(128) && first <= (held.tokens.len() as u32).saturating_sub(keep).max(held.first));
+                let further = first > held.first;
+                held.first = first;
+                held.done.push(Done::Slid(keep));
+                further.then_some(())
+            }
             _ => self.read(n),
         };
         self.count[operation] += u32::from(done.is_some());
@@ -240,6 +269,7 @@ impl Soak {
         let (sequence, mut held) = self.held[n].clone();
         let tokens = if self.below(2) == 0 { held.tokens.len() } else { self.below(held.tokens.len() + 1) } as u32;
         let forked = self.soaked.recorded(|cache, encoder| cache.fork_prefix(encoder, sequence, tokens));
+        gone(&held, tokens, &forked);
         held.cut(tokens);
         self.short(forked).map(|sequence| self.held.push((sequence, held)))
     }
@@ -328,8 +358,10 @@ impl Soak {
                 Done::Appended(tokens) if tokens.is_empty() => {}
                 Done::Appended(tokens) => drop(self.alone.grow(&[(alone, tokens.clone())], false).unwrap()),
                 Done::Cut(tokens) => self.alone.recorded(|cache, encoder| cache.truncate(encoder, alone, *tokens)).unwrap(),
+                Done::Slid(keep) => assert!(self.alone.cache.slide(alone, *keep).unwrap() <= held.first),
             }
         }
+        assert_eq!(self.alone.cache.slide(alone, u32::MAX), Ok(held.first));
         let control = self.alone.grow(&[(alone, more.clone())], true).unwrap();
         self.alone.cache.free(alone).unwrap();
         assert!(output == control, "{} tokens in slot {}, after {:?}", held.tokens.len(), sequence.slot(), held.done);

@@ -6,7 +6,6 @@ mod file;
 use super::Cache;
 use crate::error::Result;
 use crate::gpu::{Gpu, enough};
-use crate::layout::PAGE_TOKENS;
 use crate::plan::Plan;
 use crate::pool::{Live, Sequence, Standing};
 use crate::trace::event;
@@ -17,7 +16,7 @@ use std::ops::Range;
 /// A run of words in a layer's buffer of one slab, `[page, slab head, word]`, and of the same in a snapshot, `[page, head, word]`.
 struct Run {
     slab: usize,
-    /// The page among the sequence's.
+    /// The page among those that the sequence holds.
     page: u32,
     in_slab: Range<usize>,
     in_snapshot: Range<usize>,
@@ -28,7 +27,7 @@ fn page_words(plan: &Plan, layer: u32) -> usize {
     plan.slabs(layer).iter().map(|slab| slab.layout().words() * slab.heads().len()).sum()
 }
 
-/// The pages of a layer, a head at a time. Which heads share a slab depends on the device, so a snapshot has them in their order.
+/// So many pages of a layer, a head at a time. Which heads share a slab depends on the device, so a snapshot has them in their order.
 fn runs(plan: &Plan, layer: u32, pages: u32) -> Vec<Run> {
     let slabs = plan.slabs(layer);
     let mut firsts = vec![0; plan.shape().kv_heads as usize];
@@ -105,7 +104,7 @@ struct Staged {
 impl Staged {
     /// Waits for the copies and puts the file together.
     async fn finish(self) -> Result<Vec<u8>> {
-        let pages = self.standing.packed.div_ceil(PAGE_TOKENS);
+        let pages = self.standing.pages();
         let mut layers = Vec::with_capacity(self.layers.len());
         for (layer, buffers) in (0..).zip(self.layers) {
             let mut words = Vec::with_capacity(buffers.len());
@@ -149,7 +148,7 @@ impl Cache {
     /// A tensor without elements is left out. Places that no token of the sequence has are zeros: nothing of other sequences, or of
     /// tokens beyond, gets into the bytes. Metadata: `format`, `version`, `plan` and `calibration`
     /// (their [fingerprints](Plan::fingerprint), or `none`), `tokens` and where the sequence stands (`packed`, `limit`,
-    /// `before_tokens`, `before_limit`), by tensor `sha256.NAME`, and `hash`, the SHA-256 over all others. They find damage; who can
+    /// `before_tokens`, `before_limit`, and `dropped`, the pages that it [slid](Cache::slide) beyond, if it did), by tensor `sha256.NAME`, and `hash`, the SHA-256 over all others. They find damage; who can
     /// write the bytes can forge them.
     ///
     /// # Errors
@@ -163,7 +162,7 @@ impl Cache {
     /// [`Cache::save`] of a sequence's first `tokens` tokens, as if it had been [cut back](Cache::truncate) to them.
     ///
     /// # Errors
-    /// As [`Cache::save`], and [`Error::Range`](crate::Error::Range).
+    /// As [`Cache::save`], [`Error::Range`](crate::Error::Range) and [`Error::Dropped`](crate::Error::Dropped).
     pub fn save_prefix(&self, sequence: Sequence, tokens: u32) -> impl Future<Output = Result<Vec<u8>>> + use<> {
         let staged = self.stage(sequence, tokens);
         async { staged?.finish().await }
@@ -201,7 +200,7 @@ impl Cache {
     pub fn load(&mut self, encoder: &mut wgpu::CommandEncoder, bytes: &[u8]) -> Result<Sequence> {
         self.gpu.alive()?;
         let (standing, layers) = file::from_bytes(&self.plan, bytes)?;
-        let need = standing.packed.div_ceil(PAGE_TOKENS);
+        let need = standing.pages();
         let sequence = self.pool.adopt(&self.plan, standing)?;
         let live = self.pool.find(sequence)?;
         for ((n, layer), tensors) in (0..).zip(&self.layers).zip(layers) {

@@ -64,6 +64,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
         ("KEY_SLICES", (head_dim + 4 * plan.position_quads()).div_ceil(32).into()),
         ("SLICES", head_dim.div_ceil(32).into()),
         ("TILE_VECS", plan.tile_vecs().into()),
+        ("SLIDING_WINDOW", plan.reach().into()),
     ]);
     let mut parts = vec![scales_part(plan), CACHED, PLANES, CODE_PLANES, TURN];
     if plan.restores() {

@@ -105,7 +105,7 @@ pub fn align_plan(
         let head = tables[(params.heads_at + slab_head) as usize];
         let reading = (row * params.kv_heads + head) * c.blocks + block;
         let plan = &mut plans[(reading * PLAN_WORDS) as usize..][..PLAN_WORDS as usize];
-        let page = |n: u32| &pages[((tables[(list + n) as usize] * params.slab_heads + slab_head) * 4 * c.page_vecs) as usize..];
+        let page = |n: u32| &pages[((tables[list.wrapping_add(n) as usize] * params.slab_heads + slab_head) * 4 * c.page_vecs) as usize..];
         // Heads that there are.
         let heads = c.heads.min(c.share - block * c.heads);
         let phi = f32::from_bits(params.phi);

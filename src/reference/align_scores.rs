@@ -91,15 +91,15 @@ pub fn align_scores(
             let query = |i: u32| query_codes[((reading * c.query_stride + i) * c.heads + h) as usize];
             let (mut peaks, mut sums, mut weighted, mut errors) = ([HIDDEN; 32], [0.0_f32; 32], [0.0_f32; 32], [0.0_f32; 32]);
             for n in first..end {
-                let page = &pages[((tables[(list + n) as usize] * params.slab_heads + slab_head) * 4 * c.page_vecs) as usize..];
-                let entry = ((score_first + n) * params.kv_heads + head) * c.blocks + block;
+                let page = &pages[((tables[list.wrapping_add(n) as usize] * params.slab_heads + slab_head) * 4 * c.page_vecs) as usize..];
+                let entry = (score_first.wrapping_add(n) * params.kv_heads + head) * c.blocks + block;
                 let at = (entry * 128 * c.heads + h) as usize;
                 let of = Reading { c, page, plan, query: &query, h };
                 let more = if c.position_quads == 0 {
                     [0.0; 128]
                 } else {
                     let terms = (head * c.blocks + block) * TERMS;
-                    let term = |k: usize| position_terms[(((terms + k as u32) * c.position_places + score_first + n) * c.heads + h) as usize];
+                    let term = |k: usize| position_terms[(((terms + k as u32) * c.position_places + score_first.wrapping_add(n)) * c.heads + h) as usize];
                     positions(c, turns, n, |entry| f32::from_bits(query(entry)), term)
                 };
                 let s: [[f32; 2]; 128] = std::array::from_fn(|t| match 128 * n + t as u32 {

@@ -113,8 +113,8 @@ pub fn align_values(
         let all = c.heads as usize;
         let mut all_sums = Sums { rows: vec![vec![0.0; c.head_dim as usize]; all], sums: vec![[0.0; 32]; all], costs: vec![[0.0; 32]; all], counts: [0; 4] };
         for n in first..end {
-            let page = &pages[((tables[(list + n) as usize] * params.slab_heads + slab_head) * 4 * c.page_vecs) as usize..];
-            let at = ((((score_first + n) * params.kv_heads + head) * c.blocks + block) * 128 * c.heads) as usize;
+            let page = &pages[((tables[list.wrapping_add(n) as usize] * params.slab_heads + slab_head) * 4 * c.page_vecs) as usize..];
+            let at = (((score_first.wrapping_add(n) * params.kv_heads + head) * c.blocks + block) * 128 * c.heads) as usize;
             let weights: Vec<[f32; 128]> =
                 (0..all).map(|h| std::array::from_fn(|t| (scores[at + t * all + h] - f32::from_bits(plan[PLAN_PEAK as usize + h])).exp2())).collect();
             for (sums, p) in all_sums.sums.iter_mut().zip(&weights) {

@@ -34,7 +34,7 @@ pub fn append(
         let old_tokens = tables[chunk + 1];
         let old_packed = tables[chunk + 3];
         let new_packed = tables[chunk + 4];
-        let page = tables[(tables[chunk + 5] + block * c.block / 128) as usize];
+        let page = tables[tables[chunk + 5].wrapping_add(block * c.block / 128) as usize];
         let row_first = tables[chunk + 6];
         let head = tables[(params.heads_at + slab_head) as usize];
         let at = ((page * params.slab_heads + slab_head) * (4 * c.page_vecs)) as usize;

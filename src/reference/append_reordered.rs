@@ -36,7 +36,7 @@ pub fn append_reordered(
         let item = (params.items_at + 2 * n) as usize;
         let (chunk, four) = (tables[item] as usize, tables[item + 1]);
         let [slot, old_tokens, _, old_packed, new_packed, list, row_first] = [0, 1, 2, 3, 4, 5, 6].map(|e| tables[chunk + e]);
-        let page = tables[(list + four / 32) as usize];
+        let page = tables[list.wrapping_add(four / 32) as usize];
         for t in (4 * four).max(old_packed.max(c.unpacked))..(4 * four + 4).min(new_packed) {
             let plain = |head: u32| -> Vec<f32> {
                 if t >= old_tokens {

@@ -39,8 +39,7 @@ pub fn attend_prefill(
     for (x, slab_head) in (0..items).flat_map(|x| (0..params.slab_heads).map(move |y| (x, y))) {
         let record = (params.items_at + 8 * x) as usize;
         let chunk = tables[record] as usize;
-        let [token_first, tokens, row_first, tile_first, tile_end, partial_first] = [1, 2, 3, 5, 6, 7].map(|e| tables[record + e]);
-        let protected_only = tables[record + 4] != 0;
+        let [token_first, tokens, row_first, after, tile_first, tile_end, partial_first] = [1, 2, 3, 4, 5, 6, 7].map(|e| tables[record + e]);
         let head = tables[(params.heads_at + slab_head) as usize];
         let packed = tables[chunk + 4];
         let place = Place {
@@ -54,18 +53,21 @@ pub fn attend_prefill(
             limit: tables[chunk + 7],
         };
         let query_first = tables[chunk + 1] + token_first;
-        // Two ranges of places: before the end of the sinks, then after the pages; just one when everything is covered.
+        // Two ranges of places: before the end of the sinks, then from `after` on; just this when everything is covered.
         let seen_end = query_first + tokens;
-        let sinks_end = if c.massive { c.sinks } else { c.sinks.min(packed) };
-        let (before_end, after) = if protected_only { (sinks_end, packed) } else { (seen_end, seen_end) };
+        let before_end = match after {
+            0 => 0,
+            _ if c.massive => c.sinks,
+            _ => c.sinks.min(after),
+        };
         // By tile: position and f16 row of each place, or nothing for a place without a token.
         let token = |t: u32| Some((t, store.row(&place, t)));
         let before = |n: u32| {
-            if !(c.massive && protected_only) {
+            if !c.massive {
                 return token(n);
             }
-            // Here the places are those of the sinks' rows. A sink beyond the pages is met among the recent tokens.
-            Some((store.sink(&place, n), Some(store.offset(&place, n)))).filter(|(t, _)| *t < packed)
+            // Here the places are those of the sinks' rows. A later sink is met among the other tokens.
+            Some((store.sink(&place, n), Some(store.offset(&place, n)))).filter(|(t, _)| *t < after)
         };
         let tiles: Vec<Vec<Option<Token>>> = (0..before_end)
             .step_by(32)
@@ -77,7 +79,7 @@ pub fn attend_prefill(
         let quads = |take: &dyn Fn(u32) -> [f32; 4]| -> Vec<f32> { (0..c.head_dim / 4).flat_map(take).collect() };
         let stored = |t: u32, row: Option<u32>| {
             if c.restore && row.is_none() {
-                let spot = Spot { physical: tables[(place.list + t / 128) as usize], slab_heads: params.slab_heads, slab_head, head };
+                let spot = Spot { physical: tables[place.list.wrapping_add(t / 128) as usize], slab_heads: params.slab_heads, slab_head, head };
                 restored(c, turns, &grouped, &spot, t)
             } else {
                 quads(&|quad| store.key(&place, t, row, quad))
@@ -100,13 +102,15 @@ pub fn attend_prefill(
             let place_of = |first: u32| ((first + r / c.share) * (params.kv_heads * c.share) + head * c.share + r % c.share) as usize;
             let channels = (c.head_dim + 4 * c.position_quads) as usize;
             let query = &query_rows[place_of(row_first) * channels..][..channels];
+            let end = query_first + r / c.share + 1;
+            let seen = end.saturating_sub(c.sliding_window)..end;
             let mut peak = HIDDEN;
             // By the invocation's place across the tile: four tokens each.
             let mut sums = [0.0; 8];
             let mut out = vec![0.0; head_dim];
             for ((tile, keys), values) in tiles.iter().zip(&keys).zip(&values) {
                 let mut s = [HIDDEN; 32];
-                for ((s, key), _) in s.iter_mut().zip(keys).zip(tile).filter(|(_, at)| at.is_some_and(|(t, _)| t <= query_first + r / c.share)) {
+                for ((s, key), _) in s.iter_mut().zip(keys).zip(tile).filter(|(_, at)| at.is_some_and(|(t, _)| seen.contains(&t))) {
                     *s = score(query, key);
                 }
                 let new_peak = s.iter().copied().fold(peak, f32::max);

@@ -63,7 +63,7 @@ pub fn attend_split(
         let restored: Vec<Vec<Vec<f32>>> = (first..end)
             .filter(|_| c.restore)
             .map(|n| {
-                let spot = Spot { physical: tables[(list + n) as usize], slab_heads: params.slab_heads, slab_head, head };
+                let spot = Spot { physical: tables[list.wrapping_add(n) as usize], slab_heads: params.slab_heads, slab_head, head };
                 (0..128)
                     .map(|t| {
                         let spread = grouped.spread(&spot, t);
@@ -79,7 +79,7 @@ pub fn attend_split(
             let mut zeros = vec![[0.0; 32]; c.value_groups as usize];
             let mut row = vec![0.0; c.head_dim as usize];
             for n in first..end {
-                let page_at = ((tables[(list + n) as usize] * params.slab_heads + slab_head) * c.page_vecs * 4) as usize;
+                let page_at = ((tables[list.wrapping_add(n) as usize] * params.slab_heads + slab_head) * c.page_vecs * 4) as usize;
                 let page = &pages[page_at..page_at + 4 * c.page_vecs as usize];
                 let restored = restored.get((n - first) as usize).map_or(&[][..], Vec::as_slice);
                 let reading = Reading { c, page, queries, h: h as usize, restored, n };
@@ -87,7 +87,7 @@ pub fn attend_split(
                 if c.position_quads > 0 {
                     // In the place of the slot stands where the row's pages begin among the terms.
                     let first = (head * c.blocks + block) * TERMS;
-                    let term = |k: usize| position_terms[(((first + k as u32) * c.position_places + slot + n) * c.heads + h) as usize];
+                    let term = |k: usize| position_terms[(((first + k as u32) * c.position_places + slot.wrapping_add(n)) * c.heads + h) as usize];
                     let more = positions(c, turns, n, |entry| f32::from_bits(reading.query(entry)), term);
                     for (s, more) in s.iter_mut().zip(more) {
                         *s += more;

@@ -92,7 +92,7 @@ impl Store<'_> {
     }
 
     fn page(&self, place: &Place, t: u32) -> u32 {
-        (self.tables[(place.list + t / 128) as usize] * place.slab_heads + place.slab_head) * self.constants.page_vecs
+        (self.tables[place.list.wrapping_add(t / 128) as usize] * place.slab_heads + place.slab_head) * self.constants.page_vecs
     }
 
     /// Component `corner` of a `vec4<u32>` of the pages.

@@ -46,7 +46,7 @@ pub fn dequantize(
         let restore = c.restore && row.is_none();
         let mut value: Vec<f32> = (0..c.head_dim / 4).flat_map(|quad| store.value(&place, t, row, quad)).collect();
         let mut key: Vec<f32> = if restore {
-            let spot = Spot { physical: tables[(place.list + t / 128) as usize], slab_heads: params.slab_heads, slab_head, head };
+            let spot = Spot { physical: tables[place.list.wrapping_add(t / 128) as usize], slab_heads: params.slab_heads, slab_head, head };
             (0..c.head_dim).map(|channel| grouped.mixed(&spot, t, channel)).collect()
         } else {
             (0..c.head_dim / 4).flat_map(|quad| store.key(&place, t, row, quad)).collect()

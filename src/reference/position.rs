@@ -36,7 +36,7 @@ pub fn position(
                     }
                 }
                 for (k, term) in (0..).zip(terms) {
-                    position_terms[(((reading * TERMS + k) * c.position_places + place + n) * c.heads + h) as usize] = term;
+                    position_terms[(((reading * TERMS + k) * c.position_places + place.wrapping_add(n)) * c.heads + h) as usize] = term;
                 }
             }
         }

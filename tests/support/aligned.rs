@@ -37,6 +37,7 @@ pub fn aligned_cases(gpu: &Gpu) -> Vec<Case> {
             split_workgroups: Some(3),
             ..of("a budget over 37 pages: tokens are counted in more than one turn", 64, 4, 1, Alignment::budget(16.0, 64.0))
         },
+        Case { keep: Some(150), ..of("the published rule over sequences that slid", 64, 4, 2, Alignment::PUBLISHED) },
         of("budgets of nothing", 128, 2, 1, Alignment::budget(0.0, 0.0)),
         of("budgets without end", 64, 4, 1, Alignment::budget(1e9, 1e9)),
     ];
@@ -121,6 +122,11 @@ pub fn aligned_cases(gpu: &Gpu) -> Vec<Case> {
             straight: Some(true),
             ..codes("Centred: 8 bits over 37 pages, in straight-line code", 64, 4, 1, centred(Eight, Eight, 64), 1.0, 4.0)
         },
+        Case {
+            keep: Some(150),
+            sliding_window: Some(150),
+            ..codes("Centred: a sliding window of sequences that slid", 64, 4, 2, centred(Four, Eight, 64), 1.0, 4.0)
+        },
         codes("Centred: budgets of nothing", 128, 2, 1, centred(Four, Eight, 128), 0.0, 0.0),
         codes("Centred: budgets without end", 64, 4, 1, centred(Eight, Four, 64), 1e9, 1e9),
         Case {
@@ -129,7 +135,7 @@ pub fn aligned_cases(gpu: &Gpu) -> Vec<Case> {
         },
     ]);
     if gpu.capability().subgroups.is_some_and(|(smallest, _)| smallest >= 32) {
-        for n in [2, 10] {
+        for n in [2, 11] {
             let again = Case { no_subgroups: true, ..cases[n].clone() };
             cases.push(again);
         }

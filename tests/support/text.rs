@@ -108,8 +108,20 @@ impl Reader {
 /// Attention in f64 of `rows` queries (before RoPE) from position `first` on, over rows as they are stored, keys after RoPE:
 /// `[rows, query_heads, head_dim]`.
 pub fn attention_over(shape: &Shape, [keys, values]: [&[f32]; 2], queries: &[f32], first: u32, rows: u32) -> Vec<f64> {
+    let seen = ((first + rows) * shape.kv_heads * shape.head_dim) as usize;
+    let still = Shape { rope: Rope::none(), ..shape.clone() };
+    reference::attention_exact(&still, &keys[..seen], &values[..seen], &turned(shape, queries, first, rows), rows as usize)
+}
+
+/// The same of one query, over all of these rows, whatever their positions were.
+pub fn attention_seen(shape: &Shape, [keys, values]: [&[f32]; 2], query: &[f32], position: u32) -> Vec<f64> {
+    reference::attention_exact(&Shape { rope: Rope::none(), ..shape.clone() }, keys, values, &turned(shape, query, position, 1), 1)
+}
+
+/// Queries turned to their positions.
+fn turned(shape: &Shape, queries: &[f32], first: u32, rows: u32) -> Vec<f32> {
     let (d, heads) = (shape.head_dim as usize, shape.query_heads as usize);
-    let turned: Vec<f32> = queries[..rows as usize * heads * d]
+    queries[..rows as usize * heads * d]
         .chunks_exact(d)
         .zip(0..)
         .flat_map(|(row, i): (&[f32], usize)| {
@@ -117,7 +129,5 @@ pub fn attention_over(shape: &Shape, [keys, values]: [&[f32]; 2], queries: &[f32
             reference::turn_exact(&shape.rope, &row, first + (i / heads) as u32)
         })
         .map(|x| x as f32)
-        .collect();
-    let seen = ((first + rows) * shape.kv_heads * shape.head_dim) as usize;
-    reference::attention_exact(&Shape { rope: Rope::none(), ..shape.clone() }, &keys[..seen], &values[..seen], &turned, rows as usize)
+        .collect()
 }

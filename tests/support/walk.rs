@@ -1,6 +1,6 @@
 //! One case of a table, walked step by step: a cache, its inputs, and what every kernel read and wrote.
 
-use super::{POISON, attention_over, normal, seeded, upload, words};
+use super::{POISON, attention_over, attention_seen, normal, seeded, upload, words};
 use rand::rngs::StdRng;
 use wgkv::gpu::Capability;
 use wgkv::reference::{Constants, turns};
@@ -36,6 +36,10 @@ pub struct Case {
     pub alignment: Alignment,
     /// For planes: with kernels that count their loads.
     pub counted: bool,
+    /// Tokens that a query sees, if not all.
+    pub sliding_window: Option<u32>,
+    /// Before every step all sequences slide so that they hold so many tokens, or up to 127 more.
+    pub keep: Option<u32>,
     /// (sequence, new tokens), by step.
     pub steps: Vec<Vec<(usize, u32)>>,
 }
@@ -59,6 +63,8 @@ pub fn case(why: &'static str, head_dim: u32, query_heads: u32, kv_heads: u32, f
         centre: None,
         alignment: Alignment::EVERYTHING,
         counted: false,
+        sliding_window: None,
+        keep: None,
         steps: vec![vec![(0, 45), (1, 131)], vec![(1, 1), (0, 1)], vec![(0, 90), (1, 3)]],
     }
 }
@@ -167,6 +173,8 @@ pub struct Walk {
     pub seed: u64,
     /// What keys have in common, by KV head and channel: it pushes zeros outside the codes.
     means: Vec<f32>,
+    /// By sequence, the keys and values that it slid beyond, as they were stored.
+    gone: Vec<[Vec<f32>; 2]>,
 }
 
 /// Numbers of a row of the residual stream: few, so that several of the largest are of one token.
@@ -263,6 +271,10 @@ impl Walk {
                 .with_alignment(case.alignment)
                 .expect("an alignment of the codec");
             let plan = if case.counted { plan.with_counted_loads() } else { plan };
+            let plan = match case.sliding_window {
+                Some(window) => plan.with_sliding_window(window).expect("a window of tokens"),
+                None => plan,
+            };
             if let Some(centre) = &case.centre {
                 return plan.with_centre(centre.clone()).expect("a centre of the shape");
             }
@@ -299,14 +311,15 @@ impl Walk {
             planned = planned.with_split_workgroups(workgroups);
         }
         let mut cache = Cache::new(&gpu, planned).expect("the case can be allocated");
-        let sequences = (0..sequences).map(|_| cache.allocate().expect("room for the case's sequences")).collect();
+        let sequences: Vec<Sequence> = (0..sequences).map(|_| cache.allocate().expect("room for the case's sequences")).collect();
+        let gone = sequences.iter().map(|_| Default::default()).collect();
         let (pages, protected_rows) = cache.layer_buffers(0).expect("layer 0");
         let [key_scales, _] = cache.reordered_buffers(0).expect("layer 0");
         for buffer in pages.iter().chain([protected_rows, key_scales]) {
             gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(&vec![STALE; buffer.size() as usize / 4]));
         }
         let slab_constants: Vec<Constants> = cache.plan().slabs(0).iter().map(|slab| Constants::of(cache.plan(), slab)).collect();
-        Self { constants: slab_constants[0], slab_constants, turns: turns(cache.plan()), gpu, cache, case, sequences, random, seed, means }
+        Self { constants: slab_constants[0], slab_constants, turns: turns(cache.plan()), gpu, cache, case, sequences, random, seed, means, gone }
     }
 
     pub fn plan(&self) -> &Plan {
@@ -361,6 +374,9 @@ impl Walk {
     pub fn take_all(&mut self, chunks: &[(usize, u32)], rows: [Vec<f32>; 3], residual: Vec<f32>, attend: bool) -> Taken {
         let [keys, values, queries] = rows.map(|numbers| self.input(numbers));
         let residual = self.input(residual);
+        if let Some(keep) = self.case.keep {
+            self.slide(keep);
+        }
         let before = self.state();
         let named: Vec<Chunk> = chunks.iter().map(|(s, n)| Chunk { sequence: self.sequences[*s], tokens: *n }).collect();
         let step = self.cache.step(&named).expect("the step is as the case says");
@@ -391,6 +407,21 @@ impl Walk {
         Taken { step, chunks: chunks.to_vec(), keys, values, queries, residual, before, after: self.state(), output, scratch, aligned, positions }
     }
 
+    /// Lets all sequences slide; remembers what is gone.
+    fn slide(&mut self, keep: u32) {
+        let width = (self.case.shape.kv_heads * self.case.shape.head_dim) as usize;
+        for (n, sequence) in self.sequences.clone().into_iter().enumerate() {
+            let stored = self.dequantize(n);
+            let first = self.cache.slide(sequence, keep).expect("a live sequence");
+            self.gone[n] = stored.map(|rows| rows[..first as usize * width].to_vec());
+        }
+    }
+
+    /// The first token that a sequence did not slide beyond.
+    pub fn first(&self, sequence: usize) -> u32 {
+        self.gone[sequence][0].len() as u32 / (self.case.shape.kv_heads * self.case.shape.head_dim)
+    }
+
     /// The numbers of an output.
     pub fn output(&self, taken: &Taken) -> Vec<f32> {
         match self.case.element {
@@ -399,17 +430,19 @@ impl Walk {
         }
     }
 
-    /// Keys (after RoPE) and values that a sequence holds, in f32: `[tokens, kv_heads, head_dim]`.
+    /// Keys (after RoPE) and values that a sequence holds, or held before it slid, in f32: `[tokens, kv_heads, head_dim]`.
     pub fn dequantize(&self, sequence: usize) -> [Vec<f32>; 2] {
-        let tokens = self.cache.tokens(self.sequences[sequence]).expect("a live sequence");
-        let n = (tokens * self.case.shape.kv_heads * self.case.shape.head_dim) as usize;
+        let (first, tokens) = (self.first(sequence), self.cache.tokens(self.sequences[sequence]).expect("a live sequence"));
+        let n = ((tokens - first) * self.case.shape.kv_heads * self.case.shape.head_dim) as usize;
         let buffers = [super::poisoned(&self.gpu, n), super::poisoned(&self.gpu, n)];
         let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         self.cache
-            .dequantize(&mut encoder, self.sequences[sequence], 0, 0..tokens, Rows::f32(&buffers[0]), Rows::f32(&buffers[1]))
+            .dequantize(&mut encoder, self.sequences[sequence], 0, first..tokens, Rows::f32(&buffers[0]), Rows::f32(&buffers[1]))
             .expect("tokens that are held");
         self.gpu.queue().submit([encoder.finish()]);
-        buffers.map(|b| super::download(&self.gpu, &b, n))
+        let [keys, values] = buffers.map(|b| super::download(&self.gpu, &b, n));
+        let [gone_keys, gone_values] = &self.gone[sequence];
+        [[&gone_keys[..], &keys].concat(), [&gone_values[..], &values].concat()]
     }
 }
 
@@ -435,7 +468,9 @@ pub fn records(taken: &Taken) -> Vec<Record> {
         .iter()
         .map(|_| {
             let w = &tables[at..];
-            let pages = w[4].div_ceil(128) as usize;
+            // The list has no pages that are gone.
+            let dropped = (at as u32 + 8).wrapping_sub(w[5]);
+            let pages = (w[4].div_ceil(128) - dropped) as usize;
             at += 8 + pages;
             Record {
                 slot: w[0],
@@ -472,6 +507,24 @@ pub fn exact_over_stored(walk: &Walk, taken: &Taken, sequence: usize, first: u32
     let shape = &walk.case.shape;
     let [keys, values] = walk.dequantize(sequence);
     let tokens = walk.cache.tokens(walk.sequences[sequence]).expect("a live sequence");
-    let queries = &taken.queries.numbers[(first * shape.query_heads * shape.head_dim) as usize..];
-    attention_over(shape, [&keys, &values], queries, tokens - rows, rows)
+    let width = (shape.query_heads * shape.head_dim) as usize;
+    let queries = &taken.queries.numbers[first as usize * width..];
+    let held = walk.first(sequence);
+    let reach = walk.case.sliding_window.unwrap_or(u32::MAX);
+    if held == 0 && reach >= tokens {
+        return attention_over(shape, [&keys, &values], queries, tokens - rows, rows);
+    }
+    let slot = walk.sequences[sequence].slot();
+    let record = records(taken).into_iter().find(|record| record.slot == slot).expect("a chunk of the step");
+    let held: Vec<bool> = (0..tokens).map(|t| t >= held || f16_row(walk, &taken.after, &record, 0, t).is_some()).collect();
+    let row = |n: u32| {
+        let position = tokens - rows + n;
+        let seen: Vec<usize> = (0..=position).filter(|t| held[*t as usize] && position - t < reach).map(|t| t as usize).collect();
+        let kept = |numbers: &[f32]| -> Vec<f32> {
+            let width = (shape.kv_heads * shape.head_dim) as usize;
+            seen.iter().flat_map(|t| &numbers[t * width..][..width]).copied().collect()
+        };
+        attention_seen(shape, [&kept(&keys), &kept(&values)], &queries[n as usize * width..], position)
+    };
+    (0..rows).flat_map(row).collect()
 }

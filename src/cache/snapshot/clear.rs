@@ -12,7 +12,7 @@ const NOBODY: u32 = u32::MAX;
 
 /// Clears one layer's words.
 pub(super) fn clear(plan: &Plan, layer: u32, standing: &Standing, tensors: &mut Tensors<Vec<u32>>) {
-    let pages = standing.packed.div_ceil(PAGE_TOKENS);
+    let pages = standing.pages();
     for run in runs(plan, layer, pages) {
         let slab = &plan.slabs(layer)[run.slab];
         let words = &mut tensors.pages[run.in_snapshot];
@@ -30,9 +30,9 @@ pub(super) fn clear(plan: &Plan, layer: u32, standing: &Standing, tensors: &mut 
     }
 }
 
-/// Which tokens of a page the sequence has in it.
+/// Which tokens the sequence has in a page of those that it holds.
 fn used(plan: &Plan, standing: &Standing, page: u32) -> Range<u32> {
-    let first = page * PAGE_TOKENS;
+    let first = standing.first() + page * PAGE_TOKENS;
     plan.unpacked().clamp(first, first + PAGE_TOKENS) - first..(standing.packed - first).min(PAGE_TOKENS)
 }
 

@@ -27,7 +27,7 @@ pub(super) struct Tensors<T> {
 /// Name, type and shape of each of a layer's tensors.
 fn shapes(plan: &Plan, standing: &Standing, layer: u32) -> [(String, Dtype, Vec<usize>); 4] {
     let shape = plan.shape();
-    let pages = standing.packed.div_ceil(PAGE_TOKENS) as usize;
+    let pages = standing.pages() as usize;
     let rows: u32 = rows(plan, standing).iter().map(|rows| rows.end - rows.start).sum();
     let sinks = if plan.elects() { 3 * plan.sinks() } else { 0 };
     [
@@ -56,14 +56,17 @@ pub(super) fn to_bytes(plan: &Plan, standing: &Standing, layers: &[Tensors<Vec<u
     }
     let checksums: Vec<(String, String)> =
         tensors.iter().map(|((name, ..), words)| (format!("sha256.{name}"), tensors::checksum(bytemuck::cast_slice(words)))).collect();
-    let numbers = [
+    let mut numbers = vec![
         ("tokens", standing.tokens),
         ("packed", standing.packed),
         ("limit", standing.limit),
         ("before_tokens", standing.before.0),
         ("before_limit", standing.before.1),
-    ]
-    .map(|(name, number)| (name, number.to_string()));
+    ];
+    if standing.dropped > 0 {
+        numbers.push(("dropped", standing.dropped));
+    }
+    let numbers: Vec<(&str, String)> = numbers.into_iter().map(|(name, number)| (name, number.to_string())).collect();
     let (plan, calibration) = (plan.fingerprint(), calibration(plan));
     let mut texts = Texts::from([("format", FORMAT), ("version", VERSION), ("plan", &plan), ("calibration", &calibration)]);
     texts.extend(numbers.iter().map(|(name, number)| (*name, number.as_str())));
@@ -88,10 +91,15 @@ pub(super) fn from_bytes<'a>(plan: &Plan, bytes: &'a [u8]) -> Result<(Standing, 
     let told = text("hash")?;
     let number = |name| text(name).and_then(|text| u32::from_str(text).map_err(|_| error(name, "a number", format!("{text:?}"))));
     let before = (number("before_tokens")?, number("before_limit")?);
-    let standing = Standing { tokens: number("tokens")?, packed: number("packed")?, limit: number("limit")?, before };
+    let dropped = if texts.contains_key("dropped") { number("dropped")? } else { 0 };
+    let standing = Standing { tokens: number("tokens")?, packed: number("packed")?, dropped, limit: number("limit")?, before };
     let least = plan.packed(standing.tokens);
     if !(least..=standing.tokens).contains(&standing.packed) {
         return Err(error("packed", format!("{least} to {} for as many tokens", standing.tokens), standing.packed));
+    }
+    let full = standing.packed / PAGE_TOKENS;
+    if dropped > full {
+        return Err(error("dropped", format!("{full} pages at most for as many packed tokens"), dropped));
     }
 
     let mut count = 0;
