@@ -2,6 +2,7 @@
 //
 //   output = H (sum_s 2^(m_s - m) row_s) / (sum_s 2^(m_s - m) sum_s) + mean,   m = max m_s
 //                                             (H only where the codec rotates, the mean of the values only for Centred)
+//   log_sums = ln 2 (m + log2 sum_s 2^(m_s - m) sum_s)    where other caches have outputs of the same query over other tokens
 //
 // One workgroup merges one row of one query head; invocation i of each part holds channel i. Partials come from attend_split
 // (one a slice of the pages) and from attend_prefill (one, or in a decode step one a few tiles of the f16 tokens), shared
@@ -16,6 +17,7 @@ override HADAMARD_SCALE: f32;
 override ROTATE_VALUES: bool;
 override CENTRED: bool;
 override HALF_ROWS: bool;
+override LOG_SUMS: bool;
 override HEADS: u32;
 override BLOCKS: u32;
 override PARTS: u32;    // runs of HEAD_DIM invocations that share a row's items
@@ -36,11 +38,13 @@ alias Cell = f32;
 @group(0) @binding(3) var<storage, read> row_partials: array<f32>;      // [partial, query_heads, HEAD_DIM + 2]
 @group(0) @binding(4) var<storage, read> marks: array<u32>;             // [kv_heads, 3, HEAD_DIM] f32, for Centred
 @group(0) @binding(5) var<storage, read_write> output: array<u32>;      // [rows, query_heads, HEAD_DIM] f32 or f16
+@group(0) @binding(6) var<storage, read_write> log_sums: array<f32>;    // [rows, query_heads]
 
 var<workgroup> row: array<f32, HEAD_DIM>;
 var<workgroup> gathered: array<vec3<f32>, THREADS>; // each part's largest score, sum and channel
 
 const HIDDEN = -1e30;
+const LN_2 = 0.6931471805599453;
 
 fn half_or_nan(x: f32) -> u32 {
     return select(0x7e00u, half_bits(x), finite(x));
@@ -113,6 +117,13 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         }
     }
     var x = merged.z / merged.y;
+    if (LOG_SUMS) {
+        // A query may have seen nothing here.
+        x = select(x, 0.0, merged.y == 0.0);
+        if (thread == 0u) {
+            log_sums[(params.row_first + r) * params.query_heads + query_head] = select(LN_2 * (merged.x + log2(merged.y)), HIDDEN, merged.y == 0.0);
+        }
+    }
     if (ROTATE_VALUES) {
         if (part == 0u) {
             row[i] = x;
@@ -126,7 +137,7 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         workgroupBarrier();
         x = hadamard_inner(i);
     }
-    x += centre_means(query_head / share, i).y;
+    x += select(centre_means(query_head / share, i).y, 0.0, LOG_SUMS && merged.y == 0.0);
     let output_at = ((params.row_first + r) * params.query_heads + query_head) * HEAD_DIM + i;
     if (HALF_ROWS) {
         workgroupBarrier();

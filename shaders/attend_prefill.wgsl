@@ -269,7 +269,7 @@ fn attend_prefill(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_in
     let down = i / 8u;
 
     // Two ranges of tokens, those of sinks and after..seen_end (just this when everything is covered), in tiles.
-    let seen_end = query_first + tokens;
+    let seen_end = min(query_first + tokens, tables[chunk + 2u]);
     let before_end = select(min(SINKS, after), select(0u, SINKS, after > 0u), MASSIVE);
     let before_tiles = (before_end + 31u) / 32u;
     let tile_first = tables[record + 5u];

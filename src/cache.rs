@@ -31,7 +31,7 @@ use crate::pool::{Admission, PageCopy, Pool, Sequence};
 use crate::reference::half::half_pair;
 use crate::rows::{Element, Rows};
 use crate::status::{STATUS_WORDS, Status};
-use crate::step::{Align, Chunk, Dispatch, Growth, Step, fold, list_heads, tables, uniform};
+use crate::step::{Align, Chunk, Dispatch, Growth, Part, Step, fold, list_heads, tables, uniform};
 use crate::trace::{event, span};
 use futures::FutureExt;
 use std::num::NonZeroU64;
@@ -86,6 +86,8 @@ struct Scratch {
     plans: wgpu::Buffer,
     /// For Centred: terms of what the mean of the keys adds to the scores of a pass's pages.
     position_terms: wgpu::Buffer,
+    /// In the place of logarithms that nobody asked for.
+    no_log_sums: wgpu::Buffer,
 }
 
 /// Identities of caches, so that a handle of one is not taken by another.
@@ -237,6 +239,7 @@ impl Cache {
             scores: buffer("wgkv scores", plan.scores_bytes()),
             plans: buffer("wgkv plans", plan.plans_bytes()),
             position_terms: buffer("wgkv position_terms", plan.position_terms_bytes()),
+            no_log_sums: buffer("wgkv no_log_sums", 0),
         };
         gpu.queue().write_buffer(&scratch.turns, 0, bytemuck::cast_slice(&turn_table));
         let status = buffer("wgkv status", 4 * STATUS_WORDS);
@@ -250,8 +253,10 @@ impl Cache {
         for layer in &self.layers {
             layer.pages.iter().chain([&layer.protected_rows, &layer.key_scales, &layer.marks]).for_each(wgpu::Buffer::destroy);
         }
-        let Scratch { turns, query_rows, query_codes, partials, row_partials, scores, plans, position_terms } = &self.scratch;
-        [turns, query_rows, query_codes, partials, row_partials, scores, plans, position_terms, &self.status].into_iter().for_each(wgpu::Buffer::destroy);
+        let Scratch { turns, query_rows, query_codes, partials, row_partials, scores, plans, position_terms, no_log_sums } = &self.scratch;
+        [turns, query_rows, query_codes, partials, row_partials, scores, plans, position_terms, no_log_sums, &self.status]
+            .into_iter()
+            .for_each(wgpu::Buffer::destroy);
     }
 
     /// The plan.
@@ -270,6 +275,33 @@ impl Cache {
     /// [`Error::Sequences`] if the plan's sequences are all live.
     pub fn allocate(&mut self) -> Result<Sequence> {
         self.pool.allocate()
+    }
+
+    /// Begins a sequence of which the tokens before `position` lie in other caches, on other devices or hosts: the part of a context that is
+    /// split by tokens. It goes on with [`Cache::step_parts`] and is attended to with [`Cache::attend_part`]; its sinks are in the cache that
+    /// has the first tokens. [`ContextParallel`](crate::ContextParallel) does all that for several devices of a host.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a position that is not a multiple of 128 and for sinks that are elected, [`Error::Length`] for one beyond the
+    /// plan's [`max_tokens`](Plan::max_tokens), [`Error::Sequences`].
+    pub fn allocate_at(&mut self, position: u32) -> Result<Sequence> {
+        if !position.is_multiple_of(PAGE_TOKENS) {
+            return Err(Error::Shape { name: "the position that a sequence begins at", wanted: "a multiple of 128".into(), had: position.to_string() });
+        }
+        self.expect_split()?;
+        if u64::from(position) > self.plan.max_tokens() {
+            return Err(Error::Length { slot: 0, need: position.into(), have: self.plan.max_tokens() });
+        }
+        self.pool.allocate_at(position / PAGE_TOKENS)
+    }
+
+    /// Refuses sinks that are elected among all tokens of a prompt, which no cache of some of them can hold an election of.
+    pub(crate) fn expect_split(&self) -> Result<()> {
+        if self.plan.elects() {
+            let wanted = "the first tokens, or none, where a context is split".into();
+            return Err(Error::Shape { name: "sinks", wanted, had: self.plan.protection().sinks.to_string() });
+        }
+        Ok(())
     }
 
     /// Ends a sequence and gives back its pages.
@@ -460,6 +492,31 @@ impl Cache {
         Ok(step)
     }
 
+    /// [`Cache::can_append`] of a step of parts.
+    ///
+    /// # Errors
+    /// Those of [`Cache::step_parts`] but [`Error::Pages`].
+    pub fn can_append_parts(&self, parts: &[Part]) -> Result<Admission> {
+        self.gpu.alive()?;
+        self.expect_split()?;
+        self.pool.admit_parts(&self.plan, parts)
+    }
+
+    /// [`Cache::step`] where other caches hold tokens of the sequences, too: queries attend, from positions of their own, to what lies here,
+    /// and only some of their tokens are appended here, if any. Rows of keys and values are as many as queries; those of tokens that are not
+    /// appended here are not read.
+    ///
+    /// # Errors
+    /// As [`Cache::step`], and [`Error::Part`]. After an error no sequence has grown.
+    pub fn step_parts(&mut self, parts: &[Part]) -> Result<Step> {
+        let _span = span!("step", chunks = parts.len());
+        self.gpu.alive()?;
+        self.expect_split()?;
+        let growths = self.pool.grow_parts(&self.plan, parts)?;
+        self.serial += 1;
+        Ok(self.step_of(&growths))
+    }
+
     fn step_of(&self, growths: &[Growth]) -> Step {
         Step::new(&self.gpu, &self.plan, growths, self.id, self.serial)
     }
@@ -475,7 +532,7 @@ impl Cache {
                 return Err(Error::Range { first: range.start, end: range.end, have: live.at.packed });
             }
             live.expect_held(range.start)?;
-            growths.push(Growth { old_tokens: range.start, new_tokens: range.end, ..live.still(sequence.slot()) });
+            growths.push(Growth { old_tokens: range.start, new_tokens: range.end, rows: range.end - range.start, ..live.still(sequence.slot()) });
         }
         Ok(self.step_of(&growths))
     }
@@ -666,6 +723,38 @@ impl Cache {
     /// # Errors
     /// As [`Cache::attend`].
     pub fn attend_in(&self, pass: &mut wgpu::ComputePass<'_>, step: &Step, layer: u32, queries: Rows<'_>, output: Rows<'_>) -> Result<()> {
+        self.attend_to(pass, step, layer, queries, output, None)
+    }
+
+    /// [`Cache::attend`] that also writes how much each output weighs beside those of other caches, over other tokens: the logarithm of the
+    /// sum of `exp(score)`, in f32, `[rows, query_heads]`; -1e30 where a query saw no token, whose output is 0. Outputs over all tokens are the
+    /// mean of the parts' by `exp` of that. (Of `Centred` it lacks what is the same for all tokens of a query, so all parts must be of one
+    /// plan.)
+    ///
+    /// # Errors
+    /// As [`Cache::append`].
+    pub fn attend_part(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        step: &Step,
+        layer: u32,
+        queries: Rows<'_>,
+        output: Rows<'_>,
+        log_sums: Rows<'_>,
+    ) -> Result<()> {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv attend"), timestamp_writes: None });
+        self.attend_to(&mut pass, step, layer, queries, output, Some(log_sums))
+    }
+
+    fn attend_to(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        step: &Step,
+        layer: u32,
+        queries: Rows<'_>,
+        output: Rows<'_>,
+        log_sums: Option<Rows<'_>>,
+    ) -> Result<()> {
         let _span = span!("attend", layer, rows = step.rows);
         let buffers = self.check(step, layer)?;
         let plan = &self.plan;
@@ -678,6 +767,14 @@ impl Cache {
         let query_rows = queries.binding("queries", elements, capability)?;
         let output_rows = output.binding("output", elements, capability)?;
         let scratch = &self.scratch;
+        let log_sum_rows = match log_sums {
+            Some(rows) if rows.element != Element::F32 => {
+                return Err(Error::Element { name: "log_sums", wanted: "f32", had: rows.element.name() });
+            }
+            Some(rows) => rows.binding("log_sums", u64::from(step.rows) * u64::from(shape.query_heads), capability)?,
+            // Bound and not written.
+            None => scratch.no_log_sums.as_entire_binding(),
+        };
         let (slabs, arrangement) = (plan.slabs(layer), plan.arrangement(layer));
         for pass_of_rows in &step.passes {
             let Some(part) = pass_of_rows.arranged.get(arrangement) else {
@@ -753,7 +850,7 @@ impl Cache {
             }
             // Not before the f16 tokens were attended to: their weights count in the softmax.
             self.align_in(pass, step, buffers, slabs, &part.align);
-            self.gpu.pipeline(&attend_merge::variant(plan, output.element, pass_of_rows.many_items)).dispatch(
+            self.gpu.pipeline(&attend_merge::variant(plan, output.element, pass_of_rows.many_items, log_sums.is_some())).dispatch(
                 &self.gpu,
                 pass,
                 &[
@@ -763,6 +860,7 @@ impl Cache {
                     scratch.row_partials.as_entire_binding(),
                     buffers.marks.as_entire_binding(),
                     output_rows.clone(),
+                    log_sum_rows.clone(),
                 ],
                 [pass_of_rows.rows, shape.query_heads, 1],
             );

@@ -205,6 +205,20 @@ pub enum Error {
         /// Tokens held.
         have: u32,
     },
+    /// A part that does not go on where its sequence ends.
+    #[error("sequence {slot} holds {have} tokens; queries from {first} on can bring it {most} at most, not {tokens}")]
+    Part {
+        /// The sequence's place in the cache.
+        slot: u32,
+        /// Position of the first query.
+        first: u32,
+        /// Tokens that it was to grow by.
+        tokens: u32,
+        /// Tokens it holds, or that are elsewhere before them: the least that `first` can be.
+        have: u32,
+        /// Tokens that it could grow by.
+        most: u32,
+    },
     /// Tokens that the sequence slid beyond ([`Cache::slide`](crate::Cache::slide)).
     #[error("token {token} is gone: the sequence slid beyond it, and holds tokens from {first} on")]
     Dropped {

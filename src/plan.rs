@@ -941,8 +941,10 @@ impl Plan {
     fn common_variants(&self) -> Vec<Variant> {
         let mut variants = vec![
             kernel::query::variant(self, self.element),
-            kernel::attend_merge::variant(self, self.element, true),
-            kernel::attend_merge::variant(self, self.element, false),
+            kernel::attend_merge::variant(self, self.element, true, false),
+            kernel::attend_merge::variant(self, self.element, false, false),
+            kernel::attend_merge::variant(self, self.element, true, true),
+            kernel::attend_merge::variant(self, self.element, false, true),
         ];
         if self.position_quads() > 0 {
             variants.push(kernel::position::variant(self));

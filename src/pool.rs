@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::layout::PAGE_TOKENS;
 use crate::plan::Plan;
-use crate::step::{Chunk, Growth};
+use crate::step::{Chunk, Growth, Part};
 use std::ops::RangeInclusive;
 
 /// A handle on one sequence of one cache.
@@ -50,6 +50,8 @@ pub(crate) struct Standing {
     pub packed: u32,
     /// Pages that it slid beyond: the first ones, which it holds no more.
     pub dropped: u32,
+    /// Did it never hold its first tokens, among them the sinks?
+    pub headless: bool,
     /// Sinks elected before from this token on are void.
     pub limit: u32,
     /// Its tokens before the last step, and `limit` then: what a step that is taken back returns to.
@@ -80,7 +82,7 @@ pub(crate) struct Live {
 impl Live {
     /// Where it stands when it is cut back to its first `tokens` tokens: the pages beyond are not its own any more.
     pub fn cut(&self, tokens: u32) -> Result<Self> {
-        let Standing { tokens: held, packed, dropped, limit, before } = self.at;
+        let Standing { tokens: held, packed, dropped, headless, limit, before } = self.at;
         if tokens > held {
             return Err(Error::Range { first: 0, end: tokens, have: held });
         }
@@ -91,7 +93,7 @@ impl Live {
         let packed = packed.min(tokens);
         // A step that is taken back whole may never have held its election: what was void before is void again.
         let limit = if tokens <= before.0 { before.1 } else { limit };
-        let at = Standing { tokens, packed, dropped, limit: limit.min(tokens), before };
+        let at = Standing { tokens, packed, dropped, headless, limit: limit.min(tokens), before };
         Ok(Self { pages: self.pages[..at.pages() as usize].to_vec(), at, ..*self })
     }
 
@@ -120,8 +122,9 @@ impl Live {
 
     /// As the kernels are told of it when it does not grow.
     pub fn still(&self, slot: u32) -> Growth {
-        let Standing { tokens, packed, dropped, limit, .. } = self.at;
-        Growth { slot, old_tokens: tokens, new_tokens: tokens, old_packed: packed, new_packed: packed, dropped, limit, pages: self.pages.clone() }
+        let Standing { tokens, packed, dropped, headless, limit, .. } = self.at;
+        let pages = self.pages.clone();
+        Growth { slot, old_tokens: tokens, new_tokens: tokens, rows: 0, old_packed: packed, new_packed: packed, dropped, headless, limit, pages }
     }
 }
 
@@ -180,6 +183,12 @@ impl Pool {
     /// Begins a sequence of no tokens.
     pub fn allocate(&mut self) -> Result<Sequence> {
         self.begin(Standing::default(), Vec::new())
+    }
+
+    /// Begins a sequence of which the tokens before this page are elsewhere.
+    pub fn allocate_at(&mut self, page: u32) -> Result<Sequence> {
+        let tokens = page * PAGE_TOKENS;
+        self.begin(Standing { tokens, packed: tokens, dropped: page, headless: page > 0, ..Standing::default() }, Vec::new())
     }
 
     /// Begins a sequence that stands somewhere already, in pages that nobody held.
@@ -273,28 +282,39 @@ impl Pool {
         Some(copy)
     }
 
-    /// How the sequences of these chunks would grow, still without the pages they lack.
-    fn growths(&self, plan: &Plan, chunks: &[Chunk]) -> Result<(Vec<Growth>, Admission)> {
-        let mut growths = Vec::with_capacity(chunks.len());
+    /// A chunk as the part that it is where no other cache holds tokens of it.
+    pub fn whole(&self, chunk: &Chunk) -> Result<Part> {
+        let first = self.find(chunk.sequence)?.at.tokens;
+        Ok(Part { sequence: chunk.sequence, first, queries: chunk.tokens, tokens: chunk.tokens })
+    }
+
+    /// How the sequences of these parts would grow, still without the pages they lack.
+    fn growths(&self, plan: &Plan, parts: impl IntoIterator<Item = Result<Part>>) -> Result<(Vec<Growth>, Admission)> {
+        let mut growths = Vec::new();
         let mut named = vec![false; self.live.len()];
         let mut need = 0_u32;
-        for chunk in chunks {
-            let slot = chunk.sequence.slot;
-            let live = self.find(chunk.sequence)?;
-            if chunk.tokens == 0 {
+        for part in parts {
+            let Part { sequence, first, queries, tokens } = part?;
+            let slot = sequence.slot;
+            let still = self.find(sequence)?.still(slot);
+            if queries == 0 {
                 return Err(Error::EmptyChunk { slot });
             }
             if std::mem::replace(&mut named[slot as usize], true) {
                 return Err(Error::RepeatedSequence { slot });
             }
-            let still = live.still(slot);
-            let new_tokens = still.old_tokens.checked_add(chunk.tokens).filter(|n| u64::from(*n) <= plan.max_tokens()).ok_or(Error::Length {
-                slot,
-                need: u64::from(still.old_tokens) + u64::from(chunk.tokens),
-                have: plan.max_tokens(),
-            })?;
+            let most = if first == still.old_tokens { queries } else { 0 };
+            if first < still.old_tokens || tokens > most {
+                return Err(Error::Part { slot, first, tokens, have: still.old_tokens, most });
+            }
+            let have = plan.max_tokens();
+            let fits = |count: u32| first.checked_add(count).filter(|n| u64::from(*n) <= have);
+            let length = |count: u32| Error::Length { slot, need: u64::from(first) + u64::from(count), have };
+            fits(queries).ok_or_else(|| length(queries))?;
+            let new_tokens = if tokens > 0 { fits(tokens).ok_or_else(|| length(tokens))? } else { still.new_tokens };
             // A sequence that was cut back inside its pages is packed beyond what its length asks for.
-            let growth = Growth { new_tokens, new_packed: plan.packed(new_tokens).max(still.old_packed), ..still };
+            let new_packed = plan.packed(new_tokens).max(still.old_packed);
+            let growth = Growth { old_tokens: first, new_tokens, rows: queries, new_packed, ..still };
             need = need.saturating_add(growth.pages_needed());
             growths.push(growth);
         }
@@ -303,23 +323,38 @@ impl Pool {
 
     /// What a step would need; its errors but for pages.
     pub fn admit(&self, plan: &Plan, chunks: &[Chunk]) -> Result<Admission> {
-        Ok(self.growths(plan, chunks)?.1)
+        Ok(self.growths(plan, chunks.iter().map(|chunk| self.whole(chunk)))?.1)
+    }
+
+    /// The same of parts.
+    pub fn admit_parts(&self, plan: &Plan, parts: &[Part]) -> Result<Admission> {
+        Ok(self.growths(plan, parts.iter().copied().map(Ok))?.1)
     }
 
     /// Grows sequences by new tokens.
     pub fn grow(&mut self, plan: &Plan, chunks: &[Chunk]) -> Result<Vec<Growth>> {
-        let (mut growths, admission) = self.growths(plan, chunks)?;
+        let grown = self.growths(plan, chunks.iter().map(|chunk| self.whole(chunk)))?;
+        self.carry_out(grown)
+    }
+
+    /// Grows sequences of which other caches hold tokens, too.
+    pub fn grow_parts(&mut self, plan: &Plan, parts: &[Part]) -> Result<Vec<Growth>> {
+        let grown = self.growths(plan, parts.iter().copied().map(Ok))?;
+        self.carry_out(grown)
+    }
+
+    fn carry_out(&mut self, (mut growths, admission): (Vec<Growth>, Admission)) -> Result<Vec<Growth>> {
         self.expect_free(admission.pages_needed)?;
         for growth in &mut growths {
             let pages = self.take(growth.pages_needed());
             growth.pages.extend(pages);
-            if let Some(live) = &mut self.live[growth.slot as usize] {
+            if let Some(live) = self.live[growth.slot as usize].as_mut().filter(|live| live.at.tokens < growth.new_tokens) {
                 live.at = Standing {
                     tokens: growth.new_tokens,
                     packed: growth.new_packed,
-                    dropped: growth.dropped,
                     limit: growth.limit_now(),
                     before: (growth.old_tokens, growth.limit),
+                    ..live.at
                 };
                 live.pages.clone_from(&growth.pages);
             }

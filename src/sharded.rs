@@ -4,7 +4,7 @@ use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::plan::Plan;
-use crate::pool::Sequence;
+use crate::pool::{Admission, Sequence};
 use crate::rows::Rows;
 use crate::shape::Shape;
 use crate::step::{Chunk, Step};
@@ -180,18 +180,31 @@ impl Sharded {
         self.shards.first().map_or(0, Cache::free_pages)
     }
 
+    /// The chunks of shard `n`.
+    fn chunks(n: usize, chunks: &[(&ShardedSequence, u32)]) -> Result<Vec<Chunk>> {
+        let of = |(sequence, tokens): &(&ShardedSequence, u32)| {
+            let sequence = sequence.0.get(n).copied().ok_or(Error::UnknownSequence { slot: n as u32 })?;
+            Ok(Chunk { sequence, tokens: *tokens })
+        };
+        chunks.iter().map(of).collect()
+    }
+
+    /// What a step of these chunks would take of each device's pages, and what is there, as [`Cache::can_append`].
+    ///
+    /// # Errors
+    /// As [`Cache::can_append`].
+    pub fn can_append(&self, chunks: &[(&ShardedSequence, u32)]) -> Result<Admission> {
+        // All shards have the same pages free, and give the same answer.
+        let nothing = Admission { pages_needed: 0, pages_free: 0 };
+        self.shards.first().map_or(Ok(nothing), |shard| shard.can_append(&Self::chunks(0, chunks)?))
+    }
+
     /// Grows sequences by new tokens, as [`Cache::step`].
     ///
     /// # Errors
     /// As [`Cache::step`]; then no sequence has grown.
     pub fn step(&mut self, chunks: &[(&ShardedSequence, u32)]) -> Result<ShardedStep> {
-        let step = |(n, shard): (usize, &mut Cache)| {
-            let of = |(sequence, tokens): &(&ShardedSequence, u32)| {
-                let sequence = sequence.0.get(n).copied().ok_or(Error::UnknownSequence { slot: n as u32 })?;
-                Ok(Chunk { sequence, tokens: *tokens })
-            };
-            shard.step(&chunks.iter().map(of).collect::<Result<Vec<_>>>()?)
-        };
+        let step = |(n, shard): (usize, &mut Cache)| shard.step(&Self::chunks(n, chunks)?);
         self.shards.iter_mut().enumerate().map(step).collect::<Result<_>>().map(ShardedStep)
     }
 

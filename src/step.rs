@@ -28,16 +28,34 @@ pub struct Chunk {
     pub tokens: u32,
 }
 
+/// What a step has to do with one cache of several that hold a sequence together, each some of its tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Part {
+    /// The sequence.
+    pub sequence: Sequence,
+    /// Position of the first query: the sequence's length, or more.
+    pub first: u32,
+    /// How many queries there are.
+    pub queries: u32,
+    /// How many tokens the sequence grows by: those of the first queries. 0 where `first` is more than its length.
+    pub tokens: u32,
+}
+
 /// One chunk with where its sequence stands: the record of 8 words that the kernels read.
 #[derive(Clone, Debug)]
 pub(crate) struct Growth {
     pub slot: u32,
+    /// Position of its first query. Where other caches hold tokens, it may lie beyond the new tokens.
     pub old_tokens: u32,
     pub new_tokens: u32,
+    /// Its queries.
+    pub rows: u32,
     pub old_packed: u32,
     pub new_packed: u32,
     /// Its first pages that are gone.
     pub dropped: u32,
+    /// Has it the sequence's first tokens, and so its sinks?
+    pub headless: bool,
     /// Sinks elected before from this token on are void.
     pub limit: u32,
     /// But for those that are gone.
@@ -283,7 +301,7 @@ impl Step {
         let mut rows = 0;
         for growth in growths {
             records.push(growth.record(&mut words.tables, rows));
-            rows += growth.new_tokens - growth.old_tokens;
+            rows += growth.rows;
         }
         let arrangements = arrangements(plan, &mut words.tables);
         let append = append_dispatches(plan, growths, &records, &arrangements, &mut words, &mut params, alignment);
@@ -452,9 +470,9 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// A single new token decodes: its pages are split. Several are a prefill.
+    /// A single query decodes: its pages are split. Several are a prefill.
     fn decodes(&self) -> bool {
-        self.growth.new_tokens - self.growth.old_tokens == 1
+        self.growth.rows == 1
     }
 
     /// The first token that a query at this position may see, but for sinks.
@@ -479,19 +497,21 @@ impl Run<'_> {
         if self.decodes() { self.growth.new_packed } else { self.visible(plan, self.growth.old_tokens + first) / PAGE_TOKENS * PAGE_TOKENS }
     }
 
-    /// Tiles of sinks that lie before `after`, then of all tokens from there on that are seen before `end`.
-    fn tiles(plan: &Plan, after: u32, end: u32) -> u32 {
+    /// Tiles of sinks that lie before `after`, then of all tokens from there on that are seen before `end`. Without sinks theirs are passed by.
+    fn tiles(&self, plan: &Plan, after: u32, end: u32) -> Range<u32> {
         let sinks = match after {
             0 => 0,
             _ if plan.elects() => plan.sinks(),
             _ => plan.sinks().min(after),
         };
-        sinks.div_ceil(TILE_TOKENS) + (end - after).div_ceil(TILE_TOKENS)
+        let sinks = sinks.div_ceil(TILE_TOKENS);
+        let tokens = end.min(self.growth.new_tokens).saturating_sub(after);
+        (if self.growth.headless { sinks } else { 0 })..sinks + tokens.div_ceil(TILE_TOKENS)
     }
 
     /// Tiles of the tokens that are f16: sinks that would lie in pages, then all that no page holds yet.
-    fn protected_tiles(&self, plan: &Plan) -> u32 {
-        Self::tiles(plan, self.growth.new_packed, self.growth.new_tokens)
+    fn protected_tiles(&self, plan: &Plan) -> Range<u32> {
+        self.tiles(plan, self.growth.new_packed, self.growth.new_tokens)
     }
 }
 
@@ -503,7 +523,7 @@ fn passes(plan: &Plan, growths: &[Growth], records: &[u32], arrangements: &[Arra
     let mut row_first = 0;
     let mut pages = 0;
     for (growth, record) in growths.iter().zip(records) {
-        let tokens = growth.new_tokens - growth.old_tokens;
+        let tokens = growth.rows;
         let mut first = 0;
         // Scores (or terms of positions) are kept of as many pages as there are; sequences that share pages may together have more.
         pages += growth.pages.len() as u32;
@@ -580,7 +600,7 @@ fn pass(
     // a tile or a few an item, since one row alone would walk the tiles one after another.
     let prefill_at = tables.len() as u32;
     let most = TILE_ROWS / shape.share();
-    let slice = runs.iter().filter(|r| r.decodes()).map(|r| r.protected_tiles(plan)).sum::<u32>().div_ceil(DECODE_PARTIALS).max(1);
+    let slice = runs.iter().filter(|r| r.decodes()).map(|r| r.protected_tiles(plan).len() as u32).sum::<u32>().div_ceil(DECODE_PARTIALS).max(1);
     let mut prefills = 0;
     let mut partials = 0;
     let mut partial_runs = Vec::new();
@@ -592,15 +612,16 @@ fn pass(
             partials += tokens;
         };
         if run.decodes() {
-            for tile in (0..run.protected_tiles(plan)).step_by(slice as usize) {
-                item(0, 1, run.after(plan, 0), tile..(tile + slice).min(run.protected_tiles(plan)));
+            let tiles = run.protected_tiles(plan);
+            for tile in tiles.clone().step_by(slice as usize) {
+                item(0, 1, run.after(plan, 0), tile..(tile + slice).min(tiles.end));
             }
         } else {
             for first in (0..run.tokens).step_by(most as usize) {
                 let tokens = most.min(run.tokens - first);
                 let seen = run.growth.old_tokens + run.first + first + tokens;
                 let after = run.after(plan, run.first + first);
-                item(first, tokens, after, 0..Run::tiles(plan, after, seen));
+                item(first, tokens, after, run.tiles(plan, after, seen));
             }
         }
         partial_runs.push(first_partial..partials);

@@ -15,6 +15,9 @@ use wgkv::*;
 /// eight, `exp2` of each weight (2^-22 and more for small ones), the quotient, and the rotation's 11 roundings of 2^-24.
 const MERGE_ERROR: f32 = 4e-6;
 
+/// Error of a logarithm of a sum, and relative to it: that of the merge, `log2`'s own, which is absolute near 1, and two roundings.
+const LOG_SUM_ERROR: f32 = 2e-6;
+
 /// A unit in the last place of a half.
 const HALF_ERROR: f32 = 1.0 / 1024.0;
 
@@ -111,7 +114,10 @@ fn attend_merge_agrees_with_its_reference() {
             let [_, _, partials, row_partials] = &taken.scratch;
             let mut twin = vec![POISON; taken.output.len()];
             let (params, rows) = &words.attend_merge[0];
-            reference::attend_merge(params, &c, *rows, &words.tables, floats(partials), floats(row_partials), &taken.after.marks, &mut twin);
+            let mut log_sums = vec![0.0; (taken.step.rows() * shape.query_heads) as usize];
+            let marks = &taken.after.marks;
+            reference::attend_merge(params, &c, *rows, &words.tables, floats(partials), floats(row_partials), marks, &mut twin, Some(&mut log_sums));
+            beside_others(&walk, &taken, &log_sums);
             let want: Vec<f32> = if c.half_rows { twin.iter().flat_map(|w| reference::half::unpack(*w)).collect() } else { floats(&twin).to_vec() };
             let (d, got) = (c.head_dim as usize, walk.output(&taken));
             for (i, (got, want)) in got.chunks_exact(d).zip(want.chunks_exact(d)).enumerate() {
@@ -122,6 +128,20 @@ fn attend_merge_agrees_with_its_reference() {
         }
         println!("  {:?}", start.elapsed());
     }
+}
+
+/// With the logarithms of the sums the output is the same, bit for bit, and they are the twin's.
+fn beside_others(walk: &Walk, taken: &Taken, want: &[f32]) {
+    let gpu = &walk.gpu;
+    let element = walk.case.element;
+    let [queries, output] = [&taken.queries.words, &vec![POISON; taken.output.len()]].map(|words| upload(gpu, bytemuck::cast_slice(words)));
+    let log_sums = poisoned(gpu, want.len());
+    let rows = |buffer| Rows { buffer, offset: 0, element };
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    walk.cache.attend_part(&mut encoder, &taken.step, 0, rows(&queries), rows(&output), Rows::f32(&log_sums)).unwrap();
+    gpu.queue().submit([encoder.finish()]);
+    assert!(words(gpu, &output) == taken.output, "{}: the output is another", walk.case.why);
+    close(&format!("{}: logarithms of sums", walk.case.why), &download(gpu, &log_sums, want.len()), want, LOG_SUM_ERROR, LOG_SUM_ERROR, walk.seed);
 }
 
 fn decodes(walk: &Walk, taken: &Taken, got: &[f32]) {

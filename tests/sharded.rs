@@ -191,6 +191,8 @@ fn what_does_not_fit_the_devices_is_refused() {
     assert!(matches!(sharded.step(&[(&stranger, 1)]), Err(Error::UnknownSequence { .. })));
     assert!(matches!(sharded.step(&[(&sequence, 1000)]), Err(Error::Length { need: 1000, have: 256, .. })));
     assert_eq!(sharded.tokens(&sequence).unwrap(), 0);
+    assert!(matches!(sharded.can_append(&[(&sequence, 1000)]), Err(Error::Length { need: 1000, have: 256, .. })));
+    assert_eq!(sharded.can_append(&[(&sequence, 200)]), Ok(Admission { pages_needed: 2, pages_free: 2 }));
     let step = sharded.step(&[(&sequence, 1)]).unwrap();
     refused(sharded.scatter_keys(&[0.0; 255]).map(drop), "a multiple of 256");
     refused(sharded.scatter_queries(&[0.0; 256]).map(drop), "a multiple of 512");

@@ -53,7 +53,11 @@ fn runs(plan: &Plan, layer: u32, pages: u32) -> Vec<Run> {
 /// f16 rows of a head that a sequence uses, in the order of a snapshot: those of its sinks, then those of the tokens that no page holds.
 fn rows(plan: &Plan, standing: &Standing) -> Vec<Range<u32>> {
     let sinks = plan.sinks();
-    let kept = if plan.elects() { sinks } else { sinks.min(standing.tokens) };
+    let kept = match () {
+        () if standing.headless => 0,
+        () if plan.elects() => sinks,
+        () => sinks.min(standing.tokens),
+    };
     let ring = plan.ring();
     let first = standing.packed.max(plan.unpacked()).min(standing.tokens);
     // The ring may be used from the middle on, and then from its start.
@@ -148,7 +152,8 @@ impl Cache {
     /// A tensor without elements is left out. Places that no token of the sequence has are zeros: nothing of other sequences, or of
     /// tokens beyond, gets into the bytes. Metadata: `format`, `version`, `plan` and `calibration`
     /// (their [fingerprints](Plan::fingerprint), or `none`), `tokens` and where the sequence stands (`packed`, `limit`,
-    /// `before_tokens`, `before_limit`, and `dropped`, the pages that it [slid](Cache::slide) beyond, if it did), by tensor `sha256.NAME`, and `hash`, the SHA-256 over all others. They find damage; who can
+    /// `before_tokens`, `before_limit`, and `dropped`, the pages that it [slid](Cache::slide) beyond, and
+    /// `headless`, 1 where it [never had](Cache::allocate_at) them, if so), by tensor `sha256.NAME`, and `hash`, the SHA-256 over all others. They find damage; who can
     /// write the bytes can forge them.
     ///
     /// # Errors

@@ -34,6 +34,7 @@ pub static KERNEL: Kernel = Kernel {
         ("row_partials", Binding::Read),
         ("marks", Binding::Read),
         ("output", Binding::Write),
+        ("log_sums", Binding::Write),
     ],
     params_bytes: size_of::<AttendMergeParams>(),
     zeroed: false,
@@ -42,8 +43,9 @@ pub static KERNEL: Kernel = Kernel {
 /// Items a row from which on a workgroup of up to 256 invocations shares them out.
 pub const MANY_ITEMS: u32 = 33;
 
-/// The variant for a plan and the type of the caller's rows, for rows of few items or of many ([`MANY_ITEMS`]).
-pub fn variant(plan: &Plan, element: Element, many: bool) -> Variant {
+/// The variant for a plan and the type of the caller's rows, for rows of few items or of many ([`MANY_ITEMS`]), and for outputs that are
+/// merged with those of other caches.
+pub fn variant(plan: &Plan, element: Element, many: bool, log_sums: bool) -> Variant {
     let head_dim = plan.shape().head_dim;
     let parts = if many { 256 / head_dim } else { 1 };
     let mut constants = hadamard_constants(head_dim);
@@ -51,6 +53,7 @@ pub fn variant(plan: &Plan, element: Element, many: bool) -> Variant {
         flag("ROTATE_VALUES", plan.format().codec().rotates_values()),
         centred(plan),
         half_rows(element),
+        flag("LOG_SUMS", log_sums),
         ("HEADS", plan.heads().into()),
         ("BLOCKS", plan.blocks().into()),
         ("PARTS", parts.into()),

@@ -10,7 +10,8 @@ const HIDDEN: f32 = -1e30;
 /// The partial results of `rows` query rows into their output rows. Shader: `shaders/attend_merge.wgsl`.
 ///
 /// `tables` holds the records (4 words), `partials` is `[item, kv_heads, blocks, heads, head_dim + 4]`, `row_partials`
-/// `[partial, query_heads, head_dim + 2]`, `marks` for Centred means and weights, `output` `[rows, query_heads, head_dim]` in f32 or f16.
+/// `[partial, query_heads, head_dim + 2]`, `marks` for Centred means and weights, `output` `[rows, query_heads, head_dim]` in f32 or f16,
+/// `log_sums` `[rows, query_heads]`, if they are asked for.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn attend_merge(
     params: &AttendMergeParams,
@@ -21,8 +22,10 @@ pub fn attend_merge(
     row_partials: &[f32],
     marks: &[u32],
     output: &mut [u32],
+    log_sums: Option<&mut [f32]>,
 ) {
     let c = constants;
+    let mut log_sums = log_sums;
     let share = params.query_heads / params.kv_heads;
     let head_dim = c.head_dim as usize;
     for (r, query_head) in (0..rows).flat_map(|r| (0..params.query_heads).map(move |h| (r, h))) {
@@ -48,17 +51,20 @@ pub fn attend_merge(
             }
             merged
         };
-        let mut row: Vec<f32> = (0..head_dim)
-            .map(|i| {
-                let [_, total, x] = (1..parts).fold(part(0, i), |merged, p| merge_two(merged, part(p, i)));
-                x / total
-            })
-            .collect();
+        let merged = |i: usize| (1..parts).fold(part(0, i), |merged, p| merge_two(merged, part(p, i)));
+        let [peak, total, _] = merged(0);
+        // A query may have seen nothing here.
+        let nothing = log_sums.is_some() && total == 0.0;
+        if let Some(log_sums) = &mut log_sums {
+            let at = (params.row_first + r) * params.query_heads + query_head;
+            log_sums[at as usize] = if nothing { HIDDEN } else { std::f32::consts::LN_2 * (peak + total.log2()) };
+        }
+        let mut row: Vec<f32> = (0..head_dim).map(merged).map(|[_, total, x]| if nothing { 0.0 } else { x / total }).collect();
         if c.rotate_values {
             row = hadamard::row(c, &row);
         }
         for (x, mean) in row.iter_mut().zip(Centred::of(c, marks, query_head / share).value_means) {
-            *x += mean;
+            *x += if nothing { 0.0 } else { mean };
         }
         let output_at = (((params.row_first + r) * params.query_heads + query_head) * c.head_dim) as usize;
         if c.half_rows {

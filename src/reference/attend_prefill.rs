@@ -54,7 +54,7 @@ pub fn attend_prefill(
         };
         let query_first = tables[chunk + 1] + token_first;
         // Two ranges of places: before the end of the sinks, then from `after` on; just this when everything is covered.
-        let seen_end = query_first + tokens;
+        let seen_end = (query_first + tokens).min(tables[chunk + 2]);
         let before_end = match after {
             0 => 0,
             _ if c.massive => c.sinks,

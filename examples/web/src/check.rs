@@ -87,9 +87,10 @@ fn normal(random: &mut StdRng) -> f32 {
 
 impl Input {
     /// Keys have means of their own by channel, as those of models do.
-    fn new(random: &mut StdRng, means: &[f32], queries: usize, tokens: usize) -> Self {
-        let mut take = |n: usize| -> Vec<f32> { (0..n * tokens).map(|_| normal(random)).collect() };
-        let (mut keys, values, queries) = (take(means.len()), take(means.len()), take(queries));
+    fn new(random: &mut StdRng, means: &[f32], tokens: u32) -> Self {
+        let mut take = |n: usize| -> Vec<f32> { (0..n * tokens as usize).map(|_| normal(random)).collect() };
+        // There are two query heads a KV head.
+        let (mut keys, values, queries) = (take(means.len()), take(means.len()), take(2 * means.len()));
         keys.iter_mut().zip(means.iter().cycle()).for_each(|(x, mean)| *x += mean);
         Self { keys, values, queries }
     }
@@ -148,7 +149,7 @@ fn attend(cache: &Cache, step: &Step, input: &Input, held: &Held) -> Vec<f32> {
         reference::align_plan(values, c, *decoding, false, tables, &query_codes, &scores, &row_partials, pages, &mut plans);
         reference::align_values(row, c, *row_items, tables, &scores, &plans, pages, &mut partials);
     }
-    reference::attend_merge(merge, &constants, *rows, tables, &partials, &row_partials, marks, &mut output);
+    reference::attend_merge(merge, &constants, *rows, tables, &partials, &row_partials, marks, &mut output, None);
     bytemuck::allocation::cast_vec(output)
 }
 
@@ -199,15 +200,15 @@ impl Walk<'_> {
     }
 }
 
-/// Appends and attends with one codec on random numbers, on the GPU and with the twins: a prompt that ends beyond a page, with sinks and a
-/// window, and a decoding step. The same seed gives the same numbers everywhere.
-///
-/// # Errors
-/// Those of the library; a disagreement is none.
-pub async fn check(gpu: &Gpu, codec: Codec, bits: u32, seed: u64) -> Result<Report> {
+/// Tokens of the prompt, which ends beyond a page, in two chunks.
+const PROMPT: [u32; 2] = [40, 130];
+
+/// A cache of one codec, with sinks and a window, and what is drawn for it: the means of the keys, and everything after. The same seed gives
+/// the same numbers everywhere.
+async fn drawn(gpu: &Gpu, codec: Codec, bits: u32, seed: u64) -> Result<(Cache, Vec<f32>, StdRng)> {
     let mut random = StdRng::seed_from_u64(seed);
     let shape = Shape { layers: 1, query_heads: 8, kv_heads: 4, head_dim: 64, rope: Rope::new(10_000.0, 64) };
-    let (key_width, query_width) = (256, 512);
+    let key_width = 256;
     let means: Vec<f32> = (0..key_width).map(|_| 1.5 * normal(&mut random)).collect();
     let format = codecs::format(codec, bits)?;
     let protection = Protection { sinks: Sinks::First(4), window: 16 };
@@ -226,18 +227,87 @@ pub async fn check(gpu: &Gpu, codec: Codec, bits: u32, seed: u64) -> Result<Repo
         _ => {}
     }
     gpu.prepare(&plan).await?;
-    let mut cache = Cache::new(gpu, plan)?;
+    Ok((Cache::new(gpu, plan)?, means, random))
+}
+
+/// By how much attention may differ from the twin's.
+fn allowed(plan: &Plan) -> f64 {
+    let halves = plan.format().codec() == Codec::RotateKv && plan.restore() != Restore::Rolled;
+    if halves { RESTORED_ERROR } else { ATTEND_ERROR }
+}
+
+/// Appends and attends with one codec on random numbers, on the GPU and with the twins: a prompt and a decoding step.
+///
+/// # Errors
+/// Those of the library; a disagreement is none.
+pub async fn check(gpu: &Gpu, codec: Codec, bits: u32, seed: u64) -> Result<Report> {
+    let (mut cache, means, mut random) = drawn(gpu, codec, bits, seed).await?;
     let sequence = cache.allocate()?;
     let mut walk = Walk { gpu, cache, sequence, words: [0; 2] };
     let mut errors = [0.0; 2];
-    for (tokens, error) in [(40, 0), (130, 0), (1, 1)] {
-        errors[error] = walk.take(&Input::new(&mut random, &means, query_width, tokens as usize), tokens).await?;
+    for (tokens, error) in [(PROMPT[0], 0), (PROMPT[1], 0), (1, 1)] {
+        errors[error] = walk.take(&Input::new(&mut random, &means, tokens), tokens).await?;
     }
     let [differ, written] = walk.words;
-    let halves = codec == Codec::RotateKv && walk.cache.plan().restore() != Restore::Rolled;
-    let most = if halves { RESTORED_ERROR } else { ATTEND_ERROR };
+    let (most, format) = (allowed(walk.cache.plan()), walk.cache.plan().format().to_string());
     walk.cache.destroy();
     // A NaN is not below its limit.
     let agrees = differ as f64 <= APPEND_TIES * written as f64 && written > 0 && errors.iter().all(|error| *error < most);
-    Ok(Report { format: format.to_string(), words: [differ, written], errors, agrees })
+    Ok(Report { format, words: [differ, written], errors, agrees })
+}
+
+/// What [`check`]'s prompt leaves in the cache, as a snapshot for [`exchange`] on another device.
+///
+/// # Errors
+/// Those of the library.
+pub async fn snapshot(gpu: &Gpu, codec: Codec, bits: u32, seed: u64) -> Result<Vec<u8>> {
+    let (mut cache, means, mut random) = drawn(gpu, codec, bits, seed).await?;
+    let sequence = cache.allocate()?;
+    let mut walk = Walk { gpu, cache, sequence, words: [0; 2] };
+    for tokens in PROMPT {
+        walk.take(&Input::new(&mut random, &means, tokens), tokens).await?;
+    }
+    let bytes = walk.cache.save(sequence).await?;
+    walk.cache.destroy();
+    Ok(bytes)
+}
+
+/// How a snapshot of another device did here.
+#[derive(Clone, Debug, Serialize)]
+pub struct Exchange {
+    /// The codec and its bits.
+    pub format: String,
+    /// Is what was loaded, saved again, the same in every bit?
+    pub same: bool,
+    /// Relative root mean square between a decoding row's attention over it and the twin's.
+    pub error: f64,
+    /// Is it the same, and the error within its limit?
+    pub agrees: bool,
+}
+
+/// The tensors of a safetensors file, which lie alike in all files of the same names and shapes.
+fn data(bytes: &[u8]) -> &[u8] {
+    let length = bytes.first_chunk().map_or(0, |length| u64::from_le_bytes(*length) as usize);
+    bytes.get(8 + length..).unwrap_or_default()
+}
+
+/// Loads a [`snapshot`] that another device made, saves it again, and decodes a token after it.
+///
+/// # Errors
+/// Those of the library; a disagreement is none.
+pub async fn exchange(gpu: &Gpu, codec: Codec, bits: u32, seed: u64, bytes: &[u8]) -> Result<Exchange> {
+    let (mut cache, means, mut random) = drawn(gpu, codec, bits, seed).await?;
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("exchange") });
+    let sequence = cache.load(&mut encoder, bytes)?;
+    gpu.queue().submit([encoder.finish()]);
+    let again = cache.save(sequence).await?;
+    let same = !data(bytes).is_empty() && data(bytes) == data(&again);
+    // The numbers of the prompt come first.
+    PROMPT.iter().for_each(|tokens| drop(Input::new(&mut random, &means, *tokens)));
+    let mut walk = Walk { gpu, cache, sequence, words: [0; 2] };
+    let error = walk.take(&Input::new(&mut random, &means, 1), 1).await?;
+    let (most, format) = (allowed(walk.cache.plan()), walk.cache.plan().format().to_string());
+    walk.cache.destroy();
+    // A NaN is not below its limit.
+    Ok(Exchange { format, same, error, agrees: same && error < most })
 }

@@ -1,6 +1,6 @@
 //! What the page's worker calls.
 
-use crate::check::check;
+use crate::check::{check, exchange};
 use crate::codecs::CODECS;
 use crate::picture::Picture;
 use crate::session::{Model, Session, Settings};
@@ -113,6 +113,15 @@ impl Demo {
     pub async fn check(&self, codec: String, bits: u32) -> Result<String, JsValue> {
         let codec = codec.parse().map_err(throw)?;
         json(&check(&self.device.gpu, codec, bits, 1).await.map_err(throw)?)
+    }
+
+    /// Loads a snapshot that another device made, and goes on from it; answers the report as JSON.
+    ///
+    /// # Errors
+    /// Those of the library.
+    pub async fn exchange(&self, codec: String, bits: u32, bytes: Vec<u8>) -> Result<String, JsValue> {
+        let codec = codec.parse().map_err(throw)?;
+        json(&exchange(&self.device.gpu, codec, bits, 1, &bytes).await.map_err(throw)?)
     }
 
     /// Compiles the kernels that use subgroups, if the device has them; answers how many.

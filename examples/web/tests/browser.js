@@ -37,6 +37,11 @@ globalThis.tests = {
   device: () => engine.call('device'),
   formats: () => choices.flatMap(({ codec, bits }) => bits.map((bits) => [codec, bits])),
   twin: async (codec, bits) => JSON.parse(await engine.call('check', codec, bits)),
+  /** Loads a snapshot that a native build saved on another device. */
+  async exchange(codec, bits) {
+    const response = await fetch(`${codec}-${bits}.safetensors`);
+    return JSON.parse(await engine.call('exchange', codec, bits, new Uint8Array(await response.arrayBuffer())));
+  },
   subgroups: () => engine.call('compile_subgroups'),
   async continuations() {
     const wrong = [];

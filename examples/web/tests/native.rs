@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::rc::Rc;
-use wgkv::Gpu;
+use wgkv::{Codec, Gpu};
 use wgkv_web::{CODECS, Model, Session, Settings, check};
 
 fn gpu() -> Gpu {
@@ -70,6 +70,34 @@ fn every_codec_agrees_with_its_twins() {
             println!("{report:?}");
             assert!(report.agrees, "{report:?}");
         }
+    }
+}
+
+/// Snapshots that lavapipe made lie beside this file: codec and bits.
+const SNAPSHOTS: [(Codec, u32); 3] = [(Codec::Hadamard, 4), (Codec::Centred, 2), (Codec::RotateKv, 2)];
+
+fn snapshot_file((codec, bits): (Codec, u32)) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/{codec}-{bits}.safetensors"))
+}
+
+#[test]
+fn snapshots_of_another_device_load_bit_for_bit_and_go_on() {
+    let gpu = gpu();
+    for (codec, bits) in SNAPSHOTS {
+        let bytes = std::fs::read(snapshot_file((codec, bits))).unwrap();
+        let report = pollster::block_on(check::exchange(&gpu, codec, bits, 1, &bytes)).unwrap();
+        println!("{report:?}");
+        assert!(report.agrees, "{report:?}");
+    }
+}
+
+#[test]
+#[ignore = "writes the snapshots anew, after the format changed"]
+fn write_snapshots() {
+    let gpu = gpu();
+    for (codec, bits) in SNAPSHOTS {
+        let bytes = pollster::block_on(check::snapshot(&gpu, codec, bits, 1)).unwrap();
+        std::fs::write(snapshot_file((codec, bits)), bytes).unwrap();
     }
 }
 

@@ -66,6 +66,9 @@ pub(super) fn to_bytes(plan: &Plan, standing: &Standing, layers: &[Tensors<Vec<u
     if standing.dropped > 0 {
         numbers.push(("dropped", standing.dropped));
     }
+    if standing.headless {
+        numbers.push(("headless", 1));
+    }
     let numbers: Vec<(&str, String)> = numbers.into_iter().map(|(name, number)| (name, number.to_string())).collect();
     let (plan, calibration) = (plan.fingerprint(), calibration(plan));
     let mut texts = Texts::from([("format", FORMAT), ("version", VERSION), ("plan", &plan), ("calibration", &calibration)]);
@@ -91,8 +94,9 @@ pub(super) fn from_bytes<'a>(plan: &Plan, bytes: &'a [u8]) -> Result<(Standing, 
     let told = text("hash")?;
     let number = |name| text(name).and_then(|text| u32::from_str(text).map_err(|_| error(name, "a number", format!("{text:?}"))));
     let before = (number("before_tokens")?, number("before_limit")?);
-    let dropped = if texts.contains_key("dropped") { number("dropped")? } else { 0 };
-    let standing = Standing { tokens: number("tokens")?, packed: number("packed")?, dropped, limit: number("limit")?, before };
+    let may = |name| if texts.contains_key(name) { number(name) } else { Ok(0) };
+    let (dropped, headless) = (may("dropped")?, may("headless")? > 0);
+    let standing = Standing { tokens: number("tokens")?, packed: number("packed")?, dropped, headless, limit: number("limit")?, before };
     let least = plan.packed(standing.tokens);
     if !(least..=standing.tokens).contains(&standing.packed) {
         return Err(error("packed", format!("{least} to {} for as many tokens", standing.tokens), standing.packed));
@@ -100,6 +104,9 @@ pub(super) fn from_bytes<'a>(plan: &Plan, bytes: &'a [u8]) -> Result<(Standing, 
     let full = standing.packed / PAGE_TOKENS;
     if dropped > full {
         return Err(error("dropped", format!("{full} pages at most for as many packed tokens"), dropped));
+    }
+    if headless && (dropped == 0 || plan.elects()) {
+        return Err(error("headless", "0 where pages are not gone, or sinks elected", 1));
     }
 
     let mut count = 0;

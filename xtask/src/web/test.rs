@@ -80,6 +80,14 @@ fn in_browser(browser: &mut Browser, kind: Kind, port: u16) -> Result<()> {
             report["format"], report["words"][0], report["words"][1], report["errors"]
         );
     }
+    // Of the snapshots that `examples/web/tests/native.rs` wrote on lavapipe.
+    for (codec, bits) in [("hadamard", 4), ("centred", 2), ("rotate-kv", 2)] {
+        let report = browser.evaluate(&format!("tests.exchange('{codec}', {bits})"))?;
+        if report["agrees"] != true {
+            bail!("the snapshot of another device is another here: {report}");
+        }
+        println!("    {kind}: {}: a snapshot of another device is the same, attention off by {}", report["format"], report["error"]);
+    }
     let compiled = browser.evaluate("tests.subgroups()")?;
     // SwiftShader has subgroups, of 4 lanes; Firefox offers none.
     if kind == Kind::Chromium && compiled == 0 {
