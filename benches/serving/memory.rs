@@ -4,6 +4,8 @@ use crate::support::wait;
 use wgkv::Gpu;
 
 /// What either may grow by while the same amount of work goes on: the allocators' own blocks come and go.
+/// Vulkan's validation layers, which wgpu loads where debug assertions are on, keep the name of every bind group there ever was, half a kilobyte
+/// a step: long runs want a release build, as `cargo bench` makes it, or `WGPU_VALIDATION=0`.
 const GROWTH: u64 = 64 << 20;
 
 #[derive(Clone, Copy)]
