@@ -19,6 +19,9 @@ const HISTORY: usize = 256;
 /// Sequences of a step that grows some.
 const GROWN: usize = 64;
 
+/// Of so many sequences one is ended where a step found no pages.
+const PREEMPTED: usize = 16;
+
 /// One live sequence, and how it came to what it holds.
 #[derive(Clone)]
 struct Held {
@@ -113,20 +116,32 @@ impl Soak<'_> {
                 left -= tokens;
             }
         }
-        self.count.grown += u64::from(self.step(&chunks, self.options.prefill));
+        if self.step(&chunks, self.options.prefill) {
+            self.count.grown += 1;
+        } else {
+            self.preempt();
+        }
     }
 
     /// Every sequence decodes a token.
     fn decode(&mut self) {
         let chunks: Vec<(usize, u32)> = (0..self.held.len()).filter(|n| self.held[*n].tokens < self.options.longest).map(|n| (n, 1)).collect();
         if !self.step(&chunks, true) {
-            return;
+            return self.preempt();
         }
         self.count.decoded += 1;
         // What was attended to last, against f64 now and then.
         if self.count.decoded % CHECKED == 1 && !chunks.is_empty() {
             let row = self.random.random_range(0..chunks.len());
             self.inputs.check_output(&self.cache, self.held[chunks[row].0].sequence, row as u32);
+        }
+    }
+
+    /// Ends some sequences, so that the others can go on.
+    fn preempt(&mut self) {
+        for _ in 0..self.held.len().div_ceil(PREEMPTED) {
+            let n = self.random.random_range(0..self.held.len());
+            self.free(n);
         }
     }
 
