@@ -53,7 +53,8 @@ const DEVIATIONS: f64 = 6.0;
 /// A plan of one layer, for so many tokens a sequence.
 fn plan(gpu: &Gpu, options: &Options, sequences: u32, tokens: u32) -> Result<Plan> {
     let [query_heads, kv_heads, head_dim] = options.heads;
-    support::plan(gpu, Case { name: "", query_heads, kv_heads, head_dim, sequences, tokens }, options.format, options.protection, 0)
+    let plan = support::plan(gpu, Case { name: "", query_heads, kv_heads, head_dim, sequences, tokens }, options.format, options.protection, 0)?;
+    Ok(plan.with_query_rows(options.rows))
 }
 
 /// A length from the shortest to the longest, log-uniformly.

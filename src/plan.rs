@@ -232,7 +232,8 @@ impl Plan {
         let allocation = Allocation::new(&shape, format, |layer, head| self.allocation.of(layer, heads.start + head))?;
         let mut shard = Self::with_pages(shape, allocation, self.protection, self.sequences, |_| Ok(self.pages), capability)?
             .with_element(self.element)
-            .with_split_workgroups(self.split_workgroups);
+            .with_split_workgroups(self.split_workgroups)
+            .with_query_rows(self.query_rows);
         if let Some(calibration) = &self.calibration {
             shard = shard.with_calibration(calibration.shard(heads.clone())?)?;
         }
@@ -586,6 +587,15 @@ impl Plan {
         self
     }
 
+    /// The same plan with another number of query rows that are attended to at once, 512 unless told: a step of more takes several passes, one
+    /// after another. Who decodes thousands of sequences at once saves passes.
+    ///
+    /// The scratch grows with it; [`Cache::new`](crate::Cache::new) refuses what the device cannot hold.
+    pub fn with_query_rows(mut self, rows: u32) -> Self {
+        self.query_rows = rows.clamp(1, 1 << 14);
+        self
+    }
+
     /// The same plan with sliding-window attention: every query sees `tokens` tokens, its own the last of them, and no sink beyond.
     /// [`Cache::slide`](crate::Cache::slide) gives back the pages that no query will see any more. Models of which only some layers slide
     /// keep those in a cache of their own.
@@ -859,7 +869,7 @@ impl Plan {
         self.positions_at() + 4 * self.position_quads()
     }
 
-    /// Query rows that one pass works on.
+    /// Query rows that one pass works on ([`Plan::with_query_rows`]).
     pub fn query_rows(&self) -> u32 {
         self.query_rows
     }

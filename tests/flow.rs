@@ -175,6 +175,25 @@ fn weaker_devices_give_the_same_attention() {
 }
 
 #[test]
+fn passes_of_other_lengths_give_the_same_attention() {
+    let gpu = gpu();
+    let random = &mut generator();
+    let text = Text::normal(random, &small(), 700);
+    for (format, protection) in ways() {
+        let plan = planned(&gpu, random, &small(), format, protection, Budget::tokens(1, 700));
+        assert_eq!(plan.query_rows(), 512);
+        // In one pass, in two, and in many of which none ends with a tile.
+        let mut outputs = [1024, 512, 77].map(|rows| {
+            let mut reader = Reader::new(&gpu, plan.clone().with_query_rows(rows));
+            let sequence = reader.cache.allocate().unwrap();
+            reader.read_all(sequence, &text, &[630, 1])
+        });
+        let first = std::mem::take(&mut outputs[0]);
+        assert!(outputs[1..].iter().all(|output| *output == first), "{format}, {protection:?}");
+    }
+}
+
+#[test]
 fn bits_are_those_of_the_paper() {
     // RotateKV (2501.16383): bits of a code, and scale and zero of a group; protected tokens have 16 bits a number besides.
     let gpu = gpu();
@@ -207,82 +226,6 @@ fn bits_are_those_of_the_paper() {
     }
 }
 
-/// Numbers of a row of the residual stream.
-const WIDTH: usize = 8;
-
-/// What a model would make of one text: by layer keys, values, queries and the residual stream of every token.
-#[derive(Clone)]
-struct Text {
-    layers: Vec<[Vec<f32>; 4]>,
-}
-
-impl Text {
-    fn new(random: &mut StdRng, shape: &Shape, tokens: usize) -> Self {
-        let widths = Self::widths(shape);
-        Self { layers: (0..shape.layers).map(|_| widths.map(|width| normals(random, tokens * width))).collect() }
-    }
-
-    fn widths(shape: &Shape) -> [usize; 4] {
-        let [kv, q] = [shape.kv_heads, shape.query_heads].map(|heads| (heads * shape.head_dim) as usize);
-        [kv, kv, q, WIDTH]
-    }
-
-    /// Another text that begins with this one's first tokens.
-    fn branch(&self, random: &mut StdRng, shape: &Shape, tokens: usize) -> Self {
-        let mut other = Self::new(random, shape, self.layers[0][3].len() / WIDTH);
-        for (other, own) in other.layers.iter_mut().flatten().zip(self.layers.iter().flatten()) {
-            let width = own.len() * WIDTH / self.layers[0][3].len();
-            other[..tokens * width].copy_from_slice(&own[..tokens * width]);
-        }
-        other
-    }
-}
-
-/// A cache and the texts' shape.
-struct Reader {
-    gpu: Gpu,
-    cache: Cache,
-}
-
-impl Reader {
-    /// Reads on in a text, in chunks; answers the output of all layers, bit for bit.
-    fn read(&mut self, sequence: Sequence, text: &Text, chunks: &[usize]) -> Vec<Vec<u32>> {
-        let shape = self.cache.plan().shape().clone();
-        let [kv, _, q, _] = Text::widths(&shape);
-        let mut outputs = Vec::new();
-        for n in chunks {
-            let at = self.cache.tokens(sequence).unwrap() as usize;
-            let step = self.cache.step(&[Chunk { sequence, tokens: *n as u32 }]).unwrap();
-            for (layer, [keys, values, queries, residual]) in (0..).zip(&text.layers) {
-                let rows = |numbers: &[f32], width: usize| upload(&self.gpu, &numbers[at * width..(at + n) * width]);
-                let (k, v, q_rows, r, out) = (rows(keys, kv), rows(values, kv), rows(queries, q), rows(residual, WIDTH), poisoned(&self.gpu, n * q));
-                let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
-                self.cache.elect(&mut encoder, &step, layer, Rows::f32(&r), WIDTH as u32).unwrap();
-                self.cache.append(&mut encoder, &step, layer, Rows::f32(&k), Rows::f32(&v)).unwrap();
-                self.cache.attend(&mut encoder, &step, layer, Rows::f32(&q_rows), Rows::f32(&out)).unwrap();
-                self.gpu.queue().submit([encoder.finish()]);
-                outputs.push(words(&self.gpu, &out));
-            }
-        }
-        outputs
-    }
-
-    fn recorded<T>(&mut self, record: impl FnOnce(&mut Cache, &mut wgpu::CommandEncoder) -> T) -> T {
-        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
-        let answer = record(&mut self.cache, &mut encoder);
-        self.gpu.queue().submit([encoder.finish()]);
-        answer
-    }
-
-    fn fork(&mut self, sequence: Sequence) -> Result<Sequence> {
-        self.recorded(|cache, encoder| cache.fork(encoder, sequence))
-    }
-
-    fn truncate(&mut self, sequence: Sequence, tokens: u32) -> Result<()> {
-        self.recorded(|cache, encoder| cache.truncate(encoder, sequence, tokens))
-    }
-}
-
 fn small() -> Shape {
     Shape { layers: 2, query_heads: 4, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
 }
@@ -306,14 +249,14 @@ fn ways() -> Vec<(Format, Protection)> {
 /// Two caches alike: one for what is tested, one for sequences that were never forked or cut.
 fn readers(gpu: &Gpu, random: &mut StdRng, format: Format, protection: Protection, budget: Budget) -> [Reader; 2] {
     let plan = planned(gpu, random, &small(), format, protection, budget);
-    [(); 2].map(|()| Reader { gpu: gpu.clone(), cache: Cache::new(gpu, plan.clone()).unwrap() })
+    [(); 2].map(|()| Reader::new(gpu, plan.clone()))
 }
 
 #[test]
 fn forks_grow_on_their_own() {
     let gpu = gpu();
     let random = &mut generator();
-    let text = Text::new(random, &small(), 700);
+    let text = Text::normal(random, &small(), 700);
     for (format, protection) in ways() {
         let [mut forked, mut plain] = readers(&gpu, random, format, protection, Budget::tokens(3, 512));
         let name = format!("{format}, {protection:?}");
@@ -323,7 +266,7 @@ fn forks_grow_on_their_own() {
             let tokens: usize = begin.iter().sum();
             let other = text.branch(random, &small(), tokens);
             let first = forked.cache.allocate().unwrap();
-            forked.read(first, &text, &begin);
+            forked.read_all(first, &text, &begin);
             let free = forked.cache.free_pages();
             let second = forked.fork(first).unwrap();
             let packed = forked.cache.plan().packed(tokens as u32);
@@ -332,26 +275,26 @@ fn forks_grow_on_their_own() {
 
             let controls = [&text, &other].map(|text| {
                 let control = plain.cache.allocate().unwrap();
-                plain.read(control, text, &begin);
+                plain.read_all(control, text, &begin);
                 control
             });
             // In turn, so that each could harm the other.
             for chunks in [vec![1], vec![120, 1]] {
                 for (sequence, control, text) in [(first, controls[0], &text), (second, controls[1], &other)] {
-                    assert!(forked.read(sequence, text, &chunks) == plain.read(control, text, &chunks), "{name}: {chunks:?} after {begin:?}");
+                    assert!(forked.read_all(sequence, text, &chunks) == plain.read_all(control, text, &chunks), "{name}: {chunks:?} after {begin:?}");
                 }
             }
             // A fork of the fork, and the end of the first: the others stay.
             let third = forked.fork(second).unwrap();
             forked.cache.free(first).unwrap();
             assert!(matches!(forked.fork(first), Err(Error::UnknownSequence { .. })));
-            let want = plain.read(controls[1], &other, &[1, 20]);
+            let want = plain.read_all(controls[1], &other, &[1, 20]);
             for sequence in [second, third] {
-                assert!(forked.read(sequence, &other, &[1, 20]) == want, "{name}: after the first was freed");
+                assert!(forked.read_all(sequence, &other, &[1, 20]) == want, "{name}: after the first was freed");
             }
             forked.cache.free(second).unwrap();
-            let want = plain.read(controls[1], &other, &[1, 1]);
-            assert!(forked.read(third, &other, &[1, 1]) == want, "{name}: alone");
+            let want = plain.read_all(controls[1], &other, &[1, 1]);
+            assert!(forked.read_all(third, &other, &[1, 1]) == want, "{name}: alone");
             forked.cache.free(third).unwrap();
             assert_eq!(forked.cache.free_pages(), all, "{name}: every page is given back");
             controls.into_iter().for_each(|control| plain.cache.free(control).unwrap());
@@ -363,7 +306,7 @@ fn forks_grow_on_their_own() {
 fn what_was_cut_off_leaves_no_trace() {
     let gpu = gpu();
     let random = &mut generator();
-    let text = Text::new(random, &small(), 700);
+    let text = Text::normal(random, &small(), 700);
     // From where to where: at and around a page's end, at and around a sequence's. Each way takes three of them.
     let cuts = [(270, 270), (270, 269), (270, 256), (270, 130), (150, 3), (150, 0), (130, 1)];
     for (w, (format, protection)) in ways().into_iter().enumerate() {
@@ -372,7 +315,7 @@ fn what_was_cut_off_leaves_no_trace() {
         let all = cut.cache.free_pages();
         for (read, tokens) in [0, 2, 3].map(|n| cuts[(w + n) % cuts.len()]) {
             let sequence = cut.cache.allocate().unwrap();
-            cut.read(sequence, &text, &[read]);
+            cut.read_all(sequence, &text, &[read]);
             cut.truncate(sequence, tokens).unwrap();
             assert_eq!(cut.cache.tokens(sequence).unwrap(), tokens);
             let packed = cut.cache.plan().packed(read as u32).min(tokens);
@@ -381,14 +324,14 @@ fn what_was_cut_off_leaves_no_trace() {
             let other = text.branch(random, &small(), tokens as usize);
             let control = plain.cache.allocate().unwrap();
             if tokens > 0 {
-                plain.read(control, &other, &[tokens as usize]);
+                plain.read_all(control, &other, &[tokens as usize]);
             }
             let strict = protection.window == 0 || format.codec() == Codec::F16;
             // Sinks are elected among all tokens of a prompt, and those of a shorter one are others.
             let same = strict && !cut.cache.plan().elects();
             for chunks in [vec![1, 1], vec![120, 1]] {
                 let at = cut.cache.tokens(sequence).unwrap() as usize;
-                let (got, want) = (cut.read(sequence, &other, &chunks), plain.read(control, &other, &chunks));
+                let (got, want) = (cut.read_all(sequence, &other, &chunks), plain.read_all(control, &other, &chunks));
                 if same {
                     assert!(got == want, "{name}: {chunks:?} after {read} cut to {tokens}");
                 }
@@ -422,15 +365,15 @@ fn near_exact(reader: &Reader, sequence: Sequence, text: &Text, at: usize, chunk
 fn cutting_inside_a_shared_page_copies_it() {
     let gpu = gpu();
     let random = &mut generator();
-    let text = Text::new(random, &small(), 700);
+    let text = Text::normal(random, &small(), 700);
     for (format, protection) in ways() {
         let [mut cut, mut plain] = readers(&gpu, random, format, protection, Budget::tokens(2, 512));
         let name = format!("{format}, {protection:?}");
         // Both hold a full page at least.
         let first = cut.cache.allocate().unwrap();
         let control = plain.cache.allocate().unwrap();
-        cut.read(first, &text, &[260]);
-        plain.read(control, &text, &[260]);
+        cut.read_all(first, &text, &[260]);
+        plain.read_all(control, &text, &[260]);
         let second = cut.fork(first).unwrap();
         let free = cut.cache.free_pages();
         let held = cut.cache.plan().packed(260).div_ceil(128);
@@ -441,9 +384,9 @@ fn cutting_inside_a_shared_page_copies_it() {
         let other = text.branch(random, &small(), 100);
         for chunks in [vec![1], vec![70, 1]] {
             let at = cut.cache.tokens(second).unwrap() as usize;
-            let got = cut.read(second, &other, &chunks);
+            let got = cut.read_all(second, &other, &chunks);
             near_exact(&cut, second, &other, at, &chunks, &got, &name);
-            assert!(cut.read(first, &text, &[1, 2]) == plain.read(control, &text, &[1, 2]), "{name}: the other sequence changed");
+            assert!(cut.read_all(first, &text, &[1, 2]) == plain.read_all(control, &text, &[1, 2]), "{name}: the other sequence changed");
         }
     }
 }
@@ -452,21 +395,21 @@ fn cutting_inside_a_shared_page_copies_it() {
 fn forks_and_cuts_that_are_refused_change_nothing() {
     let gpu = gpu();
     let random = &mut generator();
-    let text = Text::new(random, &small(), 700);
+    let text = Text::normal(random, &small(), 700);
     for (format, protection) in [(hadamard(Bits::Four, Bits::Four, 64), Protection::strict()), (rotated(Bits::Four, Bits::Four, 64, 2), massive(4, 0))] {
         // Three pages, three sequences.
         let [mut reader, mut plain] = readers(&gpu, random, format, protection, Budget::tokens(3, 128));
         let first = reader.cache.allocate().unwrap();
         let control = plain.cache.allocate().unwrap();
-        reader.read(first, &text, &[256]);
-        plain.read(control, &text, &[256]);
+        reader.read_all(first, &text, &[256]);
+        plain.read_all(control, &text, &[256]);
         let state = |reader: &Reader, sequence| (reader.cache.tokens(sequence).unwrap(), reader.cache.free_pages(), reader.cache.bytes_used());
 
         // Two full pages are shared; the third page is the first sequence's now, so none is left to copy one.
         let second = reader.fork(first).unwrap();
         assert_eq!(reader.cache.free_pages(), 1);
-        let want = plain.read(control, &text, &[1]);
-        assert!(reader.read(first, &text, &[1]) == want);
+        let want = plain.read_all(control, &text, &[1]);
+        assert!(reader.read_all(first, &text, &[1]) == want);
         let before = state(&reader, first);
         assert!(matches!(reader.fork(first), Err(Error::Pages { need: 1, have: 0 })));
         assert!(matches!(reader.truncate(second, 100), Err(Error::Pages { need: 1, have: 0 })));
@@ -486,10 +429,10 @@ fn forks_and_cuts_that_are_refused_change_nothing() {
         let step = reader.cache.step(&[Chunk { sequence: first, tokens: 1 }]).unwrap();
         reader.truncate(first, 257).unwrap();
         let rows = upload(&gpu, &text.layers[0][0]);
-        let stale = reader.recorded(|cache, encoder| cache.append(encoder, &step, 0, Rows::f32(&rows), Rows::f32(&rows)));
+        let stale = reader.tried(|cache, encoder| cache.append(encoder, &step, 0, Rows::f32(&rows), Rows::f32(&rows)));
         assert!(matches!(stale, Err(Error::Stale { .. })), "a step of before the cut");
         // All that was refused left no trace.
-        assert!(reader.read(first, &text, &[1, 100]) == plain.read(control, &text, &[1, 100]));
+        assert!(reader.read_all(first, &text, &[1, 100]) == plain.read_all(control, &text, &[1, 100]));
     }
 }
 
@@ -521,7 +464,7 @@ fn a_device_can_be_said_to_have_subgroups() {
 #[test]
 fn pipelines_are_kept_for_the_next_run() {
     let random = &mut generator();
-    let text = Text::new(random, &small(), 40);
+    let text = Text::normal(random, &small(), 40);
     let (format, budget) = (hadamard(Bits::Four, Bits::Two, 64), Budget::tokens(1, 128));
     let mut kept: Option<Vec<u8>> = None;
     let mut outputs = Vec::new();
@@ -539,7 +482,7 @@ fn pipelines_are_kept_for_the_next_run() {
         assert!(full.len() >= begun && (kept.is_some() || full.len() > begun || !gpu.capability().straight), "{begun} bytes, then {}", full.len());
         kept = Some(full);
         let sequence = reader.cache.allocate().unwrap();
-        outputs.push(reader.read(sequence, &text, &[30, 1]));
+        outputs.push(reader.read_all(sequence, &text, &[30, 1]));
     }
     assert!(outputs[0] == outputs[1]);
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());

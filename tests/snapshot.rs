@@ -92,11 +92,6 @@ fn stale(gpu: &Gpu, plan: Plan, what: u32) -> Reader {
 
 const STALE: [u32; 2] = [0x7b5a_7b5a, 0x3a41_7a11];
 
-/// Reads a text's next tokens in chunks.
-fn read(reader: &mut Reader, sequence: Sequence, text: &Text, chunks: &[usize]) -> Vec<Vec<u32>> {
-    chunks.iter().flat_map(|tokens| reader.read(sequence, text, *tokens)).collect()
-}
-
 fn save(reader: &Reader, sequence: Sequence) -> Vec<u8> {
     pollster::block_on(reader.cache.save(sequence)).unwrap()
 }
@@ -140,7 +135,7 @@ fn what_is_loaded_goes_on_as_what_was_saved() {
                 assert!(stored[0] == stored[1], "{name}: what is stored in layer {layer}");
             }
             for (chunks, unseen) in [(&[1][..], 0), (&[1, 5], 130), (&[1], 0)] {
-                assert!(read(&mut saved, first, &text, chunks) == read(&mut loaded, second, &text, chunks), "{name}: then {chunks:?}");
+                assert!(saved.read_all(first, &text, chunks) == loaded.read_all(second, &text, chunks), "{name}: then {chunks:?}");
                 if unseen > 0 {
                     saved.store(first, &text, unseen);
                     loaded.store(second, &text, unseen);
@@ -154,7 +149,7 @@ fn what_is_loaded_goes_on_as_what_was_saved() {
         // Who was there before is unharmed.
         let control = saved.cache.allocate().unwrap();
         saved.store(control, &text, 300);
-        assert!(read(&mut loaded, others[1], &text, &[1, 5]) == read(&mut saved, control, &text, &[1, 5]), "{} {:?}: the other sequence", way.0, way.1);
+        assert!(loaded.read_all(others[1], &text, &[1, 5]) == saved.read_all(control, &text, &[1, 5]), "{} {:?}: the other sequence", way.0, way.1);
     }
 }
 
@@ -204,13 +199,13 @@ fn prefixes_are_what_was_cut_back() {
             let second = load(&mut loaded, &bytes);
             let other = text.branch(random, &shape(), tokens as usize);
             for chunks in [&[1][..], &[5]] {
-                assert!(read(&mut reader, cut, &other, chunks) == read(&mut loaded, second, &other, chunks), "{name}: then {chunks:?}");
+                assert!(reader.read_all(cut, &other, chunks) == loaded.read_all(second, &other, chunks), "{name}: then {chunks:?}");
             }
             // A loaded sequence is cut back like any other, and shared like any other.
             let third = loaded.recorded(|cache, encoder| cache.fork(encoder, second));
             loaded.recorded(|cache, encoder| cache.truncate(encoder, third, tokens));
             reader.recorded(|cache, encoder| cache.truncate(encoder, cut, tokens));
-            assert!(read(&mut reader, cut, &text, &[3]) == read(&mut loaded, third, &text, &[3]), "{name}: cut back again");
+            assert!(reader.read_all(cut, &text, &[3]) == loaded.read_all(third, &text, &[3]), "{name}: cut back again");
             reader.cache.free(cut).unwrap();
             loaded.cache.free(second).unwrap();
             loaded.cache.free(third).unwrap();
@@ -257,7 +252,7 @@ fn loading_takes_its_turn_among_what_is_recorded() {
         reader.store(sequence, &text, 250);
         sequence
     });
-    let want = read(&mut plain, control, &text, &[1]);
+    let want = plain.read_all(control, &text, &[1]);
     plain.cache.free(control).unwrap();
     let control = plain.cache.allocate().unwrap();
     plain.store(control, &other, 200);
@@ -281,7 +276,7 @@ fn loading_takes_its_turn_among_what_is_recorded() {
     let second = reader.cache.load(&mut encoder, &bytes).unwrap();
     gpu.queue().submit([encoder.finish()]);
     assert!(outputs.iter().map(|out| words(gpu, out)).collect::<Vec<_>>() == want, "what came before");
-    assert!(read(&mut reader, second, &other, &[1, 5]) == read(&mut plain, control, &other, &[1, 5]), "what was loaded");
+    assert!(reader.read_all(second, &other, &[1, 5]) == plain.read_all(control, &other, &[1, 5]), "what was loaded");
 }
 
 /// A small cache with one sequence, its snapshot, and a cache to refuse others in.
@@ -326,7 +321,7 @@ impl Refusing {
     fn unharmed(mut self) {
         assert!(Parts::of(&save(&self.reader, self.sequence)) == Parts::of(&self.bytes));
         let again = self.load(&self.bytes.clone()).unwrap();
-        assert!(read(&mut self.reader, again, &self.text, &[1, 30]) == read(&mut self.reader, self.sequence, &self.text, &[1, 30]));
+        assert!(self.reader.read_all(again, &self.text, &[1, 30]) == self.reader.read_all(self.sequence, &self.text, &[1, 30]));
     }
 }
 

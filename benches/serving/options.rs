@@ -21,11 +21,12 @@ cargo bench --bench serving -- [OPTIONS]
   --sinks N        first tokens that stay f16 (0)
   --window N       latest tokens that stay f16 (0)
   --pool N         tokens a sequence that there are pages for (what the lengths ask for)
+  --rows N         query rows of a pass (512)
   --prefill        prompts attend, too; else they are only appended
   --workgroup      as if the device had no subgroups
   --seed N         repeats a run (drawn)";
 
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
     "--sequences",
     "--shortest",
     "--longest",
@@ -40,6 +41,7 @@ const NAMES: [&str; 15] = [
     "--sinks",
     "--window",
     "--pool",
+    "--rows",
     "--seed",
 ];
 
@@ -59,6 +61,7 @@ pub struct Options {
     /// Query heads, KV heads, head_dim.
     pub heads: [u32; 3],
     pub pool: Option<u32>,
+    pub rows: u32,
     pub prefill: bool,
     pub seed: Option<u64>,
 }
@@ -141,6 +144,7 @@ impl Options {
             protection: Protection { sinks: if sinks == 0 { Sinks::None } else { Sinks::First(sinks) }, window: words.number("--window", 0, 0, 1 << 16)? },
             heads: words.numbers("--heads", '/', [32, 8, 128])?,
             pool: words.has("--pool").then(|| words.number("--pool", 0, 1, 1 << 20)).transpose()?,
+            rows: words.number("--rows", 512, 1, 1 << 14)?,
             prefill: words.has("--prefill"),
             seed: words.value("--seed")?,
         })

@@ -58,6 +58,11 @@ impl Reader {
         self.take(sequence, text, tokens, true)
     }
 
+    /// Reads on in chunks of so many tokens; answers every chunk's layers' outputs.
+    pub fn read_all(&mut self, sequence: Sequence, text: &Text, chunks: &[usize]) -> Vec<Vec<u32>> {
+        chunks.iter().flat_map(|tokens| self.read(sequence, text, *tokens)).collect()
+    }
+
     /// Reads on without asking what the text's queries find.
     pub fn store(&mut self, sequence: Sequence, text: &Text, tokens: usize) {
         self.take(sequence, text, tokens, false);
@@ -98,10 +103,23 @@ impl Reader {
 
     /// What a call records, submitted.
     pub fn recorded<T>(&mut self, record: impl FnOnce(&mut Cache, &mut wgpu::CommandEncoder) -> Result<T>) -> T {
+        self.tried(record).expect("the test's call is allowed")
+    }
+
+    /// The same of a call that may be refused.
+    pub fn tried<T>(&mut self, record: impl FnOnce(&mut Cache, &mut wgpu::CommandEncoder) -> Result<T>) -> Result<T> {
         let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let answer = record(&mut self.cache, &mut encoder).expect("the test's call is allowed");
+        let answer = record(&mut self.cache, &mut encoder);
         self.gpu.queue().submit([encoder.finish()]);
         answer
+    }
+
+    pub fn fork(&mut self, sequence: Sequence) -> Result<Sequence> {
+        self.tried(|cache, encoder| cache.fork(encoder, sequence))
+    }
+
+    pub fn truncate(&mut self, sequence: Sequence, tokens: u32) -> Result<()> {
+        self.tried(|cache, encoder| cache.truncate(encoder, sequence, tokens))
     }
 }
 
