@@ -122,8 +122,13 @@ impl Live {
 
     /// As the kernels are told of it when it does not grow.
     pub fn still(&self, slot: u32) -> Growth {
+        Growth { pages: self.pages.clone(), ..self.pageless(slot) }
+    }
+
+    /// The same without its pages.
+    fn pageless(&self, slot: u32) -> Growth {
         let Standing { tokens, packed, dropped, headless, limit, .. } = self.at;
-        let pages = self.pages.clone();
+        let pages = Vec::new();
         Growth { slot, old_tokens: tokens, new_tokens: tokens, rows: 0, old_packed: packed, new_packed: packed, dropped, headless, limit, pages }
     }
 }
@@ -288,7 +293,7 @@ impl Pool {
         Ok(Part { sequence: chunk.sequence, first, queries: chunk.tokens, tokens: chunk.tokens })
     }
 
-    /// How the sequences of these parts would grow, still without the pages they lack.
+    /// How the sequences of these parts would grow, still without pages.
     fn growths(&self, plan: &Plan, parts: impl IntoIterator<Item = Result<Part>>) -> Result<(Vec<Growth>, Admission)> {
         let mut growths = Vec::new();
         let mut named = vec![false; self.live.len()];
@@ -296,7 +301,8 @@ impl Pool {
         for part in parts {
             let Part { sequence, first, queries, tokens } = part?;
             let slot = sequence.slot;
-            let still = self.find(sequence)?.still(slot);
+            let live = self.find(sequence)?;
+            let still = live.pageless(slot);
             if queries == 0 {
                 return Err(Error::EmptyChunk { slot });
             }
@@ -315,7 +321,7 @@ impl Pool {
             // A sequence that was cut back inside its pages is packed beyond what its length asks for.
             let new_packed = plan.packed(new_tokens).max(still.old_packed);
             let growth = Growth { old_tokens: first, new_tokens, rows: queries, new_packed, ..still };
-            need = need.saturating_add(growth.pages_needed());
+            need = need.saturating_add(growth.pages_lacking(live.pages.len() as u32));
             growths.push(growth);
         }
         Ok((growths, Admission { pages_needed: need, pages_free: self.free_pages() }))
@@ -346,9 +352,11 @@ impl Pool {
     fn carry_out(&mut self, (mut growths, admission): (Vec<Growth>, Admission)) -> Result<Vec<Growth>> {
         self.expect_free(admission.pages_needed)?;
         for growth in &mut growths {
-            let pages = self.take(growth.pages_needed());
-            growth.pages.extend(pages);
-            if let Some(live) = self.live[growth.slot as usize].as_mut().filter(|live| live.at.tokens < growth.new_tokens) {
+            let Some(mut live) = self.live[growth.slot as usize].take() else { continue };
+            live.pages.extend(self.take(growth.pages_lacking(live.pages.len() as u32)));
+            growth.pages.clone_from(&live.pages);
+            // A part may have queries only.
+            if live.at.tokens < growth.new_tokens {
                 live.at = Standing {
                     tokens: growth.new_tokens,
                     packed: growth.new_packed,
@@ -356,8 +364,8 @@ impl Pool {
                     before: (growth.old_tokens, growth.limit),
                     ..live.at
                 };
-                live.pages.clone_from(&growth.pages);
             }
+            self.live[growth.slot as usize] = Some(live);
         }
         Ok(growths)
     }
@@ -376,6 +384,7 @@ impl Pool {
     /// or how many sequences are live.
     pub fn check(&self, plan: &Plan) -> std::result::Result<u32, String> {
         let mut holders = vec![0; self.users.len()];
+        let mut last = vec![None; self.users.len()];
         for (slot, live) in self.live.iter().enumerate() {
             let Some(Live { at, pages, .. }) = live else { continue };
             if at.packed > at.tokens || at.tokens > at.packed + plan.ring() {
@@ -385,10 +394,10 @@ impl Pool {
                 return Err(format!("sequence {slot} has {} pages where it stands at {at:?}", pages.len()));
             }
             for page in pages {
-                *holders.get_mut(*page as usize).ok_or(format!("sequence {slot} has page {page}, which does not exist"))? += 1;
-            }
-            if pages.iter().enumerate().any(|(n, page)| pages[..n].contains(page)) {
-                return Err(format!("sequence {slot} has a page twice: {pages:?}"));
+                *holders.get_mut(*page as usize).ok_or_else(|| format!("sequence {slot} has page {page}, which does not exist"))? += 1;
+                if last[*page as usize].replace(slot) == Some(slot) {
+                    return Err(format!("sequence {slot} has a page twice: {pages:?}"));
+                }
             }
             let partial = pages.last().filter(|_| !at.packed.is_multiple_of(PAGE_TOKENS));
             if let Some(page) = partial.filter(|page| self.users[**page as usize] != 1) {

@@ -251,9 +251,9 @@ pub(crate) fn fold(count: u32, most: u32) -> [u32; 2] {
 }
 
 impl Growth {
-    /// Pages that it lacks.
-    pub fn pages_needed(&self) -> u32 {
-        self.new_packed.div_ceil(PAGE_TOKENS) - self.dropped - self.pages.len() as u32
+    /// Pages that its sequence lacks, which has so many.
+    pub fn pages_lacking(&self, pages: u32) -> u32 {
+        self.new_packed.div_ceil(PAGE_TOKENS) - self.dropped - pages
     }
 
     /// Pages that it has beyond those it had before.

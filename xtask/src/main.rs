@@ -9,6 +9,7 @@ mod llama;
 mod quality;
 mod setup;
 mod test;
+mod validate;
 mod web;
 
 use clap::{Parser, Subcommand};
@@ -34,6 +35,8 @@ enum Task {
     LintShaders,
     /// Search for inputs that break what reads files and words.
     Fuzz(fuzz::Options),
+    /// Run the library's tests under Vulkan's validation layers.
+    Validate(validate::Options),
     /// Measure perplexity and divergence of the codecs on a model, against what they must be.
     Quality(quality::Options),
     /// Build the page and the npm package, serve the page, or test both in browsers.
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::LintShaders => lint_shaders::run_lint(),
         Task::Fuzz(options) => fuzz::run_search(&options),
+        Task::Validate(options) => validate::run(&options),
         Task::Quality(options) => quality::run(&options),
         Task::Web(options) => web::run(&options),
     };
