@@ -1,7 +1,11 @@
 /** The shape of the attention and how keys and values are stored. What is left out has the default that is named. */
 export interface Options {
-  /** Tokens that the sequence may hold. All memory is allocated by `Cache.open`. */
+  /** Tokens that the sequence may hold at once. All memory is allocated by `Cache.open`. */
   tokens: number;
+  /** Tokens that it may reach where it slides, and does not hold at once. Default: what `tokens` has room for. */
+  maxTokens?: number;
+  /** Tokens that every query sees, its own the last of them, as models with sliding-window attention want it. Default: all that are held. */
+  slidingWindow?: number;
   /** Layers of the model. Default 1. */
   layers?: number;
   /** Query heads of a layer: a multiple of `kvHeads`, 16 times at most. */
@@ -59,13 +63,22 @@ export class Cache {
    */
   attend(layer: number, queries: Float32Array): Promise<Float32Array>;
 
+  /** Takes back all tokens but the first `tokens`, such as an answer that is to be written anew. */
+  truncate(tokens: number): void;
+
+  /**
+   * Lets go of old tokens, so that an endless stream has room: all but the first ones (`sinks`) and the last `keep`, or up to 127 more. They
+   * keep their positions. Answers the first token that is still held. To be called before the next tokens are appended.
+   */
+  slide(keep: number): number;
+
   /** All that is held, as the bytes of a safetensors file. */
   saveTo(): Promise<Uint8Array>;
 
   /** Fills an empty cache, opened with the same options (but for `tokens`), with what another saved. Damaged and foreign bytes are refused. */
   loadFrom(bytes: Uint8Array): void;
 
-  /** Tokens held. */
+  /** Tokens appended, those that it slid beyond among them. */
   readonly tokens: number;
   /** Bytes that the tokens held need, scales and half precision rows included. */
   readonly bytes: number;

@@ -30,6 +30,9 @@ export class Cache {
   append(layer, keys, values) { this.#alive().append(layer, keys, values); }
   async attend(layer, queries) { return this.#alive().attend(layer, queries); }
 
+  truncate(tokens) { this.#alive().truncate(tokens); }
+  slide(keep) { return this.#alive().slide(keep); }
+
   async saveTo() { return this.#alive().save(); }
   loadFrom(bytes) { this.#alive().load(bytes); }
 

@@ -11,8 +11,8 @@ function numbers(count, seed) {
   });
 }
 
-/** Attention of the last token in plain JavaScript, after the same RoPE. */
-function attention(keys, values, query, tokens) {
+/** Attention of the last token from token `first` on, in plain JavaScript, after the same RoPE. */
+function attention(keys, values, query, tokens, first = 0) {
   const { queryHeads, kvHeads, headDim } = options;
   const turn = (row, position) => Array.from(row, (x, i) => {
     const pair = i % (headDim / 2);
@@ -25,17 +25,24 @@ function attention(keys, values, query, tokens) {
     const kv = Math.floor(head / (queryHeads / kvHeads));
     const row = (rows, token) => rows.subarray((token * kvHeads + kv) * headDim, (token * kvHeads + kv + 1) * headDim);
     const q = turn(query.subarray(head * headDim, (head + 1) * headDim), tokens - 1);
-    const scores = Array.from({ length: tokens }, (_, t) => turn(row(keys, t), t).reduce((sum, k, i) => sum + k * q[i], 0) / Math.sqrt(headDim));
+    const score = (t) => turn(row(keys, t), t).reduce((sum, k, i) => sum + k * q[i], 0) / Math.sqrt(headDim);
+    const scores = Array.from({ length: tokens - first }, (_, n) => score(first + n));
     const most = Math.max(...scores);
     const weights = scores.map((score) => Math.exp(score - most));
     const total = weights.reduce((a, b) => a + b);
-    for (let i = 0; i < headDim; i++) output.push(weights.reduce((sum, weight, t) => sum + weight * row(values, t)[i], 0) / total);
+    for (let i = 0; i < headDim; i++) output.push(weights.reduce((sum, weight, n) => sum + weight * row(values, first + n)[i], 0) / total);
   }
   return output;
 }
 
 function same(what, got, want) {
   if (got !== want) throw new Error(`${what} is ${got}, wanted ${want}`);
+}
+
+/** Up to the codes of 8 bits, those of the query, and the weights of 8 bits. */
+function near(got, want) {
+  const [error, length] = want.reduce(([error, length], x, i) => [error + (got[i] - x) ** 2, length + x * x], [0, 0]);
+  if (!(Math.sqrt(error / length) < 0.02)) throw new Error(`attention is off by ${Math.sqrt(error / length)}`);
 }
 
 /** Must throw an error whose text holds these words. */
@@ -89,9 +96,7 @@ export async function check({ Cache }) {
   const got = await cache.attend(0, last(query, queries));
   cache.append(1, last(keys, width), last(values, width));
   const want = attention(keys, values, last(query, queries), prompt + 1);
-  const [error, length] = want.reduce(([error, length], x, i) => [error + (got[i] - x) ** 2, length + x * x], [0, 0]);
-  // The codes of 8 bits, those of the query, and the weights of 8 bits.
-  if (!(Math.sqrt(error / length) < 0.02)) throw new Error(`attention is off by ${Math.sqrt(error / length)}`);
+  near(got, want);
 
   const { bytes, bytesAllocated, bitsPerElement } = cache;
   if (!(bytes > 0 && bytes <= bytesAllocated && bitsPerElement > 8 && bitsPerElement < 9)) throw new Error(`${bytes}, ${bytesAllocated}, ${bitsPerElement}`);
@@ -134,6 +139,31 @@ export async function check({ Cache }) {
   await refused(() => Cache.open({ ...options, codec: 'rotate-kv', calibration: new Uint8Array(9) }), 'calibration');
   await refused(() => Cache.open({ ...options, codec: 'centred', calibration: new Uint8Array(9) }), 'centre');
   await refused(() => Cache.open({ ...options, calibration: 'file' }), 'Uint8Array');
+
+  // A stream that is longer than what is held of it, and takes tokens back.
+  const stream = await Cache.open({ ...options, layers: 1, tokens: 384, maxTokens: 600, slidingWindow: 100, sinks: 0 });
+  const long = [numbers(501 * width, 9), numbers(501 * width, 10), numbers(501 * queries, 11)];
+  const rows = (which, first, end) => long[which].slice(first * [width, width, queries][which], end * [width, width, queries][which]);
+  const firsts = [];
+  for (let first = 0; first < 500; first += 100) {
+    stream.append(0, rows(0, first, first + 100), rows(1, first, first + 100));
+    await stream.attend(0, rows(2, first, first + 100));
+    firsts.push(stream.slide(100));
+  }
+  same('first tokens held', firsts.join(), '0,0,128,256,384');
+  await refused(() => stream.truncate(300), '300', '384');
+  await refused(() => stream.truncate(501), '501', '500');
+  await refused(() => stream.truncate(1.5), 'tokens', '1.5');
+  await refused(() => stream.slide('100'), 'keep', 'string');
+  await refused(() => stream.append(0, numbers(101 * width, 4), numbers(101 * width, 5)), '601', '600');
+  stream.truncate(450);
+  same('tokens that are left', stream.tokens, 450);
+  stream.append(0, rows(0, 450, 501), rows(1, 450, 501));
+  near((await stream.attend(0, rows(2, 450, 501))).slice(50 * queries), attention(long[0], long[1], rows(2, 500, 501), 501, 401));
+  stream.free();
+
+  await refused(() => Cache.open({ ...options, slidingWindow: 0 }), 'sliding window', '0');
+  await refused(() => Cache.open({ ...options, maxTokens: 0 }), 'max_tokens', '0');
 
   const next = await Cache.open({ ...options, layers: 1, keyBits: 2, valueBits: 2 });
   next.append(0, keys, values);

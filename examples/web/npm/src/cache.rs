@@ -43,6 +43,8 @@ struct Options {
     scales: Option<String>,
     sinks: Option<u32>,
     window: Option<u32>,
+    sliding_window: Option<u32>,
+    max_tokens: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -94,14 +96,21 @@ impl Options {
     fn plan(&self, calibration: Option<&[u8]>, device: &Device) -> wgkv::Result<Plan> {
         let (shape, format, budget) = (self.shape(), self.format()?, Budget::tokens(1, self.tokens));
         let plan = |format| Plan::new(shape, format, self.protection(), budget, device.gpu.capability());
-        match calibration {
-            Some(bytes) if format.codec() == Codec::Centred => plan(format)?.with_centre(Centre::from_bytes(bytes)?),
+        let mut plan = match calibration {
+            Some(bytes) if format.codec() == Codec::Centred => plan(format)?.with_centre(Centre::from_bytes(bytes)?)?,
             Some(bytes) => {
                 let order = Calibration::from_bytes(bytes)?;
-                plan(format.with_heads_per_group(order.heads_per_group()))?.with_calibration(order)
+                plan(format.with_heads_per_group(order.heads_per_group()))?.with_calibration(order)?
             }
-            None => plan(format),
+            None => plan(format)?,
+        };
+        if let Some(tokens) = self.sliding_window {
+            plan = plan.with_sliding_window(tokens)?;
         }
+        if let Some(tokens) = self.max_tokens {
+            plan = plan.with_max_tokens(tokens)?;
+        }
+        Ok(plan)
     }
 }
 
@@ -131,6 +140,12 @@ fn described(value: &JsValue) -> String {
     }
 }
 
+/// A whole number below `end`.
+fn whole(name: &str, value: &JsValue, end: u32) -> Result<u32, JsValue> {
+    let whole = value.as_f64().filter(|n| n.fract() == 0.0 && (0.0..f64::from(end)).contains(n));
+    whole.map(|n| n as u32).ok_or_else(|| throw(format!("{name} must be a whole number below {end}, but is {}", described(value))))
+}
+
 /// The numbers of an argument; an error if it is anything but a `Float32Array` of rows of `width` numbers.
 fn floats(name: &str, value: &JsValue, width: u32) -> Result<(Vec<f32>, u32), JsValue> {
     let Some(array) = value.dyn_ref::<Float32Array>() else {
@@ -145,9 +160,7 @@ fn floats(name: &str, value: &JsValue, width: u32) -> Result<(Vec<f32>, u32), Js
 
 impl Held {
     fn layer(&self, layer: &JsValue) -> Result<u32, JsValue> {
-        let layers = self.cache.plan().shape().layers;
-        let whole = layer.as_f64().filter(|n| n.fract() == 0.0 && (0.0..f64::from(layers)).contains(n));
-        whole.map(|n| n as u32).ok_or_else(|| throw(format!("layer must be a whole number below {layers}, but is {}", described(layer))))
+        whole("layer", layer, self.cache.plan().shape().layers)
     }
 
     fn upload(&self, numbers: &[f32]) -> wgpu::Buffer {
@@ -258,6 +271,27 @@ impl Held {
             output.destroy();
             Ok(Float32Array::from(bytemuck::cast_slice::<u32, f32>(&words)).into())
         }))
+    }
+
+    /// Takes back all tokens but the first so many.
+    pub fn truncate(&mut self, tokens: &JsValue) -> Result<(), JsValue> {
+        self.alive()?;
+        self.whole()?;
+        let tokens = whole("tokens", tokens, u32::MAX)?;
+        let mut encoder = self.device.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("wgkv truncate") });
+        self.cache.truncate(&mut encoder, self.sequence, tokens).map_err(throw)?;
+        self.device.gpu.queue().submit([encoder.finish()]);
+        self.growing = None;
+        Ok(())
+    }
+
+    /// Lets go of old tokens; answers the first that is still held.
+    pub fn slide(&mut self, keep: &JsValue) -> Result<u32, JsValue> {
+        self.alive()?;
+        self.whole()?;
+        let first = self.cache.slide(self.sequence, whole("keep", keep, u32::MAX)?).map_err(throw)?;
+        self.growing = None;
+        Ok(first)
     }
 
     /// The tokens held, in all layers; a promise of a `Uint8Array`.
