@@ -776,15 +776,16 @@ impl Plan {
         let format = self.format();
         let protected = format!("sinks {} of them elected: {}, ring {}", self.sinks(), self.elects(), self.ring());
         let mut text = format!(
-            "wgkv-plan 1: {layers} layers, {query_heads} query heads, {kv_heads} KV heads of {head_dim}; {}{}, scales {}, {} heads a group; {protected}; {:?}",
+            "wgkv-plan 2: {layers} layers, {query_heads} query heads, {kv_heads} KV heads of {head_dim}; {}{}, scales {}, {} heads a group; {protected}; {:?}",
             format.codec(),
             if self.aligns_codes() { " in planes" } else { "" },
             format.scales(),
             self.group_heads(),
             rope.layout(),
         );
-        // Numbers by their bits: nothing that stores tokens alike prints differently, and the other way round.
-        text.extend(rope.frequencies().iter().map(|frequency| format!(" {:x}", frequency.to_bits())));
+        // Numbers by their bits: nothing that stores tokens alike prints differently, and the other way round. Frequencies are powers, of
+        // which the last bit of an f64 depends on the platform.
+        text.extend(rope.frequencies().iter().map(|frequency| format!(" {:x}", (*frequency as f32).to_bits())));
         for (layer, head) in (0..*layers).flat_map(|layer| (0..*kv_heads).map(move |head| (layer, head))) {
             text.extend(self.allocation.of(layer, head).map(|precision| {
                 let (bits, group) = (precision.bits, precision.group(*head_dim));

@@ -54,7 +54,7 @@ pub(crate) struct Growth {
     pub new_packed: u32,
     /// Its first pages that are gone.
     pub dropped: u32,
-    /// Has it the sequence's first tokens, and so its sinks?
+    /// Does it lack the first tokens, and so the sinks, because another cache has them?
     pub headless: bool,
     /// Sinks elected before from this token on are void.
     pub limit: u32,

@@ -465,6 +465,17 @@ fn forgeries_that_fit_nothing_are_refused() {
 }
 
 #[test]
+fn a_plan_is_the_same_where_powers_are_rounded_otherwise() {
+    let fingerprint = |off: f64| {
+        let rope = Rope::none().with_frequencies((0..32).map(|pair| 10_000_f64.powf(f64::from(pair) / -32.0) * (1.0 + off)).collect());
+        let shape = Shape { layers: 1, query_heads: 1, kv_heads: 1, head_dim: 64, rope };
+        Plan::new(shape, Format::f16(), Protection::strict(), Budget::tokens(1, 1), &Capability::webgpu_default()).unwrap().fingerprint()
+    };
+    assert_eq!(fingerprint(0.0), fingerprint(f64::EPSILON));
+    assert_ne!(fingerprint(0.0), fingerprint(1e-6));
+}
+
+#[test]
 fn snapshots_of_other_plans_are_refused() {
     use Bits::{Four, Two};
     let gpu = &*GPU;
