@@ -80,9 +80,10 @@ impl Centre {
             let mut weights = Vec::with_capacity(key_means.len());
             for head in 0..shape.kv_heads as usize {
                 let share = shape.share() as usize;
+                // Of the mean before it is rounded to f32: what is left beside a large one would be off by twice the rounding.
                 let spread = |i: usize| {
                     let at = head * d + i;
-                    (key_squares.columns[at] / key_squares.added as f64 - f64::from(key_means[at]).powi(2)).max(0.0)
+                    (key_squares.columns[at] / key_squares.added as f64 - (keys.columns[at] / keys.added as f64).powi(2)).max(0.0)
                 };
                 let asked =
                     |i: usize| (0..share).map(|n| query_squares.columns[(head * share + n) * d + i]).sum::<f64>() / (share as f64 * query_squares.added as f64);
