@@ -395,7 +395,7 @@ fn a_cache_that_refused_holds_what_it_held_and_can_be_used_on() {
         let mut third = Used::new(&gpu, &fill);
         let old = third.walk.cache.step(&[chunk(third.walk.sequences[0], 1)]).unwrap();
         let new = third.walk.cache.step(&[chunk(third.walk.sequences[0], 1), chunk(third.walk.sequences[1], 1)]).unwrap();
-        let later = Error::Stale { reason: "a later step was made, or a sequence was freed, forked or cut back" };
+        let later = Error::Stale { reason: "a later step was made, or a sequence was freed, forked, cut back or slid" };
         refused(third.walk.cache.append(&mut encoder, &old, 0, Rows::f32(&k), Rows::f32(&v)), &later, &["later step"]);
         refused(third.walk.cache.attend(&mut encoder, &old, 0, Rows::f32(&q), Rows::f32(&out)), &later, &["later step"]);
         third.walk.cache.free(third.walk.sequences[0]).unwrap();
