@@ -1,6 +1,7 @@
 //! One context over several devices of a host: each holds some of the tokens.
 
 use crate::cache::Cache;
+use crate::devices;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::layout::PAGE_TOKENS;
@@ -72,6 +73,11 @@ impl ContextStep {
         self.rows
     }
 
+    /// By device: its step, if it has one.
+    fn steps(&self) -> impl Iterator<Item = Option<&Step>> {
+        self.parts.iter().map(|(step, _)| step.as_ref())
+    }
+
     /// The rows that each device works on, one range a chunk that has any there.
     pub fn rows_of(&self, device: usize) -> &[Range<u32>] {
         self.parts.get(device).map_or(&[], |(_, rows)| rows)
@@ -124,12 +130,6 @@ impl ContextParallel {
         self.span
     }
 
-    /// As many as there are devices?
-    fn expect(&self, name: &'static str, had: usize) -> Result<()> {
-        let wanted = self.parts.len();
-        if had == wanted { Ok(()) } else { Err(Error::Shape { name, wanted: format!("{wanted}, one for each device"), had: had.to_string() }) }
-    }
-
     /// The devices' caches, each with its first position.
     fn each(&mut self) -> impl Iterator<Item = (u32, &mut Cache)> {
         let span = self.span;
@@ -174,7 +174,7 @@ impl ContextParallel {
     /// As [`Cache::fork`], and [`Error::Shape`] without an encoder for each device; then nothing has changed, but what was recorded is of no
     /// use: drop all encoders.
     pub fn fork(&mut self, encoders: &mut [wgpu::CommandEncoder], sequence: &ContextSequence) -> Result<ContextSequence> {
-        self.expect("encoders", encoders.len())?;
+        devices::expect(&self.parts, "encoders", encoders.len())?;
         let mut forked = Vec::new();
         for ((part, encoder), sequence) in self.parts.iter_mut().zip(encoders).zip(&sequence.0) {
             match part.fork(encoder, *sequence) {
@@ -193,7 +193,7 @@ impl ContextParallel {
     /// # Errors
     /// As [`Cache::truncate`], and [`Error::Shape`] without an encoder for each device; then nothing has changed.
     pub fn truncate(&mut self, encoders: &mut [wgpu::CommandEncoder], sequence: &ContextSequence, tokens: u32) -> Result<()> {
-        self.expect("encoders", encoders.len())?;
+        devices::expect(&self.parts, "encoders", encoders.len())?;
         let have = self.tokens(sequence)?;
         if tokens > have {
             return Err(Error::Range { first: 0, end: tokens, have });
@@ -257,8 +257,7 @@ impl ContextParallel {
 
     /// A new encoder for each device.
     pub fn encoders(&self) -> Vec<wgpu::CommandEncoder> {
-        let encoder = |part: &Cache| part.gpu().device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("wgkv context") });
-        self.parts.iter().map(encoder).collect()
+        devices::encoders(&self.parts, "wgkv context")
     }
 
     /// Submits what was recorded, to each device its own.
@@ -266,29 +265,7 @@ impl ContextParallel {
     /// # Errors
     /// [`Error::Shape`] without an encoder for each device; then nothing was submitted.
     pub fn submit(&self, encoders: Vec<wgpu::CommandEncoder>) -> Result<()> {
-        self.expect("encoders", encoders.len())?;
-        for (part, encoder) in self.parts.iter().zip(encoders) {
-            part.gpu().queue().submit([encoder.finish()]);
-        }
-        Ok(())
-    }
-
-    /// Records on every device that has a step, each with its own encoder and rows.
-    fn record<'a, const N: usize>(
-        &self,
-        encoders: &mut [wgpu::CommandEncoder],
-        step: &ContextStep,
-        rows: [(&'static str, &[Rows<'a>]); N],
-        record: impl Fn(&Cache, &mut wgpu::CommandEncoder, &Step, [Rows<'a>; N]) -> Result<()>,
-    ) -> Result<()> {
-        self.expect("encoders", encoders.len())?;
-        rows.iter().try_for_each(|(name, rows)| self.expect(name, rows.len()))?;
-        for (n, ((part, encoder), (step, _))) in self.parts.iter().zip(encoders).zip(&step.parts).enumerate() {
-            if let Some(step) = step {
-                record(part, encoder, step, rows.map(|(_, rows)| rows[n]))?;
-            }
-        }
-        Ok(())
+        devices::submit(&self.parts, encoders)
     }
 
     /// Records on each device what [`Cache::append`] records, of its rows: `[its rows, kv_heads, head_dim]`.
@@ -298,7 +275,7 @@ impl ContextParallel {
     /// recorded: drop all encoders.
     pub fn append(&self, encoders: &mut [wgpu::CommandEncoder], step: &ContextStep, layer: u32, keys: &[Rows<'_>], values: &[Rows<'_>]) -> Result<()> {
         let rows = [("keys", keys), ("values", values)];
-        self.record(encoders, step, rows, |part, encoder, step, [keys, values]| part.append(encoder, step, layer, keys, values))
+        devices::record(&self.parts, encoders, step.steps(), rows, |part, encoder, step, [keys, values]| part.append(encoder, step, layer, keys, values))
     }
 
     /// Records on each device what [`Cache::attend_part`] records, of its rows: queries and outputs `[its rows, query_heads, head_dim]`,
@@ -317,7 +294,9 @@ impl ContextParallel {
         log_sums: &[Rows<'_>],
     ) -> Result<()> {
         let rows = [("queries", queries), ("outputs", outputs), ("log_sums", log_sums)];
-        self.record(encoders, step, rows, |part, encoder, step, [queries, output, log_sums]| part.attend_part(encoder, step, layer, queries, output, log_sums))
+        devices::record(&self.parts, encoders, step.steps(), rows, |part, encoder, step, [queries, output, log_sums]| {
+            part.attend_part(encoder, step, layer, queries, output, log_sums)
+        })
     }
 
     /// Uploads keys, values or queries of all rows, `[rows, heads, head_dim]`: to each device those of its rows.
@@ -372,7 +351,7 @@ impl ContextParallel {
         let (heads, d) = (shape.query_heads as usize, shape.head_dim as usize);
         let mut read = Vec::new();
         for (name, buffers, width) in [("outputs", outputs, heads * d), ("log_sums", log_sums, heads)] {
-            self.expect(name, buffers.len())?;
+            devices::expect(&self.parts, name, buffers.len())?;
             for ((part, (_, rows)), buffer) in self.parts.iter().zip(&step.parts).zip(buffers) {
                 let words = u64::from(count(rows)) * width as u64;
                 if buffer.size() < 4 * words {

@@ -8,6 +8,7 @@ mod cache;
 mod calibration;
 mod centre;
 mod context_parallel;
+mod devices;
 mod error;
 mod format;
 pub mod fuse;

@@ -1,6 +1,7 @@
 //! One cache over several devices of a host: each holds some of the KV heads.
 
 use crate::cache::Cache;
+use crate::devices;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::plan::Plan;
@@ -106,12 +107,6 @@ impl Sharded {
         &self.heads
     }
 
-    /// As many as there are shards?
-    fn expect(&self, name: &'static str, had: usize) -> Result<()> {
-        let wanted = self.shards.len();
-        if had == wanted { Ok(()) } else { Err(Error::Shape { name, wanted: format!("{wanted}, one for each device"), had: had.to_string() }) }
-    }
-
     /// Begins a sequence of no tokens.
     ///
     /// # Errors
@@ -134,7 +129,7 @@ impl Sharded {
     /// # Errors
     /// As [`Cache::fork`], and [`Error::Shape`] without an encoder for each device; then nothing has changed.
     pub fn fork(&mut self, encoders: &mut [wgpu::CommandEncoder], sequence: &ShardedSequence) -> Result<ShardedSequence> {
-        self.expect("encoders", encoders.len())?;
+        devices::expect(&self.shards, "encoders", encoders.len())?;
         let shards = self.shards.iter_mut().zip(encoders).zip(&sequence.0);
         shards.map(|((shard, encoder), sequence)| shard.fork(encoder, *sequence)).collect::<Result<_>>().map(ShardedSequence)
     }
@@ -144,7 +139,7 @@ impl Sharded {
     /// # Errors
     /// As [`Cache::truncate`], and [`Error::Shape`] without an encoder for each device; then nothing has changed.
     pub fn truncate(&mut self, encoders: &mut [wgpu::CommandEncoder], sequence: &ShardedSequence, tokens: u32) -> Result<()> {
-        self.expect("encoders", encoders.len())?;
+        devices::expect(&self.shards, "encoders", encoders.len())?;
         let mut shards = self.shards.iter_mut().zip(encoders).zip(&sequence.0);
         shards.try_for_each(|((shard, encoder), sequence)| shard.truncate(encoder, *sequence, tokens))
     }
@@ -210,8 +205,7 @@ impl Sharded {
 
     /// A new encoder for each device.
     pub fn encoders(&self) -> Vec<wgpu::CommandEncoder> {
-        let encoder = |shard: &Cache| shard.gpu().device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("wgkv shard") });
-        self.shards.iter().map(encoder).collect()
+        devices::encoders(&self.shards, "wgkv shard")
     }
 
     /// Submits what was recorded, to each device its own.
@@ -219,25 +213,7 @@ impl Sharded {
     /// # Errors
     /// [`Error::Shape`] without an encoder for each device; then nothing was submitted.
     pub fn submit(&self, encoders: Vec<wgpu::CommandEncoder>) -> Result<()> {
-        self.expect("encoders", encoders.len())?;
-        for (shard, encoder) in self.shards.iter().zip(encoders) {
-            shard.gpu().queue().submit([encoder.finish()]);
-        }
-        Ok(())
-    }
-
-    /// Records on every device, each with its own encoder, step and rows, when it is known that all have theirs.
-    fn record<'a, const N: usize>(
-        &self,
-        encoders: &mut [wgpu::CommandEncoder],
-        step: &ShardedStep,
-        rows: [(&'static str, &[Rows<'a>]); N],
-        record: impl Fn(&Cache, &mut wgpu::CommandEncoder, &Step, [Rows<'a>; N]) -> Result<()>,
-    ) -> Result<()> {
-        self.expect("encoders", encoders.len())?;
-        rows.iter().try_for_each(|(name, rows)| self.expect(name, rows.len()))?;
-        let mut shards = self.shards.iter().zip(encoders).zip(&step.0).enumerate();
-        shards.try_for_each(|(n, ((shard, encoder), step))| record(shard, encoder, step, rows.map(|(_, rows)| rows[n])))
+        devices::submit(&self.shards, encoders)
     }
 
     /// Records on each device what [`Cache::elect`] records, the same residual stream on all: `[rows, width]`.
@@ -246,7 +222,9 @@ impl Sharded {
     /// As [`Cache::elect`], and [`Error::Shape`] without an encoder and rows for each device. Devices before the one that is at fault have
     /// recorded: drop all encoders.
     pub fn elect(&self, encoders: &mut [wgpu::CommandEncoder], step: &ShardedStep, layer: u32, residuals: &[Rows<'_>], width: u32) -> Result<()> {
-        self.record(encoders, step, [("residuals", residuals)], |shard, encoder, step, [residual]| shard.elect(encoder, step, layer, residual, width))
+        devices::record(&self.shards, encoders, step.0.iter().map(Some), [("residuals", residuals)], |shard, encoder, step, [residual]| {
+            shard.elect(encoder, step, layer, residual, width)
+        })
     }
 
     /// Records on each device what [`Cache::append`] records: its heads' keys and values, `[rows, its KV heads, head_dim]`.
@@ -256,7 +234,9 @@ impl Sharded {
     /// recorded: drop all encoders.
     pub fn append(&self, encoders: &mut [wgpu::CommandEncoder], step: &ShardedStep, layer: u32, keys: &[Rows<'_>], values: &[Rows<'_>]) -> Result<()> {
         let rows = [("keys", keys), ("values", values)];
-        self.record(encoders, step, rows, |shard, encoder, step, [keys, values]| shard.append(encoder, step, layer, keys, values))
+        devices::record(&self.shards, encoders, step.0.iter().map(Some), rows, |shard, encoder, step, [keys, values]| {
+            shard.append(encoder, step, layer, keys, values)
+        })
     }
 
     /// Records on each device what [`Cache::attend`] records: its heads' queries and outputs, `[rows, its query heads, head_dim]`.
@@ -266,7 +246,9 @@ impl Sharded {
     /// recorded: drop all encoders.
     pub fn attend(&self, encoders: &mut [wgpu::CommandEncoder], step: &ShardedStep, layer: u32, queries: &[Rows<'_>], outputs: &[Rows<'_>]) -> Result<()> {
         let rows = [("queries", queries), ("outputs", outputs)];
-        self.record(encoders, step, rows, |shard, encoder, step, [queries, outputs]| shard.attend(encoder, step, layer, queries, outputs))
+        devices::record(&self.shards, encoders, step.0.iter().map(Some), rows, |shard, encoder, step, [queries, outputs]| {
+            shard.attend(encoder, step, layer, queries, outputs)
+        })
     }
 
     /// Uploads keys or values of all KV heads, `[rows, kv_heads, head_dim]`: to each device those of its heads.
@@ -318,7 +300,7 @@ impl Sharded {
     /// # Errors
     /// [`Error::Shape`] without a buffer for each device, [`Error::Rows`] for one that is too short, [`Error::Readback`].
     pub async fn gather(&self, outputs: &[wgpu::Buffer], rows: u32) -> Result<Vec<f32>> {
-        self.expect("outputs", outputs.len())?;
+        devices::expect(&self.shards, "outputs", outputs.len())?;
         let words = |shard: &Cache| u64::from(rows) * u64::from(shard.plan().shape().query_heads * self.shape.head_dim);
         for (shard, output) in self.shards.iter().zip(outputs) {
             if output.size() < 4 * words(shard) {

@@ -19,15 +19,6 @@ const RESTORED_RMS: f64 = 2.5e-3;
 /// Tokens on each device.
 const SPAN: u32 = 256;
 
-fn devices(count: usize) -> Vec<Gpu> {
-    let mut devices = Vec::new();
-    while devices.len() < count {
-        devices.extend(pollster::block_on(Gpu::request_all()).unwrap());
-    }
-    devices.truncate(count);
-    devices
-}
-
 fn shape() -> Shape {
     Shape { layers: 1, query_heads: 8, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
 }

@@ -10,16 +10,6 @@ use wgkv::*;
 /// again for the sums that are divided by, of numbers of the size of 1.
 const MERGE_ERROR: f32 = 40.0 / 16_777_216.0;
 
-/// Devices for so many shards: the host's GPUs in turn, a device of its own each.
-fn devices(count: usize) -> Vec<Gpu> {
-    let mut devices = Vec::new();
-    while devices.len() < count {
-        devices.extend(pollster::block_on(Gpu::request_all()).unwrap());
-    }
-    devices.truncate(count);
-    devices
-}
-
 fn shape() -> Shape {
     Shape { layers: 2, query_heads: 8, kv_heads: 4, head_dim: 64, rope: Rope::new(10_000.0, 64) }
 }

@@ -152,9 +152,9 @@ impl Cache {
     /// A tensor without elements is left out. Places that no token of the sequence has are zeros: nothing of other sequences, or of
     /// tokens beyond, gets into the bytes. Metadata: `format`, `version`, `plan` and `calibration`
     /// (their [fingerprints](Plan::fingerprint), or `none`), `tokens` and where the sequence stands (`packed`, `limit`,
-    /// `before_tokens`, `before_limit`, and `dropped`, the pages that it [slid](Cache::slide) beyond, and
-    /// `headless`, 1 where it [never had](Cache::allocate_at) them, if so), by tensor `sha256.NAME`, and `hash`, the SHA-256 over all others. They find damage; who can
-    /// write the bytes can forge them.
+    /// `before_tokens`, `before_limit`, and `dropped`, the pages that it [slid](Cache::slide) beyond, and `headless`, 1 where it
+    /// [never had](Cache::allocate_at) them, if so), by tensor `sha256.NAME`, and `hash`, the SHA-256 over all others. They find damage; who
+    /// can write the bytes can forge them.
     ///
     /// # Errors
     /// [`Error::UnknownSequence`](crate::Error::UnknownSequence), [`Error::Readback`](crate::Error::Readback),

@@ -31,6 +31,16 @@ pub fn gpu() -> Gpu {
     pollster::block_on(Gpu::request()).expect("these tests need a GPU adapter; lavapipe (mesa-vulkan-drivers) will do")
 }
 
+/// So many devices: the host's GPUs in turn, a device of its own each.
+pub fn devices(count: usize) -> Vec<Gpu> {
+    let mut devices = Vec::new();
+    while devices.len() < count {
+        devices.extend(pollster::block_on(Gpu::request_all()).expect("these tests need a GPU adapter"));
+    }
+    devices.truncate(count);
+    devices
+}
+
 /// A generator from a fresh seed, printed so that a failure can be repeated with `WGKV_SEED`.
 pub fn generator() -> StdRng {
     seeded().0
