@@ -217,10 +217,15 @@ impl Cache {
                 mapped_at_creation: false,
             })
         };
+        // A buffer that there was no memory for cannot be written, which is no fault of its own: the refusal tells.
+        let write = |buffer: &wgpu::Buffer, contents: &[u8]| {
+            let _scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+            gpu.queue().write_buffer(buffer, 0, contents);
+        };
         let layers = (0..plan.shape().layers)
             .map(|layer| {
                 let words = buffer("wgkv marks", 4 * plan.marks_words());
-                gpu.queue().write_buffer(&words, 0, bytemuck::cast_slice(&marks(&plan, layer)));
+                write(&words, bytemuck::cast_slice(&marks(&plan, layer)));
                 Layer {
                     pages: plan.slabs(layer).iter().map(|slab| buffer("wgkv pages", plan.slab_bytes(slab))).collect(),
                     protected_rows: buffer("wgkv protected_rows", plan.protected_bytes()),
@@ -241,7 +246,7 @@ impl Cache {
             position_terms: buffer("wgkv position_terms", plan.position_terms_bytes()),
             no_log_sums: buffer("wgkv no_log_sums", 0),
         };
-        gpu.queue().write_buffer(&scratch.turns, 0, bytemuck::cast_slice(&turn_table));
+        write(&scratch.turns, bytemuck::cast_slice(&turn_table));
         let status = buffer("wgkv status", 4 * STATUS_WORDS);
         let id = CACHES.fetch_add(1, Ordering::Relaxed);
         Self { id, gpu: gpu.clone(), pool: Pool::new(id, &plan), plan, layers, scratch, status, serial: 0 }
