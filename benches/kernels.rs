@@ -1,9 +1,11 @@
-//! Every kernel by itself, by the GPU's own clock: `query`, `append`, `protect`, `dequantize`, `position`, `attend_split`,
+//! Every kernel by itself, by the GPU's own clock: `query`, `append` (or `append_block`), `protect`, `dequantize`, `position`, `attend_split`,
 //! `attend_prefill`, `attend_merge`, `measure`, `gram`, `append_reordered`, `elect`. `rotate` has a bench of its own.
 //!
 //! ```text
-//! cargo bench --bench kernels
+//! cargo bench --bench kernels -- [--appends] [--workgroup] [--straight]
 //! ```
+//! With `--appends`, only what packs, in more formats.
+//!
 //! Each line is the median over its dispatches. `GB/s` counts the bytes that the kernel must at least read and write, beside
 //! the copy bandwidth of the same run; the results are checked before anything is timed.
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
@@ -15,6 +17,9 @@ use wgkv::{Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Sinks
 
 /// Half a step of 4-bit codes over rotated uniform numbers, as relative RMS: 0.10 in theory. A wrong plane gives 1.
 const CODE_ERROR: f64 = 0.15;
+
+/// The same of 2 bits: a third to a half, by the fit.
+const TWO_BITS_ERROR: f64 = 0.55;
 
 /// Sums of pairs of floats over numbers below 1: 2^-47 an addition. Plain sums of f32 lose about 2^-24.
 const SUM_ERROR: f64 = 1e-11;
@@ -53,6 +58,44 @@ fn line(kernel: &str, what: &str, seconds: f64, bytes: f64) {
 
 fn find(times: &[(&'static str, f64)], kernel: &str) -> f64 {
     times.iter().find(|(k, _)| *k == kernel).unwrap().1
+}
+
+/// Which kernel packed, and its seconds.
+fn packing(times: &[(&'static str, f64)]) -> (&'static str, f64) {
+    *times.iter().find(|(kernel, _)| ["append", "append_block"].contains(kernel)).unwrap()
+}
+
+/// Relative error of dequantized rows.
+fn error(got: &[f32], data: &[f32]) -> f64 {
+    let error: f64 = got.iter().zip(data).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let norm: f64 = data[..got.len()].iter().map(|x| f64::from(x * x)).sum();
+    (error / norm).sqrt()
+}
+
+/// Packs prompts, then decoded tokens of all sequences, without a window.
+fn appends(gpu: &Gpu, sequences: u32, tokens: u32, format: Format) {
+    let case = Case { name: "", query_heads: 32, kv_heads: 8, head_dim: 128, sequences, tokens: tokens + 1 };
+    let mut cache = Cache::new(gpu, plan(gpu, case, format, Protection::strict(), 0).unwrap()).unwrap();
+    let kv_row = 8 * 128_usize;
+    let data = numbers((sequences * tokens) as usize * kv_row);
+    let rows = buffer(gpu, &data);
+    let prompts: Vec<Chunk> = (0..sequences).map(|_| Chunk { sequence: cache.allocate().unwrap(), tokens }).collect();
+    let decoded: Vec<Chunk> = prompts.iter().map(|chunk| Chunk { tokens: 1, ..*chunk }).collect();
+    for (what, chunks, tokens) in [("new tokens", &prompts, tokens), ("decoded", &decoded, 1)] {
+        let before = cache.bytes_used();
+        let step = cache.step(chunks).unwrap();
+        let times = profile(gpu, 15, |encoder| cache.append(encoder, &step, 0, Rows::f32(&rows), Rows::f32(&rows)).unwrap());
+        let (kernel, seconds) = packing(&times);
+        let written = if tokens == 1 { 0.0 } else { (cache.bytes_used() - before) as f64 };
+        line(kernel, &format!("{sequences}x{tokens} {what}: {format}"), seconds, 8.0 * f64::from(sequences * tokens) * kv_row as f64 + written);
+    }
+    let numbers = tokens as usize * kv_row;
+    let (keys, values) = (buffer(gpu, &vec![f32::NAN; numbers]), buffer(gpu, &vec![f32::NAN; numbers]));
+    let mut encoder = encoder(gpu);
+    cache.dequantize(&mut encoder, prompts[0].sequence, 0, 0..tokens, Rows::f32(&keys), Rows::f32(&values)).unwrap();
+    submit(gpu, encoder);
+    let error = error(&read(gpu, &values, numbers), &data);
+    assert!(error < if format.value().bits == Bits::Two { TWO_BITS_ERROR } else { CODE_ERROR }, "relative error {error} of dequantized values of {format}");
 }
 
 /// Adds up rows of keys, which is RotateKV's calibration.
@@ -147,7 +190,8 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
         cache.append(encoder, &step, 0, Rows::f32(&keys), Rows::f32(&keys)).unwrap();
         cache.attend(encoder, &step, 0, Rows::f32(&queries), Rows::f32(&output)).unwrap();
     });
-    line("append", &format!("{sequences}x{tokens}: {name}"), find(&times, "append"), 2.0 * rows(kv_row, count) + bytes);
+    let (kernel, seconds) = packing(&times);
+    line(kernel, &format!("{sequences}x{tokens}: {name}"), seconds, 2.0 * rows(kv_row, count) + bytes);
     if format.codec() == Codec::RotateKv {
         let key_bytes = rows(kv_row, count) + bytes / 2.0;
         line("append_reordered", &format!("{sequences}x{tokens}: {name}"), find(&times, "append_reordered"), key_bytes);
@@ -172,9 +216,8 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
     let (key_rows, value_rows) = (buffer(gpu, &vec![f32::NAN; tokens as usize * kv_row]), buffer(gpu, &vec![f32::NAN; tokens as usize * kv_row]));
     let times = profile(gpu, 5, |encoder| cache.dequantize(encoder, chunks[0].sequence, 0, 0..tokens, Rows::f32(&key_rows), Rows::f32(&value_rows)).unwrap());
     let got = read(gpu, &value_rows, tokens as usize * kv_row);
-    let error: f64 = got.iter().zip(&data).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-    let norm: f64 = data[..got.len()].iter().map(|x| f64::from(x * x)).sum();
-    assert!((error / norm).sqrt() < CODE_ERROR, "relative error {} of dequantized values", (error / norm).sqrt());
+    let error = error(&got, &data);
+    assert!(error < CODE_ERROR, "relative error {error} of dequantized values");
     line("dequantize", &format!("1x{tokens}: {name}"), find(&times, "dequantize"), 2.0 * rows(kv_row, tokens as usize) + bytes / f64::from(sequences));
 
     let decode: Vec<Chunk> = chunks.iter().map(|c| Chunk { tokens: 1, ..*c }).collect();
@@ -201,13 +244,27 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
 fn main() {
     let gpu = gpu();
     let software = !gpu.capability().straight;
+    let gpu = if flag("--workgroup") { gpu.pretend(gpu.capability().without_subgroups()) } else { gpu };
+    let gpu = if flag("--straight") { gpu.pretend(wgkv::Capability { straight: true, ..*gpu.capability() }) } else { gpu };
     let gpu = gpu.profiled(2048).unwrap();
-    println!("{}: reads {:.0} GB/s", gpu.adapter_name(), read_bandwidth(&gpu, if software { 64 << 20 } else { 1 << 30 }) * 1e-9);
+    let bytes = if software { 64 << 20 } else { 1 << 30 };
+    let [reads, copies] = [read_bandwidth(&gpu, bytes), copy_bandwidth(&gpu, bytes)].map(|speed| speed * 1e-9);
+    println!("{}: reads {reads:.0} GB/s, copies {copies:.0} GB/s (read and written)", gpu.adapter_name());
     // On a software adapter the sizes only show that it runs.
     let four = Format::new(Codec::Hadamard, Bits::Four, Bits::Four, 128);
+    let (sequences, tokens) = if software { (1, 256) } else { (8, 4096) };
+    for codec in [Codec::Rtn, Codec::Hadamard, Codec::Centred] {
+        for bits in [Bits::Two, Bits::Three, Bits::Four, Bits::Eight].into_iter().filter(|bits| flag("--appends") || *bits == Bits::Two) {
+            let format = Format::new(codec, bits, bits, 128);
+            appends(&gpu, sequences, tokens, format);
+            appends(&gpu, if software { 2 } else { 64 }, if software { 128 } else { 512 }, format);
+        }
+    }
+    if flag("--appends") {
+        return;
+    }
     measure(&gpu, if software { 1 << 8 } else { 1 << 16 });
     gram(&gpu, if software { 1 << 8 } else { 1 << 16 });
-    let (sequences, tokens) = if software { (1, 256) } else { (8, 4096) };
     cache(&gpu, sequences, tokens, four, Protection::strict());
     cache(&gpu, sequences, tokens, four, Protection { sinks: Sinks::First(4), window: 128 });
     cache(&gpu, sequences, tokens, Format::new(Codec::Centred, Bits::Four, Bits::Four, 128), Protection { sinks: Sinks::First(4), window: 128 });

@@ -650,7 +650,7 @@ impl Cache {
         for ((slab, dispatch), pages) in slabs.iter().zip(&step.append[layer as usize]).zip(&buffers.pages) {
             if dispatch.items > 0 {
                 let [x, y] = fold(dispatch.items, most);
-                self.gpu.pipeline(&append::variant(&self.plan, slab, keys.element)).dispatch(
+                self.gpu.pipeline(&append::variant_of(&self.plan, slab, keys.element)).dispatch(
                     &self.gpu,
                     pass,
                     &[

@@ -7,6 +7,7 @@ pub mod align_plan;
 pub mod align_scores;
 pub mod align_values;
 pub mod append;
+pub mod append_block;
 pub mod append_reordered;
 pub mod attend_merge;
 pub mod attend_prefill;
@@ -62,11 +63,12 @@ impl Hash for Kernel {
 }
 
 /// All kernels.
-pub const ALL: [&Kernel; 16] = [
+pub const ALL: [&Kernel; 17] = [
     &align_plan::KERNEL,
     &align_scores::KERNEL,
     &align_values::KERNEL,
     &append::KERNEL,
+    &append_block::KERNEL,
     &append_reordered::KERNEL,
     &attend_merge::KERNEL,
     &attend_prefill::KERNEL,

@@ -118,6 +118,7 @@ pub struct Plan {
     arranged: Vec<u32>,
     reduce: Reduce,
     straight: bool,
+    lanes: u32,
     element: Element,
     query_rows: u32,
     split_workgroups: u32,
@@ -172,6 +173,7 @@ impl Plan {
         let restores = format.codec() == Codec::RotateKv;
         let mut plan = Self {
             reduce: if restores { capability.reduce_units() } else { capability.reduce() },
+            lanes: capability.lanes(),
             straight: capability.straight && (!restores || restores_straight(&shape, &format, capability)),
             heads: match shape.share() {
                 1 => 1,
@@ -286,6 +288,15 @@ impl Plan {
         if self.reduce == Reduce::Subgroup && reduce != Reduce::Subgroup {
             let have = capability.subgroups.map_or(0, |(smallest, _)| smallest.into());
             return Err(Error::Limit { what: "min_subgroup_size", reason: "the plan's reduction by subgroups", need: 32, have });
+        }
+        let lanes = kernel::append_block::lanes(self.shape.head_dim);
+        if self.lanes >= lanes && capability.lanes() < lanes {
+            return Err(Error::Limit {
+                what: "min_subgroup_size",
+                reason: "the plan's way of packing blocks",
+                need: lanes.into(),
+                have: capability.lanes().into(),
+            });
         }
         if self.restores() && self.straight && !capability.halves {
             return Err(Error::Limit { what: "shader-f16", reason: "the plan's way of restoring keys", need: 1, have: 0 });
@@ -820,6 +831,11 @@ impl Plan {
         self.reduce
     }
 
+    /// Lanes of the smallest subgroup between which straight-line code may shuffle; 0 where it may not, or where loops are wanted.
+    pub(crate) fn lanes(&self) -> u32 {
+        self.lanes
+    }
+
     /// Does attend_split run as straight-line code?
     pub fn straight(&self) -> bool {
         self.straight
@@ -972,7 +988,7 @@ impl Plan {
     /// The pipelines that work on one slab's pages.
     fn slab_variants(&self, slab: &Slab) -> Vec<Variant> {
         let mut variants =
-            vec![kernel::append::variant(self, slab, self.element), kernel::dequantize::variant(self, slab), attend_prefill::variant(self, slab)];
+            vec![kernel::append::variant_of(self, slab, self.element), kernel::dequantize::variant(self, slab), attend_prefill::variant(self, slab)];
         if self.aligns() {
             variants.extend([true, false].map(|keys| align_plan::variant(self, slab, keys)));
             variants.extend([align_scores::variant(self, slab), align_values::variant(self, slab)]);

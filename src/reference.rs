@@ -141,6 +141,8 @@ pub struct Constants {
     pub maxima: u32,
     /// Tokens of a block of `append`.
     pub block: u32,
+    /// Does `append_block` pack, and add up the numbers of a group in its order?
+    pub whole_blocks: bool,
     /// Entries of `scores` before the sums of the items; 0 for codecs without planes, like the four that follow.
     pub score_sums: u32,
     /// Entries of `scores` before those of four tokens' values together.
@@ -186,6 +188,11 @@ pub struct Constants {
 }
 
 impl Constants {
+    /// In which order the numbers of a group are added up.
+    fn sums(&self) -> fit::Order {
+        if self.whole_blocks { fit::Order::Pairs } else { fit::Order::Eights }
+    }
+
     /// The constants of the variants that have to do with one slab of a plan, for rows of the type that [`Plan::with_element`]
     /// told.
     pub fn of(plan: &Plan, slab: &Slab) -> Self {
@@ -239,8 +246,9 @@ impl Constants {
             page_vecs: whole("PAGE_VECS"),
             planes: flag("PLANES"),
             code_planes: flag("CODE_PLANES"),
-            maxima: whole("MAXIMA"),
-            block: whole("BLOCK"),
+            maxima: slab.layout().maxima,
+            block: plan.append_block(),
+            whole_blocks: crate::kernel::append_block::suits(plan, slab),
             score_sums: planes("SCORE_SUMS") as u32,
             score_quads: planes("SCORE_QUADS") as u32,
             ledgers: planes("LEDGERS") as u32,

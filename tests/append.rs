@@ -1,4 +1,4 @@
-//! `append` packs exactly the new tokens, and packs them as its twin does.
+//! `append` packs exactly the new tokens, and packs them as its twin does; so does `append_block`, where it takes its place.
 //!
 //! - Every scale, zero and code is the rounding of a number within f32's error of the one computed in f64: scales as halves,
 //!   zeros from the stored scale, codes from the stored scale and zero.
@@ -13,6 +13,7 @@ mod support;
 
 use support::*;
 use wgkv::kernel::append::AppendParams;
+use wgkv::kernel::append_block;
 use wgkv::reference::{self, Constants};
 use wgkv::*;
 
@@ -134,6 +135,7 @@ fn cases() -> Vec<Case> {
         Case { protection: protect(127, 0), ..case("all but one token of the first page is a sink", 128, 1, 1, hadamard(Four, Two, 128)) },
         case("the largest head", 256, 1, 1, rtn(Eight, Three, 64)),
         case("the largest head rotated, eight groups", 256, 1, 1, hadamard(Three, Eight, 32)),
+        leaves(case("the largest head rotated, all of it turning; two groups; a window", 256, 1, 1, hadamard(Three, Eight, 128))),
         Case { element: Element::F16, protection: protect(4, 128), ..case("f16 pages protect nothing", 64, 2, 2, Format::f16()) },
         case("f16 pages of a head of 80", 80, 1, 1, Format::f16()),
         case("planes of a head of 80", 80, 1, 1, Format::aligned_f16()),
@@ -171,6 +173,10 @@ fn cases() -> Vec<Case> {
         }),
         in_planes(Case { slabs: true, ..case("planes of Centred's 4-bit keys and 8-bit values, in slabs; 20 x 4", 80, 2, 2, centred(Four, Eight, 128)) }),
     ];
+    let interleaved = Case { element: Element::F16, ..leaves(case("interleaved pairs; groups of 64 and f16 rows", 128, 2, 2, hadamard(Eight, Four, 64))) };
+    cases.push(Case { shape: rope(&interleaved, Rope::new(10_000.0, 128).interleaved()), ..interleaved });
+    let largest = leaves(case("Centred: the largest head turns", 256, 1, 1, centred(Two, Eight, 64)));
+    cases.push(Case { shape: rope(&largest, Rope::new(500_000.0, 256)), ..largest });
     cases[1].shape = rope(&cases[1], Rope::new(500.0, 64).interleaved());
     cases[3].shape = rope(&cases[3], Rope::new(10_000.0, 32));
     cases[4].shape = rope(&cases[4], Rope::none());
@@ -185,10 +191,18 @@ fn cases() -> Vec<Case> {
 #[test]
 fn append_agrees_with_its_reference_at_every_bit_width() {
     let gpu = gpu();
-    for case in cases() {
+    let mut blocks = 0;
+    // Loops, and straight-line code where that is another kernel.
+    for (straight, case) in cases().into_iter().flat_map(|case| [(false, case.clone()), (true, case)]) {
         let start = std::time::Instant::now();
         let steps = case.steps.clone();
-        let mut walk = Walk::new(&gpu, case);
+        let mut walk = Walk::new(&gpu, Case { straight: Some(straight), ..case });
+        let kernels: Vec<&str> =
+            walk.plan().slabs(0).iter().map(|slab| if append_block::suits(walk.plan(), slab) { "append_block" } else { "append" }).collect();
+        if straight && !kernels.contains(&"append_block") {
+            continue;
+        }
+        blocks += usize::from(straight);
         let mut count = Count::default();
         for chunks in &steps {
             let taken = walk.take(chunks, false);
@@ -197,8 +211,9 @@ fn append_agrees_with_its_reference_at_every_bit_width() {
         let ties = if [Codec::F16, Codec::AlignedF16].contains(&walk.case.format.codec()) { HALF_TIES } else { TIES };
         assert!(count.all > 1000 && (count.ties as f64) < ties * count.all as f64, "{count:?} rounded otherwise than the twin. WGKV_SEED={}", walk.seed);
         assert!(pollster::block_on(walk.cache.status()).unwrap().is_clean());
-        println!("  {count:?} {:?}", start.elapsed());
+        println!("  {kernels:?} {count:?} {:?}", start.elapsed());
     }
+    assert!(blocks >= 18 || gpu.capability().subgroups.is_none(), "{blocks} cases in whole blocks");
 }
 
 #[test]
@@ -274,6 +289,7 @@ fn numbers_that_are_not_finite_are_stored_as_zeros_and_listed() {
         Case { steps, protection: protect(4, 128), ..case("kept in the window", 64, 2, 2, hadamard(Bits::Four, Bits::Two, 32)) },
     ] {
         harmed(&gpu, &case, &harms, &flags);
+        harmed(&gpu, &Case { straight: Some(!gpu.capability().straight), ..case }, &harms, &flags);
     }
 }
 

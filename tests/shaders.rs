@@ -37,7 +37,7 @@ const WIDE_WORKGROUP_BYTES: u32 = 32_768;
 
 /// Kernels that may use atomics: they list broken tokens in `status` (append_reordered finds the extents of groups that lie
 /// anywhere in a row, align_plan counts weights). Everything else owns the words it writes.
-const ATOMIC_KERNELS: [&str; 4] = ["align_plan", "append", "append_reordered", "protect"];
+const ATOMIC_KERNELS: [&str; 5] = ["align_plan", "append", "append_block", "append_reordered", "protect"];
 
 /// Variants that naga's GLSL writer cannot write as `310 es` compute, each a part of the variant's label, with the reason.
 /// Packed dot products are polyfilled and subgroups have an extension. One that starts to pass fails the test.
@@ -415,6 +415,7 @@ fn params() -> Vec<Fields> {
         fields!(align_scores::AlignScoresParams { items_at, slab_heads, heads_at, kv_heads }),
         fields!(align_values::AlignValuesParams { items_at, slab_heads, heads_at, kv_heads, criterion, pad }),
         fields!(append::AppendParams { items_at, items, layer, slab_heads, heads_at, kv_heads, pad }),
+        fields!(append_block::AppendBlockParams { items_at, items, layer, slab_heads, heads_at, kv_heads, pad }),
         fields!(append_reordered::AppendReorderedParams { items_at, items, layer, slab_heads, heads_at, kv_heads, places_at, scales }),
         fields!(attend_merge::AttendMergeParams { records_at, row_first, query_heads, kv_heads }),
         fields!(attend_prefill::AttendPrefillParams { items_at, slab_heads, heads_at, kv_heads }),

@@ -267,11 +267,32 @@ pub fn read_bandwidth(gpu: &Gpu, bytes: u64) -> f64 {
     let make = |size| device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage: wgpu::BufferUsages::STORAGE, mapped_at_creation: false });
     let (data, sums) = (make(bytes / 16 * 16), make(16));
     let (pipeline, group) = between(device, source, &data, &sums);
-    let time = seconds(gpu, 5, 4, |encoder, _| {
+    bytes as f64 / sweep(gpu, &pipeline, &group)
+}
+
+/// Bytes a second, read and written, of a kernel that copies so many into another buffer.
+pub fn copy_bandwidth(gpu: &Gpu, bytes: u64) -> f64 {
+    let source = "
+        @group(0) @binding(0) var<storage, read> data: array<vec4<u32>>;
+        @group(0) @binding(1) var<storage, read_write> copied: array<vec4<u32>>;
+        @compute @workgroup_size(256)
+        fn copy_all(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+            for (var i = id.x; i < arrayLength(&data); i += groups.x * 256u) { copied[i] = data[i]; }
+        }";
+    let bytes = bytes.min(gpu.capability().binding_bytes).min(gpu.capability().buffer_bytes) / 16 * 16;
+    let make =
+        || gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size: bytes, usage: wgpu::BufferUsages::STORAGE, mapped_at_creation: false });
+    let (data, copied) = (make(), make());
+    let (pipeline, group) = between(gpu.device(), source, &data, &copied);
+    2.0 * bytes as f64 / sweep(gpu, &pipeline, &group)
+}
+
+/// Seconds of a kernel that goes through its buffers in strides.
+fn sweep(gpu: &Gpu, pipeline: &wgpu::ComputePipeline, group: &wgpu::BindGroup) -> f64 {
+    seconds(gpu, 5, 4, |encoder, _| {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        pass.set_pipeline(&pipeline);
-        pass.set_bind_group(0, &group, &[]);
+        pass.set_pipeline(pipeline);
+        pass.set_bind_group(0, group, &[]);
         pass.dispatch_workgroups(4096, 1, 1);
-    });
-    bytes as f64 / time
+    })
 }

@@ -12,7 +12,9 @@ fn group_scale(low: f32, high: f32, clip: f32, levels: f32) -> f32 {
 }
 
 fn group_pack(scale: f32, zero: f32) -> u32 {
-    return half_pair(scale, zero);
+    // A zero of -0 is stored as 0, so that equal rows are stored alike. By its bits: compilers may take a sum or a conversion away.
+    let bits = half_bits(zero);
+    return half_bits(scale) | (select(bits, 0u, bits == 0x8000u) << 16u);
 }
 
 fn group_word(t: u32) -> u32 {

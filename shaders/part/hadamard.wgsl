@@ -37,14 +37,14 @@ fn hadamard_outer(i: u32) -> Cell {
         mask = hadamard_sylvester(r);
     }
     var sum = hadamard_four(mask, 0u, base, HADAMARD_INNER) + hadamard_four(mask, 4u, base, HADAMARD_INNER);
+    if (HADAMARD_OUTER == 16u) {
+        return sum + (hadamard_four(mask, 8u, base, HADAMARD_INNER) + hadamard_four(mask, 12u, base, HADAMARD_INNER));
+    }
     if (HADAMARD_OUTER > 8u) {
         sum += hadamard_four(mask, 8u, base, HADAMARD_INNER);
     }
     if (HADAMARD_OUTER > 12u) {
-        sum += hadamard_four(mask, 12u, base, HADAMARD_INNER);
-    }
-    if (HADAMARD_OUTER > 16u) {
-        sum += hadamard_four(mask, 16u, base, HADAMARD_INNER);
+        sum += hadamard_four(mask, 12u, base, HADAMARD_INNER) + hadamard_four(mask, 16u, base, HADAMARD_INNER);
     }
     return sum;
 }

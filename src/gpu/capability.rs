@@ -107,6 +107,11 @@ impl Capability {
         }
     }
 
+    /// Neighbouring lanes that surely share a subgroup, for straight-line code that shuffles between them: 0 where there is none.
+    pub(crate) fn lanes(&self) -> u32 {
+        self.subgroups.filter(|_| self.straight).map_or(0, |(smallest, _)| smallest)
+    }
+
     /// The reduction that `attend_split` uses here: subgroups where every subgroup has 32 lanes or more, so that the
     /// workgroup of 32 is one; otherwise workgroup memory.
     pub fn reduce(&self) -> Reduce {

@@ -4,8 +4,8 @@
 //! Shader: `shaders/append.wgsl`. Twin: [`reference::append`](crate::reference::append).
 
 use super::{
-    Binding, CENTRE, CODE_PLANES, FINITE, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, PLANES, REPORT, TURN, Variant, centred, fit_parts, flag,
-    hadamard_constants, half_rows, page_constants, rope_constants, scales_part,
+    Binding, CENTRE, CODE_PLANES, FINITE, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, PLANES, REPORT, TURN, Variant, append_block, centred, fit_parts,
+    flag, hadamard_constants, half_rows, page_constants, rope_constants, scales_part,
 };
 use crate::plan::{Plan, Slab};
 use crate::rows::Element;
@@ -48,6 +48,11 @@ pub static KERNEL: Kernel = Kernel {
     params_bytes: size_of::<AppendParams>(),
     zeroed: false,
 };
+
+/// What packs the pages of a slab of a plan: this kernel, or [`append_block`] where that suits.
+pub(crate) fn variant_of(plan: &Plan, slab: &Slab, element: Element) -> Variant {
+    if append_block::suits(plan, slab) { append_block::variant(plan, slab, element) } else { variant(plan, slab, element) }
+}
 
 /// The variant for a slab of a plan and the type of the caller's rows.
 pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {

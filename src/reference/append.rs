@@ -1,4 +1,4 @@
-//! The twin of `shaders/append.wgsl`.
+//! The twin of `shaders/append.wgsl` and of `shaders/append_block.wgsl`, which stores the same.
 
 use super::cached::{offset, window_row};
 use super::centre::Centred;
@@ -8,7 +8,8 @@ use super::protect::fresh;
 use super::{Constants, code_planes, finite, planes, report, scales};
 use crate::kernel::append::AppendParams;
 
-/// New keys and values into the packed pages; for RotateKV the values only. Shader: `shaders/append.wgsl`.
+/// New keys and values into the packed pages; for RotateKV the values only. Shaders: `shaders/append.wgsl`, and `shaders/append_block.wgsl` where the
+/// constants say so.
 ///
 /// `turns` is as [`turns`](super::turns), `keys` and `values` `[rows, kv_heads, head_dim]` in f32 or f16, `protected_rows`
 /// `[slot, kv_heads, sinks + ring, head_dim]`, `marks` for Centred means and weights, `pages` `[physical page, slab head, 4 * page_vecs]`, `status` the count, three
@@ -124,7 +125,7 @@ fn pack_key(c: &Constants, page: &mut [u32], t: u32, key: &[f32]) {
     let (flip, less) = if c.key_bits == 8 { (128, 128.0) } else { (0, 0.0) };
     let mut codes = Vec::new();
     for (g, group) in key.chunks_exact(c.key_group as usize).enumerate() {
-        let fitted = fit(c.scales, group, c.key_bits, c.key_clip, less);
+        let fitted = fit(c.scales, c.sums(), group, c.key_bits, c.key_clip, less);
         codes.extend(fitted.codes.iter().map(|code| code ^ flip));
         scales::put(c.scales, page, c.key_scales + g as u32 * scales::vecs(c.scales), t, fitted.pair);
     }
@@ -171,7 +172,7 @@ fn pack_value(c: &Constants, page: &mut [u32], t: u32, value: &[f32]) {
     let shifts = 8 / bits;
     let mask = (1 << bits) - 1;
     for (g, group) in value.chunks_exact(c.value_group as usize).enumerate() {
-        let fitted = fit(c.scales, group, c.value_bits, c.value_clip, 0.0);
+        let fitted = fit(c.scales, c.sums(), group, c.value_bits, c.value_clip, 0.0);
         for (e, code) in fitted.codes.iter().enumerate() {
             let i = g * c.value_group as usize + e;
             if c.code_planes {

@@ -14,11 +14,33 @@ pub struct Fit {
     pub pair: u32,
 }
 
+/// Adds up the terms of a group's numbers, in the order of one of the kernels that pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// By eights, then over the eights: `append`.
+    Eights,
+    /// Over pairs, then pairs of pairs: `append_block`, whose groups hold a power of two.
+    Pairs,
+}
+
+impl Order {
+    fn sum(self, numbers: &[f32], of: &dyn Fn(f32) -> f32) -> f32 {
+        match (self, numbers) {
+            (Self::Eights, _) => numbers.chunks(8).map(|eight| eight[1..].iter().fold(of(eight[0]), |sum, x| sum + of(*x))).reduce(|a, b| a + b).unwrap_or(0.0),
+            (Self::Pairs, [x]) => of(*x),
+            (Self::Pairs, _) => {
+                let (low, high) = numbers.split_at(numbers.len() / 2);
+                self.sum(low, of) + self.sum(high, of)
+            }
+        }
+    }
+}
+
 /// Fits numbers that share a scale with codes of so many bits. `clip` is for asymmetric codes; so is `less`, taken from their zero: 128
 /// where codes will be stored as signed bytes.
-pub fn fit(form: Scales, numbers: &[f32], bits: u32, clip: f32, less: f32) -> Fit {
+pub fn fit(form: Scales, order: Order, numbers: &[f32], bits: u32, clip: f32, less: f32) -> Fit {
     if form == Scales::Symmetric {
-        return symmetric(numbers, bits);
+        return symmetric(order, numbers, bits);
     }
     let levels = ((1_u32 << bits) - 1) as f32;
     let low = -numbers.iter().map(|x| -x).fold(f32::NEG_INFINITY, f32::max);
@@ -29,16 +51,13 @@ pub fn fit(form: Scales, numbers: &[f32], bits: u32, clip: f32, less: f32) -> Fi
 }
 
 /// The number's level in steps.
-fn level(x: f32, step: f32, bits: u32) -> f32 {
+fn level(x: f32, inverse: f32, bits: u32) -> f32 {
     let half = (1_u32 << (bits - 1)) as f32;
-    (x / step).floor().clamp(-half, half - 1.0) + 0.5
+    (x * inverse).floor().clamp(-half, half - 1.0) + 0.5
 }
 
-fn symmetric(numbers: &[f32], bits: u32) -> Fit {
-    // By eights, then over the eights, as the shader sums.
-    let sum = |of: &dyn Fn(f32) -> f32| -> f32 {
-        numbers.chunks(8).map(|eight| eight[1..].iter().fold(of(eight[0]), |sum, x| sum + of(*x))).reduce(|a, b| a + b).unwrap_or(0.0)
-    };
+fn symmetric(order: Order, numbers: &[f32], bits: u32) -> Fit {
+    let sum = |of: &dyn Fn(f32) -> f32| order.sum(numbers, of);
     const SMALLEST: f32 = 1.0 / 8_388_608.0;
     let start = match bits {
         2 => 0.9957,
@@ -48,10 +67,10 @@ fn symmetric(numbers: &[f32], bits: u32) -> Fit {
     };
     let mut step = (start * (sum(&|x| x * x) / numbers.len() as f32).sqrt()).max(SMALLEST);
     for _ in 0..2 {
-        let at = |x| level(x, step, bits);
+        let at = |x| level(x, 1.0 / step, bits);
         step = (sum(&|x| x * at(x)) / sum(&|x| at(x) * at(x))).max(SMALLEST);
     }
-    let at = |x| level(x, step, bits);
+    let at = |x| level(x, 1.0 / step, bits);
     let scale = sum(&|x| x * x) / sum(&|x| x * at(x)).max(1e-30);
     let half = (1_u32 << (bits - 1)) as f32;
     Fit { codes: numbers.iter().map(|x| (at(*x) + half) as u32).collect(), pair: symmetric_pack(scale) }

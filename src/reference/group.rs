@@ -44,7 +44,7 @@ pub fn group_code(x: f32, scale: f32, zero: f32, levels: f32) -> u32 {
 /// Scale and zero as they are stored.
 pub fn group_pack(form: Scales, scale: f32, zero: f32) -> u32 {
     match form {
-        Scales::Half | Scales::Symmetric => half_pair(scale, zero),
+        Scales::Half | Scales::Symmetric => half_pair(scale, zero + 0.0),
         Scales::Byte => group_float8(scale) | ((zero.clamp(-128.0, 127.0) as i32 as u32 & 0xff) << 8),
     }
 }

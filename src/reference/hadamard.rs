@@ -38,11 +38,14 @@ pub fn outer(constants: &Constants, row: &[f32], i: u32) -> f32 {
     let (order, inner) = (constants.hadamard_outer, constants.hadamard_inner);
     let mask = mask(order, i % constants.head_dim / inner);
     let base = i - i % constants.head_dim + i % inner;
-    let mut sum = four(row, mask, 0, base, inner) + four(row, mask, 4, base, inner);
-    for j in (8..order).step_by(4) {
-        sum += four(row, mask, j, base, inner);
+    let four = |j| four(row, mask, j, base, inner);
+    let sum = four(0) + four(4);
+    match order {
+        8 => sum,
+        12 => sum + four(8),
+        16 => sum + (four(8) + four(12)),
+        _ => sum + four(8) + (four(12) + four(16)),
     }
-    sum
 }
 
 /// The factor within a block, and the scale that makes the whole orthonormal.
