@@ -831,7 +831,7 @@ impl Plan {
         self.reduce
     }
 
-    /// Lanes of the smallest subgroup between which straight-line code may shuffle; 0 where it may not, or where loops are wanted.
+    /// Neighbouring lanes that surely share a subgroup, as far as kernels may shuffle between them.
     pub(crate) fn lanes(&self) -> u32 {
         self.lanes
     }

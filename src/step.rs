@@ -16,6 +16,7 @@ use crate::kernel::query::QueryParams;
 use crate::layout::PAGE_TOKENS;
 use crate::plan::{Plan, Slab};
 use crate::pool::Sequence;
+use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
@@ -571,21 +572,26 @@ fn pass(
         tables.extend((0..run.tokens).map(|t| run.growth.old_tokens + run.first + t));
     }
 
-    // Decoding rows: their pages in slices of about equal size, 256 a row at most.
-    let all_pages: u32 = runs.iter().map(|run| run.pages(plan).len() as u32).sum();
+    // Decoding rows: their pages in slices of about equal size, 256 a row at most. Those with the most pages first: the others fill
+    // what is left at the end, when there are more items than run at once.
+    let mut all_pages = 0;
+    let mut score_pages = Vec::with_capacity(runs.len());
+    for run in runs {
+        score_pages.push(all_pages);
+        all_pages += run.pages(plan).len() as u32;
+    }
+    let mut by_pages: Vec<usize> = (0..runs.len()).collect();
+    by_pages.sort_by_cached_key(|n| Reverse(runs[*n].pages(plan).len()));
     let slice = all_pages.div_ceil(plan.split_items()).max(1);
     let split_at = tables.len() as u32;
     let mut splits = 0;
-    let mut split_runs = Vec::new();
-    let mut score_page = 0_u32;
-    let mut score_pages = Vec::new();
-    for run in runs {
+    let mut split_runs = vec![0..0; runs.len()];
+    for n in by_pages {
+        let run = &runs[n];
         let first_split = splits;
         let pages = run.pages(plan);
-        score_pages.push(score_page);
         // What is found in the place of the slot where pages have places of their own: that of page 0 among the scores or terms.
-        let place = if plan.places_pages() { score_page.wrapping_sub(pages.start) } else { run.growth.slot };
-        score_page += pages.len() as u32;
+        let place = if plan.places_pages() { score_pages[n].wrapping_sub(pages.start) } else { run.growth.slot };
         let slice = slice.max((pages.len() as u32).div_ceil(MERGE_ITEMS));
         let (list, visible) = (run.growth.list(run.record), run.visible_packed(plan));
         for first in pages.clone().step_by(slice as usize) {
@@ -593,7 +599,7 @@ fn pass(
             tables.extend([run.row, list, first, end, visible, run.growth.new_packed, place, run.growth.limit_now()]);
             splits += 1;
         }
-        split_runs.push(first_split..splits);
+        split_runs[n] = first_split..splits;
     }
 
     // Prefilling rows: as many tokens as make a tile of rows, over everything they see. Decoding rows: their f16 tokens,

@@ -107,9 +107,9 @@ impl Capability {
         }
     }
 
-    /// Neighbouring lanes that surely share a subgroup, for straight-line code that shuffles between them: 0 where there is none.
+    /// Neighbouring lanes that surely share a subgroup: 0 where shaders may not use subgroups.
     pub(crate) fn lanes(&self) -> u32 {
-        self.subgroups.filter(|_| self.straight).map_or(0, |(smallest, _)| smallest)
+        self.subgroups.map_or(0, |(smallest, _)| smallest)
     }
 
     /// The reduction that `attend_split` uses here: subgroups where every subgroup has 32 lanes or more, so that the

@@ -118,8 +118,9 @@ pub fn check_group(context: &str, packing: Packing, got: &Group, twin: &Group, r
     }
 }
 
-/// A code that is rounded otherwise in a round of the fit moves the step by about one part in the group's numbers.
-const STEP_ERROR: f64 = 0.03;
+/// Codes that are rounded otherwise in the rounds of a group's fit: one of the first round, and two that the step, moved by it, lets
+/// cross a border in the second.
+const STEP_FLIPS: f64 = 3.0;
 
 /// Checks numbers that share a scale and have no zero: the stored scale is the one that keeps inner products their size with the stored
 /// codes; the codes are those of the step that f64 fits, but for the little that another rounding on the way may move it.
@@ -137,10 +138,12 @@ pub fn check_symmetric(context: &str, packing: Packing, got: &Group, twin: &Grou
     for _ in 0..2 {
         step = sum(&|x| x * level(x, step)) / sum(&|x| level(x, step).powi(2));
     }
+    // The step is a quotient of sums: a number at border k, k steps from zero, that changes sides moves it by k parts in the sum of the
+    // squared levels.
+    let moved = STEP_FLIPS * (half - 1.0) / sum(&|x| level(x, step).powi(2));
     for (i, x) in row.iter().enumerate() {
         let code = f64::from(got.codes[i]);
-        let (low, high) =
-            (code - half - STEP_ERROR * (code - half).abs() - error / step, code - half + 1.0 + STEP_ERROR * (code - half + 1.0).abs() + error / step);
+        let (low, high) = (code - half - moved * (code - half).abs() - error / step, code - half + 1.0 + moved * (code - half + 1.0).abs() + error / step);
         let quotient = x / step;
         assert!(
             (quotient >= low || code == 0.0) && (quotient <= high || code == 2.0 * half - 1.0),
