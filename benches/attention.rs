@@ -87,6 +87,7 @@ fn measure(gpu: &Gpu, case: Case, (format, precisions): (Format, Vec<[Precision;
     let mut kernels: Vec<(&'static str, f64)> = Vec::new();
     if let Some(profile) = cache.gpu().profile() {
         pollster::block_on(profile.take(gpu)).unwrap();
+        warm(gpu);
         let mut encoder = support::encoder(gpu);
         for call in 0..100 {
             cache.attend(&mut encoder, &step, call % layers, Rows::f32(&queries), Rows::f32(&output)).unwrap();

@@ -30,6 +30,7 @@ const GRAM_ERROR: f64 = 24.0 / 16_777_216.0;
 /// Runs a recording several times and answers each kernel's median seconds.
 fn profile(gpu: &Gpu, times: usize, mut record: impl FnMut(&mut wgpu::CommandEncoder)) -> Vec<(&'static str, f64)> {
     let timer = gpu.profile().unwrap();
+    warm(gpu);
     let mut all: Vec<(&'static str, Vec<f64>)> = Vec::new();
     for turn in 0..times + 3 {
         let mut encoder = encoder(gpu);

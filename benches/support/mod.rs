@@ -2,13 +2,17 @@
 #![allow(dead_code, reason = "every bench uses its own part of it")]
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 
-use std::time::Instant;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 use wgkv::{Allocation, Budget, Cache, Calibration, Centre, Chunk, Codec, Format, Gpu, Plan, Precision, Protection, Reach, Rope, Rows, Sequence, Shape};
 use wgpu::util::DeviceExt;
 
 /// Relative error of attend against f32 attention over the dequantized rows: int8 queries and u8 weights, at short and long
 /// contexts of the bench's uniform numbers. A wrong plane or scale gives errors near 1.
 const ATTEND_ERROR: f64 = 0.05;
+
+/// How long a GPU works before it is timed.
+const WARM: Duration = Duration::from_millis(100);
 
 /// One shape to measure.
 #[derive(Clone, Copy, Debug)]
@@ -198,14 +202,7 @@ pub fn check(gpu: &Gpu, cache: &Cache, case: Case, sequence: Sequence, queries: 
 
 /// Seconds of one call: the median of `samples`, each the mean over a submission of `calls`.
 pub fn seconds(gpu: &Gpu, samples: usize, calls: u32, mut record: impl FnMut(&mut wgpu::CommandEncoder, u32)) -> f64 {
-    // GPUs clock down when idle: work for a while first.
-    let warm = Instant::now();
-    while warm.elapsed().as_millis() < 150 {
-        let mut encoder = encoder(gpu);
-        record(&mut encoder, 0);
-        submit(gpu, encoder);
-        wait(gpu);
-    }
+    warm(gpu);
     let mut times: Vec<f64> = (0..=samples)
         .map(|_| {
             let mut encoder = encoder(gpu);
@@ -247,8 +244,8 @@ pub fn between(device: &wgpu::Device, source: &str, from: &wgpu::Buffer, to: &wg
     (pipeline, group)
 }
 
-/// Bytes a second that a kernel of 16-byte loads reads, from a buffer of `bytes`.
-pub fn read_bandwidth(gpu: &Gpu, bytes: u64) -> f64 {
+/// A kernel of 16-byte loads that reads a buffer of so many bytes.
+fn reader(gpu: &Gpu, bytes: u64) -> (wgpu::ComputePipeline, wgpu::BindGroup) {
     let source = "
         @group(0) @binding(0) var<storage, read> data: array<vec4<u32>>;
         @group(0) @binding(1) var<storage, read_write> sums: array<u32>;
@@ -262,11 +259,34 @@ pub fn read_bandwidth(gpu: &Gpu, bytes: u64) -> f64 {
             }
             if (sum.x + sum.y + sum.z + sum.w == 12345u) { sums[0] = id.x; }
         }";
-    let device = gpu.device();
-    let bytes = bytes.min(gpu.capability().binding_bytes).min(gpu.capability().buffer_bytes);
-    let make = |size| device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage: wgpu::BufferUsages::STORAGE, mapped_at_creation: false });
-    let (data, sums) = (make(bytes / 16 * 16), make(16));
-    let (pipeline, group) = between(device, source, &data, &sums);
+    let make = |size| gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage: wgpu::BufferUsages::STORAGE, mapped_at_creation: false });
+    between(gpu.device(), source, &make(bytes), &make(16))
+}
+
+/// Bytes that one binding holds, of those that are wanted.
+fn bindable(gpu: &Gpu, bytes: u64) -> u64 {
+    bytes.min(gpu.capability().binding_bytes).min(gpu.capability().buffer_bytes) / 16 * 16
+}
+
+/// Keeps the GPU at work for a while: it clocks down while the host prepares something, and does not come back for small submissions.
+pub fn warm(gpu: &Gpu) {
+    static READER: OnceLock<(wgpu::ComputePipeline, wgpu::BindGroup)> = OnceLock::new();
+    let (pipeline, group) = READER.get_or_init(|| reader(gpu, bindable(gpu, if gpu.capability().straight { 256 << 20 } else { 1 << 20 })));
+    let start = Instant::now();
+    while start.elapsed() < WARM {
+        let mut encoder = encoder(gpu);
+        for _ in 0..8 {
+            record_sweep(&mut encoder, pipeline, group);
+        }
+        submit(gpu, encoder);
+        wait(gpu);
+    }
+}
+
+/// Bytes a second that a kernel of 16-byte loads reads, from a buffer of `bytes`.
+pub fn read_bandwidth(gpu: &Gpu, bytes: u64) -> f64 {
+    let bytes = bindable(gpu, bytes);
+    let (pipeline, group) = reader(gpu, bytes);
     bytes as f64 / sweep(gpu, &pipeline, &group)
 }
 
@@ -289,10 +309,12 @@ pub fn copy_bandwidth(gpu: &Gpu, bytes: u64) -> f64 {
 
 /// Seconds of a kernel that goes through its buffers in strides.
 fn sweep(gpu: &Gpu, pipeline: &wgpu::ComputePipeline, group: &wgpu::BindGroup) -> f64 {
-    seconds(gpu, 5, 4, |encoder, _| {
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        pass.set_pipeline(pipeline);
-        pass.set_bind_group(0, group, &[]);
-        pass.dispatch_workgroups(4096, 1, 1);
-    })
+    seconds(gpu, 5, 4, |encoder, _| record_sweep(encoder, pipeline, group))
+}
+
+fn record_sweep(encoder: &mut wgpu::CommandEncoder, pipeline: &wgpu::ComputePipeline, group: &wgpu::BindGroup) {
+    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+    pass.set_pipeline(pipeline);
+    pass.set_bind_group(0, group, &[]);
+    pass.dispatch_workgroups(4096, 1, 1);
 }
