@@ -9,7 +9,7 @@
 //
 // The rotation is a butterfly in the order of part hadamard's sums: over blocks of HADAMARD_INNER channels, then within one.
 //
-// Parts: half, place, turn, scales_<form>, report, and fit_extent with group and group_<form>, or fit_symmetric.
+// Parts: half, finite, place, turn, scales_<form>, report, and fit_extent with group and group_<form>, or fit_symmetric.
 // Wrapper: src/kernel/append_block.rs. Twin: src/reference/append.rs.
 
 override HEAD_DIM: u32;        // 64, 128 or 256
@@ -134,11 +134,11 @@ fn row_times(x: Row, y: Row) -> Row {
     return Row(x.a * y.a, x.b * y.b, x.c * y.c, x.d * y.d, x.e * y.e, x.f * y.f, x.g * y.g, x.h * y.h);
 }
 
+// A sum of magnitudes, small enough not to overflow, is finite if all numbers are.
 fn row_finite(x: Row) -> bool {
-    let exponent = vec4<u32>(0x7f800000u);
-    let first = max(max(bitcast<vec4<u32>>(x.a) & exponent, bitcast<vec4<u32>>(x.b) & exponent), max(bitcast<vec4<u32>>(x.c) & exponent, bitcast<vec4<u32>>(x.d) & exponent));
-    let last = max(max(bitcast<vec4<u32>>(x.e) & exponent, bitcast<vec4<u32>>(x.f) & exponent), max(bitcast<vec4<u32>>(x.g) & exponent, bitcast<vec4<u32>>(x.h) & exponent));
-    return all(max(first, last) != exponent);
+    let small = vec4<f32>(0.0009765625);
+    return finite(dot(abs(x.a), small) + dot(abs(x.b), small) + dot(abs(x.c), small) + dot(abs(x.d), small)
+        + dot(abs(x.e), small) + dot(abs(x.f), small) + dot(abs(x.g), small) + dot(abs(x.h), small));
 }
 
 // Is any lane's part of the token's row not finite? 1 or 0 in all its lanes.

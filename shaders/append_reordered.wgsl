@@ -206,7 +206,7 @@ fn append_reordered(
             } else {
                 for (var c = i; c < GROUP_CELLS; c += 256u) {
                     let step = steps[group_of(head_first * HEAD_DIM + c)];
-                    let code = group_code(select(row[c], 0.0, zeros), step.x, step.y, levels);
+                    let code = group_code(select(row[c], 0.0, zeros), step.x, 1.0 / step.x, step.y, levels);
                     codes[c] = select(code, code ^ 128u, KEY_BITS == 8u);
                 }
                 workgroupBarrier();

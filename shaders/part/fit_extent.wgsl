@@ -5,10 +5,10 @@
 // hands them to fit_close; then fit_code makes the codes, and fit_pack what is stored beside them.
 const FIT_ROUNDS = 1u;
 
-struct Fit { scale: f32, zero: f32 }
+struct Fit { scale: f32, inverse: f32, zero: f32 }
 
 fn fit_open() -> Fit {
-    return Fit(0.0, 0.0);
+    return Fit(0.0, 0.0, 0.0);
 }
 
 fn fit_terms(x: f32, fit: Fit, n: u32, bits: u32) -> vec2<f32> {
@@ -21,11 +21,11 @@ fn fit_gather(a: vec2<f32>, b: vec2<f32>) -> vec2<f32> {
 
 fn fit_close(terms: vec2<f32>, fit: Fit, n: u32, channels: u32, bits: u32, clip: f32) -> Fit {
     let scale = group_scale(-terms.y, terms.x, clip, f32((1u << bits) - 1u));
-    return Fit(scale, group_zero(-terms.y, clip, scale));
+    return Fit(scale, 1.0 / scale, group_zero(-terms.y, clip, scale));
 }
 
 fn fit_code(x: f32, fit: Fit, bits: u32) -> u32 {
-    return group_code(x, fit.scale, fit.zero, f32((1u << bits) - 1u));
+    return group_code(x, fit.scale, fit.inverse, fit.zero, f32((1u << bits) - 1u));
 }
 
 // `less` is taken from the zero: 128 where codes are stored as signed bytes.

@@ -6,6 +6,11 @@ fn group_zero(low: f32, clip: f32, scale: f32) -> f32 {
     return round(-(clip * low) / scale);
 }
 
-fn group_code(x: f32, scale: f32, zero: f32, levels: f32) -> u32 {
-    return u32(clamp(round(x / scale) + zero, 0.0, levels));
+// round(x / scale) + zero within 0..levels. The quotient is mended once, so that ties are ties; rounding is left to a sum with 1.5 * 2^23,
+// whose low bits are then the integer: conversions take longer.
+fn group_code(x: f32, scale: f32, inverse: f32, zero: f32, levels: f32) -> u32 {
+    let first = x * inverse;
+    let steps = fma(fma(-first, scale, x), inverse, first);
+    let rounded = clamp(steps, -zero, levels - zero) + 12582912.0;
+    return u32(bitcast<i32>(rounded) + (i32(zero) - 0x4b400000));
 }

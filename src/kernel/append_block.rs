@@ -3,7 +3,9 @@
 //!
 //! Shader: `shaders/append_block.wgsl`. Twin: [`reference::append`](crate::reference::append).
 
-use super::{HALF, Kernel, PLACE, REPORT, TURN, Variant, centred, fit_parts, flag, hadamard_constants, half_rows, page_constants, rope_constants, scales_part};
+use super::{
+    FINITE, HALF, Kernel, PLACE, REPORT, TURN, Variant, centred, fit_parts, flag, hadamard_constants, half_rows, page_constants, rope_constants, scales_part,
+};
 use crate::format::Bits;
 use crate::plan::{Plan, Slab};
 use crate::rows::Element;
@@ -54,7 +56,7 @@ pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
         ("KEY_CLIP", slab.format().clip(slab.format().key().bits).into()),
         ("VALUE_CLIP", slab.format().clip(slab.format().value().bits).into()),
     ]);
-    let mut parts = vec![HALF, PLACE, TURN, scales_part(plan), REPORT];
+    let mut parts = vec![HALF, FINITE, PLACE, TURN, scales_part(plan), REPORT];
     parts.extend(fit_parts(plan));
     let mut variant = Variant::new(&KERNEL, &parts, &constants);
     variant.subgroups = true;

@@ -50,10 +50,13 @@ pub fn fit(form: Scales, order: Order, numbers: &[f32], bits: u32, clip: f32, le
     Fit { codes: numbers.iter().map(|x| group_code(*x, scale, zero, levels)).collect(), pair: group_pack(form, scale, zero - less) }
 }
 
-/// The number's level in steps.
-fn level(x: f32, inverse: f32, bits: u32) -> f32 {
-    let half = (1_u32 << (bits - 1)) as f32;
-    (x * inverse).floor().clamp(-half, half - 1.0) + 0.5
+/// The number's code: `inverse` brings the whole range of the levels to -1/2..1/2.
+fn code(x: f32, inverse: f32, bits: u32) -> f32 {
+    ((x * inverse + 0.5).clamp(0.0, 1.0) * largest(bits)).round_ties_even()
+}
+
+fn largest(bits: u32) -> f32 {
+    ((1_u32 << bits) - 1) as f32
 }
 
 fn symmetric(order: Order, numbers: &[f32], bits: u32) -> Fit {
@@ -65,15 +68,14 @@ fn symmetric(order: Order, numbers: &[f32], bits: u32) -> Fit {
         4 => 0.3352,
         _ => 0.0308,
     };
-    let mut step = (start * (sum(&|x| x * x) / numbers.len() as f32).sqrt()).max(SMALLEST);
+    let inverse = |step: f32| 1.0 / (step.max(SMALLEST) * largest(bits));
+    let mut fitted = inverse(start * (sum(&|x| x * x) / numbers.len() as f32).sqrt());
+    let at = |x, inverse| code(x, inverse, bits) - 0.5 * largest(bits);
     for _ in 0..2 {
-        let at = |x| level(x, 1.0 / step, bits);
-        step = (sum(&|x| x * at(x)) / sum(&|x| at(x) * at(x))).max(SMALLEST);
+        fitted = inverse(sum(&|x| x * at(x, fitted)) / sum(&|x| at(x, fitted) * at(x, fitted)));
     }
-    let at = |x| level(x, 1.0 / step, bits);
-    let scale = sum(&|x| x * x) / sum(&|x| x * at(x)).max(1e-30);
-    let half = (1_u32 << (bits - 1)) as f32;
-    Fit { codes: numbers.iter().map(|x| (at(*x) + half) as u32).collect(), pair: symmetric_pack(scale) }
+    let scale = sum(&|x| x * x) / sum(&|x| x * at(x, fitted)).max(1e-30);
+    Fit { codes: numbers.iter().map(|x| code(*x, fitted, bits) as u32).collect(), pair: symmetric_pack(scale) }
 }
 
 /// A half, but none of the subnormal ones, which drivers may take for 0.
