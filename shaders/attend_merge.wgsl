@@ -6,7 +6,8 @@
 //
 // One workgroup merges one row of one query head; invocation i of each part holds channel i. Partials come from attend_split
 // (one a slice of the pages) and from attend_prefill (one, or in a decode step one a few tiles of the f16 tokens), shared
-// out among the parts.
+// out among the parts: as many as the device allows where a row has many, since a part that takes turn after turn waits for
+// memory every time.
 //
 // Parts: half, finite, hadamard, centre. Wrapper: src/kernel/attend_merge.rs. Twin: src/reference/attend_merge.rs.
 
@@ -111,9 +112,11 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     if (PARTS > 1u) {
         gathered[thread] = merged;
         workgroupBarrier();
-        merged = gathered[i];
-        for (var p = 1u; p < PARTS; p++) {
-            merged = merge_two(merged, gathered[p * HEAD_DIM + i]);
+        // From here on only the first part's numbers count.
+        if (part == 0u) {
+            for (var p = 1u; p < PARTS; p++) {
+                merged = merge_two(merged, gathered[p * HEAD_DIM + i]);
+            }
         }
     }
     var x = merged.z / merged.y;
@@ -129,13 +132,17 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
             row[i] = x;
         }
         workgroupBarrier();
-        x = hadamard_outer(i);
+        if (part == 0u) {
+            x = hadamard_outer(i);
+        }
         workgroupBarrier();
         if (part == 0u) {
             row[i] = x;
         }
         workgroupBarrier();
-        x = hadamard_inner(i);
+        if (part == 0u) {
+            x = hadamard_inner(i);
+        }
     }
     x += select(centre_means(query_head / share, i).y, 0.0, LOG_SUMS && merged.y == 0.0);
     let output_at = ((params.row_first + r) * params.query_heads + query_head) * HEAD_DIM + i;

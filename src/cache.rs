@@ -855,7 +855,7 @@ impl Cache {
             }
             // Not before the f16 tokens were attended to: their weights count in the softmax.
             self.align_in(pass, step, buffers, slabs, &part.align);
-            self.gpu.pipeline(&attend_merge::variant(plan, output.element, pass_of_rows.many_items, log_sums.is_some())).dispatch(
+            self.gpu.pipeline(&attend_merge::variant(plan, output.element, pass_of_rows.merge_parts, log_sums.is_some())).dispatch(
                 &self.gpu,
                 pass,
                 &[

@@ -10,7 +10,7 @@ use crate::format::{Bits, Codec, Format};
 use crate::gpu::{Capability, Reduce};
 use crate::kernel::align_plan::{PLAN_WORDS, SUM_ENTRIES};
 use crate::kernel::align_values::LEDGER_VECS;
-use crate::kernel::{self, Variant, align_plan, align_scores, align_values, attend_prefill, attend_split};
+use crate::kernel::{self, Variant, align_plan, align_scores, align_values, attend_merge, attend_prefill, attend_split};
 use crate::layout::{PAGE_TOKENS, PageLayout};
 use crate::position;
 use crate::protection::{Protection, Sinks};
@@ -122,6 +122,7 @@ pub struct Plan {
     element: Element,
     query_rows: u32,
     split_workgroups: u32,
+    merge_parts: u32,
     heads: u32,
     calibration: Option<Arc<Calibration>>,
     centre: Option<Arc<Centre>>,
@@ -191,6 +192,7 @@ impl Plan {
             element: Element::F32,
             query_rows: QUERY_ROWS,
             split_workgroups: SPLIT_WORKGROUPS,
+            merge_parts: attend_merge::most_parts(shape.head_dim, capability),
             sequences,
             pages: 0,
             arrangements: Vec::new(),
@@ -675,11 +677,13 @@ impl Plan {
         let limit = |what, reason, need: u32, have: u32| {
             if need > have { Err(Error::Limit { what, reason, need: need.into(), have: have.into() }) } else { Ok(()) }
         };
-        // attend_merge has up to 256, the others one a channel.
-        let invocations = 256;
+        // What other kernels have, 256 at most, every device must allow.
+        let invocations = (self.shape.head_dim * self.merge_parts).max(256);
         limit("max_compute_invocations_per_workgroup", "attend_merge", invocations, capability.invocations)?;
         limit("max_compute_workgroup_size_x", "attend_merge", invocations, capability.workgroup_size_x)?;
         limit("max_storage_buffers_per_shader_stage", "attend_prefill", 8, capability.storage_buffers)?;
+        let merge_bytes = attend_merge::workgroup_bytes(self.shape.head_dim, self.merge_parts);
+        limit("max_compute_workgroup_storage_size", "attend_merge's parts", merge_bytes, capability.workgroup_bytes)?;
         limit("max_compute_workgroup_storage_size", "attend_prefill's tiles", 4096 + 16 * self.tile_vecs() + 256, capability.workgroup_bytes)?;
         if self.restores() {
             let cells = self.group_heads() * self.shape.head_dim;
@@ -866,6 +870,11 @@ impl Plan {
         if self.ring() == 0 { tokens } else { self.protection.packed(tokens) }
     }
 
+    /// Parts that attend_merge shares a row's items out among, at most.
+    pub(crate) fn merge_parts(&self) -> u32 {
+        self.merge_parts
+    }
+
     /// Query heads that share one reading of the cache: 1, 2 or 4.
     pub fn heads(&self) -> u32 {
         self.heads
@@ -966,13 +975,10 @@ impl Plan {
 
     /// The pipelines that know nothing of pages.
     fn common_variants(&self) -> Vec<Variant> {
-        let mut variants = vec![
-            kernel::query::variant(self, self.element),
-            kernel::attend_merge::variant(self, self.element, true, false),
-            kernel::attend_merge::variant(self, self.element, false, false),
-            kernel::attend_merge::variant(self, self.element, true, true),
-            kernel::attend_merge::variant(self, self.element, false, true),
-        ];
+        let mut variants = vec![kernel::query::variant(self, self.element)];
+        for parts in attend_merge::choices(self) {
+            variants.extend([false, true].map(|log_sums| attend_merge::variant(self, self.element, parts, log_sums)));
+        }
         if self.position_quads() > 0 {
             variants.push(kernel::position::variant(self));
         }

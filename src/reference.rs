@@ -183,7 +183,8 @@ pub struct Constants {
     pub sliding_window: u32,
     /// Query heads a KV head.
     pub share: u32,
-    /// Runs of `head_dim` invocations of `attend_merge` that share a row's items, in passes that split pages.
+    /// Runs of `head_dim` invocations of `attend_merge` that share a row's items, for rows of many. [`parts`](crate::kernel::attend_merge::parts)
+    /// tells what a pass has.
     pub parts: u32,
 }
 
@@ -198,7 +199,7 @@ impl Constants {
     pub fn of(plan: &Plan, slab: &Slab) -> Self {
         let mut numbers: HashMap<&str, f64> = HashMap::new();
         for (name, x) in plan.variants_of(slab).iter().flat_map(crate::kernel::Variant::constants) {
-            // Only attend_merge has two variants: for passes that split pages, with the larger numbers, and for others.
+            // Only attend_merge has several variants: more parts are for rows of more items.
             numbers.entry(name).and_modify(|n| *n = n.max(x)).or_insert(x);
         }
         let number = |name| {

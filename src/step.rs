@@ -6,7 +6,7 @@ use crate::kernel::align_scores::AlignScoresParams;
 use crate::kernel::align_values::AlignValuesParams;
 use crate::kernel::append::AppendParams;
 use crate::kernel::append_reordered::AppendReorderedParams;
-use crate::kernel::attend_merge::{AttendMergeParams, MANY_ITEMS, MERGE_ITEMS};
+use crate::kernel::attend_merge::{self, AttendMergeParams, MERGE_ITEMS};
 use crate::kernel::attend_prefill::{AttendPrefillParams, DECODE_PARTIALS, TILE_ROWS, TILE_TOKENS};
 use crate::kernel::attend_split::AttendSplitParams;
 use crate::kernel::elect;
@@ -83,8 +83,8 @@ pub(crate) struct Dispatch {
 pub(crate) struct Pass {
     pub rows: u32,
     pub merge: u64,
-    /// Has a row many items to merge?
-    pub many_items: bool,
+    /// Parts that a row's items are shared out among to be merged.
+    pub merge_parts: u32,
     /// By arrangement of the plan.
     pub arranged: Vec<Arranged>,
 }
@@ -672,7 +672,7 @@ fn pass(
     let merge = AttendMergeParams { records_at, row_first, query_heads: shape.query_heads, kv_heads: shape.kv_heads };
 
     words.attend_merge.push((merge, rows));
-    let mut pass = Pass { rows, merge: params.push(&merge, alignment), many_items: most_items >= MANY_ITEMS, arranged: Vec::new() };
+    let mut pass = Pass { rows, merge: params.push(&merge, alignment), merge_parts: attend_merge::parts(plan, most_items), arranged: Vec::new() };
     for (slabs, at) in plan.arrangements().iter().zip(arrangements) {
         let query = QueryParams { positions_at, row_first, query_heads: shape.query_heads, kv_heads: shape.kv_heads, groups_at: at.groups_at, pad: [0; 3] };
         let position = PositionParams { items_at: position_at, kv_heads: shape.kv_heads, pad: [0; 2] };

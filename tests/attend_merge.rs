@@ -8,7 +8,9 @@
 mod support;
 
 use support::*;
-use wgkv::reference;
+use wgkv::gpu::Capability;
+use wgkv::kernel::attend_merge::parts;
+use wgkv::reference::{self, Constants};
 use wgkv::*;
 
 /// Error of a number of the output, relative to the length of its row: a weighted mean over at most 256 partial results in groups of
@@ -43,7 +45,11 @@ fn cases() -> Vec<Case> {
         Case { protection: protect(4, 0), ..of("a head of 256", 256, 1, 1, hadamard(Four, Four, 128)) },
         Case { keep: Some(20), protection: protect(4, 16), ..of("sequences that slid keep sinks and a window", 64, 4, 2, hadamard(Four, Four, 64)) },
         Case { keep: Some(200), sliding_window: Some(200), protection: protect(4, 16), ..of("a sliding window", 64, 4, 2, rtn(Eight, Four, 32)) },
-        Case { steps: vec![vec![(0, 70 * 128)], vec![(0, 1)]], ..case("more partials than invocations", 64, 1, 1, rtn(Four, Four, 64)) },
+        long(70, case("more partials than invocations", 64, 1, 1, rtn(Four, Four, 64))),
+        long(20, case("some parts, not all with items", 128, 2, 1, hadamard(Four, Four, 128))),
+        Case { element: Element::F16, ..long(135, case("all parts, one with a second turn, f16 rows", 128, 1, 1, hadamard(Four, Four, 128))) },
+        Case { invocations: Some(256), ..long(135, case("no more parts than every device allows", 128, 1, 1, hadamard(Four, Four, 128))) },
+        Case { invocations: Some(256), ..long(40, case("one part that takes turns", 256, 1, 1, hadamard(Four, Four, 128))) },
     ];
     // RotateKV: shares of 1, 2, 4, 7, 8 and 16; 1, 2, 4 and 8 heads together; heads of every size; what f16 there can be.
     let steps = vec![vec![(0, 150), (1, 30), (2, 260)], vec![(2, 1), (0, 1), (1, 1)], vec![(1, 3), (2, 1)]];
@@ -98,6 +104,31 @@ fn cases() -> Vec<Case> {
     cases
 }
 
+/// A sequence of so many pages and one that has none, which decode together.
+fn long(pages: u32, case: Case) -> Case {
+    Case { protection: protect(0, 16), steps: vec![vec![(0, 128 * pages + 100), (1, 3)], vec![(0, 1), (1, 1)]], ..case }
+}
+
+#[test]
+fn parts_are_as_many_as_the_items_take_and_the_device_allows() {
+    let wide = Capability { invocations: 1024, workgroup_size_x: 1024, workgroup_bytes: 32_768, ..Capability::webgpu_default() };
+    for (capability, head_dim, by_items) in [
+        (wide, 64, [(0, 1), (16, 1), (17, 4), (64, 4), (65, 16), (256, 16)]),
+        (wide, 80, [(0, 1), (16, 1), (17, 4), (64, 4), (65, 12), (256, 12)]),
+        (wide, 128, [(0, 1), (16, 1), (17, 4), (64, 4), (65, 8), (256, 8)]),
+        (wide, 256, [(0, 1), (16, 1), (17, 4), (64, 4), (65, 4), (256, 4)]),
+        // All invocations' numbers would leave no room for the row.
+        (Capability { workgroup_bytes: 16_384, ..wide }, 128, [(0, 1), (16, 1), (17, 4), (64, 4), (65, 7), (256, 7)]),
+        (Capability { workgroup_size_x: 512, ..wide }, 96, [(0, 1), (16, 1), (17, 4), (64, 4), (65, 5), (256, 5)]),
+        (Capability::webgpu_default(), 128, [(0, 1), (16, 1), (17, 2), (64, 2), (65, 2), (256, 2)]),
+        (Capability::webgpu_default(), 256, [(0, 1), (16, 1), (17, 1), (64, 1), (65, 1), (256, 1)]),
+    ] {
+        let shape = Shape { layers: 1, query_heads: 1, kv_heads: 1, head_dim, rope: Rope::none() };
+        let plan = Plan::new(shape, Format::f16(), Protection::strict(), Budget::tokens(1, 1), &capability).unwrap();
+        assert_eq!(by_items.map(|(items, _)| (items, parts(&plan, items))), by_items, "heads of {head_dim}, {capability:?}");
+    }
+}
+
 #[test]
 fn attend_merge_agrees_with_its_reference() {
     let gpu = gpu();
@@ -114,6 +145,8 @@ fn attend_merge_agrees_with_its_reference() {
             let [_, _, partials, row_partials] = &taken.scratch;
             let mut twin = vec![POISON; taken.output.len()];
             let (params, rows) = &words.attend_merge[0];
+            let records = words.tables[params.records_at as usize..].chunks_exact(4).take(*rows as usize);
+            let c = Constants { parts: parts(walk.plan(), records.map(|record| record[1]).max().unwrap()), ..c };
             let mut log_sums = vec![0.0; (taken.step.rows() * shape.query_heads) as usize];
             let marks = &taken.after.marks;
             reference::attend_merge(params, &c, *rows, &words.tables, floats(partials), floats(row_partials), marks, &mut twin, Some(&mut log_sums));

@@ -280,6 +280,12 @@ fn a_plan_for_a_larger_device_is_refused_by_the_cache() {
     let error = Cache::new(&small, large).expect_err("the slab is larger than a binding");
     assert!(matches!(error, Error::Limit { what: "max_storage_buffer_binding_size", need, have, .. } if need > have && have == head / 2 - 1), "{error:?}");
     assert!(error.to_string().contains(&(head / 2 - 1).to_string()));
+    // One made for the smaller device has fewer invocations, and is not refused.
+    let small = gpu.pretend(Capability { invocations: 256, ..*gpu.capability() });
+    let make = |gpu: &Gpu| Cache::new(&small, plan(shape(), Format::f16(), Protection::strict(), Budget::tokens(1, 1), gpu.capability()).unwrap());
+    let error = make(&gpu).expect_err("more invocations than the device allows");
+    assert!(matches!(error, Error::Limit { what: "max_compute_invocations_per_workgroup", need: 512.., have: 256, .. }), "{error:?}");
+    make(&small).unwrap();
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub struct Case {
     pub straight: Option<bool>,
     /// Pretend a device whose shaders have no subgroup operations: attend_split then reduces through workgroup memory.
     pub no_subgroups: bool,
+    /// Pretend a device that allows no more invocations of a workgroup.
+    pub invocations: Option<u32>,
     /// Workgroups that a decode pass is split into, if not the plan's own number.
     pub split_workgroups: Option<u32>,
     /// For RotateKV: how far the order of channels reaches.
@@ -57,6 +59,7 @@ pub fn case(why: &'static str, head_dim: u32, query_heads: u32, kv_heads: u32, f
         slabs: false,
         straight: None,
         no_subgroups: false,
+        invocations: None,
         split_workgroups: None,
         reach: Reach::Global,
         calibration: None,
@@ -289,6 +292,9 @@ impl Walk {
         }
         if case.no_subgroups {
             gpu = gpu.pretend(gpu.capability().without_subgroups());
+        }
+        if let Some(invocations) = case.invocations {
+            gpu = gpu.pretend(Capability { invocations, ..*gpu.capability() });
         }
         let mut planned = plan(tokens, gpu.capability());
         if case.slabs {

@@ -1,6 +1,6 @@
 // Compiles modules with Tint, Chromium's WGSL compiler, through Dawn's null backend: it takes no GPU and no browser.
-// `node tint.mjs MODULES` reads one JSON object a line, { name, entry, source, starts, workgroup_bytes }, as tests/shaders.rs
-// writes them. What Tint says goes to the output by file and line; an error fails the run.
+// `node tint.mjs MODULES` reads one JSON object a line, { name, entry, source, starts, workgroup_bytes, invocations }, as
+// tests/shaders.rs writes them. What Tint says goes to the output by file and line; an error fails the run.
 import fs from 'node:fs';
 import readline from 'node:readline';
 import { create, globals } from 'webgpu';
@@ -11,7 +11,7 @@ globalThis.gpu = create(['backend=null']);
 const adapter = await globalThis.gpu.requestAdapter();
 // WebGPU's default limits: the null backend has no others.
 const device = await adapter.requestDevice({ requiredFeatures: ['shader-f16', 'subgroups'] });
-const { maxComputeWorkgroupStorageSize } = device.limits;
+const { maxComputeWorkgroupStorageSize, maxComputeInvocationsPerWorkgroup } = device.limits;
 
 async function compile(label, code) {
   device.pushErrorScope('validation');
@@ -45,7 +45,7 @@ for (const [what, code] of Object.entries(broken)) {
 let modules = 0;
 let wide = 0;
 for await (const line of readline.createInterface({ input: fs.createReadStream(process.argv[2]) })) {
-  const { name, entry, source, starts, workgroup_bytes } = JSON.parse(line);
+  const { name, entry, source, starts, workgroup_bytes, invocations } = JSON.parse(line);
   const { module, messages, refused } = await compile(name, source);
   modules += 1;
   for (const { type, lineNum, message } of messages) {
@@ -54,7 +54,7 @@ for await (const line of readline.createInterface({ input: fs.createReadStream(p
     console.log(`shaders/${path.replace(/\.wgsl$/, '')}.wgsl:${lineNum - first + 1}: ${type}: ${message}\n  in ${name}`);
   }
   // A pipeline is also held to the limits. Variants that need more than the default are for devices that have more.
-  if (workgroup_bytes > maxComputeWorkgroupStorageSize) {
+  if (workgroup_bytes > maxComputeWorkgroupStorageSize || invocations > maxComputeInvocationsPerWorkgroup) {
     wide += 1;
   } else if (!refused) {
     try {
@@ -69,6 +69,6 @@ if (modules === 0) {
   errors += 1;
   console.log(`error: ${process.argv[2]} holds no modules`);
 }
-console.log(`Tint: ${modules} modules, ${wide} of them without a pipeline since they need more workgroup memory than WebGPU's default; ${errors} errors`);
+console.log(`Tint: ${modules} modules, ${wide} of them without a pipeline since they need larger workgroups than WebGPU's default; ${errors} errors`);
 // The device keeps the process alive.
 process.exit(errors === 0 ? 0 : 1);
