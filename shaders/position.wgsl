@@ -2,18 +2,22 @@
 //
 //   sum_p A_p cos(u angle_p) + B_p sin(u angle_p)  =  sum_k even_k y^k + x sum_k odd_k y^k,   x = u / 64, y = x^2
 //
-// over the pairs p from POSITION_WAVES on, for u positions from the page's middle. A and B are the query's factors (kernel `query` wrote
-// them for the middle of page 0) turned to the page, and the sums on the right have six terms each: a polynomial of every wave, times A or
-// B, added up. attend_split (or align_scores) evaluates them, and adds the faster pairs one by one (part positions).
+// over the pairs p from POSITION_WAVES on, for u positions from the page's middle. A and B are the query's factors (part factors) turned to
+// the page, and the sums on the right have six terms each: a polynomial of every wave, times A or B, added up. attend_split (or
+// align_scores) evaluates them, and adds the faster pairs one by one (part positions).
 //
-// One invocation makes the terms of one page, for one reading: one KV head and up to HEADS query heads that share it.
+// One workgroup serves one reading: one KV head and up to HEADS query heads that share it. It makes the factors of the caller's queries, so
+// that it need not wait for kernel `query`; then one invocation makes the terms of one page.
 //
-// Parts: heads_<n>. Wrapper: src/kernel/position.rs. Twin: src/reference/position.rs.
+// Parts: heads_<n>, turn, centre, query_at, factors. Wrapper: src/kernel/position.rs. Twin: src/reference/position.rs.
 
 override HEADS: u32;
 override BLOCKS: u32;          // blocks of HEADS query heads per KV head
-override QUERY_STRIDE: u32;    // entries of query_codes per block of heads
-override POSITIONS_AT: u32;    // the first of a pair's two factors among them
+override HEAD_DIM: u32;
+override CENTRED: bool;
+override HALF_ROWS: bool;      // are the caller's rows f16?
+override SCALE: f32;           // log2(e) / sqrt(HEAD_DIM)
+override ROPE: u32;            // 1 split halves, 2 interleaved pairs
 override ROPE_PAIRS: u32;
 override POSITION_CENTRE: u32; // in turns, the turn by 63.5 positions; after it follow the waves, the polynomials, and the slow pairs' turns by pages
 override POSITION_WAVES: u32;  // first pairs, which turn too fast
@@ -21,21 +25,42 @@ override POSITION_PAGES: u32;  // pages that a sequence can have
 override POSITION_PLACES: u32; // pages of a pass
 
 struct PositionParams { // src/kernel/position.rs
-    items_at: u32, // first item in tables
+    items_at: u32,     // first item in tables
+    positions_at: u32, // first row's position in tables
+    row_first: u32,    // first row in queries
+    query_heads: u32,
     kv_heads: u32,
     pad_a: u32,
     pad_b: u32,
+    pad_c: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: PositionParams;
 @group(0) @binding(1) var<storage, read> tables: array<u32>;                       // items of 4 words
 @group(0) @binding(2) var<storage, read> turns: array<vec4<f32>>;                  // two pairs (cosine, sine) a vector: tables of src/position.rs
-@group(0) @binding(3) var<storage, read> query_codes: array<HeadsU>;               // [row, kv_heads, BLOCKS, QUERY_STRIDE]
-@group(0) @binding(4) var<storage, read_write> position_terms: array<HeadsF>;      // [kv_heads, BLOCKS, 12, page of the pass]
+@group(0) @binding(3) var<storage, read> queries: array<u32>;                      // [rows, query_heads, HEAD_DIM] f32 or f16
+@group(0) @binding(4) var<storage, read> marks: array<u32>;                        // [kv_heads, 3, HEAD_DIM] f32
+@group(0) @binding(5) var<storage, read_write> position_terms: array<HeadsF>;      // [kv_heads, BLOCKS, 12, page of the pass]
 
-const FACTORS = 2u * ROPE_PAIRS;
+const SLOW = max(ROPE_PAIRS - POSITION_WAVES, 1u);
 
-var<workgroup> factors: array<HeadsF, FACTORS>;
+var<workgroup> factors: array<Factors, SLOW>; // of the pairs from POSITION_WAVES on, for the middle of page 0
+
+// Cosine and sine of one position and pair.
+fn turn_at(i: u32) -> vec2<f32> {
+    let two = turns[i / 2u];
+    return select(two.xy, two.zw, (i & 1u) == 1u);
+}
+
+// A channel of the queries that share the reading, of which the first is number `first` of the KV head's `share`. Places beyond them hold
+// the last one again.
+fn position_query(row: u32, first: u32, share: u32, channel: u32) -> HeadsF {
+    let a = query_at((row + min(first, share - 1u)) * HEAD_DIM + channel);
+    let b = query_at((row + min(first + 1u, share - 1u)) * HEAD_DIM + channel);
+    let c = query_at((row + min(first + 2u, share - 1u)) * HEAD_DIM + channel);
+    let d = query_at((row + min(first + 3u, share - 1u)) * HEAD_DIM + channel);
+    return heads_of(a, b, c, d);
+}
 
 @compute @workgroup_size(64)
 fn position(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) i: u32) {
@@ -44,10 +69,16 @@ fn position(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocati
     let n = tables[item + 1u] + i;
     let end = tables[item + 2u];
     let page = tables[item + 3u] + n;
-    let readings = params.kv_heads * BLOCKS;
-    let at = (query_row * readings + workgroup.y) * QUERY_STRIDE + POSITIONS_AT;
-    for (var e = i; e < FACTORS; e += 64u) {
-        factors[e] = bitcast<HeadsF>(query_codes[at + e]);
+    let head = workgroup.y / BLOCKS;
+    let first = workgroup.y % BLOCKS * HEADS;
+    let share = params.query_heads / params.kv_heads;
+    let row = (params.row_first + query_row) * params.query_heads + head * share;
+    let position = tables[params.positions_at + query_row];
+    for (var p = POSITION_WAVES + i; p < ROPE_PAIRS; p += 64u) {
+        let channels = factors_channels(p);
+        let query = Factors(position_query(row, first, share, channels.x), position_query(row, first, share, channels.y));
+        let turn = turn_compose(turn_at((128u + position / 128u) * ROPE_PAIRS + p), turn_at((position % 128u) * ROPE_PAIRS + p));
+        factors[p - POSITION_WAVES] = factors_turn(factors_of(head, channels, query, turn), turn_at(POSITION_CENTRE + p));
     }
     workgroupBarrier();
     if (n >= end) {
@@ -69,26 +100,22 @@ fn position(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocati
     let by_page = table + 3u * (ROPE_PAIRS - POSITION_WAVES);
     for (var p = POSITION_WAVES; p < ROPE_PAIRS; p++) {
         // By pair, then by page: consecutive invocations read consecutive numbers.
-        let turn_index = (p - POSITION_WAVES) * POSITION_PAGES + n;
-        let two = turns[by_page + turn_index / 2u];
-        let turn = select(two.xy, two.zw, (turn_index & 1u) == 1u);
-        let a = factors[2u * p] * turn.x + factors[2u * p + 1u] * turn.y;
-        let b = factors[2u * p + 1u] * turn.x - factors[2u * p] * turn.y;
+        let here = factors_turn(factors[p - POSITION_WAVES], turn_at(2u * by_page + (p - POSITION_WAVES) * POSITION_PAGES + n));
         let f = turns[table + 3u * (p - POSITION_WAVES)];
         let g = turns[table + 3u * (p - POSITION_WAVES) + 1u];
         let h = turns[table + 3u * (p - POSITION_WAVES) + 2u];
-        even_0 += f.x * a;
-        even_1 += f.y * a;
-        even_2 += f.z * a;
-        even_3 += f.w * a;
-        even_4 += g.x * a;
-        even_5 += g.y * a;
-        odd_0 += g.z * b;
-        odd_1 += g.w * b;
-        odd_2 += h.x * b;
-        odd_3 += h.y * b;
-        odd_4 += h.z * b;
-        odd_5 += h.w * b;
+        even_0 += f.x * here.a;
+        even_1 += f.y * here.a;
+        even_2 += f.z * here.a;
+        even_3 += f.w * here.a;
+        even_4 += g.x * here.a;
+        even_5 += g.y * here.a;
+        odd_0 += g.z * here.b;
+        odd_1 += g.w * here.b;
+        odd_2 += h.x * here.b;
+        odd_3 += h.y * here.b;
+        odd_4 += h.z * here.b;
+        odd_5 += h.w * here.b;
     }
     let terms = workgroup.y * 12u * POSITION_PLACES + page;
     position_terms[terms] = even_0;

@@ -8,7 +8,10 @@
 //
 // A row with a number that is not finite gets a scale that is NaN: its own output is NaN, and no other row changes.
 //
-// Parts: finite, turn, hadamard. Wrapper: src/kernel/query.rs. Twin: src/reference/query.rs.
+// What the mean of the keys adds to a score by position (Centred) goes to both as factors (part factors): of all pairs of RoPE to
+// `query_rows`, and to `query_codes` those of the first, which attend_split takes one by one. Kernel `position` makes its own of the others.
+//
+// Parts: finite, turn, hadamard, centre, query_at, factors, heads_1. Wrapper: src/kernel/query.rs. Twin: src/reference/query.rs.
 
 override HEAD_DIM: u32;
 override HADAMARD_OUTER: u32;
@@ -20,6 +23,7 @@ override ROPE_PAIRS: u32;      // pairs of channels that turn
 override CENTRED: bool;
 override POSITION_QUADS: u32;  // quads of channels that carry what the mean of the keys adds to a score: 0 where nothing
 override POSITIONS_AT: u32;    // entries of a block of heads before those that positions are known by
+override POSITION_WAVES: u32;  // first pairs, whose factors attend_split takes
 override POSITION_CENTRE: u32; // in turns: the turn by 63.5 positions
 override HALF_ROWS: bool;      // are the caller's rows f16?
 override SCALE: f32;           // log2(e) / sqrt(HEAD_DIM)
@@ -55,20 +59,9 @@ var<workgroup> extents: array<f32, EIGHTHS>;
 var<workgroup> codes: array<i32, HEAD_DIM>;
 var<workgroup> quad_sums: array<i32, QUADS>;
 
-fn query_at(i: u32) -> f32 {
-    if (HALF_ROWS) {
-        let pair = unpack2x16float(queries[i / 2u]);
-        return select(pair.x, pair.y, (i & 1u) == 1u);
-    }
-    return bitcast<f32>(queries[i]);
-}
-
-// The factors of cos(t angle) and sin(t angle) in what pair p of the mean key, turned to position t, adds to the score of the query in `row`.
-fn query_position(head: u32, p: u32) -> vec2<f32> {
-    let a = select(2u * p, p, ROPE == 1u);
-    let b = turn_partner(a);
-    let mean = vec2<f32>(centre_means(head, a).x, centre_means(head, b).x);
-    return vec2<f32>(row[a] * mean.x + row[b] * mean.y, row[b] * mean.x - row[a] * mean.y);
+// Cosine and sine of one pair at a position.
+fn query_turn(position: u32, pair: u32) -> vec2<f32> {
+    return turn_compose(turns[(128u + position / 128u) * ROPE_PAIRS + pair], turns[(position % 128u) * ROPE_PAIRS + pair]);
 }
 
 @compute @workgroup_size(HEAD_DIM)
@@ -81,7 +74,7 @@ fn query(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_
     workgroupBarrier();
     let pair = turn_pair(i);
     if (pair < ROPE_PAIRS) {
-        let turn = turn_compose(turns[(128u + position / 128u) * ROPE_PAIRS + pair], turns[(position % 128u) * ROPE_PAIRS + pair]);
+        let turn = query_turn(position, pair);
         x = x * turn.x + turn_sign(i) * row[turn_partner(i)] * turn.y;
     }
     let share = params.query_heads / params.kv_heads;
@@ -90,22 +83,20 @@ fn query(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_
     let row_at = (r * params.query_heads + query_head) * (HEAD_DIM + 4u * POSITION_QUADS);
     let block = query_head % share / HEADS;
     let at = (((r * params.kv_heads + head) * BLOCKS + block) * QUERY_STRIDE) * HEADS + query_head % share % HEADS;
-    if (POSITION_QUADS > 0u) {
-        workgroupBarrier();
-        row[i] = x * SCALE;
-        workgroupBarrier();
-        // Whole quads: beyond the last pair stand zeros.
-        if (i < 2u * POSITION_QUADS) {
-            var here = vec2<f32>(0.0);
-            if (i < ROPE_PAIRS) {
-                here = query_position(head, i);
-            }
-            query_rows[row_at + HEAD_DIM + 2u * i] = here.x;
-            query_rows[row_at + HEAD_DIM + 2u * i + 1u] = here.y;
-            let turn = turns[POSITION_CENTRE + min(i, max(ROPE_PAIRS, 1u) - 1u)];
+    // Whole quads: beyond the last pair stand zeros.
+    if (i < 2u * POSITION_QUADS) {
+        var here = Factors(0.0, 0.0);
+        if (i < ROPE_PAIRS) {
+            let channels = factors_channels(i);
+            here = factors_of(head, channels, Factors(row[channels.x], row[channels.y]), query_turn(position, i));
+        }
+        query_rows[row_at + HEAD_DIM + 2u * i] = here.a;
+        query_rows[row_at + HEAD_DIM + 2u * i + 1u] = here.b;
+        if (i < POSITION_WAVES) {
+            let middle = factors_turn(here, turns[POSITION_CENTRE + i]);
             let entry = at + (POSITIONS_AT + 2u * i) * HEADS;
-            query_codes[entry] = bitcast<u32>(here.x * turn.x + here.y * turn.y);
-            query_codes[entry + HEADS] = bitcast<u32>(here.y * turn.x - here.x * turn.y);
+            query_codes[entry] = bitcast<u32>(middle.a);
+            query_codes[entry + HEADS] = bitcast<u32>(middle.b);
         }
     }
     x /= centre_weight(head, i);

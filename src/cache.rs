@@ -799,15 +799,17 @@ impl Cache {
                 ],
                 [pass_of_rows.rows, shape.query_heads, 1],
             );
+            // It reads nothing that `query` writes, and so need not wait for it, unless the compute pass has used the terms before.
             if part.position.items > 0 {
-                self.gpu.pipeline(&position::variant(plan)).dispatch(
+                self.gpu.pipeline(&position::variant(plan, queries.element)).dispatch(
                     &self.gpu,
                     pass,
                     &[
                         params::<PositionParams>(step, part.position.params),
                         step.tables.as_entire_binding(),
                         scratch.turns.as_entire_binding(),
-                        scratch.query_codes.as_entire_binding(),
+                        query_rows.clone(),
+                        buffers.marks.as_entire_binding(),
                         scratch.position_terms.as_entire_binding(),
                     ],
                     [part.position.items, plan.readings() as u32, 1],

@@ -892,7 +892,7 @@ impl Plan {
 
     /// Entries of one block of heads among the query codes.
     pub fn query_stride(&self) -> u32 {
-        self.positions_at() + 4 * self.position_quads()
+        self.positions_at() + 2 * self.position_waves()
     }
 
     /// Query rows that one pass works on ([`Plan::with_query_rows`]).
@@ -980,7 +980,7 @@ impl Plan {
             variants.extend([false, true].map(|log_sums| attend_merge::variant(self, self.element, parts, log_sums)));
         }
         if self.position_quads() > 0 {
-            variants.push(kernel::position::variant(self));
+            variants.push(kernel::position::variant(self, self.element));
         }
         if self.sinks() + self.ring() > 0 {
             variants.push(kernel::protect::variant(self, self.element));

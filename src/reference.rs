@@ -14,6 +14,7 @@ pub mod aligned;
 pub mod cached;
 pub mod centre;
 pub mod code_planes;
+pub mod factors;
 pub mod fit;
 pub mod group;
 pub mod grouped;
@@ -89,7 +90,7 @@ pub struct Constants {
     pub positions_at: u32,
     /// In `turns`: the turn by 63.5 positions, and after it the tables of `position`.
     pub position_centre: u32,
-    /// First pairs of RoPE, which turn too fast for a short polynomial.
+    /// First pairs of RoPE, which turn too fast for a short polynomial: the query codes have their factors.
     pub position_waves: u32,
     /// Pages that a sequence can have, where something turns.
     pub position_pages: u32,

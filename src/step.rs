@@ -675,7 +675,7 @@ fn pass(
     let mut pass = Pass { rows, merge: params.push(&merge, alignment), merge_parts: attend_merge::parts(plan, most_items), arranged: Vec::new() };
     for (slabs, at) in plan.arrangements().iter().zip(arrangements) {
         let query = QueryParams { positions_at, row_first, query_heads: shape.query_heads, kv_heads: shape.kv_heads, groups_at: at.groups_at, pad: [0; 3] };
-        let position = PositionParams { items_at: position_at, kv_heads: shape.kv_heads, pad: [0; 2] };
+        let position = PositionParams { items_at: position_at, positions_at, row_first, query_heads: shape.query_heads, kv_heads: shape.kv_heads, pad: [0; 3] };
         let mut arranged = Arranged {
             query: params.push(&query, alignment),
             position: Dispatch { params: params.push(&position, alignment), items: positions },

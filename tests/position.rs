@@ -1,6 +1,7 @@
 //! `position` makes, for every page of a decoding row, the terms of what the mean of the keys adds to its scores as far as it turns slowly.
 //!
 //! - The terms agree with the twin's up to f32's rounding, and no others are written.
+//! - Rows of any pass have those of their own query and position.
 //! - With the waves that attend_split adds (part positions), they are the score of the query with the turned mean, as f64 has it: also far
 //!   from the beginning, where it must hold to a thousandth of a logit.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
@@ -12,9 +13,10 @@ use wgkv::kernel::position::TERMS;
 use wgkv::reference::{self, positions::positions, turn_exact};
 use wgkv::*;
 
-/// Relative to the length of a term's addends: 3 roundings of the turn and two of each product and sum, for up to 64 pairs, of 2^-24 each,
-/// twice since both sides make them.
-const TERM_ERROR: f32 = 2.0 * (3.0 + 2.0 * 8.0) / 16_777_216.0;
+/// Relative to the length of a term's addends: 3 roundings of the turn to the query's position, 3 of each of four products of a pair by another
+/// (that turn, the mean, the turn to the middle, that to the page), one of the scale, and two of each product and sum, for up to 64 pairs, of
+/// 2^-24 each, twice since both sides make them.
+const TERM_ERROR: f32 = 2.0 * (3.0 + 4.0 * 3.0 + 1.0 + 2.0 * 8.0) / 16_777_216.0;
 
 /// Thousandths of a logit that the closed form may be off, by the length of query times mean over sqrt(head_dim) that the tests draw: what
 /// a logit of a real model is at most, tens.
@@ -26,7 +28,7 @@ fn cases() -> Vec<Case> {
     let of = |why, head_dim, query_heads, kv_heads, format| Case { steps: steps.clone(), ..case(why, head_dim, query_heads, kv_heads, format) };
     let mut cases = vec![
         of("a share of 4", 128, 8, 2, centred(Two, Two, 128)),
-        of("a share of 7, interleaved pairs", 64, 14, 2, centred(Two, Two, 64)),
+        Case { element: Element::F16, ..of("a share of 7, interleaved pairs, f16 rows", 64, 14, 2, centred(Two, Two, 64)) },
         three_ways(of("queries as codes and as f32", 128, 8, 4, centred(Two, Two, 128))),
         Case { protection: protect(4, 16), ..of("13 pairs, none fast, a share of 1", 80, 2, 2, centred(Four, Two, 128)) },
         of("the largest head", 256, 2, 1, centred(Four, Four, 128)),
@@ -48,19 +50,33 @@ fn position_agrees_with_its_reference() {
         let (params, items) = &words.position[0];
         assert!(*items > 0, "a decoding row has pages");
         let mut twin = vec![f32::from_bits(POISON); taken.positions.len()];
-        reference::position(params, &walk.constants, *items, &words.tables, &walk.turns, &taken.scratch[1], &mut twin);
+        reference::position(params, &walk.constants, *items, &words.tables, &walk.turns, &taken.queries.words, &taken.after.marks, &mut twin);
         let got = floats(&taken.positions);
         // A query of length 3 sqrt(head_dim) or less, its means of 2 sqrt(head_dim): a pair's addends are of their product over sqrt(head_dim).
         let size = 6.0 * (walk.case.shape.head_dim as f32).sqrt() * 3.0;
-        // [kv_heads, blocks, terms, pages, heads]: the last block's heads beyond the share have no queries, and no meaning.
-        let (c, share) = (&walk.constants, walk.case.shape.share());
-        let block = |i: usize| i as u32 / (TERMS * c.position_places * c.heads) % c.blocks;
-        for (i, (got, want)) in got.iter().zip(&twin).enumerate().filter(|(i, _)| block(*i) * c.heads + *i as u32 % c.heads < share) {
+        for (i, (got, want)) in got.iter().zip(&twin).enumerate() {
             assert_eq!(got.to_bits() == POISON, want.to_bits() == POISON, "{}: the kernel and its twin write different places; number {i}", walk.case.why);
             if want.to_bits() != POISON {
                 close(&format!("{}: number {i}", walk.case.why), &[*got], &[*want], TERM_ERROR * size, TERM_ERROR, walk.seed);
             }
         }
+    }
+}
+
+#[test]
+fn rows_of_any_pass_have_terms_of_their_own() {
+    let gpu = gpu();
+    let mut whole = Walk::new(&gpu, cases().remove(1));
+    let mut parts = Walk::new(&gpu, whole.case.clone());
+    parts.cache = Cache::new(&gpu, whole.plan().clone().with_query_rows(2)).unwrap();
+    parts.sequences = whole.sequences.iter().map(|_| parts.cache.allocate().unwrap()).collect();
+    // In the second step a prefilling row shares the first decoding one's pass; the last decoding row has a pass of its own.
+    for (chunks, passes) in [(&whole.case.steps[0].clone(), 225), (&vec![(1, 3), (2, 1), (0, 1)], 3)] {
+        let rows = whole.draw(chunks.iter().map(|(_, tokens)| tokens).sum());
+        let want = whole.take_rows(chunks, rows.clone(), true);
+        let got = parts.take_rows(chunks, rows, true);
+        assert_eq!((want.step.words().position.len(), got.step.words().position.len()), (1, passes));
+        assert!(got.output == want.output, "{passes} passes give another output. WGKV_SEED={}", whole.seed);
     }
 }
 
@@ -98,9 +114,9 @@ fn the_closed_form_holds_to_a_thousandth_of_a_logit_far_out() {
             reference::query(&params, &constants, 1, &[position, 128], &turns, &words, &marks, &mut vec![0.0; stride], &mut codes);
             let last = position / 128;
             for n in [0, last / 2, last] {
-                let params = kernel::position::PositionParams { items_at: 0, kv_heads: 1, pad: [0; 2] };
+                let params = kernel::position::PositionParams { items_at: 1, positions_at: 0, row_first: 0, query_heads: 1, kv_heads: 1, pad: [0; 3] };
                 let mut terms = vec![0.0; (TERMS * constants.position_places) as usize];
-                reference::position(&params, &constants, 1, &[0, n, n + 1, 0], &turns, &codes, &mut terms);
+                reference::position(&params, &constants, 1, &[position, 0, n, n + 1, 0], &turns, &words, &marks, &mut terms);
                 let term = |k: usize| terms[k * constants.position_places as usize + n as usize];
                 let got = positions(&constants, &turns, n, |entry| f32::from_bits(codes[entry as usize]), term);
                 let plain: Vec<f64> = means.iter().map(|x| f64::from(*x)).collect();

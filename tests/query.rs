@@ -111,6 +111,9 @@ fn query_agrees_with_its_reference() {
                 let at = (r * shape.query_heads + query_head) as usize * stride;
                 let row = &floats(query_rows)[at..][..d];
                 let got = take(query_codes);
+                // The factors of waves, as long as those among the rows.
+                let [waves, wanted] = [&got, &take(&codes)].map(|words| floats(&words[c.positions_at as usize..]).to_vec());
+                close(&format!("{name}: waves"), &waves, &wanted, POSITION_ERROR * norm(row), 0.0, walk.seed);
                 let precision = walk.plan().allocation().of(0, kv)[0];
                 if precision.bits == Bits::Sixteen || walk.case.format.codec() == Codec::RotateKv {
                     assert!(floats(&got)[..d] == *row, "{name}: f32 queries are the rows");
@@ -133,6 +136,7 @@ fn a_query_that_is_not_finite_gives_nan_in_its_own_head_only() {
         Case { element: Element::F16, ..case("f16 pages, f16 rows", 64, 6, 2, Format::f16()) },
         Case { protection: protect(4, 128), ..case("sinks and window", 64, 6, 2, hadamard(Bits::Four, Bits::Two, 32)) },
         case("keys as they came", 64, 6, 2, rtn(Bits::Eight, Bits::Eight, 64)),
+        case("Centred", 64, 6, 2, centred(Bits::Four, Bits::Two, 64)),
         case("RotateKV", 64, 6, 2, rotated(Bits::Four, Bits::Two, 32, 2)),
         Case { protection: massive(20, 0), ..case("RotateKV with elected sinks", 64, 6, 2, rotated(Bits::Two, Bits::Two, 64, 1)) },
         Case { straight: Some(true), ..case("RotateKV in halves", 64, 6, 2, rotated(Bits::Two, Bits::Two, 64, 2)) },

@@ -430,7 +430,7 @@ fn params() -> Vec<Fields> {
         fields!(elect::ElectParams { items_at, items, width, pad }),
         fields!(gram::GramParams { rows, heads, pad }),
         fields!(measure::MeasureParams { rows, width, zero, pad }),
-        fields!(position::PositionParams { items_at, kv_heads, pad }),
+        fields!(position::PositionParams { items_at, positions_at, row_first, query_heads, kv_heads, pad }),
         fields!(protect::ProtectParams { items_at, items, layer, kv_heads }),
         fields!(query::QueryParams { positions_at, row_first, query_heads, kv_heads, groups_at, pad }),
         fields!(rotate::RotateParams { rows, pad }),

@@ -20,7 +20,7 @@ var<workgroup> position_pairs: array<HeadsF, POSITION_FACTORS>;
 struct PositionBase { a: HeadsF, b: HeadsF, c: HeadsF, d: HeadsF, e: HeadsF, f: HeadsF, g: HeadsF, h: HeadsF }
 
 fn positions_factor(at: u32, p: u32, which: u32) -> HeadsF {
-    return bitcast<HeadsF>(query_codes[at + POSITIONS_AT + 2u * min(p, ROPE_PAIRS - 1u) + which]);
+    return bitcast<HeadsF>(query_codes[at + POSITIONS_AT + 2u * min(p, max(POSITION_WAVES, 1u) - 1u) + which]);
 }
 
 fn positions_base(at: u32, lane: u32) -> PositionBase {

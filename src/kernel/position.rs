@@ -3,8 +3,9 @@
 //!
 //! Shader: `shaders/position.wgsl`. Twin: [`reference::position`](crate::reference::position()).
 
-use super::{Binding, Kernel, Variant, heads_part, position_constants};
+use super::{Binding, CENTRE, FACTORS, Kernel, QUERY_AT, TURN, Variant, centred, half_rows, heads_part, query, rope_constants};
 use crate::plan::Plan;
+use crate::rows::Element;
 
 /// `PositionParams` of `shaders/position.wgsl`.
 #[repr(C)]
@@ -12,10 +13,16 @@ use crate::plan::Plan;
 pub struct PositionParams {
     /// First item in tables.
     pub items_at: u32,
+    /// First row's position in tables.
+    pub positions_at: u32,
+    /// First row in queries.
+    pub row_first: u32,
+    /// Query heads.
+    pub query_heads: u32,
     /// KV heads.
     pub kv_heads: u32,
     /// Unused.
-    pub pad: [u32; 2],
+    pub pad: [u32; 3],
 }
 
 /// The kernel.
@@ -26,7 +33,8 @@ pub static KERNEL: Kernel = Kernel {
         ("params", Binding::Uniform),
         ("tables", Binding::Read),
         ("turns", Binding::Read),
-        ("query_codes", Binding::Read),
+        ("queries", Binding::Read),
+        ("marks", Binding::Read),
         ("position_terms", Binding::Write),
     ],
     params_bytes: size_of::<PositionParams>(),
@@ -39,15 +47,21 @@ pub const PAGES: u32 = 64;
 /// Terms of a page: those of the even powers, then of the odd.
 pub const TERMS: u32 = 12;
 
-/// The variant for a plan.
-pub fn variant(plan: &Plan) -> Variant {
-    let mut constants = position_constants(plan);
+/// The variant for a plan and the type of the caller's rows.
+pub fn variant(plan: &Plan, element: Element) -> Variant {
+    let head_dim = plan.shape().head_dim;
+    let mut constants = rope_constants(plan);
     constants.extend([
         ("HEADS", plan.heads().into()),
         ("BLOCKS", plan.blocks().into()),
-        ("QUERY_STRIDE", plan.query_stride().into()),
-        ("ROPE_PAIRS", plan.shape().rope.frequencies().len() as f64),
+        ("HEAD_DIM", head_dim.into()),
+        centred(plan),
+        half_rows(element),
+        ("SCALE", query::scale(head_dim).into()),
+        ("POSITION_CENTRE", plan.position_centre().into()),
+        ("POSITION_WAVES", plan.position_waves().into()),
         ("POSITION_PAGES", plan.position_pages().into()),
+        ("POSITION_PLACES", plan.pages().into()),
     ]);
-    Variant::new(&KERNEL, &[heads_part(plan)], &constants)
+    Variant::new(&KERNEL, &[heads_part(plan), TURN, CENTRE, QUERY_AT, FACTORS], &constants)
 }

@@ -2,7 +2,8 @@
 //!
 //! Shader: `shaders/query.wgsl`. Twin: [`reference::query`](crate::reference::query).
 
-use super::{Binding, CENTRE, FINITE, HADAMARD, Kernel, TURN, Variant, centred, flag, hadamard_constants, half_rows, position_quads, rope_constants};
+use super::{Binding, CENTRE, FACTORS, FINITE, HADAMARD, HEADS_1, Kernel, QUERY_AT, TURN, Variant};
+use super::{centred, flag, hadamard_constants, half_rows, position_quads, rope_constants};
 use crate::plan::Plan;
 use crate::rows::Element;
 
@@ -56,6 +57,7 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         centred(plan),
         position_quads(plan),
         ("POSITIONS_AT", plan.positions_at().into()),
+        ("POSITION_WAVES", plan.position_waves().into()),
         ("POSITION_CENTRE", plan.position_centre().into()),
         half_rows(element),
         ("SCALE", scale(head_dim).into()),
@@ -65,5 +67,5 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         ("EIGHTHS", (head_dim / 8).into()),
         ("QUADS", (head_dim / 4).into()),
     ]);
-    Variant::new(&KERNEL, &[FINITE, TURN, HADAMARD, CENTRE], &constants)
+    Variant::new(&KERNEL, &[FINITE, TURN, HADAMARD, CENTRE, QUERY_AT, FACTORS, HEADS_1], &constants)
 }

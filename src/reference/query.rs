@@ -1,6 +1,7 @@
 //! The twin of `shaders/query.wgsl`.
 
 use super::centre::Centred;
+use super::factors::factors;
 use super::{Constants, finite, hadamard, turn};
 use crate::kernel::query::QueryParams;
 
@@ -29,7 +30,9 @@ pub fn query(
         let row: Vec<f32> = (0..c.head_dim).map(|i| c.input(queries, first + i)).collect();
         let mut row = turn::row(c, turns, &row, position);
         let centred = Centred::of(c, marks, query_head / share);
-        let positions = positions(c, &row, &centred.key_means);
+        // Whole quads: beyond the last pair stand zeros.
+        let factors_of = |p| if p < c.rope_pairs { factors(c, &row, &centred.key_means, p) } else { [0.0; 2] };
+        let positions: Vec<[f32; 2]> = (0..2 * c.position_quads).map(factors_of).collect();
         for (x, weight) in row.iter_mut().zip(&centred.weights) {
             *x /= weight;
         }
@@ -47,9 +50,8 @@ pub fn query(
         let at = (((r * params.kv_heads + query_head / share) * c.blocks + block) * c.query_stride) * c.heads + query_head % share % c.heads;
         let mut put = |entry: u32, word: u32| query_codes[(at + entry * c.heads) as usize] = word;
         let key_group = tables[(params.groups_at + query_head / share) as usize];
-        for (i, here) in positions.iter().enumerate() {
-            let pair = i.min(c.rope_pairs.max(1) as usize - 1);
-            let [a, b] = turn::divided(turns[c.position_centre as usize + pair], *here);
+        for (i, here) in positions.iter().enumerate().take(c.position_waves as usize) {
+            let [a, b] = turn::divided(turns[c.position_centre as usize + i], *here);
             put(c.positions_at + 2 * i as u32, a.to_bits());
             put(c.positions_at + 2 * i as u32 + 1, b.to_bits());
         }
@@ -71,21 +73,4 @@ pub fn query(
             put(quads + 1 + i as u32, (group.iter().sum::<i32>() as f32).to_bits());
         }
     }
-}
-
-/// For each pair, the factors of `cos(t angle)` and `sin(t angle)` in what the mean key, turned to position t, adds to a score: in whole
-/// quads, the last perhaps with zeros.
-fn positions(c: &Constants, turned: &[f32], means: &[f32]) -> Vec<[f32; 2]> {
-    (0..2 * c.position_quads)
-        .map(|p| {
-            if p >= c.rope_pairs {
-                return [0.0; 2];
-            }
-            let a = if c.rope == 1 { p } else { 2 * p };
-            let b = turn::partner(c, a);
-            let [qa, qb] = [a, b].map(|i| turned[i as usize] * c.scale);
-            let [ma, mb] = [a, b].map(|i| means[i as usize]);
-            [qa * ma + qb * mb, qb * ma - qa * mb]
-        })
-        .collect()
 }

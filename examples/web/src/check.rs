@@ -134,7 +134,7 @@ fn attend(cache: &Cache, step: &Step, input: &Input, held: &Held) -> Vec<f32> {
 
     reference::query(&words.query[0], &constants, *rows, tables, &turns, queries, marks, &mut query_rows, &mut query_codes);
     for (params, items) in words.position.iter().filter(|(_, items)| *items > 0) {
-        reference::position(params, &constants, *items, tables, &turns, &query_codes, &mut terms);
+        reference::position(params, &constants, *items, tables, &turns, queries, marks, &mut terms);
     }
     for ((params, items), (c, pages)) in words.attend_split.iter().zip(&slabs).filter(|((_, items), _)| *items > 0 && words.align_plan.is_empty()) {
         reference::attend_split(params, c, *items, tables, &turns, &query_codes, marks, key_scales, pages, &terms, &mut partials);
