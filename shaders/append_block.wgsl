@@ -5,7 +5,7 @@
 // RoPE turns, and whole words of key codes. Codes of values, of which a word holds several tokens, and scales meet in workgroup memory.
 // Tokens of the block that are not new take part with zeros, and nothing of theirs is written.
 //
-// It stores what append stores; sums over a group of symmetric codes run in another order (over pairs), so a code may round otherwise.
+// It stores what append stores; sums over a group of symmetric codes run in another order, so a code may round otherwise.
 //
 // The rotation is a butterfly in the order of part hadamard's sums: over blocks of HADAMARD_INNER channels, then within one.
 //
@@ -228,12 +228,6 @@ fn row_rotate(x: Row, lane: u32) -> Row {
         y.e * HADAMARD_SCALE, y.f * HADAMARD_SCALE, y.g * HADAMARD_SCALE, y.h * HADAMARD_SCALE);
 }
 
-fn gather_quad(x: vec4<f32>, fit: Fit, n: u32, bits: u32) -> vec2<f32> {
-    return fit_gather(
-        fit_gather(fit_terms(x.x, fit, n, bits), fit_terms(x.y, fit, n, bits)),
-        fit_gather(fit_terms(x.z, fit, n, bits), fit_terms(x.w, fit, n, bits)));
-}
-
 fn gather_lanes(x: vec4<f32>, mask: u32) -> vec4<f32> {
     let y = subgroupShuffleXor(x, mask);
     return vec4<f32>(fit_gather(x.xy, y.xy), fit_gather(x.zw, y.zw));
@@ -241,12 +235,8 @@ fn gather_lanes(x: vec4<f32>, mask: u32) -> vec4<f32> {
 
 // A round of the fit of both groups that the lane has channels of.
 fn fit_round(x: Row, fits: Fits, n: u32, bits: u32, channels: u32, clip: f32) -> Fits {
-    let first = fit_gather(
-        fit_gather(gather_quad(x.a, fits.first, n, bits), gather_quad(x.b, fits.first, n, bits)),
-        fit_gather(gather_quad(x.c, fits.first, n, bits), gather_quad(x.d, fits.first, n, bits)));
-    let last = fit_gather(
-        fit_gather(gather_quad(x.e, fits.last, n, bits), gather_quad(x.f, fits.last, n, bits)),
-        fit_gather(gather_quad(x.g, fits.last, n, bits), gather_quad(x.h, fits.last, n, bits)));
+    let first = fit_sixteen(x.a, x.b, x.c, x.d, fits.first, n, bits);
+    let last = fit_sixteen(x.e, x.f, x.g, x.h, fits.last, n, bits);
     var both = gather_lanes(vec4<f32>(first, last), 1u);
     if (LANES > 2u && channels > 32u) { both = gather_lanes(both, 2u); }
     if (LANES > 4u && channels > 64u) { both = gather_lanes(both, 4u); }

@@ -192,7 +192,7 @@ pub struct Constants {
 impl Constants {
     /// In which order the numbers of a group are added up.
     fn sums(&self) -> fit::Order {
-        if self.whole_blocks { fit::Order::Pairs } else { fit::Order::Eights }
+        if self.whole_blocks { fit::Order::Sixteens } else { fit::Order::Eights }
     }
 
     /// The constants of the variants that have to do with one slab of a plan, for rows of the type that [`Plan::with_element`]

@@ -15,6 +15,13 @@ fn fit_terms(x: f32, fit: Fit, n: u32, bits: u32) -> vec2<f32> {
     return vec2<f32>(x, -x);
 }
 
+// The same of sixteen numbers, gathered.
+fn fit_sixteen(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>, fit: Fit, n: u32, bits: u32) -> vec2<f32> {
+    let high = max(max(a, b), max(c, d));
+    let low = max(max(-a, -b), max(-c, -d));
+    return vec2<f32>(max(max(high.x, high.y), max(high.z, high.w)), max(max(low.x, low.y), max(low.z, low.w)));
+}
+
 fn fit_gather(a: vec2<f32>, b: vec2<f32>) -> vec2<f32> {
     return max(a, b);
 }

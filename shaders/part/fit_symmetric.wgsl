@@ -7,8 +7,9 @@ const FIT_ROUNDS = 4u;
 const GROUP_WORDS = 64u;     // words of a group's plane in a page: two tokens a word
 const GROUP_MASK = 0xffffu;
 
-// The codes of one step: `inverse` brings the whole range of their levels to -1/2..1/2. And, after the last round, the scale.
-struct Fit { inverse: f32, scale: f32 }
+// The codes of one step: `inverse` brings the whole range of their levels to -1/2..1/2. After the last round, the scale. Beside them, of the
+// group's numbers, the sums of squares and of magnitudes.
+struct Fit { inverse: f32, scale: f32, squares: f32, sizes: f32 }
 
 fn group_word(t: u32) -> u32 {
     return t % 128u / 2u;
@@ -19,7 +20,7 @@ fn group_shift(t: u32) -> u32 {
 }
 
 fn fit_open() -> Fit {
-    return Fit(1.0, 0.0);
+    return Fit(1.0, 0.0, 0.0, 0.0);
 }
 
 // The step that suits a normal distribution of deviation 1.
@@ -41,12 +42,52 @@ fn fit_level(x: f32, fit: Fit, bits: u32) -> f32 {
     return bitcast<f32>(2u * fit_code(x, fit, bits) + 0x4a800000u) - (4194304.0 + 0.5 * fit_largest(bits));
 }
 
+fn fit_levels(x: vec4<f32>, fit: Fit, bits: u32) -> vec4<f32> {
+    return vec4<f32>(fit_level(x.x, fit, bits), fit_level(x.y, fit, bits), fit_level(x.z, fit, bits), fit_level(x.w, fit, bits));
+}
+
+// 1 where a code of two bits lies outside the middle ones, at one and a half steps instead of a half. The edge is a ramp of 2^-24 of it.
+fn fit_outer(x: vec4<f32>, fit: Fit) -> vec4<f32> {
+    return saturate(abs(x) * (fit.inverse * 16777216.0) - 5592405.5);
+}
+
+// The terms of a round: first squares and magnitudes; then of a level times its number, and of its square. Of two bits, only what outer
+// codes have more than middle ones.
 fn fit_terms(x: f32, fit: Fit, n: u32, bits: u32) -> vec2<f32> {
     if (n == 0u) {
-        return vec2<f32>(x * x, 0.0);
+        return vec2<f32>(x * x, abs(x));
+    }
+    if (bits == 2u) {
+        let outer = fit_outer(vec4<f32>(x), fit).x;
+        return vec2<f32>(outer * abs(x), outer);
     }
     let level = fit_level(x, fit, bits);
-    return select(vec2<f32>(x * level, level * level), vec2<f32>(x * x, x * level), n == 3u);
+    return vec2<f32>(x * level, level * level);
+}
+
+// The same of sixteen numbers, gathered: by components, then over those.
+fn fit_sixteen(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>, fit: Fit, n: u32, bits: u32) -> vec2<f32> {
+    var first: vec4<f32>;
+    var second: vec4<f32>;
+    if (n == 0u) {
+        first = a * a + b * b + c * c + d * d;
+        second = abs(a) + abs(b) + abs(c) + abs(d);
+    } else if (bits == 2u) {
+        let p = fit_outer(a, fit);
+        let q = fit_outer(b, fit);
+        let r = fit_outer(c, fit);
+        let s = fit_outer(d, fit);
+        first = p * abs(a) + q * abs(b) + r * abs(c) + s * abs(d);
+        second = p + q + r + s;
+    } else {
+        let p = fit_levels(a, fit, bits);
+        let q = fit_levels(b, fit, bits);
+        let r = fit_levels(c, fit, bits);
+        let s = fit_levels(d, fit, bits);
+        first = a * p + b * q + c * r + d * s;
+        second = p * p + q * q + r * r + s * s;
+    }
+    return vec2<f32>((first.x + first.y) + (first.z + first.w), (second.x + second.y) + (second.z + second.w));
 }
 
 fn fit_gather(a: vec2<f32>, b: vec2<f32>) -> vec2<f32> {
@@ -54,15 +95,20 @@ fn fit_gather(a: vec2<f32>, b: vec2<f32>) -> vec2<f32> {
 }
 
 fn fit_close(terms: vec2<f32>, fit: Fit, n: u32, channels: u32, bits: u32, clip: f32) -> Fit {
-    if (n == 3u) {
-        return Fit(fit.inverse, terms.x / max(terms.y, 1e-30));
-    }
-    var step = terms.x / terms.y;
+    var sums = vec2<f32>(fit.squares, fit.sizes);
     if (n == 0u) {
-        step = fit_start(bits) * sqrt(terms.x / f32(channels));
+        sums = terms;
+    }
+    var step = fit_start(bits) * sqrt(terms.x / f32(channels));
+    if (n > 0u) {
+        let products = select(terms.x, 0.5 * fit.sizes + terms.x, bits == 2u);
+        if (n == 3u) {
+            return Fit(fit.inverse, fit.squares / max(products, 1e-30), fit.squares, fit.sizes);
+        }
+        step = products / select(terms.y, 0.25 * f32(channels) + 2.0 * terms.y, bits == 2u);
     }
     // A group of zeros has the smallest step, 2^-23, and the scale 0.
-    return Fit(1.0 / (max(step, 0.00000011920929) * fit_largest(bits)), 0.0);
+    return Fit(1.0 / (max(step, 0.00000011920929) * fit_largest(bits)), 0.0, sums.x, sums.y);
 }
 
 // A half, but none of the subnormal ones, which drivers may take for 0: from 2^-15 on the smallest normal one.

@@ -19,16 +19,19 @@ pub struct Fit {
 pub enum Order {
     /// By eights, then over the eights: `append`.
     Eights,
-    /// Over pairs, then pairs of pairs: `append_block`, whose groups hold a power of two.
-    Pairs,
+    /// By sixteens, four numbers side by side, then over pairs of those: `append_block`.
+    Sixteens,
 }
 
 impl Order {
     fn sum(self, numbers: &[f32], of: &dyn Fn(f32) -> f32) -> f32 {
         match (self, numbers) {
             (Self::Eights, _) => numbers.chunks(8).map(|eight| eight[1..].iter().fold(of(eight[0]), |sum, x| sum + of(*x))).reduce(|a, b| a + b).unwrap_or(0.0),
-            (Self::Pairs, [x]) => of(*x),
-            (Self::Pairs, _) => {
+            (Self::Sixteens, _) if numbers.len() <= 16 => {
+                let side = |i: usize| numbers[i + 4..].iter().step_by(4).fold(of(numbers[i]), |sum, x| sum + of(*x));
+                (side(0) + side(1)) + (side(2) + side(3))
+            }
+            (Self::Sixteens, _) => {
                 let (low, high) = numbers.split_at(numbers.len() / 2);
                 self.sum(low, of) + self.sum(high, of)
             }
@@ -69,12 +72,19 @@ fn symmetric(order: Order, numbers: &[f32], bits: u32) -> Fit {
         _ => 0.0308,
     };
     let inverse = |step: f32| 1.0 / (step.max(SMALLEST) * largest(bits));
-    let mut fitted = inverse(start * (sum(&|x| x * x) / numbers.len() as f32).sqrt());
     let at = |x, inverse| code(x, inverse, bits) - 0.5 * largest(bits);
+    let (squares, sizes) = (sum(&|x| x * x), sum(&f32::abs));
+    // Of two bits, only what outer codes have more than middle ones is added up.
+    let outer = |x: f32, inverse: f32| (x.abs() * (inverse * 16_777_216.0) - 5_592_405.5).clamp(0.0, 1.0);
+    let products = |inverse| if bits == 2 { 0.5 * sizes + sum(&|x| outer(x, inverse) * x.abs()) } else { sum(&|x| x * at(x, inverse)) };
+    let levels = |inverse| {
+        if bits == 2 { 0.25 * numbers.len() as f32 + 2.0 * sum(&|x| outer(x, inverse)) } else { sum(&|x| at(x, inverse) * at(x, inverse)) }
+    };
+    let mut fitted = inverse(start * (squares / numbers.len() as f32).sqrt());
     for _ in 0..2 {
-        fitted = inverse(sum(&|x| x * at(x, fitted)) / sum(&|x| at(x, fitted) * at(x, fitted)));
+        fitted = inverse(products(fitted) / levels(fitted));
     }
-    let scale = sum(&|x| x * x) / sum(&|x| x * at(x, fitted)).max(1e-30);
+    let scale = squares / products(fitted).max(1e-30);
     Fit { codes: numbers.iter().map(|x| code(*x, fitted, bits) as u32).collect(), pair: symmetric_pack(scale) }
 }
 
