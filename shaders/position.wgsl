@@ -62,6 +62,34 @@ fn position_query(row: u32, first: u32, share: u32, channel: u32) -> HeadsF {
     return heads_of(a, b, c, d);
 }
 
+// A pair that turns slowly: its factors for the middle of a page, and the polynomials that stand for its waves there.
+struct Slow { here: Factors, f: vec4<f32>, g: vec4<f32>, h: vec4<f32> }
+
+struct Sums {
+    even_0: HeadsF, even_1: HeadsF, even_2: HeadsF, even_3: HeadsF, even_4: HeadsF, even_5: HeadsF,
+    odd_0: HeadsF, odd_1: HeadsF, odd_2: HeadsF, odd_3: HeadsF, odd_4: HeadsF, odd_5: HeadsF,
+}
+
+// Pair p at page n; beyond the last pair, one whose factors are 0.
+fn slow_take(p: u32, n: u32) -> Slow {
+    let pair = min(p, ROPE_PAIRS - 1u) - POSITION_WAVES;
+    let table = (POSITION_CENTRE + ROPE_PAIRS + 1u) / 2u + 32u * POSITION_WAVES;
+    // By pair, then by page: consecutive invocations read consecutive numbers.
+    let turn = turn_at(2u * (table + 3u * (ROPE_PAIRS - POSITION_WAVES)) + pair * POSITION_PAGES + n);
+    let here = factors_turn(factors[pair], select(vec2<f32>(0.0), turn, p < ROPE_PAIRS));
+    return Slow(here, turns[table + 3u * pair], turns[table + 3u * pair + 1u], turns[table + 3u * pair + 2u]);
+}
+
+fn sums_add(sums: Sums, slow: Slow) -> Sums {
+    let a = slow.here.a;
+    let b = slow.here.b;
+    return Sums(
+        sums.even_0 + slow.f.x * a, sums.even_1 + slow.f.y * a, sums.even_2 + slow.f.z * a,
+        sums.even_3 + slow.f.w * a, sums.even_4 + slow.g.x * a, sums.even_5 + slow.g.y * a,
+        sums.odd_0 + slow.g.z * b, sums.odd_1 + slow.g.w * b, sums.odd_2 + slow.h.x * b,
+        sums.odd_3 + slow.h.y * b, sums.odd_4 + slow.h.z * b, sums.odd_5 + slow.h.w * b);
+}
+
 @compute @workgroup_size(64)
 fn position(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) i: u32) {
     let item = params.items_at + 4u * workgroup.x;
@@ -84,50 +112,26 @@ fn position(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocati
     if (n >= end) {
         return;
     }
-    var even_0 = HeadsF(0.0);
-    var even_1 = HeadsF(0.0);
-    var even_2 = HeadsF(0.0);
-    var even_3 = HeadsF(0.0);
-    var even_4 = HeadsF(0.0);
-    var even_5 = HeadsF(0.0);
-    var odd_0 = HeadsF(0.0);
-    var odd_1 = HeadsF(0.0);
-    var odd_2 = HeadsF(0.0);
-    var odd_3 = HeadsF(0.0);
-    var odd_4 = HeadsF(0.0);
-    var odd_5 = HeadsF(0.0);
-    let table = (POSITION_CENTRE + ROPE_PAIRS + 1u) / 2u + 32u * POSITION_WAVES;
-    let by_page = table + 3u * (ROPE_PAIRS - POSITION_WAVES);
-    for (var p = POSITION_WAVES; p < ROPE_PAIRS; p++) {
-        // By pair, then by page: consecutive invocations read consecutive numbers.
-        let here = factors_turn(factors[p - POSITION_WAVES], turn_at(2u * by_page + (p - POSITION_WAVES) * POSITION_PAGES + n));
-        let f = turns[table + 3u * (p - POSITION_WAVES)];
-        let g = turns[table + 3u * (p - POSITION_WAVES) + 1u];
-        let h = turns[table + 3u * (p - POSITION_WAVES) + 2u];
-        even_0 += f.x * here.a;
-        even_1 += f.y * here.a;
-        even_2 += f.z * here.a;
-        even_3 += f.w * here.a;
-        even_4 += g.x * here.a;
-        even_5 += g.y * here.a;
-        odd_0 += g.z * here.b;
-        odd_1 += g.w * here.b;
-        odd_2 += h.x * here.b;
-        odd_3 += h.y * here.b;
-        odd_4 += h.z * here.b;
-        odd_5 += h.w * here.b;
+    var sums = Sums();
+    // Four at a time, so that their loads are in flight together.
+    for (var p = POSITION_WAVES; p < ROPE_PAIRS; p += 4u) {
+        let one = slow_take(p, n);
+        let two = slow_take(p + 1u, n);
+        let three = slow_take(p + 2u, n);
+        let four = slow_take(p + 3u, n);
+        sums = sums_add(sums_add(sums_add(sums_add(sums, one), two), three), four);
     }
     let terms = workgroup.y * 12u * POSITION_PLACES + page;
-    position_terms[terms] = even_0;
-    position_terms[terms + 1u * POSITION_PLACES] = even_1;
-    position_terms[terms + 2u * POSITION_PLACES] = even_2;
-    position_terms[terms + 3u * POSITION_PLACES] = even_3;
-    position_terms[terms + 4u * POSITION_PLACES] = even_4;
-    position_terms[terms + 5u * POSITION_PLACES] = even_5;
-    position_terms[terms + 6u * POSITION_PLACES] = odd_0;
-    position_terms[terms + 7u * POSITION_PLACES] = odd_1;
-    position_terms[terms + 8u * POSITION_PLACES] = odd_2;
-    position_terms[terms + 9u * POSITION_PLACES] = odd_3;
-    position_terms[terms + 10u * POSITION_PLACES] = odd_4;
-    position_terms[terms + 11u * POSITION_PLACES] = odd_5;
+    position_terms[terms] = sums.even_0;
+    position_terms[terms + 1u * POSITION_PLACES] = sums.even_1;
+    position_terms[terms + 2u * POSITION_PLACES] = sums.even_2;
+    position_terms[terms + 3u * POSITION_PLACES] = sums.even_3;
+    position_terms[terms + 4u * POSITION_PLACES] = sums.even_4;
+    position_terms[terms + 5u * POSITION_PLACES] = sums.even_5;
+    position_terms[terms + 6u * POSITION_PLACES] = sums.odd_0;
+    position_terms[terms + 7u * POSITION_PLACES] = sums.odd_1;
+    position_terms[terms + 8u * POSITION_PLACES] = sums.odd_2;
+    position_terms[terms + 9u * POSITION_PLACES] = sums.odd_3;
+    position_terms[terms + 10u * POSITION_PLACES] = sums.odd_4;
+    position_terms[terms + 11u * POSITION_PLACES] = sums.odd_5;
 }
