@@ -21,7 +21,7 @@ cargo bench --bench serving -- [OPTIONS]
   --sinks N        first tokens that stay f16 (0)
   --window N       latest tokens that stay f16 (0)
   --pool N         tokens a sequence that there are pages for (what the lengths ask for)
-  --rows N         query rows of a pass (512)
+  --rows N         query rows of a pass (a row a sequence, 512 to 4096)
   --prefill        prompts attend, too; else they are only appended
   --workgroup      as if the device had no subgroups
   --seed N         repeats a run (drawn)";
@@ -131,8 +131,9 @@ impl Options {
             return Err("--minutes: must be more than 0".into());
         }
         let sinks = words.number("--sinks", 0, 0, 127)?;
+        let sequences = words.number("--sequences", usual(4096, 16), 1, 1 << 16)?;
         Ok(Self {
-            sequences: words.number("--sequences", usual(4096, 16), 1, 1 << 16)?,
+            sequences,
             shortest: words.number("--shortest", 16.min(longest), 2, longest)?,
             longest,
             steps: words.number("--steps", usual(10_000, 64), 1, u32::MAX)?,
@@ -144,7 +145,7 @@ impl Options {
             protection: Protection { sinks: if sinks == 0 { Sinks::None } else { Sinks::First(sinks) }, window: words.number("--window", 0, 0, 1 << 16)? },
             heads: words.numbers("--heads", '/', [32, 8, 128])?,
             pool: words.has("--pool").then(|| words.number("--pool", 0, 1, 1 << 20)).transpose()?,
-            rows: words.number("--rows", 512, 1, 1 << 14)?,
+            rows: words.number("--rows", sequences.clamp(512, 4096), 1, 1 << 14)?,
             prefill: words.has("--prefill"),
             seed: words.value("--seed")?,
         })
