@@ -10,7 +10,7 @@
 // The rotation is a butterfly in the order of part hadamard's sums: over blocks of HADAMARD_INNER channels, then within one.
 //
 // Parts: half, finite, place, turn, scales_<form>, report, and fit_extent with group and group_<form>, or fit_symmetric.
-// Wrapper: src/kernel/append_block.rs. Twin: src/reference/append.rs.
+// Wrapper: src/kernel/append_block.rs. Twin: src/reference/append_block.rs.
 
 override HEAD_DIM: u32;        // 64, 128 or 256
 override LANES: u32;           // HEAD_DIM / 32

@@ -29,6 +29,7 @@ mod align_plan;
 mod align_scores;
 mod align_values;
 mod append;
+mod append_block;
 mod append_reordered;
 mod attend_merge;
 mod attend_prefill;
@@ -47,6 +48,7 @@ pub use align_plan::align_plan;
 pub use align_scores::align_scores;
 pub use align_values::align_values;
 pub use append::append;
+pub use append_block::append_block;
 pub use append_reordered::append_reordered;
 pub use attend_merge::attend_merge;
 pub use attend_prefill::attend_prefill;
@@ -142,8 +144,6 @@ pub struct Constants {
     pub maxima: u32,
     /// Tokens of a block of `append`.
     pub block: u32,
-    /// Does `append_block` pack, and add up the numbers of a group in its order?
-    pub whole_blocks: bool,
     /// Entries of `scores` before the sums of the items; 0 for codecs without planes, like the four that follow.
     pub score_sums: u32,
     /// Entries of `scores` before those of four tokens' values together.
@@ -190,11 +190,6 @@ pub struct Constants {
 }
 
 impl Constants {
-    /// In which order the numbers of a group are added up.
-    fn sums(&self) -> fit::Order {
-        if self.whole_blocks { fit::Order::Sixteens } else { fit::Order::Eights }
-    }
-
     /// The constants of the variants that have to do with one slab of a plan, for rows of the type that [`Plan::with_element`]
     /// told.
     pub fn of(plan: &Plan, slab: &Slab) -> Self {
@@ -250,7 +245,6 @@ impl Constants {
             code_planes: flag("CODE_PLANES"),
             maxima: slab.layout().maxima,
             block: plan.append_block(),
-            whole_blocks: crate::kernel::append_block::suits(plan, slab),
             score_sums: planes("SCORE_SUMS") as u32,
             score_quads: planes("SCORE_QUADS") as u32,
             ledgers: planes("LEDGERS") as u32,

@@ -1,7 +1,7 @@
 //! What [`append`](super::append) does, a whole block at once, with the rows of its tokens in registers: where a head has 64, 128 or 256
 //! channels of which RoPE turns all or none, for integer codes that are not in planes, on GPUs with subgroups.
 //!
-//! Shader: `shaders/append_block.wgsl`. Twin: [`reference::append`](crate::reference::append).
+//! Shader: `shaders/append_block.wgsl`. Twin: [`reference::append_block`](crate::reference::append_block()).
 
 use super::{
     FINITE, HALF, Kernel, PLACE, REPORT, TURN, Variant, centred, fit_parts, flag, hadamard_constants, half_rows, page_constants, rope_constants, scales_part,

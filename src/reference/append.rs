@@ -1,21 +1,38 @@
-//! The twin of `shaders/append.wgsl` and of `shaders/append_block.wgsl`, which stores the same.
+//! The twin of `shaders/append.wgsl`.
 
 use super::cached::{offset, window_row};
 use super::centre::Centred;
-use super::fit::fit;
+use super::fit::{Order, fit};
 use super::half::{half_bits, half_pair, unpack};
 use super::protect::fresh;
 use super::{Constants, code_planes, finite, planes, report, scales};
 use crate::kernel::append::AppendParams;
 
-/// New keys and values into the packed pages; for RotateKV the values only. Shaders: `shaders/append.wgsl`, and `shaders/append_block.wgsl` where the
-/// constants say so.
+/// New keys and values into the packed pages; for RotateKV the values only. Shader: `shaders/append.wgsl`.
 ///
 /// `turns` is as [`turns`](super::turns), `keys` and `values` `[rows, kv_heads, head_dim]` in f32 or f16, `protected_rows`
 /// `[slot, kv_heads, sinks + ring, head_dim]`, `marks` for Centred means and weights, `pages` `[physical page, slab head, 4 * page_vecs]`, `status` the count, three
 /// words of padding, then entries of four words.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn append(
+    params: &AppendParams,
+    constants: &Constants,
+    tables: &[u32],
+    turns: &[[f32; 2]],
+    keys: &[u32],
+    values: &[u32],
+    protected_rows: &[u32],
+    marks: &[u32],
+    pages: &mut [u32],
+    status: &mut [u32],
+) {
+    pack(Order::Eights, params, constants, tables, turns, keys, values, protected_rows, marks, pages, status);
+}
+
+/// What both kernels store, which add up a group's numbers in an order of their own.
+#[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
+pub(super) fn pack(
+    order: Order,
     params: &AppendParams,
     constants: &Constants,
     tables: &[u32],
@@ -60,9 +77,9 @@ pub fn append(
                 continue;
             }
             if c.keys {
-                pack_key(c, page, t, &key);
+                pack_key(c, order, page, t, &key);
             }
-            pack_value(c, page, t, &value);
+            pack_value(c, order, page, t, &value);
         }
     }
 }
@@ -114,7 +131,7 @@ fn kept(c: &Constants, protected_rows: &[u32], at: u32) -> (Vec<f32>, Vec<f32>, 
     (zeros(key), zeros(value), what)
 }
 
-fn pack_key(c: &Constants, page: &mut [u32], t: u32, key: &[f32]) {
+fn pack_key(c: &Constants, order: Order, page: &mut [u32], t: u32, key: &[f32]) {
     if c.key_bits == 16 {
         for (i, pair) in key.chunks_exact(2).enumerate() {
             page[128 * i + (t % 128) as usize] = half_pair(pair[0], pair[1]);
@@ -125,7 +142,7 @@ fn pack_key(c: &Constants, page: &mut [u32], t: u32, key: &[f32]) {
     let (flip, less) = if c.key_bits == 8 { (128, 128.0) } else { (0, 0.0) };
     let mut codes = Vec::new();
     for (g, group) in key.chunks_exact(c.key_group as usize).enumerate() {
-        let fitted = fit(c.scales, c.sums(), group, c.key_bits, c.key_clip, less);
+        let fitted = fit(c.scales, order, group, c.key_bits, c.key_clip, less);
         codes.extend(fitted.codes.iter().map(|code| code ^ flip));
         scales::put(c.scales, page, c.key_scales + g as u32 * scales::vecs(c.scales), t, fitted.pair);
     }
@@ -159,7 +176,7 @@ fn put(word: &mut u32, mask: u32, shift: u32, code: u32) {
     *word = (*word & !(mask << shift)) | (code << shift);
 }
 
-fn pack_value(c: &Constants, page: &mut [u32], t: u32, value: &[f32]) {
+fn pack_value(c: &Constants, order: Order, page: &mut [u32], t: u32, value: &[f32]) {
     let (lane, corner) = (t % 128 / 4, t % 4);
     let value_at = |word: u32, i: usize| (4 * c.values + word * c.head_dim) as usize + i;
     if c.value_bits == 16 {
@@ -172,7 +189,7 @@ fn pack_value(c: &Constants, page: &mut [u32], t: u32, value: &[f32]) {
     let shifts = 8 / bits;
     let mask = (1 << bits) - 1;
     for (g, group) in value.chunks_exact(c.value_group as usize).enumerate() {
-        let fitted = fit(c.scales, c.sums(), group, c.value_bits, c.value_clip, 0.0);
+        let fitted = fit(c.scales, order, group, c.value_bits, c.value_clip, 0.0);
         for (e, code) in fitted.codes.iter().enumerate() {
             let i = g * c.value_group as usize + e;
             if c.code_planes {

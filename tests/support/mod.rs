@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, reason = "a test's helper fails the test")]
 
 mod aligned;
+mod append;
 mod packed;
 mod parts;
 mod rounding;
@@ -11,6 +12,8 @@ mod walk;
 
 #[allow(unused_imports, reason = "every test file uses its own part of it")]
 pub use aligned::*;
+#[allow(unused_imports, reason = "every test file uses its own part of it")]
+pub use append::*;
 #[allow(unused_imports, reason = "every test file uses its own part of it")]
 pub use packed::*;
 #[allow(unused_imports, reason = "every test file uses its own part of it")]

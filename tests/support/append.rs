@@ -1,0 +1,216 @@
+//! What the kernels that pack are checked against: their twins, and numbers in f64.
+
+use super::*;
+use wgkv::kernel::append_block;
+use wgkv::reference;
+use wgkv::*;
+
+/// Error of a number of a turned and rotated row, relative to the row's length: at most 11 roundings in the rotation (see
+/// tests/rotate.rs) and 5 in the turn (two of the composed cosine, two of the table's, one of the sum), of 2^-24 each.
+const ROW_ERROR: f64 = 16.0 / 16_777_216.0;
+
+/// Tokens of a page's place that a chunk packs in this step.
+fn packs(plan: &Plan, record: &Record, token: u32) -> bool {
+    (record.old_packed.max(unpacked(plan))..record.new_packed).contains(&token)
+}
+
+fn exact_rows(walk: &Walk, taken: &Taken, record: &Record, head: u32, token: u32) -> [Exact; 2] {
+    let shape = &walk.case.shape;
+    let d = shape.head_dim as usize;
+    let rotates = walk.case.format.codec().rotates_values();
+    if token < record.old_tokens {
+        // It leaves the window: what is packed are the halves kept there, no arithmetic before.
+        let at = window_row(walk, record.slot, head, token);
+        let row: Vec<f64> = taken.before.protected_rows[at..at + d].iter().flat_map(|w| reference::half::unpack(*w)).map(f64::from).collect();
+        return [&row[..d], &row[d..]].map(|row| Exact { row: row.to_vec(), error: 0.0 });
+    }
+    let at = (((record.row_first + token - record.old_tokens) * shape.kv_heads + head) * shape.head_dim) as usize;
+    [(&taken.keys, true), (&taken.values, false)].map(|(input, key)| {
+        let raw = &input.numbers[at..at + d];
+        let error = if rotates || key { ROW_ERROR * basis_length(walk, raw, head, key) } else { 0.0 };
+        Exact { row: basis(walk, raw, head, token, key), error }
+    })
+}
+
+/// Compares the pages after a step with the twins', and with f64.
+pub fn check_append(walk: &Walk, taken: &Taken, count: &mut Count) {
+    let plan = walk.plan();
+    let shape = plan.shape();
+    let words = taken.step.words();
+    let mut twin = taken.before.pages.clone();
+    let mut status = vec![0; 1028];
+    let slabs = walk.plan().slabs(0).iter().zip(&walk.slab_constants);
+    for ((params, (slab, constants)), pages) in words.append.iter().zip(slabs).zip(&mut twin) {
+        let append = if append_block::suits(walk.plan(), slab) { reference::append_block } else { reference::append };
+        append(
+            params,
+            constants,
+            &words.tables,
+            &walk.turns,
+            &taken.keys.words,
+            &taken.values.words,
+            &taken.before.protected_rows,
+            &taken.before.marks,
+            pages,
+            &mut status,
+        );
+    }
+    assert_eq!(status[0], 0, "all rows are finite");
+    let records = records(taken);
+    for (physical, head) in (0..plan.pages()).flat_map(|p| (0..shape.kv_heads).map(move |h| (p, h))) {
+        let [before, got, want] = [&taken.before.pages, &taken.after.pages, &twin].map(|pages| page(plan, pages, physical, head));
+        let owner = records.iter().find_map(|r| Some((r, r.pages.iter().position(|p| *p == physical)? as u32)));
+        let Some((record, number)) = owner else {
+            assert!(got == before, "page {physical} of no sequence in this step changed, head {head}");
+            continue;
+        };
+        if got.slab.format().codec() == Codec::AlignedF16 {
+            check_maxima(walk, record, number, head, got);
+        }
+        for t in 0..128 {
+            let token = 128 * number + t;
+            let context = format!("{}: slot {}, token {token}, head {head}. WGKV_SEED={}", walk.case.why, record.slot, walk.seed);
+            if packs(plan, record, token) {
+                let [k, v] = exact_rows(walk, taken, record, head, token);
+                let (format, layout) = (got.slab.format(), got.slab.layout());
+                let packing = |bits: Bits| Packing { bits: bits.get(), clip: format.clip(bits), scales: format.scales() };
+                // RotateKV's keys are packed by another kernel.
+                if format.codec() != Codec::RotateKv {
+                    let (got, want) = (key(got, t), key(want, t));
+                    check_row(&format!("key, {context}"), packing(format.key().bits), layout.key_group as usize, &got, &want, &k, count);
+                }
+                let (got, want) = (value(got, t), value(want, t));
+                check_row(&format!("value, {context}"), packing(format.value().bits), layout.value_group as usize, &got, &want, &v, count);
+            } else {
+                assert!(same(&key(got, t), &key(before, t)) && same(&value(got, t), &value(before, t)), "changed, but not packed: {context}");
+            }
+        }
+    }
+}
+
+/// The page's largest exponents are those of what it holds, also of tokens packed in steps before.
+fn check_maxima(walk: &Walk, record: &Record, number: u32, head: u32, page: Page<'_>) {
+    let tokens = (128 * number).max(unpacked(walk.plan()))..(128 * number + 128).min(record.new_packed);
+    if tokens.is_empty() {
+        return;
+    }
+    let rows: Vec<[Packed; 2]> = tokens.map(|t| [key(page, t % 128), value(page, t % 128)]).collect();
+    let d = walk.case.shape.head_dim as usize;
+    for (i, got) in maxima(page).into_iter().enumerate() {
+        let want = rows.iter().map(|row| row[i / d].codes[i % d] >> 10 & 31).max().unwrap();
+        assert_eq!(got, want, "{}: exponent {i} of page {number}, head {head}. WGKV_SEED={}", walk.case.why, walk.seed);
+    }
+}
+
+fn same(a: &Packed, b: &Packed) -> bool {
+    a.codes == b.codes && a.scales == b.scales && a.zeros == b.zeros
+}
+
+/// What all that pack must do.
+pub fn append_cases() -> Vec<Case> {
+    use wgkv::Bits::*;
+    let rope = |case: &Case, rope: Rope| Shape { rope, ..case.shape.clone() };
+    let steps: Vec<Vec<(usize, u32)>> = vec![vec![(0, 150), (1, 7)], vec![(0, 20)], vec![(1, 300), (0, 1)], vec![(0, 120), (1, 1)]];
+    let leaves = |case: Case| Case { protection: protect(4, 32), steps: steps.clone(), ..case };
+    let mut cases = vec![
+        case("2 bits of both, four groups in a head of 128", 128, 2, 2, rtn(Two, Two, 32)),
+        case("2 bits clipped to 0.8, one group a head", 64, 1, 1, hadamard(Two, Two, 64)),
+        case("keys of two planes; 20 x 4: the last word of the high plane is half full", 80, 1, 1, hadamard(Three, Three, 128)),
+        Case { protection: protect(4, 0), ..case("sinks without a window: the first block is packed in part", 64, 2, 2, hadamard(Three, Four, 32)) },
+        Case { element: Element::F16, ..leaves(case("f16 rows; tokens leave the window and are packed with fresh ones", 64, 2, 2, rtn(Four, Three, 128))) },
+        Case {
+            protection: protect(0, 128),
+            steps: vec![vec![(0, 255)], vec![(0, 1)], vec![(0, 400), (1, 130)], vec![(1, 126), (0, 1)]],
+            ..case("a window of a page; signed key bytes", 64, 1, 1, hadamard(Eight, Eight, 32))
+        },
+        Case { slabs: true, ..case("every KV head in a slab of its own; 12 x 8", 96, 3, 3, rtn(Two, Eight, 32)) },
+        Case { protection: protect(127, 0), ..case("all but one token of the first page is a sink", 128, 1, 1, hadamard(Four, Two, 128)) },
+        case("the largest head", 256, 1, 1, rtn(Eight, Three, 64)),
+        case("the largest head rotated, eight groups", 256, 1, 1, hadamard(Three, Eight, 32)),
+        leaves(case("the largest head rotated, all of it turning; two groups; a window", 256, 1, 1, hadamard(Three, Eight, 128))),
+        Case { element: Element::F16, protection: protect(4, 128), ..case("f16 pages protect nothing", 64, 2, 2, Format::f16()) },
+        case("f16 pages of a head of 80", 80, 1, 1, Format::f16()),
+        case("planes of a head of 80", 80, 1, 1, Format::aligned_f16()),
+        Case {
+            element: Element::F16,
+            ..leaves(case("planes; f16 rows; sinks; tokens leave the window and are packed with fresh ones", 64, 2, 2, Format::aligned_f16()))
+        },
+        Case { slabs: true, ..case("planes of the largest head, every KV head in a slab of its own", 256, 2, 2, Format::aligned_f16()) },
+        Case { protection: protect(127, 0), ..case("planes of which one token of the first page is not a sink", 128, 2, 2, Format::aligned_f16()) },
+        leaves(case("RotateKV's values, with bytes for scales; tokens leave the window", 64, 2, 2, rotated(Four, Two, 32, 2).with_scales(Scales::Byte))),
+        Case { protection: massive(5, 0), ..case("RotateKV's values; elected sinks are packed, too", 80, 3, 3, rotated(Two, Three, 128, 1)) },
+        Case { element: Element::F16, ..case("RotateKV's values of a head of 96, one group a head", 96, 4, 4, rotated(Eight, Eight, 128, 4)) },
+        three_ways(case("heads stored in three ways", 128, 4, 4, hadamard(Two, Two, 128))),
+        leaves(three_ways(case("the same without rotation; a window", 64, 4, 4, rtn(Two, Two, 32)))),
+        two_ways(case("RotateKV's values in two ways", 64, 4, 4, rotated(Three, Two, 32, 2))),
+        case("bytes for scales of both", 128, 1, 1, hadamard(Three, Four, 64).with_scales(Scales::Byte)),
+        case("Centred: 2 bits of both, one group a head", 128, 2, 2, centred(Two, Two, 128)),
+        Case { element: Element::F16, ..leaves(case("Centred: tokens leave the window; f16 rows; interleaved pairs", 64, 2, 2, centred(Three, Four, 32))) },
+        Case { slabs: true, ..case("Centred: signed key bytes; 12 x 8; every KV head in a slab of its own", 96, 3, 3, centred(Eight, Eight, 32)) },
+        leaves(three_ways(case("Centred: heads stored in three ways; no RoPE", 64, 4, 4, centred(Two, Two, 32)))),
+        case("Centred: the largest head, eight groups; half of it turns", 256, 1, 1, centred(Four, Three, 32)),
+        case("bytes for scales, no rotation", 64, 1, 1, rtn(Two, Three, 32).with_scales(Scales::Byte)),
+        in_planes(case("planes of 4-bit codes, four groups", 128, 2, 2, rtn(Four, Four, 32))),
+        in_planes(case("planes of 8-bit keys and 4-bit values, rotated; 20 x 4", 80, 1, 1, hadamard(Eight, Four, 128))),
+        in_planes(Case {
+            element: Element::F16,
+            ..leaves(case("planes of 4-bit keys and 8-bit values; tokens leave the window", 64, 2, 2, rtn(Four, Eight, 64)))
+        }),
+        in_planes(Case { slabs: true, ..case("planes of the largest head, in slabs", 256, 2, 2, hadamard(Eight, Eight, 64)) }),
+        in_planes(case("planes with bytes for scales", 96, 1, 1, hadamard(Four, Four, 32).with_scales(Scales::Byte))),
+        in_planes(case("planes of Centred's 4-bit codes, one group a head", 128, 2, 2, centred(Four, Four, 128))),
+        in_planes(Case {
+            element: Element::F16,
+            ..leaves(case("planes of Centred's 8-bit keys and 4-bit values; tokens leave the window", 64, 2, 2, centred(Eight, Four, 32)))
+        }),
+        in_planes(Case { slabs: true, ..case("planes of Centred's 4-bit keys and 8-bit values, in slabs; 20 x 4", 80, 2, 2, centred(Four, Eight, 128)) }),
+    ];
+    let interleaved = Case { element: Element::F16, ..leaves(case("interleaved pairs; groups of 64 and f16 rows", 128, 2, 2, hadamard(Eight, Four, 64))) };
+    cases.push(Case { shape: rope(&interleaved, Rope::new(10_000.0, 128).interleaved()), ..interleaved });
+    let largest = leaves(case("Centred: the largest head turns", 256, 1, 1, centred(Two, Eight, 64)));
+    cases.push(Case { shape: rope(&largest, Rope::new(500_000.0, 256)), ..largest });
+    cases[1].shape = rope(&cases[1], Rope::new(500.0, 64).interleaved());
+    cases[3].shape = rope(&cases[3], Rope::new(10_000.0, 32));
+    cases[4].shape = rope(&cases[4], Rope::none());
+    cases[9].shape = rope(&cases[9], Rope::new(10_000.0, 64).interleaved());
+    let first = cases.iter().position(|case| case.format.codec() == Codec::Centred).unwrap();
+    cases[first + 1].shape = rope(&cases[first + 1], Rope::new(10_000.0, 64).interleaved());
+    cases[first + 3].shape = rope(&cases[first + 3], Rope::none());
+    cases[first + 4].shape = rope(&cases[first + 4], Rope::new(500_000.0, 128));
+    cases
+}
+
+/// What is wrong with one row: (chunk row, KV head, in the key, in the value, the number).
+pub type Harm = (u32, u32, bool, bool, f32);
+
+/// Runs the same two steps twice: with harm, and with zeros in the harmed rows instead.
+pub fn harmed(gpu: &Gpu, case: &Case, harms: &[Harm], flags: &[Flag]) {
+    let shape = case.shape.clone();
+    let d = shape.head_dim as usize;
+    let [mut broken, mut zeroed] = [Walk::new(gpu, case.clone()), Walk::new(gpu, case.clone())];
+    for (s, chunks) in case.steps.iter().enumerate() {
+        let rows = broken.draw(chunks.iter().map(|(_, n)| n).sum());
+        let (mut bad, mut zero) = (rows.clone(), rows);
+        for (row, head, key, value, number) in harms.iter().filter(|_| s == 0) {
+            let at = (row * shape.kv_heads + head) as usize * d;
+            for (which, harmed) in [(0, *key), (1, *value)] {
+                if harmed {
+                    bad[which][at + 5] = *number;
+                    zero[which][at..at + d].fill(0.0);
+                }
+            }
+        }
+        let (a, b) = (broken.take_rows(chunks, bad, true), zeroed.take_rows(chunks, zero, true));
+        // RoPE turns zeros into zeros of either sign, so halves are compared with that sign taken off.
+        let halves = |words: &[u32]| words.iter().map(|w| [w & 0xffff, w >> 16].map(|h| if h == 0x8000 { 0 } else { h })).collect::<Vec<_>>();
+        assert!(halves(&a.after.protected_rows) == halves(&b.after.protected_rows), "{}: step {s} left other f16 rows", case.why);
+        let alike = |(a, b): (&Vec<u32>, &Vec<u32>)| if case.format.codec() == Codec::F16 { halves(a) == halves(b) } else { a == b };
+        assert!(a.after.pages.iter().zip(&b.after.pages).all(alike), "{}: step {s} left other pages", case.why);
+        assert!(broken.output(&a) == zeroed.output(&b), "{}: step {s} attended otherwise", case.why);
+        assert!(broken.output(&a).iter().all(|x| x.is_finite()));
+    }
+    let status = pollster::block_on(broken.cache.status()).unwrap();
+    assert_eq!(status, Status { rows: flags.len() as u32, flags: flags.to_vec() }, "{}", case.why);
+    assert!(pollster::block_on(broken.cache.status()).unwrap().is_clean(), "asking clears the list");
+    assert!(pollster::block_on(zeroed.cache.status()).unwrap().is_clean());
+}
