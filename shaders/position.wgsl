@@ -7,7 +7,8 @@
 // align_scores) evaluates them, and adds the faster pairs one by one (part positions).
 //
 // One workgroup serves one reading: one KV head and up to HEADS query heads that share it. It makes the factors of the caller's queries, so
-// that it need not wait for kernel `query`; then one invocation makes the terms of one page.
+// that it need not wait for kernel `query`. Then PARTS invocations make the terms of one page, each of every PARTS-th pair: what takes time is
+// to wait for the turns.
 //
 // Parts: heads_<n>, turn, centre, query_at, factors. Wrapper: src/kernel/position.rs. Twin: src/reference/position.rs.
 
@@ -43,8 +44,12 @@ struct PositionParams { // src/kernel/position.rs
 @group(0) @binding(5) var<storage, read_write> position_terms: array<HeadsF>;      // [kv_heads, BLOCKS, 12, page of the pass]
 
 const SLOW = max(ROPE_PAIRS - POSITION_WAVES, 1u);
+const PAGES = 16u;
+const PARTS = 4u;
+const GATHERED = 12u * PAGES * (PARTS - 1u);
 
 var<workgroup> factors: array<Factors, SLOW>; // of the pairs from POSITION_WAVES on, for the middle of page 0
+var<workgroup> gathered: array<HeadsF, GATHERED>; // [part from 1 on, term, page]
 
 // Cosine and sine of one position and pair.
 fn turn_at(i: u32) -> vec2<f32> {
@@ -90,11 +95,37 @@ fn sums_add(sums: Sums, slow: Slow) -> Sums {
         sums.odd_3 + slow.h.y * b, sums.odd_4 + slow.h.z * b, sums.odd_5 + slow.h.w * b);
 }
 
+// Leaves a part's sums to the invocation that writes the page's.
+fn sums_put(sums: Sums, at: u32) {
+    gathered[at] = sums.even_0;
+    gathered[at + PAGES] = sums.even_1;
+    gathered[at + 2u * PAGES] = sums.even_2;
+    gathered[at + 3u * PAGES] = sums.even_3;
+    gathered[at + 4u * PAGES] = sums.even_4;
+    gathered[at + 5u * PAGES] = sums.even_5;
+    gathered[at + 6u * PAGES] = sums.odd_0;
+    gathered[at + 7u * PAGES] = sums.odd_1;
+    gathered[at + 8u * PAGES] = sums.odd_2;
+    gathered[at + 9u * PAGES] = sums.odd_3;
+    gathered[at + 10u * PAGES] = sums.odd_4;
+    gathered[at + 11u * PAGES] = sums.odd_5;
+}
+
+fn sums_gather(sums: Sums, at: u32) -> Sums {
+    return Sums(
+        sums.even_0 + gathered[at], sums.even_1 + gathered[at + PAGES], sums.even_2 + gathered[at + 2u * PAGES],
+        sums.even_3 + gathered[at + 3u * PAGES], sums.even_4 + gathered[at + 4u * PAGES], sums.even_5 + gathered[at + 5u * PAGES],
+        sums.odd_0 + gathered[at + 6u * PAGES], sums.odd_1 + gathered[at + 7u * PAGES], sums.odd_2 + gathered[at + 8u * PAGES],
+        sums.odd_3 + gathered[at + 9u * PAGES], sums.odd_4 + gathered[at + 10u * PAGES], sums.odd_5 + gathered[at + 11u * PAGES]);
+}
+
 @compute @workgroup_size(64)
 fn position(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) i: u32) {
     let item = params.items_at + 4u * workgroup.x;
     let query_row = tables[item];
-    let n = tables[item + 1u] + i;
+    let lane = i % PAGES;
+    let part = i / PAGES;
+    let n = tables[item + 1u] + lane;
     let end = tables[item + 2u];
     let page = tables[item + 3u] + n;
     let head = workgroup.y / BLOCKS;
@@ -109,18 +140,24 @@ fn position(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocati
         factors[p - POSITION_WAVES] = factors_turn(factors_of(head, channels, query, turn), turn_at(POSITION_CENTRE + p));
     }
     workgroupBarrier();
-    if (n >= end) {
-        return;
-    }
     var sums = Sums();
+    let here = min(n, end - 1u);
     // Four at a time, so that their loads are in flight together.
-    for (var p = POSITION_WAVES; p < ROPE_PAIRS; p += 4u) {
-        let one = slow_take(p, n);
-        let two = slow_take(p + 1u, n);
-        let three = slow_take(p + 2u, n);
-        let four = slow_take(p + 3u, n);
+    for (var p = POSITION_WAVES + part; p < ROPE_PAIRS; p += 4u * PARTS) {
+        let one = slow_take(p, here);
+        let two = slow_take(p + PARTS, here);
+        let three = slow_take(p + 2u * PARTS, here);
+        let four = slow_take(p + 3u * PARTS, here);
         sums = sums_add(sums_add(sums_add(sums_add(sums, one), two), three), four);
     }
+    if (part > 0u) {
+        sums_put(sums, 12u * PAGES * (part - 1u) + lane);
+    }
+    workgroupBarrier();
+    if (part > 0u || n >= end) {
+        return;
+    }
+    sums = sums_gather(sums_gather(sums_gather(sums, lane), 12u * PAGES + lane), 24u * PAGES + lane);
     let terms = workgroup.y * 12u * POSITION_PLACES + page;
     position_terms[terms] = sums.even_0;
     position_terms[terms + 1u * POSITION_PLACES] = sums.even_1;

@@ -42,7 +42,7 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 /// Pages of an item, at most.
-pub const PAGES: u32 = 64;
+pub const PAGES: u32 = 16;
 
 /// Terms of a page: those of the even powers, then of the odd.
 pub const TERMS: u32 = 12;

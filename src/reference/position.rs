@@ -5,6 +5,9 @@ use super::factors::factors;
 use super::{Constants, turn};
 use crate::kernel::position::{PAGES, PositionParams, TERMS};
 
+/// Sums that the pairs go round, which are added up at the end.
+const PARTS: usize = 4;
+
 /// What the mean of the keys adds to the scores of each page, as far as it turns slowly, for `items` items. Shader: `shaders/position.wgsl`.
 ///
 /// `tables` holds the items (4 words) and the rows' positions, `turns` is as [`turns`](super::turns), `queries` `[rows, query_heads, head_dim]` in
@@ -37,16 +40,17 @@ pub fn position(
             let query: Vec<f32> = (0..c.head_dim).map(|i| c.input(queries, at + i)).collect();
             let turned = turn::row(c, turns, &query, tables[(params.positions_at + row) as usize]);
             for n in first..end.min(first + PAGES) {
-                let mut terms = [0.0; TERMS as usize];
+                let mut parts = [[0.0; TERMS as usize]; PARTS];
                 for p in c.position_waves..c.rope_pairs {
                     let middle = turn::divided(turns[(c.position_centre + p) as usize], factors(c, &turned, &means, p));
                     let here = turn::divided(turns[by_page + ((p - c.position_waves) * c.position_pages + n) as usize], middle);
-                    for (k, term) in terms.iter_mut().enumerate() {
+                    for (k, term) in parts[(p - c.position_waves) as usize % PARTS].iter_mut().enumerate() {
                         let i = (TERMS * (p - c.position_waves)) as usize + k;
                         *term += turns[table + i / 2][i % 2] * here[usize::from(k >= 6)];
                     }
                 }
-                for (k, term) in (0..).zip(terms) {
+                for k in 0..TERMS {
+                    let term = parts.iter().map(|part| part[k as usize]).reduce(|a, b| a + b).unwrap_or(0.0);
                     position_terms[(((reading * TERMS + k) * c.position_places + place.wrapping_add(n)) * c.heads + h) as usize] = term;
                 }
             }
