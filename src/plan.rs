@@ -10,7 +10,7 @@ use crate::format::{Bits, Codec, Format};
 use crate::gpu::{Capability, Reduce};
 use crate::kernel::align_plan::{PLAN_WORDS, SUM_ENTRIES};
 use crate::kernel::align_values::LEDGER_VECS;
-use crate::kernel::{self, Variant, align_plan, align_scores, align_values, attend_merge, attend_prefill, attend_split};
+use crate::kernel::{self, Variant, align_plan, align_scores, align_values, append_block, attend_merge, attend_prefill, attend_split};
 use crate::layout::{PAGE_TOKENS, PageLayout};
 use crate::position;
 use crate::protection::{Protection, Sinks};
@@ -291,8 +291,8 @@ impl Plan {
             let have = capability.subgroups.map_or(0, |(smallest, _)| smallest.into());
             return Err(Error::Limit { what: "min_subgroup_size", reason: "the plan's reduction by subgroups", need: 32, have });
         }
-        let lanes = kernel::append_block::lanes(self.shape.head_dim);
-        if self.lanes >= lanes && capability.lanes() < lanes {
+        let lanes = append_block::lanes(self.shape.head_dim);
+        if capability.lanes() < lanes && self.slab_kinds().iter().any(|slab| append_block::suits(self, slab)) {
             return Err(Error::Limit {
                 what: "min_subgroup_size",
                 reason: "the plan's way of packing blocks",

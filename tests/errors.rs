@@ -286,6 +286,12 @@ fn a_plan_for_a_larger_device_is_refused_by_the_cache() {
     let error = make(&gpu).expect_err("more invocations than the device allows");
     assert!(matches!(error, Error::Limit { what: "max_compute_invocations_per_workgroup", need: 512.., have: 256, .. }), "{error:?}");
     make(&small).unwrap();
+    // One that packs by blocks shuffles between the lanes of a subgroup; one that need not is not refused.
+    let small = gpu.pretend(gpu.capability().without_subgroups());
+    let make = |format| Cache::new(&small, plan(shape(), format, Protection::strict(), Budget::tokens(1, 1), gpu.capability()).unwrap());
+    let error = make(Format::new(Codec::Rtn, Bits::Four, Bits::Four, 64)).expect_err("more lanes than the device has");
+    assert!(matches!(error, Error::Limit { what: "min_subgroup_size", need: 2.., have: 0, .. }), "{error:?}");
+    assert!(gpu.capability().reduce() == gpu::Reduce::Subgroup || make(Format::f16()).is_ok());
 }
 
 #[test]
