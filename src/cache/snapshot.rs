@@ -181,8 +181,9 @@ impl Cache {
         let scope = self.gpu.watch_memory();
         let staging = |pieces: &Vec<_>| (!pieces.is_empty()).then(|| self.gpu.staging(pieces));
         let layers: Vec<Vec<_>> = by_layer.iter().map(|(_, pieces)| pieces.iter().map(staging).collect()).collect();
-        // In browsers the answer comes later, and reading back fails then.
+        // In browsers the answer comes later: then the copies fail, which is no error for the device's handlers, and so does reading back.
         enough(scope, need).now_or_never().unwrap_or(Ok(()))?;
+        let _scope = self.gpu.device().push_error_scope(wgpu::ErrorFilter::Validation);
         let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("wgkv save") });
         for ((layer, pieces), staging) in by_layer.iter().zip(&layers) {
             for ((buffer, pieces), staging) in layer.buffers().zip(pieces).zip(staging) {
