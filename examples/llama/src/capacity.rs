@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use wgkv::{Allocation, Bits, Budget, Cache, Calibration, Capability, Codec, Format, Gpu, Protection, Scales, Sinks};
+use wgkv::{Allocation, Bits, Budget, Cache, Calibration, Capability, Codec, Format, Gpu, Plan, Protection, Scales, Sinks};
 
 use crate::bridge::Bridge;
 use crate::config::Config;
@@ -211,9 +211,9 @@ pub fn device_bytes(gpu: &Gpu) -> Option<u64> {
     gpu.device().generate_allocator_report().map(|report| report.total_allocated_bytes)
 }
 
-/// Makes a cache, unless the plan or the device refuses.
-pub fn try_cache(gpu: &Gpu, config: &Config, format: Format, learned: Learned, protection: Protection, budget: Budget) -> Result<Cache> {
-    let plan = plan(config, Allocation::uniform(&shape(config), format)?, learned, protection, budget, gpu.capability())?;
+/// Makes a cache, unless there is no plan or the device refuses.
+pub fn try_cache(gpu: &Gpu, plan: Result<Plan>) -> Result<Cache> {
+    let plan = plan?;
     let (memory, validation) = (gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory), gpu.device().push_error_scope(wgpu::ErrorFilter::Validation));
     let cache = Cache::new(gpu, plan);
     let errors = [pollster::block_on(validation.pop()), pollster::block_on(memory.pop())];
@@ -245,7 +245,8 @@ fn allocate(gpu: &Gpu, config: &Config, format: Format, protection: Protection, 
         Codec::RotateKv => Learned::Order(Calibration::natural(&shape(config), format.heads_per_group(config.kv_heads as u32))?),
         _ => Learned::Nothing,
     };
-    let make = |batch| try_cache(gpu, config, format, learned.clone(), protection, Budget::tokens(batch, context));
+    let allocation = Allocation::uniform(&shape(config), format)?;
+    let make = |batch| try_cache(gpu, plan(config, allocation.clone(), learned.clone(), protection, Budget::tokens(batch, context), gpu.capability()));
     let allocated = match make(row.batch) {
         Ok(cache) => {
             let cache_bytes = cache.bytes();

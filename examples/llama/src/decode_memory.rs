@@ -3,14 +3,14 @@
 //! Weights are random f16 numbers of the model's shapes, multiplied by burn, so that their memory and their reading are real.
 //! Nothing is prefilled: the context is random keys and values that are appended to every layer, which takes the memory and
 //! gives attention the work that a prompt would. Of rotate-kv it takes the natural order of channels: which channels share a
-//! scale changes neither memory nor speed.
+//! scale changes neither memory nor speed. Centred's means are 1, so that there is a position term.
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 use burn::tensor::{DType, Device, Distribution, Tensor, activation};
 use serde::Serialize;
-use wgkv::{Allocation, Budget, Calibration, Codec, Format, Protection, Sinks};
+use wgkv::{Alignment, Allocation, Budget, Calibration, Centre, Codec, Format, Protection, Sinks};
 
 use crate::attention::Attention;
 use crate::bridge::Bridge;
@@ -19,7 +19,7 @@ use crate::compressed::CompressedAttention;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::learned::Learned;
-use crate::options::{CacheOptions, CacheSummary, shape};
+use crate::options::{CacheOptions, CacheSummary, plan, shape};
 
 /// Rows of random keys that are appended at once.
 const ROWS: u32 = 8192;
@@ -228,10 +228,19 @@ impl Job<'_> {
         let (options, config, bridge) = (self.options, self.config, self.bridge);
         let mut run = Run { format: summary, batch, refused: None, tokens_per_second: 0.0, cache_bytes: 0, scratch_bytes: 0, device_bytes: None };
         let learned = match format.codec() {
-            Codec::RotateKv => Learned::Order(Calibration::natural(&crate::options::shape(config), format.heads_per_group(config.kv_heads as u32))?),
+            Codec::RotateKv => Learned::Order(Calibration::natural(&shape(config), format.heads_per_group(config.kv_heads as u32))?),
+            Codec::Centred => {
+                let channels = config.kv_heads * config.head_dim;
+                let layer = || [1.0, 1.0, 0.0].map(|x| vec![x; channels]);
+                Learned::Centre(Centre::new(&shape(config), "", (0..config.layers).map(|_| layer()).collect())?)
+            }
             _ => Learned::Nothing,
         };
-        let mut cache = match try_cache(bridge.gpu(), config, format, learned, protection, Budget::tokens(batch, options.context)) {
+        let allocation = Allocation::uniform(&shape(config), format)?;
+        let alignment = options.cache.align.filter(|_| format.codec() == options.cache.codec).unwrap_or(Alignment::EVERYTHING);
+        let planned = plan(config, allocation, learned, protection, Budget::tokens(batch, options.context), bridge.gpu().capability())
+            .and_then(|plan| Ok(plan.with_alignment(alignment)?));
+        let mut cache = match try_cache(bridge.gpu(), planned) {
             Ok(cache) => cache,
             Err(error) => return Ok(Run { refused: Some(error.to_string()), ..run }),
         };
