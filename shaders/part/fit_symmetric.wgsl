@@ -52,12 +52,12 @@ fn fit_outer(x: vec4<f32>, fit: Fit) -> vec4<f32> {
 }
 
 // The terms of a round: first squares and magnitudes; then of a level times its number, and of its square. Of two bits, only what outer
-// codes have more than middle ones.
+// codes have more than middle ones; but in the last round, whose scale must be that of the codes as they are stored, of all.
 fn fit_terms(x: f32, fit: Fit, n: u32, bits: u32) -> vec2<f32> {
     if (n == 0u) {
         return vec2<f32>(x * x, abs(x));
     }
-    if (bits == 2u) {
+    if (bits == 2u && n < 3u) {
         let outer = fit_outer(vec4<f32>(x), fit).x;
         return vec2<f32>(outer * abs(x), outer);
     }
@@ -72,7 +72,7 @@ fn fit_sixteen(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>, fit: Fit,
     if (n == 0u) {
         first = a * a + b * b + c * c + d * d;
         second = abs(a) + abs(b) + abs(c) + abs(d);
-    } else if (bits == 2u) {
+    } else if (bits == 2u && n < 3u) {
         let p = fit_outer(a, fit);
         let q = fit_outer(b, fit);
         let r = fit_outer(c, fit);
@@ -99,12 +99,12 @@ fn fit_close(terms: vec2<f32>, fit: Fit, n: u32, channels: u32, bits: u32, clip:
     if (n == 0u) {
         sums = terms;
     }
+    if (n == 3u) {
+        return Fit(fit.inverse, fit.squares / max(terms.x, 1e-30), fit.squares, fit.sizes);
+    }
     var step = fit_start(bits) * sqrt(terms.x / f32(channels));
     if (n > 0u) {
         let products = select(terms.x, 0.5 * fit.sizes + terms.x, bits == 2u);
-        if (n == 3u) {
-            return Fit(fit.inverse, fit.squares / max(products, 1e-30), fit.squares, fit.sizes);
-        }
         step = products / select(terms.y, 0.25 * f32(channels) + 2.0 * terms.y, bits == 2u);
     }
     // A group of zeros has the smallest step, 2^-23, and the scale 0.

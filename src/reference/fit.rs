@@ -74,7 +74,7 @@ fn symmetric(order: Order, numbers: &[f32], bits: u32) -> Fit {
     let inverse = |step: f32| 1.0 / (step.max(SMALLEST) * largest(bits));
     let at = |x, inverse| code(x, inverse, bits) - 0.5 * largest(bits);
     let (squares, sizes) = (sum(&|x| x * x), sum(&f32::abs));
-    // Of two bits, only what outer codes have more than middle ones is added up.
+    // Of two bits, only what outer codes have more than middle ones is added up; but the scale is that of the codes as they are stored.
     let outer = |x: f32, inverse: f32| (x.abs() * (inverse * 16_777_216.0) - 5_592_405.5).clamp(0.0, 1.0);
     let products = |inverse| if bits == 2 { 0.5 * sizes + sum(&|x| outer(x, inverse) * x.abs()) } else { sum(&|x| x * at(x, inverse)) };
     let levels = |inverse| {
@@ -84,7 +84,7 @@ fn symmetric(order: Order, numbers: &[f32], bits: u32) -> Fit {
     for _ in 0..2 {
         fitted = inverse(products(fitted) / levels(fitted));
     }
-    let scale = squares / products(fitted).max(1e-30);
+    let scale = squares / sum(&|x| x * at(x, fitted)).max(1e-30);
     Fit { codes: numbers.iter().map(|x| code(*x, fitted, bits) as u32).collect(), pair: symmetric_pack(scale) }
 }
 
