@@ -2,7 +2,7 @@
 //! `attend_prefill`, `attend_merge`, `measure`, `gram`, `append_reordered`, `elect`. `rotate` has a bench of its own.
 //!
 //! ```text
-//! cargo bench --bench kernels -- [--appends] [--workgroup] [--straight]
+//! cargo bench --bench kernels -- [--appends] [--workgroup]
 //! ```
 //! With `--appends`, only what packs, in more formats.
 //!
@@ -251,7 +251,6 @@ fn main() {
     let gpu = gpu();
     let software = !gpu.capability().straight;
     let gpu = if flag("--workgroup") { gpu.pretend(gpu.capability().without_subgroups()) } else { gpu };
-    let gpu = if flag("--straight") { gpu.pretend(wgkv::Capability { straight: true, ..*gpu.capability() }) } else { gpu };
     let gpu = gpu.profiled(2048).unwrap();
     let bytes = if software { 64 << 20 } else { 1 << 30 };
     let [reads, copies] = [read_bandwidth(&gpu, bytes), copy_bandwidth(&gpu, bytes)].map(|speed| speed * 1e-9);

@@ -9,7 +9,7 @@
 // 32 lanes walk the pages first..end of one sequence for one KV head and up to HEADS query heads that share it; a lane owns four
 // tokens. The level of a channel (or of four of them) is the same for all tokens: a plane that is not wanted is not loaded, by a branch.
 //
-// Parts: heads_<n>, reduce_<method>, queries; positions_none, or positions with positions_<walk> and mirror_<method>; align_keys_half + planes,
+// Parts: heads_<n>, reduce_<method>, queries, turn_at; positions_none, or positions with positions_<walk> and mirror_<method>; align_keys_half + planes,
 // or align_keys_code + planes_<bits>, levels_<bits>, scales_<form>, page_scales. Wrapper: src/kernel/align_scores.rs. Twin: src/reference/align_scores.rs.
 
 override HEAD_DIM: u32;
@@ -62,12 +62,6 @@ struct Keyed { s: Scores, error: Scores }
 
 // How often the lane loaded words of each plane, as far as a plane may stay unread.
 var<private> loads: vec3<u32>;
-
-// Cosine and sine of one position and pair.
-fn turn_at(i: u32) -> vec2<f32> {
-    let two = turns[i / 2u];
-    return select(two.xy, two.zw, (i & 1u) == 1u);
-}
 
 fn shown(s: Scores, hidden: f32, visible: vec4<bool>) -> Scores {
     let none = HeadsF(hidden);

@@ -12,7 +12,7 @@
 //
 // For Centred, what the mean of the keys adds to a score follows from the position and the query (part positions).
 //
-// Parts: heads_<n>, reduce_<method>, scales_<form>; positions_none, or positions with positions_<walk>; for the keys queries, keys_integer + keys_<bits> + keys_<walk> or
+// Parts: heads_<n>, reduce_<method>, scales_<form>, turn_at; positions_none, or positions with positions_<walk>; for the keys queries, keys_integer + keys_<bits> + keys_<walk> or
 // keys_f16, and restore_none; for RotateKV keys_restored, and restore_shuffled + lanes +
 // words_<bits>, restore_straight + lanes + codes_<bits>, or restore_rolled + grouped_block, grouped, hadamard, turn;
 // for the values values_integer + values_<bits> + values_<walk> or values_f16.
@@ -115,12 +115,6 @@ fn lowered(row: Scores, by: HeadsF) -> Scores {
 
 fn shrunk(row: Scores, by: HeadsF) -> Scores {
     return Scores(row.a * by, row.b * by, row.c * by, row.d * by);
-}
-
-// Cosine and sine of one position and pair.
-fn turn_at(i: u32) -> vec2<f32> {
-    let two = turns[i / 2u];
-    return select(two.xy, two.zw, (i & 1u) == 1u);
 }
 
 // Hides the lane's tokens that are elected sinks: attend_prefill takes them from their f16 rows.

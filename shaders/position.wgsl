@@ -10,7 +10,7 @@
 // that it need not wait for kernel `query`. Then PARTS invocations make the terms of one page, each of every PARTS-th pair: what takes time is
 // to wait for the turns.
 //
-// Parts: heads_<n>, turn, centre, query_at, factors. Wrapper: src/kernel/position.rs. Twin: src/reference/position.rs.
+// Parts: heads_<n>, turn, turn_at, centre, query_at, factors. Wrapper: src/kernel/position.rs. Twin: src/reference/position.rs.
 
 override HEADS: u32;
 override BLOCKS: u32;          // blocks of HEADS query heads per KV head
@@ -50,12 +50,6 @@ const GATHERED = 12u * PAGES * (PARTS - 1u);
 
 var<workgroup> factors: array<Factors, SLOW>; // of the pairs from POSITION_WAVES on, for the middle of page 0
 var<workgroup> gathered: array<HeadsF, GATHERED>; // [part from 1 on, term, page]
-
-// Cosine and sine of one position and pair.
-fn turn_at(i: u32) -> vec2<f32> {
-    let two = turns[i / 2u];
-    return select(two.xy, two.zw, (i & 1u) == 1u);
-}
 
 // A channel of the queries that share the reading, of which the first is number `first` of the KV head's `share`. Places beyond them hold
 // the last one again.

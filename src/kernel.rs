@@ -225,6 +225,7 @@ pub(crate) const SCALES_SYMMETRIC: Part = part!("scales_symmetric");
 pub(crate) const TILE_RESTORED: Part = part!("tile_restored");
 pub(crate) const TILE_STORED: Part = part!("tile_stored");
 pub(crate) const TURN: Part = part!("turn");
+pub(crate) const TURN_AT: Part = part!("turn_at");
 pub(crate) const WORDS_2: Part = part!("words_2");
 pub(crate) const WORDS_3: Part = part!("words_3");
 pub(crate) const WORDS_4: Part = part!("words_4");
@@ -343,14 +344,9 @@ pub(crate) fn position_parts(plan: &Plan) -> Vec<Part> {
     vec![POSITIONS, walk, if plan.reduce() == Reduce::Subgroup { MIRROR_SUBGROUP } else { MIRROR_WORKGROUP }]
 }
 
-/// Where the query's factors of positions, the tables and the terms lie.
+/// Where the tables of positions and the terms lie.
 pub(crate) fn position_constants(plan: &Plan) -> Constants {
-    vec![
-        ("POSITIONS_AT", plan.positions_at().into()),
-        ("POSITION_CENTRE", plan.position_centre().into()),
-        ("POSITION_WAVES", plan.position_waves().into()),
-        ("POSITION_PLACES", plan.pages().into()),
-    ]
+    vec![("POSITION_CENTRE", plan.position_centre().into()), ("POSITION_WAVES", plan.position_waves().into()), ("POSITION_PLACES", plan.pages().into())]
 }
 
 /// POSITION_QUADS.

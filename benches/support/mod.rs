@@ -259,8 +259,11 @@ fn reader(gpu: &Gpu, bytes: u64) -> (wgpu::ComputePipeline, wgpu::BindGroup) {
             }
             if (sum.x + sum.y + sum.z + sum.w == 12345u) { sums[0] = id.x; }
         }";
-    let make = |size| gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage: wgpu::BufferUsages::STORAGE, mapped_at_creation: false });
-    between(gpu.device(), source, &make(bytes), &make(16))
+    between(gpu.device(), source, &storage(gpu, bytes), &storage(gpu, 16))
+}
+
+fn storage(gpu: &Gpu, size: u64) -> wgpu::Buffer {
+    gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage: wgpu::BufferUsages::STORAGE, mapped_at_creation: false })
 }
 
 /// Bytes that one binding holds, of those that are wanted.
@@ -299,11 +302,8 @@ pub fn copy_bandwidth(gpu: &Gpu, bytes: u64) -> f64 {
         fn copy_all(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
             for (var i = id.x; i < arrayLength(&data); i += groups.x * 256u) { copied[i] = data[i]; }
         }";
-    let bytes = bytes.min(gpu.capability().binding_bytes).min(gpu.capability().buffer_bytes) / 16 * 16;
-    let make =
-        || gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size: bytes, usage: wgpu::BufferUsages::STORAGE, mapped_at_creation: false });
-    let (data, copied) = (make(), make());
-    let (pipeline, group) = between(gpu.device(), source, &data, &copied);
+    let bytes = bindable(gpu, bytes);
+    let (pipeline, group) = between(gpu.device(), source, &storage(gpu, bytes), &storage(gpu, bytes));
     2.0 * bytes as f64 / sweep(gpu, &pipeline, &group)
 }
 

@@ -5,8 +5,8 @@
 
 use super::align_plan::{heads_part, levels_part};
 use super::{
-    ALIGN_KEYS_CODE, ALIGN_KEYS_HALF, Binding, Kernel, PAGE_SCALES, PLANES, PLANES_4, PLANES_8, QUERIES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, Variant, flag,
-    position_constants, position_parts, scales_part,
+    ALIGN_KEYS_CODE, ALIGN_KEYS_HALF, Binding, Kernel, PAGE_SCALES, PLANES, PLANES_4, PLANES_8, QUERIES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, TURN_AT, Variant,
+    flag, position_constants, position_parts, scales_part,
 };
 use crate::format::Bits;
 use crate::gpu::{Part, Reduce};
@@ -64,10 +64,11 @@ pub(super) fn number_parts(plan: &Plan, bits: Bits, code: Part, half: Part) -> V
 /// The variant for a slab of a plan.
 pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     let layout = slab.layout();
-    let mut parts = vec![heads_part(plan), reduce_part(plan), QUERIES];
+    let mut parts = vec![heads_part(plan), reduce_part(plan), QUERIES, TURN_AT];
     parts.extend(position_parts(plan));
     parts.extend(number_parts(plan, slab.format().key().bits, ALIGN_KEYS_CODE, ALIGN_KEYS_HALF));
     let mut constants = position_constants(plan);
+    constants.push(("POSITIONS_AT", plan.positions_at().into()));
     constants.extend([
         ("HEAD_DIM", plan.shape().head_dim.into()),
         ("HEADS", plan.heads().into()),

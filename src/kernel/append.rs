@@ -4,8 +4,8 @@
 //! Shader: `shaders/append.wgsl`. Twin: [`reference::append`](crate::reference::append).
 
 use super::{
-    Binding, CENTRE, CODE_PLANES, FINITE, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, PLANES, REPORT, TURN, Variant, append_block, centred, fit_parts,
-    flag, hadamard_constants, half_rows, page_constants, rope_constants, scales_part,
+    Binding, CENTRE, CODE_PLANES, Constants, FINITE, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, PLANES, REPORT, TURN, Variant, append_block, centred,
+    fit_parts, flag, hadamard_constants, half_rows, page_constants, rope_constants, scales_part,
 };
 use crate::plan::{Plan, Slab};
 use crate::rows::Element;
@@ -54,11 +54,9 @@ pub(crate) fn variant_of(plan: &Plan, slab: &Slab, element: Element) -> Variant 
     if append_block::suits(plan, slab) { append_block::variant(plan, slab, element) } else { variant(plan, slab, element) }
 }
 
-/// The variant for a slab of a plan and the type of the caller's rows.
-pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
-    let head_dim = plan.shape().head_dim;
-    let mut constants = hadamard_constants(head_dim);
-    constants.extend(rope_constants(plan));
+/// What both kernels that pack are told.
+pub(super) fn packing_constants(plan: &Plan, slab: &Slab, element: Element) -> Constants {
+    let mut constants = rope_constants(plan);
     constants.extend(page_constants(plan, slab));
     constants.extend([
         flag("KEYS", !plan.restores()),
@@ -67,12 +65,18 @@ pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
         centred(plan),
         ("UNPACKED", plan.unpacked().into()),
         half_rows(element),
-        ("BLOCK", plan.append_block().into()),
-        ("MAXIMA", slab.layout().maxima.into()),
         ("KEY_CLIP", slab.format().clip(slab.format().key().bits).into()),
         ("VALUE_CLIP", slab.format().clip(slab.format().value().bits).into()),
-        ("EIGHTHS", (head_dim / 8).into()),
     ]);
+    constants
+}
+
+/// The variant for a slab of a plan and the type of the caller's rows.
+pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
+    let head_dim = plan.shape().head_dim;
+    let mut constants = hadamard_constants(head_dim);
+    constants.extend(packing_constants(plan, slab, element));
+    constants.extend([("BLOCK", plan.append_block().into()), ("MAXIMA", slab.layout().maxima.into()), ("EIGHTHS", (head_dim / 8).into())]);
     let mut parts = vec![HALF, FINITE, PLACE, TURN, CENTRE, HADAMARD, scales_part(plan), KEY_WORDS, INPUT, REPORT, PLANES, CODE_PLANES];
     parts.extend(fit_parts(plan));
     Variant::new(&KERNEL, &parts, &constants)

@@ -3,9 +3,8 @@
 //!
 //! Shader: `shaders/append_block.wgsl`. Twin: [`reference::append_block`](crate::reference::append_block()).
 
-use super::{
-    FINITE, HALF, Kernel, PLACE, REPORT, TURN, Variant, centred, fit_parts, flag, hadamard_constants, half_rows, page_constants, rope_constants, scales_part,
-};
+use super::append::packing_constants;
+use super::{FINITE, HALF, Kernel, PLACE, REPORT, TURN, Variant, fit_parts, hadamard_constants, scales_part};
 use crate::format::Bits;
 use crate::plan::{Plan, Slab};
 use crate::rows::Element;
@@ -42,20 +41,10 @@ pub fn suits(plan: &Plan, slab: &Slab) -> bool {
 /// The variant for a slab of a plan and the type of the caller's rows.
 pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
     let head_dim = plan.shape().head_dim;
-    let mut constants = rope_constants(plan);
-    constants.extend(page_constants(plan, slab).into_iter().filter(|(name, _)| !["PLANES", "CODE_PLANES"].contains(name)));
+    let mut constants = packing_constants(plan, slab, element);
+    constants.retain(|(name, _)| !["PLANES", "CODE_PLANES"].contains(name));
     constants.extend(hadamard_constants(head_dim).into_iter().filter(|(name, _)| ["HEAD_DIM", "HADAMARD_SCALE"].contains(name)));
-    constants.extend([
-        ("LANES", lanes(head_dim).into()),
-        flag("KEYS", !plan.restores()),
-        flag("ROTATE_KEYS", plan.format().codec().rotates_keys()),
-        flag("ROTATE_VALUES", plan.format().codec().rotates_values()),
-        centred(plan),
-        ("UNPACKED", plan.unpacked().into()),
-        half_rows(element),
-        ("KEY_CLIP", slab.format().clip(slab.format().key().bits).into()),
-        ("VALUE_CLIP", slab.format().clip(slab.format().value().bits).into()),
-    ]);
+    constants.push(("LANES", lanes(head_dim).into()));
     let mut parts = vec![HALF, FINITE, PLACE, TURN, scales_part(plan), REPORT];
     parts.extend(fit_parts(plan));
     let mut variant = Variant::new(&KERNEL, &parts, &constants);

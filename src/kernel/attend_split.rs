@@ -8,8 +8,8 @@
 use super::{
     Binding, CODES_2, CODES_3, CODES_4, CODES_8, GROUPED, GROUPED_BLOCK, HADAMARD, KEYS_2, KEYS_3, KEYS_4, KEYS_8, KEYS_F16, KEYS_INTEGER, KEYS_RESTORED,
     KEYS_ROLLED, KEYS_STRAIGHT, Kernel, LANES, QUERIES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, RESTORE_NONE, RESTORE_ROLLED, RESTORE_SHUFFLED, RESTORE_STRAIGHT,
-    TURN, VALUES_2, VALUES_3, VALUES_4, VALUES_8, VALUES_F16, VALUES_INTEGER, VALUES_ROLLED, VALUES_STRAIGHT, Variant, WORDS_2, WORDS_3, WORDS_4, WORDS_8,
-    elected_constants, group_constants, hadamard_constants, heads_part, position_constants, position_parts, rope_constants, scales_part,
+    TURN, TURN_AT, VALUES_2, VALUES_3, VALUES_4, VALUES_8, VALUES_F16, VALUES_INTEGER, VALUES_ROLLED, VALUES_STRAIGHT, Variant, WORDS_2, WORDS_3, WORDS_4,
+    WORDS_8, elected_constants, group_constants, hadamard_constants, heads_part, position_constants, position_parts, rope_constants, scales_part,
 };
 use crate::format::Bits;
 use crate::gpu::{Part, Reduce};
@@ -90,6 +90,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
             Reduce::Workgroup => REDUCE_WORKGROUP,
         },
         scales_part(plan),
+        TURN_AT,
     ];
     parts.extend(key_parts(plan, slab));
     parts.extend(position_parts(plan));
@@ -107,6 +108,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     constants.extend(elected_constants(plan));
     constants.extend(rope_constants(plan));
     constants.extend(position_constants(plan));
+    constants.push(("POSITIONS_AT", plan.positions_at().into()));
     constants.extend([
         ("VALUE_GROUP", layout.value_group.into()),
         ("HEADS", plan.heads().into()),

@@ -3,7 +3,7 @@
 //!
 //! Shader: `shaders/position.wgsl`. Twin: [`reference::position`](crate::reference::position()).
 
-use super::{Binding, CENTRE, FACTORS, Kernel, QUERY_AT, TURN, Variant, centred, half_rows, heads_part, query, rope_constants};
+use super::{Binding, CENTRE, FACTORS, Kernel, QUERY_AT, TURN, TURN_AT, Variant, centred, half_rows, heads_part, position_constants, query, rope_constants};
 use crate::plan::Plan;
 use crate::rows::Element;
 
@@ -51,6 +51,7 @@ pub const TERMS: u32 = 12;
 pub fn variant(plan: &Plan, element: Element) -> Variant {
     let head_dim = plan.shape().head_dim;
     let mut constants = rope_constants(plan);
+    constants.extend(position_constants(plan));
     constants.extend([
         ("HEADS", plan.heads().into()),
         ("BLOCKS", plan.blocks().into()),
@@ -58,10 +59,7 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         centred(plan),
         half_rows(element),
         ("SCALE", query::scale(head_dim).into()),
-        ("POSITION_CENTRE", plan.position_centre().into()),
-        ("POSITION_WAVES", plan.position_waves().into()),
         ("POSITION_PAGES", plan.position_pages().into()),
-        ("POSITION_PLACES", plan.pages().into()),
     ]);
-    Variant::new(&KERNEL, &[heads_part(plan), TURN, CENTRE, QUERY_AT, FACTORS], &constants)
+    Variant::new(&KERNEL, &[heads_part(plan), TURN, TURN_AT, CENTRE, QUERY_AT, FACTORS], &constants)
 }

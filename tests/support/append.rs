@@ -32,6 +32,20 @@ fn exact_rows(walk: &Walk, taken: &Taken, record: &Record, head: u32, token: u32
     })
 }
 
+/// Walks a case, and compares the pages after every step.
+pub fn check_appends(mut walk: Walk) {
+    let start = std::time::Instant::now();
+    let mut count = Count::default();
+    for chunks in walk.case.steps.clone() {
+        let taken = walk.take(&chunks, false);
+        check_append(&walk, &taken, &mut count);
+    }
+    let ties = if [Codec::F16, Codec::AlignedF16].contains(&walk.case.format.codec()) { HALF_TIES } else { TIES };
+    assert!(count.all > 1000 && (count.ties as f64) < ties * count.all as f64, "{count:?} rounded otherwise than the twin. WGKV_SEED={}", walk.seed);
+    assert!(pollster::block_on(walk.cache.status()).unwrap().is_clean());
+    println!("  {count:?} {:?}", start.elapsed());
+}
+
 /// Compares the pages after a step with the twins', and with f64.
 pub fn check_append(walk: &Walk, taken: &Taken, count: &mut Count) {
     let plan = walk.plan();
