@@ -15,7 +15,8 @@
 mod support;
 use std::time::Instant;
 use support::*;
-use wgkv::{Alignment, AlignmentReport, Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Sequence, Step};
+use wgkv::aligned::{Alignment, AlignmentReport};
+use wgkv::{Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Sequence, Step};
 
 /// Relative error of an output against reading everything: what budgets of hundreds of halves' last places leave.
 const ALIGN_ERROR: f64 = 0.05;
@@ -72,7 +73,7 @@ impl Filled {
         let most = 4096.min(case.tokens);
         let keys = buffer(gpu, &spread(most as usize * row, d, strength));
         let values = buffer(gpu, &numbers(most as usize * row + 17)[17..]);
-        let sequences: Vec<Sequence> = (0..case.sequences).map(|_| cache.allocate().unwrap()).collect();
+        let sequences: Vec<Sequence> = (0..case.sequences).map(|_| cache.begin().unwrap()).collect();
         for sequence in &sequences {
             let mut left = case.tokens;
             while left > 0 {
@@ -175,7 +176,7 @@ fn main() {
             // With room for the token that every step appends.
             tokens: tokens.parse::<u32>().unwrap() - 1,
         };
-        let planned = |format| plan(&gpu, Case { tokens: case.tokens + 1, ..case }, format, Protection::strict(), rotate);
+        let planned = |format| plan(&gpu, Case { tokens: case.tokens + 1, ..case }, format, Protection::NONE, rotate);
         // Codes are stored in planes for any budget; which is told before every step.
         let stored = if coded { Alignment::budget(0.0, 0.0) } else { Alignment::EVERYTHING };
         let plans = planned(*planes).and_then(|plan| Ok((plan.with_alignment(stored)?, planned(*plain)?)));

@@ -13,7 +13,8 @@
 
 mod support;
 use support::*;
-use wgkv::{Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Sinks, kernel};
+use wgkv::low_level::kernel;
+use wgkv::{Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Sinks};
 
 /// Half a step of 4-bit codes over rotated uniform numbers, as relative RMS: 0.10 in theory. A wrong plane gives 1.
 const CODE_ERROR: f64 = 0.15;
@@ -76,11 +77,11 @@ fn error(got: &[f32], data: &[f32]) -> f64 {
 /// Packs prompts, then decoded tokens of all sequences, without a window.
 fn appends(gpu: &Gpu, sequences: u32, tokens: u32, format: Format) {
     let case = Case { name: "", query_heads: 32, kv_heads: 8, head_dim: 128, sequences, tokens: tokens + 1 };
-    let mut cache = Cache::new(gpu, plan(gpu, case, format, Protection::strict(), 0).unwrap()).unwrap();
+    let mut cache = Cache::new(gpu, plan(gpu, case, format, Protection::NONE, 0).unwrap()).unwrap();
     let kv_row = 8 * 128_usize;
     let data = numbers((sequences * tokens) as usize * kv_row);
     let rows = buffer(gpu, &data);
-    let prompts: Vec<Chunk> = (0..sequences).map(|_| Chunk { sequence: cache.allocate().unwrap(), tokens }).collect();
+    let prompts: Vec<Chunk> = (0..sequences).map(|_| Chunk { sequence: cache.begin().unwrap(), tokens }).collect();
     let decoded: Vec<Chunk> = prompts.iter().map(|chunk| Chunk { tokens: 1, ..*chunk }).collect();
     for (what, chunks, tokens) in [("new tokens", &prompts, tokens), ("decoded", &decoded, 1)] {
         let before = cache.bytes_used();
@@ -180,7 +181,7 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
     let query_numbers = numbers(count * query_row);
     let queries = buffer(gpu, &query_numbers);
     let output = buffer(gpu, &vec![f32::NAN; count * query_row]);
-    let chunks: Vec<Chunk> = (0..sequences).map(|_| Chunk { sequence: cache.allocate().unwrap(), tokens }).collect();
+    let chunks: Vec<Chunk> = (0..sequences).map(|_| Chunk { sequence: cache.begin().unwrap(), tokens }).collect();
     let step = cache.step(&chunks).unwrap();
     let name = format!("{format}, sinks {}, window {}", protection.sinks, protection.window);
     let bytes = cache.bytes_used() as f64;
@@ -206,7 +207,7 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
         // The median is of both its stages, the long and the short.
         line("elect", &format!("{sequences}x{tokens}x{query_row}: {name}"), find(&times, "elect"), rows(query_row, count));
     }
-    if protection != Protection::strict() {
+    if protection != Protection::NONE {
         let kept = f64::from(sequences * (cache.plan().sinks() + tokens - cache.plan().packed(tokens)));
         line("protect", &format!("{sequences}x{tokens}: {name}"), find(&times, "protect"), kept * kv_row as f64 * 12.0);
     }
@@ -270,7 +271,7 @@ fn main() {
     }
     measure(&gpu, if software { 1 << 8 } else { 1 << 16 });
     gram(&gpu, if software { 1 << 8 } else { 1 << 16 });
-    cache(&gpu, sequences, tokens, four, Protection::strict());
+    cache(&gpu, sequences, tokens, four, Protection::NONE);
     cache(&gpu, sequences, tokens, four, Protection { sinks: Sinks::First(4), window: 128 });
     cache(&gpu, sequences, tokens, Format::new(Codec::Centred, Bits::Four, Bits::Four, 128), Protection { sinks: Sinks::First(4), window: 128 });
     let rotate_kv = Format::new(Codec::RotateKv, Bits::Four, Bits::Four, 128);

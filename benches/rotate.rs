@@ -12,8 +12,8 @@
 mod support;
 use std::time::Instant;
 use support::*;
-use wgkv::kernel::rotate::{INVOCATIONS, ORDERS, RotateParams, record_with};
-use wgkv::reference::{self, Constants};
+use wgkv::low_level::kernel::rotate::{INVOCATIONS, ORDERS, RotateParams, record_with};
+use wgkv::low_level::reference::{self, Constants};
 use wgkv::{Gpu, Rows};
 
 /// Relative to the length of the row: 11 roundings of 2^-24 a number, in each of the two results compared.

@@ -115,7 +115,7 @@ impl Ragged {
     fn new(gpu: &Gpu, inputs: &Inputs, options: &Options, plan: Plan, mut random: StdRng) -> Result<Self> {
         let mut batch = Batch::new(Cache::new(gpu, plan)?, options.depth, options.prefill);
         let mut lives: Vec<Life> = (0..options.sequences).map(|_| Life::found(&mut random, options)).collect();
-        batch.sequences = lives.iter().map(|_| batch.cache.allocate()).collect::<Result<_>>()?;
+        batch.sequences = lives.iter().map(|_| batch.cache.begin()).collect::<Result<_>>()?;
         let chunks: Vec<Chunk> = batch.sequences.iter().zip(&lives).map(|(sequence, life)| Chunk { sequence: *sequence, tokens: life.prompt }).collect();
         let rows = batch.append(inputs, &chunks)?;
         lives.iter_mut().zip(rows).for_each(|(life, row)| life.row = row);
@@ -129,13 +129,13 @@ impl Ragged {
         let batch = &mut self.batch;
         let ended: Vec<usize> = (0..self.lives.len()).filter(|n| self.lives[*n].tokens(steps) >= self.lives[*n].target).collect();
         for n in &ended {
-            batch.cache.free(batch.sequences[*n])?;
+            batch.cache.end(batch.sequences[*n])?;
             batch.cached -= u64::from(self.lives[*n].tokens(steps));
         }
         let mut chunks = Vec::with_capacity(ended.len());
         for n in &ended {
             self.lives[*n] = Life::begin(&mut self.random, options, steps);
-            batch.sequences[*n] = batch.cache.allocate()?;
+            batch.sequences[*n] = batch.cache.begin()?;
             chunks.push(Chunk { sequence: batch.sequences[*n], tokens: self.lives[*n].prompt });
         }
         batch.sums.begun += chunks.len() as u64;
@@ -173,7 +173,7 @@ impl Ragged {
     /// Ends all sequences, after which all pages are there again.
     fn end(mut self) {
         for sequence in self.batch.sequences.drain(..) {
-            self.batch.cache.free(sequence).unwrap();
+            self.batch.cache.end(sequence).unwrap();
         }
         assert_eq!(self.batch.cache.check_pages(), Ok(0));
         assert_eq!(self.batch.cache.free_pages(), self.batch.cache.plan().pages());
@@ -246,7 +246,7 @@ fn throughput(gpu: &Gpu, options: &Options, random: StdRng) -> Result<()> {
     let mut alone = Alone::new(gpu, alone_plan, &inputs)?;
     let mut ragged = Ragged::new(gpu, &inputs, options, ragged_plan, random)?;
     let mut equal = Batch::new(Cache::new(gpu, equal_plan)?, options.depth, false);
-    equal.sequences = ragged.lives.iter().map(|_| equal.cache.allocate()).collect::<Result<_>>()?;
+    equal.sequences = ragged.lives.iter().map(|_| equal.cache.begin()).collect::<Result<_>>()?;
     let (bytes, equal_bytes) = (ragged.batch.cache.bytes(), equal.cache.bytes());
     println!("pool of {pool} tokens a sequence, {} pages, {:.1} MB", ragged.batch.cache.plan().pages(), bytes as f64 * 1e-6);
 

@@ -3,7 +3,8 @@
 //! Three prompts with a common beginning are read, the later two from the first one's pages. Spans and events go to `tracing`, here as
 //! lines of text; the index's counters are printed at the end.
 
-use wgkv::{Bits, Budget, Cache, Chunk, Codec, Format, Gpu, Plan, Prefixes, Protection, Result, Rope, Rows, Shape};
+use wgkv::prefix::PrefixIndex;
+use wgkv::{Bits, Cache, Capacity, Chunk, Codec, Format, Gpu, Plan, Protection, Result, Rope, Rows, Shape};
 
 fn main() -> Result<()> {
     tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG).init();
@@ -14,9 +15,9 @@ async fn serve() -> Result<()> {
     let gpu = Gpu::request().await?;
     let shape = Shape { layers: 1, query_heads: 2, kv_heads: 1, head_dim: 64, rope: Rope::new(10_000.0, 64) };
     let format = Format::new(Codec::Hadamard, Bits::Four, Bits::Four, 64);
-    let plan = Plan::new(shape, format, Protection::strict(), Budget::tokens(4, 512), gpu.capability())?;
+    let plan = Plan::builder(shape, format).protection(Protection::NONE).capacity(Capacity::tokens(4, 512)).build(gpu.capability())?;
     gpu.prepare(&plan).await?;
-    let mut prefixes = Prefixes::new(&plan);
+    let mut prefixes = PrefixIndex::new(&plan);
     let mut cache = Cache::new(&gpu, plan)?;
     for prompt in 0..3 {
         let tokens: Vec<u32> = (0..400).map(|token| if token < 300 { token } else { token + 1000 * prompt }).collect();
@@ -42,7 +43,7 @@ async fn serve() -> Result<()> {
         cache.attend(&mut encoder, &step, 0, Rows::f32(&rows), Rows::f32(&output))?;
         prefixes.remember(&mut cache, &mut encoder, begun.sequence, &tokens)?;
         gpu.queue().submit([encoder.finish()]);
-        cache.free(begun.sequence)?;
+        cache.end(begun.sequence)?;
     }
     println!("{:#?}", prefixes.counters());
     Ok(())

@@ -1,5 +1,9 @@
 //! What can go wrong, by the name of the thing, the number wanted and the number had.
 
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
 /// A result of this library.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -8,15 +12,27 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A number of the shape is outside what the kernels serve.
-    #[error("{name} must be {wanted}, but is {had}")]
-    Shape {
-        /// The field.
-        name: &'static str,
-        /// What it may be.
+    /// Something is not what it must be: an argument, a plan, or what a file holds.
+    #[error("{of}{name} must be {wanted}, but is {had}")]
+    Mismatch {
+        /// What it belongs to.
+        of: Thing,
+        /// What does not fit.
+        name: Cow<'static, str>,
+        /// What it must be.
         wanted: String,
         /// What it is.
         had: String,
+    },
+    /// A file could not be read or written.
+    #[error("{doing} {path} failed: {source}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// The file.
+        path: String,
+        /// The system's error.
+        source: IoError,
     },
     /// The bits of a code are not 2, 3, 4, 8 or 16.
     #[error("bits must be 2, 3, 4, 8 or 16, but are {had}")]
@@ -38,66 +54,6 @@ pub enum Error {
         /// Channels of a head.
         head_dim: u32,
     },
-    /// A text could not be read as the named thing.
-    #[error("{name} must be {wanted}, but is {had:?}")]
-    Text {
-        /// The thing.
-        name: &'static str,
-        /// What it may be.
-        wanted: &'static str,
-        /// The text.
-        had: String,
-    },
-    /// A calibration is missing, damaged, or was made for something else.
-    #[error("the calibration's {name} must be {wanted}, but is {had}")]
-    Calibration {
-        /// What does not fit.
-        name: &'static str,
-        /// What it must be.
-        wanted: String,
-        /// What it is.
-        had: String,
-    },
-    /// Means and weights are damaged, or were made for something else.
-    #[error("the centre's {name} must be {wanted}, but is {had}")]
-    Centre {
-        /// What does not fit.
-        name: &'static str,
-        /// What it must be.
-        wanted: String,
-        /// What it is.
-        had: String,
-    },
-    /// A sensitivity is damaged, or was measured of something else.
-    #[error("the sensitivity's {name} must be {wanted}, but is {had}")]
-    Sensitivity {
-        /// What does not fit.
-        name: String,
-        /// What it must be.
-        wanted: String,
-        /// What it is.
-        had: String,
-    },
-    /// An allocation of bits is damaged, or was made for something else.
-    #[error("the allocation's {name} must be {wanted}, but is {had}")]
-    Allocation {
-        /// What does not fit.
-        name: String,
-        /// What it must be.
-        wanted: String,
-        /// What it is.
-        had: String,
-    },
-    /// A snapshot is damaged, or was taken of another kind of cache.
-    #[error("the snapshot's {name} must be {wanted}, but is {had}")]
-    Snapshot {
-        /// What does not fit.
-        name: String,
-        /// What it must be.
-        wanted: String,
-        /// What it is.
-        had: String,
-    },
     /// A store of snapshots could not be used.
     #[cfg(feature = "store")]
     #[error("{doing} {place} failed: {message}")]
@@ -115,7 +71,7 @@ pub enum Error {
         /// The layer.
         layer: u32,
         /// The plan's rule.
-        sinks: crate::Sinks,
+        sinks: String,
     },
     /// The device cannot do what the plan needs.
     #[error("the device's {what} is {have}, but {need} is needed for {reason}")]
@@ -129,9 +85,9 @@ pub enum Error {
         /// The number had.
         have: u64,
     },
-    /// The budget is too small to hold anything.
-    #[error("the budget gives {have}, but {need} are needed for {reason}")]
-    Budget {
+    /// The capacity asked for is too small to hold anything.
+    #[error("the capacity is {have}, but {need} are needed for {reason}")]
+    Capacity {
         /// What is needed for, and in which unit.
         reason: &'static str,
         /// How much is wanted.
@@ -255,18 +211,8 @@ pub enum Error {
         /// The usage wanted.
         need: &'static str,
     },
-    /// Rows of an element type that this call does not take.
-    #[error("{name} must be {wanted}, but is {had}")]
-    Element {
-        /// The argument.
-        name: &'static str,
-        /// The element type wanted.
-        wanted: &'static str,
-        /// The element type had.
-        had: &'static str,
-    },
     /// No adapter was found.
-    #[error("no GPU adapter was found: {0}. On Debian or Ubuntu without a GPU driver, install mesa-vulkan-drivers")]
+    #[error("no GPU adapter was found: {0}{advice}", advice = NO_ADAPTER)]
     NoAdapter(String),
     /// The device could not be made.
     #[error("the device could not be made: {0}")]
@@ -294,4 +240,94 @@ pub enum Error {
     /// A buffer could not be read back.
     #[error("reading back failed: {0}")]
     Readback(String),
+}
+
+impl Error {
+    /// Returns the error that something of a thing is not what it must be.
+    pub fn mismatch(of: Thing, name: impl Into<Cow<'static, str>>, wanted: impl ToString, had: impl ToString) -> Self {
+        Self::Mismatch { of, name: name.into(), wanted: wanted.to_string(), had: had.to_string() }
+    }
+
+    /// Returns the same of an argument.
+    pub fn argument(name: impl Into<Cow<'static, str>>, wanted: impl ToString, had: impl ToString) -> Self {
+        Self::mismatch(Thing::Argument, name, wanted, had)
+    }
+
+    /// Returns what is wanted and had, if it is a mismatch of this thing by this name.
+    pub fn wanted_of(&self, thing: Thing, called: &str) -> Option<(&str, &str)> {
+        match self {
+            Self::Mismatch { of, name, wanted, had } if *of == thing && name == called => Some((wanted, had)),
+            _ => None,
+        }
+    }
+}
+
+/// What helps where no adapter is found.
+const NO_ADAPTER: &str = if cfg!(target_os = "linux") { ". On Debian or Ubuntu without a GPU driver, install mesa-vulkan-drivers" } else { "" };
+
+/// What a [mismatch](Error::Mismatch) is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Thing {
+    /// An argument of the call, or a text that stands for one.
+    Argument,
+    /// A [`BitPlan`](crate::bits::BitPlan).
+    BitPlan,
+    /// A [`ChannelOrder`](crate::ChannelOrder).
+    ChannelOrder,
+    /// [`Means`](crate::Means).
+    Means,
+    /// A [`Sensitivity`](crate::bits::Sensitivity).
+    Sensitivity,
+    /// A [snapshot](crate::Cache::save).
+    Snapshot,
+}
+
+impl fmt::Display for Thing {
+    /// Writes "the means' ", so that the name can follow; nothing for an argument.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Argument => "",
+            Self::BitPlan => "the bit plan's ",
+            Self::ChannelOrder => "the channel order's ",
+            Self::Means => "the means' ",
+            Self::Sensitivity => "the sensitivity's ",
+            Self::Snapshot => "the snapshot's ",
+        })
+    }
+}
+
+/// An error of the operating system, which [`Error`] can clone and compare. Two are equal if their kinds and texts are.
+#[derive(Clone, Debug)]
+pub struct IoError(Arc<std::io::Error>);
+
+impl IoError {
+    /// The system's error.
+    pub fn get(&self) -> &std::io::Error {
+        &self.0
+    }
+}
+
+impl From<std::io::Error> for IoError {
+    fn from(error: std::io::Error) -> Self {
+        Self(Arc::new(error))
+    }
+}
+
+impl PartialEq for IoError {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.kind() == other.0.kind() && self.0.to_string() == other.0.to_string()
+    }
+}
+
+impl fmt::Display for IoError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for IoError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
 }

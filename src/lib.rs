@@ -1,59 +1,64 @@
 #![doc = include_str!("../README.md")]
 
-mod alignment;
-pub mod allocate;
-mod allocation;
-mod budget;
 mod cache;
-mod calibration;
-mod centre;
-mod context_parallel;
-mod devices;
 mod error;
 mod format;
-pub mod fuse;
-pub mod gpu;
-pub mod kernel;
-mod layout;
+mod gpu;
+mod kernel;
 mod plan;
-mod pool;
-mod position;
-mod prefixes;
-mod protection;
-pub mod reference;
-mod rows;
-mod sensitivity;
-mod shape;
-mod sharded;
-mod status;
-mod step;
-#[cfg(feature = "store")]
-mod store;
-mod tensors;
-mod trace;
-mod traffic;
+mod serve;
+mod tune;
 
-pub use alignment::{Alignment, Criterion};
-pub use allocation::{Allocation, Allocator, Allowance, Grain, Kind, Report, Unit};
-pub use budget::Budget;
-pub use cache::{Cache, Memory};
-pub use calibration::{Calibration, Collector, Reach};
-pub use centre::{Centre, CentreCollector};
-pub use context_parallel::{ContextParallel, ContextSequence, ContextStep};
-pub use error::{Error, Result};
-pub use format::{Bits, Codec, Format, Precision, Scales};
-pub use gpu::{Capability, Gpu};
-pub use layout::{PAGE_TOKENS, PageLayout};
-pub use plan::{Cost, Plan, Restore, Slab};
-pub use pool::{Admission, Sequence};
-pub use prefixes::{Begun, PrefixCounters, Prefixes};
-pub use protection::{Protection, Sinks};
-pub use rows::{Element, Rows};
-pub use sensitivity::{Probe, Sensitivity};
-pub use shape::{Rope, RopeLayout, Shape};
-pub use sharded::{Sharded, ShardedSequence, ShardedStep};
-pub use status::{Flag, Status};
-pub use step::{Chunk, Part, Step};
-#[cfg(feature = "store")]
-pub use store::{PrefixStore, object_store};
-pub use traffic::{AlignmentReport, Certificate, Traffic};
+pub use cache::{Admission, Cache, Chunk, Flag, Memory, Sequence, Status, Step};
+pub use error::{Error, IoError, Result, Thing};
+pub use format::{Bits, ChannelOrder, Codec, Element, Format, Means, PAGE_TOKENS, Precision, Protection, Rope, RopeLayout, Scales, Shape, Sinks};
+pub use gpu::{Capability, Gpu, Rows};
+pub use plan::{Capacity, Cost, Plan, PlanBuilder, Storage};
+pub use wgpu;
+
+/// Bits of their own for layers, KV heads, keys and values: what each precision costs in accuracy, and rules that choose.
+pub mod bits {
+    pub use crate::format::{BitPlan, Kind, Report, Unit};
+    pub use crate::tune::{BitBudget, BitRule, Grain, Probe, Sensitivity, solve};
+}
+
+/// What codecs learn from a model's sample text, and how it is collected.
+pub mod learned {
+    pub use crate::format::{ChannelOrder, Means, Reach};
+    pub use crate::plan::Learned;
+    pub use crate::tune::{MeansCollector, OrderCollector, fuse};
+}
+
+/// Reading only the bits that matter: AlignedKV (2409.16546), and the same of integer codes.
+pub mod aligned {
+    pub use crate::cache::{AlignmentReport, Certificate, Traffic};
+    pub use crate::format::{Alignment, Criterion};
+}
+
+/// One cache over several devices, by KV heads or by tokens.
+pub mod devices {
+    pub use crate::cache::Share;
+    pub use crate::serve::{ContextParallel, ContextSequence, ContextStep, HeadParallel, HeadSequence, HeadStep};
+}
+
+/// Beginnings that sequences have in common, kept on the device or in a store.
+pub mod prefix {
+    pub use crate::serve::{Begun, PrefixCounters, PrefixIndex};
+    #[cfg(feature = "store")]
+    pub use crate::serve::{SnapshotStore, object_store};
+}
+
+/// The kernels, their twins on the processor, and where things lie: for tests of shaders and for the curious. These change with any
+/// version: they are outside of what this crate's version number promises.
+pub mod low_level {
+    pub use crate::cache::Words;
+    pub use crate::format::PageLayout;
+    pub use crate::gpu::{Binding, Dialect, Kernel, Linked, Pipeline, Profile, Reduce, Source, Variant};
+    pub use crate::kernel::reference;
+    pub use crate::plan::{Restore, Slab};
+
+    /// The kernels: one module each, under the name of its shader.
+    pub mod kernel {
+        pub use crate::kernel::*;
+    }
+}

@@ -6,8 +6,8 @@
 mod support;
 
 use support::*;
-use wgkv::reference::attention_exact;
-use wgkv::reference::group::{group_code, group_scale, group_zero};
+use wgkv::low_level::reference::attention_exact;
+use wgkv::low_level::reference::group::{group_code, group_scale, group_zero};
 use wgkv::{Rope, Scales, Shape};
 
 /// Groups as the cache stores them, without a clip, and back.

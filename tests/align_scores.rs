@@ -9,8 +9,8 @@
 mod support;
 
 use support::*;
-use wgkv::kernel::align_plan::SUM_ENTRIES;
-use wgkv::reference;
+use wgkv::low_level::kernel::align_plan::SUM_ENTRIES;
+use wgkv::low_level::reference;
 
 /// Error of a score, in log2 units: 2^-24 for each of up to 256 additions, of partial sums of less than 40 in these tests, as a random
 /// walk with six standard deviations: 6 sqrt(256) 0.29 of the last place of 40.

@@ -13,10 +13,11 @@ mod support;
 
 use rand::RngExt;
 use support::*;
-use wgkv::kernel::align_plan::*;
-use wgkv::reference::aligned::{Planes, quarter};
-use wgkv::reference::{self, Constants};
-use wgkv::{Alignment, AlignmentReport, Bits, Criterion, Format, Rows, Shape};
+use wgkv::aligned::{Alignment, AlignmentReport, Criterion};
+use wgkv::low_level::kernel::align_plan::*;
+use wgkv::low_level::reference::aligned::{Planes, quarter};
+use wgkv::low_level::reference::{self, Constants};
+use wgkv::{Bits, Format, Rows, Shape};
 
 /// Error of a weight: `exp2`'s own, 2^-22 near zero and more for arguments that are large.
 const WEIGHT_ERROR: f32 = 4e-5;
@@ -429,7 +430,8 @@ fn a_cache_can_be_aligned_in_another_way_between_steps() {
 fn forks_that_share_more_pages_than_there_are_attend_in_several_passes() {
     let gpu = gpu();
     let shape = wgkv::Shape { layers: 1, query_heads: 2, kv_heads: 1, head_dim: 64, rope: wgkv::Rope::new(10_000.0, 64) };
-    let plan = wgkv::Plan::new(shape, Format::aligned_f16(), protect(0, 16), wgkv::Budget::tokens(3, 100), gpu.capability()).unwrap();
+    let plan =
+        wgkv::Plan::builder(shape, Format::aligned_f16()).protection(protect(0, 16)).capacity(wgkv::Capacity::tokens(3, 100)).build(gpu.capability()).unwrap();
     let plan = plan.with_alignment(Alignment::budget(64.0, 64.0)).unwrap();
     assert_eq!(plan.pages(), 3);
     let mut cache = wgkv::Cache::new(&gpu, plan).unwrap();
@@ -448,7 +450,7 @@ fn forks_that_share_more_pages_than_there_are_attend_in_several_passes() {
         gpu.queue().submit([encoder.finish()]);
         download(&gpu, &output, rows * 128)
     };
-    let first = cache.allocate().unwrap();
+    let first = cache.begin().unwrap();
     append(&mut cache, &[wgkv::Chunk { sequence: first, tokens: 410 }], 410, &mut random);
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     let forks = [(); 2].map(|()| cache.fork(&mut encoder, first).unwrap());

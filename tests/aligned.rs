@@ -8,7 +8,7 @@ use half::f16;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use support::*;
-use wgkv::reference::aligned::*;
+use wgkv::low_level::reference::aligned::*;
 
 const ALL: [Planes; 3] = [Planes::HALF, Planes::NIBBLE, Planes::BYTE];
 
@@ -101,7 +101,7 @@ fn a_sample_holds_the_largest_weight_of_each_residue() {
         assert_eq!(t % 32, residue);
         assert!((residue..1000).step_by(32).all(|other| weights[other] <= weights[*t]));
     }
-    assert_eq!(wgkv::reference::aligned::sample(&[1.0; 40]), (0..32).collect::<Vec<_>>());
+    assert_eq!(wgkv::low_level::reference::aligned::sample(&[1.0; 40]), (0..32).collect::<Vec<_>>());
 }
 
 #[test]

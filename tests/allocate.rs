@@ -1,4 +1,4 @@
-//! Allocation: what costs how much, what errs least, and the published rule. The numbers in brackets are those of the list of
+//! BitPlan: what costs how much, what errs least, and the published rule. The numbers in brackets are those of the list of
 //! invariants in section 6 of our notes on KV-AdaQuant (2502.15075).
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
@@ -10,7 +10,7 @@ use rand::seq::SliceRandom;
 use std::time::Instant;
 use support::{normal, seeded};
 use wgkv::Error;
-use wgkv::allocate::{Candidate, Choice, Fill, Ties, exact, favours_values, norm_bits, norm_groups, relax};
+use wgkv::bits::solve::{Candidate, Choice, Fill, Ties, exact, favours_values, norm_bits, norm_groups, relax};
 
 /// Sums of the same errors in another order differ by rounding: a few units in the last place for 64 of them.
 const ROUNDING: f64 = 1e-12;
@@ -278,7 +278,7 @@ fn no_budget_is_exceeded() {
             consistent(&choice.unwrap(), &units, budget, seed);
         }
         if least > 0 {
-            let refused = Err(Error::Budget { reason: "the cheapest candidates of all units", need: least, have: least - 1 });
+            let refused = Err(Error::Capacity { reason: "the cheapest candidates of all units", need: least, have: least - 1 });
             assert_eq!(relax(&units, least - 1, Fill::Nested), refused, "WGKV_SEED={seed}");
             assert_eq!(relax(&units, least - 1, Fill::Skip), refused, "WGKV_SEED={seed}");
             assert_eq!(exact(&units, least - 1), refused, "WGKV_SEED={seed}");
@@ -662,7 +662,7 @@ fn refusals_name_the_unit() {
         }
     }
     let dear = vec![vec![Candidate { cost: u64::MAX, error: 0.0 }]; 2];
-    assert!(matches!(relax(&dear, u64::MAX, Fill::Skip), Err(Error::Budget { need: u64::MAX, have: u64::MAX, .. })));
+    assert!(matches!(relax(&dear, u64::MAX, Fill::Skip), Err(Error::Capacity { need: u64::MAX, have: u64::MAX, .. })));
     // Costs of any size do where the sum of the cheapest fits.
     let dear = vec![vec![Candidate { cost: 0, error: 1.0 }, Candidate { cost: u64::MAX, error: 0.0 }]; 2];
     assert_eq!(relax(&dear, u64::MAX, Fill::Skip).unwrap().picks, [1, 0]);

@@ -13,8 +13,7 @@ use std::collections::BTreeSet;
 use std::sync::LazyLock;
 use std::time::Instant;
 use support::*;
-use wgkv::allocate::{Fill, Ties, norm_bits, norm_groups};
-use wgkv::*;
+use wgkv::bits::solve::{Fill, Ties, norm_bits, norm_groups};
 
 /// One device for all tests, so that pipelines are compiled once.
 static GPU: LazyLock<Gpu> = LazyLock::new(gpu);
@@ -86,7 +85,7 @@ fn mixed() -> Vec<Mixed> {
         shape: shape(3, query_heads, 4, head_dim),
         format,
         layers: arrangements(head_dim),
-        protection: Protection::strict(),
+        protection: Protection::NONE,
         prompt: 90,
     };
     let plain = |codec| Format::new(codec, Bits::Four, Bits::Four, 128);
@@ -113,9 +112,13 @@ impl Mixed {
         if self.format.codec() == Codec::RotateKv { &ROLLED } else { &GPU }
     }
 
-    fn plan(&self, gpu: &Gpu, of: impl Fn(u32, u32) -> [Precision; 2], calibration: Option<&Calibration>, sequences: u32, tokens: u32) -> Plan {
-        let allocation = Allocation::new(&self.shape, self.format, of).unwrap();
-        let plan = Plan::mixed(self.shape.clone(), allocation, self.protection, Budget::tokens(sequences, tokens), gpu.capability()).unwrap();
+    fn plan(&self, gpu: &Gpu, of: impl Fn(u32, u32) -> [Precision; 2], calibration: Option<&ChannelOrder>, sequences: u32, tokens: u32) -> Plan {
+        let allocation = BitPlan::new(&self.shape, self.format, of).unwrap();
+        let plan = Plan::builder(self.shape.clone(), allocation)
+            .protection(self.protection)
+            .capacity(Capacity::tokens(sequences, tokens))
+            .build(gpu.capability())
+            .unwrap();
         match calibration {
             Some(calibration) => plan.with_calibration(calibration.clone()).unwrap(),
             None => plan,
@@ -126,7 +129,7 @@ impl Mixed {
         |layer, head| self.layers[layer as usize][head as usize]
     }
 
-    fn calibration(&self, random: &mut StdRng) -> Option<Calibration> {
+    fn calibration(&self, random: &mut StdRng) -> Option<ChannelOrder> {
         (self.format.codec() == Codec::RotateKv).then(|| calibration(&self.shape, &self.format, Reach::Global, random))
     }
 
@@ -166,7 +169,7 @@ fn every_head_is_what_it_is_in_a_cache_of_its_precision() {
         let text = Text::normal(&mut random, shape, case.prompt + DECODED);
         let read = |plan: Plan| {
             let mut reader = Reader::new(gpu, plan);
-            let sequence = reader.cache.allocate().unwrap();
+            let sequence = reader.cache.begin().unwrap();
             let outputs: Vec<Vec<Vec<u32>>> = [case.prompt, 1, 1, 1].map(|tokens| reader.read(sequence, &text, tokens)).to_vec();
             assert!(pollster::block_on(reader.cache.status()).unwrap().is_clean(), "{}", case.why);
             (reader, outputs)
@@ -199,7 +202,7 @@ fn longer_sequences_are_near_exact_attention_over_what_is_stored() {
         let text = Text::normal(&mut random, shape, tokens + 1);
         let of = |of: &dyn Fn(u32, u32) -> [Precision; 2]| {
             let mut reader = Reader::new(gpu, case.plan(gpu, of, calibration.as_ref(), 1, 512).with_split_workgroups(4));
-            let sequence = reader.cache.allocate().unwrap();
+            let sequence = reader.cache.begin().unwrap();
             let outputs = [tokens, 1].map(|n| reader.read(sequence, &text, n));
             (reader, sequence, outputs)
         };
@@ -245,10 +248,10 @@ fn mixed_sequences_fork_and_are_cut_without_harm_to_others() {
         let cut = text.branch(&mut random, shape, 100);
         // One cache whose sequences are forked and cut, and one whose never are.
         let [mut forked, mut plain] = [(); 2].map(|()| Reader::new(gpu, case.plan(gpu, case.of(), calibration.as_ref(), 3, 512)));
-        let first = forked.cache.allocate().unwrap();
+        let first = forked.cache.begin().unwrap();
         forked.read(first, &text, begin);
         let controls = [&text, &other].map(|text| {
-            let control = plain.cache.allocate().unwrap();
+            let control = plain.cache.begin().unwrap();
             plain.read(control, text, begin);
             control
         });
@@ -261,8 +264,8 @@ fn mixed_sequences_fork_and_are_cut_without_harm_to_others() {
         }
         // The cut lies in a page that the first holds, too.
         forked.recorded(|cache, encoder| cache.truncate(encoder, second, 100));
-        plain.cache.free(controls[1]).unwrap();
-        let control = plain.cache.allocate().unwrap();
+        plain.cache.end(controls[1]).unwrap();
+        let control = plain.cache.begin().unwrap();
         plain.read(control, &cut, 100);
         for tokens in [1, 12, 1] {
             let (got, want) = (forked.read(second, &cut, tokens), plain.read(control, &cut, tokens));
@@ -273,7 +276,7 @@ fn mixed_sequences_fork_and_are_cut_without_harm_to_others() {
             assert!(got.iter().all(|output| floats(output).iter().all(|x| x.is_finite())), "{name}");
             assert!(forked.read(first, &text, tokens) == plain.read(controls[0], &text, tokens), "the other sequence after a cut: {name}");
         }
-        forked.cache.free(first).unwrap();
+        forked.cache.end(first).unwrap();
         let want = plain.read(control, &cut, 1);
         assert!(case.protection.window > 0 || forked.read(second, &cut, 1) == want, "after the first was freed: {name}");
     }
@@ -288,7 +291,7 @@ fn refused<T: std::fmt::Debug>(result: Result<T>, want: &Error) {
 }
 
 fn not_of(name: &str, wanted: &str, had: &str) -> Error {
-    Error::Allocation { name: name.into(), wanted: wanted.into(), had: had.into() }
+    Error::mismatch(Thing::BitPlan, name, wanted, had)
 }
 
 #[test]
@@ -296,7 +299,7 @@ fn heads_that_a_codec_cannot_tell_apart_are_refused() {
     let shape = shape(2, 8, 4, 64);
     let format = rotated(Bits::Four, Bits::Four, 64, 2);
     let [narrow, wide] = [precision(Bits::Two, 64), precision(Bits::Four, 64)];
-    let differ = |at: (u32, u32), two: [Precision; 2]| Allocation::new(&shape, format, move |layer, head| if (layer, head) == at { two } else { [wide; 2] });
+    let differ = |at: (u32, u32), two: [Precision; 2]| BitPlan::new(&shape, format, move |layer, head| if (layer, head) == at { two } else { [wide; 2] });
     for (at, two, want) in [
         ((1, 3), [narrow, wide], not_of("K of layer 1, head 3", "4/64 as of head 0 (rotate-kv stores them together)", "2/64")),
         ((0, 0), [narrow, wide], not_of("K of layer 0, head 1", "2/64 as of head 0 (rotate-kv stores them together)", "4/64")),
@@ -306,17 +309,17 @@ fn heads_that_a_codec_cannot_tell_apart_are_refused() {
         refused(differ(at, two), &want);
     }
     // Layers may differ in keys, pairs in values; and all of it where heads are rotated alone, but for keys.
-    assert!(Allocation::new(&shape, format, |layer, head| [[narrow, wide][layer as usize], [narrow, wide][head as usize / 2]]).is_ok());
+    assert!(BitPlan::new(&shape, format, |layer, head| [[narrow, wide][layer as usize], [narrow, wide][head as usize / 2]]).is_ok());
     let alone = rotated(Bits::Four, Bits::Four, 64, 1);
-    assert!(Allocation::new(&shape, alone, |_, head| [wide, [narrow, wide][head as usize % 2]]).is_ok());
+    assert!(BitPlan::new(&shape, alone, |_, head| [wide, [narrow, wide][head as usize % 2]]).is_ok());
     refused(
-        Allocation::new(&shape, alone, |_, head| [[narrow, wide][head as usize % 2], wide]),
+        BitPlan::new(&shape, alone, |_, head| [[narrow, wide][head as usize % 2], wide]),
         &not_of("K of layer 0, head 1", "2/64 as of head 0 (rotate-kv stores them together)", "4/64"),
     );
     // Codecs that rotate by head, or not at all, tell all heads apart.
     for codec in [Codec::Rtn, Codec::Hadamard] {
         let format = Format::new(codec, Bits::Four, Bits::Four, 64);
-        assert!(Allocation::new(&shape, format, |layer, head| [[narrow, wide][head as usize % 2], [wide, narrow][layer as usize]]).is_ok());
+        assert!(BitPlan::new(&shape, format, |layer, head| [[narrow, wide][head as usize % 2], [wide, narrow][layer as usize]]).is_ok());
     }
 }
 
@@ -325,37 +328,39 @@ fn precisions_that_do_not_fit_are_refused() {
     let at = |at: (u32, u32), two: [Precision; 2]| move |layer, head| if (layer, head) == at { two } else { [precision(Bits::Four, 128); 2] };
     let last = |two| at((1, 1), two);
     let four = precision(Bits::Four, 128);
-    let wrong = |name, wanted: &str, had: &str| Error::Shape { name, wanted: wanted.into(), had: had.into() };
+    let wrong = |name, wanted: &str, had: &str| Error::argument(name, wanted, had);
     for (head_dim, group) in [(64, 48), (64, 0), (64, 256), (80, 64), (80, 32), (96, 64)] {
         for (place, two) in [[precision(Bits::Three, group), four], [four, precision(Bits::Three, group)]].into_iter().enumerate() {
             for codec in [Codec::Rtn, Codec::Hadamard] {
                 let format = Format::new(codec, Bits::Four, Bits::Four, 128);
-                refused(Allocation::new(&shape(2, 2, 2, head_dim), format, last(two)), &Error::Group { group, head_dim });
+                refused(BitPlan::new(&shape(2, 2, 2, head_dim), format, last(two)), &Error::Group { group, head_dim });
             }
             // A group means nothing at 16 bits.
             let halves = [[precision(Bits::Sixteen, group), four], [four, precision(Bits::Sixteen, group)]][place];
-            assert!(Allocation::new(&shape(2, 2, 2, head_dim), rtn(Bits::Four, Bits::Four, 128), last(halves)).is_ok());
+            assert!(BitPlan::new(&shape(2, 2, 2, head_dim), rtn(Bits::Four, Bits::Four, 128), last(halves)).is_ok());
         }
     }
     for two in [[precision(Bits::Eight, 128), four], [four, precision(Bits::Eight, 128)]] {
         let bytes = rtn(Bits::Four, Bits::Four, 128).with_scales(Scales::Byte);
-        refused(Allocation::new(&shape(2, 2, 2, 128), bytes, last(two)), &wrong("bits", "2, 3, 4 or 16 with scales of 8 bits", "8"));
+        refused(BitPlan::new(&shape(2, 2, 2, 128), bytes, last(two)), &wrong("bits", "2, 3, 4 or 16 with scales of 8 bits", "8"));
     }
     let rotating = rotated(Bits::Four, Bits::Four, 128, 1);
-    refused(Allocation::new(&shape(2, 2, 2, 64), rotating, last([Precision::F16, four])), &wrong("key bits", "2, 3, 4 or 8 with rotate-kv", "16"));
-    refused(Allocation::uniform(&shape(1, 1, 1, 64), rotated(Bits::Sixteen, Bits::Four, 128, 1)), &wrong("key bits", "2, 3, 4 or 8 with rotate-kv", "16"));
+    refused(BitPlan::new(&shape(2, 2, 2, 64), rotating, last([Precision::F16, four])), &wrong("key bits", "2, 3, 4 or 8 with rotate-kv", "16"));
+    refused(BitPlan::uniform(&shape(1, 1, 1, 64), rotated(Bits::Sixteen, Bits::Four, 128, 1)), &wrong("key bits", "2, 3, 4 or 8 with rotate-kv", "16"));
     let clipped = rtn(Bits::Four, Bits::Four, 128).with_clip(1.5);
-    refused(Allocation::new(&shape(2, 2, 2, 64), clipped, last([four; 2])), &wrong("clip", "above 0 and at most 1", "1.5"));
+    refused(BitPlan::new(&shape(2, 2, 2, 64), clipped, last([four; 2])), &wrong("clip", "above 0 and at most 1", "1.5"));
     // f16 has one way of storing, whatever is asked.
-    let half = Allocation::new(&shape(2, 2, 2, 64), Format::f16(), last([precision(Bits::Two, 48); 2])).unwrap();
+    let half = BitPlan::new(&shape(2, 2, 2, 64), Format::f16(), last([precision(Bits::Two, 48); 2])).unwrap();
     assert!(half.is_uniform() && half.of(1, 1) == [Precision::F16; 2]);
 }
 
 #[test]
 fn an_allocation_of_another_shape_is_refused() {
     let own = shape(2, 8, 4, 64);
-    let allocation = Allocation::uniform(&own, rtn(Bits::Four, Bits::Two, 64)).unwrap();
-    let plan = |shape: &Shape| Plan::mixed(shape.clone(), allocation.clone(), Protection::strict(), Budget::tokens(1, 128), &Capability::webgpu_default());
+    let allocation = BitPlan::uniform(&own, rtn(Bits::Four, Bits::Two, 64)).unwrap();
+    let plan = |shape: &Shape| {
+        Plan::builder(shape.clone(), allocation.clone()).protection(Protection::NONE).capacity(Capacity::tokens(1, 128)).build(&Capability::webgpu_default())
+    };
     assert!(plan(&own).is_ok());
     // How many query heads share a KV head, and RoPE, are no matter of bits.
     assert!(plan(&Shape { query_heads: 4, rope: Rope::none(), ..own.clone() }).is_ok());
@@ -363,7 +368,7 @@ fn an_allocation_of_another_shape_is_refused() {
     refused(plan(&Shape { kv_heads: 8, ..own.clone() }), &not_of("kv_heads", "8", "4"));
     refused(plan(&Shape { head_dim: 128, ..own.clone() }), &not_of("head_dim", "128", "64"));
     // What no kernel serves is said first.
-    refused(plan(&Shape { layers: 0, ..own.clone() }), &Error::Shape { name: "layers", wanted: "1 or more".into(), had: "0".into() });
+    refused(plan(&Shape { layers: 0, ..own.clone() }), &Error::argument("layers", "1 or more", "0"));
     assert_eq!(allocation.of(2, 0), allocation.of(0, 4), "heads that do not exist have the format's own");
     let (mut random, _) = seeded();
     let measured = made_up(&mut random, &own, &rtn(Bits::Four, Bits::Four, 64), &Sensitivity::default_candidates(&own, &rtn(Bits::Four, Bits::Four, 64)));
@@ -372,16 +377,16 @@ fn an_allocation_of_another_shape_is_refused() {
         ("kv_heads", "8", "4", Shape { kv_heads: 8, ..own.clone() }),
         ("head_dim", "128", "64", Shape { head_dim: 128, ..own.clone() }),
     ] {
-        let want = Error::Sensitivity { name: name.into(), wanted: wanted.into(), had: had.into() };
+        let want = Error::mismatch(Thing::Sensitivity, name, wanted, had);
         refused(measured.expect_shape(&other), &want);
-        refused(Allocation::allocate(&other, &measured, Allowance::BitsPerElement(4.0), Allocator::default()), &want);
+        refused(BitPlan::choose(&other, &measured, BitBudget::BitsPerElement(4.0), BitRule::default()), &want);
     }
     // Names.
     assert!(allocation.expect_model("any").is_ok() && allocation.model().is_empty());
-    let named = Allocation::allocate(&own, &measured, Allowance::BitsPerElement(4.0), Allocator::default()).unwrap();
+    let named = BitPlan::choose(&own, &measured, BitBudget::BitsPerElement(4.0), BitRule::default()).unwrap();
     assert!(named.expect_model("made up").is_ok() && measured.expect_model("made up").is_ok());
     refused(named.expect_model("other"), &not_of("model", "\"other\"", "\"made up\""));
-    refused(measured.expect_model("other"), &Error::Sensitivity { name: "model".into(), wanted: "\"other\"".into(), had: "\"made up\"".into() });
+    refused(measured.expect_model("other"), &Error::mismatch(Thing::Sensitivity, "model", "\"other\"", "\"made up\""));
 }
 
 // What it costs.
@@ -406,7 +411,7 @@ fn row_bits(shape: &Shape, format: &Format, key: Precision) -> u64 {
 }
 
 /// Bits of one token over all layers: key codes, key scales, value codes, value scales.
-fn token_bits(shape: &Shape, format: &Format, allocation: &Allocation) -> [u64; 4] {
+fn token_bits(shape: &Shape, format: &Format, allocation: &BitPlan) -> [u64; 4] {
     let mut sum = [0; 4];
     for layer in 0..shape.layers {
         for head in 0..shape.kv_heads {
@@ -421,7 +426,7 @@ fn token_bits(shape: &Shape, format: &Format, allocation: &Allocation) -> [u64; 
 }
 
 /// A shape, a codec, and precisions that fit both.
-fn any_allocation(random: &mut StdRng) -> (Shape, Format, Allocation) {
+fn any_allocation(random: &mut StdRng) -> (Shape, Format, BitPlan) {
     let head_dim = [64, 80, 96, 128, 256][random.random_range(0..5)];
     let kv_heads = random.random_range(1..=8);
     let shape = shape(random.random_range(1..=4), kv_heads * random.random_range(1..=4), kv_heads, head_dim);
@@ -453,7 +458,7 @@ fn any_allocation(random: &mut StdRng) -> (Shape, Format, Allocation) {
         }
         precisions.push(layer);
     }
-    let allocation = Allocation::new(&shape, format, |layer, head| precisions[layer as usize][head as usize]).unwrap();
+    let allocation = BitPlan::new(&shape, format, |layer, head| precisions[layer as usize][head as usize]).unwrap();
     (shape, format, allocation)
 }
 
@@ -467,13 +472,15 @@ fn every_bit_is_accounted_for() {
         let bits = token_bits(&shape, &format, &allocation);
         let elements = shape.elements_per_token();
         let (sequences, tokens) = (random.random_range(1..=3), random.random_range(1..2000));
-        for protection in [Protection::strict(), protect(4, 0), protect(random.random_range(0..100), random.random_range(1..300))] {
-            let Ok(plan) = Plan::mixed(shape.clone(), allocation.clone(), protection, Budget::tokens(sequences, tokens), &capability) else {
+        for protection in [Protection::NONE, protect(4, 0), protect(random.random_range(0..100), random.random_range(1..300))] {
+            let Ok(plan) =
+                Plan::builder(shape.clone(), allocation.clone()).protection(protection).capacity(Capacity::tokens(sequences, tokens)).build(&capability)
+            else {
                 // RotateKV of large heads takes more workgroup memory than WebGPU promises.
                 assert!(format.codec() == Codec::RotateKv && shape.head_dim >= 128, "{name}");
                 continue;
             };
-            let protection = if format.codec() == Codec::F16 { Protection::strict() } else { protection };
+            let protection = if format.codec() == Codec::F16 { Protection::NONE } else { protection };
             let (packed, kept) = (protection.packed(tokens), protection.f16_tokens(tokens));
             let want = u64::from(packed) * bits.iter().sum::<u64>() + u64::from(kept) * 16 * elements;
             assert_eq!(plan.bits(tokens.into()), want, "{protection:?}, {tokens} tokens, {name}");
@@ -499,7 +506,7 @@ fn every_head_lies_in_one_slab() {
         let name = format!("{n}: {allocation} of {shape:?}. WGKV_SEED={seed}");
         let plan = |bytes| {
             let capability = Capability { binding_bytes: bytes, buffer_bytes: bytes, workgroup_bytes: 1 << 16, ..Capability::webgpu_default() };
-            Plan::mixed(shape.clone(), allocation.clone(), Protection::strict(), Budget::tokens(1, tokens), &capability)
+            Plan::builder(shape.clone(), allocation.clone()).protection(Protection::NONE).capacity(Capacity::tokens(1, tokens)).build(&capability)
         };
         let together = format.heads_per_group(shape.kv_heads);
         let Ok(whole) = plan(1 << 40) else {
@@ -542,8 +549,9 @@ fn every_head_lies_in_one_slab() {
 fn bits_are_those_of_the_groups() {
     let bits = |head_dim, precision: Precision, scales| {
         let shape = shape(1, 1, 1, head_dim);
-        let allocation = Allocation::uniform(&shape, rtn(Bits::Four, Bits::Four, 128).with_scales(scales).with_precisions(precision, precision)).unwrap();
-        let plan = Plan::mixed(shape, allocation, Protection::strict(), Budget::tokens(1, 128), &Capability::webgpu_default()).unwrap();
+        let allocation = BitPlan::uniform(&shape, rtn(Bits::Four, Bits::Four, 128).with_scales(scales).with_precisions(precision, precision)).unwrap();
+        let plan =
+            Plan::builder(shape, allocation).protection(Protection::NONE).capacity(Capacity::tokens(1, 128)).build(&Capability::webgpu_default()).unwrap();
         plan.bits_per_element(128)
     };
     use Bits::{Eight, Four, Three, Two};
@@ -651,15 +659,15 @@ fn all_candidates(shape: &Shape, format: &Format) -> Vec<Precision> {
     bits.iter().flat_map(|bits| groups.iter().map(|group| precision(*bits, *group))).collect()
 }
 
-const ALLOCATORS: [Allocator; 8] = [
-    Allocator::Measured { grain: Grain::Head, fill: Fill::Nested },
-    Allocator::Measured { grain: Grain::Head, fill: Fill::Skip },
-    Allocator::Measured { grain: Grain::Layer, fill: Fill::Nested },
-    Allocator::Measured { grain: Grain::Layer, fill: Fill::Skip },
-    Allocator::CacheNorm,
-    Allocator::RepoNorm { average_group: None },
-    Allocator::RepoNorm { average_group: Some(64.0) },
-    Allocator::Fixed { key: Precision { bits: Bits::Four, group: 128 }, value: Precision { bits: Bits::Two, group: 128 } },
+const ALLOCATORS: [BitRule; 8] = [
+    BitRule::Measured { grain: Grain::Head, fill: Fill::Nested },
+    BitRule::Measured { grain: Grain::Head, fill: Fill::Skip },
+    BitRule::Measured { grain: Grain::Layer, fill: Fill::Nested },
+    BitRule::Measured { grain: Grain::Layer, fill: Fill::Skip },
+    BitRule::CacheNorm,
+    BitRule::RepoNorm { average_group: None },
+    BitRule::RepoNorm { average_group: Some(64.0) },
+    BitRule::Fixed { key: Precision { bits: Bits::Four, group: 128 }, value: Precision { bits: Bits::Two, group: 128 } },
 ];
 
 /// Shapes and formats to allocate for.
@@ -674,18 +682,18 @@ fn places() -> Vec<(Shape, Format)> {
     ]
 }
 
-fn strict_plan(shape: &Shape, allocation: &Allocation, protection: Protection, tokens: u32) -> Plan {
+fn strict_plan(shape: &Shape, allocation: &BitPlan, protection: Protection, tokens: u32) -> Plan {
     let capability = Capability { binding_bytes: 1 << 31, buffer_bytes: 1 << 31, workgroup_bytes: 1 << 16, ..Capability::webgpu_default() };
-    Plan::mixed(shape.clone(), allocation.clone(), protection, Budget::tokens(1, tokens), &capability).unwrap()
+    Plan::builder(shape.clone(), allocation.clone()).protection(protection).capacity(Capacity::tokens(1, tokens)).build(&capability).unwrap()
 }
 
 /// What must hold of whatever a rule allocates.
 #[track_caller]
-fn consistent(shape: &Shape, sensitivity: &Sensitivity, allocation: &Allocation, name: &str) {
+fn consistent(shape: &Shape, sensitivity: &Sensitivity, allocation: &BitPlan, name: &str) {
     let report = allocation.report().unwrap();
     assert!(report.spent <= report.allowed, "{name}");
     assert_eq!(report.elements, shape.elements_per_token(), "{name}");
-    assert_eq!(report.spent, strict_plan(shape, allocation, Protection::strict(), 128).bits(1), "{name}");
+    assert_eq!(report.spent, strict_plan(shape, allocation, Protection::NONE, 128).bits(1), "{name}");
     assert_eq!(report.spent, token_bits(shape, sensitivity.format(), allocation).iter().sum::<u64>(), "{name}");
     assert_eq!(report.spent, report.units.iter().map(|unit| unit.bits).sum::<u64>(), "{name}");
     assert_eq!(report.bits_per_element(), report.spent as f64 / shape.elements_per_token() as f64, "{name}");
@@ -718,15 +726,15 @@ fn no_allowance_is_exceeded_and_more_is_never_worse() {
         let sensitivity = made_up(&mut random, &shape, &format, &candidates);
         let sensitivity = with_norms(&mut random, sensitivity);
         for allocator in ALLOCATORS {
-            let mut last: Option<Allocation> = None;
+            let mut last: Option<BitPlan> = None;
             let mut count = 0;
             for step in 0..50 {
                 let allowance = 1.8 + 8.0 * (f64::from(step) / 49.0).powi(2) + 0.01 * random.random::<f64>();
                 let name = format!("{allocator} at {allowance} of {format}, {shape:?}. WGKV_SEED={seed}");
                 let allowed = (allowance * shape.elements_per_token() as f64) as u64;
-                let allocation = match Allocation::allocate(&shape, &sensitivity, Allowance::BitsPerElement(allowance), allocator) {
+                let allocation = match BitPlan::choose(&shape, &sensitivity, BitBudget::BitsPerElement(allowance), allocator) {
                     Ok(allocation) => allocation,
-                    Err(Error::Budget { reason, need, have }) => {
+                    Err(Error::Capacity { reason, need, have }) => {
                         assert!(last.is_none() && have == allowed && need > allowed, "{name}: {need} of {have} for {reason}");
                         continue;
                     }
@@ -736,7 +744,7 @@ fn no_allowance_is_exceeded_and_more_is_never_worse() {
                 consistent(&shape, &sensitivity, &allocation, &name);
                 let report = allocation.report().unwrap();
                 assert_eq!((report.allowed, &report.allocator), (allowed, &allocator.to_string()), "{name}");
-                if let (Some(last), Allocator::Measured { fill, .. }) = (&last, allocator) {
+                if let (Some(last), BitRule::Measured { fill, .. }) = (&last, allocator) {
                     let before = last.report().unwrap();
                     let slack = if fill == Fill::Nested { 1.0 } else { SKIP_SLACK };
                     assert!(report.error <= before.error * slack, "{name}: {} after {}", report.error, before.error);
@@ -759,10 +767,10 @@ fn filling_is_never_worse_than_stopping() {
     for (shape, format) in places() {
         let sensitivity = made_up(&mut random, &shape, &format, &all_candidates(&shape, &format));
         for _ in 0..20 {
-            let allowance = Allowance::BitsPerElement(random.random_range(3.5..7.0));
+            let allowance = BitBudget::BitsPerElement(random.random_range(3.5..7.0));
             for grain in [Grain::Head, Grain::Layer] {
                 let [nested, filled] = [Fill::Nested, Fill::Skip].map(|fill| {
-                    let allocation = Allocation::allocate(&shape, &sensitivity, allowance, Allocator::Measured { grain, fill }).unwrap();
+                    let allocation = BitPlan::choose(&shape, &sensitivity, allowance, BitRule::Measured { grain, fill }).unwrap();
                     allocation.report().unwrap().clone()
                 });
                 assert!(filled.error <= nested.error && filled.bound == nested.bound && filled.spent >= nested.spent, "{allowance:?}. WGKV_SEED={seed}");
@@ -778,16 +786,16 @@ fn bytes_at_a_context_are_never_exceeded() {
     for (shape, format) in places() {
         let sensitivity = made_up(&mut random, &shape, &format, &all_candidates(&shape, &format));
         let elements = shape.elements_per_token();
-        for protection in [Protection::strict(), protect(4, 0), protect(4, 128), protect(20, 64), protect(0, 300)] {
+        for protection in [Protection::NONE, protect(4, 0), protect(4, 128), protect(20, 64), protect(0, 300)] {
             for tokens in [1_000, 4_096, 32_768] {
-                let mut last: Option<Allocation> = None;
+                let mut last: Option<BitPlan> = None;
                 for step in 0..8 {
                     // Kept tokens, and so many bits for each number of the others.
                     let kept = u64::from(protection.f16_tokens(tokens)) * elements * 2;
                     let bits = 3.3 + 0.7 * f64::from(step) + 0.1 * random.random::<f64>();
                     let bytes = kept + (f64::from(protection.packed(tokens)) * elements as f64 * bits / 8.0) as u64;
                     let name = format!("{bytes} bytes for {tokens} tokens, {protection:?} of {format}, {shape:?}. WGKV_SEED={seed}");
-                    let allocation = Allocation::allocate(&shape, &sensitivity, Allowance::Bytes { bytes, tokens, protection }, Allocator::default())
+                    let allocation = BitPlan::choose(&shape, &sensitivity, BitBudget::Bytes { bytes, tokens, protection }, BitRule::default())
                         .unwrap_or_else(|e| panic!("{name}: {e}"));
                     consistent(&shape, &sensitivity, &allocation, &name);
                     let report = allocation.report().unwrap();
@@ -812,58 +820,58 @@ fn allowances_that_hold_nothing_are_refused() {
     let candidates = Sensitivity::default_candidates(&shape, &format);
     let sensitivity = made_up(&mut random, &shape, &format, &candidates);
     let sensitivity = with_norms(&mut random, sensitivity);
-    let allocate = |allowance, allocator| Allocation::allocate(&shape, &sensitivity, allowance, allocator);
+    let allocate = |allowance, allocator| BitPlan::choose(&shape, &sensitivity, allowance, allocator);
     let elements = shape.elements_per_token();
     // Two bits in groups of 128: 2.25.
     let least = elements * 9 / 4;
-    for allocator in [Allocator::default(), Allocator::Measured { grain: Grain::Layer, fill: Fill::Skip }, Allocator::CacheNorm, ALLOCATORS[5]] {
-        assert_eq!(allocate(Allowance::BitsPerElement(2.25), allocator).unwrap().report().unwrap().spent, least, "{allocator}");
+    for allocator in [BitRule::default(), BitRule::Measured { grain: Grain::Layer, fill: Fill::Skip }, BitRule::CacheNorm, ALLOCATORS[5]] {
+        assert_eq!(allocate(BitBudget::BitsPerElement(2.25), allocator).unwrap().report().unwrap().spent, least, "{allocator}");
         for (allowance, have) in [(2.2499, (2.2499 * elements as f64) as u64), (0.0, 0)] {
-            let want = Error::Budget { reason: "the cheapest candidates of all units", need: least, have };
-            refused(allocate(Allowance::BitsPerElement(allowance), allocator), &want);
+            let want = Error::Capacity { reason: "the cheapest candidates of all units", need: least, have };
+            refused(allocate(BitBudget::BitsPerElement(allowance), allocator), &want);
         }
     }
     let fixed = "K4V2".parse().unwrap();
     refused(
-        allocate(Allowance::BitsPerElement(3.0), fixed),
-        &Error::Budget { reason: "the bits of a token, by this rule", need: elements * 13 / 4, have: elements * 3 },
+        allocate(BitBudget::BitsPerElement(3.0), fixed),
+        &Error::Capacity { reason: "the bits of a token, by this rule", need: elements * 13 / 4, have: elements * 3 },
     );
-    assert!(allocate(Allowance::BitsPerElement(3.25), fixed).is_ok());
+    assert!(allocate(BitBudget::BitsPerElement(3.25), fixed).is_ok());
     for bits in [f64::NAN, f64::INFINITY, -1.0] {
-        let want = Error::Shape { name: "bits per element", wanted: "finite and 0 or more".into(), had: bits.to_string() };
-        refused(allocate(Allowance::BitsPerElement(bits), Allocator::default()), &want);
+        let want = Error::argument("bits per element", "finite and 0 or more", bits);
+        refused(allocate(BitBudget::BitsPerElement(bits), BitRule::default()), &want);
     }
 
-    let bytes = |bytes, tokens, protection| allocate(Allowance::Bytes { bytes, tokens, protection }, Allocator::default());
+    let bytes = |bytes, tokens, protection| allocate(BitBudget::Bytes { bytes, tokens, protection }, BitRule::default());
     // 255 tokens leave a window of 128 less than a page to pack.
-    for (tokens, protection) in [(0, Protection::strict()), (128, Protection::default()), (255, Protection::default())] {
-        let want = Error::Shape { name: "tokens", wanted: "more than the window keeps".into(), had: tokens.to_string() };
+    for (tokens, protection) in [(0, Protection::NONE), (128, Protection::default()), (255, Protection::default())] {
+        let want = Error::argument("tokens", "more than the window keeps", tokens);
         refused(bytes(1 << 30, tokens, protection), &want);
     }
     assert!(bytes(1 << 30, 256, Protection::default()).is_ok());
     // 128 tokens of the window and 4 sinks, 2 bytes a number; then 128 packed tokens.
     let kept = 132 * elements * 2;
-    refused(bytes(kept - 1, 256, Protection::default()), &Error::Budget { reason: "the bytes of the tokens that stay f16", need: kept, have: kept - 1 });
+    refused(bytes(kept - 1, 256, Protection::default()), &Error::Capacity { reason: "the bytes of the tokens that stay f16", need: kept, have: kept - 1 });
     let all = kept + 128 * least / 8;
     refused(
         bytes(all - 1, 256, Protection::default()),
-        &Error::Budget { reason: "the cheapest candidates of all units", need: least, have: (8 * (all - 1 - kept)) / 128 },
+        &Error::Capacity { reason: "the cheapest candidates of all units", need: least, have: (8 * (all - 1 - kept)) / 128 },
     );
     assert_eq!(bytes(all, 256, Protection::default()).unwrap().report().unwrap().spent, least);
     // More than there is to spend.
-    for plenty in [bytes(u64::MAX, 256, Protection::default()), allocate(Allowance::BitsPerElement(1e300), Allocator::default())] {
+    for plenty in [bytes(u64::MAX, 256, Protection::default()), allocate(BitBudget::BitsPerElement(1e300), BitRule::default())] {
         assert!(plenty.unwrap().report().unwrap().units.iter().all(|unit| unit.precision == precision(Bits::Eight, 128)));
     }
     // What a rule needs.
     let untold = made_up(&mut random, &shape, &format, &candidates);
-    let want = |name: &str, wanted: &str, had: &str| Error::Sensitivity { name: name.into(), wanted: wanted.into(), had: had.into() };
+    let want = |name: &str, wanted: &str, had: &str| Error::mismatch(Thing::Sensitivity, name, wanted, had);
     refused(
-        Allocation::allocate(&shape, &untold, Allowance::BitsPerElement(4.0), ALLOCATORS[5]),
+        BitPlan::choose(&shape, &untold, BitBudget::BitsPerElement(4.0), ALLOCATORS[5]),
         &want("weight norms", "told by Sensitivity::with_weight_norms", "not"),
     );
     let listed = "2/128, 2/64, 2/32, 3/128, 3/64, 3/32, 4/128, 4/64, 4/32, 8/128";
     assert_eq!(candidates.iter().map(Precision::to_string).collect::<Vec<_>>().join(", "), listed);
-    refused(allocate(Allowance::BitsPerElement(9.0), "fixed:K8/64,V2/128".parse().unwrap()), &want("candidates", "such that 8/64 is among them", listed));
+    refused(allocate(BitBudget::BitsPerElement(9.0), "fixed:K8/64,V2/128".parse().unwrap()), &want("candidates", "such that 8/64 is among them", listed));
     for (norms, wanted, had) in [
         (vec![[1.0; 2]], "2, one a layer", "1"),
         (vec![[1.0, f64::NAN]; 2], "finite and 0 or more", "NaN"),
@@ -883,27 +891,27 @@ fn allowances_that_hold_nothing_are_refused() {
 fn allocators_are_written_and_read() {
     let mut all = ALLOCATORS.to_vec();
     all.extend([
-        Allocator::RepoNorm { average_group: Some(48.5) },
-        Allocator::Fixed { key: precision(Bits::Eight, 32), value: Precision::F16 },
-        Allocator::Fixed { key: Precision::F16, value: precision(Bits::Three, 64) },
+        BitRule::RepoNorm { average_group: Some(48.5) },
+        BitRule::Fixed { key: precision(Bits::Eight, 32), value: Precision::F16 },
+        BitRule::Fixed { key: Precision::F16, value: precision(Bits::Three, 64) },
     ]);
     for allocator in all {
-        assert_eq!(allocator.to_string().parse::<Allocator>().unwrap(), allocator, "{allocator}");
+        assert_eq!(allocator.to_string().parse::<BitRule>().unwrap(), allocator, "{allocator}");
     }
     for (text, want) in [
-        ("measured", Allocator::default()),
+        ("measured", BitRule::default()),
         ("measured:layer", ALLOCATORS[2]),
         ("measured:fill", ALLOCATORS[1]),
         ("measured:layer:fill", ALLOCATORS[3]),
         ("measured:fill:layer", ALLOCATORS[3]),
-        ("cache-norm", Allocator::CacheNorm),
+        ("cache-norm", BitRule::CacheNorm),
         ("repo-norm", ALLOCATORS[5]),
         ("repo-norm:64", ALLOCATORS[6]),
         ("K4V2", ALLOCATORS[7]),
         ("fixed:K4/128,V2/128", ALLOCATORS[7]),
-        ("K16V16", Allocator::Fixed { key: Precision::F16, value: Precision::F16 }),
+        ("K16V16", BitRule::Fixed { key: Precision::F16, value: Precision::F16 }),
     ] {
-        assert_eq!(text.parse::<Allocator>().unwrap(), want, "{text}");
+        assert_eq!(text.parse::<BitRule>().unwrap(), want, "{text}");
     }
     for text in [
         "",
@@ -931,11 +939,11 @@ fn allocators_are_written_and_read() {
         "K-4V2",
         "k4v2",
     ] {
-        refused(text.parse::<Allocator>(), &Error::Text { name: "allocator", wanted: "measured, cache-norm, repo-norm or K4V2", had: text.into() });
+        refused(text.parse::<BitRule>(), &Error::argument("allocator", "measured, cache-norm, repo-norm or K4V2", text));
     }
-    refused("K5V2".parse::<Allocator>(), &Error::Bits { had: 5 });
-    refused("fixed:K6/64,V2/64".parse::<Allocator>(), &Error::Bits { had: 6 });
-    refused("fixed:K4,V2/64".parse::<Allocator>(), &Error::Text { name: "precision", wanted: "BITS/GROUP, or 16", had: "4".into() });
+    refused("K5V2".parse::<BitRule>(), &Error::Bits { had: 5 });
+    refused("fixed:K6/64,V2/64".parse::<BitRule>(), &Error::Bits { had: 6 });
+    refused("fixed:K4,V2/64".parse::<BitRule>(), &Error::argument("precision", "BITS/GROUP, or 16", "4"));
 }
 
 /// A fixed pair is what it says, wherever it fits; groups that come to the same in a head are the same.
@@ -944,13 +952,13 @@ fn fixed_pairs_are_what_they_say() {
     let (mut random, seed) = seeded();
     let (shape, format) = (shape(3, 4, 2, 64), hadamard(Bits::Four, Bits::Four, 64));
     let sensitivity = made_up(&mut random, &shape, &format, &Sensitivity::default_candidates(&shape, &format));
-    let allocation = Allocation::allocate(&shape, &sensitivity, Allowance::BitsPerElement(3.5), "K4V2".parse().unwrap()).unwrap();
+    let allocation = BitPlan::choose(&shape, &sensitivity, BitBudget::BitsPerElement(3.5), "K4V2".parse().unwrap()).unwrap();
     consistent(&shape, &sensitivity, &allocation, &format!("WGKV_SEED={seed}"));
     assert!(allocation.is_uniform() && allocation.of(2, 1) == [precision(Bits::Four, 64), precision(Bits::Two, 64)]);
     assert_eq!(allocation.mean_bits(), [4.0, 2.0]);
     assert_eq!(allocation.to_string(), "hadamard K4V2 group 64");
     assert!(allocation.favours_values().is_none());
-    let swapped = Allocation::allocate(&shape, &sensitivity, Allowance::BitsPerElement(3.5), "fixed:K2/32,V3/64".parse().unwrap()).unwrap();
+    let swapped = BitPlan::choose(&shape, &sensitivity, BitBudget::BitsPerElement(3.5), "fixed:K2/32,V3/64".parse().unwrap()).unwrap();
     assert_eq!(swapped.of(0, 0), [precision(Bits::Two, 32), precision(Bits::Three, 64)]);
     assert_eq!(swapped.favours_values(), Some([2.0, 3.0]));
     let report = swapped.report().unwrap();
@@ -965,7 +973,7 @@ fn fixed_pairs_are_what_they_say() {
     let sensitivity = made_up(&mut random, &shape, &rotating, &[64, 128].map(|group| precision(Bits::Four, group)));
     for group in [64, 128] {
         let [key, value] = [precision(Bits::Four, group); 2];
-        let allocation = Allocation::allocate(&shape, &sensitivity, Allowance::BitsPerElement(9.0), Allocator::Fixed { key, value }).unwrap();
+        let allocation = BitPlan::choose(&shape, &sensitivity, BitBudget::BitsPerElement(9.0), BitRule::Fixed { key, value }).unwrap();
         assert_eq!(allocation.of(0, 0), [key, value]);
     }
 }
@@ -987,8 +995,8 @@ fn norm_rules_are_the_published_ones() {
             let name = format!("average {average} of {format}, {shape:?}. WGKV_SEED={seed}");
             let allowed = ((average + scales) * elements) as u64;
             let average = (allowed as f64 - scales * elements) / elements;
-            let allowance = Allowance::BitsPerElement(allowed as f64 / elements);
-            let by_layer = Allocation::allocate(&shape, &sensitivity, allowance, ALLOCATORS[5]).unwrap();
+            let allowance = BitBudget::BitsPerElement(allowed as f64 / elements);
+            let by_layer = BitPlan::choose(&shape, &sensitivity, allowance, ALLOCATORS[5]).unwrap();
             let norms: Vec<f64> = (0..shape.layers).flat_map(|layer| sensitivity.weight_norms(layer).unwrap()).collect();
             let want = norm_bits(&norms, &widths, average, Ties::Published).unwrap();
             for (layer, head) in (0..shape.layers).flat_map(|layer| (0..shape.kv_heads).map(move |head| (layer, head))) {
@@ -997,7 +1005,7 @@ fn norm_rules_are_the_published_ones() {
                 assert!(by_layer.of(layer, head).iter().all(|p| p.group == group), "{name}");
             }
 
-            let by_head = Allocation::allocate(&shape, &sensitivity, allowance, Allocator::CacheNorm).unwrap();
+            let by_head = BitPlan::choose(&shape, &sensitivity, allowance, BitRule::CacheNorm).unwrap();
             // RotateKV's keys of a layer are one, and so their values are.
             let heads = if format.codec() == Codec::RotateKv { shape.kv_heads } else { 1 };
             let norm = |layer, first: u32, kind| (first..first + heads).map(|head| sensitivity.norm(layer, head, kind).powi(2)).sum::<f64>().sqrt();
@@ -1027,8 +1035,8 @@ fn groups_of_the_published_rule_are_paid_for() {
     for group in [32.0, 48.0, 64.0, 100.0, 128.0] {
         for allowance in [3.0, 3.3, 4.0, 5.0, 7.0] {
             let name = format!("groups of {group} at {allowance}. WGKV_SEED={seed}");
-            let allocator = Allocator::RepoNorm { average_group: Some(group) };
-            let allocation = Allocation::allocate(&shape, &sensitivity, Allowance::BitsPerElement(allowance), allocator).unwrap();
+            let allocator = BitRule::RepoNorm { average_group: Some(group) };
+            let allocation = BitPlan::choose(&shape, &sensitivity, BitBudget::BitsPerElement(allowance), allocator).unwrap();
             consistent(&shape, &sensitivity, &allocation, &name);
             let groups = norm_groups(&norms, &[32, 64, 128], group).unwrap();
             let scales = groups.iter().map(|group| 32.0 / f64::from(*group)).sum::<f64>() / groups.len() as f64;
@@ -1039,10 +1047,10 @@ fn groups_of_the_published_rule_are_paid_for() {
             }
         }
     }
-    let wide = Allocator::RepoNorm { average_group: Some(200.0) };
+    let wide = BitRule::RepoNorm { average_group: Some(200.0) };
     refused(
-        Allocation::allocate(&shape, &sensitivity, Allowance::BitsPerElement(4.0), wide),
-        &Error::Shape { name: "average_group", wanted: "more than 0 and at most 128".into(), had: "200".into() },
+        BitPlan::choose(&shape, &sensitivity, BitBudget::BitsPerElement(4.0), wide),
+        &Error::argument("average_group", "more than 0 and at most 128", "200"),
     );
 }
 
@@ -1064,7 +1072,7 @@ fn values_before_keys_are_noticed() {
         let candidates: Vec<Precision> = candidates.iter().map(|bits| precision(*bits, 128)).collect();
         let norms = keys.iter().zip(&values).map(|(k, v)| [*k, *v]).collect();
         let sensitivity = made_up(random, &shape, &format, &candidates).with_weight_norms(norms).unwrap();
-        Allocation::allocate(&shape, &sensitivity, Allowance::BitsPerElement(3.25), ALLOCATORS[5]).unwrap()
+        BitPlan::choose(&shape, &sensitivity, BitBudget::BitsPerElement(3.25), ALLOCATORS[5]).unwrap()
     };
     let starved = allocate(&[Bits::Two, Bits::Four, Bits::Eight], &mut random);
     // Section 2.3: of 28 layers, 10 have keys of 4 bits, and 18 values.
@@ -1085,11 +1093,11 @@ fn a_model_is_allocated_in_less_than_a_second() {
     for allocator in &ALLOCATORS[..6] {
         for allowance in [2.5, 3.0, 3.5, 4.0] {
             let start = Instant::now();
-            let allocation = Allocation::allocate(&shape, &sensitivity, Allowance::BitsPerElement(allowance), *allocator).unwrap();
+            let allocation = BitPlan::choose(&shape, &sensitivity, BitBudget::BitsPerElement(allowance), *allocator).unwrap();
             let taken = start.elapsed();
             println!("{allocator} at {allowance}: {taken:?}");
             assert!(taken.as_secs_f64() < 1.0, "{allocator} at {allowance} took {taken:?}. WGKV_SEED={seed}");
-            let by_head = matches!(allocator, Allocator::CacheNorm | Allocator::Measured { grain: Grain::Head, .. });
+            let by_head = matches!(allocator, BitRule::CacheNorm | BitRule::Measured { grain: Grain::Head, .. });
             assert_eq!((allocation.report().unwrap().units.len(), candidates.len()), (if by_head { 512 } else { 64 }, 10));
             consistent(&shape, &sensitivity, &allocation, &format!("{allocator} at {allowance}. WGKV_SEED={seed}"));
         }
@@ -1106,7 +1114,7 @@ fn files_come_back_as_they_were() {
     for n in 0..40 {
         let (_, _, allocation) = any_allocation(&mut random);
         let text = allocation.to_json().unwrap();
-        assert_eq!(Allocation::from_json(&text).unwrap(), allocation, "{n}: {text}. WGKV_SEED={seed}");
+        assert_eq!(BitPlan::from_json(&text).unwrap(), allocation, "{n}: {text}. WGKV_SEED={seed}");
     }
     for (shape, format) in places() {
         let format = format.with_clip(0.83);
@@ -1118,10 +1126,10 @@ fn files_come_back_as_they_were() {
         std::fs::remove_file(&path).unwrap();
         assert_eq!(Sensitivity::from_json(&sensitivity.to_json().unwrap()).unwrap(), sensitivity, "WGKV_SEED={seed}");
         for allocator in ALLOCATORS {
-            let allocation = Allocation::allocate(&shape, &sensitivity, Allowance::BitsPerElement(5.3), allocator).unwrap();
+            let allocation = BitPlan::choose(&shape, &sensitivity, BitBudget::BitsPerElement(5.3), allocator).unwrap();
             let path = folder.join(format!("wgkv-allocation-{seed}-{}.json", std::process::id()));
             allocation.save(&path).unwrap();
-            let back = Allocation::load(&path).unwrap();
+            let back = BitPlan::load(&path).unwrap();
             std::fs::remove_file(&path).unwrap();
             assert_eq!(back, allocation, "{allocator}. WGKV_SEED={seed}");
             assert_eq!(back.report().unwrap().to_string(), allocation.report().unwrap().to_string());
@@ -1129,16 +1137,16 @@ fn files_come_back_as_they_were() {
             // The bits count, not who decided on them.
             let mut bare: Value = serde_json::from_str(&allocation.to_json().unwrap()).unwrap();
             bare["report"] = Value::Null;
-            let bare = Allocation::from_json(&bare.to_string()).unwrap();
+            let bare = BitPlan::from_json(&bare.to_string()).unwrap();
             assert!(bare.report().is_none());
-            assert_eq!(strict_plan(&shape, &bare, Protection::strict(), 128).bits(1), allocation.report().unwrap().spent);
+            assert_eq!(strict_plan(&shape, &bare, Protection::NONE, 128).bits(1), allocation.report().unwrap().spent);
         }
     }
     let nowhere = folder.join("wgkv-no-such-folder").join("file.json");
-    assert!(matches!(Allocation::load(&nowhere), Err(Error::Allocation { name, wanted, .. }) if name == "file" && wanted == "readable"));
-    assert!(matches!(Sensitivity::load(&nowhere), Err(Error::Sensitivity { name, wanted, .. }) if name == "file" && wanted == "readable"));
+    assert!(matches!(BitPlan::load(&nowhere), Err(Error::Mismatch { of: Thing::BitPlan, name, wanted, .. }) if name == "file" && wanted == "readable"));
+    assert!(matches!(Sensitivity::load(&nowhere), Err(Error::Mismatch { of: Thing::Sensitivity, name, wanted, .. }) if name == "file" && wanted == "readable"));
     let (_, _, allocation) = any_allocation(&mut random);
-    assert!(matches!(allocation.save(&nowhere), Err(Error::Allocation { name, wanted, .. }) if name == "file" && wanted == "writable"));
+    assert!(matches!(allocation.save(&nowhere), Err(Error::Mismatch { of: Thing::BitPlan, name, wanted, .. }) if name == "file" && wanted == "writable"));
 }
 
 /// A small allocation and what it was made of, as files.
@@ -1146,7 +1154,7 @@ fn files(random: &mut StdRng, codec: Codec) -> [Value; 2] {
     let (shape, format) = (shape(2, 4, 2, 64), Format::new(codec, Bits::Four, Bits::Four, 64));
     let sensitivity = made_up(random, &shape, &format, &Sensitivity::default_candidates(&shape, &format));
     let sensitivity = with_norms(random, sensitivity);
-    let allocation = Allocation::allocate(&shape, &sensitivity, Allowance::BitsPerElement(4.0), Allocator::default()).unwrap();
+    let allocation = BitPlan::choose(&shape, &sensitivity, BitBudget::BitsPerElement(4.0), BitRule::default()).unwrap();
     [allocation.to_json().unwrap(), sensitivity.to_json().unwrap()].map(|text| serde_json::from_str(&text).unwrap())
 }
 
@@ -1179,8 +1187,8 @@ fn cut_short(text: &str, refused: impl Fn(&str) -> bool) {
 fn damaged_allocations_are_refused() {
     let (mut random, _) = seeded();
     let [file, _] = files(&mut random, Codec::Rtn);
-    assert!(Allocation::from_json(&file.to_string()).is_ok());
-    let text = |name, wanted, had: &str| Error::Text { name, wanted, had: had.into() };
+    assert!(BitPlan::from_json(&file.to_string()).is_ok());
+    let text = |name, wanted, had: &str| Error::argument(name, wanted, had);
     let heads = |count: &str| format!("layers times kv_heads, {count}, 1 to 1048576");
     let unit = |had| not_of("units", "within 2 layers of 2 heads", had);
     let negative = not_of("numbers of the report", "finite and 0 or more", "-1.5");
@@ -1192,7 +1200,7 @@ fn damaged_allocations_are_refused() {
         ("/layers", json!(3), not_of("precisions", &heads("6"), "4")),
         ("/layers", json!(u32::MAX), not_of("precisions", &heads("8589934590"), "4")),
         ("/kv_heads", json!(u32::MAX), not_of("precisions", &heads("8589934590"), "4")),
-        ("/head_dim", json!(72), Error::Shape { name: "head_dim", wanted: "64, 80, 96, 128 or 256".into(), had: "72".into() }),
+        ("/head_dim", json!(72), Error::argument("head_dim", "64, 80, 96, 128 or 256", "72")),
         ("/precisions/1/0", json!("2/48"), Error::Group { group: 48, head_dim: 64 }),
         ("/precisions/1/1", json!("2/0"), Error::Group { group: 0, head_dim: 64 }),
         ("/precisions/1/1", json!("5/64"), Error::Bits { had: 5 }),
@@ -1200,7 +1208,7 @@ fn damaged_allocations_are_refused() {
         ("/precisions/1/1", json!("two"), text("precision", "BITS/GROUP, or 16", "two")),
         ("/storage/codec", json!("int4"), Error::Codec { had: "int4".into() }),
         ("/storage/scales", json!("f4"), text("scales", "f16, f8 or symmetric", "f4")),
-        ("/storage/clip", json!(-0.5), Error::Shape { name: "clip", wanted: "above 0 and at most 1".into(), had: "-0.5".into() }),
+        ("/storage/clip", json!(-0.5), Error::argument("clip", "above 0 and at most 1", "-0.5")),
         ("/report/error", json!(-1.5), negative.clone()),
         ("/report/bound", json!(-1.5), negative.clone()),
         ("/report/multiplier", json!(-1.5), negative.clone()),
@@ -1214,14 +1222,13 @@ fn damaged_allocations_are_refused() {
         ("/report/spent_bits", json!(7), not_of("bits of all units", "7, as spent", &file["report"]["spent_bits"].to_string())),
         ("/report/units/0/bits", json!(u64::MAX), not_of("bits of all units", &format!("{}, as spent", file["report"]["spent_bits"]), "too many")),
     ] {
-        refused(Allocation::from_json(&with(&file, place, value)), &want);
+        refused(BitPlan::from_json(&with(&file, place, value)), &want);
     }
     // Which group is met first depends on what was drawn.
-    let narrow = Allocation::from_json(&with(&file, "/head_dim", json!(80)));
+    let narrow = BitPlan::from_json(&with(&file, "/head_dim", json!(80)));
     assert!(matches!(narrow, Err(Error::Group { group: 32 | 64, head_dim: 80 })), "{narrow:?}");
     // What is not JSON of this form at all: another type, a number too large for it, a field too few or too many, a text cut short.
-    let unreadable =
-        |text: &str| matches!(Allocation::from_json(text), Err(Error::Allocation { name, wanted, .. }) if name == "file" && wanted == "what wgkv writes");
+    let unreadable = |text: &str| matches!(BitPlan::from_json(text), Err(Error::Mismatch { of: Thing::BitPlan, name, wanted, .. }) if name == "file" && wanted == "what wgkv writes");
     for (place, value) in [
         ("/layers", json!(-1)),
         ("/layers", json!(2.5)),
@@ -1243,7 +1250,7 @@ fn damaged_allocations_are_refused() {
     // A report of an infinite error cannot be written.
     let (shape, format) = (shape(1, 1, 1, 64), rtn(Bits::Four, Bits::Four, 64));
     let large = told(&shape, &format, &[precision(Bits::Four, 64)], &[1e300], |_, _, _| (1.0, vec![1.0], vec![1e300]));
-    let allocation = Allocation::allocate(&shape, &large, Allowance::BitsPerElement(9.0), "K4V4".parse().unwrap()).unwrap();
+    let allocation = BitPlan::choose(&shape, &large, BitBudget::BitsPerElement(9.0), "K4V4".parse().unwrap()).unwrap();
     refused(allocation.to_json(), &not_of("numbers of the report", "finite and 0 or more", "inf"));
 }
 
@@ -1252,9 +1259,9 @@ fn damaged_sensitivities_are_refused() {
     let (mut random, _) = seeded();
     let [_, file] = files(&mut random, Codec::Rtn);
     assert!(Sensitivity::from_json(&file.to_string()).is_ok());
-    let not_of = |name: &str, wanted: &str, had: &str| Error::Sensitivity { name: name.into(), wanted: wanted.into(), had: had.into() };
+    let not_of = |name: &str, wanted: &str, had: &str| Error::mismatch(Thing::Sensitivity, name, wanted, had);
     let heads = |count: &str, had| not_of("heads", &format!("{count}, layers times kv_heads, and not 0"), had);
-    let shape = |name, wanted: &str, had: &str| Error::Shape { name, wanted: wanted.into(), had: had.into() };
+    let shape = |name, wanted: &str, had: &str| Error::argument(name, wanted, had);
     let negative = |of: &str| not_of(&format!("numbers of {of}"), "finite and 0 or more", "-4");
     for (place, value, want) in [
         ("/format", json!("wgkv-allocation"), not_of("format", "wgkv-sensitivity", "\"wgkv-allocation\"")),
@@ -1267,7 +1274,7 @@ fn damaged_sensitivities_are_refused() {
         ("/candidates", shorter(&file, "/candidates"), not_of("numbers of layer 0, head 0", "6, one a candidate", "7")),
         ("/candidates/2", json!("2/0"), Error::Group { group: 0, head_dim: 64 }),
         ("/candidates/2", json!("9/64"), Error::Bits { had: 9 }),
-        ("/candidates/2", json!("2"), Error::Text { name: "precision", wanted: "BITS/GROUP, or 16", had: "2".into() }),
+        ("/candidates/2", json!("2"), Error::argument("precision", "BITS/GROUP, or 16", "2")),
         ("/head_dim", json!(0), shape("head_dim", "64, 80, 96, 128 or 256", "0")),
         ("/head_dim", json!(96), Error::Group { group: 64, head_dim: 96 }),
         ("/storage/codec", json!("f16"), not_of("codec", "one that has codes", "f16")),
@@ -1288,10 +1295,12 @@ fn damaged_sensitivities_are_refused() {
     let [_, rotating] = files(&mut random, Codec::RotateKv);
     for heads in [0, 3, 4] {
         let read = Sensitivity::from_json(&with(&rotating, "/storage/heads_per_group", json!(heads)));
-        assert!(matches!(read, Err(Error::Shape { name: "heads_per_group", had, .. }) if had == heads.to_string()), "{heads}");
+        assert!(
+            matches!(read, Err(Error::Mismatch { of: Thing::Argument, name, had, .. } if name == "heads_per_group") if had == heads.to_string()),
+            "{heads}"
+        );
     }
-    let unreadable =
-        |text: &str| matches!(Sensitivity::from_json(text), Err(Error::Sensitivity { name, wanted, .. }) if name == "file" && wanted == "what wgkv writes");
+    let unreadable = |text: &str| matches!(Sensitivity::from_json(text), Err(Error::Mismatch { of: Thing::Sensitivity, name, wanted, .. }) if name == "file" && wanted == "what wgkv writes");
     for (place, value) in [
         ("/tokens", json!(-1)),
         ("/layers", json!(1_u64 << 32)),
@@ -1308,13 +1317,12 @@ fn damaged_sensitivities_are_refused() {
 
 /// Does all that can be done with what a file gave: it may be refused, but nothing panics.
 fn use_allocation(text: &str) -> bool {
-    let Ok(allocation) = Allocation::from_json(text) else { return false };
+    let Ok(allocation) = BitPlan::from_json(text) else { return false };
     let _ = (allocation.to_string(), allocation.report().map(Report::to_string), allocation.favours_values(), allocation.mean_bits());
-    assert_eq!(Allocation::from_json(&allocation.to_json().unwrap()).unwrap(), allocation);
+    assert_eq!(BitPlan::from_json(&allocation.to_json().unwrap()).unwrap(), allocation);
     for kv_heads in [1, 2, 4] {
         let shape = shape(allocation.layers(), kv_heads, kv_heads, 64);
-        let _ =
-            Plan::mixed(shape, allocation.clone(), Protection::default(), Budget::tokens(1, 300), &Capability::webgpu_default()).map(|plan| plan.to_string());
+        let _ = Plan::builder(shape, allocation.clone()).capacity(Capacity::tokens(1, 300)).build(&Capability::webgpu_default()).map(|plan| plan.to_string());
     }
     true
 }
@@ -1324,7 +1332,7 @@ fn use_sensitivity(text: &str) -> bool {
     assert_eq!(Sensitivity::from_json(&sensitivity.to_json().unwrap()).unwrap(), sensitivity);
     let shape = shape(sensitivity.layers(), sensitivity.kv_heads(), sensitivity.kv_heads(), sensitivity.head_dim());
     for (allocator, bits) in ALLOCATORS.into_iter().flat_map(|allocator| [2.4, 4.0, 9.0].map(|bits| (allocator, bits))) {
-        if let Ok(allocation) = Allocation::allocate(&shape, &sensitivity, Allowance::BitsPerElement(bits), allocator) {
+        if let Ok(allocation) = BitPlan::choose(&shape, &sensitivity, BitBudget::BitsPerElement(bits), allocator) {
             let _ = allocation.report().map(Report::to_string);
         }
     }

@@ -12,9 +12,8 @@
 mod support;
 
 use support::*;
-use wgkv::kernel::append::AppendParams;
-use wgkv::reference::{self, Constants};
-use wgkv::*;
+use wgkv::low_level::kernel::append::AppendParams;
+use wgkv::low_level::reference::{self, Constants};
 
 #[test]
 fn append_agrees_with_its_reference_at_every_bit_width() {

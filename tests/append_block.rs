@@ -5,7 +5,7 @@
 mod support;
 
 use support::*;
-use wgkv::kernel::append_block;
+use wgkv::low_level::kernel::append_block;
 
 #[test]
 fn append_block_agrees_with_its_reference_at_every_bit_width() {
@@ -13,7 +13,7 @@ fn append_block_agrees_with_its_reference_at_every_bit_width() {
     let mut blocks = 0;
     for case in append_cases() {
         let walk = Walk::new(&gpu, case);
-        if walk.plan().slabs(0).iter().any(|slab| append_block::suits(walk.plan(), slab)) {
+        if walk.plan().slabs(0).iter().any(|slab| walk.plan().packs_blocks(slab)) {
             blocks += 1;
             check_appends(walk);
         }

@@ -12,8 +12,7 @@
 mod support;
 
 use support::*;
-use wgkv::reference::{self, rotate_group_exact, turn_exact};
-use wgkv::*;
+use wgkv::low_level::reference::{self, rotate_group_exact, turn_exact};
 
 /// Error of a number of a rotated row, relative to the length of its group of heads: at most 11 roundings in the rotation of a head
 /// (see tests/rotate.rs), 9 in the sum over eight heads and its factor, and 5 where the row is turned back, of 2^-24 each.
@@ -114,7 +113,7 @@ fn check_step(walk: &Walk, taken: &Taken, count: &mut Count) {
     let (format, layout) = (plan.slabs(0)[0].format(), plan.slabs(0)[0].layout());
     let (want, status) = twin(walk, taken);
     assert_eq!(status[0], 0, "all rows are finite");
-    let places = plan.calibration().unwrap().places(0);
+    let places = plan.channel_order().unwrap().places(0);
     let records = records(taken);
     for physical in 0..plan.pages() {
         let owner = records.iter().find_map(|r| Some((r, r.pages.iter().position(|p| *p == physical)? as u32)));

@@ -8,10 +8,9 @@
 mod support;
 
 use support::*;
-use wgkv::gpu::Capability;
-use wgkv::kernel::attend_merge::parts;
-use wgkv::reference::{self, Constants};
-use wgkv::*;
+use wgkv::Capability;
+use wgkv::low_level::kernel::attend_merge::parts;
+use wgkv::low_level::reference::{self, Constants};
 
 /// Error of a number of the output, relative to the length of its row: a weighted mean over at most 256 partial results in groups of
 /// eight, `exp2` of each weight (2^-22 and more for small ones), the quotient, and the rotation's 11 roundings of 2^-24.
@@ -124,7 +123,7 @@ fn parts_are_as_many_as_the_items_take_and_the_device_allows() {
         (Capability::webgpu_default(), 256, [(0, 1), (16, 1), (17, 1), (64, 1), (65, 1), (256, 1)]),
     ] {
         let shape = Shape { layers: 1, query_heads: 1, kv_heads: 1, head_dim, rope: Rope::none() };
-        let plan = Plan::new(shape, Format::f16(), Protection::strict(), Budget::tokens(1, 1), &capability).unwrap();
+        let plan = Plan::builder(shape, Format::f16()).protection(Protection::NONE).capacity(Capacity::tokens(1, 1)).build(&capability).unwrap();
         assert_eq!(by_items.map(|(items, _)| (items, parts(&plan, items))), by_items, "heads of {head_dim}, {capability:?}");
     }
 }

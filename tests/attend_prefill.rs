@@ -9,8 +9,7 @@
 mod support;
 
 use support::*;
-use wgkv::reference;
-use wgkv::*;
+use wgkv::low_level::reference;
 
 /// Error of a score, in log2 units: 2^-24 for each rounding of a sum of head_dim / 4 terms of four products, on magnitudes that sum to
 /// |q| |k| at most, less than 60 in these tests; errors of a sum of random terms grow as the root of their count.

@@ -13,8 +13,7 @@
 mod support;
 
 use support::*;
-use wgkv::reference;
-use wgkv::*;
+use wgkv::low_level::reference;
 
 /// Error of a score, in log2 units: 2^-24 for each of at most 12 roundings, on terms whose magnitudes sum to less than 40 in these
 /// tests (a scale times a zero times the sum of a group's codes can be several times the score).
@@ -86,7 +85,7 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         Case { protection: protect(4, 16), ..three_ways(of("Centred: heads stored in three ways, a share of 2; a window", 128, 8, 4, centred(Two, Two, 128))) },
         of("Centred: the largest head, every pair fast", 256, 1, 1, centred(Eight, Eight, 32)),
         of("Centred: no pair fast; a part of the head turns", 80, 4, 1, centred(Two, Four, 128)),
-        Case { centre: Some(Centre::natural(&shape(64, 2))), ..of("Centred: without a calibration", 64, 2, 1, centred(Two, Two, 64)) },
+        Case { centre: Some(Means::natural(&shape(64, 2))), ..of("Centred: without a calibration", 64, 2, 1, centred(Two, Two, 64)) },
     ]);
     let first = cases.len() - 7;
     cases[first + 2].shape.rope = Rope::new(10_000.0, 64).interleaved();

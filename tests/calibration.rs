@@ -9,8 +9,9 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use support::*;
-use wgkv::reference::{rotate_group_exact, turn_exact};
-use wgkv::{Calibration, Collector, Element, Error, Gpu, Reach, Result, Rope, Rows, Shape};
+use wgkv::learned::{OrderCollector, Reach};
+use wgkv::low_level::reference::{rotate_group_exact, turn_exact};
+use wgkv::{ChannelOrder, Element, Error, Gpu, Result, Rope, Rows, Shape};
 
 fn shape(layers: u32, kv_heads: u32, head_dim: u32) -> Shape {
     Shape { layers, query_heads: kv_heads, kv_heads, head_dim, rope: Rope::new(10_000.0, head_dim) }
@@ -37,7 +38,7 @@ fn f16(numbers: &[f32]) -> Vec<f32> {
     bytemuck::pod_collect_to_vec(&halves)
 }
 
-fn add(gpu: &Gpu, collector: &Collector, layer: u32, keys: &[f32], width: usize, element: Element) {
+fn add(gpu: &Gpu, collector: &OrderCollector, layer: u32, keys: &[f32], width: usize, element: Element) {
     let rows = (keys.len() / width) as u32;
     let buffer = upload(gpu, &if element == Element::F16 { f16(keys) } else { keys.to_vec() });
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -45,15 +46,15 @@ fn add(gpu: &Gpu, collector: &Collector, layer: u32, keys: &[f32], width: usize,
     gpu.queue().submit([encoder.finish()]);
 }
 
-fn finish(collector: &Collector, reach: Reach) -> Result<Calibration> {
+fn finish(collector: &OrderCollector, reach: Reach) -> Result<ChannelOrder> {
     pollster::block_on(collector.finish("a model", reach))
 }
 
 /// What is refused, by the name of the thing.
 #[track_caller]
-fn refused(result: Result<Calibration>, what: &str) {
+fn refused(result: Result<ChannelOrder>, what: &str) {
     match result {
-        Err(Error::Calibration { name, .. } | Error::Shape { name, .. }) => assert_eq!(name, what),
+        Err(Error::Mismatch { of: Thing::ChannelOrder, name, .. } | Error::Mismatch { of: Thing::Argument, name, .. }) => assert_eq!(name, what),
         other => panic!("{what} should be refused, but the answer is {other:?}"),
     }
 }
@@ -69,9 +70,9 @@ fn what_the_gpu_collects_is_what_f64_sums_give_in_any_order_and_batches() {
         let width = (kv_heads * head_dim) as usize;
         let layers: Vec<Vec<f32>> = (0..2).map(|_| keys(&mut random, 150, width)).collect();
         for reach in [Reach::Global, Reach::Local] {
-            let wanted = Calibration::from_sums(&shape, heads_per_group, reach, "a model", 150, layers.iter().map(|k| sums(k, width)).collect()).unwrap();
+            let wanted = ChannelOrder::from_sums(&shape, heads_per_group, reach, "a model", 150, layers.iter().map(|k| sums(k, width)).collect()).unwrap();
             for (batches, element) in [(vec![150], Element::F32), (vec![1, 33, 0, 116], Element::F16), (vec![64, 86], Element::F32)] {
-                let collector = Calibration::collect(&gpu, &shape, heads_per_group).unwrap();
+                let collector = OrderCollector::new(&gpu, &shape, heads_per_group).unwrap();
                 for (layer, keys) in layers.iter().zip(0..).map(|(k, l)| (l, k)) {
                     // Tokens in another order, which the sums do not tell.
                     let mut tokens: Vec<&[f32]> = keys.chunks_exact(width).collect();
@@ -101,7 +102,7 @@ fn a_token_that_is_not_finite_is_left_out_and_told() {
     let mut broken = clean.clone();
     broken[7 * 128 + 5] = f32::NAN;
     broken[9 * 128..][..128].fill(f32::INFINITY);
-    let collector = Calibration::collect(&gpu, &shape, 2).unwrap();
+    let collector = OrderCollector::new(&gpu, &shape, 2).unwrap();
     add(&gpu, &collector, 0, &broken, 128, Element::F32);
     add(&gpu, &collector, 1, &clean, 128, Element::F32);
     let got = finish(&collector, Reach::Global).unwrap();
@@ -109,7 +110,7 @@ fn a_token_that_is_not_finite_is_left_out_and_told() {
     let kept: Vec<f32> = clean.chunks_exact(128).enumerate().filter(|(t, _)| ![7, 9].contains(t)).flat_map(|(_, row)| row.to_vec()).collect();
     assert_eq!(got.sums(0), sums(&kept, 128));
     assert_eq!(got.sums(1), sums(&clean, 128));
-    assert_eq!(Calibration::from_bytes(&got.to_bytes().unwrap()).unwrap(), got, "the number is kept in files");
+    assert_eq!(ChannelOrder::from_bytes(&got.to_bytes().unwrap()).unwrap(), got, "the number is kept in files");
 }
 
 #[test]
@@ -118,7 +119,7 @@ fn what_cannot_be_finished_is_refused() {
     let (mut random, _) = seeded();
     let shape = shape(2, 1, 64);
     let rows = keys(&mut random, 5, 64);
-    let collector = Calibration::collect(&gpu, &shape, 1).unwrap();
+    let collector = OrderCollector::new(&gpu, &shape, 1).unwrap();
     refused(finish(&collector, Reach::Global), "tokens");
     add(&gpu, &collector, 0, &rows, 64, Element::F32);
     refused(finish(&collector, Reach::Global), "tokens");
@@ -135,12 +136,12 @@ fn what_cannot_be_finished_is_refused() {
     drop(encoder);
     assert_eq!(finish(&collector, Reach::Global).unwrap().tokens(), 5);
 
-    let collector = Calibration::collect(&gpu, &shape, 1).unwrap();
+    let collector = OrderCollector::new(&gpu, &shape, 1).unwrap();
     add(&gpu, &collector, 0, &rows, 64, Element::F32);
     add(&gpu, &collector, 1, &[f32::NAN; 5 * 64], 64, Element::F32);
     refused(finish(&collector, Reach::Global), "keys");
 
-    let collector = Calibration::collect(&gpu, &shape, 1).unwrap();
+    let collector = OrderCollector::new(&gpu, &shape, 1).unwrap();
     for layer in 0..2 {
         add(&gpu, &collector, layer, &[f32::MAX; 5 * 64], 64, Element::F32);
     }
@@ -160,16 +161,19 @@ fn shapes_that_are_not_served_are_refused_before_anything_is_allocated() {
         (shape(u32::MAX, 1 << 31, 64), 4),
         (shape(u32::MAX, 4000, 256), 4),
     ] {
-        for error in [Calibration::natural(&shape, heads_per_group).unwrap_err(), Calibration::collect(&gpu, &shape, heads_per_group).map(drop).unwrap_err()] {
-            assert!(matches!(error, Error::Shape { .. } | Error::Calibration { name: "channels", .. }), "{error:?}");
+        for error in [ChannelOrder::natural(&shape, heads_per_group).unwrap_err(), OrderCollector::new(&gpu, &shape, heads_per_group).map(drop).unwrap_err()] {
+            assert!(
+                matches!(error, Error::Mismatch { of: Thing::Argument, .. } | Error::Mismatch { of: Thing::ChannelOrder, name, .. } if name == "channels"),
+                "{error:?}"
+            );
         }
     }
     let shape = shape(1, 1, 64);
-    let from = |sums| Calibration::from_sums(&shape, 1, Reach::Global, "", 1, sums);
+    let from = |sums| ChannelOrder::from_sums(&shape, 1, Reach::Global, "", 1, sums);
     refused(from(vec![]), "layers");
     refused(from(vec![vec![0.0; 63]]), "channels");
     refused(from(vec![vec![f64::NAN; 64]]), "sums");
-    refused(Calibration::from_sums(&shape, 1, Reach::Global, &"m".repeat(4097), 1, vec![vec![0.0; 64]]), "model");
+    refused(ChannelOrder::from_sums(&shape, 1, Reach::Global, &"m".repeat(4097), 1, vec![vec![0.0; 64]]), "model");
 }
 
 // The order.
@@ -180,7 +184,7 @@ fn item_6_the_order_is_a_permutation_and_places_are_its_inverse() {
     let shape = shape(3, 8, 64);
     let layers: Vec<Vec<f64>> = (0..3).map(|_| normals(&mut random, 512).into_iter().map(f64::from).collect()).collect();
     for reach in [Reach::Global, Reach::Local] {
-        let calibration = Calibration::from_sums(&shape, 4, reach, "", 1, layers.clone()).unwrap();
+        let calibration = ChannelOrder::from_sums(&shape, 4, reach, "", 1, layers.clone()).unwrap();
         for layer in 0..3 {
             let (order, places) = (calibration.order(layer), calibration.places(layer));
             let mut sorted = order.to_vec();
@@ -203,9 +207,9 @@ fn item_7_means_along_the_order_do_not_decrease() {
         let shape = shape(1, kv_heads, head_dim);
         let sums: Vec<f64> = normals(&mut random, (kv_heads * head_dim) as usize).into_iter().map(f64::from).collect();
         let score = rotated(&sums, head_dim, heads_per_group);
-        let global = Calibration::from_sums(&shape, heads_per_group, Reach::Global, "", 1, vec![sums.clone()]).unwrap();
+        let global = ChannelOrder::from_sums(&shape, heads_per_group, Reach::Global, "", 1, vec![sums.clone()]).unwrap();
         assert!(global.order(0).is_sorted_by_key(|c| score[usize::from(*c)]));
-        let local = Calibration::from_sums(&shape, heads_per_group, Reach::Local, "", 1, vec![sums]).unwrap();
+        let local = ChannelOrder::from_sums(&shape, heads_per_group, Reach::Local, "", 1, vec![sums]).unwrap();
         let block = (heads_per_group * head_dim) as usize;
         for (b, order) in local.order(0).chunks_exact(block).enumerate() {
             assert!(order.iter().all(|c| usize::from(*c) / block == b), "a local order leaves its rotation group");
@@ -221,15 +225,15 @@ fn item_7_ties_keep_the_lower_channel_first() {
     let shape = shape(2, 2, 64);
     // All equal: the natural order. Negative zeros are zeros.
     for zero in [0.0, -0.0] {
-        let calibration = Calibration::from_sums(&shape, 2, Reach::Global, "", 1, vec![vec![zero; 128]; 2]).unwrap();
+        let calibration = ChannelOrder::from_sums(&shape, 2, Reach::Global, "", 1, vec![vec![zero; 128]; 2]).unwrap();
         assert!(calibration.order(1).iter().copied().eq(0..128));
     }
-    assert!(Calibration::natural(&shape, 2).unwrap().order(0).iter().copied().eq(0..128));
+    assert!(ChannelOrder::natural(&shape, 2).unwrap().order(0).iter().copied().eq(0..128));
     // One key channel of 1 rotates to 1 / sqrt(128) with the signs of Sylvester's column 3: channels whose lowest two bits
     // have one bit set go first, and among equals the lower index.
     let mut sums = vec![0.0; 128];
     sums[3] = 1.0;
-    let calibration = Calibration::from_sums(&shape, 2, Reach::Global, "", 1, vec![sums; 2]).unwrap();
+    let calibration = ChannelOrder::from_sums(&shape, 2, Reach::Global, "", 1, vec![sums; 2]).unwrap();
     let negative = |c: &u16| (c & 3).count_ones() == 1;
     let wanted: Vec<u16> = (0..128).filter(negative).chain((0..128).filter(|c| !negative(c))).collect();
     assert_eq!(calibration.order(0), wanted);
@@ -242,7 +246,7 @@ fn a_small_order_by_hand() {
     let wanted: Vec<u16> = (0..64).map(|place| place * 37 % 64).collect();
     let mut score = vec![0.0; 64];
     wanted.iter().zip(0..).for_each(|(c, place)| score[usize::from(*c)] = f64::from(place) - 20.0);
-    let calibration = Calibration::from_sums(&shape, 1, Reach::Global, "", 1, vec![rotate_group_exact(&score, 64)]).unwrap();
+    let calibration = ChannelOrder::from_sums(&shape, 1, Reach::Global, "", 1, vec![rotate_group_exact(&score, 64)]).unwrap();
     assert_eq!(calibration.order(0), wanted);
     assert_eq!(calibration.order(0)[..4], [0, 37, 10, 47]);
     assert_eq!(calibration.places(0)[..3], [0, 45, 26]);
@@ -254,7 +258,7 @@ fn item_8_the_score_is_taken_on_rotated_keys_before_rope() {
     let (mut random, _) = seeded();
     let shape = shape(1, 4, 64);
     let keys = keys(&mut random, 96, 256);
-    let collector = Calibration::collect(&gpu, &shape, 4).unwrap();
+    let collector = OrderCollector::new(&gpu, &shape, 4).unwrap();
     add(&gpu, &collector, 0, &keys, 256, Element::F32);
     let calibration = finish(&collector, Reach::Global).unwrap();
     // Rotating every token and adding up, as the paper does, gives the same: the rotation is linear.
@@ -285,9 +289,9 @@ fn item_8_the_score_is_taken_on_rotated_keys_before_rope() {
 // Files.
 
 /// A calibration whose file is small.
-fn small() -> Calibration {
+fn small() -> ChannelOrder {
     let sums: Vec<f64> = (0..64).map(|i| f64::from(i * i % 23) - 7.25).collect();
-    Calibration::from_sums(&shape(1, 1, 64), 1, Reach::Global, "a \"small\" model [1]", 12, vec![sums]).unwrap()
+    ChannelOrder::from_sums(&shape(1, 1, 64), 1, Reach::Global, "a \"small\" model [1]", 12, vec![sums]).unwrap()
 }
 
 /// A file as one would write it who means harm, with the hash that its content has.
@@ -296,8 +300,8 @@ fn forged(parts: &Parts) -> Vec<u8> {
     if parts.metadata.contains_key("hash") { parts.clone().with("hash", &hash).write() } else { parts.write() }
 }
 
-fn read(parts: Parts) -> Result<Calibration> {
-    Calibration::from_bytes(&forged(&parts))
+fn read(parts: Parts) -> Result<ChannelOrder> {
+    ChannelOrder::from_bytes(&forged(&parts))
 }
 
 #[test]
@@ -306,15 +310,15 @@ fn a_file_returns_what_was_written() {
     for (layers, kv_heads, head_dim, heads_per_group, reach) in [(1, 1, 64, 1, Reach::Global), (3, 8, 128, 4, Reach::Global), (2, 8, 80, 2, Reach::Local)] {
         let shape = shape(layers, kv_heads, head_dim);
         let sums = (0..layers).map(|_| normals(&mut random, (kv_heads * head_dim) as usize).into_iter().map(|x| f64::from(x) * 1e3).collect()).collect();
-        let calibration = Calibration::from_sums(&shape, heads_per_group, reach, "org/model \u{e9}\n\"[[", u64::MAX, sums).unwrap();
+        let calibration = ChannelOrder::from_sums(&shape, heads_per_group, reach, "org/model \u{e9}\n\"[[", u64::MAX, sums).unwrap();
         let bytes = calibration.to_bytes().unwrap();
-        assert_eq!(Calibration::from_bytes(&bytes).unwrap(), calibration);
+        assert_eq!(ChannelOrder::from_bytes(&bytes).unwrap(), calibration);
         let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("calibration-{kv_heads}-{head_dim}.safetensors"));
         calibration.save(&path).unwrap();
-        assert_eq!(Calibration::load(&path).unwrap(), calibration);
+        assert_eq!(ChannelOrder::load(&path).unwrap(), calibration);
     }
-    let natural = Calibration::natural(&shape(2, 2, 64), 2).unwrap();
-    assert_eq!(Calibration::from_bytes(&natural.to_bytes().unwrap()).unwrap(), natural);
+    let natural = ChannelOrder::natural(&shape(2, 2, 64), 2).unwrap();
+    assert_eq!(ChannelOrder::from_bytes(&natural.to_bytes().unwrap()).unwrap(), natural);
     // Other programs find what the documentation says, and our own writing of the parts is read.
     let parts = Parts::of(&small().to_bytes().unwrap());
     let keys: Vec<&str> = parts.metadata.keys().map(String::as_str).collect();
@@ -330,10 +334,10 @@ fn another_model_is_refused() {
     let calibration = small();
     assert_eq!(calibration.expect_model("a \"small\" model [1]"), Ok(()));
     for other in ["", "a model", "A \"small\" model [1]"] {
-        assert!(matches!(calibration.expect_model(other), Err(Error::Calibration { name: "model", .. })), "{other}");
+        assert!(matches!(calibration.expect_model(other), Err(Error::Mismatch { of: Thing::ChannelOrder, name, .. }) if name == "model"), "{other}");
     }
-    assert_eq!(Calibration::natural(&shape(1, 1, 64), 1).unwrap().expect_model("any"), Ok(()), "no sample, no model");
-    let unnamed = Calibration::from_sums(&shape(1, 1, 64), 1, Reach::Global, "", 3, vec![vec![0.0; 64]]).unwrap();
+    assert_eq!(ChannelOrder::natural(&shape(1, 1, 64), 1).unwrap().expect_model("any"), Ok(()), "no sample, no model");
+    let unnamed = ChannelOrder::from_sums(&shape(1, 1, 64), 1, Reach::Global, "", 3, vec![vec![0.0; 64]]).unwrap();
     assert!(unnamed.expect_model("any").is_err(), "a sample of an unnamed model is no other model's");
 }
 
@@ -345,13 +349,13 @@ fn every_flipped_bit_and_every_cut_is_refused() {
         for bit in 0..8 {
             let mut flipped = bytes.clone();
             flipped[at] ^= 1 << bit;
-            let read = Calibration::from_bytes(&flipped);
+            let read = ChannelOrder::from_bytes(&flipped);
             assert!(read.is_err(), "bit {bit} of byte {at} ({:?}) may be flipped", char::from(bytes[at]));
         }
-        assert!(Calibration::from_bytes(&bytes[..at]).is_err(), "{at} bytes are enough");
+        assert!(ChannelOrder::from_bytes(&bytes[..at]).is_err(), "{at} bytes are enough");
     }
     for more in [&[0_u8][..], b"{}"] {
-        assert!(Calibration::from_bytes(&[&bytes, more].concat()).is_err(), "bytes after the end");
+        assert!(ChannelOrder::from_bytes(&[&bytes, more].concat()).is_err(), "bytes after the end");
     }
 }
 
@@ -368,7 +372,7 @@ fn random_bytes_are_refused_without_panic() {
         if random.random() {
             harmed.truncate(random.random_range(0..harmed.len()));
         }
-        assert!(harmed == bytes || Calibration::from_bytes(&harmed).is_err());
+        assert!(harmed == bytes || ChannelOrder::from_bytes(&harmed).is_err());
     }
 }
 
@@ -412,7 +416,7 @@ fn files_that_are_not_calibrations_are_refused_by_name() {
     let key = b"\"tokens\":\"12\"";
     let at = other.windows(key.len()).position(|text| text == key).unwrap();
     other[at + key.len() - 2] = b'3';
-    refused(Calibration::from_bytes(&other), "hash");
+    refused(ChannelOrder::from_bytes(&other), "hash");
 }
 
 #[test]
@@ -437,7 +441,10 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
     refused(read(parts().tensor("orders", |t| t.3[..2].copy_from_slice(&64_u16.to_le_bytes()))), "order");
     refused(read(parts().tensor("orders", |t| t.3[..2].copy_from_slice(&u16::MAX.to_le_bytes()))), "order");
     let swapped = read(parts().tensor("orders", |t| t.3[..4].rotate_left(2)));
-    assert!(matches!(&swapped, Err(Error::Calibration { name: "order", wanted, .. }) if wanted.contains("that of its sums")), "{swapped:?}");
+    assert!(
+        matches!(&swapped, Err(Error::Mismatch { of: Thing::ChannelOrder, name, wanted, .. } if name == "order") if wanted.contains("that of its sums")),
+        "{swapped:?}"
+    );
     // The same sums with a local reach, over one group: the same order.
     assert!(read(parts().with("reach", "local")).is_ok());
 }
@@ -449,19 +456,19 @@ fn raw(header: &str, data: usize) -> Vec<u8> {
 
 #[test]
 fn hostile_headers_are_refused_without_panic() {
-    refused(Calibration::from_bytes(&[]), "file");
+    refused(ChannelOrder::from_bytes(&[]), "file");
     for length in [u64::MAX, u64::MAX - 7, 1 << 63, 1 << 40, 100_000_001, 99_999_999, 30_000] {
-        refused(Calibration::from_bytes(&length.to_le_bytes()), "header");
+        refused(ChannelOrder::from_bytes(&length.to_le_bytes()), "header");
     }
     for length in [1_u64, 20_000] {
-        refused(Calibration::from_bytes(&length.to_le_bytes()), "file");
+        refused(ChannelOrder::from_bytes(&length.to_le_bytes()), "file");
     }
-    refused(Calibration::from_bytes(&vec![0; (1 << 28) + 1]), "file");
+    refused(ChannelOrder::from_bytes(&vec![0; (1 << 28) + 1]), "file");
     for text in ["", "{", "null", "[]", "{}", "{\"__metadata__\":{}}", "{\"__metadata__\":3}", "\u{7f}\u{e9}", "{\"key_sums\":[]}"] {
-        assert!(matches!(Calibration::from_bytes(&raw(text, 0)), Err(Error::Calibration { .. })), "{text}");
+        assert!(matches!(ChannelOrder::from_bytes(&raw(text, 0)), Err(Error::Mismatch { of: Thing::ChannelOrder, .. })), "{text}");
     }
-    refused(Calibration::from_bytes(&raw(&"[".repeat(20_000), 0)), "file");
-    refused(Calibration::from_bytes(&raw(&"{\"a\":".repeat(3_000), 0)), "file");
+    refused(ChannelOrder::from_bytes(&raw(&"[".repeat(20_000), 0)), "file");
+    refused(ChannelOrder::from_bytes(&raw(&"{\"a\":".repeat(3_000), 0)), "file");
     let tensor = |name: &str, shape: &str, first: u64, end: u64| format!("\"{name}\":{{\"dtype\":\"F64\",\"shape\":{shape},\"data_offsets\":[{first},{end}]}}");
     for (shape, first, end) in [
         ("[4294967295,4294967295]", 0, 8),
@@ -475,7 +482,10 @@ fn hostile_headers_are_refused_without_panic() {
         ("[1e3]", 0, 8),
     ] {
         for data in [0, 8, 512] {
-            assert!(matches!(Calibration::from_bytes(&raw(&format!("{{{}}}", tensor("key_sums", shape, first, end)), data)), Err(Error::Calibration { .. })));
+            assert!(matches!(
+                ChannelOrder::from_bytes(&raw(&format!("{{{}}}", tensor("key_sums", shape, first, end)), data)),
+                Err(Error::Mismatch { of: Thing::ChannelOrder, .. })
+            ));
         }
     }
     // Sizes that add up beyond 64 bits: the safetensors crate adds them without looking.
@@ -484,23 +494,23 @@ fn hostile_headers_are_refused_without_panic() {
         |name: String, n: u64, bytes: u64| format!("\"{name}\":{{\"dtype\":\"U8\",\"shape\":[{bytes}],\"data_offsets\":[{},{}]}}", n * most, n * most + bytes);
     for count in [1, 7, 8] {
         let tensors: Vec<String> = (0..count).map(|n| tensor(format!("t{n}"), n, most)).chain([tensor("last".to_owned(), count, 7)]).collect();
-        refused(Calibration::from_bytes(&raw(&format!("{{{}}}", tensors.join(",")), 64)), if count == 1 { "file" } else { "header" });
+        refused(ChannelOrder::from_bytes(&raw(&format!("{{{}}}", tensors.join(",")), 64)), if count == 1 { "file" } else { "header" });
     }
     // A name is no number and no tensor, whatever it looks like.
     for name in ["[".repeat(12), "18446744073709551616".to_owned(), "\"\\\"18446744073709551616".to_owned()] {
-        let named = Calibration::from_sums(&shape(1, 1, 64), 1, Reach::Global, &name, 1, vec![vec![0.0; 64]]).unwrap();
-        assert_eq!(Calibration::from_bytes(&named.to_bytes().unwrap()).unwrap(), named);
+        let named = ChannelOrder::from_sums(&shape(1, 1, 64), 1, Reach::Global, &name, 1, vec![vec![0.0; 64]]).unwrap();
+        assert_eq!(ChannelOrder::from_bytes(&named.to_bytes().unwrap()).unwrap(), named);
     }
     // The longest name that is allowed, of characters that JSON writes in six.
-    let longest = Calibration::from_sums(&shape(1, 1, 64), 1, Reach::Global, &"\u{1}".repeat(4096), 1, vec![vec![0.0; 64]]).unwrap();
-    assert_eq!(Calibration::from_bytes(&longest.to_bytes().unwrap()).unwrap(), longest);
+    let longest = ChannelOrder::from_sums(&shape(1, 1, 64), 1, Reach::Global, &"\u{1}".repeat(4096), 1, vec![vec![0.0; 64]]).unwrap();
+    assert_eq!(ChannelOrder::from_bytes(&longest.to_bytes().unwrap()).unwrap(), longest);
 }
 
 #[test]
 fn files_that_cannot_be_read_or_written_are_told() {
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
-    for result in [Calibration::load(folder.join("no such file")).map(drop), small().save(folder.join("no such folder").join("file"))] {
-        assert!(matches!(&result, Err(Error::Calibration { name: "file", had, .. }) if had.contains("no such")), "{result:?}");
+    for result in [ChannelOrder::load(folder.join("no such file")).map(drop), small().save(folder.join("no such folder").join("file"))] {
+        assert!(matches!(&result, Err(Error::Mismatch { of: Thing::ChannelOrder, name, had, .. } if name == "file") if had.contains("no such")), "{result:?}");
     }
-    refused(Calibration::load(folder), "file");
+    refused(ChannelOrder::load(folder), "file");
 }

@@ -6,7 +6,6 @@ mod support;
 
 use safetensors::Dtype;
 use support::*;
-use wgkv::*;
 
 fn shape() -> Shape {
     Shape { layers: 2, query_heads: 6, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
@@ -31,7 +30,7 @@ fn the_collector_finds_means_and_weights() {
     let shape = shape();
     let (d, hq, hk) = (64_usize, 6, 2);
     for element in [Element::F32, Element::F16] {
-        let collector = Centre::collect(&gpu, &shape).unwrap();
+        let collector = MeansCollector::new(&gpu, &shape).unwrap();
         let mut all: Vec<[Vec<f32>; 3]> = vec![Default::default(); 2];
         for (layer, all) in all.iter_mut().enumerate() {
             let drawn = [rows(&mut random, 300, hq * d), rows(&mut random, 300, hk * d), rows(&mut random, 300, hk * d)];
@@ -98,7 +97,7 @@ fn silent_channels_and_broken_rows_do_no_harm() {
     let gpu = gpu();
     let random = &mut generator();
     let shape = Shape { layers: 1, query_heads: 1, kv_heads: 1, head_dim: 64, rope: Rope::new(10_000.0, 64) };
-    let collector = Centre::collect(&gpu, &shape).unwrap();
+    let collector = MeansCollector::new(&gpu, &shape).unwrap();
     let (mut queries, mut keys, values) = (normals(random, 5 * 64), normals(random, 5 * 64), normals(random, 5 * 64));
     // A pair that is constant, one that no query looks at, and a row that is not finite.
     for row in 0..5 {
@@ -120,17 +119,17 @@ fn silent_channels_and_broken_rows_do_no_harm() {
     // Broken queries count, too, also where there are as many query heads as KV heads.
     queries[4 * 64 + 1] = f32::INFINITY;
     let buffers = [&queries, &keys, &values].map(|numbers| upload(&gpu, numbers));
-    let collector = Centre::collect(&gpu, &shape).unwrap();
+    let collector = MeansCollector::new(&gpu, &shape).unwrap();
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     let rows = buffers.each_ref().map(Rows::f32);
     collector.add(&mut encoder, 0, rows[0], rows[1], rows[2], 5).unwrap();
     gpu.queue().submit([encoder.finish()]);
     assert_eq!(pollster::block_on(collector.finish("")).unwrap().skipped(), 2);
-    let empty = Centre::collect(&gpu, &shape).unwrap();
-    assert!(matches!(pollster::block_on(empty.finish("")), Err(Error::Centre { name: "tokens", .. })));
+    let empty = MeansCollector::new(&gpu, &shape).unwrap();
+    assert!(matches!(pollster::block_on(empty.finish("")), Err(Error::Mismatch { of: Thing::Means, name, .. })) if name == "tokens");
 }
 
-fn drawn() -> Centre {
+fn drawn() -> Means {
     let random = &mut generator();
     let shape = shape();
     let means = normals(random, 128);
@@ -141,23 +140,24 @@ fn drawn() -> Centre {
 fn a_file_returns_what_was_saved() {
     let centre = drawn();
     let bytes = centre.to_bytes().unwrap();
-    assert_eq!(Centre::from_bytes(&bytes).unwrap(), centre);
+    assert_eq!(Means::from_bytes(&bytes).unwrap(), centre);
     let path = std::env::temp_dir().join(format!("wgkv-centre-{}", std::process::id()));
     centre.save(&path).unwrap();
-    assert_eq!(Centre::load(&path).unwrap(), centre);
+    assert_eq!(Means::load(&path).unwrap(), centre);
     std::fs::remove_file(&path).unwrap();
-    assert!(matches!(Centre::load(&path), Err(Error::Centre { name: "file", .. })));
+    assert!(matches!(Means::load(&path), Err(Error::Mismatch { of: Thing::Means, name, .. })) if name == "file");
     // Nothing is written that could not be read.
     let rows = [vec![0.0; 128], vec![1.0; 128], vec![0.0; 128]];
-    let named = |model: &str| Centre::new(&Shape { layers: 1, ..shape() }, model, vec![rows.clone()]).unwrap().to_bytes();
-    assert!(Centre::from_bytes(&named(&"m".repeat(1 << 19)).unwrap()).is_ok());
-    assert!(matches!(named(&"m".repeat(1 << 20)), Err(Error::Centre { name: "header", .. })));
+    let named = |model: &str| Means::new(&Shape { layers: 1, ..shape() }, model, vec![rows.clone()]).unwrap().to_bytes();
+    assert!(Means::from_bytes(&named(&"m".repeat(1 << 19)).unwrap()).is_ok());
+    assert!(matches!(named(&"m".repeat(1 << 20)), Err(Error::Mismatch { of: Thing::Means, name, .. })) if name == "header");
 }
 
 #[test]
 fn every_damaged_file_is_refused() {
     let bytes = drawn().to_bytes().unwrap();
-    let refused = |bytes: &[u8]| assert!(matches!(Centre::from_bytes(bytes), Err(Error::Centre { .. } | Error::Shape { .. })));
+    let refused =
+        |bytes: &[u8]| assert!(matches!(Means::from_bytes(bytes), Err(Error::Mismatch { of: Thing::Means, .. } | Error::Mismatch { of: Thing::Argument, .. })));
     for end in [0, 7, 8, 100, bytes.len() / 2, bytes.len() - 1] {
         refused(&bytes[..end]);
     }
@@ -187,14 +187,14 @@ fn every_damaged_file_is_refused() {
 fn what_does_not_fit_is_refused() {
     let gpu = gpu();
     let shape = shape();
-    let plan = |format| Plan::new(shape.clone(), format, Protection::strict(), Budget::tokens(1, 128), gpu.capability());
+    let plan = |format| Plan::builder(shape.clone(), format).protection(Protection::NONE).capacity(Capacity::tokens(1, 128)).build(gpu.capability());
     let wrong = |result: Result<Plan>, what: &str| match result {
-        Err(Error::Centre { name, .. } | Error::Shape { name, .. }) => assert_eq!(name, what),
+        Err(Error::Mismatch { of: Thing::Means, name, .. } | Error::Mismatch { of: Thing::Argument, name, .. }) => assert_eq!(name, what),
         other => panic!("{what} should be refused, but: {other:?}"),
     };
     wrong(plan(rtn(Bits::Two, Bits::Two, 64)).unwrap().with_centre(drawn()), "codec");
     let format = centred(Bits::Two, Bits::Two, 64);
-    let other = Centre::natural(&Shape { layers: 3, ..shape.clone() });
+    let other = Means::natural(&Shape { layers: 3, ..shape.clone() });
     wrong(plan(format).unwrap().with_centre(other), "layers");
     wrong(plan(format.with_clip(0.8)), "clip");
     wrong(plan(format.with_scales(Scales::Half)), "scales");
@@ -203,9 +203,9 @@ fn what_does_not_fit_is_refused() {
     let mut weights = vec![1.0; 128];
     weights[3] = 2.0;
     let layer = [vec![0.0; 128], weights, vec![0.0; 128]];
-    assert!(matches!(Centre::new(&shape, "", vec![layer.clone(), layer]), Err(Error::Centre { name: "weights", .. })));
-    assert!(drawn().expect_model("random").is_ok() && Centre::natural(&shape).expect_model("any").is_ok());
-    assert!(matches!(drawn().expect_model("other"), Err(Error::Centre { name: "model", .. })));
+    assert!(matches!(Means::new(&shape, "", vec![layer.clone(), layer]), Err(Error::Mismatch { of: Thing::Means, name, .. })) if name == "weights");
+    assert!(drawn().expect_model("random").is_ok() && Means::natural(&shape).expect_model("any").is_ok());
+    assert!(matches!(drawn().expect_model("other"), Err(Error::Mismatch { of: Thing::Means, name, .. })) if name == "model");
 }
 
 #[test]
@@ -217,8 +217,8 @@ fn means_save_bits() {
     let random = &mut generator();
     let means: Vec<f32> = normals(random, 128).iter().map(|x| 2.0 * x).collect();
     let keys: Vec<f32> = (0..256 * 128).map(|i| means[i % 128] + normal(random)).collect();
-    let known = Centre::new(&shape, "", vec![[means, vec![1.0; 128], vec![0.0; 128]]]).unwrap();
-    let error = |centre: Centre| {
+    let known = Means::new(&shape, "", vec![[means, vec![1.0; 128], vec![0.0; 128]]]).unwrap();
+    let error = |centre: Means| {
         let case = Case { steps: steps.clone(), centre: Some(centre), ..case("means", 64, 4, 2, centred(Bits::Two, Bits::Two, 64)) };
         let mut walk = Walk::new(&gpu, case);
         for (chunks, range) in steps.iter().zip([0..255, 255..256]) {
@@ -232,6 +232,6 @@ fn means_save_bits() {
         });
         back.iter().zip(turned).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum::<f64>()
     };
-    let (known, unknown) = (error(known), error(Centre::natural(&shape)));
+    let (known, unknown) = (error(known), error(Means::natural(&shape)));
     assert!(known < 0.6 * unknown, "error {known} with the means, {unknown} without");
 }

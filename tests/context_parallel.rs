@@ -5,7 +5,6 @@ mod support;
 
 use rand::rngs::StdRng;
 use support::*;
-use wgkv::*;
 
 /// Relative RMS of a decode step's output against f64 attention over the stored rows, and of Centred with weights that are not those of the
 /// data, as in `tests/attend_merge.rs`: int8 queries and u8 weights.
@@ -25,15 +24,15 @@ fn shape() -> Shape {
 
 fn plans(gpu: &Gpu, random: &mut StdRng) -> Vec<Plan> {
     use Bits::{Eight, Four};
-    let plan = |format, protection| Plan::new(shape(), format, protection, Budget::tokens(3, SPAN), gpu.capability()).unwrap();
+    let plan = |format, protection| Plan::builder(shape(), format).protection(protection).capacity(Capacity::tokens(3, SPAN)).build(gpu.capability()).unwrap();
     let means = normals(random, 128);
     let rotate = rotated(Four, Four, 64, 2);
     vec![
-        plan(Format::f16(), Protection::strict()),
+        plan(Format::f16(), Protection::NONE),
         plan(rtn(Eight, Four, 32), protect(40, 0)),
         plan(hadamard(Four, Four, 64), protect(4, 128)),
         plan(centred(Four, Four, 64), protect(4, 40)).with_centre(centre(&shape(), &means, random)).unwrap(),
-        plan(rotate, Protection::strict()).with_calibration(calibration(&shape(), &rotate, Reach::Local, random)).unwrap(),
+        plan(rotate, Protection::NONE).with_calibration(calibration(&shape(), &rotate, Reach::Local, random)).unwrap(),
         plan(hadamard(Four, Eight, 64), protect(0, 16)).with_alignment(Alignment::budget(0.0, 0.0)).unwrap(),
         plan(hadamard(Four, Four, 64), protect(4, 16)).with_sliding_window(150).unwrap(),
     ]
@@ -115,7 +114,7 @@ fn outputs_of_all_parts_are_attention_over_everything() {
     for plan in plans(&gpus[0], random) {
         println!("{}, {:?}", plan.format(), plan.protection());
         let mut cache = ContextParallel::new(&gpus, &plan, SPAN).unwrap();
-        let [first, second] = [(); 2].map(|()| cache.allocate().unwrap());
+        let [first, second] = [(); 2].map(|()| cache.begin().unwrap());
         // Chunks within a device, over the border of two and of three, that end at one, and single tokens on each.
         grow(&mut cache, random, &[(&first, 100), (&second, 3)]);
         grow(&mut cache, random, &[(&first, 1), (&second, 1)]);
@@ -137,7 +136,7 @@ fn outputs_of_all_parts_are_attention_over_everything() {
             assert_eq!(part.check_pages(), Ok(3));
             assert!(pollster::block_on(part.status()).unwrap().is_clean());
         }
-        [first, second, forked].iter().for_each(|sequence| cache.free(sequence).unwrap());
+        [first, second, forked].iter().for_each(|sequence| cache.end(sequence).unwrap());
         assert!(cache.parts().iter().all(|part| part.free_pages() == part.plan().pages()));
     }
 }
@@ -146,9 +145,13 @@ fn outputs_of_all_parts_are_attention_over_everything() {
 fn a_part_is_saved_and_loaded_without_what_it_never_had() {
     let random = &mut generator();
     let gpus = devices(2);
-    let plan = Plan::new(shape(), hadamard(Bits::Four, Bits::Four, 64), protect(4, 16), Budget::tokens(2, SPAN), gpus[0].capability()).unwrap();
+    let plan = Plan::builder(shape(), hadamard(Bits::Four, Bits::Four, 64))
+        .protection(protect(4, 16))
+        .capacity(Capacity::tokens(2, SPAN))
+        .build(gpus[0].capability())
+        .unwrap();
     let mut cache = ContextParallel::new(&gpus, &plan, SPAN).unwrap();
-    let sequence = cache.allocate().unwrap();
+    let sequence = cache.begin().unwrap();
     grow(&mut cache, random, &[(&sequence, 450)]);
     let bytes = pollster::block_on(cache.parts()[1].save(sequence.sequences()[1])).unwrap();
     let mut other = Cache::new(&gpus[0], plan.clone().with_max_tokens(2 * SPAN).unwrap()).unwrap();
@@ -175,7 +178,7 @@ fn a_part_is_saved_and_loaded_without_what_it_never_had() {
     gpus[1].queue().submit([encoder.finish()]);
     assert!(attend(&mut part, again) == read);
     // A part that holds nothing says so.
-    let empty = other.allocate_at(256).unwrap();
+    let empty = other.begin_at(256).unwrap();
     let (output, log_sums) = attend(&mut other, empty);
     assert!(output.iter().all(|word| f32::from_bits(*word) == 0.0) && log_sums.iter().all(|word| f32::from_bits(*word) == -1e30));
 }
@@ -183,11 +186,12 @@ fn a_part_is_saved_and_loaded_without_what_it_never_had() {
 #[test]
 fn what_does_not_fit_is_refused_and_nothing_changes() {
     let gpus = devices(2);
-    let of = |format, protection| Plan::new(shape(), format, protection, Budget::tokens(1, SPAN), gpus[0].capability()).unwrap();
-    let plan = of(Format::f16(), Protection::strict());
+    let of =
+        |format, protection| Plan::builder(shape(), format).protection(protection).capacity(Capacity::tokens(1, SPAN)).build(gpus[0].capability()).unwrap();
+    let plan = of(Format::f16(), Protection::NONE);
     let refused = |result: Result<ContextParallel>, name: &str| {
         let error = result.unwrap_err();
-        assert!(matches!(&error, Error::Shape { name: is, .. } if *is == name), "{error}");
+        assert!(matches!(&error, Error::Mismatch { of: Thing::Argument, name: is, .. } if *is == name), "{error}");
     };
     refused(ContextParallel::new(&[], &plan, SPAN), "devices");
     refused(ContextParallel::new(&gpus, &plan, 0), "span");
@@ -198,8 +202,8 @@ fn what_does_not_fit_is_refused_and_nothing_changes() {
     refused(ContextParallel::new(&gpus, &elects, SPAN), "sinks");
 
     let mut cache = ContextParallel::new(&gpus, &plan, SPAN).unwrap();
-    let sequence = cache.allocate().unwrap();
-    assert_eq!(cache.allocate().map(|_| ()), Err(Error::Sequences { have: 1 }));
+    let sequence = cache.begin().unwrap();
+    assert_eq!(cache.begin().map(|_| ()), Err(Error::Sequences { have: 1 }));
     let stepped = |cache: &mut ContextParallel, chunks: &[(&ContextSequence, u32)]| cache.step(chunks).map(|_| ());
     assert_eq!(stepped(&mut cache, &[(&sequence, 513)]), Err(Error::Length { slot: 0, need: 513, have: 512 }));
     assert_eq!(stepped(&mut cache, &[(&sequence, 0)]), Err(Error::EmptyChunk { slot: 0 }));
@@ -208,19 +212,19 @@ fn what_does_not_fit_is_refused_and_nothing_changes() {
     assert!(stepped(&mut cache, &[(&sequence, 300)]).is_ok());
     let mut encoders = cache.encoders();
     assert_eq!(cache.truncate(&mut encoders, &sequence, 301), Err(Error::Range { first: 0, end: 301, have: 300 }));
-    assert!(matches!(cache.truncate(&mut encoders[..1], &sequence, 3), Err(Error::Shape { name: "encoders", .. })));
+    assert!(matches!(cache.truncate(&mut encoders[..1], &sequence, 3), Err(Error::Mismatch { of: Thing::Argument, name, .. })) if name == "encoders");
     assert_eq!(cache.fork(&mut encoders, &sequence), Err(Error::Sequences { have: 1 }));
     drop(encoders);
     // The first device has a page for the new sequence, the second none for the last fork: no device has grown.
     let page = 2 * 2 * 2 * 64 * 128;
-    let few = Plan::new(shape(), Format::f16(), Protection::strict(), Budget::bytes(4, 3 * page), gpus[0].capability()).unwrap();
+    let few = Plan::builder(shape(), Format::f16()).protection(Protection::NONE).capacity(Capacity::bytes(4, 3 * page)).build(gpus[0].capability()).unwrap();
     let mut few = ContextParallel::new(&gpus, &few, SPAN).unwrap();
-    let first = few.allocate().unwrap();
+    let first = few.begin().unwrap();
     assert!(stepped(&mut few, &[(&first, 384)]).is_ok());
     let mut encoders = few.encoders();
     let [second, third] = [(); 2].map(|()| few.fork(&mut encoders, &first).unwrap());
     drop(encoders);
-    let new = few.allocate().unwrap();
+    let new = few.begin().unwrap();
     assert!(stepped(&mut few, &[(&first, 1), (&second, 1)]).is_ok());
     let free = |few: &ContextParallel| few.parts().iter().map(Cache::free_pages).collect::<Vec<_>>();
     assert_eq!(free(&few), [1, 0]);
@@ -229,9 +233,9 @@ fn what_does_not_fit_is_refused_and_nothing_changes() {
 
     // Parts by hand.
     let mut part = Cache::new(&gpus[0], plan.with_max_tokens(1000).unwrap()).unwrap();
-    assert!(matches!(part.allocate_at(100), Err(Error::Shape { .. })));
-    assert!(matches!(part.allocate_at(1024), Err(Error::Length { need: 1024, have: 1000, .. })));
-    let sequence = part.allocate_at(256).unwrap();
+    assert!(matches!(part.begin_at(100), Err(Error::Mismatch { of: Thing::Argument, .. })));
+    assert!(matches!(part.begin_at(1024), Err(Error::Length { need: 1024, have: 1000, .. })));
+    let sequence = part.begin_at(256).unwrap();
     let of = |first, queries, tokens| Part { sequence, first, queries, tokens };
     let mut step = |one| part.step_parts(&[one]).map(|_| ());
     assert_eq!(step(of(255, 1, 0)), Err(Error::Part { slot: 0, first: 255, tokens: 0, have: 256, most: 0 }));

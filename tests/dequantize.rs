@@ -6,9 +6,8 @@
 mod support;
 
 use support::*;
-use wgkv::kernel::dequantize::DequantizeParams;
-use wgkv::reference::{self, rotate_group_exact, turn_exact};
-use wgkv::*;
+use wgkv::low_level::kernel::dequantize::DequantizeParams;
+use wgkv::low_level::reference::{self, rotate_group_exact, turn_exact};
 
 /// Relative to the length of the row; see tests/rotate.rs.
 const ROTATE_ERROR: f32 = 22.0 / 16_777_216.0;
@@ -200,7 +199,7 @@ fn check_plain(walk: &Walk, record: &Record, got: &[Vec<f32>; 2], plain: &[Vec<f
             let is_key = which == 0;
             let (back, came) =
                 (basis(walk, &plain_row(&got[at..at + d], token, is_key), head, token, is_key), basis(walk, &plain[at..at + d], head, token, is_key));
-            let format = plan.allocation().format_of(0, head);
+            let format = plan.bit_plan().format_of(0, head);
             let precision = [format.key(), format.value()][which];
             let packed = f16_row(walk, state, record, head, token).is_none() && precision.bits != Bits::Sixteen;
             if packed && format.codec() == Codec::Centred {
@@ -258,7 +257,7 @@ fn check_restored(walk: &Walk, record: &Record, got: &[f32], plain: &[f32], stat
     let (plan, shape) = (walk.plan(), &walk.case.shape);
     let d = shape.head_dim as usize;
     let group = plan.group_heads() as usize;
-    let places = plan.calibration().unwrap().places(0);
+    let places = plan.channel_order().unwrap().places(0);
     let turned_back = shape.rope.clone().with_frequencies(shape.rope.frequencies().iter().map(|f| -f).collect());
     let exact = |row: &[f32]| -> Vec<f64> { row.iter().map(|x| f64::from(*x)).collect() };
     for token in 0..record.new_tokens {

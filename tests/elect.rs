@@ -11,9 +11,8 @@
 mod support;
 
 use support::*;
-use wgkv::kernel::elect::ElectParams;
-use wgkv::reference::{self, Constants, cached};
-use wgkv::*;
+use wgkv::low_level::kernel::elect::ElectParams;
+use wgkv::low_level::reference::{self, Constants, cached};
 
 /// No token has the row.
 const NOBODY: u32 = u32::MAX;
@@ -230,8 +229,8 @@ fn keys_before_their_election_are_refused() {
     unelected(append(&walk, &mut encoder, 0), 0);
     // Elections that are refused are not held.
     let elect = |walk: &Walk, encoder: &mut wgpu::CommandEncoder, width| walk.cache.elect(encoder, &step, 0, Rows::f32(&residual), width);
-    assert!(matches!(elect(&walk, &mut encoder, 0), Err(Error::Shape { name: "width", .. })));
-    assert!(matches!(elect(&walk, &mut encoder, 5), Err(Error::Shape { name: "width", .. })));
+    assert!(matches!(elect(&walk, &mut encoder, 0), Err(Error::Mismatch { of: Thing::Argument, name, .. })) if name == "width");
+    assert!(matches!(elect(&walk, &mut encoder, 5), Err(Error::Mismatch { of: Thing::Argument, name, .. })) if name == "width");
     assert!(matches!(elect(&walk, &mut encoder, 8), Err(Error::Rows { name: "residual", .. })));
     assert!(matches!(walk.cache.elect(&mut encoder, &step, 2, Rows::f32(&residual), 6), Err(Error::Layer { had: 2, layers: 2 })));
     unelected(append(&walk, &mut encoder, 0), 0);

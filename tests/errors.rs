@@ -10,9 +10,8 @@ mod support;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use support::*;
-use wgkv::gpu::Capability;
-use wgkv::kernel::rotate;
-use wgkv::*;
+use wgkv::Capability;
+use wgkv::low_level::kernel::rotate;
 
 /// Asserts that it is this error, and that its message holds these words and numbers.
 #[track_caller]
@@ -29,8 +28,8 @@ fn shape() -> Shape {
     Shape { layers: 2, query_heads: 4, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
 }
 
-fn plan(shape: Shape, format: Format, protection: Protection, budget: Budget, capability: &Capability) -> Result<Plan> {
-    Plan::new(shape, format, protection, budget, capability)
+fn plan(shape: Shape, format: Format, protection: Protection, budget: Capacity, capability: &Capability) -> Result<Plan> {
+    Plan::builder(shape, format).protection(protection).capacity(budget).build(capability)
 }
 
 #[test]
@@ -38,17 +37,9 @@ fn names_and_numbers_that_mean_nothing_are_refused() {
     refused("int4".parse::<Codec>(), &Error::Codec { had: "int4".into() }, &["int4", "f16, rtn, hadamard, rotate-kv, aligned-f16 and centred"]);
     refused(Bits::try_from(5), &Error::Bits { had: 5 }, &["2, 3, 4, 8 or 16", "5"]);
     for text in ["last:3", "first:", "first:x", "massive:", "massive:-1", "4", ""] {
-        refused(
-            text.parse::<Sinks>(),
-            &Error::Text { name: "sinks", wanted: "none, first:N or massive:N", had: text.into() },
-            &["none, first:N or massive:N", text],
-        );
+        refused(text.parse::<Sinks>(), &Error::argument("sinks", "none, first:N or massive:N", text), &["none, first:N or massive:N", text]);
     }
-    refused(
-        "f4".parse::<Scales>(),
-        &Error::Text { name: "scales", wanted: "f16, f8 or symmetric", had: "f4".into() },
-        &["scales", "f16, f8 or symmetric", "f4"],
-    );
+    refused("f4".parse::<Scales>(), &Error::argument("scales", "f16, f8 or symmetric", "f4"), &["scales", "f16, f8 or symmetric", "f4"]);
     for sinks in [Sinks::None, Sinks::First(4), Sinks::Massive(20)] {
         assert_eq!(sinks.to_string().parse::<Sinks>().unwrap(), sinks);
     }
@@ -66,9 +57,9 @@ fn shapes_that_no_kernel_serves_are_refused() {
     let fields = |edit: &dyn Fn(&mut Shape)| {
         let mut shape = shape();
         edit(&mut shape);
-        plan(shape, Format::f16(), Protection::strict(), Budget::tokens(1, 1), &Capability::webgpu_default())
+        plan(shape, Format::f16(), Protection::NONE, Capacity::tokens(1, 1), &Capability::webgpu_default())
     };
-    let error = |name, wanted: &str, had: &str| Error::Shape { name, wanted: wanted.into(), had: had.into() };
+    let error = |name, wanted: &str, had: &str| Error::argument(name, wanted, had);
     let case = |edit: &dyn Fn(&mut Shape), name, wanted: &str, had: &str| refused(fields(edit), &error(name, wanted, had), &[name, wanted, had]);
     case(&|s| s.layers = 0, "layers", "1 or more", "0");
     case(&|s| s.layers = u32::MAX, "layers", "4096 at most", "4294967295");
@@ -88,10 +79,10 @@ fn what_rotate_kv_cannot_serve_is_refused() {
     let format = Format::new(Codec::RotateKv, Bits::Two, Bits::Two, 64);
     let make = |format: Format, kv_heads, head_dim, protection: Protection| {
         let shape = Shape { kv_heads, query_heads: kv_heads, head_dim, rope: Rope::none(), ..shape() };
-        plan(shape, format, protection, Budget::tokens(1, 1), &Capability::webgpu_default())
+        plan(shape, format, protection, Capacity::tokens(1, 1), &Capability::webgpu_default())
     };
-    let strict = Protection::strict();
-    let shape_error = |name, wanted: &str, had: &str| Error::Shape { name, wanted: wanted.into(), had: had.into() };
+    let strict = Protection::NONE;
+    let shape_error = |name, wanted: &str, had: &str| Error::argument(name, wanted, had);
     for (heads, kv_heads, head_dim) in [(0, 4, 64), (3, 6, 64), (16, 16, 64), (4, 6, 64)] {
         let wanted = format!("1, 2, 4 or 8 and divide kv_heads ({kv_heads})");
         let error = shape_error("heads_per_group", &wanted, &heads.to_string());
@@ -111,7 +102,7 @@ fn what_rotate_kv_cannot_serve_is_refused() {
     // Heads that are rotated together must share a binding.
     let shape = Shape { kv_heads: 4, query_heads: 4, ..shape() };
     let tight = Capability { binding_bytes: 5 << 20, ..Capability::webgpu_default() };
-    let planned = plan(shape, format, strict, Budget::tokens(1, 80_000), &tight);
+    let planned = plan(shape, format, strict, Capacity::tokens(1, 80_000), &tight);
     assert!(matches!(planned, Err(Error::Limit { reason: "the pages of a group of KV heads", .. })), "{planned:?}");
 }
 
@@ -121,7 +112,7 @@ fn a_device_with_little_workgroup_memory_restores_keys_in_loops() {
     let format = Format::new(Codec::RotateKv, Bits::Two, Bits::Two, 32);
     let restore = |workgroup_bytes| {
         let capability = Capability { workgroup_bytes, halves: true, ..Capability::webgpu_default() };
-        plan(shape.clone(), format, Protection::strict(), Budget::tokens(1, 128), &capability).unwrap().restore()
+        plan(shape.clone(), format, Protection::NONE, Capacity::tokens(1, 128), &capability).unwrap().restore()
     };
     assert_eq!((restore(49_152), restore(32_768), restore(16_384)), (Restore::Straight, Restore::Rolled, Restore::Rolled));
 }
@@ -132,9 +123,9 @@ fn more_rows_than_one_binding_holds_are_refused() {
     let small = gpu.pretend(Capability { binding_bytes: 16 << 20, ..*gpu.capability() });
     let shape = Shape { layers: 1, query_heads: 1, kv_heads: 1, ..shape() };
     let tokens = 70_000;
-    let planned = plan(shape, hadamard(Bits::Two, Bits::Two, 64), Protection::strict(), Budget::tokens(1, tokens), small.capability()).unwrap();
+    let planned = plan(shape, hadamard(Bits::Two, Bits::Two, 64), Protection::NONE, Capacity::tokens(1, tokens), small.capability()).unwrap();
     let mut cache = Cache::new(&small, planned).unwrap();
-    let sequence = cache.allocate().unwrap();
+    let sequence = cache.begin().unwrap();
     let step = cache.step(&[Chunk { sequence, tokens }]).unwrap();
     let need = 256 * u64::from(tokens);
     let rows = poisoned(&gpu, 64 * tokens as usize);
@@ -148,27 +139,27 @@ fn a_calibration_must_be_there_and_fit() {
     let gpu = gpu();
     let shape = shape();
     let format = Format::new(Codec::RotateKv, Bits::Two, Bits::Two, 64);
-    let planned = plan(shape.clone(), format, Protection::strict(), Budget::tokens(1, 128), gpu.capability()).unwrap();
-    let error = Error::Calibration { name: "presence", wanted: "given by Plan::with_calibration, as rotate-kv needs one".into(), had: "none".into() };
+    let planned = plan(shape.clone(), format, Protection::NONE, Capacity::tokens(1, 128), gpu.capability()).unwrap();
+    let error = Error::mismatch(Thing::ChannelOrder, "presence", "given by Plan::with_calibration, as rotate-kv needs one", "none");
     refused(Cache::new(&gpu, planned.clone()), &error, &["calibration", "with_calibration"]);
     let fits = |edit: &dyn Fn(&mut Shape), heads, name, wanted: &str, had: &str| {
         let mut other = shape.clone();
         edit(&mut other);
-        let calibration = Calibration::natural(&other, heads).unwrap();
-        let error = Error::Calibration { name, wanted: wanted.into(), had: had.into() };
+        let calibration = ChannelOrder::natural(&other, heads).unwrap();
+        let error = Error::mismatch(Thing::ChannelOrder, name, wanted, had);
         refused(planned.clone().with_calibration(calibration), &error, &[name, wanted, had]);
     };
     fits(&|s| s.layers = 3, 2, "layers", "2", "3");
     fits(&|s| (s.kv_heads, s.query_heads) = (4, 4), 2, "kv_heads", "2", "4");
     fits(&|s| (s.head_dim, s.rope) = (128, Rope::none()), 2, "head_dim", "64", "128");
     fits(&|_| (), 1, "heads_per_group", "2", "1");
-    assert!(Cache::new(&gpu, planned.with_calibration(Calibration::natural(&shape, 2).unwrap()).unwrap()).is_ok());
+    assert!(Cache::new(&gpu, planned.with_calibration(ChannelOrder::natural(&shape, 2).unwrap()).unwrap()).is_ok());
 }
 
 #[test]
 fn formats_that_do_not_fit_the_head_are_refused() {
     let make = |format, head_dim| {
-        plan(Shape { head_dim, rope: Rope::none(), ..shape() }, format, Protection::strict(), Budget::tokens(1, 1), &Capability::webgpu_default())
+        plan(Shape { head_dim, rope: Rope::none(), ..shape() }, format, Protection::NONE, Capacity::tokens(1, 1), &Capability::webgpu_default())
     };
     // (group, head_dim): no such group; not a divisor; larger than the head, but not 128, which means one group.
     for (group, head_dim) in [(48, 96), (16, 64), (0, 64), (256, 256), (32, 80), (64, 80), (64, 96)] {
@@ -178,32 +169,32 @@ fn formats_that_do_not_fit_the_head_are_refused() {
         assert!(make(rtn(Bits::Four, Bits::Four, group), head_dim).is_ok(), "a group of {group} in a head of {head_dim}");
     }
     for clip in [0.0, -0.5, 1.5, f32::NAN] {
-        let error = Error::Shape { name: "clip", wanted: "above 0 and at most 1".into(), had: clip.to_string() };
+        let error = Error::argument("clip", "above 0 and at most 1", clip);
         refused(make(rtn(Bits::Two, Bits::Two, 64).with_clip(clip), 64), &error, &["clip must", "above 0 and at most 1", &clip.to_string()]);
     }
 }
 
 #[test]
 fn protections_that_are_too_large_are_refused() {
-    let make = |protection| plan(shape(), rtn(Bits::Two, Bits::Two, 64), protection, Budget::tokens(1, 1), &Capability::webgpu_default());
-    refused(make(protect(128, 0)), &Error::Shape { name: "sinks", wanted: "127 at most".into(), had: "128".into() }, &["sinks", "127", "128"]);
-    refused(make(protect(0, 65_537)), &Error::Shape { name: "window", wanted: "65536 at most".into(), had: "65537".into() }, &["window", "65536", "65537"]);
+    let make = |protection| plan(shape(), rtn(Bits::Two, Bits::Two, 64), protection, Capacity::tokens(1, 1), &Capability::webgpu_default());
+    refused(make(protect(128, 0)), &Error::argument("sinks", "127 at most", "128"), &["sinks", "127", "128"]);
+    refused(make(protect(0, 65_537)), &Error::argument("window", "65536 at most", "65537"), &["window", "65536", "65537"]);
     assert!(make(protect(127, 0)).is_ok());
 }
 
 #[test]
 fn budgets_that_hold_nothing_are_refused() {
     let make = |budget| plan(shape(), rtn(Bits::Two, Bits::Two, 64), Protection::default(), budget, &Capability::webgpu_default());
-    let none = |name| Error::Shape { name, wanted: "1 or more".into(), had: "0".into() };
-    refused(make(Budget::tokens(0, 10)), &none("sequences"), &["sequences", "1 or more", "0"]);
-    refused(make(Budget::tokens(10, 0)), &none("tokens"), &["tokens", "1 or more", "0"]);
-    refused(make(Budget::bytes(0, 1 << 20)), &none("sequences"), &["sequences"]);
+    let none = |name| Error::argument(name, "1 or more", "0");
+    refused(make(Capacity::tokens(0, 10)), &none("sequences"), &["sequences", "1 or more", "0"]);
+    refused(make(Capacity::tokens(10, 0)), &none("tokens"), &["tokens", "1 or more", "0"]);
+    refused(make(Capacity::bytes(0, 1 << 20)), &none("sequences"), &["sequences"]);
     // One sequence's f16 rows: (4 + 128 + 128) rows of 64 words, 2 KV heads, 2 layers; a page is as the layout says.
     let rows = 4 * 260 * 64 * 2 * 2;
-    let page = 4 * make(Budget::tokens(1, 1)).unwrap().slabs(0)[0].layout().bytes();
-    let error = Error::Budget { reason: "the bytes of the f16 rows of all sequences and one page", need: rows + page, have: rows + page - 1 };
-    refused(make(Budget::bytes(1, rows + page - 1)), &error, &[&(rows + page).to_string(), &(rows + page - 1).to_string(), "f16 rows"]);
-    assert_eq!(make(Budget::bytes(1, rows + page)).unwrap().pages(), 1);
+    let page = 4 * make(Capacity::tokens(1, 1)).unwrap().slabs(0)[0].layout().bytes();
+    let error = Error::Capacity { reason: "the bytes of the f16 rows of all sequences and one page", need: rows + page, have: rows + page - 1 };
+    refused(make(Capacity::bytes(1, rows + page - 1)), &error, &[&(rows + page).to_string(), &(rows + page - 1).to_string(), "f16 rows"]);
+    assert_eq!(make(Capacity::bytes(1, rows + page)).unwrap().pages(), 1);
 }
 
 #[test]
@@ -226,11 +217,11 @@ fn no_numbers_make_a_plan_panic() {
         let sinks = if random.random_range(0..3) == 0 { Sinks::Massive(number(random)) } else { Sinks::First(number(random)) };
         let protection = Protection { sinks, window: number(random) };
         let budget = match random.random_range(0..2) {
-            0 => Budget::tokens(number(random), number(random)),
-            _ => Budget::bytes(number(random), u64::from(number(random)) * u64::from(number(random))),
+            0 => Capacity::tokens(number(random), number(random)),
+            _ => Capacity::bytes(number(random), u64::from(number(random)) * u64::from(number(random))),
         };
         let capability = Capability { binding_bytes: u64::from(number(random)) << random.random_range(0..33), ..Capability::webgpu_default() };
-        match Plan::new(shape, format, protection, budget, &capability) {
+        match Plan::builder(shape, format).protection(protection).capacity(budget).build(&capability) {
             Ok(plan) => {
                 assert!(plan.pages() > 0 && plan.cost().cache() > 0 && !plan.to_string().is_empty());
                 good += 1;
@@ -247,7 +238,7 @@ fn no_numbers_make_a_plan_panic() {
 #[test]
 fn devices_that_can_do_too_little_are_refused() {
     let full = Capability::webgpu_default();
-    let make = |capability: &Capability| plan(shape(), hadamard(Bits::Four, Bits::Four, 64), Protection::default(), Budget::tokens(2, 4096), capability);
+    let make = |capability: &Capability| plan(shape(), hadamard(Bits::Four, Bits::Four, 64), Protection::default(), Capacity::tokens(2, 4096), capability);
     assert!(make(&full).is_ok(), "WebGPU's default limits are enough");
     let less: [(&str, Capability, u64); 7] = [
         ("max_compute_invocations_per_workgroup", Capability { invocations: 32, ..full }, 32),
@@ -267,14 +258,14 @@ fn devices_that_can_do_too_little_are_refused() {
         let message = error.to_string();
         assert!(message.contains(what) && message.contains(&need.to_string()) && message.contains(&had.to_string()) && message.contains(reason), "{message}");
     }
-    let pages = plan(shape(), rtn(Bits::Two, Bits::Two, 64), Protection::strict(), Budget::tokens(1 << 20, 1 << 20), &full);
+    let pages = plan(shape(), rtn(Bits::Two, Bits::Two, 64), Protection::NONE, Capacity::tokens(1 << 20, 1 << 20), &full);
     refused(pages, &Error::Limit { what: "page number", reason: "the budget's pages", need: 1 << 33, have: 1 << 24 }, &["8589934592", "16777216"]);
 }
 
 #[test]
 fn a_plan_for_a_larger_device_is_refused_by_the_cache() {
     let gpu = gpu();
-    let large = plan(shape(), Format::f16(), Protection::strict(), Budget::tokens(1, 1 << 17), gpu.capability()).unwrap();
+    let large = plan(shape(), Format::f16(), Protection::NONE, Capacity::tokens(1, 1 << 17), gpu.capability()).unwrap();
     let head = large.slabs(0)[0].layout().bytes() * u64::from(large.pages()) * 2;
     let small = gpu.pretend(Capability { binding_bytes: head / 2 - 1, ..*gpu.capability() });
     let error = Cache::new(&small, large).expect_err("the slab is larger than a binding");
@@ -282,13 +273,13 @@ fn a_plan_for_a_larger_device_is_refused_by_the_cache() {
     assert!(error.to_string().contains(&(head / 2 - 1).to_string()));
     // One made for the smaller device has fewer invocations, and is not refused.
     let small = gpu.pretend(Capability { invocations: 256, ..*gpu.capability() });
-    let make = |gpu: &Gpu| Cache::new(&small, plan(shape(), Format::f16(), Protection::strict(), Budget::tokens(1, 1), gpu.capability()).unwrap());
+    let make = |gpu: &Gpu| Cache::new(&small, plan(shape(), Format::f16(), Protection::NONE, Capacity::tokens(1, 1), gpu.capability()).unwrap());
     let error = make(&gpu).expect_err("more invocations than the device allows");
     assert!(matches!(error, Error::Limit { what: "max_compute_invocations_per_workgroup", need: 512.., have: 256, .. }), "{error:?}");
     make(&small).unwrap();
     // One that packs by blocks shuffles between the lanes of a subgroup; one that need not is not refused.
     let small = gpu.pretend(gpu.capability().without_subgroups());
-    let make = |format| Cache::new(&small, plan(shape(), format, Protection::strict(), Budget::tokens(1, 1), gpu.capability()).unwrap());
+    let make = |format| Cache::new(&small, plan(shape(), format, Protection::NONE, Capacity::tokens(1, 1), gpu.capability()).unwrap());
     let error = make(Format::new(Codec::Rtn, Bits::Four, Bits::Four, 64)).expect_err("more lanes than the device has");
     assert!(matches!(error, Error::Limit { what: "min_subgroup_size", need: 2.., have: 0, .. }), "{error:?}");
     assert!(gpu.capability().reduce() == gpu::Reduce::Subgroup || make(Format::f16()).is_ok());
@@ -300,12 +291,8 @@ fn rows_that_rotate_cannot_take_are_refused() {
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     let buffer = upload(&gpu, &[0.0; 1024]);
     let mut rotate = |rows: Rows<'_>, count, head_dim| rotate::record(&gpu, &mut encoder, rows, count, head_dim);
-    refused(
-        rotate(Rows::f32(&buffer), 1, 100),
-        &Error::Shape { name: "order", wanted: "64, 80, 96, 128, 256, 512 or 1024".into(), had: "100".into() },
-        &["order", "100"],
-    );
-    refused(rotate(Rows::f16(&buffer), 1, 64), &Error::Element { name: "rows", wanted: "f32", had: "f16" }, &["rows", "f32", "f16"]);
+    refused(rotate(Rows::f32(&buffer), 1, 100), &Error::argument("order", "64, 80, 96, 128, 256, 512 or 1024", "100"), &["order", "100"]);
+    refused(rotate(Rows::f16(&buffer), 1, 64), &Error::argument("rows", "f32", "f16"), &["rows", "f32", "f16"]);
     refused(rotate(Rows::f32(&buffer), 17, 64), &Error::Rows { name: "rows", need: 17 * 256, have: 4096 }, &["rows", "4352", "4096"]);
     assert!(rotate(Rows::f32(&buffer), 0, 64).is_ok(), "no rows are no error");
 }
@@ -356,11 +343,11 @@ fn a_cache_that_refused_holds_what_it_held_and_can_be_used_on() {
     let gone = {
         let mut other = Used::new(&gpu, &fill);
         let gone = other.walk.sequences[1];
-        other.walk.cache.free(gone).unwrap();
+        other.walk.cache.end(gone).unwrap();
         refused(other.walk.cache.tokens(gone), &Error::UnknownSequence { slot: 1 }, &["sequence 1"]);
-        refused(other.walk.cache.free(gone), &Error::UnknownSequence { slot: 1 }, &["sequence 1"]);
+        refused(other.walk.cache.end(gone), &Error::UnknownSequence { slot: 1 }, &["sequence 1"]);
         refused(other.walk.cache.step(&[chunk(gone, 1)]), &Error::UnknownSequence { slot: 1 }, &["sequence 1"]);
-        let again = other.walk.cache.allocate().unwrap();
+        let again = other.walk.cache.begin().unwrap();
         assert_eq!((again.slot(), other.walk.cache.tokens(again)), (1, Ok(0)), "the place is given out again, and is empty");
         refused(other.walk.cache.tokens(gone), &Error::UnknownSequence { slot: 1 }, &["sequence 1"]);
         gone
@@ -370,14 +357,14 @@ fn a_cache_that_refused_holds_what_it_held_and_can_be_used_on() {
     let plan = used.walk.plan().clone();
     let room = plan.max_tokens();
     let cache = &mut used.walk.cache;
-    refused(cache.allocate(), &Error::Sequences { have: 2 }, &["2"]);
+    refused(cache.begin(), &Error::Sequences { have: 2 }, &["2"]);
     refused(cache.step(&[chunk(sequence, 0)]), &Error::EmptyChunk { slot: 0 }, &["sequence 0", "1 token", "0"]);
     refused(cache.step(&[chunk(sequence, 1), chunk(sequence, 2)]), &Error::RepeatedSequence { slot: 0 }, &["sequence 0"]);
     for stranger in [foreign, gone] {
         let error = Error::UnknownSequence { slot: stranger.slot() };
         refused(cache.step(&[chunk(sequence, 1), chunk(stranger, 1)]), &error, &["live sequence"]);
         refused(cache.tokens(stranger), &error, &["live sequence"]);
-        refused(cache.free(stranger), &error, &["live sequence"]);
+        refused(cache.end(stranger), &error, &["live sequence"]);
     }
     refused(
         cache.step(&[chunk(sequence, room as u32)]),
@@ -410,7 +397,7 @@ fn a_cache_that_refused_holds_what_it_held_and_can_be_used_on() {
         let later = Error::Stale { reason: "a later step was made, or a sequence was freed, forked, cut back or slid" };
         refused(third.walk.cache.append(&mut encoder, &old, 0, Rows::f32(&k), Rows::f32(&v)), &later, &["later step"]);
         refused(third.walk.cache.attend(&mut encoder, &old, 0, Rows::f32(&q), Rows::f32(&out)), &later, &["later step"]);
-        third.walk.cache.free(third.walk.sequences[0]).unwrap();
+        third.walk.cache.end(third.walk.sequences[0]).unwrap();
         refused(third.walk.cache.append(&mut encoder, &new, 0, Rows::f32(&k), Rows::f32(&v)), &later, &["freed"]);
         (old, new)
     };
@@ -429,7 +416,7 @@ fn a_cache_that_refused_holds_what_it_held_and_can_be_used_on() {
     let offset = |buffer, offset| Rows { buffer, offset, element: Element::F32 };
     let mut append = |keys, values, layer| cache.append(&mut encoder, &step, layer, keys, values);
     refused(append(Rows::f32(&k), Rows::f32(&v), 1), &Error::Layer { had: 1, layers: 1 }, &["layer 1", "1 layers"]);
-    refused(append(Rows::f32(&k), Rows::f16(&v), 0), &Error::Element { name: "values", wanted: "f32", had: "f16" }, &["values", "f32", "f16"]);
+    refused(append(Rows::f32(&k), Rows::f16(&v), 0), &Error::argument("values", "f32", "f16"), &["values", "f32", "f16"]);
     refused(append(Rows::f32(&short), Rows::f32(&v), 0), &Error::Rows { name: "keys", need: 1024, have: 1020 }, &["keys", "1024", "1020"]);
     refused(append(Rows::f32(&k), Rows::f32(&short), 0), &Error::Rows { name: "values", need: 1024, have: 1020 }, &["values", "1024", "1020"]);
     refused(append(offset(&k, 256), Rows::f32(&v), 0), &Error::Rows { name: "keys", need: 1024, have: 768 }, &["keys", "1024", "768"]);
@@ -440,7 +427,7 @@ fn a_cache_that_refused_holds_what_it_held_and_can_be_used_on() {
     refused(append(Rows::f32(&k), Rows::f32(&plain), 0), &Error::Usage { name: "values", need: "STORAGE" }, &["values", "STORAGE"]);
     let mut attend = |queries, output, layer| cache.attend(&mut encoder, &step, layer, queries, output);
     refused(attend(Rows::f32(&q), Rows::f32(&out), 7), &Error::Layer { had: 7, layers: 1 }, &["layer 7", "1 layers"]);
-    refused(attend(Rows::f32(&q), Rows::f16(&out), 0), &Error::Element { name: "output", wanted: "f32", had: "f16" }, &["output", "f32", "f16"]);
+    refused(attend(Rows::f32(&q), Rows::f16(&out), 0), &Error::argument("output", "f32", "f16"), &["output", "f32", "f16"]);
     refused(attend(Rows::f32(&k), Rows::f32(&out), 0), &Error::Rows { name: "queries", need: 2048, have: 1024 }, &["queries", "2048", "1024"]);
     refused(attend(Rows::f32(&q), Rows::f32(&k), 0), &Error::Rows { name: "output", need: 2048, have: 1024 }, &["output", "2048", "1024"]);
     refused(attend(Rows::f32(&q), offset(&roomy, 12), 0), &Error::Offset { name: "output", need: alignment, had: 12 }, &["output", "12"]);
@@ -452,7 +439,7 @@ fn a_cache_that_refused_holds_what_it_held_and_can_be_used_on() {
     let backwards = 3..2;
     refused(dequantize(sequence, 0, backwards, Rows::f32(&k), Rows::f32(&v)), &Error::Range { first: 3, end: 2, have: 141 }, &["3", "2", "141"]);
     refused(dequantize(sequence, 5, 0..1, Rows::f32(&k), Rows::f32(&v)), &Error::Layer { had: 5, layers: 1 }, &["layer 5"]);
-    refused(dequantize(sequence, 0, 0..1, Rows::f16(&k), Rows::f32(&v)), &Error::Element { name: "keys", wanted: "f32", had: "f16" }, &["keys"]);
+    refused(dequantize(sequence, 0, 0..1, Rows::f16(&k), Rows::f32(&v)), &Error::argument("keys", "f32", "f16"), &["keys"]);
     refused(dequantize(sequence, 0, 0..3, Rows::f32(&k), Rows::f32(&v)), &Error::Rows { name: "keys", need: 1536, have: 1024 }, &["1536", "1024"]);
     assert!(dequantize(sequence, 0, 5..5, Rows::f32(&k), Rows::f32(&v)).is_ok(), "no tokens are no error");
     assert!(matches!(cache.layer_buffers(1), Err(Error::Layer { had: 1, layers: 1 })));
@@ -513,7 +500,7 @@ fn alignments_that_cannot_be_are_refused() {
     for text in ["", "all", "phi-k", "phi-k:", "phi-k:x", "phi-q:1", "phi-k:-1", "phi-v:inf", "phi-v:nan", "phi-k:1;phi-v:1"] {
         refused(
             text.parse::<Alignment>(),
-            &Error::Text { name: "alignment", wanted: "everything, published, or budgets as in phi-k:64,phi-v:256", had: text.into() },
+            &Error::argument("alignment", "everything, published, or budgets as in phi-k:64,phi-v:256", text),
             &["everything, published", "phi-k:64"],
         );
     }
@@ -526,25 +513,21 @@ fn alignments_that_cannot_be_are_refused() {
     ] {
         assert_eq!(alignment.to_string().parse::<Alignment>().unwrap(), alignment);
     }
-    let planned = |format| plan(shape(), format, Protection::strict(), Budget::tokens(1, 1), &Capability::webgpu_default()).unwrap();
+    let planned = |format| plan(shape(), format, Protection::NONE, Capacity::tokens(1, 1), &Capability::webgpu_default()).unwrap();
     refused(
         planned(Format::f16()).with_alignment(Alignment::PUBLISHED),
-        &Error::Shape { name: "the codec of an alignment", wanted: "aligned-f16, rtn, hadamard or centred".into(), had: "f16".into() },
+        &Error::argument("the codec of an alignment", "aligned-f16, rtn, hadamard or centred", "f16"),
         &["aligned-f16", "f16"],
     );
     let coded = |key, value| planned(Format::new(Codec::Rtn, key, value, 64));
     for (bits, name, had) in
         [([Bits::Two, Bits::Four], "key bits", "2"), ([Bits::Four, Bits::Three], "value bits", "3"), ([Bits::Sixteen, Bits::Eight], "key bits", "16")]
     {
-        refused(
-            coded(bits[0], bits[1]).with_alignment(Alignment::budget(1.0, 1.0)),
-            &Error::Shape { name, wanted: "4 or 8 with an alignment".into(), had: had.into() },
-            &[name, had],
-        );
+        refused(coded(bits[0], bits[1]).with_alignment(Alignment::budget(1.0, 1.0)), &Error::argument(name, "4 or 8 with an alignment", had), &[name, had]);
     }
     refused(
         coded(Bits::Four, Bits::Eight).with_alignment(Alignment { keys: Criterion::Published, values: Criterion::Budget(1.0) }),
-        &Error::Shape { name: "the alignment of integer codes", wanted: "a budget".into(), had: "published-k,phi-v:1".into() },
+        &Error::argument("the alignment of integer codes", "a budget", "published-k,phi-v:1"),
         &["a budget", "published-k"],
     );
     // Without an alignment codes are not stored in planes, and a cache has none to choose from.
@@ -552,12 +535,12 @@ fn alignments_that_cannot_be_are_refused() {
     assert_eq!(plain, coded(Bits::Four, Bits::Eight));
     refused(
         Cache::new(&gpu(), plain).unwrap().align(Alignment::budget(1.0, 1.0)),
-        &Error::Shape { name: "the plan of an alignment", wanted: "one of planes, by Plan::with_alignment".into(), had: "rtn without".into() },
+        &Error::argument("the plan of an alignment", "one of planes, by Plan::with_alignment", "rtn without"),
         &["Plan::with_alignment"],
     );
     refused(
         planned(Format::aligned_f16()).with_alignment(Alignment::budget(1.0, -2.0)),
-        &Error::Shape { name: "phi_v", wanted: "finite and not negative".into(), had: "-2".into() },
+        &Error::argument("phi_v", "finite and not negative", "-2"),
         &["phi_v", "-2"],
     );
 }

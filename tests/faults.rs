@@ -4,20 +4,19 @@ mod support;
 
 use pollster::block_on;
 use support::*;
-use wgkv::*;
 
 fn shape() -> Shape {
     Shape { layers: 2, query_heads: 4, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
 }
 
 /// Every kind of buffer: pages, key scales, f16 rows of elected sinks and of a window.
-fn plan(gpu: &Gpu, order: &Calibration) -> Plan {
+fn plan(gpu: &Gpu, order: &ChannelOrder) -> Plan {
     let format = rotated(Bits::Four, Bits::Four, 64, 2);
-    let plan = Plan::new(shape(), format, massive(3, 128), Budget::tokens(3, 512), gpu.capability()).unwrap();
+    let plan = Plan::builder(shape(), format).protection(massive(3, 128)).capacity(Capacity::tokens(3, 512)).build(gpu.capability()).unwrap();
     plan.with_calibration(order.clone()).unwrap()
 }
 
-fn order() -> Calibration {
+fn order() -> ChannelOrder {
     calibration(&shape(), &rotated(Bits::Four, Bits::Four, 64, 2), Reach::Global, &mut generator())
 }
 
@@ -42,10 +41,10 @@ fn every_call_tells_that_the_device_is_lost_and_a_snapshot_goes_on_elsewhere() {
     let text = Text::normal(&mut generator(), &shape(), 700);
     let gpu = gpu();
     let mut reader = Reader::new(&gpu, plan(&gpu, &order));
-    let sequence = reader.cache.allocate().unwrap();
+    let sequence = reader.cache.begin().unwrap();
     reader.store(sequence, &text, 400);
     let saved = block_on(reader.cache.save(sequence)).unwrap();
-    let (mut prefixes, tokens) = (Prefixes::new(reader.cache.plan()), (0..384).collect::<Vec<u32>>());
+    let (mut prefixes, tokens) = (PrefixIndex::new(reader.cache.plan()), (0..384).collect::<Vec<u32>>());
     let step = reader.cache.step(&[Chunk { sequence, tokens: 2 }]).unwrap();
     let rows = upload(&gpu, &[0.0; 2 * 4 * 64]);
     let (free, all) = (reader.cache.free_pages(), reader.cache.plan().pages());
@@ -86,14 +85,14 @@ fn every_call_tells_that_the_device_is_lost_and_a_snapshot_goes_on_elsewhere() {
     // What needs no device is still known, and nothing that was refused took a page.
     assert_eq!((cache.tokens(sequence), cache.free_pages()), (Ok(402), free));
     cache.check_pages().unwrap();
-    cache.free(sequence).unwrap();
+    cache.end(sequence).unwrap();
     assert_eq!(cache.free_pages(), all);
 
     // Another device, on which the snapshot goes on as the sequence would have.
     let gpu = support::gpu();
     let mut rebuilt = Reader::new(&gpu, plan(&gpu, &order));
     let loaded = rebuilt.recorded(|cache, encoder| cache.load(encoder, &saved));
-    let control = rebuilt.cache.allocate().unwrap();
+    let control = rebuilt.cache.begin().unwrap();
     rebuilt.store(control, &text, 400);
     for chunk in [1, 150, 1] {
         assert!(rebuilt.read(loaded, &text, chunk) == rebuilt.read(control, &text, chunk), "{chunk} more");
@@ -109,7 +108,7 @@ fn a_device_that_is_lost_before_a_call_knows_is_told_by_the_next() {
     for call in ["append", "attend", "dequantize", "step", "truncate"] {
         let gpu = gpu();
         let mut reader = Reader::new(&gpu, plan(&gpu, &order));
-        let sequence = reader.cache.allocate().unwrap();
+        let sequence = reader.cache.begin().unwrap();
         reader.store(sequence, &text, 140);
         let cache = &mut reader.cache;
         let step = cache.step(&[Chunk { sequence, tokens: 1 }]).unwrap();
@@ -141,7 +140,7 @@ fn a_snapshot_under_way_tells_that_the_device_is_lost() {
     for before in [false, true] {
         let gpu = gpu();
         let mut reader = Reader::new(&gpu, plan(&gpu, &order));
-        let sequence = reader.cache.allocate().unwrap();
+        let sequence = reader.cache.begin().unwrap();
         reader.store(sequence, &text, 140);
         let saving = if before {
             gpu.device().destroy();
@@ -160,9 +159,9 @@ fn a_snapshot_under_way_tells_that_the_device_is_lost() {
 fn a_device_of_the_callers_is_lost_when_the_caller_says_so() {
     let own = gpu();
     let gpu = Gpu::new(own.device().clone(), own.queue().clone());
-    let plan = Plan::new(shape(), Format::f16(), Protection::strict(), Budget::tokens(1, 128), gpu.capability()).unwrap();
+    let plan = Plan::builder(shape(), Format::f16()).protection(Protection::NONE).capacity(Capacity::tokens(1, 128)).build(gpu.capability()).unwrap();
     let mut cache = Cache::new(&gpu, plan).unwrap();
-    let sequence = cache.allocate().unwrap();
+    let sequence = cache.begin().unwrap();
     let told = gpu.clone();
     gpu.device().set_device_lost_callback(move |reason, message| told.report_loss(format!("{reason:?}{message}")));
     assert!(cache.step(&[Chunk { sequence, tokens: 1 }]).is_ok());

@@ -3,8 +3,7 @@
 mod support;
 use rand::rngs::StdRng;
 use support::*;
-use wgkv::reference::attention_exact;
-use wgkv::*;
+use wgkv::low_level::reference::attention_exact;
 
 /// Relative RMS error of attention over independent normal numbers, where the values average out and the codes' error does
 /// not: the hardest case there is. f16: half's 2^-11 on keys and values. The others: the quantizer's own error, which for a
@@ -47,13 +46,13 @@ impl Distance {
 }
 
 /// A plan, with a calibration of a random order where the format needs one.
-fn planned(gpu: &Gpu, random: &mut StdRng, shape: &Shape, format: Format, protection: Protection, budget: Budget) -> Plan {
-    let plan = Plan::new(shape.clone(), format, protection, budget, gpu.capability()).unwrap();
+fn planned(gpu: &Gpu, random: &mut StdRng, shape: &Shape, format: Format, protection: Protection, budget: Capacity) -> Plan {
+    let plan = Plan::builder(shape.clone(), format).protection(protection).capacity(budget).build(gpu.capability()).unwrap();
     if format.codec() == Codec::Centred {
         // Means that the rows do not have: small ones, since their squares are added to what the codes must hold.
         let mut means = || normals(random, (shape.kv_heads * shape.head_dim) as usize).iter().map(|x| 0.3 * x).collect::<Vec<f32>>();
         let layer = [means(), vec![1.0; (shape.kv_heads * shape.head_dim) as usize], means()];
-        return plan.with_centre(Centre::new(shape, "", vec![layer; shape.layers as usize]).unwrap()).unwrap();
+        return plan.with_centre(Means::new(shape, "", vec![layer; shape.layers as usize]).unwrap()).unwrap();
     }
     if format.codec() != Codec::RotateKv {
         return plan;
@@ -70,11 +69,11 @@ fn follow(gpu: &Gpu, random: &mut StdRng, shape: &Shape, format: Format, protect
     let keys = normals(random, tokens * hk * d);
     let values = normals(random, tokens * hk * d);
     let queries = normals(random, tokens * hq * d);
-    let plan = planned(gpu, random, shape, format, protection, Budget::tokens(1, tokens as u32)).with_alignment(alignment).unwrap();
+    let plan = planned(gpu, random, shape, format, protection, Capacity::tokens(1, tokens as u32)).with_alignment(alignment).unwrap();
     let residual = normals(random, tokens * 8);
     pollster::block_on(gpu.prepare(&plan)).unwrap();
     let mut cache = Cache::new(gpu, plan).unwrap();
-    let sequence = cache.allocate().unwrap();
+    let sequence = cache.begin().unwrap();
     let (mut at, mut far) = (0, Distance::default());
     for n in std::iter::once(prefill).chain(std::iter::repeat_n(1, decode)) {
         let rows = |numbers: &[f32], width: usize| upload(gpu, &numbers[at * width..(at + n) * width]);
@@ -109,7 +108,7 @@ fn attention_from_codes_stays_within_the_budget_of_its_bits() {
     let random = &mut generator();
     let window = Protection { sinks: Sinks::First(4), window: 128 };
     let sinks = Protection { sinks: Sinks::First(5), window: 0 };
-    let strict = Protection::strict();
+    let strict = Protection::NONE;
     use Bits::{Eight, Four, Three, Two};
     use Codec::{Hadamard, Rtn};
     // (head_dim, query heads, KV heads, format, protection), each with what it is there for.
@@ -173,8 +172,8 @@ fn every_kind_of_rope_agrees() {
         Rope::new(10_000.0, 16).interleaved(),
         Rope::llama3(500_000.0, 64, 8.0, 1.0, 4.0, 8192),
     ] {
-        follow(&gpu, random, &shape(rope.clone()), Format::f16(), Protection::strict(), Alignment::EVERYTHING);
-        follow(&gpu, random, &shape(rope), rotated(Bits::Eight, Bits::Eight, 64, 1), Protection::strict(), Alignment::EVERYTHING);
+        follow(&gpu, random, &shape(rope.clone()), Format::f16(), Protection::NONE, Alignment::EVERYTHING);
+        follow(&gpu, random, &shape(rope), rotated(Bits::Eight, Bits::Eight, 64, 1), Protection::NONE, Alignment::EVERYTHING);
     }
 }
 
@@ -203,12 +202,12 @@ fn passes_of_other_lengths_give_the_same_attention() {
     let random = &mut generator();
     let text = Text::normal(random, &small(), 700);
     for (format, protection) in ways() {
-        let plan = planned(&gpu, random, &small(), format, protection, Budget::tokens(1, 700));
+        let plan = planned(&gpu, random, &small(), format, protection, Capacity::tokens(1, 700));
         assert_eq!(plan.query_rows(), 512);
         // In one pass, in two, and in many of which none ends with a tile.
         let mut outputs = [1024, 512, 77].map(|rows| {
             let mut reader = Reader::new(&gpu, plan.clone().with_query_rows(rows));
-            let sequence = reader.cache.allocate().unwrap();
+            let sequence = reader.cache.begin().unwrap();
             reader.read_all(sequence, &text, &[630, 1])
         });
         let first = std::mem::take(&mut outputs[0]);
@@ -232,8 +231,8 @@ fn bits_are_those_of_the_paper() {
         (Scales::Byte, 128, 2.125),
     ] {
         let format = rotated(Bits::Two, Bits::Two, group, 4).with_scales(scales);
-        for (protection, sinks) in [(Protection::strict(), 0.0), (massive(20, 0), 20.0), (protect(4, 0), 4.0)] {
-            let plan = planned(&gpu, random, &shape, format, protection, Budget::tokens(1, tokens));
+        for (protection, sinks) in [(Protection::NONE, 0.0), (massive(20, 0), 20.0), (protect(4, 0), 4.0)] {
+            let plan = planned(&gpu, random, &shape, format, protection, Capacity::tokens(1, tokens));
             assert_eq!(plan.bits_per_element(u64::from(tokens)), bits + 16.0 * sinks / f64::from(tokens), "{format}, {protection:?}");
             let cost = plan.cost();
             let elements = f64::from(tokens) * shape.elements_per_token() as f64;
@@ -256,7 +255,7 @@ fn small() -> Shape {
 /// Formats and protections to fork and cut.
 fn ways() -> Vec<(Format, Protection)> {
     use Bits::{Eight, Four, Three, Two};
-    let strict = Protection::strict();
+    let strict = Protection::NONE;
     vec![
         (Format::f16(), strict),
         (rtn(Eight, Two, 32), strict),
@@ -270,7 +269,7 @@ fn ways() -> Vec<(Format, Protection)> {
 }
 
 /// Two caches alike: one for what is tested, one for sequences that were never forked or cut.
-fn readers(gpu: &Gpu, random: &mut StdRng, format: Format, protection: Protection, budget: Budget) -> [Reader; 2] {
+fn readers(gpu: &Gpu, random: &mut StdRng, format: Format, protection: Protection, budget: Capacity) -> [Reader; 2] {
     let plan = planned(gpu, random, &small(), format, protection, budget);
     [(); 2].map(|()| Reader::new(gpu, plan.clone()))
 }
@@ -281,14 +280,14 @@ fn forks_grow_on_their_own() {
     let random = &mut generator();
     let text = Text::normal(random, &small(), 700);
     for (format, protection) in ways() {
-        let [mut forked, mut plain] = readers(&gpu, random, format, protection, Budget::tokens(3, 512));
+        let [mut forked, mut plain] = readers(&gpu, random, format, protection, Capacity::tokens(3, 512));
         let name = format!("{format}, {protection:?}");
         let all = forked.cache.free_pages();
         // 144 tokens end inside a page, 128 with one.
         for begin in [vec![130, 1, 12, 1], vec![128]] {
             let tokens: usize = begin.iter().sum();
             let other = text.branch(random, &small(), tokens);
-            let first = forked.cache.allocate().unwrap();
+            let first = forked.cache.begin().unwrap();
             forked.read_all(first, &text, &begin);
             let free = forked.cache.free_pages();
             let second = forked.fork(first).unwrap();
@@ -297,7 +296,7 @@ fn forks_grow_on_their_own() {
             assert_eq!(forked.cache.tokens(second).unwrap(), tokens as u32);
 
             let controls = [&text, &other].map(|text| {
-                let control = plain.cache.allocate().unwrap();
+                let control = plain.cache.begin().unwrap();
                 plain.read_all(control, text, &begin);
                 control
             });
@@ -309,18 +308,18 @@ fn forks_grow_on_their_own() {
             }
             // A fork of the fork, and the end of the first: the others stay.
             let third = forked.fork(second).unwrap();
-            forked.cache.free(first).unwrap();
+            forked.cache.end(first).unwrap();
             assert!(matches!(forked.fork(first), Err(Error::UnknownSequence { .. })));
             let want = plain.read_all(controls[1], &other, &[1, 20]);
             for sequence in [second, third] {
                 assert!(forked.read_all(sequence, &other, &[1, 20]) == want, "{name}: after the first was freed");
             }
-            forked.cache.free(second).unwrap();
+            forked.cache.end(second).unwrap();
             let want = plain.read_all(controls[1], &other, &[1, 1]);
             assert!(forked.read_all(third, &other, &[1, 1]) == want, "{name}: alone");
-            forked.cache.free(third).unwrap();
+            forked.cache.end(third).unwrap();
             assert_eq!(forked.cache.free_pages(), all, "{name}: every page is given back");
-            controls.into_iter().for_each(|control| plain.cache.free(control).unwrap());
+            controls.into_iter().for_each(|control| plain.cache.end(control).unwrap());
         }
     }
 }
@@ -333,11 +332,11 @@ fn what_was_cut_off_leaves_no_trace() {
     // From where to where: at and around a page's end, at and around a sequence's. Each way takes three of them.
     let cuts = [(270, 270), (270, 269), (270, 256), (270, 130), (150, 3), (150, 0), (130, 1)];
     for (w, (format, protection)) in ways().into_iter().enumerate() {
-        let [mut cut, mut plain] = readers(&gpu, random, format, protection, Budget::tokens(2, 512));
+        let [mut cut, mut plain] = readers(&gpu, random, format, protection, Capacity::tokens(2, 512));
         let name = format!("{format}, {protection:?}");
         let all = cut.cache.free_pages();
         for (read, tokens) in [0, 2, 3].map(|n| cuts[(w + n) % cuts.len()]) {
-            let sequence = cut.cache.allocate().unwrap();
+            let sequence = cut.cache.begin().unwrap();
             cut.read_all(sequence, &text, &[read]);
             cut.truncate(sequence, tokens).unwrap();
             assert_eq!(cut.cache.tokens(sequence).unwrap(), tokens);
@@ -345,7 +344,7 @@ fn what_was_cut_off_leaves_no_trace() {
             assert_eq!(all - cut.cache.free_pages(), packed.div_ceil(128), "{name}: pages beyond {tokens} tokens are given back");
 
             let other = text.branch(random, &small(), tokens as usize);
-            let control = plain.cache.allocate().unwrap();
+            let control = plain.cache.begin().unwrap();
             if tokens > 0 {
                 plain.read_all(control, &other, &[tokens as usize]);
             }
@@ -360,8 +359,8 @@ fn what_was_cut_off_leaves_no_trace() {
                 }
                 near_exact(&cut, sequence, &other, at, &chunks, &got, &name);
             }
-            cut.cache.free(sequence).unwrap();
-            plain.cache.free(control).unwrap();
+            cut.cache.end(sequence).unwrap();
+            plain.cache.end(control).unwrap();
             assert_eq!(cut.cache.free_pages(), all);
         }
     }
@@ -390,11 +389,11 @@ fn cutting_inside_a_shared_page_copies_it() {
     let random = &mut generator();
     let text = Text::normal(random, &small(), 700);
     for (format, protection) in ways() {
-        let [mut cut, mut plain] = readers(&gpu, random, format, protection, Budget::tokens(2, 512));
+        let [mut cut, mut plain] = readers(&gpu, random, format, protection, Capacity::tokens(2, 512));
         let name = format!("{format}, {protection:?}");
         // Both hold a full page at least.
-        let first = cut.cache.allocate().unwrap();
-        let control = plain.cache.allocate().unwrap();
+        let first = cut.cache.begin().unwrap();
+        let control = plain.cache.begin().unwrap();
         cut.read_all(first, &text, &[260]);
         plain.read_all(control, &text, &[260]);
         let second = cut.fork(first).unwrap();
@@ -419,11 +418,11 @@ fn forks_and_cuts_that_are_refused_change_nothing() {
     let gpu = gpu();
     let random = &mut generator();
     let text = Text::normal(random, &small(), 700);
-    for (format, protection) in [(hadamard(Bits::Four, Bits::Four, 64), Protection::strict()), (rotated(Bits::Four, Bits::Four, 64, 2), massive(4, 0))] {
+    for (format, protection) in [(hadamard(Bits::Four, Bits::Four, 64), Protection::NONE), (rotated(Bits::Four, Bits::Four, 64, 2), massive(4, 0))] {
         // Three pages, three sequences.
-        let [mut reader, mut plain] = readers(&gpu, random, format, protection, Budget::tokens(3, 128));
-        let first = reader.cache.allocate().unwrap();
-        let control = plain.cache.allocate().unwrap();
+        let [mut reader, mut plain] = readers(&gpu, random, format, protection, Capacity::tokens(3, 128));
+        let first = reader.cache.begin().unwrap();
+        let control = plain.cache.begin().unwrap();
         reader.read_all(first, &text, &[256]);
         plain.read_all(control, &text, &[256]);
         let state = |reader: &Reader, sequence| (reader.cache.tokens(sequence).unwrap(), reader.cache.free_pages(), reader.cache.bytes_used());
@@ -443,12 +442,12 @@ fn forks_and_cuts_that_are_refused_change_nothing() {
         reader.truncate(second, 128).unwrap();
         let third = reader.fork(second).unwrap();
         assert!(matches!(reader.fork(second), Err(Error::Sequences { have: 3 })));
-        reader.cache.free(second).unwrap();
+        reader.cache.end(second).unwrap();
         for gone in [second, control] {
             assert!(matches!(reader.fork(gone), Err(Error::UnknownSequence { .. })));
             assert!(matches!(reader.truncate(gone, 0), Err(Error::UnknownSequence { .. })));
         }
-        reader.cache.free(third).unwrap();
+        reader.cache.end(third).unwrap();
         let step = reader.cache.step(&[Chunk { sequence: first, tokens: 1 }]).unwrap();
         reader.truncate(first, 257).unwrap();
         let rows = upload(&gpu, &text.layers[0][0]);
@@ -462,7 +461,7 @@ fn forks_and_cuts_that_are_refused_change_nothing() {
 #[test]
 fn a_destroyed_cache_gives_its_memory_back_and_leaves_the_device_be() {
     let gpu = gpu();
-    let plan = Plan::new(small(), Format::f16(), Protection::strict(), Budget::tokens(1, 128), gpu.capability()).unwrap();
+    let plan = Plan::builder(small(), Format::f16()).protection(Protection::NONE).capacity(Capacity::tokens(1, 128)).build(gpu.capability()).unwrap();
     let cache = Cache::new(&gpu, plan.clone()).unwrap();
     let pages = cache.layer_buffers(0).unwrap().0[0].clone();
     cache.destroy();
@@ -470,7 +469,7 @@ fn a_destroyed_cache_gives_its_memory_back_and_leaves_the_device_be() {
     gpu.queue().write_buffer(&pages, 0, &[0; 16]);
     assert!(pollster::block_on(scope.pop()).is_some(), "the pages are gone");
     let mut next = Cache::new(&gpu, plan).unwrap();
-    next.allocate().unwrap();
+    next.begin().unwrap();
     assert!(pollster::block_on(next.status()).unwrap().is_clean());
 }
 
@@ -488,7 +487,7 @@ fn a_device_can_be_said_to_have_subgroups() {
 fn pipelines_are_kept_for_the_next_run() {
     let random = &mut generator();
     let text = Text::normal(random, &small(), 40);
-    let (format, budget) = (hadamard(Bits::Four, Bits::Two, 64), Budget::tokens(1, 128));
+    let (format, budget) = (hadamard(Bits::Four, Bits::Two, 64), Capacity::tokens(1, 128));
     let mut kept: Option<Vec<u8>> = None;
     let mut outputs = Vec::new();
     for _ in 0..2 {
@@ -499,12 +498,12 @@ fn pipelines_are_kept_for_the_next_run() {
         // As much as the last run left is there before anything is compiled. A software adapter may keep no more than its name.
         let begun = keeping.pipeline_cache().unwrap().len();
         assert!(kept.as_ref().is_none_or(|kept| kept.len() == begun), "{begun} bytes of {}", kept.map_or(0, |kept| kept.len()));
-        let [mut reader, _] = readers(&keeping, random, format, Protection::strict(), budget);
+        let [mut reader, _] = readers(&keeping, random, format, Protection::NONE, budget);
         pollster::block_on(keeping.prepare(reader.cache.plan())).unwrap();
         let full = keeping.pipeline_cache().unwrap();
         assert!(full.len() >= begun && (kept.is_some() || full.len() > begun || !gpu.capability().straight), "{begun} bytes, then {}", full.len());
         kept = Some(full);
-        let sequence = reader.cache.allocate().unwrap();
+        let sequence = reader.cache.begin().unwrap();
         outputs.push(reader.read_all(sequence, &text, &[30, 1]));
     }
     assert!(outputs[0] == outputs[1]);

@@ -11,8 +11,9 @@ mod support;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use support::*;
-use wgkv::reference::{attention_exact, rotate_exact, rotate_group_exact, turn_exact};
-use wgkv::{Calibration, Error, Reach, Rope, Shape, fuse};
+use wgkv::learned::{Reach, fuse};
+use wgkv::low_level::reference::{attention_exact, rotate_exact, rotate_group_exact, turn_exact};
+use wgkv::{ChannelOrder, Error, Rope, Shape};
 
 /// Relative to the length of a row. A key passes sums of 48, 64 and 4 terms twice, of 2^-53 each by rounding, on terms that
 /// add up to a few lengths of the row.
@@ -68,9 +69,9 @@ fn block(random: &mut StdRng, shape: Shape) -> Block {
 }
 
 /// An order that is far from the natural one in both layers.
-fn calibration(random: &mut StdRng, shape: &Shape, heads_per_group: u32, reach: Reach) -> Calibration {
+fn calibration(random: &mut StdRng, shape: &Shape, heads_per_group: u32, reach: Reach) -> ChannelOrder {
     let sums = (0..shape.layers).map(|_| doubles(&normals(random, (shape.kv_heads * shape.head_dim) as usize))).collect();
-    Calibration::from_sums(shape, heads_per_group, reach, "", 1, sums).unwrap()
+    ChannelOrder::from_sums(shape, heads_per_group, reach, "", 1, sums).unwrap()
 }
 
 /// `W x + b` for every row of `x`.
@@ -165,7 +166,7 @@ impl Block {
     }
 
     /// The block with its weights fused.
-    fn fused(&self, calibration: &Calibration, layer: u32) -> Self {
+    fn fused(&self, calibration: &ChannelOrder, layer: u32) -> Self {
         let mut fused = self.clone();
         fuse::keys(&mut fused.wk, calibration, layer).unwrap();
         fuse::keys(&mut fused.key_bias, calibration, layer).unwrap();
@@ -176,7 +177,7 @@ impl Block {
     }
 
     /// The fused block, as an engine runs it. `plain` is the block before.
-    fn run(&self, plain: &Self, calibration: &Calibration, layer: u32, x: &[f64], first: u32, way: Way) -> Vec<f64> {
+    fn run(&self, plain: &Self, calibration: &ChannelOrder, layer: u32, x: &[f64], first: u32, way: Way) -> Vec<f64> {
         let (shape, d) = (&self.shape, self.shape.head_dim);
         let b = |rows: &[f64]| rotated(rows, d, calibration.heads_per_group());
         let places = calibration.places(layer);
@@ -396,7 +397,7 @@ fn wrong_lengths_and_layers_are_refused() {
             fuse::unfuse_keys(&mut numbers, &calibration, 0).unwrap_err(),
             fuse::unfuse_values(&mut numbers, &shape).unwrap_err(),
         ] {
-            assert!(matches!(&error, Error::Shape { had, .. } if *had == n.to_string()), "{error:?}");
+            assert!(matches!(&error, Error::Mismatch { of: Thing::Argument, had, .. } if *had == n.to_string()), "{error:?}");
         }
         assert!(numbers.iter().all(|x| *x == 1.0), "what is refused stays");
     }

@@ -6,7 +6,6 @@ mod support;
 use pollster::block_on;
 use std::process::Command;
 use support::*;
-use wgkv::*;
 
 /// Limits this process's address space to what it has and so much more, or to nothing.
 fn limit(more: Option<u64>) {
@@ -32,7 +31,7 @@ fn memory_that_the_device_has_not_is_refused() {
     let shape = Shape { layers: 20, query_heads: 8, kv_heads: 8, head_dim: 128, rope: Rope::new(10_000.0, 128) };
     let plan = |layers, tokens| {
         let shape = Shape { layers, ..shape.clone() };
-        Plan::new(shape, Format::f16(), Protection::strict(), Budget::tokens(1, tokens), gpu.capability()).unwrap()
+        Plan::builder(shape, Format::f16()).protection(Protection::NONE).capacity(Capacity::tokens(1, tokens)).build(gpu.capability()).unwrap()
     };
     // 2.5 GiB.
     let large = plan(20, 32_768);
@@ -51,7 +50,7 @@ fn memory_that_the_device_has_not_is_refused() {
 
     // With what was refused given back, a smaller one fits, and the copy of a snapshot does not.
     let mut cache = Cache::new(&gpu, plan(1, 32_768)).unwrap();
-    let sequence = cache.allocate().unwrap();
+    let sequence = cache.begin().unwrap();
     // What the tokens are does not matter.
     cache.step(&[Chunk { sequence, tokens: 24_576 }]).unwrap();
     limit(Some(4 << 20));

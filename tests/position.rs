@@ -9,9 +9,8 @@
 mod support;
 
 use support::*;
-use wgkv::kernel::position::TERMS;
-use wgkv::reference::{self, positions::positions, turn_exact};
-use wgkv::*;
+use wgkv::low_level::kernel::position::TERMS;
+use wgkv::low_level::reference::{self, positions::positions, turn_exact};
 
 /// Relative to the length of a term's addends: 3 roundings of the turn to the query's position, 3 of each of four products of a pair by another
 /// (that turn, the mean, the turn to the middle, that to the page), one of the scale, and two of each product and sum, for up to 64 pairs, of
@@ -69,7 +68,7 @@ fn rows_of_any_pass_have_terms_of_their_own() {
     let mut whole = Walk::new(&gpu, cases().remove(1));
     let mut parts = Walk::new(&gpu, whole.case.clone());
     parts.cache = Cache::new(&gpu, whole.plan().clone().with_query_rows(2)).unwrap();
-    parts.sequences = whole.sequences.iter().map(|_| parts.cache.allocate().unwrap()).collect();
+    parts.sequences = whole.sequences.iter().map(|_| parts.cache.begin().unwrap()).collect();
     // In the second step a prefilling row shares the first decoding one's pass; the last decoding row has a pass of its own.
     for (chunks, passes) in [(&whole.case.steps[0].clone(), 225), (&vec![(1, 3), (2, 1), (0, 1)], 3)] {
         let rows = whole.draw(chunks.iter().map(|(_, tokens)| tokens).sum());
@@ -97,9 +96,14 @@ fn the_closed_form_holds_to_a_thousandth_of_a_logit_far_out() {
         // Logits of about 30 at the most: query and mean are alike where they point.
         let means: Vec<f32> = normals(random, d).iter().map(|x| 1.5 * x).collect();
         let query: Vec<f32> = means.iter().map(|x| x + 0.5 * normal(random)).collect();
-        let centre = Centre::new(&shape, "test", vec![[means.clone(), vec![1.0; d], vec![0.0; d]]]).unwrap();
+        let centre = Means::new(&shape, "test", vec![[means.clone(), vec![1.0; d], vec![0.0; d]]]).unwrap();
         let format = centred(Bits::Two, Bits::Two, 128);
-        let plan = Plan::new(shape.clone(), format, Protection::strict(), Budget::tokens(1, 131_072), gpu.capability()).unwrap().with_centre(centre).unwrap();
+        let plan = Plan::builder(shape.clone(), format)
+            .protection(Protection::NONE)
+            .capacity(Capacity::tokens(1, 131_072))
+            .learned(centre)
+            .build(gpu.capability())
+            .unwrap();
         let turns = reference::turns(&plan);
         let constants = reference::Constants::of(&plan, &plan.slabs(0)[0]);
         for position in [130_u32, 8191, 65_535, 131_071] {

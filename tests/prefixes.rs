@@ -1,4 +1,4 @@
-//! Prefixes of one cache: found by their tokens, shared at the cost of their pages once, read as if each sequence had been appended by
+//! PrefixIndex of one cache: found by their tokens, shared at the cost of their pages once, read as if each sequence had been appended by
 //! itself, and given back when room is wanted.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 mod support;
@@ -7,7 +7,6 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use std::sync::LazyLock;
 use support::*;
-use wgkv::*;
 
 /// One device, so that its kernels are compiled once.
 static GPU: LazyLock<Gpu> = LazyLock::new(gpu);
@@ -16,24 +15,24 @@ fn shape() -> Shape {
     Shape { layers: 2, query_heads: 4, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
 }
 
-fn planned(random: &mut StdRng, format: Format, protection: Protection, budget: Budget) -> Plan {
-    let plan = Plan::new(shape(), format, protection, budget, GPU.capability()).unwrap();
+fn planned(random: &mut StdRng, format: Format, protection: Protection, budget: Capacity) -> Plan {
+    let plan = Plan::builder(shape(), format).protection(protection).capacity(budget).build(GPU.capability()).unwrap();
     if format.codec() == Codec::RotateKv { plan.with_calibration(calibration(&shape(), &format, Reach::Global, random)).unwrap() } else { plan }
 }
 
-fn strict(random: &mut StdRng, budget: Budget) -> Plan {
-    planned(random, hadamard(Bits::Four, Bits::Two, 64), Protection::strict(), budget)
+fn strict(random: &mut StdRng, budget: Capacity) -> Plan {
+    planned(random, hadamard(Bits::Four, Bits::Two, 64), Protection::NONE, budget)
 }
 
 /// A reader of texts with an index of what it has read.
 struct Sharing {
     reader: Reader,
-    prefixes: Prefixes,
+    prefixes: PrefixIndex,
 }
 
 impl Sharing {
     fn new(plan: Plan) -> Self {
-        Self { prefixes: Prefixes::new(&plan), reader: Reader::new(&GPU, plan) }
+        Self { prefixes: PrefixIndex::new(&plan), reader: Reader::new(&GPU, plan) }
     }
 
     fn begin(&mut self, tokens: &[u32]) -> Begun {
@@ -51,12 +50,12 @@ impl Sharing {
     }
 
     fn free(&mut self, sequence: Sequence) {
-        self.reader.cache.free(sequence).unwrap();
+        self.reader.cache.end(sequence).unwrap();
     }
 
     /// A sequence that holds a text, not through the index.
     fn fresh(&mut self, text: &Text, tokens: usize) -> Sequence {
-        let sequence = self.reader.cache.allocate().unwrap();
+        let sequence = self.reader.cache.begin().unwrap();
         self.reader.store(sequence, text, tokens);
         sequence
     }
@@ -79,19 +78,19 @@ fn shared_prefixes_cost_their_pages_once_and_read_as_ones_own() {
     let text = Text::normal(random, &shape(), 420);
     // (format, protection, how the first text is read, of which so many tokens are remembered, and how a control reads what is found)
     let cases = [
-        (hadamard(Four, Two, 64), Protection::strict(), vec![300], 300, vec![100, 156]),
+        (hadamard(Four, Two, 64), Protection::NONE, vec![300], 300, vec![100, 156]),
         (Format::f16(), Protection::default(), vec![100, 1, 155, 1], 257, vec![256]),
-        (Format::aligned_f16(), Protection::strict(), vec![300], 300, vec![100, 156]),
+        (Format::aligned_f16(), Protection::NONE, vec![300], 300, vec![100, 156]),
         (rtn(Eight, Three, 32), protect(5, 0), vec![300], 300, vec![1, 255]),
         (centred(Four, Four, 64), protect(4, 128), vec![200, 56, 44], 300, vec![200, 56]),
         (hadamard(Four, Four, 64), protect(2, 40), vec![256, 1, 30], 256, vec![256]),
-        (rotated(Two, Two, 64, 2), Protection::strict(), vec![300], 300, vec![100, 156]),
+        (rotated(Two, Two, 64, 2), Protection::NONE, vec![300], 300, vec![100, 156]),
         (rotated(Four, Four, 64, 2), massive(4, 128), vec![128, 128, 20], 256, vec![128, 128]),
     ];
     for (format, protection, begin, remembered, alone) in cases {
         let found = alone.iter().sum::<usize>() as u32;
         let name = format!("{format}, {protection:?}");
-        let plan = planned(random, format, protection, Budget::tokens(7, 400));
+        let plan = planned(random, format, protection, Capacity::tokens(7, 400));
         let (mut sharing, mut plain) = (Sharing::new(plan.clone()), Reader::new(&GPU, plan));
         let all = sharing.free_pages();
         let prompt = tokens(400, 400, 0);
@@ -106,7 +105,7 @@ fn shared_prefixes_cost_their_pages_once_and_read_as_ones_own() {
                 assert_eq!(sharing.remember(begun.sequence, &prompt[..read as usize]), found, "{name}");
             }
         }
-        sharing.free(begun.sequence);
+        sharing.end(begun.sequence);
         let kept = sharing.reader.cache.plan().packed(found) / 128;
         assert_eq!(all - sharing.free_pages(), kept, "{name}: what is kept has its pages");
 
@@ -122,7 +121,7 @@ fn shared_prefixes_cost_their_pages_once_and_read_as_ones_own() {
         let controls: Vec<_> = sequences
             .iter()
             .map(|(_, text)| {
-                let control = plain.cache.allocate().unwrap();
+                let control = plain.cache.begin().unwrap();
                 // With a window, whether codes are made of a step's own rows or of those kept in f16 is a matter of how tokens come.
                 alone.iter().for_each(|chunk| plain.store(control, text, *chunk));
                 control
@@ -136,7 +135,7 @@ fn shared_prefixes_cost_their_pages_once_and_read_as_ones_own() {
         // Every one took pages of its own beyond the shared ones, and gives them back.
         let own = sharing.reader.cache.plan().packed(found + 92).div_ceil(128) - kept;
         assert_eq!(all - sharing.free_pages(), kept + 4 * own, "{name}");
-        sequences.iter().for_each(|(sequence, _)| sharing.free(*sequence));
+        sequences.iter().for_each(|(sequence, _)| sharing.end(*sequence));
         assert_eq!(all - sharing.free_pages(), kept, "{name}");
         let counters = PrefixCounters { begun: 5, hits: 4, tokens: 400 + 4 * 300 + 10, tokens_saved: 4 * u64::from(found), evictions: 0 };
         assert_eq!(sharing.prefixes.counters(), counters, "{name}");
@@ -149,7 +148,7 @@ fn shared_prefixes_cost_their_pages_once_and_read_as_ones_own() {
 fn the_longest_prefix_is_found_and_none_that_differs() {
     let random = &mut generator();
     let text = Text::normal(random, &shape(), 700);
-    let mut sharing = Sharing::new(strict(random, Budget::tokens(8, 640)));
+    let mut sharing = Sharing::new(strict(random, Capacity::tokens(8, 640)));
     let long = tokens(640, 640, 0);
     let first = sharing.fresh(&text, 640);
     assert_eq!(sharing.remember(first, &long[..127]), 0, "less than a page");
@@ -162,7 +161,7 @@ fn the_longest_prefix_is_found_and_none_that_differs() {
     assert_eq!(sharing.prefixes.kept(), 2);
     let mut found = |tokens: &[u32]| {
         let begun = sharing.begin(tokens);
-        sharing.free(begun.sequence);
+        sharing.end(begun.sequence);
         begun.tokens
     };
     let mut flipped = |at: usize| {
@@ -203,7 +202,7 @@ fn what_is_packed_by_now_is_not_found_as_what_it_was() {
         (rotated(Bits::Four, Bits::Four, 64, 2), massive(4, 0), 384, 384, 384),
         (rotated(Bits::Four, Bits::Four, 64, 2), massive(4, 0), 385, 384, 0),
     ] {
-        let mut sharing = Sharing::new(planned(random, format, protection, Budget::tokens(4, 640)));
+        let mut sharing = Sharing::new(planned(random, format, protection, Capacity::tokens(4, 640)));
         let name = format!("{format}, {protection:?}: {given} of {held}");
         let sequence = sharing.fresh(&text, held);
         assert_eq!(sharing.remember(sequence, &long[..given]), kept, "{name}");
@@ -223,13 +222,13 @@ fn the_least_recently_used_are_given_back_when_room_is_wanted() {
     let random = &mut generator();
     let text = Text::normal(random, &shape(), 700);
     // Eight pages, four sequences.
-    let mut sharing = Sharing::new(strict(random, Budget::tokens(4, 256)));
+    let mut sharing = Sharing::new(strict(random, Capacity::tokens(4, 256)));
     let texts: Vec<Vec<u32>> = (0..4).map(|other| tokens(300, 0, other + 1)).collect();
     for tokens in &texts[..3] {
         let begun = sharing.begin(tokens);
         sharing.reader.store(begun.sequence, &text, 256);
         assert_eq!(sharing.remember(begun.sequence, &tokens[..256]), 256);
-        sharing.free(begun.sequence);
+        sharing.end(begun.sequence);
     }
     assert_eq!((sharing.prefixes.kept(), sharing.free_pages()), (3, 2));
 
@@ -250,12 +249,12 @@ fn the_least_recently_used_are_given_back_when_room_is_wanted() {
     assert_eq!((sharing.prefixes.kept(), sharing.prefixes.counters().evictions), (1, 2));
     sharing.reader.store(fourth.sequence, &text, 640);
     assert!(!sharing.make_room(first.sequence, 128).fits());
-    sharing.free(fourth.sequence);
+    sharing.end(fourth.sequence);
 
     // All places in use by others but the kept one's: it becomes the sequence that was asked for.
-    let others: Vec<Sequence> = (0..2).map(|_| sharing.reader.cache.allocate().unwrap()).collect();
+    let others: Vec<Sequence> = (0..2).map(|_| sharing.reader.cache.begin().unwrap()).collect();
     let mut plain = Reader::new(&GPU, sharing.reader.cache.plan().clone());
-    let control = plain.cache.allocate().unwrap();
+    let control = plain.cache.begin().unwrap();
     plain.store(control, &text, 128);
     let begun = sharing.begin(&texts[0][..200]);
     assert_eq!((begun.tokens, sharing.prefixes.kept(), sharing.prefixes.counters().evictions), (128, 0, 3));
@@ -267,8 +266,8 @@ fn the_least_recently_used_are_given_back_when_room_is_wanted() {
     let refused = sharing.prefixes.begin(&mut sharing.reader.cache, &mut encoder, &texts[1]);
     assert_eq!((refused, sharing.prefixes.counters()), (Err(Error::Sequences { have: 4 }), before));
     // What the sequence that is left holds is what it was.
-    others.into_iter().chain([begun.sequence]).for_each(|sequence| sharing.free(sequence));
-    let control = plain.cache.allocate().unwrap();
+    others.into_iter().chain([begun.sequence]).for_each(|sequence| sharing.end(sequence));
+    let control = plain.cache.begin().unwrap();
     plain.store(control, &text, 256);
     plain.store(control, &text, 10);
     assert!(sharing.reader.read(first.sequence, &text, 30) == plain.read(control, &text, 30));
@@ -278,7 +277,7 @@ fn the_least_recently_used_are_given_back_when_room_is_wanted() {
 fn what_does_not_fit_the_cache_is_refused_and_nothing_changes() {
     let random = &mut generator();
     let text = Text::normal(random, &shape(), 300);
-    let plan = strict(random, Budget::tokens(3, 256));
+    let plan = strict(random, Capacity::tokens(3, 256));
     let mut sharing = Sharing::new(plan.clone());
     let long = tokens(300, 300, 0);
     let sequence = sharing.fresh(&text, 200);
@@ -288,11 +287,11 @@ fn what_does_not_fit_the_cache_is_refused_and_nothing_changes() {
     assert_eq!(sharing.remember(sequence, &long[..200]), 128);
     // Another cache, and a sequence that ended.
     let mut foreign = Cache::new(&GPU, plan).unwrap();
-    let there = foreign.allocate().unwrap();
+    let there = foreign.begin().unwrap();
     let unknown = |sequence: Sequence| Error::UnknownSequence { slot: sequence.slot() };
     assert_eq!(sharing.prefixes.begin(&mut foreign, &mut encoder, &long), Err(Error::UnknownSequence { slot: 1 }));
     assert_eq!(sharing.prefixes.remember(&mut sharing.reader.cache, &mut encoder, there, &[]), Err(unknown(there)));
-    sharing.free(sequence);
+    sharing.end(sequence);
     assert_eq!(sharing.prefixes.remember(&mut sharing.reader.cache, &mut encoder, sequence, &long[..128]), Err(unknown(sequence)));
     assert_eq!(sharing.prefixes.make_room(&mut sharing.reader.cache, &[Chunk { sequence, tokens: 1 }]), Err(unknown(sequence)));
     assert_eq!((foreign.tokens(there), foreign.free_pages(), sharing.prefixes.kept()), (Ok(0), 6, 1));

@@ -8,8 +8,7 @@
 mod support;
 
 use support::*;
-use wgkv::reference::{self, cached};
-use wgkv::*;
+use wgkv::low_level::reference::{self, cached};
 
 /// Error of a number of a turned and rotated row, relative to the row's length; see tests/append.rs.
 const ROW_ERROR: f64 = 16.0 / 16_777_216.0;

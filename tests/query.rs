@@ -9,8 +9,7 @@
 mod support;
 
 use support::*;
-use wgkv::reference;
-use wgkv::*;
+use wgkv::low_level::reference;
 
 /// Relative to the length of the row: 11 roundings of the rotation, 5 of the turn, one of the scale, of 2^-24 each, and the same
 /// again since two codes may round differently.
@@ -114,7 +113,7 @@ fn query_agrees_with_its_reference() {
                 // The factors of waves, as long as those among the rows.
                 let [waves, wanted] = [&got, &take(&codes)].map(|words| floats(&words[c.positions_at as usize..]).to_vec());
                 close(&format!("{name}: waves"), &waves, &wanted, POSITION_ERROR * norm(row), 0.0, walk.seed);
-                let precision = walk.plan().allocation().of(0, kv)[0];
+                let precision = walk.plan().bit_plan().of(0, kv)[0];
                 if precision.bits == Bits::Sixteen || walk.case.format.codec() == Codec::RotateKv {
                     assert!(floats(&got)[..d] == *row, "{name}: f32 queries are the rows");
                 } else {

@@ -8,8 +8,8 @@ mod support;
 
 use rand::RngExt;
 use support::*;
-use wgkv::kernel::rotate::{INVOCATIONS, ORDERS, RotateParams, record, record_into, record_with};
-use wgkv::reference::{self, Constants};
+use wgkv::low_level::kernel::rotate::{INVOCATIONS, ORDERS, RotateParams, record, record_into, record_with};
+use wgkv::low_level::reference::{self, Constants};
 use wgkv::{Capability, Element, Error, Gpu, Rows};
 
 /// Relative to the length of the row. Each number passes the sums of at most 10 butterflies, or two dense sums of at most 20
@@ -295,24 +295,24 @@ fn what_cannot_be_rotated_is_refused() {
     let (a, b) = (upload(&gpu, &[1.0; 4096]), upload(&gpu, &[2.0; 1024]));
     // No order is filled up with zeros to the next one.
     for order in [0, 1, 8, 32, 63, 65, 100, 160, 384, 768, 1000, 2048, u32::MAX] {
-        let want = Error::Shape { name: "order", wanted: "64, 80, 96, 128, 256, 512 or 1024".into(), had: order.to_string() };
+        let want = Error::argument("order", "64, 80, 96, 128, 256, 512 or 1024", order);
         assert_eq!(record(&gpu, &mut encoder, Rows::f32(&a), 1, order), Err(want.clone()));
         assert_eq!(record_into(&gpu, &mut encoder, Rows::f32(&a), Rows::f32(&b), 1, order), Err(want));
     }
     let mut into = |rows, rotated, count| record_into(&gpu, &mut encoder, rows, rotated, count, 64);
     let (from, to) = (Rows::f32(&a), Rows::f32(&b));
     let half = |rows| Rows { element: Element::F16, ..rows };
-    assert_eq!(into(half(from), to, 1), Err(Error::Element { name: "rows", wanted: "f32", had: "f16" }));
-    assert_eq!(into(from, half(to), 1), Err(Error::Element { name: "rotated", wanted: "f32", had: "f16" }));
+    assert_eq!(into(half(from), to, 1), Err(Error::argument("rows", "f32", "f16")));
+    assert_eq!(into(from, half(to), 1), Err(Error::argument("rotated", "f32", "f16")));
     assert_eq!(into(from, to, 17), Err(Error::Rows { name: "rotated", need: 17 * 256, have: 4096 }));
     assert_eq!(into(to, from, 17), Err(Error::Rows { name: "rows", need: 17 * 256, have: 4096 }));
-    let same = Error::Shape { name: "rotated", wanted: "in another buffer than rows".into(), had: "in the same".into() };
+    let same = Error::argument("rotated", "in another buffer than rows", "in the same");
     assert_eq!(into(from, Rows { offset: 4096, ..from }, 1), Err(same));
     let alignment = u64::from(gpu.capability().storage_alignment);
     let odd = Rows { offset: 4, ..to };
     assert_eq!(into(from, odd, 1), Err(Error::Offset { name: "rotated", need: alignment, had: 4 }));
     assert_eq!(into(from, to, 0), Ok(()), "no rows are no error");
-    let invocations = Error::Shape { name: "invocations", wanted: "32, 64 or 128".into(), had: "256".into() };
+    let invocations = Error::argument("invocations", "32, 64 or 128", "256");
     assert_eq!(record_with(&gpu, &mut encoder, None, from, 1, 64, 256), Err(invocations));
     let small = gpu.pretend(Capability { binding_bytes: 1024, ..*gpu.capability() });
     let limit = Error::Limit { what: "max_storage_buffer_binding_size", reason: "rows", need: 1280, have: 1024 };

@@ -7,10 +7,11 @@ mod support;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use support::*;
-use wgkv::reference::group::{group_code, group_scale, group_zero};
-use wgkv::reference::half::half_round;
-use wgkv::reference::{rotate_exact, rotate_group_exact};
-use wgkv::{Calibration, Reach, Rope, Scales, Shape};
+use wgkv::learned::Reach;
+use wgkv::low_level::reference::group::{group_code, group_scale, group_zero};
+use wgkv::low_level::reference::half::half_round;
+use wgkv::low_level::reference::{rotate_exact, rotate_group_exact};
+use wgkv::{ChannelOrder, Rope, Scales, Shape};
 
 /// Rotations in f64: sums of at most 1024 terms of 2^-53 each, on terms that add up to 32 lengths of the row at most.
 const EXACT: f64 = 1e-12;
@@ -89,7 +90,7 @@ fn item_3_an_impulse_spreads_and_a_constant_gathers() {
 fn item_4_orders_that_do_not_divide_are_refused() {
     let shape = |kv_heads, head_dim| Shape { layers: 1, query_heads: kv_heads, kv_heads, head_dim, rope: Rope::none() };
     for (kv_heads, head_dim, heads) in [(6, 64, 4), (12, 64, 3), (4, 100, 4), (4, 112, 4), (2, 64, 4), (16, 64, 16)] {
-        assert!(Calibration::natural(&shape(kv_heads, head_dim), heads).is_err(), "{heads} of {kv_heads} heads of {head_dim}");
+        assert!(ChannelOrder::natural(&shape(kv_heads, head_dim), heads).is_err(), "{heads} of {kv_heads} heads of {head_dim}");
     }
 }
 
@@ -97,7 +98,7 @@ fn item_4_orders_that_do_not_divide_are_refused() {
 fn item_5_groups_are_independent_before_the_order_and_not_after() {
     let (mut random, _) = seeded();
     let shape = Shape { layers: 1, query_heads: 8, kv_heads: 8, head_dim: 64, rope: Rope::none() };
-    let calibration = Calibration::from_sums(&shape, 4, Reach::Global, "", 1, vec![doubles(&normals(&mut random, 512))]).unwrap();
+    let calibration = ChannelOrder::from_sums(&shape, 4, Reach::Global, "", 1, vec![doubles(&normals(&mut random, 512))]).unwrap();
     let row = doubles(&normals(&mut random, 512));
     let mut other = row.clone();
     other[..256].iter_mut().for_each(|x| *x = 2.0 * *x + 1.0);
@@ -320,11 +321,11 @@ fn stored(row: &[f64], clip: f32, bits: u32, group: usize) -> Vec<f64> {
 }
 
 /// What a sample of a model's keys gives.
-fn calibration(random: &mut StdRng, means: &[f64], heads_per_group: u32, reach: Reach) -> Calibration {
+fn calibration(random: &mut StdRng, means: &[f64], heads_per_group: u32, reach: Reach) -> ChannelOrder {
     let shape = Shape { layers: 1, query_heads: HEADS, kv_heads: HEADS, head_dim: HEAD_DIM, rope: Rope::none() };
     let mut sums = vec![0.0; WIDTH];
     draw(random, means, 64).iter().for_each(|row| sums.iter_mut().zip(row).for_each(|(s, x)| *s += x));
-    Calibration::from_sums(&shape, heads_per_group, reach, "", 64, vec![sums]).unwrap()
+    ChannelOrder::from_sums(&shape, heads_per_group, reach, "", 64, vec![sums]).unwrap()
 }
 
 fn argsort(score: &[f64]) -> Vec<u16> {

@@ -11,7 +11,6 @@ use rand::rngs::StdRng;
 use std::ops::Range;
 use std::sync::LazyLock;
 use support::*;
-use wgkv::*;
 
 /// One device for all tests, so that pipelines are compiled once.
 static GPU: LazyLock<Gpu> = LazyLock::new(gpu);
@@ -67,7 +66,7 @@ struct Setting {
     format: Format,
     candidates: Vec<Precision>,
     sinks: Sinks,
-    calibration: Option<Calibration>,
+    calibration: Option<ChannelOrder>,
     /// By layer: `[HIDDEN, query_heads, head_dim]`; none where they are not told.
     projections: Vec<Vec<f32>>,
 }
@@ -121,15 +120,16 @@ impl Setting {
     /// A real cache with these precisions for all heads; exact ones have no sinks.
     fn reader(&self, format: Format, [key, value]: [Precision; 2], text: &Text) -> (Reader, Sequence) {
         let gpu = gpu_of(&self.format);
-        let allocation = Allocation::new(&self.shape, format, |_, _| [key, value]).unwrap();
+        let allocation = BitPlan::new(&self.shape, format, |_, _| [key, value]).unwrap();
         let sinks = if format.codec() == Codec::F16 { Sinks::None } else { self.sinks };
         let (tokens, protection) = (text.tokens(), Protection { sinks, window: 0 });
-        let mut plan = Plan::mixed(self.shape.clone(), allocation, protection, Budget::tokens(1, tokens as u32), gpu.capability()).unwrap();
+        let mut plan =
+            Plan::builder(self.shape.clone(), allocation).protection(protection).capacity(Capacity::tokens(1, tokens as u32)).build(gpu.capability()).unwrap();
         if let (Codec::RotateKv, Some(calibration)) = (format.codec(), &self.calibration) {
             plan = plan.with_calibration(calibration.clone()).unwrap();
         }
         let mut reader = Reader::new(gpu, plan);
-        let sequence = reader.cache.allocate().unwrap();
+        let sequence = reader.cache.begin().unwrap();
         (reader, sequence)
     }
 
@@ -369,7 +369,7 @@ fn a_models_gauge_changes_nothing() {
             setting.measure(&text).with_weight_norms(norms).unwrap()
         };
         let allocate = |sensitivity: &Sensitivity, bits: f64, allocator: &str| {
-            Allocation::allocate(&shape, sensitivity, Allowance::BitsPerElement(bits), allocator.parse().unwrap()).unwrap()
+            BitPlan::choose(&shape, sensitivity, BitBudget::BitsPerElement(bits), allocator.parse().unwrap()).unwrap()
         };
         let plain = measure(1.0, 1.0);
         for (key, value) in [(GAUGE, 1.0), (1.0 / GAUGE, GAUGE)] {
@@ -422,9 +422,8 @@ fn the_spread_of_logits_decides_who_comes_first() {
         (*keys, *queries) = (scaled(keys, 8.0), scaled(queries, deviation / 8.0));
         setting.measure(&text)
     };
-    let allocate = |sensitivity: &Sensitivity, allocator: &str| {
-        Allocation::allocate(&shape, sensitivity, Allowance::BitsPerElement(3.25), allocator.parse().unwrap()).unwrap()
-    };
+    let allocate =
+        |sensitivity: &Sensitivity, allocator: &str| BitPlan::choose(&shape, sensitivity, BitBudget::BitsPerElement(3.25), allocator.parse().unwrap()).unwrap();
     let sharp = measure(2.0);
     let [k4v2, k2v4, k3v3] = [(Four, Two), (Two, Four), (Three, Three)].map(|(key, value)| pair(&sharp, key, value));
     println!("sharp: K2V4 {:.2} times K4V2, K3V3 {:.2} times", k2v4 / k4v2, k3v3 / k4v2);
@@ -447,7 +446,7 @@ fn the_spread_of_logits_decides_who_comes_first() {
 }
 
 /// Errors of an allocation by another's table.
-fn score(allocation: &Allocation, by: &Sensitivity) -> f64 {
+fn score(allocation: &BitPlan, by: &Sensitivity) -> f64 {
     let heads = (0..by.layers()).flat_map(|layer| (0..by.kv_heads()).map(move |head| (layer, head)));
     let error = |(layer, head)| {
         let of = |(kind, precision): (Kind, Precision)| {
@@ -482,8 +481,8 @@ fn measured_bits_beat_the_best_fixed_pair_on_other_queries() {
             text
         };
         let [one, other] = [(); 2].map(|()| asked(&mut random)).map(|text| setting.measure(&text));
-        let allocate = |by: &Sensitivity, allocator| Allocation::allocate(&shape, by, Allowance::BitsPerElement(3.5), allocator).unwrap();
-        let [held_out, own] = [&one, &other].map(|by| score(&allocate(by, Allocator::default()), &other));
+        let allocate = |by: &Sensitivity, allocator| BitPlan::choose(&shape, by, BitBudget::BitsPerElement(3.5), allocator).unwrap();
+        let [held_out, own] = [&one, &other].map(|by| score(&allocate(by, BitRule::default()), &other));
         let pairs = ["K3V3", "K4V2", "K2V4"].map(|pair| (pair, score(&allocate(&one, pair.parse().unwrap()), &other)));
         println!("{codec}: {held_out:.4}, on its own queries {own:.4}, {pairs:.4?}");
         let best = pairs.iter().map(|(_, error)| *error).fold(f64::INFINITY, f64::min);
@@ -591,7 +590,7 @@ fn refused<T: std::fmt::Debug>(result: Result<T>, want: &Error) {
 }
 
 fn not_of(name: &str, wanted: &str, had: &str) -> Error {
-    Error::Sensitivity { name: name.into(), wanted: wanted.into(), had: had.into() }
+    Error::mismatch(Thing::Sensitivity, name, wanted, had)
 }
 
 #[test]
@@ -606,9 +605,9 @@ fn what_cannot_be_measured_is_refused() {
     }
     refused(begin(plain(Codec::Rtn), &[precision(Bits::Four, 48)], Sinks::None), &Error::Group { group: 48, head_dim: 64 });
     let wanted = "given by Plan::with_calibration, as rotate-kv needs one".to_owned();
-    refused(begin(rotating(2), &four, Sinks::None), &Error::Calibration { name: "presence", wanted, had: "none".into() });
+    refused(begin(rotating(2), &four, Sinks::None), &Error::mismatch(Thing::ChannelOrder, "presence", wanted, "none"));
     let wanted = "rotate-kv".to_owned();
-    refused(begin(plain(Codec::Rtn), &four, Sinks::Massive(4)), &Error::Shape { name: "the codec of massive sinks", wanted, had: "rtn".into() });
+    refused(begin(plain(Codec::Rtn), &four, Sinks::Massive(4)), &Error::argument("the codec of massive sinks", wanted, "rtn"));
 
     let setting = Setting::new(shape.clone(), plain(Codec::Rtn), four.clone());
     let text = Text::normal(&mut random, &shape, 100);
@@ -616,7 +615,7 @@ fn what_cannot_be_measured_is_refused() {
     refused(setting.add(&mut probe, 0, &text), &not_of("window", "begun before a layer is added", "not"));
     refused(probe.finish("test"), &not_of("tokens of layer 0", "1, as in layer 0, and not 0", "0"));
     for tokens in [0, 1] {
-        refused(probe.begin(tokens), &Error::Shape { name: "tokens of a window", wanted: "2 or more".into(), had: tokens.to_string() });
+        refused(probe.begin(tokens), &Error::argument("tokens of a window", "2 or more", tokens));
     }
     // 101 tokens would fit its pages; 4000 would not.
     for tokens in [101, 4000] {
@@ -627,8 +626,8 @@ fn what_cannot_be_measured_is_refused() {
     let [k, v, q] = [&keys, &values, &queries].map(Rows::f32);
     let mut add = |layer, q, k, v| block_on(probe.add(layer, q, k, v, None));
     refused(add(2, q, k, v), &Error::Layer { had: 2, layers: 2 });
-    refused(add(0, Rows { element: Element::F16, ..q }, k, v), &Error::Element { name: "queries", wanted: "f32", had: "f16" });
-    refused(add(0, q, k, Rows { element: Element::F16, ..v }), &Error::Element { name: "values", wanted: "f32", had: "f16" });
+    refused(add(0, Rows { element: Element::F16, ..q }, k, v), &Error::argument("queries", "f32", "f16"));
+    refused(add(0, q, k, Rows { element: Element::F16, ..v }), &Error::argument("values", "f32", "f16"));
     refused(add(0, k, k, v), &Error::Rows { name: "queries", need: 4 * 100 * 256, have: 4 * 100 * 128 });
     refused(add(0, q, Rows { offset: 256, ..k }, v), &Error::Rows { name: "keys", need: 4 * 100 * 128, have: 4 * 100 * 128 - 256 });
     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
@@ -649,7 +648,7 @@ fn what_cannot_be_measured_is_refused() {
     let mut broken = text.clone();
     broken.layers[1][2][99 * 256] = f32::NAN;
     let refusal = setting.add(&mut probe, 1, &broken);
-    assert!(matches!(&refusal, Err(Error::Sensitivity { wanted, .. }) if wanted == "finite"), "{refusal:?}");
+    assert!(matches!(&refusal, Err(Error::Mismatch { of: Thing::Sensitivity, wanted, .. }) if wanted == "finite"), "{refusal:?}");
     setting.add(&mut probe, 1, &text).unwrap();
     refused(probe.finish("test"), &not_of("tokens of layer 0", "1, as in layer 0, and not 0", "0"));
     setting.add(&mut probe, 0, &text).unwrap();
@@ -680,7 +679,7 @@ fn candidates_that_are_worth_measuring_fit() {
         let shape = Shape { layers: 1, query_heads: 2, kv_heads: 2, head_dim, rope: Rope::none() };
         let candidates = Sensitivity::default_candidates(&shape, &format);
         for candidate in &candidates {
-            assert!(Allocation::new(&shape, format, |_, _| [*candidate; 2]).is_ok(), "{candidate} of {head_dim}");
+            assert!(BitPlan::new(&shape, format, |_, _| [*candidate; 2]).is_ok(), "{candidate} of {head_dim}");
         }
         candidates.iter().map(Precision::to_string).collect::<Vec<_>>().join(" ")
     };

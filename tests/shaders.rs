@@ -18,9 +18,10 @@ use std::mem::offset_of;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
-use wgkv::gpu::{Dialect, Linked, Part};
-use wgkv::kernel::{self, Binding, Kernel, Variant};
-use wgkv::{Alignment, Bits, Budget, Capability, Centre, Codec, Element, Format, Plan, Protection, Rope, Scales, Shape, Sinks};
+use wgkv::aligned::Alignment;
+use wgkv::low_level::kernel::{self, Binding, Kernel, Variant};
+use wgkv::low_level::{Dialect, Linked, Part};
+use wgkv::{Bits, Capability, Capacity, Codec, Element, Format, Means, Plan, Protection, Rope, Scales, Shape, Sinks};
 
 /// WebGPU's default limits, which the portable variants keep to.
 const INVOCATIONS: u32 = 256;
@@ -74,13 +75,17 @@ fn plans() -> Vec<Plan> {
             Rope::new(500_000.0, head_dim / 2).interleaved(),
             Rope::none(),
         ];
-        let protections = [Protection::strict(), Protection::default(), Protection { sinks: Sinks::First(1), window: 0 }];
+        let protections = [Protection::NONE, Protection::default(), Protection { sinks: Sinks::First(1), window: 0 }];
         let shape = Shape { layers: 1, query_heads: 2 * SHARES[i % 7], kv_heads: 2, head_dim, rope: ropes[i % 5].clone() };
         let capability = Capability { straight: i / 2 % 2 == 0, subgroups: (i / 4 % 2 == 0).then_some((32, 64)), ..Capability::webgpu_default() };
         let eight = format.key().bits == Bits::Eight || format.value().bits == Bits::Eight;
         let format = if i % 3 == 2 && !eight { format.with_scales(Scales::Byte) } else { format };
-        let plan =
-            Plan::new(shape, format, protections[i % 3], Budget::tokens(1, 1024), &capability).unwrap().with_element([Element::F32, Element::F16][i / 3 % 2]);
+        let plan = Plan::builder(shape, format)
+            .protection(protections[i % 3])
+            .capacity(Capacity::tokens(1, 1024))
+            .element([Element::F32, Element::F16][i / 3 % 2])
+            .build(&capability)
+            .unwrap();
         // The kernels of planes that count their loads, too.
         if i % 2 == 0 { plan } else { plan.with_counted_loads() }
     };
@@ -96,15 +101,15 @@ fn centred_plans() -> Vec<Plan> {
     let plan = |(i, (d, head_dim, key_bits, value_bits)): (usize, (usize, u32, Bits, Bits))| {
         let slow = Rope::none().with_frequencies(vec![0.01; head_dim as usize / 4]);
         let ropes = [Rope::new(10_000.0, head_dim), slow, Rope::new(500_000.0, head_dim / 2).interleaved(), Rope::new(10_000.0, head_dim), Rope::none()];
-        let protections = [Protection::strict(), Protection::default(), Protection { sinks: Sinks::First(1), window: 0 }];
+        let protections = [Protection::NONE, Protection::default(), Protection { sinks: Sinks::First(1), window: 0 }];
         let group = [32, 64, 128].into_iter().cycle().skip(i).find(|g| *g == 128 || head_dim % g == 0).unwrap_or(128);
         let shape = Shape { layers: 1, query_heads: 2 * SHARES[i % 7], kv_heads: 2, head_dim, rope: ropes[i % 5].clone() };
         let capability = Capability { straight: d % 2 == 0, subgroups: (i % 2 == 0).then_some((32, 64)), ..Capability::webgpu_default() };
         let format = Format::new(Codec::Centred, key_bits, value_bits, group);
-        let plan = Plan::new(shape.clone(), format, protections[i % 3], Budget::tokens(1, 1024), &capability).unwrap();
+        let plan = Plan::builder(shape.clone(), format).protection(protections[i % 3]).capacity(Capacity::tokens(1, 1024)).build(&capability).unwrap();
         let plan = plan.with_element([Element::F32, Element::F16][i / 3 % 2]);
         let layer = || vec![1.0; 2 * head_dim as usize];
-        if i % 4 == 3 { plan } else { plan.with_centre(Centre::new(&shape, "", vec![[layer(), layer(), layer()]]).unwrap()).unwrap() }
+        if i % 4 == 3 { plan } else { plan.with_centre(Means::new(&shape, "", vec![[layer(), layer(), layer()]]).unwrap()).unwrap() }
     };
     formats.enumerate().map(plan).collect()
 }
@@ -127,7 +132,7 @@ fn rotated_plans() -> Vec<Plan> {
         let ropes = [Rope::new(10_000.0, head_dim), Rope::none(), Rope::new(10_000.0, head_dim).interleaved(), Rope::new(500_000.0, head_dim / 2)];
         // What has no straight code is left to the default device.
         let rope = ropes[if halves { i % 2 } else { i % 4 }].clone();
-        let protections = [Protection::strict(), Protection::default(), Protection { sinks: Sinks::Massive(20), window: 0 }];
+        let protections = [Protection::NONE, Protection::default(), Protection { sinks: Sinks::Massive(20), window: 0 }];
         let value_bits = every.unwrap_or(if scales == Scales::Byte { BITS[i % 3] } else { WIDTHS[i / 3 % 5] });
         let group = [32, 64, 128].into_iter().cycle().skip(i).find(|g| *g == 128 || head_dim % g == 0).unwrap_or(128);
         let format = Format::new(Codec::RotateKv, key_bits, value_bits, group).with_heads_per_group(heads).with_scales(scales);
@@ -146,7 +151,7 @@ fn rotated_plans() -> Vec<Plan> {
                 if heads * head_dim > 512 || head_dim == 256 || value_bits == Bits::Sixteen { WIDE_WORKGROUP_BYTES } else { capability.workgroup_bytes };
             Capability { straight: i % 2 == 0, subgroups, workgroup_bytes, ..capability }
         };
-        let plan = Plan::new(shape, format, protections[i % 3], Budget::tokens(1, 1024), &capability).unwrap();
+        let plan = Plan::builder(shape, format).protection(protections[i % 3]).capacity(Capacity::tokens(1, 1024)).build(&capability).unwrap();
         plan.with_element([Element::F32, Element::F16][i / 3 % 2])
     };
     let served = |(_, (head_dim, heads, ..)): &Numbered| [64, 128].contains(head_dim) && *heads <= 4;

@@ -4,7 +4,6 @@
 mod support;
 
 use support::*;
-use wgkv::*;
 
 /// Partial results of a row are merged in another order where fewer heads share the machine: 2^-24 for each of some 20 additions, and as much
 /// again for the sums that are divided by, of numbers of the size of 1.
@@ -17,39 +16,39 @@ fn shape() -> Shape {
 /// A plan of every kind of codec, with what it learns from sample text, and with bits of their own.
 fn plans(gpu: &Gpu, random: &mut rand::rngs::StdRng) -> Vec<Plan> {
     use Bits::{Eight, Four, Sixteen, Three, Two};
-    let (shape, budget) = (shape(), Budget::tokens(3, 400));
-    let plan = |format, protection| Plan::new(shape.clone(), format, protection, budget, gpu.capability()).unwrap();
+    let (shape, budget) = (shape(), Capacity::tokens(3, 400));
+    let plan = |format, protection| Plan::builder(shape.clone(), format).protection(protection).capacity(budget).build(gpu.capability()).unwrap();
     let channels = (shape.kv_heads * shape.head_dim) as usize;
     let layer = |random: &mut _| [normals(random, channels), vec![0.5; channels], normals(random, channels)];
-    let centre = Centre::new(&shape, "test", vec![layer(random), layer(random)]).unwrap();
+    let centre = Means::new(&shape, "test", vec![layer(random), layer(random)]).unwrap();
     let rotate = rotated(Two, Four, 64, 2);
     let order = calibration(&shape, &rotate, Reach::Local, random);
     let of = |bits| [Precision::new(bits, 64), Precision::new(Four, 32)];
-    let mixed = Allocation::new(&shape, hadamard(Four, Four, 64), |layer, head| of([Two, Three, Eight, Sixteen][(layer + head) as usize % 4])).unwrap();
+    let mixed = BitPlan::new(&shape, hadamard(Four, Four, 64), |layer, head| of([Two, Three, Eight, Sixteen][(layer + head) as usize % 4])).unwrap();
     vec![
-        plan(Format::f16(), Protection::strict()),
+        plan(Format::f16(), Protection::NONE),
         plan(rtn(Four, Two, 32), protect(4, 0)),
         plan(hadamard(Two, Three, 64), protect(4, 128)),
         plan(centred(Three, Two, 64), protect(4, 64)).with_centre(centre).unwrap(),
         plan(rotate, massive(4, 0)).with_calibration(order).unwrap(),
-        plan(hadamard(Four, Four, 64), Protection::strict()).with_alignment(Alignment::budget(0.5, 0.5)).unwrap(),
-        Plan::mixed(shape.clone(), mixed, protect(0, 40), budget, gpu.capability()).unwrap(),
+        plan(hadamard(Four, Four, 64), Protection::NONE).with_alignment(Alignment::budget(0.5, 0.5)).unwrap(),
+        Plan::builder(shape.clone(), mixed).protection(protect(0, 40)).capacity(budget).build(gpu.capability()).unwrap(),
     ]
 }
 
 /// One device with all heads, beside several with some each.
 struct Pair {
     one: Cache,
-    many: Sharded,
+    many: HeadParallel,
 }
 
 impl Pair {
     /// Appends and attends the same on both; compares.
-    fn grow(&mut self, random: &mut rand::rngs::StdRng, chunks: &[(&(Sequence, ShardedSequence), u32)], name: &str) {
+    fn grow(&mut self, random: &mut rand::rngs::StdRng, chunks: &[(&(Sequence, HeadSequence), u32)], name: &str) {
         let shape = shape();
         let count: u32 = chunks.iter().map(|(_, tokens)| tokens).sum();
         let one: Vec<Chunk> = chunks.iter().map(|((sequence, _), tokens)| Chunk { sequence: *sequence, tokens: *tokens }).collect();
-        let many: Vec<(&ShardedSequence, u32)> = chunks.iter().map(|((_, sequence), tokens)| (sequence, *tokens)).collect();
+        let many: Vec<(&HeadSequence, u32)> = chunks.iter().map(|((_, sequence), tokens)| (sequence, *tokens)).collect();
         let (step, steps) = (self.one.step(&one).unwrap(), self.many.step(&many).unwrap());
         let elects = matches!(self.one.plan().protection().sinks, Sinks::Massive(_));
         for layer in 0..shape.layers {
@@ -88,7 +87,7 @@ impl Pair {
     }
 
     /// Do all hold the same, bit for bit?
-    fn stored(&self, (one, many): &(Sequence, ShardedSequence), name: &str) {
+    fn stored(&self, (one, many): &(Sequence, HeadSequence), name: &str) {
         let tokens = self.one.tokens(*one).unwrap();
         assert_eq!(self.many.tokens(many).unwrap(), tokens);
         for layer in 0..shape().layers {
@@ -124,7 +123,7 @@ fn heads_on_several_devices_are_those_of_one() {
     let gpus = devices(3);
     for plan in plans(&gpus[0], random) {
         let count = if plan.group_heads() == 2 { 2 } else { 3 };
-        let many = Sharded::new(&gpus[..count], &plan).unwrap();
+        let many = HeadParallel::new(&gpus[..count], &plan).unwrap();
         if plan.format().codec() == Codec::F16 {
             // The others compile what they need: less than could be needed.
             pollster::block_on(many.prepare()).unwrap();
@@ -133,7 +132,7 @@ fn heads_on_several_devices_are_those_of_one() {
         assert_eq!(spread, if count == 2 { vec![2, 2] } else { vec![1, 1, 2] });
         let name = plan.format().to_string();
         let mut pair = Pair { one: Cache::new(&gpus[0], plan).unwrap(), many };
-        let mut begin = || (pair.one.allocate().unwrap(), pair.many.allocate().unwrap());
+        let mut begin = || (pair.one.begin().unwrap(), pair.many.begin().unwrap());
         let (first, second) = (begin(), begin());
         pair.grow(random, &[(&first, 290), (&second, 3)], &name);
         pair.grow(random, &[(&second, 1), (&first, 1)], &name);
@@ -152,8 +151,8 @@ fn heads_on_several_devices_are_those_of_one() {
         assert_eq!(pair.many.slide(&forked.1, 100), pair.one.slide(forked.0, 100));
         pair.grow(random, &[(&forked, 1)], &name);
         assert_eq!(pair.many.free_pages(), pair.one.free_pages());
-        pair.one.free(first.0).unwrap();
-        pair.many.free(&first.1).unwrap();
+        pair.one.end(first.0).unwrap();
+        pair.many.end(&first.1).unwrap();
         assert_eq!(pair.many.free_pages(), pair.one.free_pages());
         assert!(matches!(pair.many.tokens(&first.1), Err(Error::UnknownSequence { .. })));
     }
@@ -162,22 +161,22 @@ fn heads_on_several_devices_are_those_of_one() {
 #[test]
 fn what_does_not_fit_the_devices_is_refused() {
     let gpus = devices(3);
-    let plan = |format| Plan::new(shape(), format, Protection::strict(), Budget::tokens(2, 128), gpus[0].capability()).unwrap();
+    let plan = |format| Plan::builder(shape(), format).protection(Protection::NONE).capacity(Capacity::tokens(2, 128)).build(gpus[0].capability()).unwrap();
     let (four, two) = (plan(Format::f16()), plan(rotated(Bits::Two, Bits::Two, 64, 2)));
     let refused = |result: Result<()>, wanted: &str| {
         let error = result.unwrap_err();
-        assert!(matches!(error, Error::Shape { .. }) && error.to_string().contains(wanted), "{error}");
+        assert!(matches!(error, Error::Mismatch { of: Thing::Argument, .. }) && error.to_string().contains(wanted), "{error}");
     };
-    refused(Sharded::new(&[], &four).map(drop), "1 to 4");
-    refused(Sharded::new(&gpus, &two).map(drop), "1 to 2");
+    refused(HeadParallel::new(&[], &four).map(drop), "1 to 4");
+    refused(HeadParallel::new(&gpus, &two).map(drop), "1 to 2");
     for heads in [0..0, 3..5, 5..6] {
         refused(four.shard(heads, gpus[0].capability()).map(drop), "some of 0..4");
     }
     refused(two.shard(1..2, gpus[0].capability()).map(drop), "2 together");
 
-    let mut sharded = Sharded::new(&gpus, &four).unwrap();
-    let sequence = sharded.allocate().unwrap();
-    let stranger = Sharded::new(&gpus, &four).unwrap().allocate().unwrap();
+    let mut sharded = HeadParallel::new(&gpus, &four).unwrap();
+    let sequence = sharded.begin().unwrap();
+    let stranger = HeadParallel::new(&gpus, &four).unwrap().begin().unwrap();
     assert!(matches!(sharded.step(&[(&stranger, 1)]), Err(Error::UnknownSequence { .. })));
     assert!(matches!(sharded.step(&[(&sequence, 1000)]), Err(Error::Length { need: 1000, have: 256, .. })));
     assert_eq!(sharded.tokens(&sequence).unwrap(), 0);

@@ -5,7 +5,6 @@ mod support;
 
 use rand::rngs::StdRng;
 use support::*;
-use wgkv::*;
 
 /// Two layers of four KV heads: heads can be apart and rotated together.
 fn shape() -> Shape {
@@ -13,21 +12,21 @@ fn shape() -> Shape {
 }
 
 /// A plan of every codec, protection and kind of planes.
-fn plans(gpu: &Gpu, random: &mut StdRng, budget: Budget) -> Vec<Plan> {
+fn plans(gpu: &Gpu, random: &mut StdRng, budget: Capacity) -> Vec<Plan> {
     use Bits::{Eight, Four, Two};
     let nothing = Alignment::EVERYTHING;
     let ways = [
-        (Format::f16(), Protection::strict(), nothing),
+        (Format::f16(), Protection::NONE, nothing),
         (Format::aligned_f16(), protect(5, 128), nothing),
         (rtn(Eight, Two, 32), protect(3, 0), nothing),
         (hadamard(Four, Four, 64), Protection::default(), nothing),
         (centred(Two, Four, 64), protect(4, 40), nothing),
-        (centred(Four, Eight, 64), Protection::strict(), Alignment::budget(0.25, 1.0)),
-        (rotated(Two, Two, 64, 2), Protection::strict(), nothing),
+        (centred(Four, Eight, 64), Protection::NONE, Alignment::budget(0.25, 1.0)),
+        (rotated(Two, Two, 64, 2), Protection::NONE, nothing),
         (rotated(Four, Four, 64, 4), massive(8, 128), nothing),
     ];
     let plan = |(format, protection, alignment): (Format, Protection, Alignment)| {
-        let plan = Plan::new(shape(), format, protection, budget, gpu.capability()).unwrap().with_alignment(alignment).unwrap();
+        let plan = Plan::builder(shape(), format).protection(protection).capacity(budget).alignment(alignment).build(gpu.capability()).unwrap();
         let plan = if format.codec() == Codec::RotateKv { plan.with_calibration(calibration(&shape(), &format, Reach::Global, random)).unwrap() } else { plan };
         plan.with_max_tokens(4000).unwrap()
     };
@@ -44,7 +43,7 @@ fn what_no_query_sees_any_more_makes_no_difference() {
     let gpu = gpu();
     let random = &mut generator();
     let text = Text::normal(random, &shape(), 1200);
-    for (few, many) in plans(&gpu, random, Budget::tokens(1, 600)).into_iter().zip(plans(&gpu, random, Budget::tokens(1, 1300))) {
+    for (few, many) in plans(&gpu, random, Capacity::tokens(1, 600)).into_iter().zip(plans(&gpu, random, Capacity::tokens(1, 1300))) {
         let name = name(&few);
         let [few, many] = [few, many].map(|plan| plan.with_sliding_window(WINDOW).unwrap());
         // The order of channels is drawn anew with each plan.
@@ -53,7 +52,7 @@ fn what_no_query_sees_any_more_makes_no_difference() {
             None => many,
         };
         let [mut slides, mut stays] = [few, many].map(|plan| Reader::new(&gpu, plan));
-        let [slid, stayed] = [&mut slides, &mut stays].map(|reader| reader.cache.allocate().unwrap());
+        let [slid, stayed] = [&mut slides, &mut stays].map(|reader| reader.cache.begin().unwrap());
         for tokens in [330, 1, 150, 1, 1, 129, 2, 260, 1, 127, 1, 1] {
             assert!(slides.read(slid, &text, tokens) == stays.read(stayed, &text, tokens), "{name}: {tokens} tokens on");
             let held = slides.cache.tokens(slid).unwrap();
@@ -79,11 +78,11 @@ fn a_sequence_that_slid_is_forked_cut_saved_and_loaded() {
     let gpu = gpu();
     let random = &mut generator();
     let text = Text::normal(random, &shape(), 800);
-    for plan in plans(&gpu, random, Budget::tokens(4, 700)) {
+    for plan in plans(&gpu, random, Capacity::tokens(4, 700)) {
         let name = name(&plan);
         let [mut reader, mut control] = [(); 2].map(|()| Reader::new(&gpu, plan.clone()));
         let begin = |reader: &mut Reader| {
-            let sequence = reader.cache.allocate().unwrap();
+            let sequence = reader.cache.begin().unwrap();
             reader.read(sequence, &text, 600);
             assert_eq!(reader.cache.slide(sequence, 300), Ok(256), "{name}");
             sequence
@@ -105,14 +104,14 @@ fn a_sequence_that_slid_is_forked_cut_saved_and_loaded() {
         assert!(reader.read(loaded, &text, 3) == want, "{name}: what was loaded");
         assert!(reader.read(sequence, &text, 3) == want, "{name}: the sequence itself");
         // Nothing of what is gone is in the bytes, nor counted.
-        let whole = reader.cache.allocate().unwrap();
+        let whole = reader.cache.begin().unwrap();
         reader.store(whole, &text, 600);
         let long = pollster::block_on(reader.cache.save(whole)).unwrap();
         let gone = (long.len() - bytes.len()) as u64;
         let per_page: u64 = (0..2).flat_map(|layer| reader.cache.plan().slabs(layer)).map(|slab| slab.layout().bytes() * u64::from(slab.count())).sum();
         // The headers differ by a few bytes.
         assert!(gone + 100 >= 2 * per_page, "{name}: two pages are {per_page} bytes each, and {gone} are gone");
-        reader.cache.free(whole).unwrap();
+        reader.cache.end(whole).unwrap();
 
         // Cut back to what is left, both go on alike; beyond it they cannot be.
         for (reader, sequence) in [(&mut reader, loaded), (&mut control, alone)] {
@@ -129,7 +128,7 @@ fn a_sequence_that_slid_is_forked_cut_saved_and_loaded() {
         assert_eq!(gone(255).to_string(), "token 255 is gone: the sequence slid beyond it, and holds tokens from 256 on");
         // No prefix is found in it.
         let ids: Vec<u32> = (0..560).collect();
-        let mut prefixes = Prefixes::new(reader.cache.plan());
+        let mut prefixes = PrefixIndex::new(reader.cache.plan());
         assert_eq!(prefixes.remember(&mut reader.cache, &mut encoder, loaded, &ids), Ok(0));
         drop(encoder);
 
@@ -145,7 +144,7 @@ fn a_sequence_that_slid_is_forked_cut_saved_and_loaded() {
         let stale = reader.cache.append(&mut encoder, &step, 0, Rows::f32(&rows), Rows::f32(&rows));
         assert!(matches!(stale, Err(Error::Stale { .. })), "{stale:?}");
         // All comes back.
-        [sequence, forked, loaded].into_iter().for_each(|sequence| reader.cache.free(sequence).unwrap());
+        [sequence, forked, loaded].into_iter().for_each(|sequence| reader.cache.end(sequence).unwrap());
         assert_eq!(reader.cache.free_pages(), reader.cache.plan().pages());
         assert!(matches!(reader.cache.slide(loaded, 0), Err(Error::UnknownSequence { .. })));
     }
@@ -154,10 +153,10 @@ fn a_sequence_that_slid_is_forked_cut_saved_and_loaded() {
 #[test]
 fn windows_and_lengths_that_cannot_be_are_refused() {
     let gpu = gpu();
-    let plan = || Plan::new(shape(), Format::f16(), Protection::strict(), Budget::tokens(1, 256), gpu.capability()).unwrap();
+    let plan = || Plan::builder(shape(), Format::f16()).protection(Protection::NONE).capacity(Capacity::tokens(1, 256)).build(gpu.capability()).unwrap();
     let refused = |plan: Result<Plan>, name: &str, had: &str| {
         let error = plan.unwrap_err();
-        assert!(matches!(&error, Error::Shape { name: is, had: was, .. } if *is == name && was == had), "{error}");
+        assert!(matches!(&error, Error::Mismatch { of: Thing::Argument, name: is, had: was, .. } if *is == name && was == had), "{error}");
     };
     refused(plan().with_sliding_window(0), "sliding window", "0");
     refused(plan().with_max_tokens(0), "max_tokens", "0");
@@ -166,7 +165,7 @@ fn windows_and_lengths_that_cannot_be_are_refused() {
     assert_eq!(plan().with_sliding_window(u32::MAX).unwrap().sliding_window(), Some(u32::MAX));
     // Fewer tokens than the pages hold, or more positions than a device's bindings do.
     let mut cache = Cache::new(&gpu, plan().with_max_tokens(100).unwrap()).unwrap();
-    let sequence = cache.allocate().unwrap();
+    let sequence = cache.begin().unwrap();
     assert!(matches!(cache.step(&[Chunk { sequence, tokens: 101 }]), Err(Error::Length { need: 101, have: 100, .. })));
     assert!(cache.step(&[Chunk { sequence, tokens: 100 }]).is_ok());
     let weak = gpu.pretend(Capability { binding_bytes: 1 << 27, ..*gpu.capability() });

@@ -8,7 +8,6 @@ use rand::rngs::StdRng;
 use safetensors::Dtype;
 use std::sync::LazyLock;
 use support::*;
-use wgkv::*;
 
 /// One device, so that its kernels are compiled once.
 static GPU: LazyLock<Gpu> = LazyLock::new(gpu);
@@ -19,14 +18,14 @@ fn shape() -> Shape {
 }
 
 /// How tokens are stored.
-type Way = (Allocation, Protection, Option<Calibration>, Alignment);
+type Way = (BitPlan, Protection, Option<ChannelOrder>, Alignment);
 
 /// Every codec, protection and form of scales, widths that differ by layer and head, and codes in planes.
 fn ways(random: &mut StdRng) -> Vec<Way> {
     use Bits::{Eight, Four, Sixteen, Three, Two};
     let shape = shape();
-    let uniform = |format| Allocation::uniform(&shape, format).unwrap();
-    let strict = Protection::strict();
+    let uniform = |format| BitPlan::uniform(&shape, format).unwrap();
+    let strict = Protection::NONE;
     let mut ways = vec![
         (uniform(Format::f16()), strict),
         (uniform(Format::aligned_f16()), strict),
@@ -48,11 +47,11 @@ fn ways(random: &mut StdRng) -> Vec<Way> {
         2 => [of(Eight, 64), of(Sixteen, 128)],
         _ => [of(Two, 32), of(Four, 64)],
     };
-    ways.push((Allocation::new(&shape, hadamard(Four, Four, 64), mixed).unwrap(), protect(4, 128)));
+    ways.push((BitPlan::new(&shape, hadamard(Four, Four, 64), mixed).unwrap(), protect(4, 128)));
     let values = |layer, head| [of(if layer == 0 { Three } else { Two }, 64), of([Two, Four][head as usize / 2], 64)];
-    ways.push((Allocation::new(&shape, rotated(Two, Two, 64, 2), values).unwrap(), massive(6, 0)));
+    ways.push((BitPlan::new(&shape, rotated(Two, Two, 64, 2), values).unwrap(), massive(6, 0)));
     let order = |format: &Format, random: &mut StdRng| calibration(&shape, format, Reach::Global, random);
-    let rotates = |allocation: &Allocation| allocation.format().codec() == Codec::RotateKv;
+    let rotates = |allocation: &BitPlan| allocation.format().codec() == Codec::RotateKv;
     let mut ways: Vec<Way> = ways.into_iter().map(|(a, p)| (a.clone(), p, rotates(&a).then(|| order(a.format(), random)), Alignment::EVERYTHING)).collect();
     let planes = Alignment::budget(0.25, 1.0);
     ways.push((uniform(rtn(Eight, Four, 32)), protect(3, 0), None, planes));
@@ -60,8 +59,8 @@ fn ways(random: &mut StdRng) -> Vec<Way> {
     ways
 }
 
-fn plan(gpu: &Gpu, (allocation, protection, calibration, alignment): &Way, budget: Budget) -> Plan {
-    let plan = Plan::mixed(shape(), allocation.clone(), *protection, budget, gpu.capability()).unwrap().with_alignment(*alignment).unwrap();
+fn plan(gpu: &Gpu, (allocation, protection, calibration, alignment): &Way, budget: Capacity) -> Plan {
+    let plan = Plan::builder(shape(), allocation.clone()).protection(*protection).capacity(budget).alignment(*alignment).build(gpu.capability()).unwrap();
     match calibration {
         Some(calibration) => plan.with_calibration(calibration.clone()).unwrap(),
         None => plan,
@@ -108,19 +107,19 @@ fn what_is_loaded_goes_on_as_what_was_saved() {
     // One token; fewer than the sinks; a whole page; the middle of a page; a window that has gone round.
     let begins: [&[usize]; 6] = [&[1], &[3], &[128], &[140, 1, 1], &[200, 1, 130, 1], &[100, 1, 90, 400]];
     for (w, way) in ways(random).iter().enumerate() {
-        let mut saved = stale(gpu, plan(gpu, way, Budget::tokens(2, 900)), STALE[0]);
+        let mut saved = stale(gpu, plan(gpu, way, Capacity::tokens(2, 900)), STALE[0]);
         // Others hold the first slot and some of the pages.
-        let mut loaded = stale(gpu, plan(gpu, way, Budget::tokens(4, 1100)), STALE[1]);
+        let mut loaded = stale(gpu, plan(gpu, way, Capacity::tokens(4, 1100)), STALE[1]);
         let others = [50, 300].map(|tokens| {
-            let other = loaded.cache.allocate().unwrap();
+            let other = loaded.cache.begin().unwrap();
             loaded.store(other, &text, tokens);
             other
         });
-        loaded.cache.free(others[0]).unwrap();
-        let filler = loaded.cache.allocate().unwrap();
+        loaded.cache.end(others[0]).unwrap();
+        let filler = loaded.cache.begin().unwrap();
         for begin in [begins[w % 6], begins[(w + 3) % 6]] {
             let name = format!("{} {:?}, {begin:?}", way.0, way.1);
-            let first = saved.cache.allocate().unwrap();
+            let first = saved.cache.begin().unwrap();
             begin.iter().for_each(|tokens| saved.store(first, &text, *tokens));
             let bytes = save(&saved, first);
             let (free, second) = (loaded.cache.free_pages(), load(&mut loaded, &bytes));
@@ -142,12 +141,12 @@ fn what_is_loaded_goes_on_as_what_was_saved() {
                 }
             }
             assert!(Parts::of(&save(&loaded, second)) == Parts::of(&save(&saved, first)), "{name}: saved after more tokens");
-            saved.cache.free(first).unwrap();
-            loaded.cache.free(second).unwrap();
+            saved.cache.end(first).unwrap();
+            loaded.cache.end(second).unwrap();
         }
         assert_eq!(loaded.cache.tokens(filler).unwrap(), 0);
         // Who was there before is unharmed.
-        let control = saved.cache.allocate().unwrap();
+        let control = saved.cache.begin().unwrap();
         saved.store(control, &text, 300);
         assert!(loaded.read_all(others[1], &text, &[1, 5]) == saved.read_all(control, &text, &[1, 5]), "{} {:?}: the other sequence", way.0, way.1);
     }
@@ -159,15 +158,15 @@ fn buffers_that_hold_other_heads_load_the_same() {
     let random = &mut generator();
     let text = Text::normal(random, &shape(), 400);
     for way in &ways(random) {
-        let mut saved = stale(gpu, plan(gpu, way, Budget::tokens(1, 400)), STALE[0]);
+        let mut saved = stale(gpu, plan(gpu, way, Capacity::tokens(1, 400)), STALE[0]);
         // So many pages that a buffer holds no more heads than are rotated together.
         let small = gpu.pretend(Capability { binding_bytes: 9 << 20, ..*gpu.capability() });
         let slabs = || (0..2).flat_map(|layer| saved.cache.plan().slabs(layer));
         let bunch = slabs().map(|slab| slab.layout().bytes()).max().unwrap() * u64::from(saved.cache.plan().group_heads());
-        let plan = plan(&small, way, Budget::tokens(1, ((6 << 20) / bunch * 128) as u32));
+        let plan = plan(&small, way, Capacity::tokens(1, ((6 << 20) / bunch * 128) as u32));
         let split: usize = (0..2).map(|layer| plan.slabs(layer).len()).sum();
         let mut loaded = stale(&small, plan, STALE[1]);
-        let first = saved.cache.allocate().unwrap();
+        let first = saved.cache.begin().unwrap();
         saved.store(first, &text, 300);
         let bytes = save(&saved, first);
         let second = load(&mut loaded, &bytes);
@@ -185,9 +184,9 @@ fn prefixes_are_what_was_cut_back() {
     let random = &mut generator();
     let text = Text::normal(random, &shape(), 700);
     for (w, way) in ways(random).iter().enumerate() {
-        let mut reader = stale(gpu, plan(gpu, way, Budget::tokens(5, 700)), STALE[0]);
-        let mut loaded = stale(gpu, plan(gpu, way, Budget::tokens(2, 700)), STALE[1]);
-        let whole = reader.cache.allocate().unwrap();
+        let mut reader = stale(gpu, plan(gpu, way, Capacity::tokens(5, 700)), STALE[0]);
+        let mut loaded = stale(gpu, plan(gpu, way, Capacity::tokens(2, 700)), STALE[1]);
+        let whole = reader.cache.begin().unwrap();
         [330, 1, 60].into_iter().for_each(|tokens| reader.store(whole, &text, tokens));
         let all = save(&reader, whole);
         for tokens in [[391, 331, 200, 0], [390, 256, 130, 2]][w % 2] {
@@ -206,9 +205,9 @@ fn prefixes_are_what_was_cut_back() {
             loaded.recorded(|cache, encoder| cache.truncate(encoder, third, tokens));
             reader.recorded(|cache, encoder| cache.truncate(encoder, cut, tokens));
             assert!(reader.read_all(cut, &text, &[3]) == loaded.read_all(third, &text, &[3]), "{name}: cut back again");
-            reader.cache.free(cut).unwrap();
-            loaded.cache.free(second).unwrap();
-            loaded.cache.free(third).unwrap();
+            reader.cache.end(cut).unwrap();
+            loaded.cache.end(second).unwrap();
+            loaded.cache.end(third).unwrap();
         }
         assert!(Parts::of(&save(&reader, whole)) == Parts::of(&all), "the whole is what it was");
     }
@@ -220,14 +219,14 @@ fn a_snapshot_is_of_what_was_submitted_before() {
     let random = &mut generator();
     let text = Text::normal(random, &shape(), 700);
     for way in &ways(random) {
-        let mut reader = stale(gpu, plan(gpu, way, Budget::tokens(2, 500)), STALE[0]);
-        let sequence = reader.cache.allocate().unwrap();
+        let mut reader = stale(gpu, plan(gpu, way, Capacity::tokens(2, 500)), STALE[0]);
+        let sequence = reader.cache.begin().unwrap();
         reader.store(sequence, &text, 260);
         let early = reader.cache.save(sequence);
         reader.store(sequence, &text, 150);
         let late = reader.cache.save(sequence);
-        reader.cache.free(sequence).unwrap();
-        let next = reader.cache.allocate().unwrap();
+        reader.cache.end(sequence).unwrap();
+        let next = reader.cache.begin().unwrap();
         reader.store(next, &text, 260);
         let want = save(&reader, next);
         assert!(Parts::of(&pollster::block_on(early).unwrap()) == Parts::of(&want), "{} {:?}", way.0, way.1);
@@ -245,16 +244,16 @@ fn loading_takes_its_turn_among_what_is_recorded() {
     let random = &mut generator();
     let [text, other] = [(); 2].map(|()| Text::normal(random, &shape(), 300));
     let way = &ways(random)[0];
-    let mut reader = Reader::new(gpu, plan(gpu, way, Budget::tokens(1, 256)));
-    let mut plain = Reader::new(gpu, plan(gpu, way, Budget::tokens(1, 256)));
+    let mut reader = Reader::new(gpu, plan(gpu, way, Capacity::tokens(1, 256)));
+    let mut plain = Reader::new(gpu, plan(gpu, way, Capacity::tokens(1, 256)));
     let [first, control] = [&mut reader, &mut plain].map(|reader| {
-        let sequence = reader.cache.allocate().unwrap();
+        let sequence = reader.cache.begin().unwrap();
         reader.store(sequence, &text, 250);
         sequence
     });
     let want = plain.read_all(control, &text, &[1]);
-    plain.cache.free(control).unwrap();
-    let control = plain.cache.allocate().unwrap();
+    plain.cache.end(control).unwrap();
+    let control = plain.cache.begin().unwrap();
     plain.store(control, &other, 200);
     let bytes = save(&plain, control);
 
@@ -272,7 +271,7 @@ fn loading_takes_its_turn_among_what_is_recorded() {
             out
         })
         .collect();
-    reader.cache.free(first).unwrap();
+    reader.cache.end(first).unwrap();
     let second = reader.cache.load(&mut encoder, &bytes).unwrap();
     gpu.queue().submit([encoder.finish()]);
     assert!(outputs.iter().map(|out| words(gpu, out)).collect::<Vec<_>>() == want, "what came before");
@@ -288,11 +287,11 @@ struct Refusing {
 }
 
 impl Refusing {
-    fn new(way: &Way, budget: Budget) -> Self {
+    fn new(way: &Way, budget: Capacity) -> Self {
         let gpu = &*GPU;
         let text = Text::normal(&mut generator(), &shape(), 300);
         let mut reader = Reader::new(gpu, plan(gpu, way, budget));
-        let sequence = reader.cache.allocate().unwrap();
+        let sequence = reader.cache.begin().unwrap();
         reader.store(sequence, &text, 140);
         let bytes = save(&reader, sequence);
         Self { reader, sequence, bytes, text }
@@ -312,7 +311,7 @@ impl Refusing {
         let refused = self.load(bytes);
         assert_eq!(self.reader.cache.free_pages(), free);
         match refused {
-            Err(Error::Snapshot { name, .. }) => name,
+            Err(Error::Mismatch { of: Thing::Snapshot, name, .. }) => name,
             other => panic!("must be refused, but is {other:?}"),
         }
     }
@@ -337,12 +336,12 @@ fn forged(parts: Parts) -> Vec<u8> {
 fn every_tensor() -> Way {
     let format = rotated(Bits::Two, Bits::Two, 64, 2);
     let order = calibration(&shape(), &format, Reach::Global, &mut generator());
-    (Allocation::uniform(&shape(), format).unwrap(), massive(3, 0), Some(order), Alignment::EVERYTHING)
+    (BitPlan::uniform(&shape(), format).unwrap(), massive(3, 0), Some(order), Alignment::EVERYTHING)
 }
 
 #[test]
 fn snapshots_have_the_tensors_that_are_written_down() {
-    let case = Refusing::new(&every_tensor(), Budget::tokens(3, 300));
+    let case = Refusing::new(&every_tensor(), Capacity::tokens(3, 300));
     let parts = Parts::of(&case.bytes);
     assert_eq!(forged(parts.clone()).len(), case.bytes.len());
     assert_eq!(Parts::of(&forged(parts.clone())), parts, "the hashes are those that are written down");
@@ -364,13 +363,13 @@ fn snapshots_have_the_tensors_that_are_written_down() {
     }
     let plan = case.reader.cache.plan();
     assert_eq!(parts.metadata["plan"], plan.fingerprint());
-    assert_eq!(parts.metadata["calibration"], plan.calibration().unwrap().fingerprint());
+    assert_eq!(parts.metadata["calibration"], plan.channel_order().unwrap().fingerprint());
     assert_eq!(parts.metadata.len(), 10 + parts.tensors.len());
     case.unharmed();
 
     // A tensor without elements is left out.
-    let strict = (Allocation::uniform(&shape(), rtn(Bits::Two, Bits::Two, 64)).unwrap(), Protection::strict(), None, Alignment::EVERYTHING);
-    let parts = Parts::of(&Refusing::new(&strict, Budget::tokens(1, 300)).bytes);
+    let strict = (BitPlan::uniform(&shape(), rtn(Bits::Two, Bits::Two, 64)).unwrap(), Protection::NONE, None, Alignment::EVERYTHING);
+    let parts = Parts::of(&Refusing::new(&strict, Capacity::tokens(1, 300)).bytes);
     assert_eq!(parts.tensors.iter().map(|t| t.0.as_str()).collect::<Vec<_>>(), ["pages.0", "pages.1"]);
     assert_eq!(parts.metadata["calibration"], "none");
 }
@@ -378,7 +377,7 @@ fn snapshots_have_the_tensors_that_are_written_down() {
 #[test]
 fn damage_is_found() {
     let random = &mut generator();
-    let mut case = Refusing::new(&every_tensor(), Budget::tokens(3, 300));
+    let mut case = Refusing::new(&every_tensor(), Capacity::tokens(3, 300));
     let bytes = case.bytes.clone();
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     // Every bit of the header, and some of what follows it.
@@ -403,7 +402,7 @@ fn damage_is_found() {
 
 #[test]
 fn forgeries_that_fit_nothing_are_refused() {
-    let mut case = Refusing::new(&every_tensor(), Budget::tokens(3, 300));
+    let mut case = Refusing::new(&every_tensor(), Capacity::tokens(3, 300));
     let parts = || Parts::of(&case.bytes);
     let mut forgeries: Vec<(Vec<u8>, String)> = Vec::new();
     for key in parts().metadata.keys() {
@@ -469,7 +468,12 @@ fn a_plan_is_the_same_where_powers_are_rounded_otherwise() {
     let fingerprint = |off: f64| {
         let rope = Rope::none().with_frequencies((0..32).map(|pair| 10_000_f64.powf(f64::from(pair) / -32.0) * (1.0 + off)).collect());
         let shape = Shape { layers: 1, query_heads: 1, kv_heads: 1, head_dim: 64, rope };
-        Plan::new(shape, Format::f16(), Protection::strict(), Budget::tokens(1, 1), &Capability::webgpu_default()).unwrap().fingerprint()
+        Plan::builder(shape, Format::f16())
+            .protection(Protection::NONE)
+            .capacity(Capacity::tokens(1, 1))
+            .build(&Capability::webgpu_default())
+            .unwrap()
+            .fingerprint()
     };
     assert_eq!(fingerprint(0.0), fingerprint(f64::EPSILON));
     assert_ne!(fingerprint(0.0), fingerprint(1e-6));
@@ -479,10 +483,12 @@ fn a_plan_is_the_same_where_powers_are_rounded_otherwise() {
 fn snapshots_of_other_plans_are_refused() {
     use Bits::{Four, Two};
     let gpu = &*GPU;
-    let of = |shape: Shape, format: Format, protection: Protection| Plan::new(shape, format, protection, Budget::tokens(2, 300), gpu.capability()).unwrap();
+    let of = |shape: Shape, format: Format, protection: Protection| {
+        Plan::builder(shape, format).protection(protection).capacity(Capacity::tokens(2, 300)).build(gpu.capability()).unwrap()
+    };
     let base = || of(shape(), hadamard(Four, Two, 64), protect(4, 128));
-    let mut case = Refusing::new(&(base().allocation().clone(), protect(4, 128), None, Alignment::EVERYTHING), Budget::tokens(2, 300));
-    let mixed = Allocation::new(&shape(), hadamard(Four, Two, 64), |layer, head| {
+    let mut case = Refusing::new(&(base().allocation().clone(), protect(4, 128), None, Alignment::EVERYTHING), Capacity::tokens(2, 300));
+    let mixed = BitPlan::new(&shape(), hadamard(Four, Two, 64), |layer, head| {
         [Precision::new(if (layer, head) == (1, 3) { Two } else { Four }, 64), Precision::new(Two, 64)]
     });
     let others = [
@@ -500,26 +506,35 @@ fn snapshots_of_other_plans_are_refused() {
         of(shape(), hadamard(Four, Two, 64).with_clip(0.9), protect(4, 128)),
         of(shape(), hadamard(Four, Two, 64), protect(3, 128)),
         of(shape(), hadamard(Four, Two, 64), protect(4, 129)),
-        of(shape(), hadamard(Four, Two, 64), Protection::strict()),
+        of(shape(), hadamard(Four, Two, 64), Protection::NONE),
         of(shape(), Format::f16(), protect(4, 128)),
         of(shape(), Format::aligned_f16(), protect(4, 128)),
-        Plan::mixed(shape(), mixed.unwrap(), protect(4, 128), Budget::tokens(2, 300), gpu.capability()).unwrap(),
+        Plan::builder(shape(), mixed.unwrap()).protection(protect(4, 128)).capacity(Capacity::tokens(2, 300)).build(gpu.capability()).unwrap(),
     ];
     let mut fingerprints: Vec<String> = others.iter().chain([&base()]).map(Plan::fingerprint).collect();
     for plan in others {
         let mut reader = Reader::new(gpu, plan);
-        let sequence = reader.cache.allocate().unwrap();
+        let sequence = reader.cache.begin().unwrap();
         assert_eq!(case.refuse(&save(&reader, sequence)), "plan");
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        assert!(matches!(reader.cache.load(&mut encoder, &case.bytes), Err(Error::Snapshot { name, .. }) if name == "plan"));
+        assert!(matches!(reader.cache.load(&mut encoder, &case.bytes), Err(Error::Mismatch { of: Thing::Snapshot, name, .. }) if name == "plan"));
     }
     fingerprints.sort_unstable();
     fingerprints.dedup();
     assert_eq!(fingerprints.len(), 19, "no two are alike");
     // What does not change how tokens are stored is no other plan.
     let alike = [
-        Plan::new(shape(), hadamard(Four, Two, 64), protect(4, 128), Budget::tokens(7, 999), &Capability::webgpu_default()).unwrap(),
-        Plan::new(shape(), hadamard(Four, Two, 64).with_clip(1.0), protect(4, 128), Budget::tokens(1, 1), gpu.capability()).unwrap().with_split_workgroups(7),
+        Plan::builder(shape(), hadamard(Four, Two, 64))
+            .protection(protect(4, 128))
+            .capacity(Capacity::tokens(7, 999))
+            .build(&Capability::webgpu_default())
+            .unwrap(),
+        Plan::builder(shape(), hadamard(Four, Two, 64).with_clip(1.0))
+            .protection(protect(4, 128))
+            .capacity(Capacity::tokens(1, 1))
+            .split_workgroups(7)
+            .build(gpu.capability())
+            .unwrap(),
         base().with_element(Element::F16),
     ];
     // At 2 bits the clip is 0.8 unless told.
@@ -528,31 +543,31 @@ fn snapshots_of_other_plans_are_refused() {
 
     let (allocation, protection, _, alignment) = every_tensor();
     let [one, other] = [(); 2].map(|()| every_tensor().2);
-    let mut case = Refusing::new(&(allocation.clone(), protection, one, alignment), Budget::tokens(2, 300));
-    let foreign = Refusing::new(&(allocation, protection, other, alignment), Budget::tokens(2, 300));
+    let mut case = Refusing::new(&(allocation.clone(), protection, one, alignment), Capacity::tokens(2, 300));
+    let foreign = Refusing::new(&(allocation, protection, other, alignment), Capacity::tokens(2, 300));
     assert_eq!(case.refuse(&foreign.bytes), "calibration");
     case.unharmed();
 }
 
 #[test]
 fn where_there_is_no_room_nothing_changes() {
-    let way = (Allocation::uniform(&shape(), hadamard(Bits::Four, Bits::Two, 64)).unwrap(), Protection::strict(), None, Alignment::EVERYTHING);
+    let way = (BitPlan::uniform(&shape(), hadamard(Bits::Four, Bits::Two, 64)).unwrap(), Protection::NONE, None, Alignment::EVERYTHING);
     // Room for three sequences, and for three pages of which two are held.
-    let mut case = Refusing::new(&way, Budget::tokens(3, 128));
+    let mut case = Refusing::new(&way, Capacity::tokens(3, 128));
     let bytes = case.bytes.clone();
     assert_eq!(case.load(&bytes), Err(Error::Pages { need: 2, have: 1 }));
-    let mut long = Refusing::new(&way, Budget::tokens(1, 1000));
+    let mut long = Refusing::new(&way, Capacity::tokens(1, 1000));
     assert_eq!(long.load(&bytes), Err(Error::Sequences { have: 1 }));
     long.reader.store(long.sequence, &long.text, 150);
     let more = save(&long.reader, long.sequence);
-    let mut small = Refusing::new(&way, Budget::tokens(2, 128));
-    small.reader.cache.free(small.sequence).unwrap();
+    let mut small = Refusing::new(&way, Capacity::tokens(2, 128));
+    small.reader.cache.end(small.sequence).unwrap();
     assert_eq!(small.load(&more), Err(Error::Length { slot: 0, need: 290, have: 256 }));
-    let all: Vec<Sequence> = (0..2).map(|_| case.reader.cache.allocate().unwrap()).collect();
+    let all: Vec<Sequence> = (0..2).map(|_| case.reader.cache.begin().unwrap()).collect();
     assert_eq!(case.load(&bytes), Err(Error::Sequences { have: 3 }));
-    all.into_iter().for_each(|sequence| case.reader.cache.free(sequence).unwrap());
+    all.into_iter().for_each(|sequence| case.reader.cache.end(sequence).unwrap());
     // With its own pages given back there is room.
-    case.reader.cache.free(case.sequence).unwrap();
+    case.reader.cache.end(case.sequence).unwrap();
     case.sequence = case.load(&bytes).unwrap();
     assert!(Parts::of(&save(&case.reader, case.sequence)) == Parts::of(&bytes));
 }

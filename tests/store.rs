@@ -1,4 +1,4 @@
-//! Prefixes in a folder: who has the same tokens, plan, calibration and model finds them, whole or not at all.
+//! PrefixIndex in a folder: who has the same tokens, plan, calibration and model finds them, whole or not at all.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 mod support;
 
@@ -6,14 +6,13 @@ use pollster::block_on;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use support::*;
-use wgkv::*;
 
 fn shape() -> Shape {
     Shape { layers: 2, query_heads: 2, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
 }
 
 fn plan(gpu: &Gpu, format: Format) -> Plan {
-    Plan::new(shape(), format, Protection::default(), Budget::tokens(2, 300), gpu.capability()).unwrap()
+    Plan::builder(shape(), format).capacity(Capacity::tokens(2, 300)).build(gpu.capability()).unwrap()
 }
 
 /// An empty folder of the test's own.
@@ -28,7 +27,7 @@ fn folder(name: &str) -> PathBuf {
 /// A cache that has read a text, and the snapshot of it.
 fn read(gpu: &Gpu, plan: Plan, text: &Text, tokens: usize) -> (Reader, Sequence, Vec<u8>) {
     let mut reader = Reader::new(gpu, plan);
-    let sequence = reader.cache.allocate().unwrap();
+    let sequence = reader.cache.begin().unwrap();
     reader.store(sequence, text, tokens);
     let bytes = block_on(reader.cache.save(sequence)).unwrap();
     (reader, sequence, bytes)
@@ -42,15 +41,15 @@ fn prefixes_are_found_by_what_they_are_of() {
     let folder = folder("found");
     let tokens: Vec<u32> = (0..270).map(|t| t * 7 % 100).collect();
     let (mut reader, sequence, bytes) = read(&gpu, plan(&gpu, hadamard(Bits::Four, Bits::Four, 64)), &text, 270);
-    let store = PrefixStore::local(&folder, "a model").unwrap();
+    let store = SnapshotStore::local(&folder, "a model").unwrap();
     let here = reader.cache.plan().clone();
     assert_eq!(block_on(store.get(&here, &tokens)), Ok(None));
     assert_eq!(block_on(store.has(&here, &tokens)), Ok(false));
     block_on(store.put(&here, &tokens, bytes.clone())).unwrap();
 
     // Another program, with room for more, on a folder that is there already.
-    let there = Plan::new(shape(), *here.format(), Protection::default(), Budget::tokens(3, 900), gpu.capability()).unwrap();
-    let again = PrefixStore::local(&folder, "a model").unwrap();
+    let there = Plan::builder(shape(), *here.format()).capacity(Capacity::tokens(3, 900)).build(gpu.capability()).unwrap();
+    let again = SnapshotStore::local(&folder, "a model").unwrap();
     assert_eq!(block_on(again.has(&there, &tokens)), Ok(true));
     let found = block_on(again.get(&there, &tokens)).unwrap().unwrap();
     assert!(found == bytes);
@@ -59,21 +58,21 @@ fn prefixes_are_found_by_what_they_are_of() {
     assert!(other.read(loaded, &text, 3) == reader.read(sequence, &text, 3));
 
     // Whatever differs is another prefix.
-    assert_eq!(block_on(PrefixStore::local(&folder, "another").unwrap().get(&there, &tokens)), Ok(None));
+    assert_eq!(block_on(SnapshotStore::local(&folder, "another").unwrap().get(&there, &tokens)), Ok(None));
     assert_eq!(block_on(again.get(&plan(&gpu, hadamard(Bits::Four, Bits::Two, 64)), &tokens)), Ok(None));
     let mut changed = tokens.clone();
     changed[269] ^= 1;
     for tokens in [&changed[..], &tokens[..269], &tokens[1..], &[]] {
         assert_eq!(block_on(again.get(&there, tokens)), Ok(None));
     }
-    let rotating = |order: &Calibration| plan(&gpu, rotated(Bits::Two, Bits::Two, 64, 2)).with_calibration(order.clone()).unwrap();
+    let rotating = |order: &ChannelOrder| plan(&gpu, rotated(Bits::Two, Bits::Two, 64, 2)).with_calibration(order.clone()).unwrap();
     let orders = [(); 2].map(|()| rotating(&calibration(&shape(), &rotated(Bits::Two, Bits::Two, 64, 2), Reach::Global, random)));
     let places = orders.map(|plan| again.place(&plan, &tokens));
     assert_ne!(places[0], places[1]);
 
     // What no cache of the plan would load is not stored.
     let refused = |plan: &Plan, tokens: &[u32], bytes: &[u8]| match block_on(again.put(plan, tokens, bytes.to_vec())) {
-        Err(Error::Snapshot { name, .. }) => name,
+        Err(Error::Mismatch { of: Thing::Snapshot, name, .. }) => name,
         other => panic!("must be refused, but is {other:?}"),
     };
     assert_eq!(refused(&there, &tokens[..269], &bytes), "tokens");
@@ -87,7 +86,7 @@ fn prefixes_are_found_by_what_they_are_of() {
     *damaged.last_mut().unwrap() ^= 1;
     for damaged in [&damaged[..], &bytes[..100], &[]] {
         std::fs::write(&file, damaged).unwrap();
-        assert!(matches!(block_on(again.get(&there, &tokens)), Err(Error::Snapshot { .. })));
+        assert!(matches!(block_on(again.get(&there, &tokens)), Err(Error::Mismatch { of: Thing::Snapshot, .. })));
     }
     block_on(again.put(&there, &tokens, bytes.clone())).unwrap();
     assert!(block_on(store.get(&there, &tokens)).unwrap().unwrap() == bytes);
@@ -108,14 +107,14 @@ fn many_write_at_once_and_nobody_sees_a_part() {
         let writers: Vec<_> = snapshots
             .iter()
             .map(|bytes| {
-                let store = PrefixStore::local(&folder, "a model").unwrap();
+                let store = SnapshotStore::local(&folder, "a model").unwrap();
                 let tokens = &tokens;
                 scope.spawn(move || (0..20).for_each(|_| block_on(store.put(plan, tokens, bytes.clone())).unwrap()))
             })
             .collect();
         let readers: Vec<_> = (0..2)
             .map(|_| {
-                let store = PrefixStore::local(&folder, "a model").unwrap();
+                let store = SnapshotStore::local(&folder, "a model").unwrap();
                 let (tokens, parts, writing) = (&tokens, &parts, &writing);
                 scope.spawn(move || {
                     let mut seen = 0;
@@ -145,9 +144,9 @@ fn a_store_that_cannot_be_used_is_told() {
     let folder = folder("a file");
     std::fs::create_dir_all(folder.parent().unwrap()).unwrap();
     std::fs::write(&folder, "no folder").unwrap();
-    assert!(matches!(PrefixStore::local(&folder, "a model"), Err(Error::Store { doing: "opening", place, .. }) if place.contains("a file")));
+    assert!(matches!(SnapshotStore::local(&folder, "a model"), Err(Error::Store { doing: "opening", place, .. }) if place.contains("a file")));
     std::fs::remove_file(&folder).unwrap();
-    let store = PrefixStore::local(&folder, "a model").unwrap();
+    let store = SnapshotStore::local(&folder, "a model").unwrap();
     let (reader, _, bytes) = read(&gpu, plan(&gpu, Format::f16()), &text, 5);
     // A folder stands where the object would.
     let place = store.place(reader.cache.plan(), &[1; 5]);

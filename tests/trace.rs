@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use support::*;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
-use wgkv::*;
 
 /// Sums of the numbers in events, as `event.field`, and how often each span was entered.
 #[derive(Clone, Default)]
@@ -65,17 +64,21 @@ fn spans_and_events_count_what_was_done() {
     let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(told.clone()));
     let gpu = gpu();
     let shape = Shape { layers: 2, query_heads: 2, kv_heads: 1, head_dim: 64, rope: Rope::new(10_000.0, 64) };
-    let plan = Plan::new(shape.clone(), hadamard(Bits::Four, Bits::Four, 64), Protection::strict(), Budget::tokens(3, 384), gpu.capability()).unwrap();
+    let plan = Plan::builder(shape.clone(), hadamard(Bits::Four, Bits::Four, 64))
+        .protection(Protection::NONE)
+        .capacity(Capacity::tokens(3, 384))
+        .build(gpu.capability())
+        .unwrap();
     let text = Text::normal(&mut generator(), &shape, 400);
-    let (mut reader, mut prefixes) = (Reader::new(&gpu, plan.clone()), Prefixes::new(&plan));
+    let (mut reader, mut prefixes) = (Reader::new(&gpu, plan.clone()), PrefixIndex::new(&plan));
     let tokens: Vec<u32> = (0..300).collect();
     for _ in 0..3 {
         let begun = reader.recorded(|cache, encoder| prefixes.begin(cache, encoder, &tokens));
         reader.read(begun.sequence, &text, 300 - begun.tokens as usize);
         reader.recorded(|cache, encoder| prefixes.remember(cache, encoder, begun.sequence, &tokens));
-        reader.cache.free(begun.sequence).unwrap();
+        reader.cache.end(begun.sequence).unwrap();
     }
-    let sequence = reader.cache.allocate().unwrap();
+    let sequence = reader.cache.begin().unwrap();
     reader.store(sequence, &text, 200);
     let bytes = pollster::block_on(reader.cache.save(sequence)).unwrap();
     reader.recorded(|cache, encoder| cache.load(encoder, &bytes));

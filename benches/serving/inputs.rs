@@ -109,7 +109,7 @@ impl Alone {
     /// If a number of one differs from the other's.
     pub fn assert_same(&mut self, inputs: &Inputs, cache: &Cache, sequence: Sequence, done: &[Done]) {
         let gpu = cache.gpu();
-        let alone = self.cache.allocate().unwrap();
+        let alone = self.cache.begin().unwrap();
         for some in done.chunks(REPLAYED) {
             let mut encoder = encoder(gpu);
             some.iter().for_each(|done| self.replay(inputs, &mut encoder, alone, *done));
@@ -122,7 +122,7 @@ impl Alone {
             let stored = self::stored(cache, sequence, range.clone(), inputs.row_bytes());
             assert!(stored == self::stored(&self.cache, alone, range, inputs.row_bytes()), "slot {} holds other tokens than it was given", sequence.slot());
         }
-        self.cache.free(alone).unwrap();
+        self.cache.end(alone).unwrap();
     }
 
     fn replay(&mut self, inputs: &Inputs, encoder: &mut wgpu::CommandEncoder, alone: Sequence, done: Done) {

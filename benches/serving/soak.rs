@@ -84,20 +84,20 @@ impl Soak<'_> {
             11..13 => self.decode(),
             13..15 if self.held[n].done.len() <= HISTORY => self.fork(n),
             15..17 => self.cut(n),
-            _ => self.free(n),
+            _ => self.end(n),
         }
     }
 
     /// Admits a prompt, if there is room.
     fn begin(&mut self) {
-        let begun = self.cache.allocate();
+        let begun = self.cache.begin();
         let Some(sequence) = self.short(begun) else { return };
         self.held.push(Held { sequence, tokens: 0, done: Vec::new() });
         let (n, prompt) = (self.held.len() - 1, crate::length(&mut self.random, self.options));
         if self.step(&[(n, prompt)], false) {
             self.count.begun += 1;
         } else {
-            self.free(n);
+            self.end(n);
         }
     }
 
@@ -141,7 +141,7 @@ impl Soak<'_> {
     fn preempt(&mut self) {
         for _ in 0..self.held.len().div_ceil(PREEMPTED) {
             let n = self.random.random_range(0..self.held.len());
-            self.free(n);
+            self.end(n);
         }
     }
 
@@ -196,7 +196,7 @@ impl Soak<'_> {
 
     fn free(&mut self, n: usize) {
         let held = self.held.swap_remove(n);
-        self.cache.free(held.sequence).unwrap();
+        self.cache.end(held.sequence).unwrap();
         self.count.freed += 1;
     }
 
@@ -249,7 +249,7 @@ pub fn run(gpu: &Gpu, options: &Options, minutes: f64, random: StdRng) -> Result
     }
     println!("{:?}", soak.count);
     while !soak.held.is_empty() {
-        soak.free(0);
+        soak.end(0);
     }
     assert_eq!(soak.cache.check_pages(), Ok(0));
     assert_eq!(soak.cache.free_pages(), soak.cache.plan().pages());

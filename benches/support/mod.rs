@@ -4,7 +4,9 @@
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
-use wgkv::{Allocation, Budget, Cache, Calibration, Centre, Chunk, Codec, Format, Gpu, Plan, Precision, Protection, Reach, Rope, Rows, Sequence, Shape};
+use wgkv::bits::BitPlan;
+use wgkv::learned::Reach;
+use wgkv::{Cache, Capacity, ChannelOrder, Chunk, Codec, Format, Gpu, Means, Plan, Precision, Protection, Rope, Rows, Sequence, Shape};
 use wgpu::util::DeviceExt;
 
 /// Relative error of attend against f32 attention over the dequantized rows: int8 queries and u8 weights, at short and long
@@ -84,10 +86,10 @@ pub fn plan(gpu: &Gpu, case: Case, format: Format, protection: Protection, rotat
 pub fn plan_mixed(gpu: &Gpu, case: Case, format: Format, precisions: &[[Precision; 2]], protection: Protection, rotate_bytes: u64) -> wgkv::Result<Plan> {
     let shape =
         |layers| Shape { layers, query_heads: case.query_heads, kv_heads: case.kv_heads, head_dim: case.head_dim, rope: Rope::new(500_000.0, case.head_dim) };
-    let budget = Budget::tokens(case.sequences, case.tokens);
+    let budget = Capacity::tokens(case.sequences, case.tokens);
     let plan = |layers| {
-        let allocation = Allocation::new(&shape(layers), format, |_, head| precisions[head as usize % precisions.len()])?;
-        Plan::mixed(shape(layers), allocation, protection, budget, gpu.capability())
+        let allocation = BitPlan::new(&shape(layers), format, |_, head| precisions[head as usize % precisions.len()])?;
+        Plan::builder(shape(layers), allocation).protection(protection).capacity(budget).build(gpu.capability())
     };
     let one = plan(1)?;
     let layers = rotate_bytes.div_ceil(one.cost().cache()).max(1) as u32;
@@ -97,7 +99,7 @@ pub fn plan_mixed(gpu: &Gpu, case: Case, format: Format, precisions: &[[Precisio
         let channels = (case.kv_heads * case.head_dim) as usize;
         let means = numbers(channels);
         let layer = || [means.clone(), vec![1.0; channels], means.clone()];
-        return plan.with_centre(Centre::new(&shape(layers), "bench", (0..layers).map(|_| layer()).collect())?);
+        return plan.with_centre(Means::new(&shape(layers), "bench", (0..layers).map(|_| layer()).collect())?);
     }
     if format.codec() != Codec::RotateKv {
         return Ok(plan);
@@ -106,7 +108,7 @@ pub fn plan_mixed(gpu: &Gpu, case: Case, format: Format, precisions: &[[Precisio
     let shape = shape(layers);
     let row = (case.kv_heads * case.head_dim) as usize;
     let sums = numbers(row * layers as usize).chunks(row).map(|row| row.iter().map(|x| f64::from(*x)).collect()).collect();
-    plan.with_calibration(Calibration::from_sums(&shape, format.heads_per_group(case.kv_heads), Reach::Global, "bench", 1, sums)?)
+    plan.with_calibration(ChannelOrder::from_sums(&shape, format.heads_per_group(case.kv_heads), Reach::Global, "bench", 1, sums)?)
 }
 
 /// A cache filled with all but one token of each sequence, in every layer.
@@ -118,7 +120,7 @@ pub fn filled(gpu: &Gpu, plan: Plan, case: Case) -> (Cache, Vec<Sequence>) {
     let most = 4096.min(case.tokens);
     let keys = buffer(gpu, &numbers(most as usize * row));
     let values = buffer(gpu, &numbers(most as usize * row + 17)[17..]);
-    let sequences: Vec<Sequence> = (0..case.sequences).map(|_| cache.allocate().unwrap()).collect();
+    let sequences: Vec<Sequence> = (0..case.sequences).map(|_| cache.begin().unwrap()).collect();
     for sequence in &sequences {
         let mut left = case.tokens - 1;
         while left > 0 {

@@ -1,6 +1,6 @@
 //! The loss of a device: told once, asked often, waited for.
 
-use crate::trace::event;
+use crate::gpu::trace::event;
 use futures::channel::oneshot;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 

@@ -1,7 +1,6 @@
 //! A variant of a kernel, compiled.
 
-use super::{Dialect, Gpu};
-use crate::kernel::{Binding, Variant};
+use super::{Binding, Dialect, Gpu, Variant};
 
 /// A compiled variant with the layout of its one bind group.
 #[derive(Clone, Debug)]

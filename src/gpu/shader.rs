@@ -1,5 +1,7 @@
-//! Joins the plain WGSL parts of a kernel into one module, and finds the part a line came from.
+//! Kernels as data, their variants, and the linker: it joins the plain WGSL parts of a kernel into one module, and finds the part
+//! that a line came from.
 
+use std::fmt;
 use std::hash::{Hash, Hasher};
 
 /// Whose WGSL a module is. They differ in one line: operations on subgroups need the directive `enable subgroups;` by the
@@ -19,15 +21,15 @@ impl Dialect {
 
 /// A WGSL text of its own file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct Source {
     /// The path below `shaders/`.
     pub path: &'static str,
     /// The text.
     pub source: &'static str,
 }
 
-/// By the path alone: pipelines are looked up for every dispatch, and texts are long.
-impl Hash for Part {
+/// By the path alone, since texts are long.
+impl Hash for Source {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.path.hash(state);
     }
@@ -44,7 +46,7 @@ pub struct Linked {
 
 impl Linked {
     /// Joins parts below a header of directives. WGSL's module scope has no order, so any order does.
-    pub fn new(header: &str, parts: &[Part]) -> Self {
+    pub fn new(header: &str, parts: &[Source]) -> Self {
         let mut source = String::from(header);
         let mut lines = Vec::new();
         for part in parts {
@@ -78,5 +80,104 @@ impl Linked {
             rest = if self.place(after[..digits].parse().unwrap_or(0)).is_some() { &after[digits..] } else { after };
         }
         located + rest
+    }
+}
+
+/// What a binding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Binding {
+    /// The parameters.
+    Uniform,
+    /// A storage buffer that is only read.
+    Read,
+    /// A storage buffer that is read and written.
+    Write,
+}
+
+/// A kernel: what its shader file declares.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// The one word: shader file, entry point, module, twin, test.
+    pub name: &'static str,
+    /// The shader file's text.
+    pub source: &'static str,
+    /// Name and kind of each binding of group 0, in order.
+    pub bindings: &'static [(&'static str, Binding)],
+    /// Bytes of the parameters.
+    pub params_bytes: usize,
+    /// Does it rely on workgroup memory being zero at the start?
+    pub zeroed: bool,
+}
+
+/// By the name alone, which no two have.
+impl Hash for Kernel {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
+/// A kernel with the parts and constants that one plan needs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// The kernel.
+    pub kernel: &'static Kernel,
+    /// The parts joined to its source.
+    pub parts: Vec<Source>,
+    /// Override constants, by name; the numbers as the bits of f64, so that variants can be compared and hashed.
+    constants: Vec<(&'static str, u64)>,
+    /// Does it use subgroup operations?
+    pub subgroups: bool,
+    /// Does it compute in halves (the feature `shader-f16`)?
+    pub halves: bool,
+}
+
+impl Variant {
+    pub(crate) fn new(kernel: &'static Kernel, parts: &[Source], constants: &[(&'static str, f64)]) -> Self {
+        Self { kernel, parts: parts.to_vec(), constants: constants.iter().map(|(n, x)| (*n, x.to_bits())).collect(), subgroups: false, halves: false }
+    }
+
+    /// Override constants by name.
+    pub fn constants(&self) -> Vec<(&'static str, f64)> {
+        self.constants.iter().map(|(n, x)| (*n, f64::from_bits(*x))).collect()
+    }
+
+    /// The whole WGSL module, for a compiler that reads this dialect.
+    pub fn link(&self, dialect: Dialect) -> Linked {
+        let subgroups = if self.subgroups && dialect == Dialect::Standard { "enable subgroups;\n" } else { "" };
+        let halves = if self.halves { "enable f16;\n" } else { "" };
+        let mut parts = vec![Source { path: self.kernel.name, source: self.kernel.source }];
+        parts.extend_from_slice(&self.parts);
+        let mut linked = Linked::new(&format!("{halves}{subgroups}requires packed_4x8_integer_dot_product;\n"), &parts);
+        linked.source = linked.source.lines().map(|line| self.fix(line) + "\n").collect();
+        linked
+    }
+
+    /// Turns the declaration of an override into one of a constant. naga's handling of overrides as array sizes is not to
+    /// be relied on (it can lose the order of types), drivers fold constants sooner, and a variant has a module of its own
+    /// anyway, since its parts differ.
+    fn fix(&self, line: &str) -> String {
+        let declared = line.strip_prefix("override ").and_then(|rest| rest.split_once(';'));
+        let Some((name, kind)) = declared.and_then(|(declaration, _)| declaration.split_once(": ")) else {
+            return line.to_owned();
+        };
+        match (self.constants().iter().find(|(n, _)| *n == name), kind) {
+            (Some((_, x)), "bool") => format!("const {name} = {};", *x != 0.0),
+            (Some((_, x)), "u32") => format!("const {name} = {}u;", *x as u32),
+            (Some((_, x)), _) => format!("const {name} = {:?}f;", *x as f32),
+            (None, _) => line.to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kernel.name)?;
+        for part in &self.parts {
+            write!(f, "+{}", part.path.trim_start_matches("part/").trim_end_matches(".wgsl"))?;
+        }
+        for (name, x) in self.constants() {
+            write!(f, "/{name}={x}")?;
+        }
+        Ok(())
     }
 }

@@ -1,10 +1,11 @@
 //! Which planes of the packed keys, and then of the packed values, one query row has to read: AlignedKV (2409.16546).
 //!
-//! Shader: `shaders/align_plan.wgsl`. Twin: [`reference::align_plan`](crate::reference::align_plan).
+//! Shader: `shaders/align_plan.wgsl`. Twin: [`reference::align_plan`](crate::kernel::reference::align_plan).
 
-use super::{Binding, HEADS_1, HEADS_2, HEADS_4, Kernel, LEVELS, LEVELS_4, LEVELS_8, LEVELS_HALF, Variant, flag};
+use super::{Binding, Kernel, LEVELS, LEVELS_4, LEVELS_8, LEVELS_HALF, Variant, flag, heads_part};
 use crate::format::Bits;
-use crate::gpu::Part;
+use crate::gpu::Source;
+pub use crate::plan::sizes::{PLAN_WORDS, SUM_ENTRIES};
 use crate::plan::{Plan, Slab};
 
 /// `AlignPlanParams` of `shaders/align_plan.wgsl`.
@@ -44,9 +45,6 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// Words of one row's and one reading's plan.
-pub const PLAN_WORDS: u32 = 112;
-
 /// Where it holds, by head, the largest score of the pages.
 pub const PLAN_PEAK: u32 = 16;
 /// The factor on a token's weight that gives what the level is found by.
@@ -68,21 +66,8 @@ pub const PLAN_FILLS: u32 = 48;
 /// Of integer codes, by group and head: what a key's scale times it bounds the error of its score by, in nats.
 pub const PLAN_ERRORS: u32 = 80;
 
-/// Entries of an item's sums among the scores: largest score, sum of weights, sum of weights times scales, largest error of a score in
-/// nats, and loads of each plane.
-pub const SUM_ENTRIES: u32 = 7;
-
-/// The part for the query heads that share one reading.
-pub(super) fn heads_part(plan: &Plan) -> Part {
-    match plan.heads() {
-        1 => HEADS_1,
-        2 => HEADS_2,
-        _ => HEADS_4,
-    }
-}
-
 /// The part that tells the levels of numbers of these bits.
-pub(super) fn levels_part(bits: Bits) -> Part {
+pub(super) fn levels_part(bits: Bits) -> Source {
     match bits {
         Bits::Four => LEVELS_4,
         Bits::Eight => LEVELS_8,

@@ -1,15 +1,15 @@
 //! The scores of one query row against one slice of the packed pages, from the planes of the keys that
 //! [`align_plan`](super::align_plan) chose: AlignedKV (2409.16546).
 //!
-//! Shader: `shaders/align_scores.wgsl`. Twin: [`reference::align_scores`](crate::reference::align_scores).
+//! Shader: `shaders/align_scores.wgsl`. Twin: [`reference::align_scores`](crate::kernel::reference::align_scores).
 
-use super::align_plan::{heads_part, levels_part};
+use super::align_plan::levels_part;
 use super::{
     ALIGN_KEYS_CODE, ALIGN_KEYS_HALF, Binding, Kernel, PAGE_SCALES, PLANES, PLANES_4, PLANES_8, QUERIES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, TURN_AT, Variant,
-    flag, position_constants, position_parts, scales_part,
+    flag, heads_part, position_constants, position_parts, scales_part,
 };
 use crate::format::Bits;
-use crate::gpu::{Part, Reduce};
+use crate::gpu::{Reduce, Source};
 use crate::plan::{Plan, Slab};
 
 /// `AlignScoresParams` of `shaders/align_scores.wgsl`.
@@ -45,7 +45,7 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 /// The part that reduces over the lanes.
-pub(super) fn reduce_part(plan: &Plan) -> Part {
+pub(super) fn reduce_part(plan: &Plan) -> Source {
     match plan.reduce() {
         Reduce::Subgroup => REDUCE_SUBGROUP,
         Reduce::Workgroup => REDUCE_WORKGROUP,
@@ -53,7 +53,7 @@ pub(super) fn reduce_part(plan: &Plan) -> Part {
 }
 
 /// The parts that read planes of numbers of these bits, for a kernel whose own part for codes, and for halves, is given.
-pub(super) fn number_parts(plan: &Plan, bits: Bits, code: Part, half: Part) -> Vec<Part> {
+pub(super) fn number_parts(plan: &Plan, bits: Bits, code: Source, half: Source) -> Vec<Source> {
     match bits {
         Bits::Four => vec![code, levels_part(bits), PLANES_4, scales_part(plan), PAGE_SCALES],
         Bits::Eight => vec![code, levels_part(bits), PLANES_8, scales_part(plan), PAGE_SCALES],

@@ -1,12 +1,12 @@
 //! The weighted values of one query row over one slice of the packed pages, from the planes that a token's softmax weight asks for:
 //! AlignedKV (2409.16546).
 //!
-//! Shader: `shaders/align_values.wgsl`. Twin: [`reference::align_values`](crate::reference::align_values).
+//! Shader: `shaders/align_values.wgsl`. Twin: [`reference::align_values`](crate::kernel::reference::align_values).
 
-use super::align_plan::heads_part;
 use super::align_scores::{number_parts, reduce_part};
-use super::{ALIGN_VALUES_CODE, ALIGN_VALUES_HALF, Binding, Kernel, LEVELS, Variant, flag};
+use super::{ALIGN_VALUES_CODE, ALIGN_VALUES_HALF, Binding, Kernel, LEVELS, Variant, flag, heads_part};
 use crate::gpu::Reduce;
+pub use crate::plan::sizes::LEDGER_VECS;
 use crate::plan::{Plan, Slab};
 
 /// `AlignValuesParams` of `shaders/align_values.wgsl`.
@@ -42,9 +42,6 @@ pub static KERNEL: Kernel = Kernel {
     params_bytes: size_of::<AlignValuesParams>(),
     zeroed: false,
 };
-
-/// Units of 16 bytes of a reading's ledger: errors by head, tokens by level, loads by plane.
-pub const LEDGER_VECS: u32 = 3;
 
 /// The variant for a slab of a plan.
 pub fn variant(plan: &Plan, slab: &Slab) -> Variant {

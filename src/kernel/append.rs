@@ -1,14 +1,14 @@
 //! New keys and values into the packed pages: RoPE, rotation, scale, codes, in one pass over both. For RotateKV, whose keys
 //! [`append_reordered`](super::append_reordered) packs, values only.
 //!
-//! Shader: `shaders/append.wgsl`. Twin: [`reference::append`](crate::reference::append).
+//! Shader: `shaders/append.wgsl`. Twin: [`reference::append`](crate::kernel::reference::append).
 
 use super::{
-    Binding, CENTRE, CODE_PLANES, Constants, FINITE, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, PLANES, REPORT, TURN, Variant, append_block, centred,
-    fit_parts, flag, hadamard_constants, half_rows, page_constants, rope_constants, scales_part,
+    Binding, CENTRE, CODE_PLANES, Constants, FINITE, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, PLANES, REPORT, TURN, Variant, centred, fit_parts, flag,
+    hadamard_constants, half_rows, page_constants, rope_constants, scales_part,
 };
+use crate::format::Element;
 use crate::plan::{Plan, Slab};
-use crate::rows::Element;
 
 /// `AppendParams` of `shaders/append.wgsl`.
 #[repr(C)]
@@ -48,11 +48,6 @@ pub static KERNEL: Kernel = Kernel {
     params_bytes: size_of::<AppendParams>(),
     zeroed: false,
 };
-
-/// What packs the pages of a slab of a plan: this kernel, or [`append_block`] where that suits.
-pub(crate) fn variant_of(plan: &Plan, slab: &Slab, element: Element) -> Variant {
-    if append_block::suits(plan, slab) { append_block::variant(plan, slab, element) } else { variant(plan, slab, element) }
-}
 
 /// What both kernels that pack are told.
 pub(super) fn packing_constants(plan: &Plan, slab: &Slab, element: Element) -> Constants {

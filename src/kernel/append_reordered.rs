@@ -1,14 +1,14 @@
 //! New keys of RotateKV into the packed pages: rotated over groups of KV heads before RoPE, in groups by the calibrated order.
 //!
 //! Reads each key twice, since a token's whole row may be larger than workgroup memory.
-//! Shader: `shaders/append_reordered.wgsl`. Twin: [`reference::append_reordered`](crate::reference::append_reordered).
+//! Shader: `shaders/append_reordered.wgsl`. Twin: [`reference::append_reordered`](crate::kernel::reference::append_reordered).
 
 use super::{
     Binding, FINITE, GROUP, HADAMARD, HALF, KEY_WORDS, Kernel, PLACE, REPORT, TURN, Variant, group_constants, group_part, hadamard_constants, half_rows,
     rope_constants, scales_part,
 };
+use crate::format::Element;
 use crate::plan::{Plan, Slab};
-use crate::rows::Element;
 
 /// `AppendReorderedParams` of `shaders/append_reordered.wgsl`.
 #[repr(C)]

@@ -1,11 +1,12 @@
 //! A block of query rows against cached tokens, causal, in f32; also the f16 rows of a decode step.
 //!
-//! Shader: `shaders/attend_prefill.wgsl`. Twin: [`reference::attend_prefill`](crate::reference::attend_prefill).
+//! Shader: `shaders/attend_prefill.wgsl`. Twin: [`reference::attend_prefill`](crate::kernel::reference::attend_prefill).
 
 use super::{
     Binding, CACHED, CODE_PLANES, GROUPED, GROUPED_BLOCK, HADAMARD, HALF, Kernel, PLANES, TILE_RESTORED, TILE_STORED, TURN, Variant, elected_constants,
     group_constants, hadamard_constants, page_constants, position_quads, rope_constants, scales_part,
 };
+pub use crate::plan::sizes::DECODE_PARTIALS;
 use crate::plan::{Plan, Slab};
 
 /// `AttendPrefillParams` of `shaders/attend_prefill.wgsl`.
@@ -46,9 +47,6 @@ pub const TILE_ROWS: u32 = 32;
 
 /// Tokens of a tile.
 pub const TILE_TOKENS: u32 = 32;
-
-/// Items that the f16 tokens of a decode pass are split into, at most, but for one more a row.
-pub const DECODE_PARTIALS: u32 = 1024;
 
 /// The variant for a slab of a plan.
 pub fn variant(plan: &Plan, slab: &Slab) -> Variant {

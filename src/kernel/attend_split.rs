@@ -3,7 +3,7 @@
 //! Per page and KV head it reads the page once for up to four query heads; integer dot products for the keys against int8
 //! queries, and for the values against u8 weights. RotateKV's keys are restored first, in registers or workgroup memory (the
 //! rotation over a group of heads undone, RoPE), and meet the queries as halves or f32. Shader: `shaders/attend_split.wgsl`.
-//! Twin: [`reference::attend_split`](crate::reference::attend_split).
+//! Twin: [`reference::attend_split`](crate::kernel::reference::attend_split).
 
 use super::{
     Binding, CODES_2, CODES_3, CODES_4, CODES_8, GROUPED, GROUPED_BLOCK, HADAMARD, KEYS_2, KEYS_3, KEYS_4, KEYS_8, KEYS_F16, KEYS_INTEGER, KEYS_RESTORED,
@@ -12,7 +12,7 @@ use super::{
     WORDS_8, elected_constants, group_constants, hadamard_constants, heads_part, position_constants, position_parts, rope_constants, scales_part,
 };
 use crate::format::Bits;
-use crate::gpu::{Part, Reduce};
+use crate::gpu::{Reduce, Source};
 use crate::plan::{Plan, Restore, Slab};
 
 /// `AttendSplitParams` of `shaders/attend_split.wgsl`.
@@ -49,7 +49,7 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 /// One of four parts, by bits.
-fn by_bits(bits: u32, parts: [Part; 4]) -> Part {
+fn by_bits(bits: u32, parts: [Source; 4]) -> Source {
     let [two, three, four, eight] = parts;
     match bits {
         2 => two,
@@ -60,7 +60,7 @@ fn by_bits(bits: u32, parts: [Part; 4]) -> Part {
 }
 
 /// The parts that make scores of the keys.
-fn key_parts(plan: &Plan, slab: &Slab) -> Vec<Part> {
+fn key_parts(plan: &Plan, slab: &Slab) -> Vec<Source> {
     let bits = slab.format().key().bits.get();
     if plan.restores() {
         return match plan.restore() {

@@ -1,6 +1,6 @@
 //! Cached tokens back to rows in f32: keys as they were after RoPE, values as they came.
 //!
-//! Shader: `shaders/dequantize.wgsl`. Twin: [`reference::dequantize`](crate::reference::dequantize).
+//! Shader: `shaders/dequantize.wgsl`. Twin: [`reference::dequantize`](crate::kernel::reference::dequantize).
 
 use super::{
     Binding, CACHED, CENTRE, CODE_PLANES, GROUPED, HADAMARD, Kernel, PLACE, PLANES, TURN, Variant, centred, elected_constants, flag, group_constants,

@@ -1,11 +1,11 @@
 //! Which tokens of a prompt stay f16 in a layer: those with the largest magnitudes of the residual stream (RotateKV's sinks).
 //!
 //! Two variants, one after the other: the largest of each block of rows, then of a chunk's blocks and of what its sequence
-//! had before. Shader: `shaders/elect.wgsl`. Twin: [`reference::elect`](crate::reference::elect).
+//! had before. Shader: `shaders/elect.wgsl`. Twin: [`reference::elect`](crate::kernel::reference::elect).
 
 use super::{Binding, Kernel, PLACE, Variant, flag, half_rows};
+use crate::format::Element;
 use crate::plan::Plan;
-use crate::rows::Element;
 
 /// `ElectParams` of `shaders/elect.wgsl`.
 #[repr(C)]

@@ -4,13 +4,12 @@
 //! `G[h] = sum of x x^T` over all rows, with `x` the channels of head `h`. The rows are cut into chunks of [`CHUNK`], and the
 //! matrix of each is written apart, so that [`sum`] adds them in f64. Each workgroup makes a tile of 16 x 16 numbers and reads
 //! its two strips of channels; tiles above the diagonal are copies of those below.
-//! Shader: `shaders/gram.wgsl`. Twin: [`reference::gram`](crate::reference::gram).
+//! Shader: `shaders/gram.wgsl`. Twin: [`reference::gram`](crate::kernel::reference::gram).
 
 use super::{Binding, Kernel, Variant, flag};
-use crate::error::{Error, Result};
-use crate::gpu::Gpu;
-use crate::rows::{Element, Rows};
-use crate::shape::HEAD_DIMS;
+use crate::error::{Error, Result, Thing};
+use crate::format::{Element, HEAD_DIMS};
+use crate::gpu::{Gpu, Rows};
 
 /// Rows of one matrix of `grams`.
 pub const CHUNK: u32 = 512;
@@ -60,10 +59,10 @@ fn numbers(rows: u32, heads: u32, head_dim: u32) -> u64 {
 
 fn check(heads: u32, head_dim: u32) -> Result<()> {
     if !HEAD_DIMS.contains(&head_dim) {
-        return Err(Error::Shape { name: "head_dim", wanted: "64, 80, 96, 128 or 256".into(), had: head_dim.to_string() });
+        return Err(Error::argument("head_dim", "64, 80, 96, 128 or 256", head_dim));
     }
     if heads == 0 {
-        return Err(Error::Shape { name: "heads", wanted: "1 or more".into(), had: heads.to_string() });
+        return Err(Error::argument("heads", "1 or more", heads));
     }
     Ok(())
 }
@@ -75,8 +74,8 @@ fn check(heads: u32, head_dim: u32) -> Result<()> {
 /// A number that is not finite makes the matrix of its head and chunk not finite, which [`sum`] refuses.
 ///
 /// # Errors
-/// [`Error::Shape`] for a head dimension that is not served, no heads, and where `grams` is the buffer of the rows (a device
-/// cannot read a buffer through one binding and write it through another); [`Error::Element`] for rows that are not f32;
+/// [`Error::Mismatch`] for a head dimension that is not served, no heads, and where `grams` is the buffer of the rows (a device
+/// cannot read a buffer through one binding and write it through another); [`Error::Mismatch`] for rows that are not f32;
 /// [`Error::Limit`] for more rows, matrices or workgroups than the device can bind and dispatch; and [`Error::Rows`],
 /// [`Error::Offset`], [`Error::Usage`] for buffers that cannot hold them. Then nothing was recorded.
 #[expect(clippy::too_many_arguments, reason = "three buffers and what they hold")]
@@ -93,10 +92,10 @@ pub fn record(
     check(heads, head_dim)?;
     for (name, rows) in [("rows", Some(rows)), ("minus", minus)].into_iter().filter_map(|(name, rows)| Some((name, rows?))) {
         if rows.element != Element::F32 {
-            return Err(Error::Element { name, wanted: "f32", had: rows.element.name() });
+            return Err(Error::argument(name, "f32", rows.element.name()));
         }
         if rows.buffer == grams {
-            return Err(Error::Shape { name: "grams", wanted: format!("in another buffer than {name}"), had: "in the same".into() });
+            return Err(Error::argument("grams", format!("in another buffer than {name}"), "in the same"));
         }
     }
     let capability = gpu.capability();
@@ -125,7 +124,7 @@ pub fn record(
     // A binding cannot stay empty. Without `minus` the rows lie there again, and the shader never reads them from there.
     let minus_binding = minus.map_or(Ok(row_binding.clone()), |minus| minus.binding("minus", row_numbers, capability))?;
     let gram_binding = Rows::f32(grams).binding("grams", gram_numbers, capability)?;
-    let params = crate::step::uniform(gpu, bytemuck::bytes_of(&GramParams { rows: count, heads, pad: [0; 2] }));
+    let params = gpu.uniform(bytemuck::bytes_of(&GramParams { rows: count, heads, pad: [0; 2] }));
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv gram"), timestamp_writes: None });
     let bindings = [params.as_entire_binding(), row_binding, minus_binding, gram_binding];
     gpu.pipeline(&variant(head_dim, minus.is_some())).dispatch(gpu, &mut pass, &bindings, grid);
@@ -136,8 +135,8 @@ pub fn record(
 /// `head_dim * head_dim` numbers, row by row. No rows have matrices of zeros.
 ///
 /// # Errors
-/// [`Error::Calibration`] for a matrix that is not finite, since a row was not or a product of two numbers left the range of
-/// f32; [`Error::Shape`] as [`record`]; [`Error::Rows`] and [`Error::Usage`] where `grams` does not hold so many chunks or was
+/// [`Error::Mismatch`] for a matrix that is not finite, since a row was not or a product of two numbers left the range of
+/// f32; [`Error::Mismatch`] as [`record`]; [`Error::Rows`] and [`Error::Usage`] where `grams` does not hold so many chunks or was
 /// made without `COPY_SRC`; [`Error::Readback`].
 pub async fn sum(gpu: &Gpu, grams: &wgpu::Buffer, count: u32, heads: u32, head_dim: u32) -> Result<Vec<Vec<f64>>> {
     check(heads, head_dim)?;
@@ -157,7 +156,7 @@ pub async fn sum(gpu: &Gpu, grams: &wgpu::Buffer, count: u32, heads: u32, head_d
         let head = i % heads as usize;
         for (sum, x) in sums[head].iter_mut().zip(matrix) {
             if !x.is_finite() {
-                return Err(Error::Calibration { name: "Gram matrix", wanted: "finite".into(), had: format!("{x} in head {head}") });
+                return Err(Error::mismatch(Thing::Sensitivity, "Gram matrix of the rows or the outputs", "finite", format!("{x} in head {head}")));
             }
             *sum += f64::from(*x);
         }

@@ -1,11 +1,12 @@
 //! What the mean of the keys adds to the scores of each page, as far as it turns slowly: terms of polynomials, for
 //! [`attend_split`](super::attend_split) or [`align_scores`](super::align_scores). For Centred only.
 //!
-//! Shader: `shaders/position.wgsl`. Twin: [`reference::position`](crate::reference::position()).
+//! Shader: `shaders/position.wgsl`. Twin: [`reference::position`](crate::kernel::reference::position()).
 
 use super::{Binding, CENTRE, FACTORS, Kernel, QUERY_AT, TURN, TURN_AT, Variant, centred, half_rows, heads_part, position_constants, query, rope_constants};
+use crate::format::Element;
 use crate::plan::Plan;
-use crate::rows::Element;
+pub use crate::plan::sizes::POSITION_TERMS as TERMS;
 
 /// `PositionParams` of `shaders/position.wgsl`.
 #[repr(C)]
@@ -43,9 +44,6 @@ pub static KERNEL: Kernel = Kernel {
 
 /// Pages of an item, at most.
 pub const PAGES: u32 = 16;
-
-/// Terms of a page: those of the even powers, then of the odd.
-pub const TERMS: u32 = 12;
 
 /// The variant for a plan and the type of the caller's rows.
 pub fn variant(plan: &Plan, element: Element) -> Variant {

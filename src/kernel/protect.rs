@@ -1,13 +1,13 @@
 //! New keys and values that stay f16: sinks and the window.
 //!
-//! Shader: `shaders/protect.wgsl`. Twin: [`reference::protect`](crate::reference::protect).
+//! Shader: `shaders/protect.wgsl`. Twin: [`reference::protect`](crate::kernel::reference::protect).
 
 use super::{
     Binding, CENTRE, FINITE, HADAMARD, HALF, INPUT, Kernel, PLACE, REPORT, TURN, Variant, centred, elected_constants, flag, hadamard_constants, half_rows,
     rope_constants,
 };
+use crate::format::Element;
 use crate::plan::Plan;
-use crate::rows::Element;
 
 /// `ProtectParams` of `shaders/protect.wgsl`.
 #[repr(C)]

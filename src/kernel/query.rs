@@ -1,11 +1,11 @@
 //! Query rows into the basis of the codec: RoPE, rotation, the softmax scale, and int8 codes for [`attend_split`](super::attend_split).
 //!
-//! Shader: `shaders/query.wgsl`. Twin: [`reference::query`](crate::reference::query).
+//! Shader: `shaders/query.wgsl`. Twin: [`reference::query`](crate::kernel::reference::query).
 
 use super::{Binding, CENTRE, FACTORS, FINITE, HADAMARD, HEADS_1, Kernel, QUERY_AT, TURN, Variant};
 use super::{centred, flag, hadamard_constants, half_rows, position_quads, rope_constants};
+use crate::format::Element;
 use crate::plan::Plan;
-use crate::rows::Element;
 
 /// `QueryParams` of `shaders/query.wgsl`.
 #[repr(C)]

@@ -4,12 +4,12 @@
 //! (2501.16383). Powers of two
 //! take butterflies: every number is read and written once, 16 bytes an access, with two barriers in between. 80 and 96 take
 //! two dense factors of at most 20 additions each.
-//! Shader: `shaders/rotate.wgsl`. Twin: [`reference::rotate`](crate::reference::rotate).
+//! Shader: `shaders/rotate.wgsl`. Twin: [`reference::rotate`](crate::kernel::reference::rotate).
 
 use super::{BUTTERFLY, Binding, HADAMARD, Kernel, PLACE, ROTATE_BUTTERFLY, ROTATE_DENSE, Variant, flag, hadamard_constants};
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
-use crate::rows::{Element, Rows};
+use crate::format::Element;
+use crate::gpu::{Gpu, Rows};
 
 /// The orders that are served.
 pub const ORDERS: [u32; 7] = [64, 80, 96, 128, 256, 512, 1024];
@@ -49,7 +49,7 @@ pub fn variant(order: u32, in_place: bool, invocations: u32) -> Variant {
 /// Records the rotation, in place, of `count` f32 rows of `order` numbers.
 ///
 /// # Errors
-/// [`Error::Shape`] for an order that is not served, [`Error::Element`] for rows that are not f32, [`Error::Limit`] for more
+/// [`Error::Mismatch`] for an order that is not served, [`Error::Mismatch`] for rows that are not f32, [`Error::Limit`] for more
 /// than the device can bind, and [`Error::Rows`], [`Error::Offset`], [`Error::Usage`] for a buffer that cannot hold them.
 pub fn record(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, rows: Rows<'_>, count: u32, order: u32) -> Result<()> {
     record_with(gpu, encoder, None, rows, count, order, INVOCATIONS)
@@ -58,7 +58,7 @@ pub fn record(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, rows: Rows<'_>, cou
 /// Records the rotation of `count` f32 rows of `order` numbers into `rotated`, which is another buffer. `rows` stays as it is.
 ///
 /// # Errors
-/// Those of [`record`], for either buffer, and [`Error::Shape`] where both are the same: a device cannot read a buffer through
+/// Those of [`record`], for either buffer, and [`Error::Mismatch`] where both are the same: a device cannot read a buffer through
 /// one binding and write it through another, wherever in it the rows lie.
 pub fn record_into(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, rows: Rows<'_>, rotated: Rows<'_>, count: u32, order: u32) -> Result<()> {
     record_with(gpu, encoder, Some(rows), rotated, count, order, INVOCATIONS)
@@ -67,7 +67,7 @@ pub fn record_into(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, rows: Rows<'_>
 /// Both of them, with another workgroup: for measurements. Without `rows`, `rotated` holds them.
 ///
 /// # Errors
-/// Those of [`record_into`], and [`Error::Shape`] for `invocations` other than 32, 64 or 128.
+/// Those of [`record_into`], and [`Error::Mismatch`] for `invocations` other than 32, 64 or 128.
 pub fn record_with(
     gpu: &Gpu,
     encoder: &mut wgpu::CommandEncoder,
@@ -78,13 +78,13 @@ pub fn record_with(
     invocations: u32,
 ) -> Result<()> {
     if !ORDERS.contains(&order) {
-        return Err(Error::Shape { name: "order", wanted: "64, 80, 96, 128, 256, 512 or 1024".into(), had: order.to_string() });
+        return Err(Error::argument("order", "64, 80, 96, 128, 256, 512 or 1024", order));
     }
     if ![32, 64, 128].contains(&invocations) {
-        return Err(Error::Shape { name: "invocations", wanted: "32, 64 or 128".into(), had: invocations.to_string() });
+        return Err(Error::argument("invocations", "32, 64 or 128", invocations));
     }
     if rows.is_some_and(|rows| rows.buffer == rotated.buffer) {
-        return Err(Error::Shape { name: "rotated", wanted: "in another buffer than rows".into(), had: "in the same".into() });
+        return Err(Error::argument("rotated", "in another buffer than rows", "in the same"));
     }
     let elements = u64::from(count) * u64::from(order);
     let in_place = rows.is_none();
@@ -99,7 +99,7 @@ pub fn record_with(
     let params = gpu.filled("wgkv params", bytemuck::bytes_of(&contents), wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE);
     let bindings = [params.as_entire_binding(), rows.unwrap_or(params.as_entire_binding()), rotated];
     let numbers = if order.is_power_of_two() { 32 * invocations } else { order };
-    let grid = crate::step::fold(elements.div_ceil(numbers.into()) as u32, gpu.capability().workgroups);
+    let grid = crate::gpu::fold(elements.div_ceil(numbers.into()) as u32, gpu.capability().workgroups);
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv rotate"), timestamp_writes: None });
     gpu.pipeline(&variant(order, in_place, invocations)).dispatch(gpu, &mut pass, &bindings, [grid[0], grid[1], 1]);
     Ok(())
@@ -108,7 +108,7 @@ pub fn record_with(
 /// Checks that so many f32 numbers lie there, and answers their binding.
 fn bind<'a>(gpu: &Gpu, name: &'static str, rows: Rows<'a>, elements: u64) -> Result<wgpu::BindingResource<'a>> {
     if rows.element != Element::F32 {
-        return Err(Error::Element { name, wanted: "f32", had: rows.element.name() });
+        return Err(Error::argument(name, "f32", rows.element.name()));
     }
     rows.binding(name, elements, gpu.capability())
 }

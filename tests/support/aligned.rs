@@ -1,7 +1,8 @@
 //! The cases that the tests of the kernels of planes share.
 
 use super::*;
-use wgkv::{Alignment, Bits, Centre, Criterion, Element, Format, Precision, Rope, Scales};
+use wgkv::aligned::{Alignment, Criterion};
+use wgkv::{Bits, Element, Format, Means, Precision, Rope, Scales};
 
 /// Shapes, protections and ways of choosing planes; in each, the last step decodes one token of every sequence.
 pub fn aligned_cases(gpu: &Gpu) -> Vec<Case> {
@@ -130,7 +131,7 @@ pub fn aligned_cases(gpu: &Gpu) -> Vec<Case> {
         codes("Centred: budgets of nothing", 128, 2, 1, centred(Four, Eight, 128), 0.0, 0.0),
         codes("Centred: budgets without end", 64, 4, 1, centred(Eight, Four, 64), 1e9, 1e9),
         Case {
-            centre: Some(Centre::natural(&case("", 96, 3, 3, centred(Four, Four, 32)).shape)),
+            centre: Some(Means::natural(&case("", 96, 3, 3, centred(Four, Four, 32)).shape)),
             ..codes("Centred: without a calibration", 96, 3, 3, centred(Four, Four, 32), 1.0, 4.0)
         },
     ]);

@@ -1,9 +1,8 @@
 //! What the kernels that pack are checked against: their twins, and numbers in f64.
 
 use super::*;
-use wgkv::kernel::append_block;
-use wgkv::reference;
-use wgkv::*;
+use wgkv::low_level::kernel::append_block;
+use wgkv::low_level::reference;
 
 /// Error of a number of a turned and rotated row, relative to the row's length: at most 11 roundings in the rotation (see
 /// tests/rotate.rs) and 5 in the turn (two of the composed cosine, two of the table's, one of the sum), of 2^-24 each.
@@ -55,7 +54,7 @@ pub fn check_append(walk: &Walk, taken: &Taken, count: &mut Count) {
     let mut status = vec![0; 1028];
     let slabs = walk.plan().slabs(0).iter().zip(&walk.slab_constants);
     for ((params, (slab, constants)), pages) in words.append.iter().zip(slabs).zip(&mut twin) {
-        let append = if append_block::suits(walk.plan(), slab) { reference::append_block } else { reference::append };
+        let append = if walk.plan().packs_blocks(slab) { reference::append_block } else { reference::append };
         append(
             params,
             constants,

@@ -27,7 +27,13 @@ pub use walk::*;
 
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
-use wgkv::Gpu;
+pub use wgkv::aligned::*;
+pub use wgkv::bits::*;
+pub use wgkv::devices::*;
+pub use wgkv::learned::*;
+pub use wgkv::low_level::*;
+pub use wgkv::prefix::*;
+pub use wgkv::*;
 
 /// The device. A machine without an adapter fails the test: nothing here skips itself.
 pub fn gpu() -> Gpu {

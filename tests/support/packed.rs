@@ -1,8 +1,11 @@
-//! What lies in a page and in RotateKV's plane of key scales, read from the description of [`PageLayout`](wgkv::PageLayout), not from
+//! What lies in a page and in RotateKV's plane of key scales, read from the description of [`PageLayout`](wgkv::low_level::PageLayout), not from
 //! the kernels.
 
-use wgkv::reference::half::unpack;
-use wgkv::{Alignment, Bits, Codec, Plan, Scales, Slab};
+use super::*;
+use wgkv::aligned::Alignment;
+use wgkv::low_level::Slab;
+use wgkv::low_level::reference::half::unpack;
+use wgkv::{Bits, Codec, Plan, Scales};
 
 /// One token's key or value of one head as it lies in a page.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,5 +1,6 @@
 //! A safetensors file in its parts, to be written with something else in it.
 
+use super::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;

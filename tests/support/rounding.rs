@@ -1,6 +1,7 @@
 //! Is what a kernel stored the rounding of what it should have stored?
 
 use super::Packed;
+use super::*;
 use wgkv::Scales;
 
 /// A quotient: 2.5 units in the last place by WGSL's accuracy, 2^-23 each, and a rounding more.

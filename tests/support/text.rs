@@ -1,8 +1,8 @@
 //! A text as a model would show it to a cache, and a cache that reads it, layer by layer.
 
+use super::*;
 use super::{download, normals, poisoned, upload, words};
 use rand::rngs::StdRng;
-use wgkv::*;
 
 /// Numbers of a row of the residual stream.
 pub const STREAM: usize = 8;

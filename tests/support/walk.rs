@@ -1,10 +1,10 @@
 //! One case of a table, walked step by step: a cache, its inputs, and what every kernel read and wrote.
 
+use super::*;
 use super::{POISON, attention_over, attention_seen, normal, seeded, upload, words};
 use rand::rngs::StdRng;
-use wgkv::gpu::Capability;
-use wgkv::reference::{Constants, turns};
-use wgkv::*;
+use wgkv::Capability;
+use wgkv::low_level::reference::{Constants, turns};
 
 /// One row of a test's table.
 #[derive(Clone, Debug)]
@@ -31,9 +31,9 @@ pub struct Case {
     /// For RotateKV: how far the order of channels reaches.
     pub reach: Reach,
     /// For RotateKV: the calibration, drawn by [`Walk::new`] if there is none.
-    pub calibration: Option<Calibration>,
+    pub calibration: Option<ChannelOrder>,
     /// For Centred: means and weights, drawn by [`Walk::new`] if there are none. The means of the keys are then what keys have in common.
-    pub centre: Option<Centre>,
+    pub centre: Option<Means>,
     /// For AlignedF16, and where integer codes are stored in planes: the planes that decoding reads.
     pub alignment: Alignment,
     /// For planes: with kernels that count their loads.
@@ -54,7 +54,7 @@ pub fn case(why: &'static str, head_dim: u32, query_heads: u32, kv_heads: u32, f
         shape: Shape { layers: 1, query_heads, kv_heads, head_dim, rope: Rope::new(10_000.0, head_dim) },
         format,
         precisions: Vec::new(),
-        protection: Protection::strict(),
+        protection: Protection::NONE,
         element: Element::F32,
         slabs: false,
         straight: None,
@@ -184,13 +184,13 @@ pub struct Walk {
 pub const RESIDUAL_WIDTH: u32 = 6;
 
 /// A calibration whose order is a random permutation.
-pub fn calibration(shape: &Shape, format: &Format, reach: Reach, random: &mut StdRng) -> Calibration {
+pub fn calibration(shape: &Shape, format: &Format, reach: Reach, random: &mut StdRng) -> ChannelOrder {
     let sums = (0..shape.layers).map(|_| (0..shape.kv_heads * shape.head_dim).map(|_| f64::from(normal(random))).collect()).collect();
-    Calibration::from_sums(shape, format.heads_per_group(shape.kv_heads), reach, "random", 1, sums).expect("sums of the shape")
+    ChannelOrder::from_sums(shape, format.heads_per_group(shape.kv_heads), reach, "random", 1, sums).expect("sums of the shape")
 }
 
 /// Means of the keys as told, near enough; random weights, alike within a pair of RoPE, and means of values.
-pub fn centre(shape: &Shape, means: &[f32], random: &mut StdRng) -> Centre {
+pub fn centre(shape: &Shape, means: &[f32], random: &mut StdRng) -> Means {
     let d = shape.head_dim as usize;
     let pairs = shape.rope.frequencies().len();
     let layers = (0..shape.layers)
@@ -206,12 +206,12 @@ pub fn centre(shape: &Shape, means: &[f32], random: &mut StdRng) -> Centre {
             [keys, weights, means.iter().map(|_| normal(random)).collect()]
         })
         .collect();
-    Centre::new(shape, "random", layers).expect("a centre of the shape")
+    Means::new(shape, "random", layers).expect("a centre of the shape")
 }
 
 /// A token's key or value as the codec stores it, before it is rounded, in f64.
 pub fn basis(walk: &Walk, row: &[f32], head: u32, token: u32, key: bool) -> Vec<f64> {
-    use wgkv::reference::{rotate_exact, turn_exact};
+    use wgkv::low_level::reference::{rotate_exact, turn_exact};
     let (shape, codec) = (&walk.case.shape, walk.case.format.codec());
     let d = shape.head_dim as usize;
     let part = |numbers: &[f32], i: usize| f64::from(numbers[head as usize * d + i]);
@@ -267,11 +267,13 @@ impl Walk {
         }
         let plan = |tokens, capability: &Capability| {
             let precisions = |_: u32, head: u32| case.precisions.get(head as usize).copied().unwrap_or([case.format.key(), case.format.value()]);
-            let allocation = Allocation::new(&case.shape, case.format, precisions).expect("the case's precisions fit");
-            let plan = Plan::mixed(case.shape.clone(), allocation, case.protection, Budget::tokens(sequences, tokens), capability)
-                .expect("the case can be planned")
-                .with_element(case.element)
-                .with_alignment(case.alignment)
+            let allocation = BitPlan::new(&case.shape, case.format, precisions).expect("the case's precisions fit");
+            let plan = Plan::builder(case.shape.clone(), allocation)
+                .protection(case.protection)
+                .capacity(Capacity::tokens(sequences, tokens))
+                .element(case.element)
+                .alignment(case.alignment)
+                .build(capability)
                 .expect("an alignment of the codec");
             let plan = if case.counted { plan.with_counted_loads() } else { plan };
             let plan = match case.sliding_window {
@@ -317,7 +319,7 @@ impl Walk {
             planned = planned.with_split_workgroups(workgroups);
         }
         let mut cache = Cache::new(&gpu, planned).expect("the case can be allocated");
-        let sequences: Vec<Sequence> = (0..sequences).map(|_| cache.allocate().expect("room for the case's sequences")).collect();
+        let sequences: Vec<Sequence> = (0..sequences).map(|_| cache.begin().expect("room for the case's sequences")).collect();
         let gone = sequences.iter().map(|_| Default::default()).collect();
         let (pages, protected_rows) = cache.layer_buffers(0).expect("layer 0");
         let [key_scales, _] = cache.reordered_buffers(0).expect("layer 0");
@@ -432,7 +434,7 @@ impl Walk {
     pub fn output(&self, taken: &Taken) -> Vec<f32> {
         match self.case.element {
             Element::F32 => super::floats(&taken.output).to_vec(),
-            Element::F16 => taken.output.iter().flat_map(|w| wgkv::reference::half::unpack(*w)).collect(),
+            Element::F16 => taken.output.iter().flat_map(|w| wgkv::low_level::reference::half::unpack(*w)).collect(),
         }
     }
 
@@ -494,7 +496,7 @@ pub fn records(taken: &Taken) -> Vec<Record> {
 
 /// Where the f16 row of a token of one head lies among the words of `protected_rows`, if it has one.
 pub fn f16_row(walk: &Walk, state: &State, record: &Record, head: u32, token: u32) -> Option<usize> {
-    use wgkv::reference::cached::{Place, Store};
+    use wgkv::low_level::reference::cached::{Place, Store};
     let store = Store { constants: &walk.constants, tables: &[], marks: &state.marks, pages: &[], protected_rows: &[] };
     let kv_heads = walk.case.shape.kv_heads;
     let place = Place { slot: record.slot, packed: record.new_packed, list: 0, head, kv_heads, slab_head: 0, slab_heads: 0, limit: record.limit };
@@ -503,7 +505,7 @@ pub fn f16_row(walk: &Walk, state: &State, record: &Record, head: u32, token: u3
 
 /// Where the f16 row of the window that a token has (or had) lies.
 pub fn window_row(walk: &Walk, slot: u32, head: u32, token: u32) -> usize {
-    use wgkv::reference::cached::{offset, window_row};
+    use wgkv::low_level::reference::cached::{offset, window_row};
     offset(&walk.constants, slot, walk.case.shape.kv_heads, head, window_row(&walk.constants, token)) as usize
 }
 

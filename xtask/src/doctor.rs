@@ -3,13 +3,13 @@
 use crate::setup;
 use anyhow::{Result, bail};
 use std::time::Instant;
-use wgkv::{Bits, Budget, Capability, Codec, Format, Gpu, Plan, Protection, Rope, Shape};
+use wgkv::{Bits, Capability, Capacity, Codec, Format, Gpu, Plan, Protection, Rope, Shape};
 
 /// The attention of an 8-billion-parameter Llama in one layer, to show which kernels an adapter gets.
 fn plan(capability: &Capability) -> Result<Plan> {
     let shape = Shape { layers: 1, query_heads: 32, kv_heads: 8, head_dim: 128, rope: Rope::new(500_000.0, 128) };
     let format = Format::new(Codec::Hadamard, Bits::Four, Bits::Four, 64);
-    Ok(Plan::new(shape, format, Protection::default(), Budget::tokens(1, 4096), capability)?)
+    Ok(Plan::builder(shape, format).capacity(Capacity::tokens(1, 4096)).build(capability)?)
 }
 
 fn mebibytes(bytes: u64) -> String {
@@ -43,7 +43,7 @@ fn describe(adapter: &wgpu::Adapter) -> Result<()> {
     let plan = plan(gpu.capability())?;
     let walk = if plan.straight() { "straight-line code" } else { "loops (a software adapter)" };
     println!("  attend_split    {:?} reduction, {walk}", plan.reduce());
-    let variants = plan.variants();
+    let variants = low_level_variants(plan);
     for variant in variants.iter().filter(|variant| variant.kernel.name == "attend_split") {
         let parts: Vec<&str> = variant.parts.iter().map(|part| part.path.trim_start_matches("part/").trim_end_matches(".wgsl")).collect();
         println!("                  {}", parts.join(", "));

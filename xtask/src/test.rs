@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
-use wgkv::kernel;
+use wgkv::low_level::kernel;
 
 /// The registry's archive may not grow beyond this without somebody noticing.
 const CRATE_BYTES: u64 = 1_000_000;

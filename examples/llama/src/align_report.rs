@@ -13,9 +13,10 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use half::f16;
 use serde::Serialize;
-use wgkv::reference::aligned::{self, Planes, exponent, filled};
-use wgkv::reference::turn_exact;
-use wgkv::{Alignment, Criterion, Shape};
+use wgkv::Shape;
+use wgkv::aligned::{Alignment, Criterion};
+use wgkv::low_level::reference::aligned::{self, Planes, exponent, filled};
+use wgkv::low_level::reference::turn_exact;
 
 use crate::attention::{Attention, PlainAttention};
 use crate::bridge::Bridge;

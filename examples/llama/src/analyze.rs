@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use nalgebra::DMatrix;
 use serde::Serialize;
-use wgkv::{Kind, Precision, Probe, Sensitivity, Sinks};
+use wgkv::bits::{Kind, Probe, Sensitivity};
+use wgkv::{Precision, Sinks};
 
 use crate::bridge::Bridge;
 use crate::config::Config;

@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use burn::tensor::Tensor;
 use serde::Serialize;
-use wgkv::{Calibration, Centre, CentreCollector, Codec, Collector, Format, Protection, Reach};
+use wgkv::learned::{MeansCollector, OrderCollector, Reach};
+use wgkv::{ChannelOrder, Codec, Format, Means, Protection};
 
 use crate::attention::Attention;
 use crate::bridge::{Bridge, View};
@@ -82,13 +83,13 @@ trait Collects {
     fn collect(&self, encoder: &mut wgpu::CommandEncoder, layer: u32, rows: [&View; 3], tokens: u32) -> wgkv::Result<()>;
 }
 
-impl Collects for Collector {
+impl Collects for OrderCollector {
     fn collect(&self, encoder: &mut wgpu::CommandEncoder, layer: u32, [_, keys, _]: [&View; 3], tokens: u32) -> wgkv::Result<()> {
         self.add(encoder, layer, keys.rows(), tokens)
     }
 }
 
-impl Collects for CentreCollector {
+impl Collects for MeansCollector {
     fn collect(&self, encoder: &mut wgpu::CommandEncoder, layer: u32, [queries, keys, values]: [&View; 3], tokens: u32) -> wgkv::Result<()> {
         self.add(encoder, layer, queries.rows(), keys.rows(), values.rows(), tokens)
     }
@@ -112,15 +113,15 @@ impl<A: Attention, C: Collects> Attention for Collecting<'_, A, C> {
 }
 
 /// Sums the keys of the model over windows of a text.
-pub fn collect(model: &Model, bridge: &Bridge, windows: &[(Vec<u32>, Vec<u32>)], heads: u32, progress: impl FnMut(usize)) -> Result<Collector> {
-    let collector = Calibration::collect(bridge.gpu(), &shape(model.config()), heads)?;
+pub fn collect(model: &Model, bridge: &Bridge, windows: &[(Vec<u32>, Vec<u32>)], heads: u32, progress: impl FnMut(usize)) -> Result<OrderCollector> {
+    let collector = OrderCollector::new(bridge.gpu(), &shape(model.config()), heads)?;
     read(model, bridge, windows, &collector, progress)?;
     Ok(collector)
 }
 
 /// Sums the keys, values and squares of queries.
-pub fn collect_centre(model: &Model, bridge: &Bridge, windows: &[(Vec<u32>, Vec<u32>)], progress: impl FnMut(usize)) -> Result<CentreCollector> {
-    let collector = Centre::collect(bridge.gpu(), &shape(model.config()))?;
+pub fn collect_centre(model: &Model, bridge: &Bridge, windows: &[(Vec<u32>, Vec<u32>)], progress: impl FnMut(usize)) -> Result<MeansCollector> {
+    let collector = MeansCollector::new(bridge.gpu(), &shape(model.config()))?;
     read(model, bridge, windows, &collector, progress)?;
     Ok(collector)
 }
@@ -129,14 +130,14 @@ pub fn collect_centre(model: &Model, bridge: &Bridge, windows: &[(Vec<u32>, Vec<
 fn read(model: &Model, bridge: &Bridge, windows: &[(Vec<u32>, Vec<u32>)], collector: &impl Collects, mut progress: impl FnMut(usize)) -> Result<()> {
     let config = model.config();
     let context = windows.iter().map(|(input, _)| input.len()).max().unwrap_or(1);
-    let mut cache = open_cache(bridge, config, Format::f16(), Learned::Nothing, Protection::strict(), context)?;
+    let mut cache = open_cache(bridge, config, Format::f16(), Learned::Nothing, Protection::NONE, context)?;
     for (input, _) in windows {
         let mut attention = Collecting { bridge, collector, attention: CompressedAttention::new(bridge, &mut cache)? };
         for chunk in input.chunks(CHUNK) {
             model.forward(chunk, &mut attention)?;
             progress(chunk.len());
         }
-        attention.attention.free()?;
+        attention.attention.end()?;
     }
     Ok(())
 }

@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use wgkv::{Allocation, Bits, Budget, Cache, Calibration, Capability, Codec, Format, Gpu, Plan, Protection, Scales, Sinks};
+use wgkv::bits::BitPlan;
+use wgkv::{Bits, Cache, Capability, Capacity, ChannelOrder, Codec, Format, Gpu, Plan, Protection, Scales, Sinks};
 
 use crate::bridge::Bridge;
 use crate::config::Config;
@@ -154,7 +155,7 @@ fn formats(options: &CapacityOptions) -> Vec<(Format, Protection)> {
     };
     let mut formats = Vec::new();
     if wanted(&Codec::F16) {
-        formats.push((Format::f16(), Protection::strict()));
+        formats.push((Format::f16(), Protection::NONE));
     }
     for codec in [Codec::Rtn, Codec::Hadamard, Codec::Centred].into_iter().filter(wanted) {
         for bits in [Bits::Four, Bits::Two] {
@@ -174,7 +175,7 @@ fn formats(options: &CapacityOptions) -> Vec<(Format, Protection)> {
 /// One codec's numbers: the largest batch is found by halving.
 fn row(options: &CapacityOptions, config: &Config, format: Format, protection: Protection, room: u64, capability: &Capability) -> Result<CapacityRow> {
     let plan =
-        |batch| plan(config, Allocation::uniform(&shape(config), format)?, Learned::Nothing, protection, Budget::tokens(batch, options.context), capability);
+        |batch| plan(config, BitPlan::uniform(&shape(config), format)?, Learned::Nothing, protection, Capacity::tokens(batch, options.context), capability);
     let cost = |batch| -> Result<(u64, u64)> { plan(batch).map(|plan| (plan.cost().cache(), plan.cost().scratch)) };
     // A batch that the device's limits refuse does not fit either.
     let fits = |batch| cost(batch).is_ok_and(|(cache, scratch)| cache + scratch <= room);
@@ -242,11 +243,11 @@ pub fn stand_in(gpu: &Gpu, mut bytes: u64) -> Result<Vec<wgpu::Buffer>> {
 
 fn allocate(gpu: &Gpu, config: &Config, format: Format, protection: Protection, context: u32, row: &CapacityRow) -> Result<Allocated> {
     let learned = match format.codec() {
-        Codec::RotateKv => Learned::Order(Calibration::natural(&shape(config), format.heads_per_group(config.kv_heads as u32))?),
+        Codec::RotateKv => Learned::Order(ChannelOrder::natural(&shape(config), format.heads_per_group(config.kv_heads as u32))?),
         _ => Learned::Nothing,
     };
-    let allocation = Allocation::uniform(&shape(config), format)?;
-    let make = |batch| try_cache(gpu, plan(config, allocation.clone(), learned.clone(), protection, Budget::tokens(batch, context), gpu.capability()));
+    let allocation = BitPlan::uniform(&shape(config), format)?;
+    let make = |batch| try_cache(gpu, plan(config, allocation.clone(), learned.clone(), protection, Capacity::tokens(batch, context), gpu.capability()));
     let allocated = match make(row.batch) {
         Ok(cache) => {
             let cache_bytes = cache.bytes();

@@ -1,7 +1,8 @@
 //! Attention through wgkv's cache: sequences of it that grow alike.
 
 use burn::tensor::Tensor;
-use wgkv::{Alignment, Cache, Chunk, Sequence, Step, Traffic};
+use wgkv::aligned::{Alignment, Traffic};
+use wgkv::{Cache, Chunk, Sequence, Step};
 
 use crate::attention::Attention;
 use crate::bridge::{Bridge, View};
@@ -33,7 +34,7 @@ impl<'cache> CompressedAttention<'cache> {
 
     /// So many empty sequences. Their rows come one sequence after another.
     pub fn batch(bridge: &'cache Bridge, cache: &'cache mut Cache, count: u32) -> Result<Self> {
-        let sequences = (0..count).map(|_| cache.allocate()).collect::<wgkv::Result<_>>()?;
+        let sequences = (0..count).map(|_| cache.begin()).collect::<wgkv::Result<_>>()?;
         Ok(Self { bridge, cache, sequences, step: None, electing: false, residual: None, steps: 0, traffic: Vec::new() })
     }
 
@@ -71,7 +72,7 @@ impl<'cache> CompressedAttention<'cache> {
     /// Gives the sequences' pages back.
     pub fn free(self) -> Result<()> {
         for sequence in self.sequences {
-            self.cache.free(sequence)?;
+            self.cache.end(sequence)?;
         }
         Ok(())
     }

@@ -10,7 +10,9 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Device, Distribution, Tensor, activation};
 use serde::Serialize;
-use wgkv::{Alignment, Allocation, Budget, Calibration, Centre, Codec, Format, Protection, Sinks};
+use wgkv::aligned::Alignment;
+use wgkv::bits::BitPlan;
+use wgkv::{Capacity, ChannelOrder, Codec, Format, Means, Protection, Sinks};
 
 use crate::attention::Attention;
 use crate::bridge::Bridge;
@@ -228,17 +230,17 @@ impl Job<'_> {
         let (options, config, bridge) = (self.options, self.config, self.bridge);
         let mut run = Run { format: summary, batch, refused: None, tokens_per_second: 0.0, cache_bytes: 0, scratch_bytes: 0, device_bytes: None };
         let learned = match format.codec() {
-            Codec::RotateKv => Learned::Order(Calibration::natural(&shape(config), format.heads_per_group(config.kv_heads as u32))?),
+            Codec::RotateKv => Learned::Order(ChannelOrder::natural(&shape(config), format.heads_per_group(config.kv_heads as u32))?),
             Codec::Centred => {
                 let channels = config.kv_heads * config.head_dim;
                 let layer = || [1.0, 1.0, 0.0].map(|x| vec![x; channels]);
-                Learned::Centre(Centre::new(&shape(config), "", (0..config.layers).map(|_| layer()).collect())?)
+                Learned::Means(Means::new(&shape(config), "", (0..config.layers).map(|_| layer()).collect())?)
             }
             _ => Learned::Nothing,
         };
-        let allocation = Allocation::uniform(&shape(config), format)?;
+        let allocation = BitPlan::uniform(&shape(config), format)?;
         let alignment = options.cache.align.filter(|_| format.codec() == options.cache.codec).unwrap_or(Alignment::EVERYTHING);
-        let planned = plan(config, allocation, learned, protection, Budget::tokens(batch, options.context), bridge.gpu().capability())
+        let planned = plan(config, allocation, learned, protection, Capacity::tokens(batch, options.context), bridge.gpu().capability())
             .and_then(|plan| Ok(plan.with_alignment(alignment)?));
         let mut cache = match try_cache(bridge.gpu(), planned) {
             Ok(cache) => cache,
@@ -259,7 +261,7 @@ impl Job<'_> {
         }
         run.tokens_per_second = f64::from(options.steps * batch) / started.elapsed().as_secs_f64();
         run.device_bytes = device_bytes(bridge.gpu());
-        attention.free()?;
+        attention.end()?;
         Ok(run)
     }
 }
@@ -284,11 +286,11 @@ pub fn decode_memory(options: &DecodeMemoryOptions) -> Result<DecodeMemoryReport
     let control = options.control_batch.unwrap_or(options.batch);
     if control > 0 && format.codec() != Codec::F16 {
         let plain = CacheOptions { codec: Codec::F16, ..options.cache.clone() };
-        let strict = Protection::strict();
-        runs.push(job.run(Format::f16(), strict, plain.summary(&config, &Allocation::uniform(&shape(&config), Format::f16())?, strict), control)?);
+        let strict = Protection::NONE;
+        runs.push(job.run(Format::f16(), strict, plain.summary(&config, &BitPlan::uniform(&shape(&config), Format::f16())?, strict), control)?);
         bridge.clean()?;
     }
-    runs.push(job.run(format, protection, options.cache.summary(&config, &Allocation::uniform(&shape(&config), format)?, protection), options.batch)?);
+    runs.push(job.run(format, protection, options.cache.summary(&config, &BitPlan::uniform(&shape(&config), format)?, protection), options.batch)?);
     Ok(DecodeMemoryReport {
         parameters: config.parameters(),
         weight_bytes: 2 * config.parameters(),

@@ -94,7 +94,7 @@ pub fn generate(options: &GenerateOptions, out: &mut dyn Write) -> Result<Genera
     let protection = cache_options.protection(Sinks::First(4), 128);
     let learned = if options.centre_on_prompt {
         let window = (prompt.clone(), Vec::new());
-        Learned::Centre(pollster::block_on(collect_centre(&model, &bridge, &[window], |_| {})?.finish(&model_hash(&options.model.model)?))?)
+        Learned::Means(pollster::block_on(collect_centre(&model, &bridge, &[window], |_| {})?.finish(&model_hash(&options.model.model)?))?)
     } else {
         cache_options.learned(config, &options.model.model)?
     };
@@ -145,7 +145,7 @@ pub fn generate(options: &GenerateOptions, out: &mut dyn Write) -> Result<Genera
         adapter: bridge.adapter().to_owned(),
         tokens,
     };
-    attention.free()?;
+    attention.end()?;
     Ok(report)
 }
 

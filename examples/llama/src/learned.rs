@@ -1,6 +1,6 @@
 //! What a codec is told of the model it serves.
 
-use wgkv::{Calibration, Centre, Plan};
+use wgkv::{ChannelOrder, Means, Plan};
 
 use crate::error::Result;
 
@@ -10,9 +10,9 @@ pub enum Learned {
     /// Nothing: the codecs that need none, and centred without means.
     Nothing,
     /// The order of key channels, for rotate-kv.
-    Order(Calibration),
+    Order(ChannelOrder),
     /// Means and weights, for centred.
-    Centre(Centre),
+    Means(Means),
 }
 
 impl Learned {
@@ -21,12 +21,12 @@ impl Learned {
         Ok(match self {
             Self::Nothing => plan,
             Self::Order(calibration) => plan.with_calibration(calibration)?,
-            Self::Centre(centre) => plan.with_centre(centre)?,
+            Self::Means(centre) => plan.with_centre(centre)?,
         })
     }
 
     /// The order of key channels, if it is one.
-    pub fn order(&self) -> Option<&Calibration> {
+    pub fn order(&self) -> Option<&ChannelOrder> {
         match self {
             Self::Order(calibration) => Some(calibration),
             _ => None,
@@ -34,8 +34,8 @@ impl Learned {
     }
 }
 
-impl From<Option<Calibration>> for Learned {
-    fn from(calibration: Option<Calibration>) -> Self {
+impl From<Option<ChannelOrder>> for Learned {
+    fn from(calibration: Option<ChannelOrder>) -> Self {
         calibration.map_or(Self::Nothing, Self::Order)
     }
 }

@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use wgkv::{Alignment, Allocation, Bits, Budget, Cache, Calibration, Capability, Centre, Codec, Format, Plan, Protection, Reach, Scales, Shape, Sinks};
+use wgkv::aligned::Alignment;
+use wgkv::bits::BitPlan;
+use wgkv::learned::Reach;
+use wgkv::{Bits, Cache, Capability, Capacity, ChannelOrder, Codec, Format, Means, Plan, Protection, Scales, Shape, Sinks};
 
 use crate::bridge::Bridge;
 use crate::config::Config;
@@ -107,11 +110,11 @@ pub fn reach(word: &str) -> std::result::Result<Reach, String> {
 
 impl CacheOptions {
     /// The options with what the plan says, if there is one, refused where it was made for another model; and the plan.
-    pub fn with_plan(&self, config: &Config, model: &Path) -> Result<(Self, Option<Allocation>)> {
+    pub fn with_plan(&self, config: &Config, model: &Path) -> Result<(Self, Option<BitPlan>)> {
         let Some(path) = &self.plan else {
             return Ok((self.clone(), None));
         };
-        let allocation = Allocation::load(path)?;
+        let allocation = BitPlan::load(path)?;
         allocation.expect_model(&model_hash(model)?)?;
         allocation.expect_shape(&shape(config))?;
         let format = allocation.format();
@@ -129,10 +132,10 @@ impl CacheOptions {
     }
 
     /// The bits of every layer and head: the plan's, or the same for all.
-    pub fn allocation(&self, config: &Config, learned: &Learned, plan: Option<Allocation>) -> Result<Allocation> {
+    pub fn allocation(&self, config: &Config, learned: &Learned, plan: Option<BitPlan>) -> Result<BitPlan> {
         match plan {
             Some(allocation) => Ok(allocation),
-            None => Ok(Allocation::uniform(&shape(config), self.format(config, learned)?)?),
+            None => Ok(BitPlan::uniform(&shape(config), self.format(config, learned)?)?),
         }
     }
 
@@ -176,7 +179,7 @@ impl CacheOptions {
         let Some(path) = &self.calibration else {
             return Err(Error::CalibrationMissing { model: model.to_owned() });
         };
-        let found = Calibration::load(path)?;
+        let found = ChannelOrder::load(path)?;
         found.expect_model(&model_hash(model)?)?;
         let heads = self.heads_per_group.unwrap_or(found.heads_per_group());
         let reach = self.reach.unwrap_or(found.reach());
@@ -184,7 +187,7 @@ impl CacheOptions {
             return Ok(Learned::Order(found));
         }
         let sums = (0..found.layers()).map(|layer| found.sums(layer).to_vec()).collect();
-        Ok(Learned::Order(Calibration::from_sums(&shape(config), heads, reach, found.model(), found.tokens(), sums)?))
+        Ok(Learned::Order(ChannelOrder::from_sums(&shape(config), heads, reach, found.model(), found.tokens(), sums)?))
     }
 
     /// Means and weights from the file, or from what lies beside the model.
@@ -195,15 +198,15 @@ impl CacheOptions {
             None if beside.is_file() => &beside,
             None => return Ok(Learned::Nothing),
         };
-        let found = Centre::load(path)?;
+        let found = Means::load(path)?;
         found.expect_model(&model_hash(model)?)?;
-        Ok(Learned::Centre(found))
+        Ok(Learned::Means(found))
     }
 
     /// No order, for the same heads: what calibration is measured against.
-    pub fn uncalibrated(&self, config: &Config) -> Result<Calibration> {
+    pub fn uncalibrated(&self, config: &Config) -> Result<ChannelOrder> {
         let heads = self.heads_per_group.unwrap_or_else(|| self.default_heads(config));
-        Ok(Calibration::natural(&shape(config), heads)?)
+        Ok(ChannelOrder::natural(&shape(config), heads)?)
     }
 
     fn default_heads(&self, config: &Config) -> u32 {
@@ -217,7 +220,7 @@ impl CacheOptions {
     }
 
     /// The same in words and numbers.
-    pub fn summary(&self, config: &Config, allocation: &Allocation, protection: Protection) -> CacheSummary {
+    pub fn summary(&self, config: &Config, allocation: &BitPlan, protection: Protection) -> CacheSummary {
         let rotating = self.codec == Codec::RotateKv;
         let format = allocation.format();
         CacheSummary {
@@ -250,28 +253,28 @@ pub fn shape(config: &Config) -> Shape {
 }
 
 /// Plans a cache for this model.
-pub fn plan(config: &Config, allocation: Allocation, learned: Learned, protection: Protection, budget: Budget, capability: &Capability) -> Result<Plan> {
-    let plan = Plan::mixed(shape(config), allocation, protection, budget, capability)?;
+pub fn plan(config: &Config, allocation: BitPlan, learned: Learned, protection: Protection, budget: Capacity, capability: &Capability) -> Result<Plan> {
+    let plan = Plan::builder(shape(config), allocation).protection(protection).capacity(budget).build(capability)?;
     learned.tell(plan)
 }
 
 /// Plans a cache for one sequence of this model, all layers and heads alike, compiles its kernels and allocates it.
 pub fn open_cache(bridge: &Bridge, config: &Config, format: Format, learned: Learned, protection: Protection, tokens: usize) -> Result<Cache> {
-    open_mixed(bridge, config, Allocation::uniform(&shape(config), format)?, learned, protection, Alignment::EVERYTHING, tokens)
+    open_mixed(bridge, config, BitPlan::uniform(&shape(config), format)?, learned, protection, Alignment::EVERYTHING, tokens)
 }
 
 /// The same with bits of their own for layers and heads, and reading the planes that an alignment asks for.
 pub fn open_mixed(
     bridge: &Bridge,
     config: &Config,
-    allocation: Allocation,
+    allocation: BitPlan,
     learned: Learned,
     protection: Protection,
     alignment: Alignment,
     tokens: usize,
 ) -> Result<Cache> {
     let gpu = bridge.gpu();
-    let plan = plan(config, allocation, learned, protection, Budget::tokens(1, tokens as u32), gpu.capability())?.with_alignment(alignment)?;
+    let plan = plan(config, allocation, learned, protection, Capacity::tokens(1, tokens as u32), gpu.capability())?.with_alignment(alignment)?;
     pollster::block_on(gpu.prepare(&plan))?;
     Ok(Cache::new(gpu, plan)?)
 }

@@ -11,7 +11,8 @@ use burn::tensor::Tensor;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use serde::Serialize;
-use wgkv::{Alignment, Budget, Cache, Codec, Format, Protection, Sinks, Traffic};
+use wgkv::aligned::{Alignment, Traffic};
+use wgkv::{Cache, Capacity, Codec, Format, Protection, Sinks};
 
 use crate::attention::{Attention, PlainAttention};
 use crate::bridge::Bridge;
@@ -299,7 +300,7 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
 
     let bridge = Bridge::open(options.model.adapter.as_deref())?;
     let model = Model::open(&options.model.model, &bridge)?;
-    let budget = Budget::tokens(1, options.context as u32);
+    let budget = Capacity::tokens(1, options.context as u32);
     let bits_per_element =
         plan(&config, allocation.clone(), Learned::Nothing, protection, budget, bridge.gpu().capability())?.bits_per_element(options.context as u64);
     let reorder = if options.reorder_first { Reorder::BeforeRotation } else { Reorder::AfterRotation };
@@ -312,7 +313,7 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
     // The f16 codec is its own reference: its divergence is zero and need not be measured.
     let mut reference = match codec {
         Codec::F16 => None,
-        _ => Some(open_cache(&bridge, &config, Format::f16(), Learned::Nothing, Protection::strict(), options.context)?),
+        _ => Some(open_cache(&bridge, &config, Format::f16(), Learned::Nothing, Protection::NONE, options.context)?),
     };
 
     let bar = bar(windows.len() * options.context, ", perplexity");
@@ -332,12 +333,12 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
                 total += score(&mut attention)?;
                 traffic.resize(attention.traffic().len().max(traffic.len()), Traffic::default());
                 traffic.iter_mut().zip(attention.traffic()).for_each(|(sum, layer)| sum.add(layer));
-                attention.free()?;
+                attention.end()?;
             }
             Measured::Simulation(simulation) => total += score(&mut SimulatedAttention::new(simulation, &config, bridge.device()))?,
         }
         if let Some(control) = control {
-            control.free()?;
+            control.end()?;
         }
         bar.set_message(format!("{:.3}", total.perplexity()));
     }

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use wgkv::{Allocation, Allocator, Allowance, Protection, Sensitivity, Sinks};
+use wgkv::bits::{BitBudget, BitPlan, BitRule, Sensitivity};
+use wgkv::{Protection, Sinks};
 
 use crate::bridge::Bridge;
 use crate::error::{Error, Result};
@@ -37,7 +38,7 @@ pub struct PlanOptions {
     pub tokens: Option<u32>,
     /// Rule: measured (with :layer, :fill), cache-norm, repo-norm (with :64) or a pair such as K4V2.
     #[arg(long, default_value = "measured")]
-    pub allocator: Allocator,
+    pub allocator: BitRule,
     /// File to write, JSON.
     #[arg(long)]
     pub out: PathBuf,
@@ -74,7 +75,7 @@ pub fn measure(subject: &Subject<'_>, name: &str, windows: &[crate::sensitivity:
 }
 
 /// Makes the plan; answers it with the seconds it took to decide.
-pub fn plan(options: &PlanOptions) -> Result<(Allocation, f64)> {
+pub fn plan(options: &PlanOptions) -> Result<(BitPlan, f64)> {
     let content = std::fs::read_to_string(&options.text).map_err(|source| Error::Read { path: options.text.clone(), source })?;
     let hash = model_hash(&options.model.model)?;
     let config = crate::config::Config::open(&options.model.model)?;
@@ -98,7 +99,7 @@ pub fn plan(options: &PlanOptions) -> Result<(Allocation, f64)> {
     };
     let allowance = allowance(options, protection);
     let started = Instant::now();
-    let allocation = Allocation::allocate(&shape, &sensitivity, allowance, options.allocator)?;
+    let allocation = BitPlan::choose(&shape, &sensitivity, allowance, options.allocator)?;
     let seconds = started.elapsed().as_secs_f64();
     allocation.save(&options.out)?;
     Ok((allocation, seconds))
@@ -116,9 +117,9 @@ fn known(path: &Path, hash: &str, format: wgkv::Format) -> Result<Sensitivity> {
     Ok(sensitivity)
 }
 
-fn allowance(options: &PlanOptions, protection: Protection) -> Allowance {
+fn allowance(options: &PlanOptions, protection: Protection) -> BitBudget {
     match (options.bytes, options.tokens, options.budget) {
-        (Some(bytes), Some(tokens), _) => Allowance::Bytes { bytes, tokens, protection },
-        (_, _, budget) => Allowance::BitsPerElement(budget.unwrap_or_default()),
+        (Some(bytes), Some(tokens), _) => BitBudget::Bytes { bytes, tokens, protection },
+        (_, _, budget) => BitBudget::BitsPerElement(budget.unwrap_or_default()),
     }
 }

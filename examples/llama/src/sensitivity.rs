@@ -5,7 +5,9 @@
 //! well as can be, and the divergence that follows.
 
 use burn::tensor::Tensor;
-use wgkv::{Alignment, Allocation, Bits, Codec, Format, Kind, Precision, Probe, Protection, Sensitivity, Sinks};
+use wgkv::aligned::Alignment;
+use wgkv::bits::{BitPlan, Kind, Probe, Sensitivity};
+use wgkv::{Bits, Codec, Format, Precision, Protection, Sinks};
 
 use crate::attention::Attention;
 use crate::bridge::{Bridge, View};
@@ -84,12 +86,12 @@ impl Subject<'_> {
             }
         }
         let elects = matches!(self.sinks, Sinks::Massive(_));
-        let mut cache = open_cache(bridge, config, Format::f16(), Learned::Nothing, Protection::strict(), context)?;
+        let mut cache = open_cache(bridge, config, Format::f16(), Learned::Nothing, Protection::NONE, context)?;
         for (input, _) in windows {
             let attention = CompressedAttention::new(bridge, &mut cache)?;
             let mut probing = Probing { bridge, probe: &mut probe, attention, residual: None, elects };
             self.model.forward(input, &mut probing)?;
-            probing.attention.free()?;
+            probing.attention.end()?;
             progress(input.len());
         }
         Ok(probe)
@@ -118,10 +120,10 @@ impl Subject<'_> {
             (Codec::RotateKv, wgkv::Scales::Byte) => Precision { bits: Bits::Four, ..coarse },
             _ => Precision::F16,
         };
-        let mut reference = open_cache(bridge, config, Format::f16(), Learned::Nothing, Protection::strict(), context)?;
+        let mut reference = open_cache(bridge, config, Format::f16(), Learned::Nothing, Protection::NONE, context)?;
         let mut weights = Vec::new();
         for layer in 0..shape.layers {
-            let allocation = Allocation::new(&shape, self.format, |l, _| if l == layer { [coarse, coarse] } else { [fine, Precision::F16] })?;
+            let allocation = BitPlan::new(&shape, self.format, |l, _| if l == layer { [coarse, coarse] } else { [fine, Precision::F16] })?;
             let protection = Protection { sinks: self.sinks, window: 0 };
             let mut cache = open_mixed(bridge, config, allocation, self.learned.clone(), protection, Alignment::EVERYTHING, context)?;
             let mut score = Score::default();
@@ -129,8 +131,8 @@ impl Subject<'_> {
                 let mut attention = CompressedAttention::new(bridge, &mut cache)?;
                 let mut control = CompressedAttention::new(bridge, &mut reference)?;
                 score += score_window(self.model, window, context, &mut attention, Some(&mut control), &mut progress)?;
-                attention.free()?;
-                control.free()?;
+                attention.end()?;
+                control.end()?;
             }
             let heads = (0..shape.kv_heads).flat_map(|head| Kind::BOTH.map(|kind| sensitivity.output_errors(layer, head, kind)[worst]));
             weights.push(score.kl() / heads.sum::<f64>().max(f64::MIN_POSITIVE));

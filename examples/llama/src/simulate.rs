@@ -8,7 +8,8 @@ use std::thread;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use half::f16;
-use wgkv::{Calibration, Format, Scales, Sinks, reference};
+use wgkv::low_level::reference;
+use wgkv::{ChannelOrder, Format, Scales, Sinks};
 
 use crate::attention::{Attention, PlainAttention};
 use crate::config::Config;
@@ -128,7 +129,7 @@ impl Simulation {
     ///
     /// # Errors
     /// [`Error::Option`] where the calibration was made for another shape.
-    pub fn new(config: &Config, format: &Format, calibration: &Calibration, reorder: Reorder, sinks: Sinks) -> Result<Self> {
+    pub fn new(config: &Config, format: &Format, calibration: &ChannelOrder, reorder: Reorder, sinks: Sinks) -> Result<Self> {
         let width = config.kv_heads * config.head_dim;
         let found = (calibration.layers() as usize, calibration.order(0).len());
         if found != (config.layers, width) {
@@ -368,7 +369,7 @@ mod tests {
 
     fn simulation(config: &Config, bits: wgkv::Bits, heads: u32, sums: Vec<f64>, reorder: Reorder) -> Simulation {
         let shape = crate::options::shape(config);
-        let calibration = Calibration::from_sums(&shape, heads, wgkv::Reach::Global, "model", 1, vec![sums]).unwrap();
+        let calibration = ChannelOrder::from_sums(&shape, heads, wgkv::learned::Reach::Global, "model", 1, vec![sums]).unwrap();
         let format = Format::new(wgkv::Codec::RotateKv, bits, bits, 32).with_heads_per_group(heads);
         Simulation::new(config, &format, &calibration, reorder, Sinks::None).unwrap()
     }

@@ -8,7 +8,10 @@ use std::path::PathBuf;
 
 use burn::tensor::Tensor;
 use serde::Serialize;
-use wgkv::{Alignment, Allocation, Allocator, Allowance, Bits, Codec, Format, Precision, Protection, Reach, Sinks};
+use wgkv::aligned::Alignment;
+use wgkv::bits::{BitBudget, BitPlan, BitRule};
+use wgkv::learned::Reach;
+use wgkv::{Bits, Codec, Format, Precision, Protection, Sinks};
 
 use crate::attention::Attention;
 use crate::bridge::Bridge;
@@ -61,7 +64,7 @@ pub struct TradeoffOptions {
     pub budgets: Vec<f64>,
     /// Rules.
     #[arg(long, value_delimiter = ',', default_value = "measured,measured:layer,cache-norm,repo-norm")]
-    pub allocators: Vec<Allocator>,
+    pub allocators: Vec<BitRule>,
     /// Windows of the text to predict.
     #[arg(long, default_value_t = 16)]
     pub windows: usize,
@@ -118,7 +121,7 @@ pub struct TradeoffReport {
 /// A cache to be measured.
 struct Contender {
     entry: Entry,
-    allocation: Allocation,
+    allocation: BitPlan,
     learned: Learned,
     protection: Protection,
     score: Score,
@@ -157,8 +160,11 @@ fn contenders(options: &TradeoffOptions, model: &Model, bridge: &Bridge, codec: 
     let subject = Subject { model, bridge, format, learned: &learned, sinks };
     let sensitivity = measure(&subject, hash, &sample[..options.sample_windows.min(sample.len())], options.divergence_windows)?;
     let protection = Protection { sinks, window: 0 };
-    let contender = |name: String, budget: Option<f64>, allocation: Allocation| {
-        let bits = wgkv::Plan::mixed(shape.clone(), allocation.clone(), Protection::strict(), wgkv::Budget::tokens(1, 128), bridge.gpu().capability());
+    let contender = |name: String, budget: Option<f64>, allocation: BitPlan| {
+        let bits = wgkv::Plan::builder(shape.clone(), allocation.clone())
+            .protection(Protection::NONE)
+            .capacity(wgkv::Capacity::tokens(1, 128))
+            .build(bridge.gpu().capability());
         let entry = Entry {
             codec: codec.to_string(),
             name,
@@ -178,13 +184,13 @@ fn contenders(options: &TradeoffOptions, model: &Model, bridge: &Bridge, codec: 
     for (key, value) in PAIRS {
         for group in groups.iter().rev() {
             let of = |bits: Bits| Precision { bits, group: *group };
-            let allocation = Allocation::uniform(&shape, format.with_precisions(of(key), of(value)))?;
+            let allocation = BitPlan::uniform(&shape, format.with_precisions(of(key), of(value)))?;
             all.push(contender(format!("K{}V{} group {group}", key.get(), value.get()), None, allocation)?);
         }
     }
     for budget in &options.budgets {
         for allocator in &options.allocators {
-            let allocation = Allocation::allocate(&shape, &sensitivity, Allowance::BitsPerElement(*budget), *allocator)?;
+            let allocation = BitPlan::choose(&shape, &sensitivity, BitBudget::BitsPerElement(*budget), *allocator)?;
             all.push(contender(format!("{allocator} {budget}"), Some(*budget), allocation)?);
         }
     }
@@ -210,7 +216,7 @@ pub fn tradeoff(options: &TradeoffOptions) -> Result<TradeoffReport> {
     }
 
     let bar = bar(windows.len() * (all.len() + 1) * options.context, "");
-    let mut reference = open_cache(&bridge, &config, Format::f16(), Learned::Nothing, Protection::strict(), options.context)?;
+    let mut reference = open_cache(&bridge, &config, Format::f16(), Learned::Nothing, Protection::NONE, options.context)?;
     let mut plain = Score::default();
     // The f16 predictions of all windows: 16 windows of 2048 tokens and 8192 words are a gigabyte.
     let mut expected = Vec::new();
@@ -221,7 +227,7 @@ pub fn tradeoff(options: &TradeoffOptions) -> Result<TradeoffReport> {
         for (rows, targets) in rows.iter().zip(window.1.chunks(ROWS)) {
             plain.add(rows, None, targets);
         }
-        attention.free()?;
+        attention.end()?;
         expected.push(rows);
         bar.inc(options.context as u64);
     }
@@ -238,7 +244,7 @@ pub fn tradeoff(options: &TradeoffOptions) -> Result<TradeoffReport> {
         for (window, expected) in windows.iter().zip(&expected) {
             let mut attention = CompressedAttention::new(&bridge, &mut cache)?;
             score(&model, window, &mut attention, expected, &mut contender.score)?;
-            attention.free()?;
+            attention.end()?;
             bar.inc(options.context as u64);
         }
         contender.entry.perplexity = contender.score.perplexity();

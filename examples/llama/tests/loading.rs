@@ -202,8 +202,8 @@ fn a_models_hash_is_that_of_its_content() {
     assert_eq!(hash.len(), 64);
     // Calibrations may lie beside the weights that they were made from.
     let shape = wgkv::Shape { layers: 2, query_heads: 4, kv_heads: 2, head_dim: 64, rope: wgkv::Rope::none() };
-    wgkv::Calibration::natural(&shape, 2).unwrap().save(folder.join("rotate-kv.safetensors")).unwrap();
-    wgkv::Centre::natural(&shape).save(folder.join("centred.safetensors")).unwrap();
+    wgkv::ChannelOrder::natural(&shape, 2).unwrap().save(folder.join("rotate-kv.safetensors")).unwrap();
+    wgkv::Means::natural(&shape).save(folder.join("centred.safetensors")).unwrap();
     assert_eq!(hash, model_hash(&folder).unwrap());
     assert_eq!(hash, model_hash(&write("hash_in_parts", 7, 2)).unwrap());
     assert_ne!(hash, model_hash(&write("hash_of_another", 8, 1)).unwrap());

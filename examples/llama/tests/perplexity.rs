@@ -11,7 +11,7 @@ mod tiny;
 
 use std::path::{Path, PathBuf};
 
-use wgkv::{Calibration, Centre, Codec, Format, Protection, Sinks};
+use wgkv::{ChannelOrder, Codec, Format, Means, Protection, Sinks};
 use wgkv_llama::attention::PlainAttention;
 use wgkv_llama::bridge::Bridge;
 use wgkv_llama::calibrate::{CalibrateOptions, calibrate, collect_centre};
@@ -47,7 +47,7 @@ fn model_directory() -> PathBuf {
 }
 
 fn f16_cache(bridge: &Bridge, model: &Model, tokens: usize) -> wgkv::Cache {
-    open_cache(bridge, model.config(), Format::f16(), Learned::Nothing, Protection::strict(), tokens).unwrap()
+    open_cache(bridge, model.config(), Format::f16(), Learned::Nothing, Protection::NONE, tokens).unwrap()
 }
 
 /// Runs the shipped text through an f16 cache and through plain attention and compares every score.
@@ -76,12 +76,12 @@ fn compare_with_plain(directory: &Path) {
             chunk.len()
         );
     }
-    compressed.free().unwrap();
+    compressed.end().unwrap();
 
     let score = plain_score(&model, &bridge, &windows, context).unwrap();
     let mut attention = CompressedAttention::new(&bridge, &mut cache).unwrap();
     let cached = score_window(&model, &windows[0], 128, &mut attention, None, |_| ()).unwrap();
-    attention.free().unwrap();
+    attention.end().unwrap();
     assert!(
         (cached.perplexity() / score.perplexity() - 1.0).abs() < PERPLEXITY_ERROR,
         "perplexity {} through the cache, {} without",
@@ -157,7 +157,7 @@ fn rotate_kv_costs_a_trained_model_what_its_simulation_says() {
     let bridge = Bridge::open(None).unwrap();
     let model = Model::open(&directory, &bridge).unwrap();
     let config = model.config();
-    let calibration = Calibration::load(directory.join("rotate-kv.safetensors")).unwrap();
+    let calibration = ChannelOrder::load(directory.join("rotate-kv.safetensors")).unwrap();
     calibration.expect_model(&model_hash(&directory).unwrap()).unwrap();
     let ids = Text::open(&directory).unwrap().encode(include_str!("data/smoke.txt")).unwrap();
     let context = 512;
@@ -170,7 +170,7 @@ fn rotate_kv_costs_a_trained_model_what_its_simulation_says() {
         let mut score = |attention: &mut dyn wgkv_llama::attention::Attention| -> Score {
             let mut control = CompressedAttention::new(&bridge, &mut reference).unwrap();
             let score = score_window(&model, &window, chunk, attention, Some(&mut control), |_| ()).unwrap();
-            control.free().unwrap();
+            control.end().unwrap();
             score
         };
         let mut cache = open_cache(&bridge, config, format, Some(calibration.clone()).into(), protection, context).unwrap();
@@ -203,7 +203,7 @@ fn a_prompt_is_enough_to_centre_on() {
     let hash = model_hash(&directory).unwrap();
     let centre = pollster::block_on(collector.finish(&hash)).unwrap();
     assert_eq!(centre.tokens(), prompt.len() as u64);
-    let shipped = Centre::load(directory.join("centred.safetensors")).unwrap();
+    let shipped = Means::load(directory.join("centred.safetensors")).unwrap();
     shipped.expect_model(&hash).unwrap();
 
     // What follows the prompt, beside halves of the same past: prompt and what is added lie in codes of two bits.
@@ -217,10 +217,10 @@ fn a_prompt_is_enough_to_centre_on() {
         model.forward(&prompt, &mut attention).unwrap();
         model.forward(&prompt, &mut control).unwrap();
         let score = score_window(&model, &rest, context, &mut attention, Some(&mut control), |_| ()).unwrap();
-        control.free().unwrap();
+        control.end().unwrap();
         score.kl()
     };
-    let [of_prompt, of_text, none] = [Learned::Centre(centre), Learned::Centre(shipped), Learned::Nothing].map(&mut divergence);
+    let [of_prompt, of_text, none] = [Learned::Means(centre), Learned::Means(shipped), Learned::Nothing].map(&mut divergence);
     println!("divergence: centred on the prompt {of_prompt}, on sample text {of_text}, on nothing {none}");
     assert!(of_prompt < PROMPT_SHARE * none && of_text < PROMPT_SHARE * none, "{of_prompt}, {of_text}, {none}");
 }

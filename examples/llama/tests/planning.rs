@@ -7,7 +7,7 @@ mod tiny;
 
 use std::path::{Path, PathBuf};
 
-use wgkv::{Allocation, Allocator, Kind, Sensitivity};
+use wgkv::bits::{BitPlan, BitRule, Kind, Sensitivity};
 use wgkv_llama::analyze::{AnalyzeOptions, analyze};
 use wgkv_llama::error::{Error, Result};
 use wgkv_llama::generate::{GenerateOptions, generate};
@@ -100,9 +100,9 @@ fn a_plan_is_made_kept_within_its_budget_and_used() {
     let allocation = make(&["--budget", "3.0"]);
     let report = allocation.report().unwrap();
     assert!(report.spent <= report.allowed && report.bits_per_element() > 2.9, "{report}");
-    assert_eq!(report.allocator, Allocator::default().to_string());
+    assert_eq!(report.allocator, BitRule::default().to_string());
     assert!(report.to_string().contains("measured: ") && report.units.len() == 48);
-    assert_eq!(Allocation::load(&out).unwrap(), allocation, "a plan comes back from its file");
+    assert_eq!(BitPlan::load(&out).unwrap(), allocation, "a plan comes back from its file");
 
     // What was measured is read again, and serves every budget and rule.
     let measurement = Sensitivity::load(&sensitivity).unwrap();
@@ -142,15 +142,15 @@ fn what_does_not_fit_is_refused() {
     // Another model, other options beside the plan, too small a budget, no text.
     let other = embedded();
     let refused = measured(&other, &["--plan", out]);
-    assert!(matches!(&refused, Err(Error::Cache(wgkv::Error::Allocation { name, .. })) if name == "model"), "{refused:?}");
+    assert!(matches!(&refused, Err(Error::Cache(wgkv::Error::Mismatch { of: wgkv::Thing::BitPlan, name, .. })) if name == "model"), "{refused:?}");
     let typed = PerplexityOptions::augment(&["--model", model, "--text", &text, "--plan", out, "--k-bits", "2"]);
     assert!(typed.is_err(), "a plan and bits of one's own contradict each other");
     let refused = make(&["--budget", "1"]);
-    assert!(matches!(refused, Err(Error::Cache(wgkv::Error::Budget { .. }))), "{refused:?}");
+    assert!(matches!(refused, Err(Error::Cache(wgkv::Error::Capacity { .. }))), "{refused:?}");
     let damaged = folder.join("damaged.json");
     std::fs::write(&damaged, &std::fs::read_to_string(out).unwrap()[..100]).unwrap();
     let refused = measured(&folder, &["--plan", damaged.to_str().unwrap()]);
-    assert!(matches!(&refused, Err(Error::Cache(wgkv::Error::Allocation { .. }))), "{refused:?}");
+    assert!(matches!(&refused, Err(Error::Cache(wgkv::Error::Mismatch { of: wgkv::Thing::BitPlan, .. }))), "{refused:?}");
 }
 
 /// Are words that contradict each other refused?

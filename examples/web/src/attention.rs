@@ -45,7 +45,7 @@ impl Attention {
         let (residual, queries, output) = (rows("residual", hidden), rows("queries", query_width), rows("output", query_width));
         let (keys, values) = (rows("keys", key_width), rows("values", key_width));
         let mut cache = Cache::new(gpu, plan)?;
-        let sequence = cache.allocate()?;
+        let sequence = cache.begin()?;
         Ok(Self { gpu: gpu.clone(), cache, sequence, step: None, residual, queries, keys, values, output, kept })
     }
 

@@ -5,8 +5,10 @@ use crate::error::Result;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
-use wgkv::reference::{self, Constants};
-use wgkv::{Budget, Cache, Calibration, Centre, Chunk, Codec, Gpu, Plan, Protection, Reach, Restore, Rope, Rows, Sequence, Shape, Sinks, Step};
+use wgkv::learned::Reach;
+use wgkv::low_level::Restore;
+use wgkv::low_level::reference::{self, Constants};
+use wgkv::{Cache, Capacity, ChannelOrder, Chunk, Codec, Gpu, Means, Plan, Protection, Rope, Rows, Sequence, Shape, Sinks, Step};
 use wgpu::util::DeviceExt;
 
 /// Share of the words that `append` writes which may differ from the twin's: where a quotient lies so near a half that the twin rounds it
@@ -212,17 +214,17 @@ async fn drawn(gpu: &Gpu, codec: Codec, bits: u32, seed: u64) -> Result<(Cache, 
     let means: Vec<f32> = (0..key_width).map(|_| 1.5 * normal(&mut random)).collect();
     let format = codecs::format(codec, bits)?;
     let protection = Protection { sinks: Sinks::First(4), window: 16 };
-    let mut plan = Plan::new(shape.clone(), format, protection, Budget::tokens(1, 256), gpu.capability())?;
+    let mut plan = Plan::builder(shape.clone(), format).protection(protection).capacity(Capacity::tokens(1, 256)).build(gpu.capability())?;
     match codec {
         Codec::RotateKv => {
             let sums = vec![means.iter().map(|mean| f64::from(*mean)).collect()];
-            plan = plan.with_calibration(Calibration::from_sums(&shape, format.heads_per_group(shape.kv_heads), Reach::Global, "check", 1, sums)?)?;
+            plan = plan.with_calibration(ChannelOrder::from_sums(&shape, format.heads_per_group(shape.kv_heads), Reach::Global, "check", 1, sums)?)?;
         }
         Codec::Centred => {
             // Weights are alike within a pair of RoPE: of channels i and i + 32.
             let weights = (0..key_width).map(|i| 1.0 + (i % 32) as f32 / 32.0).collect();
             let values = means.iter().map(|mean| 0.5 * mean).collect();
-            plan = plan.with_centre(Centre::new(&shape, "check", vec![[means.clone(), weights, values]])?)?;
+            plan = plan.with_centre(Means::new(&shape, "check", vec![[means.clone(), weights, values]])?)?;
         }
         _ => {}
     }
@@ -242,7 +244,7 @@ fn allowed(plan: &Plan) -> f64 {
 /// Those of the library; a disagreement is none.
 pub async fn check(gpu: &Gpu, codec: Codec, bits: u32, seed: u64) -> Result<Report> {
     let (mut cache, means, mut random) = drawn(gpu, codec, bits, seed).await?;
-    let sequence = cache.allocate()?;
+    let sequence = cache.begin()?;
     let mut walk = Walk { gpu, cache, sequence, words: [0; 2] };
     let mut errors = [0.0; 2];
     for (tokens, error) in [(PROMPT[0], 0), (PROMPT[1], 0), (1, 1)] {
@@ -262,7 +264,7 @@ pub async fn check(gpu: &Gpu, codec: Codec, bits: u32, seed: u64) -> Result<Repo
 /// Those of the library.
 pub async fn snapshot(gpu: &Gpu, codec: Codec, bits: u32, seed: u64) -> Result<Vec<u8>> {
     let (mut cache, means, mut random) = drawn(gpu, codec, bits, seed).await?;
-    let sequence = cache.allocate()?;
+    let sequence = cache.begin()?;
     let mut walk = Walk { gpu, cache, sequence, words: [0; 2] };
     for tokens in PROMPT {
         walk.take(&Input::new(&mut random, &means, tokens), tokens).await?;

@@ -3,8 +3,8 @@
 use crate::attention::Attention;
 use crate::error::{Error, Result};
 use serde::Serialize;
-use wgkv::reference::fit::{Fit, Order, fit};
-use wgkv::reference::{Constants, hadamard, scales, turn, turns};
+use wgkv::low_level::reference::fit::{Fit, Order, fit};
+use wgkv::low_level::reference::{Constants, hadamard, scales, turn, turns};
 use wgkv::{Bits, Format, Scales};
 
 /// A map and what it costs to store it.

@@ -10,15 +10,15 @@ use crate::text::{Stream, Text};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::rc::Rc;
-use wgkv::{Budget, Calibration, Centre, Codec, Gpu, Plan, Protection, Sinks};
+use wgkv::{Capacity, ChannelOrder, Codec, Gpu, Means, Plan, Protection, Sinks};
 
 /// A model with its tokenizer, and what codecs have to know of its keys and values.
 pub struct Model {
     /// The layers.
     pub decoder: Decoder,
     text: Text,
-    order: Calibration,
-    centre: Centre,
+    order: ChannelOrder,
+    centre: Means,
 }
 
 /// How to go on, and how to store what was.
@@ -92,8 +92,8 @@ impl Model {
         Ok(Self {
             decoder: Decoder::from_bytes(Config::from_bytes(config)?, weights)?,
             text: Text::from_bytes(tokenizer)?,
-            order: Calibration::from_bytes(order)?,
-            centre: Centre::from_bytes(centre)?,
+            order: ChannelOrder::from_bytes(order)?,
+            centre: Means::from_bytes(centre)?,
         })
     }
 
@@ -108,7 +108,8 @@ impl Model {
             sinks = Sinks::Massive(20);
         }
         let protection = Protection { sinks, window: settings.window };
-        let plan = Plan::new(self.decoder.config().shape(), format, protection, Budget::tokens(1, tokens as u32), gpu.capability())?;
+        let plan =
+            Plan::builder(self.decoder.config().shape(), format).protection(protection).capacity(Capacity::tokens(1, tokens as u32)).build(gpu.capability())?;
         Ok(match codec {
             Codec::RotateKv => plan.with_calibration(self.order.clone())?,
             Codec::Centred => plan.with_centre(self.centre.clone())?,

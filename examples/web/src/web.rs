@@ -129,8 +129,8 @@ impl Demo {
     /// # Errors
     /// The compiler's message.
     pub async fn compile_subgroups(&self) -> Result<usize, JsValue> {
-        use wgkv::gpu::{Capability, Reduce};
-        use wgkv::{Budget, Plan, Protection, Rope, Shape};
+        use wgkv::low_level::{Capability, Reduce};
+        use wgkv::{Capacity, Plan, Protection, Rope, Shape};
         let gpu = &self.device.gpu;
         if gpu.capability().subgroups.is_none() {
             return Ok(0);
@@ -141,10 +141,11 @@ impl Demo {
         for choice in CODECS {
             let format = crate::codecs::format(choice.codec, choice.bits[0]).map_err(throw)?;
             let capability = Capability { subgroups: Some((32, 32)), ..*gpu.capability() };
-            let plan = Plan::new(shape.clone(), format, Protection::strict(), Budget::tokens(1, 128), &capability).map_err(throw)?;
+            let plan =
+                Plan::builder(shape.clone(), format).protection(Protection::NONE).capacity(Capacity::tokens(1, 128)).build(&capability).map_err(throw)?;
             if plan.reduce() == Reduce::Subgroup {
                 gpu.prepare(&plan).await.map_err(throw)?;
-                count += plan.variants().iter().filter(|variant| variant.subgroups).count();
+                count += low_level_variants(plan).iter().filter(|variant| variant.subgroups).count();
             }
         }
         Ok(count)

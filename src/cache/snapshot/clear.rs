@@ -1,10 +1,9 @@
 //! Zeros for what a sequence does not use of the places that are copied with it: they hold what others left there.
 
 use super::{Standing, Tensors, runs};
-use crate::format::{Bits, Codec};
-use crate::layout::PAGE_TOKENS;
+use crate::format::codes::{code_planes, planes, scales};
+use crate::format::{Bits, Codec, PAGE_TOKENS};
 use crate::plan::{Plan, Slab};
-use crate::reference::{Constants, code_planes, planes, scales};
 use std::ops::Range;
 
 /// A token of an elected row that is empty.
@@ -50,10 +49,9 @@ fn clear_token(page: &mut [u32], plan: &Plan, slab: &Slab, t: u32) {
     let (layout, format, head_dim) = (slab.layout(), slab.format(), plan.shape().head_dim);
     let values = 4 * layout.values as usize;
     if format.codec() == Codec::AlignedF16 {
-        let constants = Constants { head_dim, ..Constants::default() };
         for channel in 0..head_dim {
-            planes::put(&constants, page, PAGE_TOKENS, channel, t, 0);
-            planes::put(&constants, &mut page[values..], head_dim, t, channel, 0);
+            planes::put(head_dim, page, PAGE_TOKENS, channel, t, 0);
+            planes::put(head_dim, &mut page[values..], head_dim, t, channel, 0);
         }
         return;
     }
@@ -61,10 +59,9 @@ fn clear_token(page: &mut [u32], plan: &Plan, slab: &Slab, t: u32) {
         (0..groups).for_each(|group| scales::put(format.scales(), page, first + group * layout.scale_vecs, t, 0));
     }
     if plan.aligns_codes() {
-        let constants = Constants { head_dim, ..Constants::default() };
         for channel in 0..head_dim {
-            code_planes::put(&constants, format.key().bits.get(), page, PAGE_TOKENS / 4, channel, t, 0);
-            code_planes::put(&constants, format.value().bits.get(), &mut page[values..], head_dim / 4, t, channel, 0);
+            code_planes::put(head_dim, format.key().bits.get(), page, PAGE_TOKENS / 4, channel, t, 0);
+            code_planes::put(head_dim, format.value().bits.get(), &mut page[values..], head_dim / 4, t, channel, 0);
         }
         return;
     }

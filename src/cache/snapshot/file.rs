@@ -1,11 +1,11 @@
 //! Snapshots as safetensors. What lies in them is told at [`Cache::save`](crate::Cache::save).
 
 use super::{page_words, rows};
-use crate::error::{Error, Result};
-use crate::layout::PAGE_TOKENS;
+use crate::cache::sequence::Standing;
+use crate::error::{Error, Result, Thing};
+use crate::format::PAGE_TOKENS;
+use crate::format::tensors::{self, Texts};
 use crate::plan::Plan;
-use crate::pool::Standing;
-use crate::tensors::{self, Texts};
 use safetensors::tensor::Dtype;
 use std::str::FromStr;
 
@@ -39,8 +39,8 @@ fn shapes(plan: &Plan, standing: &Standing, layer: u32) -> [(String, Dtype, Vec<
     .map(|(name, dtype, shape)| (format!("{name}.{layer}"), dtype, shape))
 }
 
-fn error(name: impl ToString, wanted: impl ToString, had: impl ToString) -> Error {
-    Error::Snapshot { name: name.to_string(), wanted: wanted.to_string(), had: had.to_string() }
+fn error(name: impl Into<std::borrow::Cow<'static, str>>, wanted: impl ToString, had: impl ToString) -> Error {
+    Error::mismatch(Thing::Snapshot, name, wanted, had)
 }
 
 fn calibration(plan: &Plan) -> String {
@@ -84,7 +84,7 @@ pub(super) fn to_bytes(plan: &Plan, standing: &Standing, layers: &[Tensors<Vec<u
 pub(super) fn from_bytes<'a>(plan: &Plan, bytes: &'a [u8]) -> Result<(Standing, Vec<Tensors<&'a [u8]>>)> {
     let (metadata, data) = tensors::header(bytes, HEADER_BYTES * (1 + plan.shape().layers as usize), error)?;
     let mut texts = tensors::texts(&metadata);
-    let text = |name: &str| texts.get(name).copied().ok_or_else(|| error(name, "there", "missing"));
+    let text = |name: &str| texts.get(name).copied().ok_or_else(|| error(name.to_owned(), "there", "missing"));
     for (name, wanted) in [("format", FORMAT), ("version", VERSION), ("plan", &plan.fingerprint()), ("calibration", &calibration(plan))] {
         let had = text(name)?;
         if had != wanted {
@@ -117,7 +117,7 @@ pub(super) fn from_bytes<'a>(plan: &Plan, bytes: &'a [u8]) -> Result<(Standing, 
                 return Ok(&data[..0]);
             }
             count += 1;
-            let bytes = tensors::tensor(&metadata, data, &name, dtype, &shape, |wanted, had| error(&name, wanted, had))?;
+            let bytes = tensors::tensor(&metadata, data, &name, dtype, &shape, |wanted, had| error(name.clone(), wanted, had))?;
             let (had, told) = (tensors::checksum(bytes), text(&format!("sha256.{name}"))?);
             if had == told { Ok(bytes) } else { Err(error(format!("sha256.{name}"), format!("{had}, that of the tensor"), format!("{told:?}"))) }
         };

@@ -10,8 +10,11 @@ pub use seeds::{SNAPSHOT_TOKENS, seeds, snapshot_plan};
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
-use wgkv::object_store::memory::InMemory;
-use wgkv::{Alignment, Allocation, Allocator, Calibration, Centre, Codec, Error, Plan, Precision, PrefixStore, Result, Scales, Sensitivity, Sinks};
+use wgkv::aligned::Alignment;
+use wgkv::bits::{BitPlan, BitRule, Sensitivity};
+use wgkv::prefix::SnapshotStore;
+use wgkv::prefix::object_store::memory::InMemory;
+use wgkv::{ChannelOrder, Codec, Error, Means, Plan, Precision, Result, Scales, Sinks};
 
 /// Bytes that reading may hold at once: so many for each byte of the input (a list of JSON takes two bytes a number, and grows by doubling),
 /// and so many in any case.
@@ -30,10 +33,10 @@ pub struct Target {
 /// All of them.
 pub const TARGETS: [Target; 6] = [
     Target { name: "words", read: words },
-    Target { name: "calibration", read: |bytes| tensors(bytes, Calibration::from_bytes, Calibration::to_bytes) },
-    Target { name: "centre", read: |bytes| tensors(bytes, Centre::from_bytes, Centre::to_bytes) },
+    Target { name: "calibration", read: |bytes| tensors(bytes, ChannelOrder::from_bytes, ChannelOrder::to_bytes) },
+    Target { name: "centre", read: |bytes| tensors(bytes, Means::from_bytes, Means::to_bytes) },
     Target { name: "snapshot", read: |bytes| tensors(bytes, snapshot, |whole| Ok(whole.clone())) },
-    Target { name: "allocation", read: |bytes| json(bytes, Allocation::from_json, Allocation::to_json) },
+    Target { name: "allocation", read: |bytes| json(bytes, BitPlan::from_json, BitPlan::to_json) },
     Target { name: "sensitivity", read: |bytes| json(bytes, Sensitivity::from_json, Sensitivity::to_json) },
 ];
 
@@ -59,7 +62,7 @@ fn words(bytes: &[u8]) -> bool {
         true
     }
     let Ok(text) = str::from_utf8(bytes) else { return false };
-    let read = [word::<Codec>, word::<Scales>, word::<Precision>, word::<Sinks>, word::<Alignment>, word::<Allocator>].map(|word| word(text));
+    let read = [word::<Codec>, word::<Scales>, word::<Precision>, word::<Sinks>, word::<Alignment>, word::<BitRule>].map(|word| word(text));
     read.contains(&true)
 }
 
@@ -98,8 +101,8 @@ fn tensors<T: Debug + PartialEq>(bytes: &[u8], read: impl Fn(&[u8]) -> Result<T>
 fn forged(bytes: &[u8], error: &Error) -> Option<Vec<u8>> {
     const HEX: usize = 64;
     let (name, wanted, had) = match error {
-        Error::Calibration { name, wanted, had } | Error::Centre { name, wanted, had } => (*name, wanted, had),
-        Error::Snapshot { name, wanted, had } => (name.as_str(), wanted, had),
+        Error::Mismatch { of: Thing::ChannelOrder, name, wanted, had } | Error::Mismatch { of: Thing::Means, name, wanted, had } => (*name, wanted, had),
+        Error::Mismatch { of: Thing::Snapshot, name, wanted, had } => (name.as_str(), wanted, had),
         _ => return None,
     };
     if name != "hash" && !name.starts_with("sha256.") {
@@ -113,7 +116,7 @@ fn forged(bytes: &[u8], error: &Error) -> Option<Vec<u8>> {
 /// Bytes that a cache would load, by way of a store, which looks at them as the cache does and needs no GPU.
 fn snapshot(bytes: &[u8]) -> Result<Vec<u8>> {
     static PLAN: LazyLock<Plan> = LazyLock::new(snapshot_plan);
-    static STORE: LazyLock<PrefixStore> = LazyLock::new(|| PrefixStore::new(Arc::new(InMemory::new()), "", ""));
+    static STORE: LazyLock<SnapshotStore> = LazyLock::new(|| SnapshotStore::new(Arc::new(InMemory::new()), "", ""));
     pollster::block_on(STORE.put(&PLAN, &[0; SNAPSHOT_TOKENS], bytes.to_vec()))?;
     Ok(bytes.to_vec())
 }

@@ -1,9 +1,8 @@
 //! Files that can be read, to begin with.
 
-use wgkv::{
-    Allocation, Allocator, Allowance, Bits, Budget, Calibration, Capability, Centre, Codec, Format, Plan, Precision, Protection, Reach, Result, Rope,
-    Sensitivity, Shape,
-};
+use wgkv::bits::{BitBudget, BitPlan, BitRule, Sensitivity};
+use wgkv::learned::Reach;
+use wgkv::{Bits, Capability, Capacity, ChannelOrder, Codec, Format, Means, Plan, Precision, Protection, Result, Rope, Shape};
 
 /// Tokens of the snapshots that are read: sinks, and a page that is not full.
 pub const SNAPSHOT_TOKENS: usize = 40;
@@ -18,8 +17,12 @@ fn shape(layers: u32) -> Shape {
 /// If there can be no such plan.
 pub fn snapshot_plan() -> Plan {
     let format = Format::new(Codec::Hadamard, Bits::Two, Bits::Two, 64);
-    let budget = Budget::tokens(2, 256);
-    Plan::new(shape(1), format, Protection { window: 0, ..Protection::default() }, budget, &Capability::webgpu_default()).expect("a plan")
+    let budget = Capacity::tokens(2, 256);
+    Plan::builder(shape(1), format)
+        .protection(Protection { window: 0, ..Protection::default() })
+        .capacity(budget)
+        .build(&Capability::webgpu_default())
+        .expect("a plan")
 }
 
 /// What was measured on one layer of two heads.
@@ -52,22 +55,19 @@ pub fn seeds(target: &str) -> Result<Vec<(&'static str, Vec<u8>)>> {
         "calibration" => {
             let sums = vec![(0..128).map(|n| f64::from(n * 37 % 128)).collect()];
             vec![
-                ("natural", Calibration::natural(&one, 2)?.to_bytes()?),
-                ("local", Calibration::from_sums(&one, 1, Reach::Local, "\"m\"", 7, sums)?.to_bytes()?),
+                ("natural", ChannelOrder::natural(&one, 2)?.to_bytes()?),
+                ("local", ChannelOrder::from_sums(&one, 1, Reach::Local, "\"m\"", 7, sums)?.to_bytes()?),
             ]
         }
-        "centre" => vec![("natural", Centre::natural(&one).to_bytes()?)],
+        "centre" => vec![("natural", Means::natural(&one).to_bytes()?)],
         "allocation" => {
             let of = |bits, group| Precision::new(bits, group);
             let mixed = |layer, head| if (layer + head) % 2 == 0 { [of(Bits::Two, 32), Precision::F16] } else { [of(Bits::Eight, 64), of(Bits::Three, 64)] };
             let sensitivity = Sensitivity::from_json(SENSITIVITY)?;
             vec![
-                ("mixed", Allocation::new(&two, Format::new(Codec::Rtn, Bits::Four, Bits::Four, 64), mixed)?.to_json()?.into_bytes()),
-                (
-                    "rotated",
-                    Allocation::uniform(&one, Format::new(Codec::RotateKv, Bits::Two, Bits::Two, 128).with_heads_per_group(2))?.to_json()?.into_bytes(),
-                ),
-                ("measured", Allocation::allocate(&one, &sensitivity, Allowance::BitsPerElement(3.5), Allocator::default())?.to_json()?.into_bytes()),
+                ("mixed", BitPlan::new(&two, Format::new(Codec::Rtn, Bits::Four, Bits::Four, 64), mixed)?.to_json()?.into_bytes()),
+                ("rotated", BitPlan::uniform(&one, Format::new(Codec::RotateKv, Bits::Two, Bits::Two, 128).with_heads_per_group(2))?.to_json()?.into_bytes()),
+                ("measured", BitPlan::choose(&one, &sensitivity, BitBudget::BitsPerElement(3.5), BitRule::default())?.to_json()?.into_bytes()),
             ]
         }
         "sensitivity" => vec![("measured", SENSITIVITY.as_bytes().to_vec())],

@@ -34,7 +34,7 @@ fn seeds(name: &str) -> Vec<(&'static str, Vec<u8>)> {
     let plan = snapshot_plan();
     let text = Text::normal(&mut generator(), plan.shape(), SNAPSHOT_TOKENS);
     let mut reader = Reader::new(&gpu(), plan);
-    let sequence = reader.cache.allocate().unwrap();
+    let sequence = reader.cache.begin().unwrap();
     reader.store(sequence, &text, SNAPSHOT_TOKENS);
     vec![("whole", pollster::block_on(reader.cache.save(sequence)).unwrap())]
 }

@@ -1,4 +1,4 @@
-//! `PrefixStore` against a server that speaks S3: whole or not at all, whoever dies; errors that say what is wrong, in bounded time.
+//! `SnapshotStore` against a server that speaks S3: whole or not at all, whoever dies; errors that say what is wrong, in bounded time.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod server;
@@ -50,12 +50,12 @@ fn builder(port: u16) -> AmazonS3Builder {
         .with_retry(RetryConfig { backoff: pause, max_retries: RETRIES, retry_timeout: Duration::from_secs(20) })
 }
 
-fn store_of(builder: AmazonS3Builder) -> PrefixStore {
+fn store_of(builder: AmazonS3Builder) -> SnapshotStore {
     *CRYPTOGRAPHY;
-    PrefixStore::new(Arc::new(builder.build().unwrap()), "a folder/of theirs", "a model")
+    SnapshotStore::new(Arc::new(builder.build().unwrap()), "a folder/of theirs", "a model")
 }
 
-fn store(port: u16) -> PrefixStore {
+fn store(port: u16) -> SnapshotStore {
     store_of(builder(port))
 }
 
@@ -75,9 +75,9 @@ struct Saved {
 impl Saved {
     fn new() -> Self {
         let text = Text::normal(&mut generator(), &shape(), TOKENS as usize + 10);
-        let plan = Plan::new(shape(), Format::f16(), Protection::default(), Budget::tokens(2, TOKENS + 10), GPU.capability()).unwrap();
+        let plan = Plan::builder(shape(), Format::f16()).capacity(Capacity::tokens(2, TOKENS + 10)).build(GPU.capability()).unwrap();
         let mut reader = Reader::new(&GPU, plan);
-        let sequence = reader.cache.allocate().unwrap();
+        let sequence = reader.cache.begin().unwrap();
         reader.store(sequence, &text, TOKENS as usize);
         let bytes = block_on(reader.cache.save(sequence)).unwrap();
         Self { text, reader, sequence, bytes }
@@ -92,10 +92,10 @@ impl Saved {
         assert!(Parts::of(&block_on(self.reader.cache.save(self.sequence)).unwrap()) == Parts::of(&self.bytes));
         let loaded = self.reader.recorded(|cache, encoder| cache.load(encoder, bytes));
         assert!(self.reader.read(loaded, &self.text, 3) == self.reader.read(self.sequence, &self.text, 3));
-        self.reader.cache.free(loaded).unwrap();
+        self.reader.cache.end(loaded).unwrap();
         let first = self.sequence;
         self.sequence = self.reader.recorded(|cache, encoder| cache.load(encoder, bytes));
-        self.reader.cache.free(first).unwrap();
+        self.reader.cache.end(first).unwrap();
     }
 }
 
@@ -138,9 +138,9 @@ fn prefixes_are_found_and_damage_is_refused() {
         damaged[at] ^= 1;
         for damaged in [&damaged[..], &whole[..at], &[]] {
             std::fs::write(&file, damaged).unwrap();
-            assert!(matches!(wait(store.get(&plan, &tokens(1))), Err(Error::Snapshot { .. })));
+            assert!(matches!(wait(store.get(&plan, &tokens(1))), Err(Error::Mismatch { of: Thing::Snapshot, .. })));
             let mut encoder = GPU.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            assert!(matches!(saved.reader.cache.load(&mut encoder, damaged), Err(Error::Snapshot { .. })));
+            assert!(matches!(saved.reader.cache.load(&mut encoder, damaged), Err(Error::Mismatch { of: Thing::Snapshot, .. })));
         }
     }
     wait(store.put(&plan, &tokens(1), whole)).unwrap();

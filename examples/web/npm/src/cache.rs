@@ -7,7 +7,7 @@ use serde::Deserialize;
 use std::rc::Rc;
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
-use wgkv::{Bits, Budget, Cache, Calibration, Centre, Chunk, Codec, Format, Plan, Protection, Rope, Rows, Sequence, Shape, Sinks, Step};
+use wgkv::{Bits, Cache, Capacity, ChannelOrder, Chunk, Codec, Format, Means, Plan, Protection, Rope, Rows, Sequence, Shape, Sinks, Step};
 use wgpu::util::DeviceExt;
 
 thread_local! {
@@ -94,12 +94,12 @@ impl Options {
     }
 
     fn plan(&self, calibration: Option<&[u8]>, device: &Device) -> wgkv::Result<Plan> {
-        let (shape, format, budget) = (self.shape(), self.format()?, Budget::tokens(1, self.tokens));
-        let plan = |format| Plan::new(shape, format, self.protection(), budget, device.gpu.capability());
+        let (shape, format, budget) = (self.shape(), self.format()?, Capacity::tokens(1, self.tokens));
+        let plan = |format| Plan::builder(shape, format).protection(self.protection()).capacity(budget).build(device.gpu.capability());
         let mut plan = match calibration {
-            Some(bytes) if format.codec() == Codec::Centred => plan(format)?.with_centre(Centre::from_bytes(bytes)?)?,
+            Some(bytes) if format.codec() == Codec::Centred => plan(format)?.with_centre(Means::from_bytes(bytes)?)?,
             Some(bytes) => {
-                let order = Calibration::from_bytes(bytes)?;
+                let order = ChannelOrder::from_bytes(bytes)?;
                 plan(format.with_heads_per_group(order.heads_per_group()))?.with_calibration(order)?
             }
             None => plan(format)?,
@@ -204,7 +204,7 @@ impl Held {
         let plan = options.plan(calibration.as_deref(), &device).map_err(throw)?;
         device.gpu.prepare(&plan).await.map_err(throw)?;
         let mut cache = Cache::request(&device.gpu, plan).await.map_err(throw)?;
-        let sequence = cache.allocate().map_err(throw)?;
+        let sequence = cache.begin().map_err(throw)?;
         Ok(Self { device, cache, sequence, growing: None })
     }
 
@@ -314,12 +314,12 @@ impl Held {
         }
         let mut encoder = self.device.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("wgkv load") });
         // The plan has room for one sequence: the empty one makes it.
-        self.cache.free(self.sequence).map_err(throw)?;
+        self.cache.end(self.sequence).map_err(throw)?;
         let loaded = self.cache.load(&mut encoder, &bytes.to_vec());
         match loaded {
             Ok(sequence) => self.sequence = sequence,
             Err(error) => {
-                self.sequence = self.cache.allocate().map_err(throw)?;
+                self.sequence = self.cache.begin().map_err(throw)?;
                 return Err(throw(error));
             }
         }

@@ -1,0 +1,646 @@
+//! The pool: which sequences are live, where each stands, and who holds which page. It touches no GPU.
+
+use super::sequence::{Admission, Chunk, Growth, Sequence, Share, Standing};
+use crate::error::{Error, Result};
+use crate::format::PAGE_TOKENS;
+use crate::plan::Plan;
+use std::ops::RangeInclusive;
+
+/// One live sequence.
+#[derive(Clone, Debug)]
+pub(crate) struct Live {
+    generation: u64,
+    pub at: Standing,
+    /// But for those that it slid beyond.
+    pub pages: Vec<u32>,
+}
+
+impl Live {
+    /// Where it stands when it is cut back to its first `tokens` tokens: the pages beyond are not its own any more.
+    pub fn cut(&self, tokens: u32) -> Result<Self> {
+        let Standing { tokens: held, packed, dropped, headless, limit, before } = self.at;
+        if tokens > held {
+            return Err(Error::Range { first: 0, end: tokens, have: held });
+        }
+        self.expect_held(tokens)?;
+        if tokens == held {
+            return Ok(self.clone());
+        }
+        let packed = packed.min(tokens);
+        // A step that is taken back whole may never have held its election: what was void before is void again.
+        let limit = if tokens <= before.0 { before.1 } else { limit };
+        let at = Standing { tokens, packed, dropped, headless, limit: limit.min(tokens), before };
+        Ok(Self { pages: self.pages[..at.pages() as usize].to_vec(), at, ..*self })
+    }
+
+    /// Refuses tokens that it slid beyond: they are gone.
+    pub fn expect_held(&self, first: u32) -> Result<()> {
+        if first < self.at.first() { Err(Error::Dropped { token: first, first: self.at.first() }) } else { Ok(()) }
+    }
+
+    /// The lengths that it can be cut back to and be as if nothing had ever followed, if there are any.
+    pub fn exact_lengths(&self, plan: &Plan) -> Option<RangeInclusive<u32>> {
+        let Standing { tokens, packed, dropped, limit, .. } = self.at;
+        // What a page holds by now was f16 when the sequence was shorter; and pages may be gone.
+        if plan.packed(tokens) != packed || dropped > 0 {
+            return None;
+        }
+        let first = match (plan.elects(), plan.ring()) {
+            // Sinks are elected among all tokens of a prompt: those of a shorter one are others.
+            (true, _) if limit < u32::MAX => return None,
+            (true, _) => tokens,
+            (false, 0) => 0,
+            (false, _) if packed == 0 => 0,
+            (false, _) => packed + plan.protection().window,
+        };
+        Some(first..=tokens)
+    }
+
+    /// As the kernels are told of it when it does not grow.
+    pub fn still(&self, slot: u32) -> Growth {
+        Growth { pages: self.pages.clone(), ..self.pageless(slot) }
+    }
+
+    /// The same without its pages.
+    fn pageless(&self, slot: u32) -> Growth {
+        let Standing { tokens, packed, dropped, headless, limit, .. } = self.at;
+        let pages = Vec::new();
+        Growth { slot, old_tokens: tokens, new_tokens: tokens, rows: 0, old_packed: packed, new_packed: packed, dropped, headless, limit, pages }
+    }
+}
+
+/// A page whose contents must be copied to another.
+pub(crate) type PageCopy = Option<(u32, u32)>;
+
+/// The live sequences of a cache and the pages they share.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    cache: u64,
+    live: Vec<Option<Live>>,
+    /// Popped from the end.
+    free: Vec<u32>,
+    /// Sequences that hold each page.
+    users: Vec<u32>,
+    generation: u64,
+}
+
+impl Pool {
+    /// All pages free. `cache` tells its handles from those of others.
+    pub fn new(cache: u64, plan: &Plan) -> Self {
+        let (sequences, pages) = (plan.sequences() as usize, plan.pages());
+        // Pages are handed out from the first.
+        Self { cache, live: vec![None; sequences], free: (0..pages).rev().collect(), users: vec![0; pages as usize], generation: 0 }
+    }
+
+    /// Every live sequence.
+    pub fn sequences(&self) -> impl Iterator<Item = &Live> {
+        self.live.iter().flatten()
+    }
+
+    pub fn free_pages(&self) -> u32 {
+        self.free.len() as u32
+    }
+
+    pub fn find(&self, sequence: Sequence) -> Result<&Live> {
+        self.live
+            .get(sequence.slot as usize)
+            .and_then(Option::as_ref)
+            .filter(|live| sequence.cache == self.cache && live.generation == sequence.generation)
+            .ok_or(Error::UnknownSequence { slot: sequence.slot })
+    }
+
+    fn free_slot(&self) -> Result<usize> {
+        self.live.iter().position(Option::is_none).ok_or(Error::Sequences { have: self.live.len() as u32 })
+    }
+
+    /// Puts a sequence in a free place.
+    fn place(&mut self, at: Standing, pages: Vec<u32>) -> Result<Sequence> {
+        let slot = self.free_slot()?;
+        self.generation += 1;
+        self.live[slot] = Some(Live { generation: self.generation, at, pages });
+        Ok(Sequence { cache: self.cache, generation: self.generation, slot: slot as u32 })
+    }
+
+    /// Begins a sequence of no tokens.
+    pub fn begin(&mut self) -> Result<Sequence> {
+        self.place(Standing::default(), Vec::new())
+    }
+
+    /// Begins a sequence of which the tokens before this page are elsewhere.
+    pub fn begin_at(&mut self, page: u32) -> Result<Sequence> {
+        let tokens = page * PAGE_TOKENS;
+        self.place(Standing { tokens, packed: tokens, dropped: page, headless: page > 0, ..Standing::default() }, Vec::new())
+    }
+
+    /// Begins a sequence that stands somewhere already, in pages that nobody held.
+    pub fn adopt(&mut self, plan: &Plan, at: Standing) -> Result<Sequence> {
+        let slot = self.free_slot()? as u32;
+        if u64::from(at.tokens) > plan.max_tokens() {
+            return Err(Error::Length { slot, need: at.tokens.into(), have: plan.max_tokens() });
+        }
+        let need = at.pages();
+        self.expect_free(need)?;
+        let pages = self.take(need);
+        self.place(at, pages)
+    }
+
+    /// Ends a sequence.
+    pub fn end(&mut self, sequence: Sequence) -> Result<()> {
+        self.find(sequence)?;
+        if let Some(live) = self.live[sequence.slot as usize].take() {
+            self.release(&live.pages);
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, pages: &[u32]) {
+        for page in pages.iter().rev() {
+            let users = &mut self.users[*page as usize];
+            *users -= 1;
+            if *users == 0 {
+                self.free.push(*page);
+            }
+        }
+    }
+
+    fn expect_free(&self, need: u32) -> Result<()> {
+        if need > self.free_pages() { Err(Error::Pages { need, have: self.free_pages() }) } else { Ok(()) }
+    }
+
+    /// Takes so many pages that nobody holds. The caller has made sure that they are there.
+    fn take(&mut self, count: u32) -> Vec<u32> {
+        let pages: Vec<u32> = (0..count).filter_map(|_| self.free.pop()).collect();
+        pages.iter().for_each(|page| self.users[*page as usize] = 1);
+        pages
+    }
+
+    /// Begins a sequence that holds another's first `tokens` tokens: it shares the full pages and has the last for itself, of which
+    /// the contents must be copied, where that is not full.
+    pub fn fork(&mut self, sequence: Sequence, tokens: u32) -> Result<(Sequence, PageCopy)> {
+        let Live { at, mut pages, .. } = self.find(sequence)?.cut(tokens)?;
+        let partial = if at.packed.is_multiple_of(PAGE_TOKENS) { None } else { pages.last().copied() };
+        self.expect_free(partial.iter().count() as u32)?;
+        self.free_slot()?;
+        pages.iter().for_each(|page| self.users[*page as usize] += 1);
+        let copy = partial.and_then(|_| self.own_last(&mut pages));
+        Ok((self.place(at, pages)?, copy))
+    }
+
+    /// Cuts a sequence back to its first `tokens` tokens. A page that others hold too, and that ends inside, becomes another.
+    pub fn truncate(&mut self, sequence: Sequence, tokens: u32) -> Result<PageCopy> {
+        let live = self.find(sequence)?;
+        let mut cut = live.cut(tokens)?;
+        let surplus = live.pages[cut.pages.len()..].to_vec();
+        let users = |page: &u32| self.users[*page as usize];
+        let shared = !cut.at.packed.is_multiple_of(PAGE_TOKENS) && cut.pages.last().is_some_and(|page| users(page) > 1);
+        if shared && !surplus.iter().any(|page| users(page) == 1) {
+            self.expect_free(1)?;
+        }
+        self.release(&surplus);
+        let copy = if shared { self.own_last(&mut cut.pages) } else { None };
+        self.live[sequence.slot as usize] = Some(cut);
+        Ok(copy)
+    }
+
+    /// Lets a sequence go of the full pages that all its tokens but the last `keep` fill. Answers how many pages it let go of.
+    pub fn slide(&mut self, sequence: Sequence, keep: u32) -> Result<u32> {
+        let at = &self.find(sequence)?.at;
+        let dropped = (at.tokens.saturating_sub(keep).min(at.packed) / PAGE_TOKENS).max(at.dropped);
+        let count = dropped - at.dropped;
+        if let Some(live) = &mut self.live[sequence.slot as usize] {
+            live.at.dropped = dropped;
+            let pages: Vec<u32> = live.pages.drain(..count as usize).collect();
+            self.release(&pages);
+        }
+        Ok(count)
+    }
+
+    /// Puts a page that nobody holds in the place of a sequence's last. The caller has made sure that there is one.
+    fn own_last(&mut self, pages: &mut [u32]) -> PageCopy {
+        let (last, page) = (pages.last_mut()?, self.take(1).pop()?);
+        let copy = (std::mem::replace(last, page), page);
+        self.release(&[copy.0]);
+        Some(copy)
+    }
+
+    /// A chunk as the part that it is where no other cache holds tokens of it.
+    pub fn whole(&self, chunk: &Chunk) -> Result<Share> {
+        let first = self.find(chunk.sequence)?.at.tokens;
+        Ok(Share { sequence: chunk.sequence, first, queries: chunk.tokens, tokens: chunk.tokens })
+    }
+
+    /// How the sequences of these parts would grow, still without pages.
+    fn growths(&self, plan: &Plan, parts: impl IntoIterator<Item = Result<Share>>) -> Result<(Vec<Growth>, Admission)> {
+        let mut growths = Vec::new();
+        let mut named = vec![false; self.live.len()];
+        let mut need = 0_u32;
+        for part in parts {
+            let Share { sequence, first, queries, tokens } = part?;
+            let slot = sequence.slot;
+            let live = self.find(sequence)?;
+            let still = live.pageless(slot);
+            if queries == 0 {
+                return Err(Error::EmptyChunk { slot });
+            }
+            if std::mem::replace(&mut named[slot as usize], true) {
+                return Err(Error::RepeatedSequence { slot });
+            }
+            let most = if first == still.old_tokens { queries } else { 0 };
+            if first < still.old_tokens || tokens > most {
+                return Err(Error::Part { slot, first, tokens, have: still.old_tokens, most });
+            }
+            let have = plan.max_tokens();
+            let fits = |count: u32| first.checked_add(count).filter(|n| u64::from(*n) <= have);
+            let length = |count: u32| Error::Length { slot, need: u64::from(first) + u64::from(count), have };
+            fits(queries).ok_or_else(|| length(queries))?;
+            let new_tokens = if tokens > 0 { fits(tokens).ok_or_else(|| length(tokens))? } else { still.new_tokens };
+            // A sequence that was cut back inside its pages is packed beyond what its length asks for.
+            let new_packed = plan.packed(new_tokens).max(still.old_packed);
+            let growth = Growth { old_tokens: first, new_tokens, rows: queries, new_packed, ..still };
+            need = need.saturating_add(growth.pages_lacking(live.pages.len() as u32));
+            growths.push(growth);
+        }
+        Ok((growths, Admission { pages_needed: need, pages_free: self.free_pages() }))
+    }
+
+    /// What a step would need; its errors but for pages.
+    pub fn admit(&self, plan: &Plan, chunks: &[Chunk]) -> Result<Admission> {
+        Ok(self.growths(plan, chunks.iter().map(|chunk| self.whole(chunk)))?.1)
+    }
+
+    /// The same of parts.
+    pub fn admit_parts(&self, plan: &Plan, parts: &[Share]) -> Result<Admission> {
+        Ok(self.growths(plan, parts.iter().copied().map(Ok))?.1)
+    }
+
+    /// Grows sequences by new tokens.
+    pub fn grow(&mut self, plan: &Plan, chunks: &[Chunk]) -> Result<Vec<Growth>> {
+        let grown = self.growths(plan, chunks.iter().map(|chunk| self.whole(chunk)))?;
+        self.carry_out(grown)
+    }
+
+    /// Grows sequences of which other caches hold tokens, too.
+    pub fn grow_parts(&mut self, plan: &Plan, parts: &[Share]) -> Result<Vec<Growth>> {
+        let grown = self.growths(plan, parts.iter().copied().map(Ok))?;
+        self.carry_out(grown)
+    }
+
+    fn carry_out(&mut self, (mut growths, admission): (Vec<Growth>, Admission)) -> Result<Vec<Growth>> {
+        self.expect_free(admission.pages_needed)?;
+        for growth in &mut growths {
+            let Some(mut live) = self.live[growth.slot as usize].take() else { continue };
+            live.pages.extend(self.take(growth.pages_lacking(live.pages.len() as u32)));
+            growth.pages.clone_from(&live.pages);
+            // A part may have queries only.
+            if live.at.tokens < growth.new_tokens {
+                live.at = Standing {
+                    tokens: growth.new_tokens,
+                    packed: growth.new_packed,
+                    limit: growth.limit_now(),
+                    before: (growth.old_tokens, growth.limit),
+                    ..live.at
+                };
+            }
+            self.live[growth.slot as usize] = Some(live);
+        }
+        Ok(growths)
+    }
+
+    /// How many pages would be free if these sequences ended, beyond those that are; and by sequence, whether it holds one of them.
+    pub fn held_only_by(&self, sequences: &[Sequence]) -> Result<(u32, Vec<bool>)> {
+        let mut users = self.users.clone();
+        let held = sequences.iter().map(|sequence| Ok(&self.find(*sequence)?.pages)).collect::<Result<Vec<_>>>()?;
+        held.iter().copied().flatten().for_each(|page| users[*page as usize] -= 1);
+        let freed = users.iter().zip(&self.users).filter(|(left, had)| **left == 0 && **had > 0).count() as u32;
+        Ok((freed, held.iter().map(|pages| pages.iter().any(|page| users[*page as usize] == 0)).collect()))
+    }
+
+    /// Checks what must hold of it at any time: every page is free once or held by as many sequences as are counted, by each once,
+    /// and every sequence has the pages that it stands in, which others share only where they are full. Answers what does not,
+    /// or how many sequences are live.
+    pub fn check(&self, plan: &Plan) -> std::result::Result<u32, String> {
+        let mut holders = vec![0; self.users.len()];
+        let mut last = vec![None; self.users.len()];
+        for (slot, live) in self.live.iter().enumerate() {
+            let Some(Live { at, pages, .. }) = live else { continue };
+            if at.packed > at.tokens || at.tokens > at.packed + plan.ring() {
+                return Err(format!("sequence {slot} stands at {at:?}"));
+            }
+            if at.dropped > at.packed / PAGE_TOKENS || pages.len() as u32 != at.pages() {
+                return Err(format!("sequence {slot} has {} pages where it stands at {at:?}", pages.len()));
+            }
+            for page in pages {
+                *holders.get_mut(*page as usize).ok_or_else(|| format!("sequence {slot} has page {page}, which does not exist"))? += 1;
+                if last[*page as usize].replace(slot) == Some(slot) {
+                    return Err(format!("sequence {slot} has a page twice: {pages:?}"));
+                }
+            }
+            let partial = pages.last().filter(|_| !at.packed.is_multiple_of(PAGE_TOKENS));
+            if let Some(page) = partial.filter(|page| self.users[**page as usize] != 1) {
+                return Err(format!("sequence {slot} shares page {page}, which it has yet to fill"));
+            }
+        }
+        if holders != self.users {
+            return Err(format!("pages are held by {holders:?} sequences, but counted are {:?}", self.users));
+        }
+        let mut free = vec![0; holders.len()];
+        self.free.iter().for_each(|page| free[*page as usize] += 1);
+        match (0..).zip(holders.iter().zip(&free)).find(|(_, (held, free))| u32::from(**held == 0) != **free) {
+            Some((page, (held, free))) => Err(format!("page {page} is held by {held} sequences and {free} times free")),
+            None => Ok(self.sequences().count() as u32),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Bits, Capability, Capacity, Codec, Format, Protection, Rope, Shape, Sinks};
+    use rand::rngs::StdRng;
+    use rand::{Rng, RngExt, SeedableRng};
+    use std::rc::Rc;
+
+    const PAGE: usize = PAGE_TOKENS as usize;
+
+    /// What a sequence must hold: its tokens by a number of each, how many of them are packed, and pages that forks share.
+    #[derive(Clone)]
+    struct Model {
+        handle: Sequence,
+        tokens: Vec<u32>,
+        packed: usize,
+        /// Pages that it slid beyond.
+        dropped: usize,
+        pages: Vec<Rc<()>>,
+    }
+
+    /// A pool, memory that its answers are carried out on, and a plain model of both.
+    struct Soak {
+        plan: Plan,
+        pool: Pool,
+        memory: Vec<[u32; PAGE]>,
+        model: Vec<Model>,
+        gone: Vec<Sequence>,
+        random: StdRng,
+        tokens: u32,
+    }
+
+    impl Soak {
+        fn new(plan: Plan, random: StdRng) -> Self {
+            let (pool, memory) = (Pool::new(7, &plan), vec![[0; PAGE]; plan.pages() as usize]);
+            Self { plan, pool, memory, model: Vec::new(), gone: Vec::new(), random, tokens: 0 }
+        }
+
+        fn free(&self) -> u32 {
+            let mut pages: Vec<_> = self.model.iter().flat_map(|s| &s.pages).map(Rc::as_ptr).collect();
+            pages.sort_unstable();
+            pages.dedup();
+            self.plan.pages() - pages.len() as u32
+        }
+
+        fn below(&mut self, end: usize) -> usize {
+            self.random.random_range(0..end)
+        }
+
+        /// Carries a copy out, and tells whether there was one.
+        fn copied(&mut self, copy: PageCopy) -> bool {
+            if let Some((from, to)) = copy {
+                self.memory[to as usize] = self.memory[from as usize];
+            }
+            copy.is_some()
+        }
+
+        /// One operation, drawn: the pool does what the model does, or refuses for the reason that the model has.
+        fn turn(&mut self) {
+            let (live, have, sequences) = (self.model.len(), self.free(), self.plan.sequences());
+            match self.below(16) {
+                0 | 1 => match self.pool.begin() {
+                    Ok(handle) => self.model.push(Model { handle, tokens: Vec::new(), packed: 0, dropped: 0, pages: Vec::new() }),
+                    Err(error) => assert_eq!((error, live as u32), (Error::Sequences { have: sequences }, sequences)),
+                },
+                2 if live > 0 => {
+                    let n = self.below(live);
+                    let ended = self.model.swap_remove(n);
+                    assert_eq!(self.pool.end(ended.handle), Ok(()));
+                    self.gone.push(ended.handle);
+                }
+                3 if live > 0 => self.fork(have),
+                4 | 5 if live > 0 => self.truncate(have),
+                6 => self.stranger(),
+                7 => self.adopt(have),
+                8 if live > 0 => self.slide(),
+                _ if live > 0 => self.grow(have),
+                _ => {}
+            }
+        }
+
+        fn fork(&mut self, have: u32) {
+            let n = self.below(self.model.len());
+            let Model { handle, mut tokens, packed, dropped, mut pages } = self.model[n].clone();
+            let kept = if self.below(2) == 0 { tokens.len() } else { self.below(tokens.len() + 1) };
+            let forked = self.pool.fork(handle, kept as u32);
+            if kept < dropped * PAGE {
+                assert_eq!(forked, Err(Error::Dropped { token: kept as u32, first: (dropped * PAGE) as u32 }));
+                return;
+            }
+            tokens.truncate(kept);
+            let packed = packed.min(kept);
+            pages.truncate(packed.div_ceil(PAGE) - dropped);
+            let partial = !packed.is_multiple_of(PAGE);
+            match forked {
+                _ if partial && have == 0 => assert_eq!(forked, Err(Error::Pages { need: 1, have: 0 })),
+                Ok((handle, copy)) => {
+                    assert_eq!(self.copied(copy), partial);
+                    if partial {
+                        pages.pop();
+                        pages.push(Rc::new(()));
+                    }
+                    self.model.push(Model { handle, tokens, packed, dropped, pages });
+                }
+                Err(error) => assert_eq!((error, self.model.len() as u32), (Error::Sequences { have: self.plan.sequences() }, self.plan.sequences())),
+            }
+        }
+
+        fn truncate(&mut self, have: u32) {
+            let n = self.below(self.model.len());
+            let held = self.model[n].tokens.len();
+            let kept = self.below(held + 2);
+            if kept > held {
+                let refused = self.pool.truncate(self.model[n].handle, kept as u32);
+                assert_eq!(refused, Err(Error::Range { first: 0, end: kept as u32, have: held as u32 }));
+                return;
+            }
+            let gone = self.model[n].dropped * PAGE;
+            if kept < gone {
+                let refused = self.pool.truncate(self.model[n].handle, kept as u32);
+                assert_eq!(refused, Err(Error::Dropped { token: kept as u32, first: gone as u32 }));
+                return;
+            }
+            let mut cut = self.model[n].clone();
+            cut.tokens.truncate(kept);
+            cut.packed = cut.packed.min(kept);
+            cut.pages.truncate(cut.packed.div_ceil(PAGE) - cut.dropped);
+            // The model's own handle is one more.
+            let shared = !cut.packed.is_multiple_of(PAGE) && cut.pages.last().is_some_and(|page| Rc::strong_count(page) > 2);
+            let freed = self.model[n].pages[cut.pages.len()..].iter().any(|page| Rc::strong_count(page) == 1);
+            let answer = self.pool.truncate(cut.handle, kept as u32);
+            if shared && have == 0 && !freed {
+                assert_eq!(answer, Err(Error::Pages { need: 1, have: 0 }));
+                return;
+            }
+            let copied = answer.map(|copy| self.copied(copy));
+            assert_eq!(copied, Ok(shared));
+            if shared {
+                cut.pages.pop();
+                cut.pages.push(Rc::new(()));
+            }
+            self.model[n] = cut;
+        }
+
+        fn slide(&mut self) {
+            let n = self.below(self.model.len());
+            let keep = [0, 1, 128, self.random.random_range(0..600), u32::MAX][self.below(5)];
+            let Model { handle, tokens, packed, dropped, pages } = &mut self.model[n];
+            let now = (tokens.len().saturating_sub(keep as usize).min(*packed) / PAGE).max(*dropped);
+            pages.drain(..now - *dropped);
+            assert_eq!(self.pool.slide(*handle, keep), Ok((now - std::mem::replace(dropped, now)) as u32));
+        }
+
+        /// Handles of other caches, and of sequences that ended.
+        fn stranger(&mut self) {
+            let mut handle = Sequence { cache: 8, generation: 1, slot: self.random.random_range(0..9) };
+            if !self.gone.is_empty() && self.below(2) == 0 {
+                let n = self.below(self.gone.len());
+                handle = self.gone.swap_remove(n);
+            }
+            let unknown = Error::UnknownSequence { slot: handle.slot };
+            assert_eq!(self.pool.end(handle), Err(unknown.clone()));
+            assert_eq!(self.pool.fork(handle, 0), Err(unknown.clone()));
+            assert_eq!(self.pool.truncate(handle, 0), Err(unknown.clone()));
+            assert_eq!(self.pool.slide(handle, 0), Err(unknown.clone()));
+            assert_eq!(self.pool.admit(&self.plan, &[Chunk { sequence: handle, tokens: 1 }]), Err(unknown));
+        }
+
+        fn adopt(&mut self, have: u32) {
+            let (tokens, sequences) = (self.below(600) as u32, self.plan.sequences());
+            let packed = self.plan.packed(tokens);
+            let dropped = self.below(packed as usize / PAGE + 1) as u32;
+            let need = packed.div_ceil(PAGE_TOKENS) - dropped;
+            match self.pool.adopt(&self.plan, Standing { tokens, packed, dropped, ..Standing::default() }) {
+                Ok(handle) => {
+                    assert!(need <= have);
+                    let live = self.pool.find(handle).unwrap();
+                    live.pages.iter().for_each(|page| self.memory[*page as usize] = [0; PAGE]);
+                    let pages = (0..need).map(|_| Rc::new(())).collect();
+                    let [packed, dropped] = [packed, dropped].map(|n| n as usize);
+                    self.model.push(Model { handle, tokens: vec![0; tokens as usize], packed, dropped, pages });
+                }
+                Err(Error::Sequences { have }) => assert_eq!((have, self.model.len() as u32), (sequences, sequences)),
+                Err(error) => assert_eq!((error, need > have), (Error::Pages { need, have }, true)),
+            }
+        }
+
+        fn grow(&mut self, have: u32) {
+            let mut chunks = Vec::new();
+            let mut order: Vec<usize> = (0..self.model.len()).collect();
+            for _ in 0..1 + self.below(3).min(order.len() - 1) {
+                let at = self.below(order.len());
+                let tokens = [1, 1, 1, 3, 128, self.random.random_range(0..300)][self.below(6)];
+                chunks.push((order.swap_remove(at), tokens));
+            }
+            if self.below(20) == 0 {
+                chunks.push(chunks[0]);
+            }
+            let named: Vec<Chunk> = chunks.iter().map(|(n, tokens)| Chunk { sequence: self.model[*n].handle, tokens: *tokens }).collect();
+            let admission = self.pool.admit(&self.plan, &named);
+            let grown = self.pool.grow(&self.plan, &named);
+            // What the model says of the same.
+            let mut need = 0;
+            for (i, (n, tokens)) in chunks.iter().enumerate() {
+                let Model { handle, tokens: held, packed, dropped, pages } = &self.model[*n];
+                let (slot, wanted) = (handle.slot, held.len() as u64 + u64::from(*tokens));
+                let refused = match () {
+                    () if *tokens == 0 => Error::EmptyChunk { slot },
+                    () if chunks[..i].iter().any(|(other, _)| other == n) => Error::RepeatedSequence { slot },
+                    () if wanted > self.plan.max_tokens() => Error::Length { slot, need: wanted, have: self.plan.max_tokens() },
+                    () => {
+                        need += (self.plan.packed(wanted as u32) as usize).max(*packed).div_ceil(PAGE) - dropped - pages.len();
+                        continue;
+                    }
+                };
+                assert_eq!(admission, Err(refused.clone()));
+                assert_eq!(grown.map(|_| ()), Err(refused));
+                return;
+            }
+            let need = need as u32;
+            assert_eq!(admission, Ok(Admission { pages_needed: need, pages_free: have }));
+            let Ok(grown) = grown else {
+                assert_eq!((grown.map(|_| ()), need > have), (Err(Error::Pages { need, have }), true));
+                return;
+            };
+            for ((n, tokens), growth) in chunks.iter().zip(&grown) {
+                let model = &mut self.model[*n];
+                model.tokens.extend((1..=*tokens).map(|token| self.tokens + token));
+                self.tokens += tokens;
+                for at in model.packed..growth.new_packed as usize {
+                    self.memory[growth.pages[at / PAGE - model.dropped] as usize][at % PAGE] = model.tokens[at];
+                }
+                model.packed = growth.new_packed as usize;
+                model.pages.resize_with(model.packed.div_ceil(PAGE) - model.dropped, Rc::default);
+            }
+        }
+
+        /// Every page is where the model has it, and a sequence reads what it must.
+        fn check(&mut self) {
+            assert_eq!(self.pool.check(&self.plan), Ok(self.model.len() as u32));
+            assert_eq!(self.pool.free_pages(), self.free());
+            if self.model.is_empty() {
+                return;
+            }
+            let n = self.below(self.model.len());
+            let model = &self.model[n];
+            let live = self.pool.find(model.handle).unwrap();
+            assert_eq!((live.at.tokens as usize, live.at.packed as usize), (model.tokens.len(), model.packed));
+            let first = model.dropped * PAGE;
+            let read = live.pages.iter().flat_map(|page| self.memory[*page as usize]).take(model.packed - first);
+            assert!(read.eq(model.tokens[first..model.packed].iter().copied()), "{model:?} in pages {:?}", live.pages, model = model.tokens);
+        }
+    }
+
+    /// Seeds that once failed: they are run besides the fresh one.
+    const FAILED: [u64; 0] = [];
+
+    #[test]
+    fn random_operations_leak_no_page_and_hold_none_twice() {
+        let operations = std::env::var("WGKV_SOAK").map_or(1_000_000, |n| n.parse().unwrap());
+        let fresh = std::env::var("WGKV_SEED").map_or_else(|_| rand::rng().next_u64(), |seed| seed.parse().unwrap());
+        println!("WGKV_SEED={fresh}");
+        let shape = Shape { layers: 1, query_heads: 1, kv_heads: 1, head_dim: 64, rope: Rope::none() };
+        let hadamard = Format::new(Codec::Hadamard, Bits::Two, Bits::Two, 64);
+        let protect = |sinks, window| Protection { sinks: Sinks::First(sinks), window };
+        // Tight and roomy pools; windows of nothing, less than a page, a page, and more.
+        let ways = [
+            (hadamard, protect(0, 0), 4, 300),
+            (hadamard, protect(4, 128), 6, 200),
+            (hadamard, protect(2, 40), 3, 700),
+            (Format::f16(), protect(0, 300), 8, 130),
+        ];
+        for seed in FAILED.into_iter().chain([fresh]) {
+            for (format, protection, sequences, tokens) in ways {
+                let plan = Plan::builder(shape.clone(), format)
+                    .protection(protection)
+                    .capacity(Capacity::tokens(sequences, tokens))
+                    .build(&Capability::webgpu_default())
+                    .unwrap();
+                let mut soak = Soak::new(plan, StdRng::seed_from_u64(seed));
+                for _ in 0..operations / ways.len() {
+                    soak.turn();
+                    soak.check();
+                }
+                // All of it comes back.
+                soak.model.drain(..).for_each(|model| soak.pool.end(model.handle).unwrap());
+                soak.check();
+                assert_eq!(soak.pool.free_pages(), soak.plan.pages());
+            }
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! The pairs (scale, zero) of a group, as they lie in a plane. Shaders: `shaders/part/scales_half.wgsl`,
+//! `shaders/part/scales_byte.wgsl` and `shaders/part/scales_symmetric.wgsl`.
+
+use super::half::unpack;
+use crate::format::Scales;
+
+/// Units of 16 bytes that a group's plane takes in a page.
+pub fn vecs(scales: Scales) -> u32 {
+    if scales == Scales::Half { 32 } else { 16 }
+}
+
+/// The stored pair of a token's group: `plane` holds vec4s, and the group's begin at `vec`.
+pub fn raw(scales: Scales, plane: &[u32], vec: u32, t: u32) -> u32 {
+    let (lane, corner) = (t % 128 / 4, t % 4);
+    match scales {
+        Scales::Half => plane[(4 * (vec + lane) + corner) as usize],
+        Scales::Byte | Scales::Symmetric => {
+            // A vec4 serves two lanes, a word two tokens.
+            let word = plane[(4 * (vec + lane / 2) + 2 * (lane % 2) + corner / 2) as usize];
+            (word >> (16 * (corner % 2))) & 0xffff
+        }
+    }
+}
+
+/// Scale and zero of a stored pair; the zero is 0 where none is stored.
+pub fn pair(scales: Scales, raw: u32) -> [f32; 2] {
+    match scales {
+        Scales::Half => unpack(raw),
+        Scales::Symmetric => [unpack(raw)[0], 0.0],
+        Scales::Byte => {
+            // Below the exponent 1 the steps stay those of exponent 1, 2^-9.
+            let scale = if raw & 0x78 == 0 { (raw & 7) as f32 * (1.0 / 512.0) } else { f32::from_bits((((raw >> 3) & 15) + 120) << 23 | (raw & 7) << 20) };
+            [scale, f32::from((raw >> 8) as u8 as i8)]
+        }
+    }
+}
+
+/// Writes the stored pair of a token's group: all other tokens' stay.
+pub fn put(scales: Scales, plane: &mut [u32], vec: u32, t: u32, pair: u32) {
+    let first = 4 * vec as usize;
+    match scales {
+        Scales::Half => plane[first + (t % 128) as usize] = pair,
+        Scales::Byte | Scales::Symmetric => {
+            let word = &mut plane[first + (t % 128 / 2) as usize];
+            let shift = 16 * (t % 2);
+            *word = (*word & !(0xffff << shift)) | (pair << shift);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{pair, put, raw};
+    use crate::format::Scales;
+
+    #[test]
+    fn what_is_put_is_taken_and_nothing_else_changes() {
+        for (scales, words, mask) in [(Scales::Half, 128, u32::MAX), (Scales::Byte, 64, 0xffff)] {
+            let number = |t: u32| (t + 1).wrapping_mul(0x9e37_79b9) & mask;
+            let mut plane = vec![u32::MAX; 4 + words + 4];
+            (0..128).for_each(|t| put(scales, &mut plane, 1, 256 + t, number(t)));
+            assert!((0..128).all(|t| raw(scales, &plane, 1, t) == number(t)), "{scales}");
+            assert!(plane[..4].iter().chain(&plane[4 + words..]).all(|w| *w == u32::MAX), "{scales}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_e4m3_floats_and_signed_integers() {
+        for (raw, wanted) in [(0x7e, 448.0), (0x38, 1.0), (0x01, 1.0 / 512.0), (0x07, 7.0 / 512.0), (0x08, 1.0 / 64.0), (0x3d, 1.625), (0, 0.0)] {
+            assert_eq!(pair(Scales::Byte, raw), [wanted, 0.0]);
+        }
+        assert_eq!(pair(Scales::Byte, 0x8038), [1.0, -128.0]);
+        assert_eq!(pair(Scales::Byte, 0x7f38), [1.0, 127.0]);
+    }
+}

@@ -1,0 +1,111 @@
+//! Tokens that stay in f16.
+
+use crate::error::{Error, Result};
+use crate::format::{Codec, Format, PAGE_TOKENS};
+use std::fmt;
+use std::str::FromStr;
+
+/// Which tokens stay f16 for good, because attention leans on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Sinks {
+    /// None.
+    #[default]
+    None,
+    /// The first so many tokens of a sequence (StreamingLLM, 2309.17453), 127 at most.
+    First(u32),
+    /// The tokens that hold the so many largest magnitudes of the residual stream which enters a layer, of the prompt, by layer
+    /// (RotateKV, 2501.16383, section 4.3; it takes 20), 64 at most. [`Cache::elect`](crate::Cache::elect) finds them.
+    Massive(u32),
+}
+
+impl Sinks {
+    /// How many f16 rows a sequence keeps for them.
+    pub fn rows(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::First(n) | Self::Massive(n) => n,
+        }
+    }
+}
+
+impl fmt::Display for Sinks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::First(n) => write!(f, "first:{n}"),
+            Self::Massive(n) => write!(f, "massive:{n}"),
+        }
+    }
+}
+
+impl FromStr for Sinks {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || Error::argument("sinks", "none, first:N or massive:N", text);
+        if text == "none" {
+            return Ok(Self::None);
+        }
+        let (rule, n) = text.split_once(':').ok_or_else(wrong)?;
+        let n = n.parse().map_err(|_| wrong())?;
+        match rule {
+            "first" => Ok(Self::First(n)),
+            "massive" => Ok(Self::Massive(n)),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// Tokens that stay in f16: sinks for good, the most recent ones until a whole page of them can be packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Protection {
+    /// Tokens that stay f16 for good.
+    pub sinks: Sinks,
+    /// Tokens that are f16 because they are recent, at least. They leave a page (128) at a time, so up to 127 more are.
+    /// With 0 every token is packed before it is attended to.
+    pub window: u32,
+}
+
+impl Default for Protection {
+    /// Four sinks and a window of 128.
+    fn default() -> Self {
+        Self { sinks: Sinks::First(4), window: 128 }
+    }
+}
+
+impl Protection {
+    /// Nothing stays f16: every token is packed before it is attended to.
+    pub const NONE: Self = Self { sinks: Sinks::None, window: 0 };
+
+    /// How many of a sequence's first tokens lie in pages, when it holds `tokens`. (Sinks have a place there too, unused.)
+    pub fn packed(&self, tokens: u32) -> u32 {
+        if self.window == 0 { tokens } else { tokens.saturating_sub(self.window) / PAGE_TOKENS * PAGE_TOKENS }
+    }
+
+    /// How many of `tokens` tokens of a sequence are kept in f16: those that no page holds yet, and the sinks. (Elected sinks may be
+    /// fewer.)
+    pub fn f16_tokens(&self, tokens: u32) -> u32 {
+        let packed = self.packed(tokens);
+        tokens - packed + self.sinks.rows().min(packed)
+    }
+
+    pub(crate) fn check(&self, format: &Format) -> Result<()> {
+        if let Sinks::Massive(rows) = self.sinks {
+            let wrong = |name: &'static str, wanted: &str, had: String| Err(Error::argument(name, wanted, had));
+            if !(1..=64).contains(&rows) {
+                return wrong("massive sinks", "1 to 64", rows.to_string());
+            }
+            if format.codec() != Codec::RotateKv && format.codec() != Codec::F16 {
+                return wrong("the codec of massive sinks", "rotate-kv", format.codec().to_string());
+            }
+        }
+        if self.sinks.rows() > 127 {
+            return Err(Error::argument("sinks", "127 at most", self.sinks.rows()));
+        }
+        if self.window > 1 << 16 {
+            return Err(Error::argument("window", "65536 at most", self.window));
+        }
+        Ok(())
+    }
+}

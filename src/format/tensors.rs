@@ -1,0 +1,183 @@
+//! Safetensors: what every reader of such a file checks first, and the hashes that its metadata keep.
+
+use crate::error::{Error, Result};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView, serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// A file's texts by name.
+pub(crate) type Texts<'a> = BTreeMap<&'a str, &'a str>;
+
+/// SHA-256 over pieces, each after its length, as they come.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Hash(Sha256);
+
+impl Hash {
+    pub fn add(&mut self, piece: &[u8]) {
+        self.0.update((piece.len() as u64).to_le_bytes());
+        self.0.update(piece);
+    }
+
+    /// Of all pieces so far.
+    pub fn digest(&self) -> [u8; 32] {
+        self.0.clone().finalize().into()
+    }
+}
+
+/// SHA-256 in hex over pieces, each after its length.
+pub(crate) fn hash<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut hash = Hash::default();
+    pieces.into_iter().for_each(|piece| hash.add(piece));
+    hex(&hash.digest())
+}
+
+/// SHA-256 in hex of bytes as they are.
+pub(crate) fn checksum(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Bytes in hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The pieces of texts to hash.
+pub(crate) fn pieces<'a>(texts: &Texts<'a>) -> impl Iterator<Item = &'a [u8]> {
+    texts.iter().flat_map(|(key, value)| [key.as_bytes(), value.as_bytes()])
+}
+
+/// Is a number of the header, outside of strings, larger than any file can be?
+fn has_huge_number(header: &[u8]) -> bool {
+    let (mut quoted, mut escaped, mut number) = (false, false, 0_usize);
+    header.iter().any(|byte| {
+        number = if byte.is_ascii_digit() && !quoted { number.saturating_mul(10).saturating_add(usize::from(byte - b'0')) } else { 0 };
+        (quoted, escaped) = match byte {
+            b'"' if !escaped => (!quoted, false),
+            b'\\' => (quoted, quoted && !escaped),
+            _ => (quoted, false),
+        };
+        number > isize::MAX as usize
+    })
+}
+
+/// A file's header and what follows it, after checks that keep the parser from large numbers: a header has `most` bytes at
+/// most. `wrong` makes an error of what does not fit, what it must be, and what it is.
+pub(crate) fn header(bytes: &[u8], most: usize, wrong: impl Fn(&'static str, String, String) -> Error) -> Result<(Metadata, &[u8])> {
+    let long = |bytes: u64| format!("{bytes} bytes long");
+    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
+        return Err(wrong("file", "8 bytes or more".into(), long(bytes.len() as u64)));
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > most as u64 {
+        return Err(wrong("header", format!("{most} bytes at most"), long(length)));
+    }
+    let Some((text, data)) = rest.split_at_checked(length as usize) else {
+        return Err(wrong("file", format!("{} bytes or more", 8 + length), long(bytes.len() as u64)));
+    };
+    // The safetensors crate adds places up without looking.
+    if has_huge_number(text) {
+        return Err(wrong("header", format!("of numbers up to {}", isize::MAX), "of a larger one".into()));
+    }
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| wrong("file", "safetensors".into(), e.to_string()))?;
+    // A header is filled up with spaces. JSON has more white space, which no hash over its texts would see.
+    let filling = text.get(text.trim_ascii_end().len()..).unwrap_or_default();
+    if filling.iter().any(|byte| *byte != b' ') {
+        return Err(wrong("header", "spaces after its end".into(), "other white space".into()));
+    }
+    Ok((metadata, data))
+}
+
+/// A file's texts.
+pub(crate) fn texts(metadata: &Metadata) -> Texts<'_> {
+    metadata.metadata().iter().flatten().map(|(key, value)| (key.as_str(), value.as_str())).collect()
+}
+
+/// The bytes of a tensor, which must be there, of this type and shape. `wrong` makes an error of what it must be and what it is.
+pub(crate) fn tensor<'a>(
+    metadata: &Metadata,
+    data: &'a [u8],
+    name: &str,
+    dtype: Dtype,
+    shape: &[usize],
+    wrong: impl Fn(String, String) -> Error,
+) -> Result<&'a [u8]> {
+    let info = metadata.info(name).ok_or_else(|| wrong("there".into(), "missing".into()))?;
+    if info.dtype != dtype || info.shape != shape {
+        return Err(wrong(format!("{dtype:?} {shape:?}"), format!("{:?} {:?}", info.dtype, info.shape)));
+    }
+    let (first, end) = info.data_offsets;
+    data.get(first..end).ok_or_else(|| wrong("in the file".into(), "cut off".into()))
+}
+
+/// The file of tensors and texts. `wrong` makes an error of what the safetensors crate has to say.
+pub(crate) fn write<'a>(
+    tensors: impl IntoIterator<Item = (&'a str, Dtype, Vec<usize>, &'a [u8])>,
+    texts: &Texts<'_>,
+    wrong: impl Fn(String) -> Error,
+) -> Result<Vec<u8>> {
+    let view = |(name, dtype, shape, data)| Ok((name, TensorView::new(dtype, shape, data)?));
+    // Which map the crate takes depends on its features; `collect` makes either.
+    let entries = texts.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let views = tensors.into_iter().map(view).collect::<std::result::Result<Vec<_>, _>>();
+    views.and_then(|views| serialize(views, Some(entries))).map_err(|e| wrong(e.to_string()))
+}
+
+/// Writes a file.
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) fn save(path: &std::path::Path, bytes: &[u8]) -> Result<()> {
+    std::fs::write(path, bytes).map_err(|e| Error::Io { doing: "writing", path: path.display().to_string(), source: e.into() })
+}
+
+/// Reads a file of `most` bytes, or a byte more where it is longer, so that it is refused and not cut off.
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) fn load(path: &std::path::Path, most: usize) -> Result<Vec<u8>> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(most as u64 + 1).read_to_end(&mut bytes));
+    read.map_err(|e| Error::Io { doing: "reading", path: path.display().to_string(), source: e.into() })?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Thing;
+
+    #[test]
+    fn only_numbers_outside_of_strings_are_looked_at() {
+        let huge = "18446744073709551616";
+        for (text, wanted) in [
+            (format!("{{\"a\":[0,{}]}}", isize::MAX), false),
+            (format!("{{\"a\":[0,{}]}}", isize::MAX as usize + 1), true),
+            (format!("{{\"a\":{huge}}}"), true),
+            (format!("{{\"{huge}\":1}}"), false),
+            (format!("{{\"a\\\"{huge}\":1}}"), false),
+            (format!("{{\"a\\\\\":{huge}}}"), true),
+            (format!("{{\"a\":\"{huge}\",\"b\":{huge}}}"), true),
+            ("1,".repeat(100), false),
+        ] {
+            assert_eq!(has_huge_number(text.as_bytes()), wanted, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_header_is_filled_up_with_nothing_but_spaces() {
+        let error = |name: &'static str, wanted, had| Error::mismatch(Thing::ChannelOrder, name, wanted, had);
+        for name in ["a", "ab", "abc", "abcd", "abcde", "abcdef", "abcdefg", "abcdefgh"] {
+            let bytes = write([(name, Dtype::U8, vec![1], &[7][..])], &Texts::new(), |e| error("file", String::new(), e)).unwrap();
+            assert!(header(&bytes, 1000, error).is_ok(), "{name}");
+            let end = bytes.len() - 1;
+            let filling = bytes[..end].iter().rev().take_while(|byte| **byte == b' ').count();
+            for at in end - filling..end {
+                for other in *b"\t\n\r" {
+                    let mut harmed = bytes.clone();
+                    harmed[at] = other;
+                    assert!(
+                        matches!(header(&harmed, 1000, error), Err(Error::Mismatch { of: Thing::ChannelOrder, name, .. }) if name == "header"),
+                        "{name}, byte {at}"
+                    );
+                }
+            }
+        }
+    }
+}

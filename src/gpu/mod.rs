@@ -1,0 +1,395 @@
+//! The device, what it can do, and the pipelines made on it.
+
+mod capability;
+mod loss;
+mod pipeline;
+mod profile;
+mod rows;
+mod shader;
+pub(crate) mod trace;
+
+pub use capability::{Capability, Reduce};
+pub use pipeline::Pipeline;
+pub use profile::Profile;
+pub use rows::Rows;
+pub use shader::{Binding, Dialect, Kernel, Linked, Source, Variant};
+
+use crate::error::{Error, Result};
+use loss::Loss;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A device with its queue, what it can do, and the pipelines made on it so far. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    capability: Capability,
+    adapter_name: String,
+    pipelines: Arc<Mutex<HashMap<Variant, Pipeline>>>,
+    profile: Option<Arc<Profile>>,
+    /// What the driver made of pipelines.
+    pipeline_cache: Option<wgpu::PipelineCache>,
+    loss: Arc<Loss>,
+}
+
+/// A panic elsewhere leaves nothing here half changed, so a poisoned lock is as good as any.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Gpu {
+    /// Wraps a device and queue of the caller's. The device keeps its handlers of errors and of its loss: wgkv installs none. wgpu tells
+    /// one callback only that a device is lost, so have yours call [`Gpu::report_loss`].
+    pub fn new(device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        let info = device.adapter_info();
+        Self {
+            capability: Capability::of(&device),
+            adapter_name: info.name,
+            device,
+            queue,
+            pipelines: Arc::default(),
+            profile: None,
+            pipeline_cache: None,
+            loss: Arc::default(),
+        }
+    }
+
+    /// Makes a device of its own, for programs that have none: the adapter named by the environment variable
+    /// `WGPU_ADAPTER_NAME` (a part of its name) or the fastest, with all its limits and the features that the kernels use. The callback for
+    /// the device's loss is wgkv's: ask [`Gpu::lost`], or await [`Gpu::until_lost`].
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] and [`Error::Device`].
+    pub async fn request() -> Result<Self> {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let adapter = Self::request_adapter(&instance).await?;
+        Self::of(&adapter).await
+    }
+
+    /// One device on every GPU of the host, for a cache over all of them ([`HeadParallel`](crate::HeadParallel)): those that the backend of
+    /// [`Gpu::request`] reaches, without software adapters unless there is nothing else.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] and [`Error::Device`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub async fn request_all() -> Result<Vec<Self>> {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let first = Self::request_adapter(&instance).await?.get_info();
+        let mut gpus = Vec::new();
+        for adapter in instance.enumerate_adapters(first.backend.into()).await {
+            if (adapter.get_info().device_type == wgpu::DeviceType::Cpu) == (first.device_type == wgpu::DeviceType::Cpu) {
+                gpus.push(Self::of(&adapter).await?);
+            }
+        }
+        Ok(gpus)
+    }
+
+    /// A device with all limits of an adapter, and the features that the kernels use.
+    async fn of(adapter: &wgpu::Adapter) -> Result<Self> {
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("wgkv"),
+            required_features: adapter.features()
+                & (wgpu::Features::SHADER_F16
+                    | wgpu::Features::SUBGROUP
+                    | wgpu::Features::PIPELINE_CACHE
+                    | wgpu::Features::TIMESTAMP_QUERY
+                    | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES),
+            required_limits: adapter.limits(),
+            ..Default::default()
+        };
+        let (device, queue) = adapter.request_device(&descriptor).await.map_err(|e| Error::Device(e.to_string()))?;
+        let gpu = Self::new(device, queue);
+        let loss = gpu.loss.clone();
+        gpu.device.set_device_lost_callback(move |reason, message| loss.report(if message.is_empty() { format!("{reason:?}") } else { message }));
+        Ok(gpu)
+    }
+
+    /// Tells that the device was lost, and why. For callers of [`Gpu::new`], from their callback or when they see it otherwise; every
+    /// clone knows. The first reason stays.
+    pub fn report_loss(&self, reason: impl Into<String>) {
+        self.loss.report(reason.into());
+    }
+
+    /// Why the device was lost, if it is known to be. Then nothing that lies on it can be had any more: make another [`Gpu`] and other
+    /// caches, and [load](crate::Cache::load) what was saved.
+    ///
+    /// wgpu tells of a loss when the device fails at something, or when it is polled and has nothing left to do. What is
+    /// recorded before is not carried out.
+    pub fn lost(&self) -> Option<&str> {
+        self.loss.reason()
+    }
+
+    /// Waits until the device is lost; answers why.
+    pub fn until_lost(&self) -> impl Future<Output = String> + use<> {
+        self.loss.clone().wait()
+    }
+
+    /// An error if the device is lost.
+    pub(crate) fn alive(&self) -> Result<()> {
+        self.lost().map_or(Ok(()), |reason| Err(Error::Lost { reason: reason.to_owned() }))
+    }
+
+    /// Notices from here on, until [`enough`] is asked, whether the device has memory for what is made.
+    pub(crate) fn watch_memory(&self) -> wgpu::ErrorScopeGuard {
+        self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory)
+    }
+
+    /// The adapter that [`Gpu::request`] uses.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`].
+    pub async fn request_adapter(instance: &wgpu::Instance) -> Result<wgpu::Adapter> {
+        #[cfg(not(target_arch = "wasm32"))]
+        if let Ok(wanted) = std::env::var("WGPU_ADAPTER_NAME") {
+            let wanted = wanted.to_lowercase();
+            let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
+            let names: Vec<String> = adapters.iter().map(|a| a.get_info().name).collect();
+            return adapters
+                .into_iter()
+                .find(|a| a.get_info().name.to_lowercase().contains(&wanted))
+                .ok_or_else(|| Error::NoAdapter(format!("none of {names:?} is called {wanted:?}")));
+        }
+        let options = wgpu::RequestAdapterOptions { power_preference: wgpu::PowerPreference::HighPerformance, ..Default::default() };
+        instance.request_adapter(&options).await.map_err(|e| Error::NoAdapter(e.to_string()))
+    }
+
+    /// The same device, treated as if it could do no more than `capability` says: to test the portable variants on a
+    /// capable machine. Nothing is pretended that the device cannot do.
+    pub fn pretend(&self, capability: Capability) -> Self {
+        Self { capability: self.capability.at_most(capability), pipelines: Arc::default(), ..self.clone() }
+    }
+
+    /// The same device, whose shaders may use subgroup operations although wgpu does not say so: in browsers it cannot ask for the
+    /// feature. For callers whose device has it all the same; nothing changes where the adapter tells no sizes of subgroups.
+    pub fn with_subgroups(&self) -> Self {
+        let info = self.device.adapter_info();
+        let sizes = Some((info.subgroup_min_size, info.subgroup_max_size)).filter(|(smallest, _)| *smallest > 0);
+        let capability = Capability { subgroups: self.capability.subgroups.or(sizes), ..self.capability };
+        Self { capability, pipelines: Arc::default(), ..self.clone() }
+    }
+
+    /// The same device, whose pipelines are made from what [`Gpu::pipeline_cache`] gave in an earlier run, as far as the driver takes it; and
+    /// which keeps what it compiles for the next. Most drivers keep such files of their own already.
+    ///
+    /// # Safety
+    /// `earlier` must be what [`Gpu::pipeline_cache`] gave, unchanged: drivers need not check it. That of another adapter or driver, or of
+    /// another version of this crate, is left aside.
+    ///
+    /// # Errors
+    /// [`Error::Device`] without the feature `pipeline-cache` (wgpu has it on Vulkan only).
+    pub unsafe fn with_pipeline_cache(&self, earlier: Option<&[u8]>) -> Result<Self> {
+        if !self.device.features().contains(wgpu::Features::PIPELINE_CACHE) {
+            return Err(Error::Device("the device was made without the feature pipeline-cache".into()));
+        }
+        let descriptor = wgpu::PipelineCacheDescriptor { label: Some("wgkv"), data: earlier, fallback: true };
+        // SAFETY: the caller vouches for the data.
+        let pipeline_cache = unsafe { self.device.create_pipeline_cache(&descriptor) };
+        Ok(Self { pipeline_cache: Some(pipeline_cache), pipelines: Arc::default(), ..self.clone() })
+    }
+
+    /// What the driver made of the pipelines so far, if this is of [`Gpu::with_pipeline_cache`].
+    pub fn pipeline_cache(&self) -> Option<Vec<u8>> {
+        self.pipeline_cache.as_ref().and_then(wgpu::PipelineCache::get_data)
+    }
+
+    /// The same device, with timestamps around the first so many dispatches of the caches made on it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] without the feature `timestamp-query-inside-passes` (wgpu has it on native adapters only).
+    pub fn profiled(&self, dispatches: u32) -> Result<Self> {
+        Ok(Self { profile: Some(Arc::new(Profile::new(&self.device, dispatches)?)), ..self.clone() })
+    }
+
+    /// The timestamps, if it was made by [`Gpu::profiled`].
+    pub fn profile(&self) -> Option<&Profile> {
+        self.profile.as_deref()
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    /// The queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+
+    /// What the device can do, as far as the kernels are concerned.
+    pub fn capability(&self) -> &Capability {
+        &self.capability
+    }
+
+    /// The adapter's name.
+    pub fn adapter_name(&self) -> &str {
+        &self.adapter_name
+    }
+
+    /// Compiles those of the variants that are not compiled yet.
+    pub(crate) async fn prepare_variants(&self, variants: Vec<Variant>) -> Result<()> {
+        self.alive()?;
+        let mut missing: Vec<Variant> = Vec::new();
+        for variant in variants {
+            if self.known(&variant).is_none() && !missing.contains(&variant) {
+                missing.push(variant);
+            }
+        }
+        for (variant, pipeline, error) in self.compile(missing) {
+            if let Some(error) = error.await {
+                let message = variant.link(self.capability.dialect).locate(&error.to_string());
+                return Err(Error::Shader { kernel: variant.to_string(), message });
+            }
+            self.remember(variant, pipeline);
+        }
+        Ok(())
+    }
+
+    /// Compiles variants, each with what the compiler will have said of it.
+    #[cfg(not(target_arch = "wasm32"))]
+    fn compile(&self, variants: Vec<Variant>) -> Vec<(Variant, Pipeline, impl Future<Output = Option<wgpu::Error>> + use<>)> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(variants.len());
+        let (waiting, compiled) = (Mutex::new(variants), Mutex::new(Vec::new()));
+        let work = || {
+            while let Some(variant) = locked(&waiting).pop() {
+                let (pipeline, error) = self.compile_one(&variant);
+                locked(&compiled).push((variant, pipeline, error));
+            }
+        };
+        std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+        compiled.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Compiles variants, each with what the compiler will have said of it. The browser has processes of its own for it.
+    #[cfg(target_arch = "wasm32")]
+    fn compile(&self, variants: Vec<Variant>) -> Vec<(Variant, Pipeline, impl Future<Output = Option<wgpu::Error>> + use<>)> {
+        let one = |variant: Variant| {
+            let (pipeline, error) = self.compile_one(&variant);
+            (variant, pipeline, error)
+        };
+        variants.into_iter().map(one).collect()
+    }
+
+    fn compile_one(&self, variant: &Variant) -> (Pipeline, impl Future<Output = Option<wgpu::Error>> + use<>) {
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let pipeline = self.compiled(variant);
+        (pipeline, scope.pop())
+    }
+
+    fn compiled(&self, variant: &Variant) -> Pipeline {
+        Pipeline::new(&self.device, variant, self.capability.dialect, self.pipeline_cache.as_ref())
+    }
+
+    /// The pipeline of a variant, made now if it was not prepared.
+    pub fn pipeline(&self, variant: &Variant) -> Pipeline {
+        if let Some(pipeline) = self.known(variant) {
+            return pipeline;
+        }
+        let pipeline = self.compiled(variant);
+        self.remember(variant.clone(), pipeline.clone());
+        pipeline
+    }
+
+    fn known(&self, variant: &Variant) -> Option<Pipeline> {
+        locked(&self.pipelines).get(variant).cloned()
+    }
+
+    fn remember(&self, variant: Variant, pipeline: Pipeline) {
+        locked(&self.pipelines).insert(variant, pipeline);
+    }
+
+    /// Waits for all submitted work and copies `words` 32-bit words of a buffer (made with usage `COPY_SRC`) to the host.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] and [`Error::Readback`].
+    pub async fn read(&self, buffer: &wgpu::Buffer, offset: u64, words: u64) -> Result<Vec<u32>> {
+        self.alive()?;
+        if words == 0 {
+            return Ok(Vec::new());
+        }
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("wgkv readback") });
+        let all = offset..offset + 4 * words;
+        let pieces = std::slice::from_ref(&all);
+        let staging = self.staging(pieces);
+        Self::gather(&mut encoder, buffer, pieces, &staging);
+        self.queue.submit([encoder.finish()]);
+        self.fetch(&staging).await
+    }
+
+    /// A buffer that [`Gpu::gather`] can write these pieces to, not all empty, and [`Gpu::fetch`] reads.
+    pub(crate) fn staging(&self, pieces: &[Range<u64>]) -> wgpu::Buffer {
+        self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("wgkv readback"),
+            size: pieces.iter().map(|piece| piece.end - piece.start).sum(),
+            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+            mapped_at_creation: false,
+        })
+    }
+
+    /// Records the copy of pieces of a buffer, one after another.
+    pub(crate) fn gather(encoder: &mut wgpu::CommandEncoder, buffer: &wgpu::Buffer, pieces: &[Range<u64>], staging: &wgpu::Buffer) {
+        let mut at = 0;
+        for piece in pieces {
+            encoder.copy_buffer_to_buffer(buffer, piece.start, staging, at, piece.end - piece.start);
+            at += piece.end - piece.start;
+        }
+    }
+
+    /// A buffer with these contents, as wgpu's `create_buffer_init` makes them, which panics on a lost device.
+    pub(crate) fn filled(&self, label: &'static str, contents: &[u8], usage: wgpu::BufferUsages) -> wgpu::Buffer {
+        let mapped_at_creation = !contents.is_empty();
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size: contents.len() as u64, usage, mapped_at_creation });
+        if mapped_at_creation && let Ok(mut view) = buffer.get_mapped_range_mut(..) {
+            view.copy_from_slice(contents);
+            drop(view);
+            buffer.unmap();
+        }
+        buffer
+    }
+
+    /// A small uniform buffer with these contents.
+    pub(crate) fn uniform(&self, bytes: &[u8]) -> wgpu::Buffer {
+        self.filled("wgkv params", bytes, wgpu::BufferUsages::UNIFORM)
+    }
+
+    /// A storage buffer of tables.
+    pub(crate) fn tables(&self, words: &[u32]) -> wgpu::Buffer {
+        self.filled("wgkv tables", bytemuck::cast_slice(words), wgpu::BufferUsages::STORAGE)
+    }
+
+    /// Waits for all submitted work and takes what it copied to a staging buffer.
+    pub(crate) async fn fetch(&self, staging: &wgpu::Buffer) -> Result<Vec<u32>> {
+        let (sender, receiver) = futures::channel::oneshot::channel();
+        // What was made on a device that is lost cannot be mapped, which is no error for the device's handlers: the callback tells.
+        {
+            let _scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+            staging.map_async(wgpu::MapMode::Read, .., move |result| {
+                // The receiver is gone only if the caller dropped the future; then nobody waits for the answer.
+                let _ = sender.send(result);
+            });
+        }
+        // A device that cannot map may be lost, of which waiting has told by then.
+        let failed = |e: &dyn std::error::Error| self.alive().err().unwrap_or_else(|| Error::Readback(e.to_string()));
+        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| failed(&e))?;
+        receiver.await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+        let view = staging.get_mapped_range(..).map_err(|e| failed(&e))?;
+        let numbers = bytemuck::pod_collect_to_vec(&view);
+        drop(view);
+        // A browser would keep the memory until its garbage collector comes by.
+        staging.destroy();
+        Ok(numbers)
+    }
+}
+
+/// Was there memory for `need` bytes, since [`Gpu::watch_memory`]? Natively it is known at once.
+pub(crate) fn enough(scope: wgpu::ErrorScopeGuard, need: u64) -> impl Future<Output = Result<()>> {
+    let refused = scope.pop();
+    async move { refused.await.map_or(Ok(()), |_| Err(Error::Memory { need })) }
+}
+
+/// A grid of two dimensions that holds `count` workgroups where one dimension holds `most`.
+pub(crate) fn fold(count: u32, most: u32) -> [u32; 2] {
+    let down = count.div_ceil(most).max(1);
+    [count.div_ceil(down), down]
+}

@@ -1,0 +1,386 @@
+//! Making a plan: what it is given, and the order in which its sizes follow from each other.
+
+use super::slabs::heads_of_a_slab;
+use super::{Capacity, Plan, choices};
+use crate::error::{Error, Result, Thing};
+use crate::format::{Alignment, BitPlan, ChannelOrder, Codec, Element, Format, Means, PAGE_TOKENS, Protection, Shape};
+use crate::gpu::Capability;
+use std::sync::Arc;
+
+/// Query rows that one pass of [`Cache::attend`](crate::Cache::attend) works on, unless the plan says otherwise.
+const QUERY_ROWS: u32 = 512;
+
+/// Workgroups that a decode pass is split into, at least, as far as there are pages: enough to fill a large GPU.
+const SPLIT_WORKGROUPS: u32 = 4096;
+
+/// How a plan's layers and heads are stored.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Storage {
+    /// All alike.
+    Uniform(Format),
+    /// Layers, KV heads, keys and values with bits of their own.
+    Mixed(BitPlan),
+}
+
+impl From<Format> for Storage {
+    fn from(format: Format) -> Self {
+        Self::Uniform(format)
+    }
+}
+
+impl From<BitPlan> for Storage {
+    fn from(bits: BitPlan) -> Self {
+        Self::Mixed(bits)
+    }
+}
+
+/// What a codec learned from sample text.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Learned {
+    /// For [`Codec::RotateKv`].
+    ChannelOrder(ChannelOrder),
+    /// For [`Codec::Centred`].
+    Means(Means),
+}
+
+impl From<ChannelOrder> for Learned {
+    fn from(order: ChannelOrder) -> Self {
+        Self::ChannelOrder(order)
+    }
+}
+
+impl From<Means> for Learned {
+    fn from(means: Means) -> Self {
+        Self::Means(means)
+    }
+}
+
+/// How many pages there are to be.
+#[derive(Clone, Copy, Debug)]
+enum Pages {
+    Of(Capacity),
+    /// As many as another plan has.
+    Count {
+        sequences: u32,
+        pages: u32,
+    },
+}
+
+/// Collects what a plan is made from; [`PlanBuilder::build`] checks all of it and makes the [`Plan`].
+///
+/// ```
+/// use wgkv::{Bits, Capability, Capacity, Codec, Format, Plan, Rope, Shape};
+///
+/// let shape = Shape { layers: 32, query_heads: 32, kv_heads: 8, head_dim: 128, rope: Rope::new(10_000.0, 128) };
+/// let format = Format::new(Codec::Hadamard, Bits::Four, Bits::Two, 128);
+/// let plan = Plan::builder(shape, format).capacity(Capacity::tokens(8, 32_768)).build(&Capability::webgpu_default());
+/// // 131 MB a layer are more than one binding holds by default: a slab then holds fewer heads.
+/// println!("{}", plan?);
+/// # Ok::<(), wgkv::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct PlanBuilder {
+    shape: Shape,
+    storage: Storage,
+    protection: Protection,
+    pages: Pages,
+    learned: Option<Learned>,
+    alignment: Alignment,
+    /// Whether codes lie in planes whatever the alignment says, as in the plan that this one is made from.
+    keeps_planes: bool,
+    element: Element,
+    query_rows: u32,
+    split_workgroups: u32,
+    sliding_window: Option<u32>,
+    max_tokens: Option<u32>,
+    counts_loads: bool,
+}
+
+fn argument<T>(name: &'static str, wanted: impl ToString, had: impl ToString) -> Result<T> {
+    Err(Error::argument(name, wanted, had))
+}
+
+impl PlanBuilder {
+    pub(super) fn new(shape: Shape, storage: Storage) -> Self {
+        Self {
+            shape,
+            storage,
+            protection: Protection::default(),
+            pages: Pages::Of(Capacity::tokens(1, 4096)),
+            learned: None,
+            alignment: Alignment::EVERYTHING,
+            keeps_planes: false,
+            element: Element::F32,
+            query_rows: QUERY_ROWS,
+            split_workgroups: SPLIT_WORKGROUPS,
+            sliding_window: None,
+            max_tokens: None,
+            counts_loads: false,
+        }
+    }
+
+    pub(super) fn of(plan: &Plan) -> Self {
+        let order = plan.channel_order.as_deref().cloned().map(Learned::from);
+        Self {
+            shape: plan.shape.clone(),
+            storage: Storage::Mixed(plan.bit_plan.clone()),
+            protection: plan.protection,
+            pages: Pages::Count { sequences: plan.sequences, pages: plan.pages },
+            learned: order.or_else(|| plan.means.as_deref().cloned().map(Learned::from)),
+            alignment: plan.alignment,
+            keeps_planes: plan.code_planes,
+            element: plan.element,
+            query_rows: plan.query_rows,
+            split_workgroups: plan.split_workgroups,
+            sliding_window: plan.sliding_window,
+            max_tokens: plan.longest,
+            counts_loads: plan.counts_loads,
+        }
+    }
+
+    /// Replaces the shape and how it is stored.
+    pub(super) fn stores(mut self, shape: Shape, storage: impl Into<Storage>) -> Self {
+        (self.shape, self.storage) = (shape, storage.into());
+        self
+    }
+
+    /// Sets which tokens stay f16: 4 sinks and a window of 128 unless told.
+    pub fn protection(mut self, protection: Protection) -> Self {
+        self.protection = protection;
+        self
+    }
+
+    /// Sets how much the cache may hold: one sequence of 4096 tokens unless told.
+    pub fn capacity(mut self, capacity: Capacity) -> Self {
+        self.pages = Pages::Of(capacity);
+        self
+    }
+
+    /// Gives the plan what its codec learned: the [`ChannelOrder`] that [`Codec::RotateKv`] needs, or the [`Means`] of
+    /// [`Codec::Centred`]. Without them Centred's means are 0 and its weights 1, which costs most of what it gains.
+    pub fn learned(mut self, learned: impl Into<Learned>) -> Self {
+        self.learned = Some(learned.into());
+        self
+    }
+
+    /// Chooses the planes that decoding reads in another way than reading all of them: for [`Codec::AlignedF16`], and for
+    /// [`Codec::Rtn`], [`Codec::Hadamard`] and [`Codec::Centred`] with keys and values of 4 or 8 bits, whose codes are then stored in
+    /// planes of 2 and 2, or 4, 2 and 2 bits. Those take budgets only, of which 0 reads everything; [`Alignment::EVERYTHING`] leaves
+    /// their codes as they are without planes. [`Cache::align`](crate::Cache::align) changes it later.
+    pub fn alignment(mut self, alignment: Alignment) -> Self {
+        (self.alignment, self.keeps_planes) = (alignment, false);
+        self
+    }
+
+    /// Sets the type of the caller's rows, f32 unless told: only decides which pipelines [`Gpu::prepare`](crate::Gpu::prepare) compiles.
+    pub fn element(mut self, element: Element) -> Self {
+        self.element = element;
+        self
+    }
+
+    /// Sets how many query rows are attended at once, 1 to 16384, 512 unless told: a step of more takes several passes, one after
+    /// another. Decoding thousands of sequences at once takes fewer passes with more. The scratch grows with it.
+    pub fn query_rows(mut self, rows: u32) -> Self {
+        self.query_rows = rows.clamp(1, 1 << 14);
+        self
+    }
+
+    /// Sets how many workgroups a decode pass is split into, as far as there are pages: 1 to 16384, 4096 unless told. The scratch
+    /// grows with it.
+    pub fn split_workgroups(mut self, workgroups: u32) -> Self {
+        self.split_workgroups = workgroups.clamp(1, 1 << 14);
+        self
+    }
+
+    /// Sets sliding-window attention: every query sees `tokens` tokens, its own the last of them, and no sink beyond.
+    /// [`Cache::slide`](crate::Cache::slide) gives back the pages that no query will see any more. Models of which only some layers
+    /// slide keep those in a cache of their own.
+    pub fn sliding_window(mut self, tokens: u32) -> Self {
+        self.sliding_window = Some(tokens);
+        self
+    }
+
+    /// Sets the length that a sequence can reach, 1 to 2^30 tokens: more than its pages hold at once, where it
+    /// [slides](crate::Cache::slide), or fewer. The tables of positions grow with it.
+    pub fn max_tokens(mut self, tokens: u32) -> Self {
+        self.max_tokens = Some(tokens);
+        self
+    }
+
+    /// Lets kernels count their loads of planes, for confirming what [`Cache::traffic`](crate::Cache::traffic) says.
+    #[doc(hidden)]
+    pub fn counted_loads(mut self) -> Self {
+        self.counts_loads = true;
+        self
+    }
+
+    /// Makes the plan for a device.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for numbers that are not served, and where bits, channel order or means are of another shape or codec, or
+    /// [`Codec::RotateKv`] has no channel order; [`Error::Group`], [`Error::Capacity`] and [`Error::Limit`], each with the number
+    /// wanted and had.
+    pub fn build(self, capability: &Capability) -> Result<Plan> {
+        self.shape.check()?;
+        let bit_plan = match self.storage.clone() {
+            Storage::Uniform(format) => BitPlan::uniform(&self.shape, format)?,
+            Storage::Mixed(bits) => bits,
+        };
+        bit_plan.expect_shape(&self.shape)?;
+        let format = *bit_plan.format();
+        self.protection.check(&format)?;
+        let sequences = match self.pages {
+            Pages::Of(capacity) => capacity.sequences(),
+            Pages::Count { sequences, .. } => sequences,
+        };
+        if sequences == 0 {
+            return argument("sequences", "1 or more", 0);
+        }
+        if self.sliding_window == Some(0) {
+            return argument("sliding window", "1 token or more", 0);
+        }
+        if let Some(tokens) = self.max_tokens.filter(|tokens| !(1..=1 << 30).contains(tokens)) {
+            return argument("max_tokens", format!("1 to {}", 1 << 30), tokens);
+        }
+        let (channel_order, means) = self.check_learned(&format)?;
+        let pairs = self.shape.rope.frequencies().len() as u32;
+        let moves = means.as_ref().is_some_and(|means| means.moves(&self.shape));
+        let restores = format.codec() == Codec::RotateKv;
+        let mut plan = Plan {
+            reduce: if restores { capability.reduce_units() } else { capability.reduce() },
+            lanes: capability.lanes(),
+            straight: capability.straight && (!restores || choices::restores_straight(&self.shape, &format, capability)),
+            heads: match self.shape.share() {
+                1 => 1,
+                2 => 2,
+                _ => 4,
+            },
+            channel_order,
+            means,
+            position_quads: if moves { pairs.div_ceil(2) } else { 0 },
+            alignment: Alignment::EVERYTHING,
+            sliding_window: self.sliding_window,
+            longest: self.max_tokens,
+            code_planes: false,
+            counts_loads: self.counts_loads,
+            element: self.element,
+            query_rows: self.query_rows,
+            split_workgroups: self.split_workgroups,
+            merge_parts: choices::most_merge_parts(self.shape.head_dim, capability),
+            sequences,
+            pages: 0,
+            arrangements: Vec::new(),
+            arranged: Vec::new(),
+            shape: self.shape,
+            bit_plan,
+            protection: self.protection,
+        };
+        // Heads that are stored alike, before it is known how many of them a binding holds.
+        plan.arrange(|slab| Ok(slab.count()))?;
+        plan.set_alignment(self.alignment, self.keeps_planes)?;
+        plan.fit_workgroup_memory(capability);
+        plan.pages = match self.pages {
+            Pages::Of(capacity) => plan.pages_for(capacity)?,
+            Pages::Count { pages, .. } => pages,
+        };
+        let (pages, together) = (plan.pages, plan.group_heads());
+        plan.arrange(|slab| heads_of_a_slab(slab, pages, together, capability))?;
+        plan.check(capability)?;
+        Ok(plan)
+    }
+
+    /// Checks what the codec learned against codec and shape.
+    fn check_learned(&self, format: &Format) -> Result<(Option<Arc<ChannelOrder>>, Option<Arc<Means>>)> {
+        let (shape, codec) = (&self.shape, format.codec());
+        let wrong = |of, name: &'static str, wanted: String, had: String| Err(Error::mismatch(of, name, wanted, had));
+        match &self.learned {
+            None if codec == Codec::RotateKv => {
+                wrong(Thing::ChannelOrder, "presence", "given by PlanBuilder::learned, as rotate-kv needs one".into(), "none".into())
+            }
+            None => Ok((None, None)),
+            Some(Learned::ChannelOrder(order)) => {
+                if codec != Codec::RotateKv {
+                    return wrong(Thing::ChannelOrder, "codec", Codec::RotateKv.to_string(), codec.to_string());
+                }
+                for (name, wanted, had) in [
+                    ("layers", shape.layers, order.layers()),
+                    ("kv_heads", shape.kv_heads, order.kv_heads()),
+                    ("head_dim", shape.head_dim, order.head_dim()),
+                    ("heads_per_group", format.heads_per_group(shape.kv_heads), order.heads_per_group()),
+                ] {
+                    if wanted != had {
+                        return wrong(Thing::ChannelOrder, name, wanted.to_string(), had.to_string());
+                    }
+                }
+                Ok((Some(Arc::new(order.clone())), None))
+            }
+            Some(Learned::Means(means)) => {
+                if codec != Codec::Centred {
+                    return wrong(Thing::Means, "codec", Codec::Centred.to_string(), codec.to_string());
+                }
+                means.expect_shape(shape)?;
+                Ok((None, Some(Arc::new(means.clone()))))
+            }
+        }
+    }
+}
+
+impl Plan {
+    /// Stores codes in planes where an alignment asks for them, or they are to stay there.
+    fn set_alignment(&mut self, alignment: Alignment, keeps_planes: bool) -> Result<()> {
+        alignment.check()?;
+        self.code_planes = (keeps_planes || alignment != Alignment::EVERYTHING) && self.format().codec() != Codec::AlignedF16;
+        if self.code_planes {
+            self.check_code_planes()?;
+        }
+        self.align(alignment)
+    }
+
+    /// Restoring keys takes workgroup memory for every query head: where it is short, fewer heads share a reading, and where that is
+    /// not enough, keys are restored in the way that takes least.
+    fn fit_workgroup_memory(&mut self, capability: &Capability) {
+        if !self.restores() {
+            return;
+        }
+        let most = self.heads;
+        for straight in [true, false] {
+            self.straight &= straight;
+            self.heads = most;
+            while self.split_workgroup_bytes() > capability.workgroup_bytes && self.heads > 1 {
+                self.heads /= 2;
+            }
+            if self.split_workgroup_bytes() <= capability.workgroup_bytes {
+                return;
+            }
+        }
+    }
+
+    /// Returns how many pages a capacity is.
+    fn pages_for(&self, capacity: Capacity) -> Result<u32> {
+        let pages = match capacity {
+            Capacity::Tokens { sequences, tokens } => {
+                if tokens == 0 {
+                    return argument("tokens", "1 or more", 0);
+                }
+                u64::from(sequences) * u64::from(self.packed(tokens).div_ceil(PAGE_TOKENS)).max(1)
+            }
+            Capacity::Bytes { bytes, .. } => {
+                let page = self.page_bytes();
+                let protected = self.protected_bytes() * u64::from(self.shape.layers);
+                if bytes < protected + page {
+                    return Err(Error::Capacity { reason: "the bytes of the f16 rows of all sequences and one page", need: protected + page, have: bytes });
+                }
+                (bytes - protected) / page
+            }
+        };
+        // Positions and page numbers are 32-bit on the GPU.
+        u32::try_from(pages).ok().filter(|p| *p <= 1 << 24).ok_or(Error::Limit {
+            what: "page number",
+            reason: "the capacity's pages",
+            need: pages,
+            have: 1 << 24,
+        })
+    }
+}

@@ -1,0 +1,278 @@
+//! What a plan chooses for the kernels: which parts, how many heads and rows at once, and where things lie.
+
+use super::{Plan, Slab, position};
+use crate::format::{Bits, Codec, Format, PAGE_TOKENS, RopeLayout, Shape, Sinks};
+use crate::gpu::{Capability, Reduce};
+
+/// How attend_split restores the keys of [`Codec::RotateKv`]: parts of the shader under the same function names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Restore {
+    /// In registers, by subgroup shuffles, in halves.
+    Shuffled,
+    /// Through workgroup memory, in halves.
+    Straight,
+    /// Through workgroup memory, in loops and f32.
+    Rolled,
+}
+
+impl Plan {
+    /// Quads of channels that carry what the mean of the keys adds to a score: none where it adds the same everywhere.
+    pub(crate) fn position_quads(&self) -> u32 {
+        self.position_quads
+    }
+
+    /// The first pairs of RoPE, which turn too fast for a short polynomial.
+    pub(crate) fn position_waves(&self) -> u32 {
+        if self.position_quads() == 0 { 0 } else { position::waves(&self.shape.rope) as u32 }
+    }
+
+    /// Pages that a sequence can have.
+    pub(crate) fn position_pages(&self) -> u32 {
+        (self.turn_rows() - u64::from(PAGE_TOKENS)) as u32
+    }
+
+    /// Where the tables of part position begin in the table of turns: an even number.
+    pub(crate) fn position_centre(&self) -> u32 {
+        if self.position_quads() == 0 { 0 } else { (self.turn_rows() as u32 * self.shape.rope.frequencies().len() as u32).next_multiple_of(2) }
+    }
+
+    /// Do rows of a decode pass have a place for each of their pages: for scores, or for terms of positions?
+    pub(crate) fn places_pages(&self) -> bool {
+        self.aligns() || self.position_quads() > 0
+    }
+
+    /// How attend_split restores RotateKV's keys.
+    pub fn restore(&self) -> Restore {
+        let groups = self.slab_kinds().iter().map(|slab| slab.layout.row_groups).max().unwrap_or(0);
+        match (self.straight, self.reduce) {
+            (false, _) => Restore::Rolled,
+            (true, Reduce::Subgroup) if self.shape.head_dim == 128 && self.group_heads() == 4 && groups <= 32 => Restore::Shuffled,
+            _ => Restore::Straight,
+        }
+    }
+
+    /// Are keys stored before RoPE and rotated over several heads, so that attention restores them?
+    pub(crate) fn restores(&self) -> bool {
+        self.format().codec() == Codec::RotateKv
+    }
+
+    /// Are numbers stored in planes, of which attention reads those that matter?
+    pub(crate) fn aligns(&self) -> bool {
+        self.format().codec() == Codec::AlignedF16 || self.code_planes
+    }
+
+    /// Are they integer codes?
+    pub(crate) fn aligns_codes(&self) -> bool {
+        self.code_planes
+    }
+
+    /// Tokens of a block that one workgroup of append packs: a page where it writes what the page's tokens have in common.
+    pub(crate) fn append_block(&self) -> u32 {
+        if self.aligns() && !self.code_planes { PAGE_TOKENS } else { 32 }
+    }
+
+    /// KV heads that are rotated together.
+    pub fn group_heads(&self) -> u32 {
+        self.format().heads_per_group(self.shape.kv_heads)
+    }
+
+    /// Are the sinks elected by the residual stream?
+    pub fn elects(&self) -> bool {
+        matches!(self.protection.sinks, Sinks::Massive(_)) && self.sinks() > 0
+    }
+
+    /// First tokens of a sequence that no page holds, though they have a place there: sinks that are known beforehand.
+    pub(crate) fn unpacked(&self) -> u32 {
+        if self.elects() { 0 } else { self.sinks() }
+    }
+
+    /// First word of the elected sinks in a layer's marks.
+    pub(crate) fn elected_at(&self) -> u32 {
+        let channels = self.shape.kv_heads * self.shape.head_dim;
+        match self.format().codec() {
+            // A byte each.
+            Codec::RotateKv => channels.div_ceil(4),
+            // The means of keys, the weights, the means of values.
+            Codec::Centred => 3 * channels,
+            _ => 0,
+        }
+    }
+
+    /// How attend_split reduces.
+    pub fn reduce(&self) -> Reduce {
+        self.reduce
+    }
+
+    /// Neighbouring lanes that surely share a subgroup, as far as kernels may shuffle between them.
+    pub(crate) fn lanes(&self) -> u32 {
+        self.lanes
+    }
+
+    /// Does attend_split run as straight-line code?
+    pub fn straight(&self) -> bool {
+        self.straight
+    }
+
+    /// Parts that attend_merge shares a row's items out among, at most.
+    pub(crate) fn merge_parts(&self) -> u32 {
+        self.merge_parts
+    }
+
+    /// Query heads that share one reading of the cache: 1, 2 or 4.
+    pub fn heads(&self) -> u32 {
+        self.heads
+    }
+
+    /// Readings of the cache that one KV head's query heads need.
+    pub fn blocks(&self) -> u32 {
+        self.shape.share().div_ceil(self.heads())
+    }
+
+    /// Entries of one block of heads among the query codes, but for what positions are known by.
+    pub(crate) fn positions_at(&self) -> u32 {
+        self.most(|slab| slab.code_entries(self.shape.head_dim))
+    }
+
+    /// Entries of one block of heads among the query codes.
+    pub fn query_stride(&self) -> u32 {
+        self.positions_at() + 2 * self.position_waves()
+    }
+
+    /// Query rows that one pass works on ([`Plan::with_query_rows`]).
+    pub fn query_rows(&self) -> u32 {
+        self.query_rows
+    }
+
+    /// Items that one decode pass is split into, at least, as far as there are pages.
+    pub(crate) fn split_items(&self) -> u32 {
+        // A slab's heads run together; further slabs come after it.
+        let heads = self.most(Slab::count) / self.group_heads();
+        (self.split_workgroups / (heads * self.blocks())).max(1)
+    }
+
+    pub(crate) fn counts_loads(&self) -> bool {
+        self.counts_loads
+    }
+
+    /// Readings of a layer's pages by one query row: one a KV head and block of query heads.
+    pub(crate) fn readings(&self) -> u64 {
+        u64::from(self.shape.kv_heads * self.blocks())
+    }
+
+    /// Cells of workgroup memory that keys pass through in attend_split; runs of cells in straight-line code.
+    pub(crate) fn restore_cells(&self) -> u32 {
+        let units = self.group_heads();
+        if self.straight {
+            // Runs of 17 times 2 * units.
+            (units * self.shape.head_dim / 16).max(units * self.heads())
+        } else {
+            (units * self.shape.head_dim).max(32 * units * self.heads())
+        }
+    }
+
+    /// Vectors of attend_prefill's tile of keys or values.
+    pub(crate) fn tile_vecs(&self) -> u32 {
+        if self.restores() { (4 * self.shape.head_dim).max(256) } else { 256 }
+    }
+
+    /// Does the table of turns end with the low positions once more, as attend_split takes them?
+    pub(crate) fn turn_columns(&self) -> bool {
+        self.restores() && self.straight && !self.shape.rope.frequencies().is_empty()
+    }
+
+    /// Tokens that a query sees, its own the last: the largest number where it sees all.
+    pub(crate) fn reach(&self) -> u32 {
+        self.sliding_window.unwrap_or(u32::MAX)
+    }
+
+    /// f16 rows kept for the window: it, and the page that gathers before it is packed. 0 where every token is packed at once.
+    pub fn ring(&self) -> u32 {
+        if self.format().codec() == Codec::F16 || self.protection.window == 0 { 0 } else { self.protection.window + PAGE_TOKENS }
+    }
+
+    /// f16 rows kept for sinks.
+    pub fn sinks(&self) -> u32 {
+        if self.format().codec() == Codec::F16 { 0 } else { self.protection.sinks.rows() }
+    }
+
+    /// How many of a sequence's first tokens lie in pages, when it holds `tokens`. (Sinks have a place there too, unused.)
+    pub fn packed(&self, tokens: u32) -> u32 {
+        if self.ring() == 0 { tokens } else { self.protection.packed(tokens) }
+    }
+
+    /// Rows of the table of turns: 128 low positions, then one for every 128 positions a sequence can reach.
+    pub(crate) fn turn_rows(&self) -> u64 {
+        u64::from(PAGE_TOKENS) + self.max_tokens() / u64::from(PAGE_TOKENS) + 1
+    }
+
+    /// Words of a layer's marks: the group of every key channel, a byte each (or for Centred, means and weights), then by slot the elected sinks.
+    pub(crate) fn marks_words(&self) -> u64 {
+        let elected = if self.elects() { 3 * u64::from(self.sinks()) * u64::from(self.sequences) } else { 0 };
+        (u64::from(self.elected_at()) + elected).next_multiple_of(4)
+    }
+}
+
+/// Invocations of a workgroup of attend_merge, at most.
+const MERGE_THREADS: u32 = 1024;
+
+/// Items whose loads a part of attend_merge has in flight together.
+const TURN_ITEMS: u32 = 16;
+
+/// Returns among how many parts attend_merge shares a row's items out, at most: as many as a device allows.
+pub(super) fn most_merge_parts(head_dim: u32, capability: &Capability) -> u32 {
+    let threads = MERGE_THREADS.min(capability.invocations).min(capability.workgroup_size_x);
+    let room = capability.workgroup_bytes.saturating_sub(4 * head_dim) / (16 * head_dim);
+    (threads / head_dim).min(room).max(1)
+}
+
+/// Returns the workgroup memory of attend_merge: the output row, and three numbers for every invocation, which lie as four.
+pub(super) fn merge_workgroup_bytes(head_dim: u32, parts: u32) -> u32 {
+    4 * head_dim + 16 * head_dim * parts
+}
+
+/// Returns how many lanes of append_block hold a token's row.
+pub(crate) fn block_lanes(head_dim: u32) -> u32 {
+    head_dim / 32
+}
+
+impl Plan {
+    /// Returns the numbers of parts that the plan has pipelines of attend_merge for, ascending: few, since each takes time to compile.
+    pub(crate) fn merge_choices(&self) -> Vec<u32> {
+        let most = self.merge_parts();
+        let mut choices = vec![1, most.min(4), most];
+        choices.dedup();
+        choices
+    }
+
+    /// Returns among how many parts a row's items are shared out in a pass whose rows have `items` from attend_split, at most: enough
+    /// for one turn each, if the plan has as many.
+    #[doc(hidden)]
+    pub fn merge_parts_for(&self, items: u32) -> u32 {
+        self.merge_choices().into_iter().find(|parts| parts * TURN_ITEMS >= items).unwrap_or(self.merge_parts())
+    }
+
+    /// Returns whether append_block packs this slab's pages, in place of append.
+    #[doc(hidden)]
+    pub fn packs_blocks(&self, slab: &Slab) -> bool {
+        let shape = self.shape();
+        let [key, value] = [slab.format().key().bits, slab.format().value().bits];
+        [64, 128, 256].contains(&shape.head_dim)
+            && self.lanes() >= block_lanes(shape.head_dim)
+            && (self.restores() || shape.rope.frequencies().is_empty() || 2 * shape.rope.frequencies().len() as u32 == shape.head_dim)
+            && !self.aligns()
+            && key != Bits::Sixteen
+            && value != Bits::Sixteen
+    }
+}
+
+/// Can RotateKV's keys be restored by straight-line code? It is written for rotations of a power of two, RoPE over whole
+/// heads in halves (or none), and packed halves.
+pub(super) fn restores_straight(shape: &Shape, format: &Format, capability: &Capability) -> bool {
+    let rope = &shape.rope;
+    let whole = rope.layout() == RopeLayout::SplitHalves && 2 * rope.frequencies().len() == shape.head_dim as usize;
+    capability.halves
+        && capability.workgroup_bytes >= 32_768
+        && [64, 128].contains(&shape.head_dim)
+        && format.heads_per_group(shape.kv_heads) <= 4
+        && (whole || rope.frequencies().is_empty())
+}

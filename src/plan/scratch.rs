@@ -1,0 +1,98 @@
+//! Bytes of what a pass writes and reads again, and of the workgroup memory that kernels take.
+
+use super::sizes::{DECODE_PARTIALS, LEDGER_VECS, PLAN_WORDS, POSITION_TERMS, SUM_ENTRIES};
+use super::{Plan, Restore, position};
+use crate::format::PAGE_TOKENS;
+
+impl Plan {
+    /// Bytes of the terms of a pass.
+    pub(crate) fn position_terms_bytes(&self) -> u64 {
+        if self.position_quads() == 0 { 0 } else { 4 * u64::from(self.pages) * self.readings() * u64::from(self.heads * POSITION_TERMS) }
+    }
+
+    /// Entries of the scores of a pass, each of as many numbers as share a reading.
+    pub(crate) fn score_sums(&self) -> u64 {
+        u64::from(self.pages) * self.readings() * u64::from(PAGE_TOKENS)
+    }
+
+    /// Entries before those of four tokens' values together, which integer codes in planes have.
+    pub(crate) fn score_quads(&self) -> u64 {
+        self.score_sums() + u64::from(SUM_ENTRIES) * self.partial_items() * self.readings()
+    }
+
+    /// Bytes of the scores of a pass, of their sums by item, and of the quads.
+    pub(crate) fn scores_bytes(&self) -> u64 {
+        let quads = if self.code_planes { self.score_sums() / 4 } else { 0 };
+        if self.aligns() { 4 * u64::from(self.heads) * (self.score_quads() + quads) } else { 0 }
+    }
+
+    /// Bytes of the plans of a pass.
+    pub(crate) fn plans_bytes(&self) -> u64 {
+        if self.aligns() { 4 * u64::from(self.query_rows) * self.readings() * u64::from(PLAN_WORDS) } else { 0 }
+    }
+
+    /// Units of 16 bytes of the partial results, after which the ledgers of align_values lie.
+    pub(crate) fn ledgers(&self) -> u64 {
+        self.partial_items() * self.readings() * u64::from(self.heads * (self.shape.head_dim / 4 + 1))
+    }
+
+    pub(crate) fn query_rows_bytes(&self) -> u64 {
+        4 * u64::from(self.query_rows) * u64::from(self.shape.query_heads) * u64::from(self.shape.head_dim + 4 * self.position_quads())
+    }
+
+    pub(crate) fn query_codes_bytes(&self) -> u64 {
+        4 * u64::from(self.query_rows) * u64::from(self.shape.kv_heads * self.blocks() * self.heads()) * u64::from(self.query_stride())
+    }
+
+    /// Items of one decode pass, at most: the target, and one more for each row since a row's pages are split evenly.
+    pub(crate) fn partial_items(&self) -> u64 {
+        u64::from(self.split_items()) + u64::from(self.query_rows)
+    }
+
+    pub(crate) fn partials_bytes(&self) -> u64 {
+        16 * self.ledgers() + if self.aligns() { 16 * u64::from(LEDGER_VECS) * self.partial_items() * self.readings() } else { 0 }
+    }
+
+    /// One partial result a prefilling row, or those of a decode pass.
+    pub(crate) fn row_partials_bytes(&self) -> u64 {
+        4 * u64::from(self.query_rows + DECODE_PARTIALS) * u64::from(self.shape.query_heads) * u64::from(self.shape.head_dim + 2)
+    }
+
+    pub(crate) fn turns_bytes(&self) -> u64 {
+        let rows = self.turn_rows()
+            + match self.restore() {
+                _ if !self.turn_columns() => 0,
+                Restore::Shuffled => u64::from(PAGE_TOKENS) / 2,
+                _ => u64::from(PAGE_TOKENS),
+            };
+        let turns = 8 * rows * self.shape.rope.frequencies().len().max(1) as u64;
+        if self.position_quads() == 0 {
+            turns
+        } else {
+            turns.next_multiple_of(16) + 8 * position::pairs(&self.shape.rope, self.position_pages() as usize) as u64
+        }
+    }
+
+    /// Workgroup memory of attend_split: queries, weights, peaks, and the lanes of a reduction; for RotateKV also the keys on
+    /// their way and the scores of a page.
+    pub(crate) fn split_workgroup_bytes(&self) -> u32 {
+        let weights = self.most(|slab| if slab.layout.value_groups == 0 { 128 } else { 32 * slab.layout.value_groups });
+        let unit = 4 * self.heads() * (weights + 8 + 32);
+        if !self.restores() {
+            // Both factors of every wave, and the halves of the sums.
+            let positions = if self.position_quads() == 0 { 0 } else { 2 * self.position_waves().max(1) + 128 };
+            return unit + 4 * self.heads() * (self.positions_at() + positions);
+        }
+        let row_groups = self.most(|slab| slab.layout.row_groups);
+        let units = self.group_heads();
+        let scores = units * self.heads() * 512;
+        let keys = match self.restore() {
+            // The steps of a page.
+            Restore::Shuffled => 8 * 64 * row_groups,
+            // Cells of two halves, the steps of a tile, queries as halves.
+            Restore::Straight => 4 * 17 * 2 * units * self.restore_cells() + 8 * row_groups * 2 * units + 8 * units * self.shape.head_dim,
+            Restore::Rolled => 16 * self.restore_cells(),
+        };
+        units * unit + scores + keys
+    }
+}

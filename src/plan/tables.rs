@@ -1,0 +1,60 @@
+//! The tables that a cache writes once: RoPE's turns, and what each layer has learned.
+
+use super::{Plan, Restore, position};
+use crate::format::codes::half::half_pair;
+use crate::format::{Codec, Means, PAGE_TOKENS};
+
+/// Cosine and sine of every pair at positions 0 to 127, then at every multiple of 128 that a sequence can reach.
+pub(crate) fn turns(plan: &Plan) -> Vec<[f32; 2]> {
+    let frequencies = plan.shape().rope.frequencies();
+    let high = plan.turn_rows() - u64::from(PAGE_TOKENS);
+    let positions = (0..u64::from(PAGE_TOKENS)).chain((0..high).map(|n| n * u64::from(PAGE_TOKENS)));
+    let mut turns: Vec<[f32; 2]> = positions
+        .flat_map(|position| {
+            frequencies.iter().map(move |frequency| {
+                let (sin, cos) = (position as f64 * frequency).sin_cos();
+                [cos as f32, sin as f32]
+            })
+        })
+        .collect();
+    if turns.is_empty() {
+        turns.push([1.0, 0.0]);
+    }
+    if plan.position_quads() > 0 {
+        turns.resize(plan.position_centre() as usize, [1.0, 0.0]);
+        turns.extend(position::tables(&plan.shape().rope, plan.position_pages() as usize));
+    }
+    if plan.turn_columns() {
+        let pairs = frequencies.len();
+        if plan.restore() == Restore::Shuffled {
+            // Two tokens' cosines and sines as halves, in the order of the lanes that take them.
+            let half = |row: usize, pair: usize, i: usize| turns[row * pairs + pair][i];
+            let packed: Vec<[f32; 2]> = (0..PAGE_TOKENS as usize / 2)
+                .flat_map(|two| (0..pairs).map(move |at| (2 * two, at / 2 % 8 * 8 + at / 16 * 2 + at % 2)))
+                .map(|(token, pair)| [0, 1].map(|i| f32::from_bits(half_pair(half(token, pair, i), half(token + 1, pair, i)))))
+                .collect();
+            turns.extend(packed);
+        } else {
+            let columns: Vec<[f32; 2]> =
+                (0..pairs).flat_map(|pair| (0..PAGE_TOKENS as usize).map(move |token| token * pairs + pair)).map(|at| turns[at]).collect();
+            turns.extend(columns);
+        }
+    }
+    turns
+}
+
+/// A layer's marks as they begin: the group of each key channel, and no sinks; or for Centred, the means and weights of each KV head.
+pub(crate) fn marks(plan: &Plan, layer: u32) -> Vec<u32> {
+    if plan.format().codec() == Codec::Centred {
+        let mut words = plan.means().map_or_else(|| Means::natural_words(plan.shape()), |means| means.words(layer));
+        words.resize(plan.marks_words() as usize, u32::MAX);
+        return words;
+    }
+    let Some(order) = plan.channel_order() else {
+        return Vec::new();
+    };
+    let groups: Vec<u8> = order.places(layer).iter().map(|place| (u32::from(*place) / plan.layout_of(layer).row_group) as u8).collect();
+    let mut words: Vec<u32> = groups.chunks(4).map(|four| four.iter().rev().fold(0, |word, group| word << 8 | u32::from(*group))).collect();
+    words.resize(plan.marks_words() as usize, u32::MAX);
+    words
+}

@@ -1,0 +1,122 @@
+//! PrefixIndex that many caches share: snapshots in a store of objects, under the hash of what they are of.
+
+use crate::cache::check_snapshot;
+use crate::error::{Error, Result};
+use crate::plan::Plan;
+use crate::{prefixes, tensors};
+pub use object_store;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use std::sync::Arc;
+
+/// Snapshots by the tokens that they are of, in a folder or in whatever [`object_store`] reaches: S3 and what speaks its language, Google's
+/// and Azure's stores (feature `store-cloud`).
+///
+/// A snapshot's name is the SHA-256 of model, [plan](Plan::fingerprint), [calibration](crate::ChannelOrder::fingerprint) and tokens, so
+/// who has the same prefix finds it, and nobody else's. Any number of programs may write at once: an object becomes visible whole
+/// or not at all, and writers of one name write what is as good. Nothing is deleted here: let the store's rules expire what is old.
+///
+/// A store that is reached over a network tries each request again as its own `RetryConfig` says: 10 times
+/// within 3 minutes, unless told otherwise. A request may take as long as its `ClientOptions` allow: 30
+/// seconds unless told otherwise, in which a whole snapshot must go up. One request writes a snapshot, which S3 limits to 5 GiB.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use wgkv::{Cache, Chunk, Result, Sequence};
+/// use wgkv::prefix::SnapshotStore;
+///
+/// /// The sequence of a prompt's first tokens, from the store if it has them.
+/// async fn prefix(store: &SnapshotStore, cache: &mut Cache, tokens: &[u32]) -> Result<Option<Sequence>> {
+///     let Some(bytes) = store.get(cache.plan(), tokens).await? else {
+///         return Ok(None); // compute it, and then: store.put(cache.plan(), tokens, cache.save(sequence).await?).await?
+///     };
+///     let mut encoder = cache.gpu().device().create_command_encoder(&Default::default());
+///     let sequence = cache.load(&mut encoder, &bytes)?;
+///     cache.gpu().queue().submit([encoder.finish()]);
+///     Ok(Some(sequence))
+/// }
+/// ```
+#[derive(Clone, Debug)]
+pub struct SnapshotStore {
+    objects: Arc<dyn ObjectStore>,
+    folder: Path,
+    model: String,
+}
+
+impl SnapshotStore {
+    /// In a folder of a store of the caller's, which may be none (`""`). `model` names the weights (their hash, say): caches of two
+    /// models may have the same plan.
+    ///
+    /// Stores that are reached over a network want a runtime of tokio around the calls.
+    pub fn new(objects: Arc<dyn ObjectStore>, folder: &str, model: &str) -> Self {
+        Self { objects, folder: Path::from(folder), model: model.to_owned() }
+    }
+
+    /// In a folder of this machine, which is made if it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn local(folder: impl AsRef<std::path::Path>, model: &str) -> Result<Self> {
+        let folder = folder.as_ref();
+        let wrong = |e: &dyn std::error::Error| error("opening", folder.display(), e);
+        std::fs::create_dir_all(folder).map_err(|e| wrong(&e))?;
+        let objects = object_store::local::LocalFileSystem::new_with_prefix(folder).map_err(|e| wrong(&e))?;
+        Ok(Self::new(Arc::new(objects), "", model))
+    }
+
+    /// Where the store has, or would have, the snapshot of these tokens.
+    pub fn place(&self, plan: &Plan, tokens: &[u32]) -> Path {
+        let name = tensors::hex(&prefixes::name(&self.model, plan, tokens));
+        self.folder.clone().join(format!("{name}.safetensors"))
+    }
+
+    /// Stores a snapshot of a sequence of these tokens. One that was there before is replaced.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for bytes that a cache of this plan would not load, or of another number of tokens; [`Error::Store`].
+    pub async fn put(&self, plan: &Plan, tokens: &[u32], snapshot: Vec<u8>) -> Result<()> {
+        check_snapshot(plan, tokens.len(), &snapshot)?;
+        let place = self.place(plan, tokens);
+        // Whole or not at all, and with no condition: what is there can only be the same, or damaged.
+        self.objects.put(&place, snapshot.into()).await.map_err(|e| error("writing", &place, &e))?;
+        Ok(())
+    }
+
+    /// The snapshot of a sequence of these tokens, for [`Cache::load`](crate::Cache::load); none if the store has none.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for one that is damaged, which [`SnapshotStore::put`] would replace; [`Error::Store`].
+    pub async fn get(&self, plan: &Plan, tokens: &[u32]) -> Result<Option<Vec<u8>>> {
+        let place = self.place(plan, tokens);
+        let read = async { self.objects.get(&place).await?.bytes().await };
+        match read.await {
+            Ok(bytes) => check_snapshot(plan, tokens.len(), &bytes).map(|()| Some(bytes.into())),
+            Err(e @ object_store::Error::NotFound { .. }) if !is_bucket_missing(&e) => Ok(None),
+            Err(e) => Err(error("reading", &place, &e)),
+        }
+    }
+
+    /// Does the store have a snapshot of these tokens? It may be damaged, or the whole bucket missing, which only [`SnapshotStore::get`] finds.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn has(&self, plan: &Plan, tokens: &[u32]) -> Result<bool> {
+        let place = self.place(plan, tokens);
+        match self.objects.head(&place).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(e) => Err(error("looking for", &place, &e)),
+        }
+    }
+}
+
+/// Is it the bucket that is not there? Stores say so in the text of their answer only: the first code is S3's and Google's.
+fn is_bucket_missing(e: &object_store::Error) -> bool {
+    let message = e.to_string();
+    ["NoSuchBucket", "ContainerNotFound"].iter().any(|code| message.contains(&format!("<Code>{code}</Code>")))
+}
+
+fn error(doing: &'static str, place: impl ToString, e: &dyn std::error::Error) -> Error {
+    Error::Store { doing, place: place.to_string(), message: e.to_string() }
+}

@@ -1,0 +1,61 @@
+//! Sums of columns over batches of rows, for the collectors.
+
+use crate::error::Result;
+use crate::gpu::{Gpu, Rows};
+use crate::kernel::measure::{LINES, record};
+
+/// Sums of columns over batches of rows, for whoever calibrates.
+#[derive(Debug)]
+pub(crate) struct Columns {
+    width: u32,
+    squares: bool,
+    /// `[LINES, width]` pairs of f32.
+    sums: wgpu::Buffer,
+    /// `[LINES]` pairs of u32.
+    counts: wgpu::Buffer,
+}
+
+/// What was added up.
+#[derive(Debug, Default)]
+pub(crate) struct Sums {
+    /// Rows added.
+    pub added: u64,
+    /// Rows left out, since a number was not finite.
+    pub out: u64,
+    /// By column.
+    pub columns: Vec<f64>,
+}
+
+impl Columns {
+    /// Nothing yet, of rows of `width` numbers: of the numbers, or of their squares.
+    pub fn new(gpu: &Gpu, width: u32, squares: bool) -> Self {
+        // New buffers are zero, by WebGPU's rules.
+        let buffer = |bytes| {
+            gpu.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some("wgkv measure"),
+                size: bytes,
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            })
+        };
+        let lines = u64::from(LINES);
+        Self { width, squares, sums: buffer(8 * lines * u64::from(width)), counts: buffer(8 * lines) }
+    }
+
+    /// Records adding rows; errors as those of [`record`].
+    pub fn add(&self, gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, input: Rows<'_>, rows: u32) -> Result<()> {
+        record(gpu, encoder, input, self.squares, rows, self.width, &self.sums, &self.counts)
+    }
+
+    /// Waits for all submitted work and adds up the lines.
+    pub async fn read(&self, gpu: &Gpu) -> Result<Sums> {
+        let counts = gpu.read(&self.counts, 0, 2 * u64::from(LINES)).await?;
+        let count = |of: usize| counts.iter().skip(of).step_by(2).map(|n| u64::from(*n)).sum::<u64>();
+        let width = self.width as usize;
+        let words = gpu.read(&self.sums, 0, 2 * u64::from(LINES) * u64::from(self.width)).await?;
+        let pairs: &[[f32; 2]] = bytemuck::cast_slice(&words);
+        // Each line's pair is one number of about twice f32's precision.
+        let column = |c: usize| pairs[c..].iter().step_by(width).map(|[high, low]| f64::from(*high) + f64::from(*low)).sum();
+        Ok(Sums { added: count(0), out: count(1), columns: (0..width).map(column).collect() })
+    }
+}

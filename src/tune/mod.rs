@@ -1,0 +1,14 @@
+//! What a model teaches: the order of channels, means and weights, the errors of each precision, and which bits they are worth.
+
+mod bit_rule;
+mod columns;
+pub mod fuse;
+mod means_collector;
+mod order_collector;
+mod sensitivity;
+pub mod solve;
+
+pub use bit_rule::{BitBudget, BitRule, Grain};
+pub use means_collector::MeansCollector;
+pub use order_collector::OrderCollector;
+pub use sensitivity::{Probe, Sensitivity};
