@@ -179,7 +179,7 @@ fn main() {
         let planned = |format| plan(&gpu, Case { tokens: case.tokens + 1, ..case }, format, Protection::NONE, rotate);
         // Codes are stored in planes for any budget; which is told before every step.
         let stored = if coded { Alignment::budget(0.0, 0.0) } else { Alignment::EVERYTHING };
-        let plans = planned(*planes).and_then(|plan| Ok((plan.with_alignment(stored)?, planned(*plain)?)));
+        let plans = planned(*planes).and_then(|plan| Ok((plan.to_builder().alignment(stored).build(gpu.capability())?, planned(*plain)?)));
         let (aligned, plain) = match plans {
             Ok(plans) => plans,
             Err(error) => {

@@ -57,7 +57,7 @@ fn heads(text: &str) -> [u32; 3] {
 fn measure(gpu: &Gpu, case: Case, (format, precisions): (Format, Vec<[Precision; 2]>), rotate_bytes: u64) -> wgkv::Result<Row> {
     let mut plan: Plan = plan_mixed(gpu, case, format, &precisions, Protection::NONE, rotate_bytes)?;
     if let Some(n) = argument("--split") {
-        plan = plan.with_split_workgroups(n.parse().unwrap());
+        plan = plan.to_builder().split_workgroups(n.parse().unwrap()).build(gpu.capability())?;
     }
     let layers = plan.shape().layers;
     let bytes = plan.bits(u64::from(case.tokens)) as f64 / 8.0 / f64::from(layers) * f64::from(case.sequences);

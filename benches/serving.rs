@@ -54,7 +54,7 @@ const DEVIATIONS: f64 = 6.0;
 fn plan(gpu: &Gpu, options: &Options, sequences: u32, tokens: u32) -> Result<Plan> {
     let [query_heads, kv_heads, head_dim] = options.heads;
     let plan = support::plan(gpu, Case { name: "", query_heads, kv_heads, head_dim, sequences, tokens }, options.format, options.protection, 0)?;
-    Ok(plan.with_query_rows(options.rows))
+    plan.to_builder().query_rows(options.rows).build(gpu.capability())
 }
 
 /// A length from the shortest to the longest, log-uniformly.

@@ -182,7 +182,7 @@ fn planes_that_stay_unread_may_hold_anything() {
 
 /// Overwrites the planes of a number that stay unread at a level; answers how many.
 fn poison(c: &Constants, planes: &mut [u32], length: u32, row: u32, n: u32, level: u32, random: &mut rand::rngs::StdRng) -> usize {
-    let places = reference::planes::places(c, length, row, n);
+    let places = reference::planes::places(c.head_dim, length, row, n);
     for (word, shift) in &places[3 - level as usize..] {
         planes[*word] = (planes[*word] & !(15 << shift)) | (random.random_range(0..16) << shift);
     }
@@ -192,7 +192,7 @@ fn poison(c: &Constants, planes: &mut [u32], length: u32, row: u32, n: u32, leve
 /// The same of a code.
 #[expect(clippy::too_many_arguments, reason = "as many as the code's place has")]
 fn poison_code(c: &Constants, planes: &mut [u32], bits: u32, quads: u32, unit: u32, n: u32, level: u32, random: &mut rand::rngs::StdRng) -> usize {
-    let places = reference::code_planes::places(c, bits, quads, unit, n);
+    let places = reference::code_planes::places(c.head_dim, bits, quads, unit, n);
     let widths = reference::code_planes::widths(bits);
     for ((word, shift), width) in places.iter().zip(widths).skip(widths.len() - level as usize) {
         let mask = (1 << width) - 1;
@@ -430,9 +430,12 @@ fn a_cache_can_be_aligned_in_another_way_between_steps() {
 fn forks_that_share_more_pages_than_there_are_attend_in_several_passes() {
     let gpu = gpu();
     let shape = wgkv::Shape { layers: 1, query_heads: 2, kv_heads: 1, head_dim: 64, rope: wgkv::Rope::new(10_000.0, 64) };
-    let plan =
-        wgkv::Plan::builder(shape, Format::aligned_f16()).protection(protect(0, 16)).capacity(wgkv::Capacity::tokens(3, 100)).build(gpu.capability()).unwrap();
-    let plan = plan.with_alignment(Alignment::budget(64.0, 64.0)).unwrap();
+    let plan = wgkv::Plan::builder(shape, Format::aligned_f16())
+        .protection(protect(0, 16))
+        .capacity(wgkv::Capacity::tokens(3, 100))
+        .alignment(Alignment::budget(64.0, 64.0))
+        .build(gpu.capability())
+        .unwrap();
     assert_eq!(plan.pages(), 3);
     let mut cache = wgkv::Cache::new(&gpu, plan).unwrap();
     let (mut random, seed) = seeded();

@@ -5,7 +5,6 @@
 mod support;
 
 use support::*;
-use wgkv::low_level::kernel::append_block;
 
 #[test]
 fn append_block_agrees_with_its_reference_at_every_bit_width() {

@@ -9,7 +9,6 @@ mod support;
 
 use support::*;
 use wgkv::Capability;
-use wgkv::low_level::kernel::attend_merge::parts;
 use wgkv::low_level::reference::{self, Constants};
 
 /// Error of a number of the output, relative to the length of its row: a weighted mean over at most 256 partial results in groups of
@@ -124,7 +123,7 @@ fn parts_are_as_many_as_the_items_take_and_the_device_allows() {
     ] {
         let shape = Shape { layers: 1, query_heads: 1, kv_heads: 1, head_dim, rope: Rope::none() };
         let plan = Plan::builder(shape, Format::f16()).protection(Protection::NONE).capacity(Capacity::tokens(1, 1)).build(&capability).unwrap();
-        assert_eq!(by_items.map(|(items, _)| (items, parts(&plan, items))), by_items, "heads of {head_dim}, {capability:?}");
+        assert_eq!(by_items.map(|(items, _)| (items, plan.merge_parts_for(items))), by_items, "heads of {head_dim}, {capability:?}");
     }
 }
 
@@ -145,7 +144,7 @@ fn attend_merge_agrees_with_its_reference() {
             let mut twin = vec![POISON; taken.output.len()];
             let (params, rows) = &words.attend_merge[0];
             let records = words.tables[params.records_at as usize..].chunks_exact(4).take(*rows as usize);
-            let c = Constants { parts: parts(walk.plan(), records.map(|record| record[1]).max().unwrap()), ..c };
+            let c = Constants { parts: walk.plan().merge_parts_for(records.map(|record| record[1]).max().unwrap()), ..c };
             let mut log_sums = vec![0.0; (taken.step.rows() * shape.query_heads) as usize];
             let marks = &taken.after.marks;
             reference::attend_merge(params, &c, *rows, &words.tables, floats(partials), floats(row_partials), marks, &mut twin, Some(&mut log_sums));

@@ -24,18 +24,21 @@ fn shape() -> Shape {
 
 fn plans(gpu: &Gpu, random: &mut StdRng) -> Vec<Plan> {
     use Bits::{Eight, Four};
-    let plan = |format, protection| Plan::builder(shape(), format).protection(protection).capacity(Capacity::tokens(3, SPAN)).build(gpu.capability()).unwrap();
+    let plan = |format, protection| Plan::builder(shape(), format).protection(protection).capacity(Capacity::tokens(3, SPAN));
     let means = normals(random, 128);
     let rotate = rotated(Four, Four, 64, 2);
-    vec![
+    [
         plan(Format::f16(), Protection::NONE),
         plan(rtn(Eight, Four, 32), protect(40, 0)),
         plan(hadamard(Four, Four, 64), protect(4, 128)),
-        plan(centred(Four, Four, 64), protect(4, 40)).with_centre(centre(&shape(), &means, random)).unwrap(),
-        plan(rotate, Protection::NONE).with_calibration(calibration(&shape(), &rotate, Reach::Local, random)).unwrap(),
-        plan(hadamard(Four, Eight, 64), protect(0, 16)).with_alignment(Alignment::budget(0.0, 0.0)).unwrap(),
-        plan(hadamard(Four, Four, 64), protect(4, 16)).with_sliding_window(150).unwrap(),
+        plan(centred(Four, Four, 64), protect(4, 40)).learned(centre(&shape(), &means, random)),
+        plan(rotate, Protection::NONE).learned(calibration(&shape(), &rotate, Reach::Local, random)),
+        plan(hadamard(Four, Eight, 64), protect(0, 16)).alignment(Alignment::budget(0.0, 0.0)),
+        plan(hadamard(Four, Four, 64), protect(4, 16)).sliding_window(150),
     ]
+    .into_iter()
+    .map(|builder| builder.build(gpu.capability()).unwrap())
+    .collect()
 }
 
 /// Grows sequences, and compares what their queries find with attention over what all devices store.
@@ -154,7 +157,7 @@ fn a_part_is_saved_and_loaded_without_what_it_never_had() {
     let sequence = cache.begin().unwrap();
     grow(&mut cache, random, &[(&sequence, 450)]);
     let bytes = pollster::block_on(cache.parts()[1].save(sequence.sequences()[1])).unwrap();
-    let mut other = Cache::new(&gpus[0], plan.clone().with_max_tokens(2 * SPAN).unwrap()).unwrap();
+    let mut other = Cache::new(&gpus[0], plan.to_builder().max_tokens(2 * SPAN).build(gpus[0].capability()).unwrap()).unwrap();
     let mut encoder = gpus[0].device().create_command_encoder(&Default::default());
     let loaded = other.load(&mut encoder, &bytes).unwrap();
     gpus[0].queue().submit([encoder.finish()]);
@@ -163,7 +166,7 @@ fn a_part_is_saved_and_loaded_without_what_it_never_had() {
     let width = (shape().query_heads * shape().head_dim) as usize;
     let queries = normals(random, width);
     let attend = |cache: &mut Cache, sequence: Sequence| {
-        let step = cache.step_parts(&[Part { sequence, first: 500, queries: 1, tokens: 0 }]).unwrap();
+        let step = cache.step_parts(&[Share { sequence, first: 500, queries: 1, tokens: 0 }]).unwrap();
         let gpu = cache.gpu();
         let (queries, output, log_sums) = (upload(gpu, &queries), poisoned(gpu, width), poisoned(gpu, 8));
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
@@ -186,9 +189,8 @@ fn a_part_is_saved_and_loaded_without_what_it_never_had() {
 #[test]
 fn what_does_not_fit_is_refused_and_nothing_changes() {
     let gpus = devices(2);
-    let of =
-        |format, protection| Plan::builder(shape(), format).protection(protection).capacity(Capacity::tokens(1, SPAN)).build(gpus[0].capability()).unwrap();
-    let plan = of(Format::f16(), Protection::NONE);
+    let of = |format, protection| Plan::builder(shape(), format).protection(protection).capacity(Capacity::tokens(1, SPAN));
+    let plan = of(Format::f16(), Protection::NONE).build(gpus[0].capability()).unwrap();
     let refused = |result: Result<ContextParallel>, name: &str| {
         let error = result.unwrap_err();
         assert!(matches!(&error, Error::Mismatch { of: Thing::Argument, name: is, .. } if *is == name), "{error}");
@@ -197,8 +199,9 @@ fn what_does_not_fit_is_refused_and_nothing_changes() {
     refused(ContextParallel::new(&gpus, &plan, 0), "span");
     refused(ContextParallel::new(&gpus, &plan, 100), "span");
     refused(ContextParallel::new(&gpus, &plan, 1 << 30), "max_tokens");
-    let elects = of(rotated(Bits::Two, Bits::Two, 64, 2), massive(4, 0));
-    let elects = elects.with_calibration(calibration(&shape(), &rotated(Bits::Two, Bits::Two, 64, 2), Reach::Local, &mut generator())).unwrap();
+    let format = rotated(Bits::Two, Bits::Two, 64, 2);
+    let elects = of(format, massive(4, 0)).learned(calibration(&shape(), &format, Reach::Local, &mut generator()));
+    let elects = elects.build(gpus[0].capability()).unwrap();
     refused(ContextParallel::new(&gpus, &elects, SPAN), "sinks");
 
     let mut cache = ContextParallel::new(&gpus, &plan, SPAN).unwrap();
@@ -212,7 +215,7 @@ fn what_does_not_fit_is_refused_and_nothing_changes() {
     assert!(stepped(&mut cache, &[(&sequence, 300)]).is_ok());
     let mut encoders = cache.encoders();
     assert_eq!(cache.truncate(&mut encoders, &sequence, 301), Err(Error::Range { first: 0, end: 301, have: 300 }));
-    assert!(matches!(cache.truncate(&mut encoders[..1], &sequence, 3), Err(Error::Mismatch { of: Thing::Argument, name, .. })) if name == "encoders");
+    assert!(matches!(cache.truncate(&mut encoders[..1], &sequence, 3), Err(Error::Mismatch { of: Thing::Argument, name, .. }) if name == "encoders"));
     assert_eq!(cache.fork(&mut encoders, &sequence), Err(Error::Sequences { have: 1 }));
     drop(encoders);
     // The first device has a page for the new sequence, the second none for the last fork: no device has grown.
@@ -232,11 +235,11 @@ fn what_does_not_fit_is_refused_and_nothing_changes() {
     assert_eq!((few.tokens(&new), few.tokens(&third), free(&few)), (Ok(0), Ok(384), vec![1, 0]));
 
     // Parts by hand.
-    let mut part = Cache::new(&gpus[0], plan.with_max_tokens(1000).unwrap()).unwrap();
+    let mut part = Cache::new(&gpus[0], plan.to_builder().max_tokens(1000).build(gpus[0].capability()).unwrap()).unwrap();
     assert!(matches!(part.begin_at(100), Err(Error::Mismatch { of: Thing::Argument, .. })));
     assert!(matches!(part.begin_at(1024), Err(Error::Length { need: 1024, have: 1000, .. })));
     let sequence = part.begin_at(256).unwrap();
-    let of = |first, queries, tokens| Part { sequence, first, queries, tokens };
+    let of = |first, queries, tokens| Share { sequence, first, queries, tokens };
     let mut step = |one| part.step_parts(&[one]).map(|_| ());
     assert_eq!(step(of(255, 1, 0)), Err(Error::Part { slot: 0, first: 255, tokens: 0, have: 256, most: 0 }));
     assert_eq!(step(of(257, 3, 1)), Err(Error::Part { slot: 0, first: 257, tokens: 1, have: 256, most: 0 }));

@@ -225,12 +225,12 @@ fn keys_before_their_election_are_refused() {
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     let append = |walk: &Walk, encoder: &mut wgpu::CommandEncoder, layer| walk.cache.append(encoder, &step, layer, Rows::f32(&keys), Rows::f32(&values));
     let unelected =
-        |error: Result<()>, layer| assert!(matches!(error, Err(Error::Unelected { layer: l, sinks: Sinks::Massive(5) }) if l == layer), "{error:?}");
+        |result: Result<()>, layer| assert_eq!(result, Err(Error::Unelected { layer, sinks: "massive:5".into() }));
     unelected(append(&walk, &mut encoder, 0), 0);
     // Elections that are refused are not held.
     let elect = |walk: &Walk, encoder: &mut wgpu::CommandEncoder, width| walk.cache.elect(encoder, &step, 0, Rows::f32(&residual), width);
-    assert!(matches!(elect(&walk, &mut encoder, 0), Err(Error::Mismatch { of: Thing::Argument, name, .. })) if name == "width");
-    assert!(matches!(elect(&walk, &mut encoder, 5), Err(Error::Mismatch { of: Thing::Argument, name, .. })) if name == "width");
+    assert!(matches!(elect(&walk, &mut encoder, 0), Err(Error::Mismatch { of: Thing::Argument, name, .. }) if name == "width"));
+    assert!(matches!(elect(&walk, &mut encoder, 5), Err(Error::Mismatch { of: Thing::Argument, name, .. }) if name == "width"));
     assert!(matches!(elect(&walk, &mut encoder, 8), Err(Error::Rows { name: "residual", .. })));
     assert!(matches!(walk.cache.elect(&mut encoder, &step, 2, Rows::f32(&residual), 6), Err(Error::Layer { had: 2, layers: 2 })));
     unelected(append(&walk, &mut encoder, 0), 0);

@@ -28,8 +28,11 @@ fn shape() -> Shape {
     Shape { layers: 2, query_heads: 4, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
 }
 
+/// A plan; RotateKV's with the channels in their natural order.
 fn plan(shape: Shape, format: Format, protection: Protection, budget: Capacity, capability: &Capability) -> Result<Plan> {
-    Plan::builder(shape, format).protection(protection).capacity(budget).build(capability)
+    let order = (format.codec() == Codec::RotateKv).then(|| ChannelOrder::natural(&shape, format.heads_per_group(shape.kv_heads)));
+    let builder = Plan::builder(shape, format).protection(protection).capacity(budget);
+    learning(builder, order.and_then(Result::ok).as_ref()).build(capability)
 }
 
 #[test]
@@ -139,21 +142,24 @@ fn a_calibration_must_be_there_and_fit() {
     let gpu = gpu();
     let shape = shape();
     let format = Format::new(Codec::RotateKv, Bits::Two, Bits::Two, 64);
-    let planned = plan(shape.clone(), format, Protection::NONE, Capacity::tokens(1, 128), gpu.capability()).unwrap();
-    let error = Error::mismatch(Thing::ChannelOrder, "presence", "given by Plan::with_calibration, as rotate-kv needs one", "none");
-    refused(Cache::new(&gpu, planned.clone()), &error, &["calibration", "with_calibration"]);
+    let builder = Plan::builder(shape.clone(), format).protection(Protection::NONE).capacity(Capacity::tokens(1, 128));
+    let error = Error::mismatch(Thing::ChannelOrder, "presence", "given by PlanBuilder::learned, as rotate-kv needs one", "none");
+    refused(builder.clone().build(gpu.capability()), &error, &["channel order", "PlanBuilder::learned"]);
     let fits = |edit: &dyn Fn(&mut Shape), heads, name, wanted: &str, had: &str| {
         let mut other = shape.clone();
         edit(&mut other);
-        let calibration = ChannelOrder::natural(&other, heads).unwrap();
+        let order = ChannelOrder::natural(&other, heads).unwrap();
         let error = Error::mismatch(Thing::ChannelOrder, name, wanted, had);
-        refused(planned.clone().with_calibration(calibration), &error, &[name, wanted, had]);
+        refused(builder.clone().learned(order).build(gpu.capability()), &error, &[name, wanted, had]);
     };
     fits(&|s| s.layers = 3, 2, "layers", "2", "3");
     fits(&|s| (s.kv_heads, s.query_heads) = (4, 4), 2, "kv_heads", "2", "4");
     fits(&|s| (s.head_dim, s.rope) = (128, Rope::none()), 2, "head_dim", "64", "128");
     fits(&|_| (), 1, "heads_per_group", "2", "1");
-    assert!(Cache::new(&gpu, planned.with_calibration(ChannelOrder::natural(&shape, 2).unwrap()).unwrap()).is_ok());
+    let order = ChannelOrder::natural(&shape, 2).unwrap();
+    let other = Plan::builder(shape.clone(), Format::f16()).learned(order.clone()).build(gpu.capability());
+    refused(other, &Error::mismatch(Thing::ChannelOrder, "codec", "rotate-kv", "f16"), &["rotate-kv", "f16"]);
+    assert!(Cache::new(&gpu, builder.learned(order).build(gpu.capability()).unwrap()).is_ok());
 }
 
 #[test]
@@ -282,7 +288,7 @@ fn a_plan_for_a_larger_device_is_refused_by_the_cache() {
     let make = |format| Cache::new(&small, plan(shape(), format, Protection::NONE, Capacity::tokens(1, 1), gpu.capability()).unwrap());
     let error = make(Format::new(Codec::Rtn, Bits::Four, Bits::Four, 64)).expect_err("more lanes than the device has");
     assert!(matches!(error, Error::Limit { what: "min_subgroup_size", need: 2.., have: 0, .. }), "{error:?}");
-    assert!(gpu.capability().reduce() == gpu::Reduce::Subgroup || make(Format::f16()).is_ok());
+    assert!(gpu.capability().reduce() == Reduce::Subgroup || make(Format::f16()).is_ok());
 }
 
 #[test]
@@ -513,33 +519,36 @@ fn alignments_that_cannot_be_are_refused() {
     ] {
         assert_eq!(alignment.to_string().parse::<Alignment>().unwrap(), alignment);
     }
-    let planned = |format| plan(shape(), format, Protection::NONE, Capacity::tokens(1, 1), &Capability::webgpu_default()).unwrap();
+    let planned = |format, alignment| {
+        let builder = Plan::builder(shape(), format).protection(Protection::NONE).capacity(Capacity::tokens(1, 1));
+        builder.alignment(alignment).build(&Capability::webgpu_default())
+    };
     refused(
-        planned(Format::f16()).with_alignment(Alignment::PUBLISHED),
+        planned(Format::f16(), Alignment::PUBLISHED),
         &Error::argument("the codec of an alignment", "aligned-f16, rtn, hadamard or centred", "f16"),
         &["aligned-f16", "f16"],
     );
-    let coded = |key, value| planned(Format::new(Codec::Rtn, key, value, 64));
+    let coded = |key, value, alignment| planned(Format::new(Codec::Rtn, key, value, 64), alignment);
     for (bits, name, had) in
         [([Bits::Two, Bits::Four], "key bits", "2"), ([Bits::Four, Bits::Three], "value bits", "3"), ([Bits::Sixteen, Bits::Eight], "key bits", "16")]
     {
-        refused(coded(bits[0], bits[1]).with_alignment(Alignment::budget(1.0, 1.0)), &Error::argument(name, "4 or 8 with an alignment", had), &[name, had]);
+        refused(coded(bits[0], bits[1], Alignment::budget(1.0, 1.0)), &Error::argument(name, "4 or 8 with an alignment", had), &[name, had]);
     }
     refused(
-        coded(Bits::Four, Bits::Eight).with_alignment(Alignment { keys: Criterion::Published, values: Criterion::Budget(1.0) }),
+        coded(Bits::Four, Bits::Eight, Alignment { keys: Criterion::Published, values: Criterion::Budget(1.0) }),
         &Error::argument("the alignment of integer codes", "a budget", "published-k,phi-v:1"),
         &["a budget", "published-k"],
     );
     // Without an alignment codes are not stored in planes, and a cache has none to choose from.
-    let plain = coded(Bits::Four, Bits::Eight).with_alignment(Alignment::EVERYTHING).unwrap();
-    assert_eq!(plain, coded(Bits::Four, Bits::Eight));
+    let plain = coded(Bits::Four, Bits::Eight, Alignment::EVERYTHING).unwrap();
+    assert_eq!(plain, plan(shape(), rtn(Bits::Four, Bits::Eight, 64), Protection::NONE, Capacity::tokens(1, 1), &Capability::webgpu_default()).unwrap());
     refused(
         Cache::new(&gpu(), plain).unwrap().align(Alignment::budget(1.0, 1.0)),
-        &Error::argument("the plan of an alignment", "one of planes, by Plan::with_alignment", "rtn without"),
-        &["Plan::with_alignment"],
+        &Error::argument("the plan of an alignment", "one of planes, by PlanBuilder::alignment", "rtn without"),
+        &["PlanBuilder::alignment"],
     );
     refused(
-        planned(Format::aligned_f16()).with_alignment(Alignment::budget(1.0, -2.0)),
+        planned(Format::aligned_f16(), Alignment::budget(1.0, -2.0)),
         &Error::argument("phi_v", "finite and not negative", "-2"),
         &["phi_v", "-2"],
     );

@@ -12,8 +12,8 @@ fn shape() -> Shape {
 /// Every kind of buffer: pages, key scales, f16 rows of elected sinks and of a window.
 fn plan(gpu: &Gpu, order: &ChannelOrder) -> Plan {
     let format = rotated(Bits::Four, Bits::Four, 64, 2);
-    let plan = Plan::builder(shape(), format).protection(massive(3, 128)).capacity(Capacity::tokens(3, 512)).build(gpu.capability()).unwrap();
-    plan.with_calibration(order.clone()).unwrap()
+    let builder = Plan::builder(shape(), format).protection(massive(3, 128)).capacity(Capacity::tokens(3, 512));
+    builder.learned(order.clone()).build(gpu.capability()).unwrap()
 }
 
 fn order() -> ChannelOrder {

@@ -45,19 +45,24 @@ impl Distance {
     }
 }
 
-/// A plan, with a calibration of a random order where the format needs one.
+/// A plan with a random order of channels, or means, where the format needs them.
 fn planned(gpu: &Gpu, random: &mut StdRng, shape: &Shape, format: Format, protection: Protection, budget: Capacity) -> Plan {
-    let plan = Plan::builder(shape.clone(), format).protection(protection).capacity(budget).build(gpu.capability()).unwrap();
+    planning(random, shape, format, protection, budget).build(gpu.capability()).unwrap()
+}
+
+/// The same before it is built.
+fn planning(random: &mut StdRng, shape: &Shape, format: Format, protection: Protection, budget: Capacity) -> PlanBuilder {
+    let plan = Plan::builder(shape.clone(), format).protection(protection).capacity(budget);
     if format.codec() == Codec::Centred {
         // Means that the rows do not have: small ones, since their squares are added to what the codes must hold.
         let mut means = || normals(random, (shape.kv_heads * shape.head_dim) as usize).iter().map(|x| 0.3 * x).collect::<Vec<f32>>();
         let layer = [means(), vec![1.0; (shape.kv_heads * shape.head_dim) as usize], means()];
-        return plan.with_centre(Means::new(shape, "", vec![layer; shape.layers as usize]).unwrap()).unwrap();
+        return plan.learned(Means::new(shape, "", vec![layer; shape.layers as usize]).unwrap());
     }
     if format.codec() != Codec::RotateKv {
         return plan;
     }
-    plan.with_calibration(calibration(shape, &format, Reach::Global, random)).unwrap()
+    plan.learned(calibration(shape, &format, Reach::Global, random))
 }
 
 /// A sequence grows by a prefill and then token by token; the outputs of both are compared with f64.
@@ -69,7 +74,7 @@ fn follow(gpu: &Gpu, random: &mut StdRng, shape: &Shape, format: Format, protect
     let keys = normals(random, tokens * hk * d);
     let values = normals(random, tokens * hk * d);
     let queries = normals(random, tokens * hq * d);
-    let plan = planned(gpu, random, shape, format, protection, Capacity::tokens(1, tokens as u32)).with_alignment(alignment).unwrap();
+    let plan = planning(random, shape, format, protection, Capacity::tokens(1, tokens as u32)).alignment(alignment).build(gpu.capability()).unwrap();
     let residual = normals(random, tokens * 8);
     pollster::block_on(gpu.prepare(&plan)).unwrap();
     let mut cache = Cache::new(gpu, plan).unwrap();
@@ -206,7 +211,7 @@ fn passes_of_other_lengths_give_the_same_attention() {
         assert_eq!(plan.query_rows(), 512);
         // In one pass, in two, and in many of which none ends with a tile.
         let mut outputs = [1024, 512, 77].map(|rows| {
-            let mut reader = Reader::new(&gpu, plan.clone().with_query_rows(rows));
+            let mut reader = Reader::new(&gpu, plan.to_builder().query_rows(rows).build(gpu.capability()).unwrap());
             let sequence = reader.cache.begin().unwrap();
             reader.read_all(sequence, &text, &[630, 1])
         });

@@ -199,8 +199,8 @@ fn what_cannot_be_bound_is_refused() {
     };
     let (keys, short) = (Rows::f32(&buffer), upload(&gpu, &[0.0; 8]));
     assert_eq!(record(keys, 0, 64, &short, &short), Ok(()), "nothing to add");
-    assert!(matches!(record(keys, 1, 63, &buffer, &buffer), Err(Error::Mismatch { of: Thing::Argument, name, .. })) if name == "width");
-    assert!(matches!(record(keys, 1, 0, &buffer, &buffer), Err(Error::Mismatch { of: Thing::Argument, name, .. })) if name == "width");
+    assert!(matches!(record(keys, 1, 63, &buffer, &buffer), Err(Error::Mismatch { of: Thing::Argument, name, .. }) if name == "width"));
+    assert!(matches!(record(keys, 1, 0, &buffer, &buffer), Err(Error::Mismatch { of: Thing::Argument, name, .. }) if name == "width"));
     assert!(matches!(record(keys, 65, 64, &buffer, &buffer), Err(Error::Rows { name: "keys", need: 16_640, have: 16_384 })));
     assert!(matches!(record(keys, 1, 64, &short, &buffer), Err(Error::Rows { name: "sums", .. })));
     assert!(matches!(record(keys, 1, 64, &buffer, &short), Err(Error::Rows { name: "counts", .. })));

@@ -67,7 +67,7 @@ fn rows_of_any_pass_have_terms_of_their_own() {
     let gpu = gpu();
     let mut whole = Walk::new(&gpu, cases().remove(1));
     let mut parts = Walk::new(&gpu, whole.case.clone());
-    parts.cache = Cache::new(&gpu, whole.plan().clone().with_query_rows(2)).unwrap();
+    parts.cache = Cache::new(&gpu, whole.plan().to_builder().query_rows(2).build(gpu.capability()).unwrap()).unwrap();
     parts.sequences = whole.sequences.iter().map(|_| parts.cache.begin().unwrap()).collect();
     // In the second step a prefilling row shares the first decoding one's pass; the last decoding row has a pass of its own.
     for (chunks, passes) in [(&whole.case.steps[0].clone(), 225), (&vec![(1, 3), (2, 1), (0, 1)], 3)] {

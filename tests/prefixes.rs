@@ -16,8 +16,8 @@ fn shape() -> Shape {
 }
 
 fn planned(random: &mut StdRng, format: Format, protection: Protection, budget: Capacity) -> Plan {
-    let plan = Plan::builder(shape(), format).protection(protection).capacity(budget).build(GPU.capability()).unwrap();
-    if format.codec() == Codec::RotateKv { plan.with_calibration(calibration(&shape(), &format, Reach::Global, random)).unwrap() } else { plan }
+    let order = (format.codec() == Codec::RotateKv).then(|| calibration(&shape(), &format, Reach::Global, random));
+    learning(Plan::builder(shape(), format).protection(protection).capacity(budget), order.as_ref()).build(GPU.capability()).unwrap()
 }
 
 fn strict(random: &mut StdRng, budget: Capacity) -> Plan {
@@ -49,7 +49,7 @@ impl Sharing {
         self.prefixes.make_room(&mut self.reader.cache, &[Chunk { sequence, tokens }]).unwrap()
     }
 
-    fn free(&mut self, sequence: Sequence) {
+    fn end(&mut self, sequence: Sequence) {
         self.reader.cache.end(sequence).unwrap();
     }
 

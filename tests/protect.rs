@@ -63,7 +63,7 @@ fn protect_agrees_with_its_reference() {
             80 => case.shape.rope = Rope::new(10_000.0, 80).interleaved(),
             96 => case.shape.rope = Rope::none(),
             128 => case.shape.rope = Rope::new(10_000.0, 64),
-            _ if case.protection.window == 1024 => gpu = gpu.pretend(gpu::Capability { workgroups: 512, ..*gpu.capability() }),
+            _ if case.protection.window == 1024 => gpu = gpu.pretend(Capability { workgroups: 512, ..*gpu.capability() }),
             _ => {}
         }
         let steps = case.steps.clone();

@@ -86,7 +86,8 @@ impl Setting {
     fn begin(&self, tokens: usize) -> Result<Probe> {
         let Self { shape, format, candidates, sinks, calibration, projections } = self;
         let gpu = gpu_of(format);
-        let mut probe = block_on(Sensitivity::probe(gpu, shape, *format, candidates, calibration.as_ref(), *sinks, tokens as u32))?;
+        let learned = calibration.clone().map(Learned::from);
+        let mut probe = block_on(Sensitivity::probe(gpu, shape, *format, candidates, learned.as_ref(), *sinks, tokens as u32))?;
         for (layer, weights) in (0..).zip(projections) {
             block_on(probe.output_projection(layer, Rows::f32(&upload(gpu, weights)), HIDDEN))?;
         }
@@ -123,12 +124,9 @@ impl Setting {
         let allocation = BitPlan::new(&self.shape, format, |_, _| [key, value]).unwrap();
         let sinks = if format.codec() == Codec::F16 { Sinks::None } else { self.sinks };
         let (tokens, protection) = (text.tokens(), Protection { sinks, window: 0 });
-        let mut plan =
-            Plan::builder(self.shape.clone(), allocation).protection(protection).capacity(Capacity::tokens(1, tokens as u32)).build(gpu.capability()).unwrap();
-        if let (Codec::RotateKv, Some(calibration)) = (format.codec(), &self.calibration) {
-            plan = plan.with_calibration(calibration.clone()).unwrap();
-        }
-        let mut reader = Reader::new(gpu, plan);
+        let builder = Plan::builder(self.shape.clone(), allocation).protection(protection).capacity(Capacity::tokens(1, tokens as u32));
+        let order = self.calibration.as_ref().filter(|_| format.codec() == Codec::RotateKv);
+        let mut reader = Reader::new(gpu, learning(builder, order).build(gpu.capability()).unwrap());
         let sequence = reader.cache.begin().unwrap();
         (reader, sequence)
     }
@@ -589,7 +587,7 @@ fn refused<T: std::fmt::Debug>(result: Result<T>, want: &Error) {
     assert_eq!(error, *want);
 }
 
-fn not_of(name: &str, wanted: &str, had: &str) -> Error {
+fn not_of(name: &'static str, wanted: &str, had: &str) -> Error {
     Error::mismatch(Thing::Sensitivity, name, wanted, had)
 }
 
@@ -668,7 +666,7 @@ fn what_cannot_be_measured_is_refused() {
     probe.begin(100).unwrap();
     let [keys, values, queries, _] = text.layers[0].each_ref().map(|numbers| upload(&ROLLED, numbers));
     let unelected = block_on(probe.add(0, Rows::f32(&queries), Rows::f32(&keys), Rows::f32(&values), None));
-    refused(unelected, &Error::Unelected { layer: 0, sinks: Sinks::Massive(4) });
+    refused(unelected, &Error::Unelected { layer: 0, sinks: "massive:4".into() });
     setting.window(&mut probe, &text).unwrap();
     assert!(probe.finish("test").is_ok());
 }

@@ -20,8 +20,8 @@ use std::process::Command;
 use std::sync::OnceLock;
 use wgkv::aligned::Alignment;
 use wgkv::low_level::kernel::{self, Binding, Kernel, Variant};
-use wgkv::low_level::{Dialect, Linked, Part};
-use wgkv::{Bits, Capability, Capacity, Codec, Element, Format, Means, Plan, Protection, Rope, Scales, Shape, Sinks};
+use wgkv::low_level::{Dialect, Linked, Source};
+use wgkv::{Bits, Capability, Capacity, ChannelOrder, Codec, Element, Format, Means, Plan, PlanBuilder, Protection, Rope, Scales, Shape, Sinks};
 
 /// WebGPU's default limits, which the portable variants keep to.
 const INVOCATIONS: u32 = 256;
@@ -80,22 +80,23 @@ fn plans() -> Vec<Plan> {
         let capability = Capability { straight: i / 2 % 2 == 0, subgroups: (i / 4 % 2 == 0).then_some((32, 64)), ..Capability::webgpu_default() };
         let eight = format.key().bits == Bits::Eight || format.value().bits == Bits::Eight;
         let format = if i % 3 == 2 && !eight { format.with_scales(Scales::Byte) } else { format };
-        let plan = Plan::builder(shape, format)
+        let builder = Plan::builder(shape, format)
             .protection(protections[i % 3])
             .capacity(Capacity::tokens(1, 1024))
-            .element([Element::F32, Element::F16][i / 3 % 2])
-            .build(&capability)
-            .unwrap();
+            .element([Element::F32, Element::F16][i / 3 % 2]);
         // The kernels of planes that count their loads, too.
-        if i % 2 == 0 { plan } else { plan.with_counted_loads() }
+        (if i % 2 == 0 { builder } else { builder.counted_loads() }, capability)
     };
     // Codes of 4 and 8 bits in planes, too.
-    let both = |plan: Plan| std::iter::once(plan.clone()).chain(plan.with_alignment(Alignment::budget(1.0, 1.0)).ok());
+    let both = |(builder, capability): (PlanBuilder, Capability)| {
+        let plan = builder.clone().build(&capability).unwrap();
+        std::iter::once(plan).chain(builder.alignment(Alignment::budget(1.0, 1.0)).build(&capability).ok())
+    };
     formats.into_iter().enumerate().map(plan).chain(centred_plans()).flat_map(both).chain(rotated_plans()).collect()
 }
 
 /// Centred's plans: bits, head dimensions and both walks, with means that turn, with slow pairs of RoPE alone, and without means.
-fn centred_plans() -> Vec<Plan> {
+fn centred_plans() -> Vec<(PlanBuilder, Capability)> {
     let widths = || WIDTHS.into_iter().flat_map(|key| WIDTHS.map(|value| (key, value)));
     let formats = HEAD_DIMS.into_iter().enumerate().flat_map(|(d, head_dim)| widths().map(move |(key, value)| (d, head_dim, key, value)));
     let plan = |(i, (d, head_dim, key_bits, value_bits)): (usize, (usize, u32, Bits, Bits))| {
@@ -106,10 +107,13 @@ fn centred_plans() -> Vec<Plan> {
         let shape = Shape { layers: 1, query_heads: 2 * SHARES[i % 7], kv_heads: 2, head_dim, rope: ropes[i % 5].clone() };
         let capability = Capability { straight: d % 2 == 0, subgroups: (i % 2 == 0).then_some((32, 64)), ..Capability::webgpu_default() };
         let format = Format::new(Codec::Centred, key_bits, value_bits, group);
-        let plan = Plan::builder(shape.clone(), format).protection(protections[i % 3]).capacity(Capacity::tokens(1, 1024)).build(&capability).unwrap();
-        let plan = plan.with_element([Element::F32, Element::F16][i / 3 % 2]);
+        let builder = Plan::builder(shape.clone(), format)
+            .protection(protections[i % 3])
+            .capacity(Capacity::tokens(1, 1024))
+            .element([Element::F32, Element::F16][i / 3 % 2]);
         let layer = || vec![1.0; 2 * head_dim as usize];
-        if i % 4 == 3 { plan } else { plan.with_centre(Means::new(&shape, "", vec![[layer(), layer(), layer()]]).unwrap()).unwrap() }
+        let means = || Means::new(&shape, "", vec![[layer(), layer(), layer()]]).unwrap();
+        (if i % 4 == 3 { builder } else { builder.learned(means()) }, capability)
     };
     formats.enumerate().map(plan).collect()
 }
@@ -151,8 +155,12 @@ fn rotated_plans() -> Vec<Plan> {
                 if heads * head_dim > 512 || head_dim == 256 || value_bits == Bits::Sixteen { WIDE_WORKGROUP_BYTES } else { capability.workgroup_bytes };
             Capability { straight: i % 2 == 0, subgroups, workgroup_bytes, ..capability }
         };
-        let plan = Plan::builder(shape, format).protection(protections[i % 3]).capacity(Capacity::tokens(1, 1024)).build(&capability).unwrap();
-        plan.with_element([Element::F32, Element::F16][i / 3 % 2])
+        let builder = Plan::builder(shape.clone(), format)
+            .protection(protections[i % 3])
+            .capacity(Capacity::tokens(1, 1024))
+            .learned(ChannelOrder::natural(&shape, heads).unwrap())
+            .element([Element::F32, Element::F16][i / 3 % 2]);
+        builder.build(&capability).unwrap()
     };
     let served = |(_, (head_dim, heads, ..)): &Numbered| [64, 128].contains(head_dim) && *heads <= 4;
     // What has ways of its own to restore keys in halves, with every width of keys and values; numbered so that every width of the
@@ -197,7 +205,7 @@ fn all() -> &'static [Proven] {
         let measures = [Element::F32, Element::F16].into_iter().flat_map(|element| [false, true].map(|squares| kernel::measure::variant(element, squares)));
         let grams = HEAD_DIMS.into_iter().flat_map(|head_dim| [false, true].map(|difference| kernel::gram::variant(head_dim, difference)));
         let variants =
-            plans().iter().flat_map(Plan::variants).chain(rotations).chain(measures).chain(grams).filter(|v| seen.insert(v.clone())).collect::<Vec<_>>();
+            plans().iter().flat_map(kernel::variants).chain(rotations).chain(measures).chain(grams).filter(|v| seen.insert(v.clone())).collect::<Vec<_>>();
         let mut proven = Vec::new();
         let mut complaints = String::new();
         for variant in variants {
@@ -677,8 +685,8 @@ fn spirv_val_agrees() {
 
 #[test]
 fn a_mistake_is_reported_by_file_and_line() {
-    let kernel = Part { path: "sum", source: "@compute @workgroup_size(1)\nfn sum() { _ = part_twice(1u); }" };
-    let part = Part { path: "part/twice.wgsl", source: "fn part_twice(x: u32) -> u32 {\n    return x * missing;\n}" };
+    let kernel = Source { path: "sum", source: "@compute @workgroup_size(1)\nfn sum() { _ = part_twice(1u); }" };
+    let part = Source { path: "part/twice.wgsl", source: "fn part_twice(x: u32) -> u32 {\n    return x * missing;\n}" };
     let linked = Linked::new("requires packed_4x8_integer_dot_product;\n", &[kernel, part]);
     let message = prove(&linked, false, false).unwrap_err();
     assert!(message.contains("shaders/part/twice.wgsl:2"), "{message}");

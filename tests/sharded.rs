@@ -17,7 +17,7 @@ fn shape() -> Shape {
 fn plans(gpu: &Gpu, random: &mut rand::rngs::StdRng) -> Vec<Plan> {
     use Bits::{Eight, Four, Sixteen, Three, Two};
     let (shape, budget) = (shape(), Capacity::tokens(3, 400));
-    let plan = |format, protection| Plan::builder(shape.clone(), format).protection(protection).capacity(budget).build(gpu.capability()).unwrap();
+    let plan = |format, protection| Plan::builder(shape.clone(), format).protection(protection).capacity(budget);
     let channels = (shape.kv_heads * shape.head_dim) as usize;
     let layer = |random: &mut _| [normals(random, channels), vec![0.5; channels], normals(random, channels)];
     let centre = Means::new(&shape, "test", vec![layer(random), layer(random)]).unwrap();
@@ -25,15 +25,18 @@ fn plans(gpu: &Gpu, random: &mut rand::rngs::StdRng) -> Vec<Plan> {
     let order = calibration(&shape, &rotate, Reach::Local, random);
     let of = |bits| [Precision::new(bits, 64), Precision::new(Four, 32)];
     let mixed = BitPlan::new(&shape, hadamard(Four, Four, 64), |layer, head| of([Two, Three, Eight, Sixteen][(layer + head) as usize % 4])).unwrap();
-    vec![
+    [
         plan(Format::f16(), Protection::NONE),
         plan(rtn(Four, Two, 32), protect(4, 0)),
         plan(hadamard(Two, Three, 64), protect(4, 128)),
-        plan(centred(Three, Two, 64), protect(4, 64)).with_centre(centre).unwrap(),
-        plan(rotate, massive(4, 0)).with_calibration(order).unwrap(),
-        plan(hadamard(Four, Four, 64), Protection::NONE).with_alignment(Alignment::budget(0.5, 0.5)).unwrap(),
-        Plan::builder(shape.clone(), mixed).protection(protect(0, 40)).capacity(budget).build(gpu.capability()).unwrap(),
+        plan(centred(Three, Two, 64), protect(4, 64)).learned(centre),
+        plan(rotate, massive(4, 0)).learned(order),
+        plan(hadamard(Four, Four, 64), Protection::NONE).alignment(Alignment::budget(0.5, 0.5)),
+        Plan::builder(shape.clone(), mixed).protection(protect(0, 40)).capacity(budget),
     ]
+    .into_iter()
+    .map(|builder| builder.build(gpu.capability()).unwrap())
+    .collect()
 }
 
 /// One device with all heads, beside several with some each.

@@ -26,9 +26,9 @@ fn plans(gpu: &Gpu, random: &mut StdRng, budget: Capacity) -> Vec<Plan> {
         (rotated(Four, Four, 64, 4), massive(8, 128), nothing),
     ];
     let plan = |(format, protection, alignment): (Format, Protection, Alignment)| {
-        let plan = Plan::builder(shape(), format).protection(protection).capacity(budget).alignment(alignment).build(gpu.capability()).unwrap();
-        let plan = if format.codec() == Codec::RotateKv { plan.with_calibration(calibration(&shape(), &format, Reach::Global, random)).unwrap() } else { plan };
-        plan.with_max_tokens(4000).unwrap()
+        let order = (format.codec() == Codec::RotateKv).then(|| calibration(&shape(), &format, Reach::Global, random));
+        let builder = Plan::builder(shape(), format).protection(protection).capacity(budget).alignment(alignment).max_tokens(4000);
+        learning(builder, order.as_ref()).build(gpu.capability()).unwrap()
     };
     ways.into_iter().map(plan).collect()
 }
@@ -45,13 +45,10 @@ fn what_no_query_sees_any_more_makes_no_difference() {
     let text = Text::normal(random, &shape(), 1200);
     for (few, many) in plans(&gpu, random, Capacity::tokens(1, 600)).into_iter().zip(plans(&gpu, random, Capacity::tokens(1, 1300))) {
         let name = name(&few);
-        let [few, many] = [few, many].map(|plan| plan.with_sliding_window(WINDOW).unwrap());
         // The order of channels is drawn anew with each plan.
-        let many = match few.calibration() {
-            Some(calibration) => many.with_calibration(calibration.clone()).unwrap(),
-            None => many,
-        };
-        let [mut slides, mut stays] = [few, many].map(|plan| Reader::new(&gpu, plan));
+        let order = few.channel_order().cloned();
+        let windowed = |plan: Plan| learning(plan.to_builder().sliding_window(WINDOW), order.as_ref()).build(gpu.capability()).unwrap();
+        let [mut slides, mut stays] = [few, many].map(|plan| Reader::new(&gpu, windowed(plan)));
         let [slid, stayed] = [&mut slides, &mut stays].map(|reader| reader.cache.begin().unwrap());
         for tokens in [330, 1, 150, 1, 1, 129, 2, 260, 1, 127, 1, 1] {
             assert!(slides.read(slid, &text, tokens) == stays.read(stayed, &text, tokens), "{name}: {tokens} tokens on");
@@ -153,22 +150,23 @@ fn a_sequence_that_slid_is_forked_cut_saved_and_loaded() {
 #[test]
 fn windows_and_lengths_that_cannot_be_are_refused() {
     let gpu = gpu();
-    let plan = || Plan::builder(shape(), Format::f16()).protection(Protection::NONE).capacity(Capacity::tokens(1, 256)).build(gpu.capability()).unwrap();
-    let refused = |plan: Result<Plan>, name: &str, had: &str| {
-        let error = plan.unwrap_err();
+    let plan = || Plan::builder(shape(), Format::f16()).protection(Protection::NONE).capacity(Capacity::tokens(1, 256));
+    let built = |builder: PlanBuilder| builder.build(gpu.capability()).unwrap();
+    let refused = |builder: PlanBuilder, name: &str, had: &str| {
+        let error = builder.build(gpu.capability()).unwrap_err();
         assert!(matches!(&error, Error::Mismatch { of: Thing::Argument, name: is, had: was, .. } if *is == name && was == had), "{error}");
     };
-    refused(plan().with_sliding_window(0), "sliding window", "0");
-    refused(plan().with_max_tokens(0), "max_tokens", "0");
-    refused(plan().with_max_tokens((1 << 30) + 1), "max_tokens", "1073741825");
-    assert_eq!(plan().max_tokens(), 256);
-    assert_eq!(plan().with_sliding_window(u32::MAX).unwrap().sliding_window(), Some(u32::MAX));
+    refused(plan().sliding_window(0), "sliding window", "0");
+    refused(plan().max_tokens(0), "max_tokens", "0");
+    refused(plan().max_tokens((1 << 30) + 1), "max_tokens", "1073741825");
+    assert_eq!(built(plan()).max_tokens(), 256);
+    assert_eq!(built(plan().sliding_window(u32::MAX)).sliding_window(), Some(u32::MAX));
     // Fewer tokens than the pages hold, or more positions than a device's bindings do.
-    let mut cache = Cache::new(&gpu, plan().with_max_tokens(100).unwrap()).unwrap();
+    let mut cache = Cache::new(&gpu, built(plan().max_tokens(100))).unwrap();
     let sequence = cache.begin().unwrap();
     assert!(matches!(cache.step(&[Chunk { sequence, tokens: 101 }]), Err(Error::Length { need: 101, have: 100, .. })));
     assert!(cache.step(&[Chunk { sequence, tokens: 100 }]).is_ok());
     let weak = gpu.pretend(Capability { binding_bytes: 1 << 27, ..*gpu.capability() });
-    let error = Cache::new(&weak, plan().with_max_tokens(1 << 30).unwrap()).unwrap_err();
+    let error = plan().max_tokens(1 << 30).build(weak.capability()).unwrap_err();
     assert!(matches!(error, Error::Limit { .. }), "{error}");
 }

@@ -60,11 +60,8 @@ fn ways(random: &mut StdRng) -> Vec<Way> {
 }
 
 fn plan(gpu: &Gpu, (allocation, protection, calibration, alignment): &Way, budget: Capacity) -> Plan {
-    let plan = Plan::builder(shape(), allocation.clone()).protection(*protection).capacity(budget).alignment(*alignment).build(gpu.capability()).unwrap();
-    match calibration {
-        Some(calibration) => plan.with_calibration(calibration.clone()).unwrap(),
-        None => plan,
-    }
+    let builder = Plan::builder(shape(), allocation.clone()).protection(*protection).capacity(budget).alignment(*alignment);
+    learning(builder, calibration.as_ref()).build(gpu.capability()).unwrap()
 }
 
 /// A cache whose memory is full of what others left there: finite halves.
@@ -311,7 +308,7 @@ impl Refusing {
         let refused = self.load(bytes);
         assert_eq!(self.reader.cache.free_pages(), free);
         match refused {
-            Err(Error::Mismatch { of: Thing::Snapshot, name, .. }) => name,
+            Err(Error::Mismatch { of: Thing::Snapshot, name, .. }) => name.into_owned(),
             other => panic!("must be refused, but is {other:?}"),
         }
     }
@@ -487,7 +484,7 @@ fn snapshots_of_other_plans_are_refused() {
         Plan::builder(shape, format).protection(protection).capacity(Capacity::tokens(2, 300)).build(gpu.capability()).unwrap()
     };
     let base = || of(shape(), hadamard(Four, Two, 64), protect(4, 128));
-    let mut case = Refusing::new(&(base().allocation().clone(), protect(4, 128), None, Alignment::EVERYTHING), Capacity::tokens(2, 300));
+    let mut case = Refusing::new(&(base().bit_plan().clone(), protect(4, 128), None, Alignment::EVERYTHING), Capacity::tokens(2, 300));
     let mixed = BitPlan::new(&shape(), hadamard(Four, Two, 64), |layer, head| {
         [Precision::new(if (layer, head) == (1, 3) { Two } else { Four }, 64), Precision::new(Two, 64)]
     });
@@ -535,7 +532,7 @@ fn snapshots_of_other_plans_are_refused() {
             .split_workgroups(7)
             .build(gpu.capability())
             .unwrap(),
-        base().with_element(Element::F16),
+        base().to_builder().element(Element::F16).build(gpu.capability()).unwrap(),
     ];
     // At 2 bits the clip is 0.8 unless told.
     assert!(alike.map(|plan| plan.fingerprint() == base().fingerprint()) == [true, false, true]);

@@ -65,7 +65,10 @@ fn prefixes_are_found_by_what_they_are_of() {
     for tokens in [&changed[..], &tokens[..269], &tokens[1..], &[]] {
         assert_eq!(block_on(again.get(&there, tokens)), Ok(None));
     }
-    let rotating = |order: &ChannelOrder| plan(&gpu, rotated(Bits::Two, Bits::Two, 64, 2)).with_calibration(order.clone()).unwrap();
+    let rotating = |order: &ChannelOrder| {
+        let builder = Plan::builder(shape(), rotated(Bits::Two, Bits::Two, 64, 2)).capacity(Capacity::tokens(2, 300));
+        builder.learned(order.clone()).build(gpu.capability()).unwrap()
+    };
     let orders = [(); 2].map(|()| rotating(&calibration(&shape(), &rotated(Bits::Two, Bits::Two, 64, 2), Reach::Global, random)));
     let places = orders.map(|plan| again.place(&plan, &tokens));
     assert_ne!(places[0], places[1]);

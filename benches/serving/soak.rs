@@ -194,7 +194,7 @@ impl Soak<'_> {
         }
     }
 
-    fn free(&mut self, n: usize) {
+    fn end(&mut self, n: usize) {
         let held = self.held.swap_remove(n);
         self.cache.end(held.sequence).unwrap();
         self.count.freed += 1;

@@ -87,28 +87,29 @@ pub fn plan_mixed(gpu: &Gpu, case: Case, format: Format, precisions: &[[Precisio
     let shape =
         |layers| Shape { layers, query_heads: case.query_heads, kv_heads: case.kv_heads, head_dim: case.head_dim, rope: Rope::new(500_000.0, case.head_dim) };
     let budget = Capacity::tokens(case.sequences, case.tokens);
-    let plan = |layers| {
-        let allocation = BitPlan::new(&shape(layers), format, |_, head| precisions[head as usize % precisions.len()])?;
-        Plan::builder(shape(layers), allocation).protection(protection).capacity(budget).build(gpu.capability())
-    };
-    let one = plan(1)?;
-    let layers = rotate_bytes.div_ceil(one.cost().cache()).max(1) as u32;
-    let plan = plan(layers)?;
-    if format.codec() == Codec::Centred {
-        // Means that turn, of the size of the rows.
-        let channels = (case.kv_heads * case.head_dim) as usize;
-        let means = numbers(channels);
-        let layer = || [means.clone(), vec![1.0; channels], means.clone()];
-        return plan.with_centre(Means::new(&shape(layers), "bench", (0..layers).map(|_| layer()).collect())?);
-    }
-    if format.codec() != Codec::RotateKv {
-        return Ok(plan);
-    }
-    // Any order takes the time of the calibrated one, as long as it mixes all channels.
-    let shape = shape(layers);
     let row = (case.kv_heads * case.head_dim) as usize;
-    let sums = numbers(row * layers as usize).chunks(row).map(|row| row.iter().map(|x| f64::from(*x)).collect()).collect();
-    plan.with_calibration(ChannelOrder::from_sums(&shape, format.heads_per_group(case.kv_heads), Reach::Global, "bench", 1, sums)?)
+    let plan = |layers| {
+        let shape = shape(layers);
+        let bits = BitPlan::new(&shape, format, |_, head| precisions[head as usize % precisions.len()])?;
+        let builder = Plan::builder(shape.clone(), bits).protection(protection).capacity(budget);
+        let builder = match format.codec() {
+            // Means that turn, of the size of the rows.
+            Codec::Centred => {
+                let means = numbers(row);
+                let layer = [means.clone(), vec![1.0; row], means];
+                builder.learned(Means::new(&shape, "bench", vec![layer; layers as usize])?)
+            }
+            // Any order takes the time of the collected one, as long as it mixes all channels.
+            Codec::RotateKv => {
+                let sums = numbers(row * layers as usize).chunks(row).map(|row| row.iter().map(|x| f64::from(*x)).collect()).collect();
+                builder.learned(ChannelOrder::from_sums(&shape, format.heads_per_group(case.kv_heads), Reach::Global, "bench", 1, sums)?)
+            }
+            _ => builder,
+        };
+        builder.build(gpu.capability())
+    };
+    let layers = rotate_bytes.div_ceil(plan(1)?.cost().cache()).max(1);
+    plan(layers as u32)
 }
 
 /// A cache filled with all but one token of each sequence, in every layer.

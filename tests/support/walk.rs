@@ -183,6 +183,14 @@ pub struct Walk {
 /// Numbers of a row of the residual stream: few, so that several of the largest are of one token.
 pub const RESIDUAL_WIDTH: u32 = 6;
 
+/// Gives a plan what its codec learned, if anything.
+pub fn learning<T: Clone + Into<Learned>>(builder: PlanBuilder, learned: Option<&T>) -> PlanBuilder {
+    match learned {
+        Some(learned) => builder.learned(learned.clone()),
+        None => builder,
+    }
+}
+
 /// A calibration whose order is a random permutation.
 pub fn calibration(shape: &Shape, format: &Format, reach: Reach, random: &mut StdRng) -> ChannelOrder {
     let sums = (0..shape.layers).map(|_| (0..shape.kv_heads * shape.head_dim).map(|_| f64::from(normal(random))).collect()).collect();
@@ -268,25 +276,22 @@ impl Walk {
         let plan = |tokens, capability: &Capability| {
             let precisions = |_: u32, head: u32| case.precisions.get(head as usize).copied().unwrap_or([case.format.key(), case.format.value()]);
             let allocation = BitPlan::new(&case.shape, case.format, precisions).expect("the case's precisions fit");
-            let plan = Plan::builder(case.shape.clone(), allocation)
+            let mut builder = Plan::builder(case.shape.clone(), allocation)
                 .protection(case.protection)
                 .capacity(Capacity::tokens(sequences, tokens))
                 .element(case.element)
-                .alignment(case.alignment)
-                .build(capability)
-                .expect("an alignment of the codec");
-            let plan = if case.counted { plan.with_counted_loads() } else { plan };
-            let plan = match case.sliding_window {
-                Some(window) => plan.with_sliding_window(window).expect("a window of tokens"),
-                None => plan,
-            };
-            if let Some(centre) = &case.centre {
-                return plan.with_centre(centre.clone()).expect("a centre of the shape");
+                .alignment(case.alignment);
+            if case.counted {
+                builder = builder.counted_loads();
             }
-            match &case.calibration {
-                Some(calibration) => plan.with_calibration(calibration.clone()).expect("a calibration of the shape"),
-                None => plan,
+            if let Some(window) = case.sliding_window {
+                builder = builder.sliding_window(window);
             }
+            if let Some(workgroups) = case.split_workgroups {
+                builder = builder.split_workgroups(workgroups);
+            }
+            let builder = learning(learning(builder, case.centre.as_ref()), case.calibration.as_ref());
+            builder.build(capability).expect("the case's plan can be made")
         };
         let mut gpu = gpu.clone();
         if let Some(straight) = case.straight {
@@ -314,9 +319,6 @@ impl Walk {
             gpu = gpu.pretend(Capability { binding_bytes, ..*gpu.capability() });
             planned = plan(tokens, gpu.capability());
             assert_eq!(planned.slabs(0).len() as u32, case.shape.kv_heads / planned.group_heads());
-        }
-        if let Some(workgroups) = case.split_workgroups {
-            planned = planned.with_split_workgroups(workgroups);
         }
         let mut cache = Cache::new(&gpu, planned).expect("the case can be allocated");
         let sequences: Vec<Sequence> = (0..sequences).map(|_| cache.begin().expect("room for the case's sequences")).collect();

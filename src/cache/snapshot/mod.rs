@@ -90,6 +90,7 @@ fn pieces(plan: &Plan, layer: u32, live: &Live, slot: u32) -> Vec<Vec<Range<u64>
 /// Are these the bytes of a snapshot of so many tokens that a cache of this plan would load?
 #[cfg(feature = "store")]
 pub(crate) fn check_snapshot(plan: &Plan, tokens: usize, bytes: &[u8]) -> Result<()> {
+    use crate::error::{Error, Thing};
     let (standing, _) = file::from_bytes(plan, bytes)?;
     if standing.tokens as usize == tokens {
         return Ok(());

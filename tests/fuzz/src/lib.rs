@@ -14,7 +14,7 @@ use wgkv::aligned::Alignment;
 use wgkv::bits::{BitPlan, BitRule, Sensitivity};
 use wgkv::prefix::SnapshotStore;
 use wgkv::prefix::object_store::memory::InMemory;
-use wgkv::{ChannelOrder, Codec, Error, Means, Plan, Precision, Result, Scales, Sinks};
+use wgkv::{ChannelOrder, Codec, Error, Means, Plan, Precision, Result, Scales, Sinks, Thing};
 
 /// Bytes that reading may hold at once: so many for each byte of the input (a list of JSON takes two bytes a number, and grows by doubling),
 /// and so many in any case.
@@ -100,11 +100,7 @@ fn tensors<T: Debug + PartialEq>(bytes: &[u8], read: impl Fn(&[u8]) -> Result<T>
 /// The bytes with the checksum that an error asks for, if that is the error.
 fn forged(bytes: &[u8], error: &Error) -> Option<Vec<u8>> {
     const HEX: usize = 64;
-    let (name, wanted, had) = match error {
-        Error::Mismatch { of: Thing::ChannelOrder, name, wanted, had } | Error::Mismatch { of: Thing::Means, name, wanted, had } => (*name, wanted, had),
-        Error::Mismatch { of: Thing::Snapshot, name, wanted, had } => (name.as_str(), wanted, had),
-        _ => return None,
-    };
+    let Error::Mismatch { of: Thing::ChannelOrder | Thing::Means | Thing::Snapshot, name, wanted, had } = error else { return None };
     if name != "hash" && !name.starts_with("sha256.") {
         return None;
     }
