@@ -12,11 +12,10 @@
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 #![allow(missing_docs, reason = "a bench has no readers")]
 
-mod support;
 use std::time::Instant;
-use support::*;
 use wgkv::aligned::{Alignment, AlignmentReport};
 use wgkv::{Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Sequence, Step};
+use wgkv_testing::bench::*;
 
 /// Relative error of an output against reading everything: what budgets of hundreds of halves' last places leave.
 const ALIGN_ERROR: f64 = 0.05;
@@ -71,8 +70,8 @@ impl Filled {
         let mut cache = Cache::new(gpu, plan).unwrap();
         let (d, row) = (case.head_dim as usize, (case.kv_heads * case.head_dim) as usize);
         let most = 4096.min(case.tokens);
-        let keys = buffer(gpu, &spread(most as usize * row, d, strength));
-        let values = buffer(gpu, &numbers(most as usize * row + 17)[17..]);
+        let keys = upload(gpu, &spread(most as usize * row, d, strength));
+        let values = upload(gpu, &numbers(most as usize * row + 17)[17..]);
         let sequences: Vec<Sequence> = (0..case.sequences).map(|_| cache.begin().unwrap()).collect();
         for sequence in &sequences {
             let mut left = case.tokens;
@@ -90,8 +89,8 @@ impl Filled {
         wait(gpu);
         let elements = (case.sequences * case.query_heads * case.head_dim) as usize;
         // Of about the size that gives scores a standard deviation of the spread, in nats.
-        let queries = buffer(gpu, &spread(elements, d, strength).iter().map(|x| x * 0.5).collect::<Vec<f32>>());
-        Self { cache, sequences, queries, output: buffer(gpu, &vec![f32::NAN; elements]), elements }
+        let queries = upload(gpu, &spread(elements, d, strength).iter().map(|x| x * 0.5).collect::<Vec<f32>>());
+        Self { cache, sequences, queries, output: upload(gpu, &vec![f32::NAN; elements]), elements }
     }
 
     /// A step that appends and attends once, in every layer, and its output in the first.
@@ -104,14 +103,14 @@ impl Filled {
         }
         let chunks: Vec<Chunk> = self.sequences.iter().map(|s| Chunk { sequence: *s, tokens: 1 }).collect();
         let step = self.cache.step(&chunks).unwrap();
-        let keys = buffer(gpu, &numbers((case.sequences * case.kv_heads * case.head_dim) as usize));
+        let keys = upload(gpu, &numbers((case.sequences * case.kv_heads * case.head_dim) as usize));
         for layer in 0..self.cache.plan().shape().layers {
             self.cache.append(&mut encoder, &step, layer, Rows::f32(&keys), Rows::f32(&keys)).unwrap();
         }
         self.cache.attend(&mut encoder, &step, 0, Rows::f32(&self.queries), Rows::f32(&self.output)).unwrap();
         submit(gpu, encoder);
         let report = pollster::block_on(self.cache.traffic(&step, 0)).unwrap();
-        (step, read(gpu, &self.output, self.elements), report)
+        (step, download(gpu, &self.output, self.elements), report)
     }
 
     fn time(&self, gpu: &Gpu, step: &Step, calls: u32) -> f64 {

@@ -12,10 +12,9 @@
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 #![allow(missing_docs, reason = "a bench has no readers")]
 
-mod support;
 use std::time::Instant;
-use support::*;
 use wgkv::{Bits, Chunk, Codec, Format, Gpu, Plan, Precision, Protection, Rows, Scales, Step};
+use wgkv_testing::bench::*;
 
 /// Llama-3.1-8B's heads at growing contexts and batches, Llama-3.1-70B's, Qwen2.5-7B's, a KV head for every query head, heads of 64.
 const SHAPES: &str = "1x4096,1x32768,1x131072,8x32768,64x4096,64x8192,64x32768,16x131072,64/8/128:8x32768,28/4/128:8x32768,32/32/128:8x8192,32/8/64:8x32768";
@@ -67,18 +66,18 @@ fn measure(gpu: &Gpu, case: Case, (format, precisions): (Format, Vec<[Precision;
     let (mut cache, sequences) = filled(gpu, plan, case);
     let elements = (case.sequences * case.query_heads * case.head_dim) as usize;
     let data = numbers(elements);
-    let queries = buffer(gpu, &data);
-    let keys = buffer(gpu, &numbers((case.sequences * case.kv_heads * case.head_dim) as usize));
-    let output = buffer(gpu, &vec![f32::NAN; elements]);
+    let queries = upload(gpu, &data);
+    let keys = upload(gpu, &numbers((case.sequences * case.kv_heads * case.head_dim) as usize));
+    let output = upload(gpu, &vec![f32::NAN; elements]);
     let chunks: Vec<Chunk> = sequences.iter().map(|s| Chunk { sequence: *s, tokens: 1 }).collect();
     let step: Step = cache.step(&chunks).unwrap();
-    let mut encoder = support::encoder(gpu);
+    let mut encoder = wgkv_testing::encoder(gpu);
     for layer in 0..layers {
         cache.append(&mut encoder, &step, layer, Rows::f32(&keys), Rows::f32(&keys)).unwrap();
     }
     cache.attend(&mut encoder, &step, 0, Rows::f32(&queries), Rows::f32(&output)).unwrap();
     submit(gpu, encoder);
-    let got = read(gpu, &output, elements);
+    let got = download(gpu, &output, elements);
     let error = check(gpu, &cache, case, sequences[0], &data, &got);
 
     let once = seconds(gpu, 2, 4, |encoder, call| cache.attend(encoder, &step, call % layers, Rows::f32(&queries), Rows::f32(&output)).unwrap());
@@ -91,7 +90,7 @@ fn measure(gpu: &Gpu, case: Case, (format, precisions): (Format, Vec<[Precision;
     if let Some(profile) = cache.gpu().profile() {
         pollster::block_on(profile.take(gpu)).unwrap();
         warm(gpu);
-        let mut encoder = support::encoder(gpu);
+        let mut encoder = wgkv_testing::encoder(gpu);
         for call in 0..100 {
             cache.attend(&mut encoder, &step, call % layers, Rows::f32(&queries), Rows::f32(&output)).unwrap();
         }

@@ -11,10 +11,9 @@
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 #![allow(missing_docs, reason = "a bench has no readers")]
 
-mod support;
-use support::*;
 use wgkv::low_level::kernel;
 use wgkv::{Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Sinks};
+use wgkv_testing::bench::*;
 
 /// Half a step of 4-bit codes over rotated uniform numbers, as relative RMS: 0.10 in theory. A wrong plane gives 1.
 const CODE_ERROR: f64 = 0.15;
@@ -80,7 +79,7 @@ fn appends(gpu: &Gpu, sequences: u32, tokens: u32, format: Format) {
     let mut cache = Cache::new(gpu, plan(gpu, case, format, Protection::NONE, 0).unwrap()).unwrap();
     let kv_row = 8 * 128_usize;
     let data = numbers((sequences * tokens) as usize * kv_row);
-    let rows = buffer(gpu, &data);
+    let rows = upload(gpu, &data);
     let prompts: Vec<Chunk> = (0..sequences).map(|_| Chunk { sequence: cache.begin().unwrap(), tokens }).collect();
     let decoded: Vec<Chunk> = prompts.iter().map(|chunk| Chunk { tokens: 1, ..*chunk }).collect();
     for (what, chunks, tokens) in [("new tokens", &prompts, tokens), ("decoded", &decoded, 1)] {
@@ -92,11 +91,11 @@ fn appends(gpu: &Gpu, sequences: u32, tokens: u32, format: Format) {
         line(kernel, &format!("{sequences}x{tokens} {what}: {format}"), seconds, 8.0 * f64::from(sequences * tokens) * kv_row as f64 + written);
     }
     let numbers = tokens as usize * kv_row;
-    let (keys, values) = (buffer(gpu, &vec![f32::NAN; numbers]), buffer(gpu, &vec![f32::NAN; numbers]));
+    let (keys, values) = (upload(gpu, &vec![f32::NAN; numbers]), upload(gpu, &vec![f32::NAN; numbers]));
     let mut encoder = encoder(gpu);
     cache.dequantize(&mut encoder, prompts[0].sequence, 0, 0..tokens, Rows::f32(&keys), Rows::f32(&values)).unwrap();
     submit(gpu, encoder);
-    let error = error(&read(gpu, &values, numbers), &data);
+    let error = error(&download(gpu, &values, numbers), &data);
     let allowed = match format.value().bits {
         Bits::Two => COARSE_ERRORS[0],
         Bits::Three => COARSE_ERRORS[1],
@@ -109,15 +108,15 @@ fn appends(gpu: &Gpu, sequences: u32, tokens: u32, format: Format) {
 fn measure(gpu: &Gpu, rows: u32) {
     let width = 1024;
     let data = numbers((rows * width) as usize);
-    let keys = buffer(gpu, &data);
+    let keys = upload(gpu, &data);
     let lines = kernel::measure::LINES as usize;
-    let (sums, counts) = (buffer(gpu, &vec![0.0; 2 * lines * width as usize]), buffer(gpu, &vec![0.0; 2 * lines]));
-    let mut encoder = support::encoder(gpu);
+    let (sums, counts) = (upload(gpu, &vec![0.0; 2 * lines * width as usize]), upload(gpu, &vec![0.0; 2 * lines]));
+    let mut encoder = wgkv_testing::encoder(gpu);
     kernel::measure::record(gpu, &mut encoder, Rows::f32(&keys), false, rows, width, &sums, &counts).unwrap();
     submit(gpu, encoder);
     let (mut got, mut want) = (vec![0.0_f64; width as usize], vec![0.0_f64; width as usize]);
     // Pairs of floats, so that the two of a column are neighbours.
-    read(gpu, &sums, 2 * lines * width as usize).iter().enumerate().for_each(|(i, x)| got[i / 2 % width as usize] += f64::from(*x));
+    download(gpu, &sums, 2 * lines * width as usize).iter().enumerate().for_each(|(i, x)| got[i / 2 % width as usize] += f64::from(*x));
     data.iter().enumerate().for_each(|(i, x)| want[i % width as usize] += f64::from(*x));
     assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < SUM_ERROR * f64::from(rows)), "columns must add up as in f64");
     let times = profile(gpu, 9, |encoder| kernel::measure::record(gpu, encoder, Rows::f32(&keys), false, rows, width, &sums, &counts).unwrap());
@@ -131,13 +130,13 @@ fn gram(gpu: &Gpu, rows: u32) {
     let count = rows as usize * width;
     let data = numbers(count + 17);
     let (row_numbers, minus_numbers) = (&data[..count], &data[17..]);
-    let (row_buffer, minus_buffer) = (buffer(gpu, row_numbers), buffer(gpu, minus_numbers));
+    let (row_buffer, minus_buffer) = (upload(gpu, row_numbers), upload(gpu, minus_numbers));
     let gram_numbers = kernel::gram::chunks(rows) as usize * width * d;
-    let grams = buffer(gpu, &vec![f32::NAN; gram_numbers]);
+    let grams = upload(gpu, &vec![f32::NAN; gram_numbers]);
     for difference in [true, false] {
         let minus = difference.then(|| Rows::f32(&minus_buffer));
         let record = |encoder: &mut wgpu::CommandEncoder| kernel::gram::record(gpu, encoder, Rows::f32(&row_buffer), minus, rows, heads, head_dim, &grams);
-        let mut encoder = support::encoder(gpu);
+        let mut encoder = wgkv_testing::encoder(gpu);
         record(&mut encoder).unwrap();
         submit(gpu, encoder);
         let got = pollster::block_on(kernel::gram::sum(gpu, &grams, rows, heads, head_dim)).unwrap();
@@ -177,10 +176,10 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
     let (kv_row, query_row) = (8 * 128_usize, 32 * 128_usize);
     let count = (sequences * tokens) as usize;
     let data = numbers(count * kv_row);
-    let keys = buffer(gpu, &data);
+    let keys = upload(gpu, &data);
     let query_numbers = numbers(count * query_row);
-    let queries = buffer(gpu, &query_numbers);
-    let output = buffer(gpu, &vec![f32::NAN; count * query_row]);
+    let queries = upload(gpu, &query_numbers);
+    let output = upload(gpu, &vec![f32::NAN; count * query_row]);
     let chunks: Vec<Chunk> = (0..sequences).map(|_| Chunk { sequence: cache.begin().unwrap(), tokens }).collect();
     let step = cache.step(&chunks).unwrap();
     let name = format!("{format}, sinks {}, window {}", protection.sinks, protection.window);
@@ -188,7 +187,7 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
     let rows = |row: usize, tokens: usize| 4.0 * (row * tokens) as f64;
     // The residual stream is as wide as the queries.
     let elects = matches!(protection.sinks, Sinks::Massive(_));
-    let residual = buffer(gpu, &numbers(if elects { count * query_row } else { 4 }));
+    let residual = upload(gpu, &numbers(if elects { count * query_row } else { 4 }));
 
     let times = profile(gpu, 5, |encoder| {
         if elects {
@@ -217,12 +216,12 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
         let passes = (count as f64 / f64::from(cache.plan().query_rows())).ceil();
         flops / passes / prefill * 1e-9
     });
-    let got = read(gpu, &output, count * query_row);
+    let got = download(gpu, &output, count * query_row);
     assert!(got.iter().all(|x| x.is_finite()), "attention over finite rows must be finite");
 
-    let (key_rows, value_rows) = (buffer(gpu, &vec![f32::NAN; tokens as usize * kv_row]), buffer(gpu, &vec![f32::NAN; tokens as usize * kv_row]));
+    let (key_rows, value_rows) = (upload(gpu, &vec![f32::NAN; tokens as usize * kv_row]), upload(gpu, &vec![f32::NAN; tokens as usize * kv_row]));
     let times = profile(gpu, 5, |encoder| cache.dequantize(encoder, chunks[0].sequence, 0, 0..tokens, Rows::f32(&key_rows), Rows::f32(&value_rows)).unwrap());
-    let got = read(gpu, &value_rows, tokens as usize * kv_row);
+    let got = download(gpu, &value_rows, tokens as usize * kv_row);
     let error = error(&got, &data);
     assert!(error < CODE_ERROR, "relative error {error} of dequantized values");
     line("dequantize", &format!("1x{tokens}: {name}"), find(&times, "dequantize"), 2.0 * rows(kv_row, tokens as usize) + bytes / f64::from(sequences));
@@ -233,7 +232,7 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
         cache.append(encoder, &step, 0, Rows::f32(&keys), Rows::f32(&keys)).unwrap();
         cache.attend(encoder, &step, 0, Rows::f32(&queries), Rows::f32(&output)).unwrap();
     });
-    let got = read(gpu, &output, sequences as usize * query_row);
+    let got = download(gpu, &output, sequences as usize * query_row);
     check(gpu, &cache, case, chunks[0].sequence, &query_numbers, &got);
     for (kernel, seconds) in &times {
         let bytes = match *kernel {

@@ -9,12 +9,11 @@
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 #![allow(missing_docs, reason = "a bench has no readers")]
 
-mod support;
 use std::time::Instant;
-use support::*;
 use wgkv::low_level::kernel::rotate::{INVOCATIONS, ORDERS, RotateParams, record_with};
 use wgkv::low_level::reference::{self, Constants};
 use wgkv::{Gpu, Rows};
+use wgkv_testing::bench::*;
 
 /// Relative to the length of the row: 11 roundings of 2^-24 a number, in each of the two results compared.
 const ROTATE_ERROR: f32 = 22.0 / 16_777_216.0;
@@ -77,7 +76,7 @@ impl Bench {
     /// Numbers in all rows, zeros in the room beside them.
     fn fill(&self) {
         let part = numbers(self.elements.min(1 << 20));
-        let source = buffer(&self.gpu, &part);
+        let source = upload(&self.gpu, &part);
         let mut encoder = encoder(&self.gpu);
         for at in (0..self.elements).step_by(part.len()) {
             let n = part.len().min(self.elements - at);

@@ -31,7 +31,6 @@ mod memory;
 mod options;
 #[path = "serving/soak.rs"]
 mod soak;
-mod support;
 
 use batch::{Batch, Sums};
 use inputs::{Alone, Done, Inputs, place};
@@ -41,8 +40,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use std::process::ExitCode;
 use std::time::Instant;
-use support::{Case, gpu, submit, wait};
 use wgkv::{Cache, Chunk, Gpu, Plan, Result};
+use wgkv_testing::bench::{self, Case, gpu, submit, wait};
 
 /// Blocks of either batch before anything is measured.
 const WARM_UP: u32 = 4;
@@ -53,7 +52,7 @@ const DEVIATIONS: f64 = 6.0;
 /// A plan of one layer, for so many tokens a sequence.
 fn plan(gpu: &Gpu, options: &Options, sequences: u32, tokens: u32) -> Result<Plan> {
     let [query_heads, kv_heads, head_dim] = options.heads;
-    let plan = support::plan(gpu, Case { name: "", query_heads, kv_heads, head_dim, sequences, tokens }, options.format, options.protection, 0)?;
+    let plan = bench::plan(gpu, Case { name: "", query_heads, kv_heads, head_dim, sequences, tokens }, options.format, options.protection, 0)?;
     plan.to_builder().query_rows(options.rows).build(gpu.capability())
 }
 
@@ -182,7 +181,7 @@ impl Ragged {
 
 /// Brings all sequences of the equal batch to this length.
 fn level(gpu: &Gpu, inputs: &Inputs, batch: &mut Batch, length: u32) -> Result<()> {
-    let mut encoder = support::encoder(gpu);
+    let mut encoder = wgkv_testing::encoder(gpu);
     let mut chunks = Vec::new();
     for sequence in batch.sequences.clone() {
         let tokens = batch.cache.tokens(sequence)?;

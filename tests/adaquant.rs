@@ -3,12 +3,10 @@
 //! That a number is off by half a step at most, which the paper's bounds (its appendix B) follow from, is in `tests/rotatekv.rs`.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
-use support::*;
 use wgkv::low_level::reference::attention_exact;
 use wgkv::low_level::reference::group::{group_code, group_scale, group_zero};
 use wgkv::{Rope, Scales, Shape};
+use wgkv_testing::*;
 
 /// Groups as the cache stores them, without a clip, and back.
 fn stored(row: &[f32], bits: u32, group: usize) -> Vec<f32> {

@@ -7,13 +7,11 @@
 //! - Numbers that are not finite in a query read everything.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
-use support::*;
 use wgkv::aligned::Criterion;
 use wgkv::low_level::kernel::align_plan::*;
 use wgkv::low_level::reference::{self, aligned::Planes};
 use wgkv::{Bits, Format};
+use wgkv_testing::*;
 
 /// Relative error of a sum of weights, or of one over it: `exp2`'s of each weight, and a division's.
 const SUM_ERROR: f32 = 2e-5;
@@ -107,7 +105,7 @@ fn budgets_of_keys_are_kept_by_every_query_head() {
     for phi in [0.0_f32, 4.0, 32.0, 256.0] {
         let alignment = wgkv::aligned::Alignment::budget(phi, 0.0);
         let (walk, taken) =
-            decoded(&gpu, Case { alignment, steps: vec![vec![(0, 300)], vec![(0, 1)]], ..case("budgets of keys", 64, 4, 1, Format::aligned_f16()) });
+            decoded(&gpu, case("budgets of keys", 64, 4, 1, Format::aligned_f16()).alignment(alignment).steps(vec![vec![(0, 300)], vec![(0, 1)]]));
         let plan = &taken.aligned[1][..PLAN_WORDS as usize];
         let d = 64;
         let page_maxima: Vec<Vec<u32>> = (0..walk.plan().pages()).map(|p| maxima(page(walk.plan(), &taken.after.pages, p, 0))).collect();
@@ -137,7 +135,7 @@ fn budgets_of_coded_keys_are_kept_by_every_query_head_and_token() {
     let formats = [rtn(Bits::Eight, Bits::Four, 32), centred(Bits::Eight, Bits::Four, 32)];
     for (format, phi) in formats.into_iter().flat_map(|format| [0.0_f32, 0.25, 1.0, 4.0, 64.0].map(|phi| (format, phi))) {
         let steps = vec![vec![(0, 300)], vec![(0, 1)]];
-        let case = Case { alignment: wgkv::aligned::Alignment::budget(phi, 0.0), steps, ..case("budgets of coded keys", 64, 4, 1, format) };
+        let case = case("budgets of coded keys", 64, 4, 1, format).alignment(wgkv::aligned::Alignment::budget(phi, 0.0)).steps(steps);
         let (walk, taken) = decoded(&gpu, case);
         let plan = &taken.aligned[1][..PLAN_WORDS as usize];
         let level = |quad: usize| plan[quad / 16] >> (2 * (quad % 16)) & 3;
@@ -167,7 +165,7 @@ fn a_query_that_is_not_finite_reads_everything() {
     let [code, centred] = [hadamard(Bits::Four, Bits::Eight, 64), centred(Bits::Four, Bits::Eight, 64)];
     for (format, alignment) in [(half, wgkv::aligned::Alignment::PUBLISHED), (half, budget), (code, budget), (centred, budget)] {
         for broken in [f32::NAN, f32::INFINITY] {
-            let mut walk = Walk::new(&gpu, Case { alignment, ..case("a broken query", 64, 1, 1, format) });
+            let mut walk = Walk::new(&gpu, case("a broken query", 64, 1, 1, format).alignment(alignment));
             walk.take(&[(0, 200), (1, 1)], false);
             let mut rows = spread(&mut walk, &[(0, 1)]);
             rows[2][5] = broken;

@@ -6,11 +6,9 @@
 //! - Loads that it counts are those of the levels it was given.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
-use support::*;
 use wgkv::low_level::kernel::align_plan::SUM_ENTRIES;
 use wgkv::low_level::reference;
+use wgkv_testing::*;
 
 /// Error of a score, in log2 units: 2^-24 for each of up to 256 additions, of partial sums of less than 40 in these tests, as a random
 /// walk with six standard deviations: 6 sqrt(256) 0.29 of the last place of 40.

@@ -9,15 +9,13 @@
 //! - No score and no output is further from reading everything than the certificate says; loads that were counted are those reported.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
 use rand::RngExt;
-use support::*;
 use wgkv::aligned::{Alignment, AlignmentReport, Criterion};
 use wgkv::low_level::kernel::align_plan::*;
 use wgkv::low_level::reference::aligned::{Planes, quarter};
 use wgkv::low_level::reference::{self, Constants};
-use wgkv::{Bits, Format, Rows, Shape};
+use wgkv::{Bits, Format, Rows};
+use wgkv_testing::*;
 
 /// Error of a weight: `exp2`'s own, 2^-22 near zero and more for arguments that are large.
 const WEIGHT_ERROR: f32 = 4e-5;
@@ -119,7 +117,7 @@ fn planes_that_stay_unread_may_hold_anything() {
         (code, Alignment::budget(1e9, 1e9)),
     ] {
         let steps = vec![vec![(0, 300), (1, 140)], vec![(0, 1), (1, 1)]];
-        let (mut walk, taken) = decoded(&gpu, Case { alignment, steps, ..case("unread planes", 64, 8, 2, format) });
+        let (mut walk, taken) = decoded(&gpu, case("unread planes", 64, 8, 2, format).alignment(alignment).steps(steps));
         assert_eq!(again(&walk, &taken), taken.output, "the same work has the same result, bit for bit");
         let (plan, c) = (walk.plan().clone(), walk.constants);
         let slab = &plan.slabs(0)[0];
@@ -261,9 +259,9 @@ fn budgets_of_nothing_are_reading_everything_and_errors_stay_within_certificates
     ] {
         let coded = format != half;
         let steps = vec![vec![(0, 400), (1, 140)], vec![(1, 1), (0, 1)]];
-        let base = Case { protection, steps: steps.clone(), counted: true, ..case("everything", head_dim, query_heads, kv_heads, format) };
+        let base = case("everything", head_dim, query_heads, kv_heads, format).protection(protection).steps(steps.clone()).counted();
         // Codes lie in planes where the plan says so, whatever is read of them.
-        let mut walk = Walk::new(&gpu, if coded { in_planes(base.clone()) } else { base.clone() });
+        let mut walk = Walk::new(&gpu, if coded { base.clone().in_planes() } else { base.clone() });
         walk.cache.align(Alignment::EVERYTHING).unwrap();
         let first = spread(&mut walk, &steps[0]);
         let second = spread(&mut walk, &steps[1]);
@@ -293,7 +291,7 @@ fn budgets_of_nothing_are_reading_everything_and_errors_stay_within_certificates
         let mut read = [u64::MAX; 2];
         let budgets = std::iter::once(&(0.0, 0.0)).chain(budgets).map(|(k, v)| Alignment::budget(*k, *v));
         for alignment in budgets.chain((!coded).then_some(Alignment::PUBLISHED)) {
-            let mut other = Walk::new(&gpu, Case { alignment, centre: walk.case.centre.clone(), ..base.clone() });
+            let mut other = Walk::new(&gpu, base.clone().alignment(alignment).means(walk.case.means.clone()));
             other.take_rows(&steps[0], first.clone(), false);
             let taken = other.take_rows(&steps[1], second.clone(), true);
             let name = format!("{format}, {alignment}, {query_heads} heads of {head_dim}. WGKV_SEED={}", walk.seed);
@@ -347,8 +345,7 @@ fn budgets_of_nothing_are_reading_everything_and_errors_stay_within_certificates
 fn adversarial_codes_meet_the_bounds() {
     // 22: keys whose unread bits all push a score the same way, and a channel of values whose unread bits all do.
     let gpu = gpu();
-    let plain = case("adversarial codes", 64, 1, 1, rtn(Bits::Four, Bits::Four, 64));
-    let plain = Case { shape: Shape { rope: wgkv::Rope::none(), ..plain.shape.clone() }, ..plain };
+    let plain = case("adversarial codes", 64, 1, 1, rtn(Bits::Four, Bits::Four, 64)).rope(wgkv::Rope::none());
     let rows = |first: u32, n: u32| -> [Vec<f32>; 3] {
         let each = |of: &dyn Fn(u32, u32) -> f32| (first..first + n).flat_map(|t| (0..64).map(move |i| of(t, i))).collect();
         // Codes 0 and 15, of scales that differ by token.
@@ -357,11 +354,11 @@ fn adversarial_codes_meet_the_bounds() {
     };
     meets_the_bounds(&gpu, plain, &rows, &[4.0, 1e9]);
 
-    let mut moved = case("adversarial codes about means that move", 64, 1, 1, centred(Bits::Four, Bits::Four, 64));
+    let moved = case("adversarial codes about means that move", 64, 1, 1, centred(Bits::Four, Bits::Four, 64));
     let (mut random, _) = seeded();
     let means = normals(&mut random, 64);
-    let centre = centre(&moved.shape, &means, &mut random);
-    moved.centre = Some(centre.clone());
+    let centre = random_means(&moved.shape, &means, &mut random);
+    let moved = moved.means(centre.clone());
     let rope = &moved.shape.rope;
     let back = rope.clone().with_frequencies(rope.frequencies().iter().map(|frequency| -frequency).collect());
     let rows = |first: u32, n: u32| -> [Vec<f32>; 3] {
@@ -392,7 +389,7 @@ fn adversarial_codes_meet_the_bounds() {
 fn meets_the_bounds(gpu: &wgkv::Gpu, base: Case, rows: &dyn Fn(u32, u32) -> [Vec<f32>; 3], phis: &[f32]) {
     let steps = [(0, 200), (0, 1)];
     let of = |alignment| {
-        let mut walk = Walk::new(gpu, Case { alignment, steps: steps.iter().map(|step| vec![*step]).collect(), ..base.clone() });
+        let mut walk = Walk::new(gpu, base.clone().alignment(alignment).steps(steps.iter().map(|step| vec![*step]).collect()));
         walk.take_rows(&[steps[0]], rows(0, 200), false);
         let taken = walk.take_rows(&[steps[1]], rows(200, 1), true);
         let report = report(&walk, &taken);
@@ -415,7 +412,7 @@ fn meets_the_bounds(gpu: &wgkv::Gpu, base: Case, rows: &dyn Fn(u32, u32) -> [Vec
 #[test]
 fn a_cache_can_be_aligned_in_another_way_between_steps() {
     let gpu = gpu();
-    let (mut walk, taken) = decoded(&gpu, Case { steps: vec![vec![(0, 300)], vec![(0, 1)]], ..case("aligned later", 64, 2, 1, Format::aligned_f16()) });
+    let (mut walk, taken) = decoded(&gpu, case("aligned later", 64, 2, 1, Format::aligned_f16()).steps(vec![vec![(0, 300)], vec![(0, 1)]]));
     assert_eq!(report(&walk, &taken).traffic.saved(), 0.0);
     // Two bytes a number, and a byte for each channel's largest exponent in a page.
     assert_eq!(walk.plan().bits_per_element(256), 16.0 + 8.0 / 128.0);

@@ -2,13 +2,11 @@
 //! them for any numbers. The numbers in the tests' comments are those of the table in `docs/testing.md`.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
 use half::f16;
 use rand::RngExt;
 use rand::rngs::StdRng;
-use support::*;
 use wgkv::low_level::reference::aligned::*;
+use wgkv_testing::*;
 
 const ALL: [Planes; 3] = [Planes::HALF, Planes::NIBBLE, Planes::BYTE];
 

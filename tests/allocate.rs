@@ -2,15 +2,13 @@
 //! invariants in section 6 of our notes on KV-AdaQuant (2502.15075).
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use std::time::Instant;
-use support::{normal, seeded};
 use wgkv::Error;
 use wgkv::bits::solve::{Candidate, Choice, Fill, Ties, exact, favours_values, norm_bits, norm_groups, relax};
+use wgkv_testing::{normal, seeded};
 
 /// Sums of the same errors in another order differ by rounding: a few units in the last place for 64 of them.
 const ROUNDING: f64 = 1e-12;

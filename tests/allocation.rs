@@ -4,16 +4,14 @@
 //! (2502.15075).
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
 use rand::RngExt;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 use std::time::Instant;
-use support::*;
 use wgkv::bits::solve::{Fill, Ties, norm_bits, norm_groups};
+use wgkv_testing::*;
 
 /// One device for all tests, so that pipelines are compiled once.
 static GPU: LazyLock<Gpu> = LazyLock::new(gpu);
@@ -123,7 +121,7 @@ impl Mixed {
     }
 
     fn calibration(&self, random: &mut StdRng) -> Option<ChannelOrder> {
-        (self.format.codec() == Codec::RotateKv).then(|| calibration(&self.shape, &self.format, Reach::Global, random))
+        (self.format.codec() == Codec::RotateKv).then(|| random_order(&self.shape, &self.format, Reach::Global, random))
     }
 
     /// The heads of all layers that have these precisions.

@@ -9,17 +9,15 @@
 //! - A key or value that is not finite is stored as zeros and listed; nothing else changes.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
-use support::*;
 use wgkv::low_level::kernel::append::AppendParams;
 use wgkv::low_level::reference::{self, Constants};
+use wgkv_testing::*;
 
 #[test]
 fn append_agrees_with_its_reference_at_every_bit_width() {
     let gpu = gpu();
     for case in append_cases() {
-        check_appends(Walk::new(&gpu, Case { no_subgroups: true, ..case }));
+        check_appends(Walk::new(&gpu, case.no_subgroups()));
     }
 }
 
@@ -30,10 +28,7 @@ fn groups_without_a_range_come_back() {
     for bits in [Bits::Two, Bits::Three, Bits::Four, Bits::Eight] {
         let mut walk = Walk::new(
             &gpu,
-            Case {
-                shape: Shape { layers: 1, query_heads: 1, kv_heads: 1, head_dim: 64, rope: Rope::none() },
-                ..case("flat groups", 64, 1, 1, rtn(bits, bits, 32))
-            },
+            case("flat groups", 64, 1, 1, rtn(bits, bits, 32)).shape(Shape { layers: 1, query_heads: 1, kv_heads: 1, head_dim: 64, rope: Rope::none() }),
         );
         let levels: Vec<f32> = [0.0, 1e-7, -3e-5, 0.1, -1.0, 77.7, -1000.0, 20_000.0].into_iter().flat_map(|x| [x; 64]).collect();
         walk.take_rows(&[(0, 8)], [levels.clone(), levels.clone(), levels.clone()], false);
@@ -56,12 +51,12 @@ fn numbers_that_are_not_finite_are_stored_as_zeros_and_listed() {
     let harms = [(2, 1, true, false, f32::NAN), (31, 0, false, true, f32::INFINITY), (43, 1, true, true, f32::NEG_INFINITY)];
     let flags = [flag(0, 2, 1, true, false), flag(0, 31, 0, false, true), flag(1, 3, 1, true, true)];
     for case in [
-        Case { steps: steps.clone(), ..case("packed at once, rotated", 64, 2, 2, hadamard(Bits::Four, Bits::Two, 32)) },
-        Case { steps: steps.clone(), element: Element::F16, ..case("f16 rows into f16 pages", 64, 2, 2, Format::f16()) },
-        Case { steps, protection: protect(4, 128), ..case("kept in the window", 64, 2, 2, hadamard(Bits::Four, Bits::Two, 32)) },
+        case("packed at once, rotated", 64, 2, 2, hadamard(Bits::Four, Bits::Two, 32)).steps(steps.clone()),
+        case("f16 rows into f16 pages", 64, 2, 2, Format::f16()).steps(steps.clone()).element(Element::F16),
+        case("kept in the window", 64, 2, 2, hadamard(Bits::Four, Bits::Two, 32)).steps(steps).protection(protect(4, 128)),
     ] {
-        for no_subgroups in [true, false] {
-            harmed(&gpu, &Case { no_subgroups, ..case.clone() }, &harms, &flags);
+        for case in [case.clone(), case.no_subgroups()] {
+            harmed(&gpu, &case, &harms, &flags);
         }
     }
 }
@@ -69,7 +64,7 @@ fn numbers_that_are_not_finite_are_stored_as_zeros_and_listed() {
 #[test]
 fn more_broken_rows_than_the_list_holds_are_counted() {
     let gpu = gpu();
-    let mut walk = Walk::new(&gpu, Case { steps: vec![vec![(0, 300)]], ..case("300 broken keys", 64, 1, 1, rtn(Bits::Four, Bits::Four, 64)) });
+    let mut walk = Walk::new(&gpu, case("300 broken keys", 64, 1, 1, rtn(Bits::Four, Bits::Four, 64)).steps(vec![vec![(0, 300)]]));
     let [mut keys, values, queries] = walk.draw(300);
     for row in keys.chunks_exact_mut(64) {
         row[63] = f32::NAN;
@@ -120,9 +115,9 @@ fn planes_are_the_same_however_the_tokens_come() {
     ] {
         let coded = format != Format::aligned_f16();
         let maxima = |page: Page<'_>| if coded { Vec::new() } else { maxima(page) };
-        let none = Case { protection, ..case("planes in one chunk", 64, 2, 2, format) };
-        let none = if coded { in_planes(none) } else { none };
-        let none = Case { shape: Shape { rope: Rope::none(), ..none.shape.clone() }, steps: vec![vec![(0, 300)]], ..none };
+        let none = case("planes in one chunk", 64, 2, 2, format).protection(protection);
+        let none = if coded { none.in_planes() } else { none };
+        let none = none.rope(Rope::none()).steps(vec![vec![(0, 300)]]);
         let mut whole = Walk::new(&gpu, none.clone());
         let [mut keys, mut values, queries] = whole.draw(300);
         for (i, (k, v)) in keys.iter_mut().zip(&mut values).enumerate() {
@@ -134,7 +129,7 @@ fn planes_are_the_same_however_the_tokens_come() {
             }
         }
         whole.take_rows(&[(0, 300)], [keys.clone(), values.clone(), queries], false);
-        let mut pieces = Walk::new(&gpu, Case { why: "planes in pieces", centre: whole.case.centre.clone(), ..none });
+        let mut pieces = Walk::new(&gpu, none.why("planes in pieces").means(whole.case.means.clone()));
         let (mut at, mut largest) = (0, vec![0; if coded { 0 } else { 2 * 128 }]);
         for n in [45, 1, 1, 81, 1, 100, 1, 1, 69] {
             let [k, v] = [&keys, &values].map(|rows| rows[at * 128..(at + n) * 128].to_vec());

@@ -2,9 +2,7 @@
 //! tests/append.rs.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
-use support::*;
+use wgkv_testing::*;
 
 #[test]
 fn append_block_agrees_with_its_reference_at_every_bit_width() {

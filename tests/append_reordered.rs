@@ -9,10 +9,8 @@
 //! - A key that is not finite zeros its group of heads and no other, and lists each of its heads.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
-use support::*;
 use wgkv::low_level::reference::{self, rotate_group_exact, turn_exact};
+use wgkv_testing::*;
 
 /// Error of a number of a rotated row, relative to the length of its group of heads: at most 11 roundings in the rotation of a head
 /// (see tests/rotate.rs), 9 in the sum over eight heads and its factor, and 5 where the row is turned back, of 2^-24 each.
@@ -22,42 +20,36 @@ fn cases() -> Vec<Case> {
     use Bits::*;
     let leave: Vec<Vec<(usize, u32)>> = vec![vec![(0, 150), (1, 7)], vec![(0, 20)], vec![(1, 300), (0, 1)], vec![(0, 120), (1, 1)]];
     let few: Vec<Vec<(usize, u32)>> = vec![vec![(0, 45), (1, 34)], vec![(1, 1), (0, 1)], vec![(0, 9)]];
-    let of = |why, head_dim, kv_heads, format| Case { steps: few.clone(), ..case(why, head_dim, kv_heads, kv_heads, format) };
-    let mut cases = vec![
+    let of = |why, head_dim, kv_heads, format| case(why, head_dim, kv_heads, kv_heads, format).steps(few.clone());
+    vec![
         of("the paper's: 4 heads of 128, 2 bits clipped to 0.8", 128, 4, rotated(Two, Two, 128, 4)),
         of("a group of 128 spans two heads of 64", 64, 2, rotated(Four, Four, 128, 2)),
         of("one head, 3 bits", 64, 1, rotated(Three, Two, 64, 1)),
-        Case { reach: Reach::Local, ..of("8 heads in 2 groups, ordered within each", 64, 8, rotated(Two, Four, 32, 4)) },
+        of("8 heads in 2 groups, ordered within each", 64, 8, rotated(Two, Four, 32, 4)).reach(Reach::Local),
         of("8 heads at once: the sum over heads is the longest", 64, 8, rotated(Eight, Two, 64, 8)),
         of("6 heads in 3 groups; 20 x 4; a row of 480 channels, groups of 32", 80, 6, rotated(Three, Three, 128, 2)),
         of("3 heads of 96, each rotated alone; groups of 32 of all of them", 96, 3, rotated(Four, Two, 32, 1)),
-        Case { slabs: true, ..of("every group of heads in a slab of its own: the first writes the scales", 64, 4, rotated(Four, Four, 64, 2)) },
-        Case { element: Element::F16, ..of("f16 rows; bytes for scales", 64, 4, rotated(Two, Two, 128, 4).with_scales(Scales::Byte)) },
+        of("every group of heads in a slab of its own: the first writes the scales", 64, 4, rotated(Four, Four, 64, 2)).slabs(),
+        of("f16 rows; bytes for scales", 64, 4, rotated(Two, Two, 128, 4).with_scales(Scales::Byte)).element(Element::F16),
         of("bytes for scales, 3 bits", 96, 2, rotated(Three, Four, 128, 2).with_scales(Scales::Byte)),
         of("bytes for scales, 4 bits", 128, 2, rotated(Four, Two, 128, 2).with_scales(Scales::Byte)),
         of("the largest head", 256, 2, rotated(Two, Two, 128, 2)),
-        Case { protection: protect(4, 0), ..of("sinks without a window: the first lane is never packed", 64, 2, rotated(Four, Four, 64, 2)) },
-        Case { protection: protect(3, 0), ..of("a lane is packed in part", 64, 2, rotated(Four, Four, 64, 2).with_scales(Scales::Byte)) },
-        Case { protection: massive(9, 0), ..of("elected sinks are packed, too", 64, 2, rotated(Two, Two, 64, 2)) },
-        Case { protection: protect(4, 32), steps: leave.clone(), ..case("tokens leave the window and are turned back", 64, 4, 4, rotated(Four, Four, 64, 4)) },
-        Case {
-            protection: protect(0, 128),
-            element: Element::F16,
-            steps: vec![vec![(0, 255)], vec![(0, 1)], vec![(0, 400), (1, 130)], vec![(1, 126), (0, 1)]],
-            ..case("a window of a page; interleaved pairs; signed bytes", 64, 1, 1, rotated(Eight, Eight, 32, 1))
-        },
-        Case {
-            protection: massive(20, 32),
-            steps: leave.clone(),
-            ..case("the window with elected sinks, half a head turned", 80, 2, 2, rotated(Two, Two, 128, 2))
-        },
-        Case { protection: protect(0, 1), steps: leave, ..case("a window without RoPE", 64, 3, 3, rotated(Three, Two, 32, 1).with_scales(Scales::Byte)) },
-        two_ways(case("values in two ways: pairs of heads in slabs of their own", 64, 4, 4, rotated(Three, Two, 32, 2))),
-    ];
-    cases[16].shape.rope = Rope::new(500.0, 64).interleaved();
-    cases[17].shape.rope = Rope::new(10_000.0, 40);
-    cases[18].shape.rope = Rope::none();
-    cases
+        of("sinks without a window: the first lane is never packed", 64, 2, rotated(Four, Four, 64, 2)).protection(protect(4, 0)),
+        of("a lane is packed in part", 64, 2, rotated(Four, Four, 64, 2).with_scales(Scales::Byte)).protection(protect(3, 0)),
+        of("elected sinks are packed, too", 64, 2, rotated(Two, Two, 64, 2)).protection(massive(9, 0)),
+        case("tokens leave the window and are turned back", 64, 4, 4, rotated(Four, Four, 64, 4)).protection(protect(4, 32)).steps(leave.clone()),
+        case("a window of a page; interleaved pairs; signed bytes", 64, 1, 1, rotated(Eight, Eight, 32, 1))
+            .protection(protect(0, 128))
+            .element(Element::F16)
+            .steps(vec![vec![(0, 255)], vec![(0, 1)], vec![(0, 400), (1, 130)], vec![(1, 126), (0, 1)]])
+            .rope(Rope::new(500.0, 64).interleaved()),
+        case("the window with elected sinks, half a head turned", 80, 2, 2, rotated(Two, Two, 128, 2))
+            .protection(massive(20, 32))
+            .steps(leave.clone())
+            .rope(Rope::new(10_000.0, 40)),
+        case("a window without RoPE", 64, 3, 3, rotated(Three, Two, 32, 1).with_scales(Scales::Byte)).protection(protect(0, 1)).steps(leave).rope(Rope::none()),
+        case("values in two ways: pairs of heads in slabs of their own", 64, 4, 4, rotated(Three, Two, 32, 2)).two_ways(),
+    ]
 }
 
 /// The keys of one token of all heads as they are to be packed, in f64, and f32's error of each group of heads.
@@ -169,11 +161,11 @@ fn a_key_that_is_not_finite_zeros_its_group_of_heads() {
     let steps: Vec<Vec<(usize, u32)>> = vec![vec![(0, 40), (1, 9)], vec![(1, 1), (0, 1)]];
     for (case, flagged) in [
         // Heads 2 and 3 are of the harmed group; with slabs each lists its own.
-        (Case { steps: steps.clone(), ..case("two groups of two heads", 64, 4, 4, rotated(Bits::Four, Bits::Two, 64, 2)) }, vec![2, 3]),
-        (Case { steps: steps.clone(), slabs: true, ..case("in slabs", 64, 4, 4, rotated(Bits::Four, Bits::Two, 64, 2)) }, vec![2, 3]),
-        (Case { steps: steps.clone(), ..case("one head alone", 64, 4, 4, rotated(Bits::Two, Bits::Two, 64, 1)) }, vec![3]),
+        (case("two groups of two heads", 64, 4, 4, rotated(Bits::Four, Bits::Two, 64, 2)).steps(steps.clone()), vec![2, 3]),
+        (case("in slabs", 64, 4, 4, rotated(Bits::Four, Bits::Two, 64, 2)).steps(steps.clone()).slabs(), vec![2, 3]),
+        (case("one head alone", 64, 4, 4, rotated(Bits::Two, Bits::Two, 64, 1)).steps(steps.clone()), vec![3]),
         // The f16 row of the head is zeros already when it is packed.
-        (Case { steps, protection: protect(0, 16), ..case("kept in the window", 64, 4, 4, rotated(Bits::Four, Bits::Two, 64, 4)) }, vec![3]),
+        (case("kept in the window", 64, 4, 4, rotated(Bits::Four, Bits::Two, 64, 4)).steps(steps).protection(protect(0, 16)), vec![3]),
     ] {
         let (d, heads) = (64, 4);
         let groups: Vec<u32> = if case.protection.window > 0 { vec![3] } else { flagged.clone() };
@@ -218,7 +210,7 @@ fn groups_without_a_range_come_back() {
         for bits in [Bits::Two, Bits::Three, Bits::Four] {
             let format = rotated(bits, bits, 64, 2).with_scales(scales).with_clip(1.0);
             let shape = Shape { layers: 1, query_heads: 2, kv_heads: 2, head_dim: 64, rope: Rope::none() };
-            let mut walk = Walk::new(&gpu, Case { shape, ..case("flat groups", 64, 2, 2, format) });
+            let mut walk = Walk::new(&gpu, case("flat groups", 64, 2, 2, format).shape(shape));
             let numbers = [0.0, 1e-3, -0.1, 1.0, -77.0];
             let rows: Vec<f32> = numbers.into_iter().flat_map(|x| [x; 128]).collect();
             let taken = walk.take_rows(&[(0, numbers.len() as u32)], [rows.clone(), rows.clone(), rows.clone()], false);

@@ -5,11 +5,9 @@
 //! - It writes every row, and nothing beyond the last.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
-use support::*;
 use wgkv::Capability;
 use wgkv::low_level::reference::{self, Constants};
+use wgkv_testing::*;
 
 /// Error of a number of the output, relative to the length of its row: a weighted mean over at most 256 partial results in groups of
 /// eight, `exp2` of each weight (2^-22 and more for small ones), the quotient, and the rotation's 11 roundings of 2^-24.
@@ -32,79 +30,60 @@ const CENTRED_RMS: f64 = 2.7 * DECODE_RMS;
 fn cases() -> Vec<Case> {
     use Bits::*;
     let steps: Vec<Vec<(usize, u32)>> = vec![vec![(0, 140), (1, 30), (2, 400)], vec![(2, 1), (0, 1), (1, 1)], vec![(1, 3), (2, 1)]];
-    let of = |why, head_dim, query_heads, kv_heads, format| Case { steps: steps.clone(), ..case(why, head_dim, query_heads, kv_heads, format) };
+    let of = |why, head_dim, query_heads, kv_heads, format| case(why, head_dim, query_heads, kv_heads, format).steps(steps.clone());
     let mut cases = vec![
         of("partials of pages alone, no rotation", 64, 2, 2, rtn(Eight, Eight, 32)),
-        Case { element: Element::F16, protection: protect(4, 16), ..of("both kinds, rotation, f16 rows, a share of 3", 64, 6, 2, hadamard(Four, Four, 64)) },
-        Case { element: Element::F16, ..of("f16 rows of an odd number of heads, a share of 7", 64, 7, 1, Format::f16()) },
-        Case { slabs: true, protection: protect(4, 128), ..of("every KV head in a slab of its own, 20 x 4", 80, 8, 2, hadamard(Four, Four, 128)) },
-        Case { protection: protect(0, 16), ..of("12 x 8", 96, 2, 1, hadamard(Eight, Four, 32)) },
-        Case { protection: protect(4, 0), ..of("a head of 128", 128, 1, 1, hadamard(Four, Eight, 128)) },
-        Case { protection: protect(4, 0), ..of("a head of 256", 256, 1, 1, hadamard(Four, Four, 128)) },
-        Case { keep: Some(20), protection: protect(4, 16), ..of("sequences that slid keep sinks and a window", 64, 4, 2, hadamard(Four, Four, 64)) },
-        Case { keep: Some(200), sliding_window: Some(200), protection: protect(4, 16), ..of("a sliding window", 64, 4, 2, rtn(Eight, Four, 32)) },
+        of("both kinds, rotation, f16 rows, a share of 3", 64, 6, 2, hadamard(Four, Four, 64)).element(Element::F16).protection(protect(4, 16)),
+        of("f16 rows of an odd number of heads, a share of 7", 64, 7, 1, Format::f16()).element(Element::F16),
+        of("every KV head in a slab of its own, 20 x 4", 80, 8, 2, hadamard(Four, Four, 128))
+            .slabs()
+            .protection(protect(4, 128))
+            .rope(Rope::new(10_000.0, 80).interleaved()),
+        of("12 x 8", 96, 2, 1, hadamard(Eight, Four, 32)).protection(protect(0, 16)).rope(Rope::none()),
+        of("a head of 128", 128, 1, 1, hadamard(Four, Eight, 128)).protection(protect(4, 0)),
+        of("a head of 256", 256, 1, 1, hadamard(Four, Four, 128)).protection(protect(4, 0)),
+        of("sequences that slid keep sinks and a window", 64, 4, 2, hadamard(Four, Four, 64)).keep(20).protection(protect(4, 16)),
+        of("a sliding window", 64, 4, 2, rtn(Eight, Four, 32)).keep(200).sliding_window(200).protection(protect(4, 16)),
         long(70, case("more partials than invocations", 64, 1, 1, rtn(Four, Four, 64))),
         long(20, case("some parts, not all with items", 128, 2, 1, hadamard(Four, Four, 128))),
-        Case { element: Element::F16, ..long(135, case("all parts, one with a second turn, f16 rows", 128, 1, 1, hadamard(Four, Four, 128))) },
-        Case { invocations: Some(256), ..long(135, case("no more parts than every device allows", 128, 1, 1, hadamard(Four, Four, 128))) },
-        Case { invocations: Some(256), ..long(40, case("one part that takes turns", 256, 1, 1, hadamard(Four, Four, 128))) },
+        long(135, case("all parts, one with a second turn, f16 rows", 128, 1, 1, hadamard(Four, Four, 128))).element(Element::F16),
+        long(135, case("no more parts than every device allows", 128, 1, 1, hadamard(Four, Four, 128))).invocations(256),
+        long(40, case("one part that takes turns", 256, 1, 1, hadamard(Four, Four, 128))).invocations(256),
     ];
     // RotateKV: shares of 1, 2, 4, 7, 8 and 16; 1, 2, 4 and 8 heads together; heads of every size; what f16 there can be.
     let steps = vec![vec![(0, 150), (1, 30), (2, 260)], vec![(2, 1), (0, 1), (1, 1)], vec![(1, 3), (2, 1)]];
-    let of = |why, head_dim, query_heads, kv_heads, format| Case { steps: steps.clone(), ..case(why, head_dim, query_heads, kv_heads, format) };
+    let of = |why, head_dim, query_heads, kv_heads, format| case(why, head_dim, query_heads, kv_heads, format).steps(steps.clone());
     let mut rotated = vec![
-        Case { keep: Some(20), protection: massive(20, 0), ..of("RotateKV: elected sinks of sequences that slid", 64, 4, 2, rotated(Four, Four, 64, 2)) },
+        of("RotateKV: elected sinks of sequences that slid", 64, 4, 2, rotated(Four, Four, 64, 2)).keep(20).protection(massive(20, 0)),
         of("RotateKV: 2 bits, 4 heads of 128", 128, 16, 4, rotated(Two, Two, 128, 4)),
-        Case {
-            protection: protect(0, 128),
-            element: Element::F16,
-            ..of("RotateKV: 6 heads of 64, a window, f16 rows", 64, 12, 6, rotated(Three, Two, 128, 2))
-        },
-        Case { protection: massive(20, 0), ..of("RotateKV: 8 heads of 64 at once, elected sinks", 64, 8, 8, rotated(Four, Four, 64, 8)) },
-        Case {
-            protection: massive(20, 128),
-            ..of("RotateKV: 2 heads of 80, elected sinks and a window, a share of 7", 80, 14, 2, rotated(Two, Three, 128, 2))
-        },
-        Case { protection: protect(4, 0), ..of("RotateKV: 3 heads of 96, sinks, a share of 8", 96, 24, 3, rotated(Eight, Four, 32, 1)) },
-        Case {
-            no_subgroups: true,
-            slabs: true,
-            ..of("RotateKV: slabs, bytes for scales, no RoPE", 64, 8, 4, rotated(Four, Two, 64, 2).with_scales(Scales::Byte))
-        },
-        Case { protection: massive(64, 16), ..of("RotateKV: a share of 16, as many elected sinks as can be", 64, 16, 1, rotated(Two, Two, 32, 1)) },
-        Case { straight: Some(true), protection: massive(20, 0), ..of("RotateKV: halves, a share of 4, elected sinks", 128, 16, 4, rotated(Two, Two, 128, 4)) },
-        Case {
-            straight: Some(true),
-            protection: protect(4, 128),
-            ..of("RotateKV: halves, 2 heads of 64, a share of 7", 64, 14, 2, rotated(Four, Two, 128, 2))
-        },
+        of("RotateKV: 6 heads of 64, a window, f16 rows", 64, 12, 6, rotated(Three, Two, 128, 2)).protection(protect(0, 128)).element(Element::F16),
+        of("RotateKV: 8 heads of 64 at once, elected sinks", 64, 8, 8, rotated(Four, Four, 64, 8)).protection(massive(20, 0)),
+        of("RotateKV: 2 heads of 80, elected sinks and a window, a share of 7", 80, 14, 2, rotated(Two, Three, 128, 2))
+            .protection(massive(20, 128))
+            .rope(Rope::new(500.0, 80).interleaved()),
+        of("RotateKV: 3 heads of 96, sinks, a share of 8", 96, 24, 3, rotated(Eight, Four, 32, 1)).protection(protect(4, 0)).rope(Rope::new(10_000.0, 48)),
+        of("RotateKV: slabs, bytes for scales, no RoPE", 64, 8, 4, rotated(Four, Two, 64, 2).with_scales(Scales::Byte))
+            .no_subgroups()
+            .slabs()
+            .rope(Rope::none()),
+        of("RotateKV: a share of 16, as many elected sinks as can be", 64, 16, 1, rotated(Two, Two, 32, 1)).protection(massive(64, 16)),
+        of("RotateKV: halves, a share of 4, elected sinks", 128, 16, 4, rotated(Two, Two, 128, 4)).straight(true).protection(massive(20, 0)),
+        of("RotateKV: halves, 2 heads of 64, a share of 7", 64, 14, 2, rotated(Four, Two, 128, 2)).straight(true).protection(protect(4, 128)),
     ];
     rotated.extend([
-        Case { keep: Some(180), sliding_window: Some(150), ..of("Centred: a sliding window", 64, 4, 2, centred(Four, Four, 64)) },
+        of("Centred: a sliding window", 64, 4, 2, centred(Four, Four, 64)).keep(180).sliding_window(150),
         of("Centred: 2 bits, a share of 4", 128, 8, 2, centred(Two, Two, 128)),
-        Case {
-            protection: protect(4, 128),
-            element: Element::F16,
-            ..of("Centred: sinks and a window, f16 rows, a share of 3", 64, 6, 2, centred(Three, Two, 64))
-        },
-        Case { protection: protect(4, 16), no_subgroups: true, ..of("Centred: 20 x 4", 80, 4, 1, centred(Four, Four, 128)) },
-        Case { centre: None, ..of("Centred: no RoPE", 64, 4, 2, centred(Four, Eight, 32)) },
+        of("Centred: sinks and a window, f16 rows, a share of 3", 64, 6, 2, centred(Three, Two, 64)).protection(protect(4, 128)).element(Element::F16),
+        of("Centred: 20 x 4", 80, 4, 1, centred(Four, Four, 128)).protection(protect(4, 16)).no_subgroups().rope(Rope::new(10_000.0, 80).interleaved()),
+        of("Centred: no RoPE", 64, 4, 2, centred(Four, Eight, 32)).rope(Rope::none()),
     ]);
-    let last = rotated.len() - 1;
-    rotated[last].shape.rope = Rope::none();
-    rotated[last - 1].shape.rope = Rope::new(10_000.0, 80).interleaved();
-    rotated[4].shape.rope = Rope::new(500.0, 80).interleaved();
-    rotated[5].shape.rope = Rope::new(10_000.0, 48);
-    rotated[6].shape.rope = Rope::none();
     cases.extend(rotated);
-    cases[3].shape.rope = Rope::new(10_000.0, 80).interleaved();
-    cases[4].shape.rope = Rope::none();
     cases
 }
 
 /// A sequence of so many pages and one that has none, which decode together.
 fn long(pages: u32, case: Case) -> Case {
-    Case { protection: protect(0, 16), steps: vec![vec![(0, 128 * pages + 100), (1, 3)], vec![(0, 1), (1, 1)]], ..case }
+    case.protection(protect(0, 16)).steps(vec![vec![(0, 128 * pages + 100), (1, 3)], vec![(0, 1), (1, 1)]])
 }
 
 #[test]
@@ -200,7 +179,7 @@ fn decodes(walk: &Walk, taken: &Taken, got: &[f32]) {
 fn nothing_beyond_the_last_row_is_written() {
     let gpu = gpu();
     for element in [Element::F32, Element::F16] {
-        let mut walk = Walk::new(&gpu, Case { element, ..case("an output longer than its rows", 64, 2, 1, rtn(Bits::Four, Bits::Four, 64)) });
+        let mut walk = Walk::new(&gpu, case("an output longer than its rows", 64, 2, 1, rtn(Bits::Four, Bits::Four, 64)).element(element));
         walk.take(&[(0, 9)], false);
         let rows = walk.draw(1).map(|numbers| walk.input(numbers).words);
         let step = walk.cache.step(&[Chunk { sequence: walk.sequences[0], tokens: 1 }]).unwrap();

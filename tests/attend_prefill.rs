@@ -6,10 +6,8 @@
 //! - It writes the rows of its items and no others.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
-use support::*;
 use wgkv::low_level::reference;
+use wgkv_testing::*;
 
 /// Error of a score, in log2 units: 2^-24 for each rounding of a sum of head_dim / 4 terms of four products, on magnitudes that sum to
 /// |q| |k| at most, less than 60 in these tests; errors of a sum of random terms grow as the root of their count.
@@ -38,83 +36,68 @@ fn cases() -> Vec<Case> {
     use Bits::*;
     // A chunk that begins inside a block, one of a single tile, a decode step; unlike lengths.
     let steps: Vec<Vec<(usize, u32)>> = vec![vec![(0, 45), (1, 10)], vec![(1, 1), (0, 70)], vec![(0, 1), (1, 1)]];
-    let of = |why, head_dim, query_heads, kv_heads, format| Case { steps: steps.clone(), ..case(why, head_dim, query_heads, kv_heads, format) };
+    let of = |why, head_dim, query_heads, kv_heads, format| case(why, head_dim, query_heads, kv_heads, format).steps(steps.clone());
     let mut cases = vec![
         of("a share of 1: 32 tokens a tile; 2-bit keys", 64, 2, 2, rtn(Two, Eight, 32)),
-        Case { protection: protect(4, 16), ..of("a share of 2; decode over the f16 rows alone", 64, 4, 2, hadamard(Four, Two, 64)) },
-        Case { protection: protect(4, 0), element: Element::F16, ..of("a share of 3: 10 tokens a tile; decode over sinks", 64, 3, 1, rtn(Three, Four, 64)) },
-        Case { slabs: true, ..of("a share of 7: 4 tokens a tile; every KV head in a slab of its own", 64, 14, 2, hadamard(Eight, Three, 32)) },
-        Case { protection: protect(4, 128), ..of("a share of 16: 2 tokens a tile; f16 pages", 64, 16, 1, Format::f16()) },
-        Case { protection: protect(4, 16), ..of("planes, a share of 3, sinks and a window", 80, 6, 2, Format::aligned_f16()) },
-        in_planes(Case { protection: protect(4, 16), ..of("planes of 8-bit keys and 4-bit values, a share of 2", 64, 4, 2, hadamard(Eight, Four, 64)) }),
-        in_planes(of("planes of 4-bit keys and 8-bit values, a share of 4, four groups", 128, 4, 1, rtn(Four, Eight, 32))),
-        Case { protection: protect(0, 128), ..of("a head of 80: half a slice; a share of 4; nothing packed yet", 80, 4, 1, hadamard(Three, Three, 128)) },
-        Case {
-            protection: protect(40, 32),
-            steps: vec![vec![(0, 30)], vec![(0, 150), (1, 3)], vec![(0, 1), (1, 1)]],
-            ..of("a head of 96, a share of 8; more sinks than a tile", 96, 8, 1, rtn(Two, Two, 32))
-        },
-        Case { protection: protect(127, 1), ..of("a head of 128", 128, 2, 1, hadamard(Two, Four, 128)) },
-        Case { protection: protect(4, 16), ..three_ways(of("heads stored in three ways", 64, 8, 4, rtn(Two, Two, 32))) },
-        Case { protection: protect(4, 64), ..of("the largest head", 256, 2, 1, hadamard(Eight, Eight, 64)) },
+        of("a share of 2; decode over the f16 rows alone", 64, 4, 2, hadamard(Four, Two, 64)).protection(protect(4, 16)).rope(Rope::new(10_000.0, 32)),
+        of("a share of 3: 10 tokens a tile; decode over sinks", 64, 3, 1, rtn(Three, Four, 64)).protection(protect(4, 0)).element(Element::F16),
+        of("a share of 7: 4 tokens a tile; every KV head in a slab of its own", 64, 14, 2, hadamard(Eight, Three, 32))
+            .slabs()
+            .rope(Rope::new(10_000.0, 64).interleaved()),
+        of("a share of 16: 2 tokens a tile; f16 pages", 64, 16, 1, Format::f16()).protection(protect(4, 128)),
+        of("planes, a share of 3, sinks and a window", 80, 6, 2, Format::aligned_f16()).protection(protect(4, 16)).rope(Rope::none()),
+        of("planes of 8-bit keys and 4-bit values, a share of 2", 64, 4, 2, hadamard(Eight, Four, 64)).protection(protect(4, 16)).in_planes(),
+        of("planes of 4-bit keys and 8-bit values, a share of 4, four groups", 128, 4, 1, rtn(Four, Eight, 32)).in_planes(),
+        of("a head of 80: half a slice; a share of 4; nothing packed yet", 80, 4, 1, hadamard(Three, Three, 128)).protection(protect(0, 128)),
+        of("a head of 96, a share of 8; more sinks than a tile", 96, 8, 1, rtn(Two, Two, 32)).protection(protect(40, 32)).steps(vec![
+            vec![(0, 30)],
+            vec![(0, 150), (1, 3)],
+            vec![(0, 1), (1, 1)],
+        ]),
+        of("a head of 128", 128, 2, 1, hadamard(Two, Four, 128)).protection(protect(127, 1)),
+        of("heads stored in three ways", 64, 8, 4, rtn(Two, Two, 32)).three_ways().protection(protect(4, 16)),
+        of("the largest head", 256, 2, 1, hadamard(Eight, Eight, 64)).protection(protect(4, 64)),
         of("Centred: a share of 4", 128, 8, 2, centred(Two, Two, 128)),
-        in_planes(Case {
-            protection: protect(4, 16),
-            ..of("Centred: planes of 8-bit keys and 4-bit values, a share of 2", 64, 4, 2, centred(Eight, Four, 64))
-        }),
-        Case { protection: protect(4, 16), element: Element::F16, ..of("Centred: a share of 3, sinks and a window", 64, 6, 2, centred(Three, Four, 32)) },
-        Case { protection: protect(4, 16), slabs: true, ..of("Centred: 13 pairs of 80 channels turn, slabs", 80, 4, 2, centred(Eight, Two, 128)) },
-        of("Centred: no RoPE", 96, 2, 1, centred(Four, Eight, 32)),
+        of("Centred: planes of 8-bit keys and 4-bit values, a share of 2", 64, 4, 2, centred(Eight, Four, 64)).protection(protect(4, 16)).in_planes(),
+        of("Centred: a share of 3, sinks and a window", 64, 6, 2, centred(Three, Four, 32)).protection(protect(4, 16)).element(Element::F16),
+        of("Centred: 13 pairs of 80 channels turn, slabs", 80, 4, 2, centred(Eight, Two, 128))
+            .protection(protect(4, 16))
+            .slabs()
+            .rope(Rope::new(10_000.0, 26).interleaved()),
+        of("Centred: no RoPE", 96, 2, 1, centred(Four, Eight, 32)).rope(Rope::none()),
     ];
     let slid: Vec<Vec<(usize, u32)>> = vec![vec![(0, 300), (1, 140)], vec![(0, 70), (1, 1)], vec![(0, 1), (1, 40)]];
-    let slides = |case: Case| Case { keep: Some(20), steps: slid.clone(), ..case };
-    let last = cases.len() - 1;
-    cases[last].shape.rope = Rope::none();
-    cases[last - 1].shape.rope = Rope::new(10_000.0, 26).interleaved();
+    let slides = |case: Case| case.keep(20).steps(slid.clone());
     let small: Vec<Vec<(usize, u32)>> = vec![vec![(0, 45), (1, 10)], vec![(0, 37), (1, 1)], vec![(0, 1), (1, 1)]];
-    let of = |why, head_dim, query_heads, kv_heads, format| Case { steps: small.clone(), ..case(why, head_dim, query_heads, kv_heads, format) };
+    let of = |why, head_dim, query_heads, kv_heads, format| case(why, head_dim, query_heads, kv_heads, format).steps(small.clone());
     let long: Vec<Vec<(usize, u32)>> = vec![vec![(0, 150), (1, 30)], vec![(1, 2), (0, 120)], vec![(0, 1), (1, 1)]];
-    let mut rotated = vec![
+    let rotated = vec![
         of("RotateKV: a share of 1; 4 heads of 128, 2 bits", 128, 4, 4, rotated(Two, Two, 128, 4)),
-        of("RotateKV: a share of 2, a group of 128 over two heads of 64; interleaved pairs", 64, 4, 2, rotated(Four, Two, 128, 2)),
-        Case {
-            protection: protect(4, 16),
-            element: Element::F16,
-            ..of("RotateKV: a share of 4, sinks and window, f16 rows", 64, 4, 1, rotated(Eight, Four, 64, 1))
-        },
-        Case { slabs: true, ..of("RotateKV: a share of 7, two slabs, bytes for scales", 64, 28, 4, rotated(Two, Three, 32, 2).with_scales(Scales::Byte)) },
-        Case {
-            protection: massive(20, 0),
-            steps: long.clone(),
-            ..of("RotateKV: elected sinks, a share of 8, half a head turned", 80, 16, 2, rotated(Three, Four, 128, 2))
-        },
-        Case {
-            protection: massive(40, 128),
-            steps: long,
-            ..of("RotateKV: elected sinks of more than a tile, and a window", 64, 2, 2, rotated(Two, Two, 64, 2))
-        },
-        Case { protection: massive(3, 0), ..of("RotateKV: three heads of 96 alone, no RoPE", 96, 3, 3, rotated(Four, Four, 32, 1)) },
+        of("RotateKV: a share of 2, a group of 128 over two heads of 64; interleaved pairs", 64, 4, 2, rotated(Four, Two, 128, 2))
+            .rope(Rope::new(500.0, 64).interleaved()),
+        of("RotateKV: a share of 4, sinks and window, f16 rows", 64, 4, 1, rotated(Eight, Four, 64, 1)).protection(protect(4, 16)).element(Element::F16),
+        of("RotateKV: a share of 7, two slabs, bytes for scales", 64, 28, 4, rotated(Two, Three, 32, 2).with_scales(Scales::Byte)).slabs(),
+        of("RotateKV: elected sinks, a share of 8, half a head turned", 80, 16, 2, rotated(Three, Four, 128, 2))
+            .protection(massive(20, 0))
+            .steps(long.clone())
+            .rope(Rope::new(10_000.0, 40)),
+        of("RotateKV: elected sinks of more than a tile, and a window", 64, 2, 2, rotated(Two, Two, 64, 2)).protection(massive(40, 128)).steps(long),
+        of("RotateKV: three heads of 96 alone, no RoPE", 96, 3, 3, rotated(Four, Four, 32, 1)).protection(massive(3, 0)).rope(Rope::none()),
         of("RotateKV: 8 heads at once, a share of 2", 64, 16, 8, rotated(Two, Two, 128, 8)),
         of("RotateKV: 6 heads, a share of 1, a head of 80", 80, 6, 6, rotated(Eight, Two, 128, 2)),
         of("RotateKV: the largest head, a share of 16", 256, 16, 1, rotated(Four, Eight, 128, 1)),
-        two_ways(of("RotateKV: values in two ways", 64, 4, 4, rotated(Three, Two, 32, 2))),
-        slides(Case { protection: massive(20, 0), ..of("RotateKV: elected sinks of sequences that slid", 64, 4, 2, rotated(Four, Two, 64, 2)) }),
-        slides(Case { protection: massive(3, 16), sliding_window: Some(200), ..of("RotateKV: a sliding window", 96, 3, 3, rotated(Four, Four, 32, 1)) }),
+        of("RotateKV: values in two ways", 64, 4, 4, rotated(Three, Two, 32, 2)).two_ways(),
+        slides(of("RotateKV: elected sinks of sequences that slid", 64, 4, 2, rotated(Four, Two, 64, 2)).protection(massive(20, 0))),
+        slides(of("RotateKV: a sliding window", 96, 3, 3, rotated(Four, Four, 32, 1)).protection(massive(3, 16)).sliding_window(200)),
     ];
-    rotated[1].shape.rope = Rope::new(500.0, 64).interleaved();
-    rotated[4].shape.rope = Rope::new(10_000.0, 40);
-    rotated[6].shape.rope = Rope::none();
-    cases[1].shape.rope = Rope::new(10_000.0, 32);
-    cases[3].shape.rope = Rope::new(10_000.0, 64).interleaved();
-    cases[5].shape.rope = Rope::none();
     cases.extend(rotated);
     // Sequences that slid, by pages; and windows that begin where they will.
     cases.extend([
-        slides(Case { protection: protect(4, 16), ..of("sequences that slid keep sinks and a window", 64, 4, 2, hadamard(Four, Two, 64)) }),
-        slides(Case { protection: protect(40, 0), sliding_window: Some(150), ..of("a sliding window hides sinks, too", 64, 3, 1, rtn(Three, Four, 64)) }),
-        slides(Case { sliding_window: Some(33), ..of("a sliding window of f16 pages", 64, 2, 1, Format::f16()) }),
-        slides(Case { sliding_window: Some(1), protection: protect(0, 16), ..of("a sliding window of one token", 64, 2, 1, rtn(Two, Two, 32)) }),
-        slides(Case { protection: protect(4, 16), sliding_window: Some(200), ..of("Centred: a sliding window", 64, 4, 2, centred(Four, Four, 32)) }),
+        slides(of("sequences that slid keep sinks and a window", 64, 4, 2, hadamard(Four, Two, 64)).protection(protect(4, 16))),
+        slides(of("a sliding window hides sinks, too", 64, 3, 1, rtn(Three, Four, 64)).protection(protect(40, 0)).sliding_window(150)),
+        slides(of("a sliding window of f16 pages", 64, 2, 1, Format::f16()).sliding_window(33)),
+        slides(of("a sliding window of one token", 64, 2, 1, rtn(Two, Two, 32)).sliding_window(1).protection(protect(0, 16))),
+        slides(of("Centred: a sliding window", 64, 4, 2, centred(Four, Four, 32)).protection(protect(4, 16)).sliding_window(200)),
     ]);
     cases
 }
@@ -192,11 +175,9 @@ fn check_output(walk: &Walk, taken: &Taken) {
 #[test]
 fn a_chunk_of_more_rows_than_a_pass_is_attended_in_several() {
     let gpu = gpu();
-    let case = Case {
-        protection: protect(4, 32),
-        steps: vec![vec![(1, 20), (0, 1100)], vec![(0, 30), (1, 600)]],
-        ..case("several passes", 64, 2, 1, hadamard(Bits::Four, Bits::Four, 64))
-    };
+    let case = case("several passes", 64, 2, 1, hadamard(Bits::Four, Bits::Four, 64))
+        .protection(protect(4, 32))
+        .steps(vec![vec![(1, 20), (0, 1100)], vec![(0, 30), (1, 600)]]);
     let mut walk = Walk::new(&gpu, case);
     let steps = walk.case.steps.clone();
     for chunks in &steps {

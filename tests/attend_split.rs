@@ -10,10 +10,8 @@
 //! Everything is read back from the GPU, so the twin starts from the kernel's own inputs.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
-use support::*;
 use wgkv::low_level::reference;
+use wgkv_testing::*;
 
 /// Error of a score, in log2 units: 2^-24 for each of at most 12 roundings, on terms whose magnitudes sum to less than 40 in these
 /// tests (a scale times a zero times the sum of a group's codes can be several times the score).
@@ -49,109 +47,86 @@ fn shape(head_dim: u32, query_heads: u32) -> Shape {
 fn cases(gpu: &Gpu) -> Vec<Case> {
     use Bits::*;
     let long = vec![vec![(0, 140), (1, 300), (2, 1)], vec![(2, 1), (0, 1), (1, 1)]];
-    let of = |why, head_dim, query_heads, kv_heads, format| Case { steps: long.clone(), ..case(why, head_dim, query_heads, kv_heads, format) };
+    let of = |why, head_dim, query_heads, kv_heads, format| case(why, head_dim, query_heads, kv_heads, format).steps(long.clone());
     let mut cases = vec![
-        Case { no_subgroups: true, ..of("2 bits, a share of 1, two groups; reduced through workgroup memory everywhere", 64, 2, 2, rtn(Two, Two, 32)) },
+        of("2 bits, a share of 1, two groups; reduced through workgroup memory everywhere", 64, 2, 2, rtn(Two, Two, 32)).no_subgroups(),
         of("2-bit values under 3-bit keys, a share of 2", 64, 4, 2, hadamard(Three, Two, 64)),
-        Case { protection: protect(4, 0), ..of("a share of 3: one of four lanes idle; sinks are hidden", 64, 3, 1, rtn(Four, Three, 32)) },
-        Case { slabs: true, element: Element::F16, ..of("a share of 7, every KV head in a slab of its own", 64, 14, 2, hadamard(Eight, Eight, 64)) },
-        Case { split_workgroups: Some(1), ..of("f16 pages, a share of 16, all pages in one slice", 64, 16, 1, Format::f16()) },
-        Case {
-            protection: protect(127, 0),
-            ..of("a head of 80: three high words, the last half full; one token of the first page is visible", 80, 4, 1, hadamard(Three, Three, 128))
-        },
-        Case { protection: protect(0, 16), ..of("a head of 96: three groups, a share of 8; the window is hidden", 96, 8, 1, rtn(Eight, Two, 32)) },
-        Case {
-            no_subgroups: true,
-            split_workgroups: Some(2),
-            ..of("a head of 128, four groups, several pages a slice; reduced through workgroup memory everywhere", 128, 4, 1, hadamard(Two, Four, 32))
-        },
-        three_ways(of("heads stored in three ways, a share of 2", 128, 8, 4, hadamard(Two, Two, 128))),
-        Case { protection: protect(4, 16), ..three_ways(of("the same, a share of 7, sinks and a window", 64, 28, 4, rtn(Two, Two, 32))) },
+        of("a share of 3: one of four lanes idle; sinks are hidden", 64, 3, 1, rtn(Four, Three, 32)).protection(protect(4, 0)),
+        of("a share of 7, every KV head in a slab of its own", 64, 14, 2, hadamard(Eight, Eight, 64)).slabs().element(Element::F16),
+        of("f16 pages, a share of 16, all pages in one slice", 64, 16, 1, Format::f16()).split_workgroups(1),
+        of("a head of 80: three high words, the last half full; one token of the first page is visible", 80, 4, 1, hadamard(Three, Three, 128))
+            .protection(protect(127, 0)),
+        of("a head of 96: three groups, a share of 8; the window is hidden", 96, 8, 1, rtn(Eight, Two, 32)).protection(protect(0, 16)),
+        of("a head of 128, four groups, several pages a slice; reduced through workgroup memory everywhere", 128, 4, 1, hadamard(Two, Four, 32))
+            .no_subgroups()
+            .split_workgroups(2),
+        of("heads stored in three ways, a share of 2", 128, 8, 4, hadamard(Two, Two, 128)).three_ways(),
+        of("the same, a share of 7, sinks and a window", 64, 28, 4, rtn(Two, Two, 32)).three_ways().protection(protect(4, 16)),
         of("a head of 256: two quads a lane, eight groups", 256, 1, 1, hadamard(Four, Eight, 32)),
-        Case { keep: Some(140), protection: protect(4, 0), ..of("sequences that slid", 64, 4, 2, hadamard(Two, Four, 64)) },
-        Case { sliding_window: Some(150), keep: Some(150), ..of("a sliding window that begins inside a page, the same", 64, 2, 1, rtn(Four, Three, 32)) },
+        of("sequences that slid", 64, 4, 2, hadamard(Two, Four, 64)).keep(140).protection(protect(4, 0)),
+        of("a sliding window that begins inside a page, the same", 64, 2, 1, rtn(Four, Three, 32)).sliding_window(150).keep(150),
     ];
     // What the mean of the keys adds to a score is in its closed form here, by polynomials and waves.
     cases.extend([
         of("Centred: 2 bits, a share of 4", 128, 4, 1, centred(Two, Two, 128)),
-        Case { sliding_window: Some(150), keep: Some(150), ..of("Centred: sequences that slid, a sliding window", 64, 4, 2, centred(Two, Four, 64)) },
-        Case {
-            no_subgroups: true,
-            protection: protect(4, 0),
-            ..of("Centred: a share of 3, reduced through workgroup memory", 64, 6, 2, centred(Three, Four, 32))
-        },
-        Case { slabs: true, ..of("Centred: a share of 7, interleaved pairs, slabs", 64, 14, 2, centred(Four, Three, 64)) },
-        Case { protection: protect(4, 16), ..three_ways(of("Centred: heads stored in three ways, a share of 2; a window", 128, 8, 4, centred(Two, Two, 128))) },
-        of("Centred: the largest head, every pair fast", 256, 1, 1, centred(Eight, Eight, 32)),
-        of("Centred: no pair fast; a part of the head turns", 80, 4, 1, centred(Two, Four, 128)),
-        Case { centre: Some(Means::natural(&shape(64, 2))), ..of("Centred: without a calibration", 64, 2, 1, centred(Two, Two, 64)) },
+        of("Centred: sequences that slid, a sliding window", 64, 4, 2, centred(Two, Four, 64)).sliding_window(150).keep(150),
+        of("Centred: a share of 3, reduced through workgroup memory", 64, 6, 2, centred(Three, Four, 32)).no_subgroups().protection(protect(4, 0)),
+        of("Centred: a share of 7, interleaved pairs, slabs", 64, 14, 2, centred(Four, Three, 64)).slabs().rope(Rope::new(10_000.0, 64).interleaved()),
+        of("Centred: heads stored in three ways, a share of 2; a window", 128, 8, 4, centred(Two, Two, 128)).three_ways().protection(protect(4, 16)),
+        of("Centred: the largest head, every pair fast", 256, 1, 1, centred(Eight, Eight, 32)).rope(Rope::new(2.0, 256)),
+        of("Centred: no pair fast; a part of the head turns", 80, 4, 1, centred(Two, Four, 128))
+            .rope(Rope::none().with_frequencies((0..13).map(|p| 0.05 / f64::from(1 << p)).collect())),
+        of("Centred: without a calibration", 64, 2, 1, centred(Two, Two, 64)).means(Means::natural(&shape(64, 2))),
     ]);
-    let first = cases.len() - 7;
-    cases[first + 2].shape.rope = Rope::new(10_000.0, 64).interleaved();
-    cases[first + 4].shape.rope = Rope::new(2.0, 256);
-    cases[first + 5].shape.rope = Rope::none().with_frequencies((0..13).map(|p| 0.05 / f64::from(1 << p)).collect());
     // RotateKV in loops.
     let plain = vec![vec![(0, 150), (1, 37), (2, 1)], vec![(2, 1), (0, 1), (1, 1)]];
-    let of = |why, head_dim, query_heads, kv_heads, format| Case { steps: plain.clone(), ..case(why, head_dim, query_heads, kv_heads, format) };
-    let rolled = |case: Case| Case { straight: Some(false), ..case };
-    let mut loops = vec![
+    let of = |why, head_dim, query_heads, kv_heads, format| case(why, head_dim, query_heads, kv_heads, format).steps(plain.clone());
+    let rolled = |case: Case| case.straight(false);
+    let loops = vec![
         of("RotateKV: a share of 1, 4 heads of 128, 2 bits", 128, 4, 4, rotated(Two, Two, 128, 4)),
-        Case {
-            no_subgroups: true,
-            ..of("RotateKV: a share of 2, a group of 128 over two heads of 64, interleaved pairs", 64, 4, 2, rotated(Three, Two, 128, 2))
-        },
-        Case { protection: protect(4, 0), ..of("RotateKV: a share of 4, one head, sinks are hidden", 64, 4, 1, rotated(Four, Four, 64, 1)) },
-        Case {
-            slabs: true,
-            element: Element::F16,
-            ..of("RotateKV: a share of 7, two slabs, bytes for scales", 64, 28, 4, rotated(Two, Three, 32, 2).with_scales(Scales::Byte))
-        },
-        Case {
-            protection: massive(20, 0),
-            split_workgroups: Some(1),
-            ..of("RotateKV: a share of 8, elected sinks are hidden; half a head turned", 80, 16, 2, rotated(Eight, Two, 128, 2))
-        },
-        Case { protection: massive(7, 16), ..of("RotateKV: three heads of 96 alone; a window; no RoPE", 96, 3, 3, rotated(Four, Eight, 32, 1)) },
+        of("RotateKV: a share of 2, a group of 128 over two heads of 64, interleaved pairs", 64, 4, 2, rotated(Three, Two, 128, 2))
+            .no_subgroups()
+            .rope(Rope::new(500.0, 64).interleaved()),
+        of("RotateKV: a share of 4, one head, sinks are hidden", 64, 4, 1, rotated(Four, Four, 64, 1)).protection(protect(4, 0)),
+        of("RotateKV: a share of 7, two slabs, bytes for scales", 64, 28, 4, rotated(Two, Three, 32, 2).with_scales(Scales::Byte))
+            .slabs()
+            .element(Element::F16),
+        of("RotateKV: a share of 8, elected sinks are hidden; half a head turned", 80, 16, 2, rotated(Eight, Two, 128, 2))
+            .protection(massive(20, 0))
+            .split_workgroups(1)
+            .rope(Rope::new(10_000.0, 40)),
+        of("RotateKV: three heads of 96 alone; a window; no RoPE", 96, 3, 3, rotated(Four, Eight, 32, 1)).protection(massive(7, 16)).rope(Rope::none()),
         of("RotateKV: 8 heads of 64 at once", 64, 8, 8, rotated(Two, Four, 64, 8)),
-        Case { protection: massive(7, 0), keep: Some(20), ..of("RotateKV: elected sinks of sequences that slid", 64, 2, 2, rotated(Four, Two, 64, 2)) },
+        of("RotateKV: elected sinks of sequences that slid", 64, 2, 2, rotated(Four, Two, 64, 2)).protection(massive(7, 0)).keep(20),
         of("RotateKV: 6 heads of 80 in pairs", 80, 6, 6, rotated(Three, Three, 128, 2)),
-        two_ways(of("RotateKV: values in two ways, one of them f16", 64, 8, 4, rotated(Four, Two, 64, 2))),
+        of("RotateKV: values in two ways, one of them f16", 64, 8, 4, rotated(Four, Two, 64, 2)).two_ways(),
         of("RotateKV: a share of 16", 64, 16, 1, rotated(Two, Two, 64, 1)),
-        Case { reach: Reach::Local, ..of("RotateKV: the largest head, two together", 256, 2, 2, rotated(Two, Two, 128, 2)) },
+        of("RotateKV: the largest head, two together", 256, 2, 2, rotated(Two, Two, 128, 2)).reach(Reach::Local),
     ];
-    loops[1].shape.rope = Rope::new(500.0, 64).interleaved();
-    loops[4].shape.rope = Rope::new(10_000.0, 40);
-    loops[5].shape.rope = Rope::none();
     cases.extend(loops.into_iter().map(rolled));
     // RotateKV in halves, as straight-line code, which a software adapter takes seconds to compile: few.
-    let half = |why, head_dim, query_heads, kv_heads, format| Case { straight: Some(true), ..case(why, head_dim, query_heads, kv_heads, format) };
+    let half = |why, head_dim, query_heads, kv_heads, format| case(why, head_dim, query_heads, kv_heads, format).straight(true);
     let halves = [
         half("halves: 2 bits, 4 heads of 128, a share of 4", 128, 16, 4, rotated(Two, Two, 128, 4)),
         half("halves: 3 bits, a share of 1", 128, 4, 4, rotated(Three, Two, 128, 4)),
-        Case { protection: protect(4, 0), ..half("halves: 4 bits, 4 heads of 64, a share of 7; sinks", 64, 28, 4, rotated(Four, Four, 128, 4)) },
+        half("halves: 4 bits, 4 heads of 64, a share of 7; sinks", 64, 28, 4, rotated(Four, Four, 128, 4)).protection(protect(4, 0)),
         half("halves: 8 bits, a share of 2", 128, 8, 4, rotated(Eight, Four, 128, 4)),
-        Case {
-            protection: massive(20, 0),
-            ..half("halves: two heads of 64, elected sinks, bytes for scales", 64, 8, 2, rotated(Two, Two, 64, 2).with_scales(Scales::Byte))
-        },
-        two_ways(half("halves: values in two ways", 64, 16, 4, rotated(Two, Two, 64, 2))),
+        half("halves: two heads of 64, elected sinks, bytes for scales", 64, 8, 2, rotated(Two, Two, 64, 2).with_scales(Scales::Byte))
+            .protection(massive(20, 0)),
+        half("halves: values in two ways", 64, 16, 4, rotated(Two, Two, 64, 2)).two_ways(),
         half("halves: one head of 128", 128, 4, 1, rotated(Two, Four, 128, 1)),
-        Case { no_subgroups: true, ..half("halves: one head of 64, no RoPE", 64, 1, 1, rotated(Four, Two, 64, 1)) },
-        Case { slabs: true, ..half("halves: slabs of two heads of 128", 128, 4, 4, rotated(Three, Two, 64, 2)) },
+        half("halves: one head of 64, no RoPE", 64, 1, 1, rotated(Four, Two, 64, 1)).no_subgroups().rope(Rope::none()),
+        half("halves: slabs of two heads of 128", 128, 4, 4, rotated(Three, Two, 64, 2)).slabs(),
     ];
-    let count = halves.len();
-    cases.extend(halves.into_iter().map(|case| Case { steps: plain.clone(), ..case }));
-    let at = cases.len() - count + 7;
-    cases[at].shape.rope = Rope::none();
+    cases.extend(halves.into_iter().map(|case| case.steps(plain.clone())));
     // The cases above run the code that the device prefers; these, the other.
     let straight = Some(!gpu.capability().straight);
     for (why, bits) in
         [("the other walk at 2 bits", Two), ("the other walk at 3 bits", Three), ("the other walk at 4 bits", Four), ("the other walk at 8 bits", Eight)]
     {
-        cases.push(Case { straight, steps: vec![vec![(0, 300)], vec![(0, 1)]], ..case(why, 64, 2, 1, hadamard(bits, bits, 64)) });
+        cases.push(case(why, 64, 2, 1, hadamard(bits, bits, 64)).straight(straight).steps(vec![vec![(0, 300)], vec![(0, 1)]]));
     }
-    cases.push(Case { straight, steps: vec![vec![(0, 300)], vec![(0, 1)]], ..case("Centred: the other walk", 128, 2, 1, centred(Two, Two, 128)) });
+    cases.push(case("Centred: the other walk", 128, 2, 1, centred(Two, Two, 128)).straight(straight).steps(vec![vec![(0, 300)], vec![(0, 1)]]));
     cases
 }
 
@@ -248,8 +223,7 @@ fn attend_split_is_near_exact_attention_over_the_stored_rows() {
     // Against f64 attention over the dequantized rows: what remains is the int8 query and the u8 weights.
     const RMS: f64 = 0.02;
     let gpu = gpu();
-    let mut walk =
-        Walk::new(&gpu, Case { steps: vec![vec![(0, 511)], vec![(0, 1)]], ..case("four full pages", 64, 2, 1, hadamard(Bits::Four, Bits::Four, 64)) });
+    let mut walk = Walk::new(&gpu, case("four full pages", 64, 2, 1, hadamard(Bits::Four, Bits::Four, 64)).steps(vec![vec![(0, 511)], vec![(0, 1)]]));
     walk.take(&[(0, 511)], false);
     let taken = walk.take(&[(0, 1)], true);
     let (got, want) = (walk.output(&taken), exact_over_stored(&walk, &taken, 0, 0, 1));

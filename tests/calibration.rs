@@ -3,15 +3,13 @@
 //! 8 the score is taken on rotated keys before RoPE.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use support::*;
 use wgkv::learned::{OrderCollector, Reach};
 use wgkv::low_level::reference::{rotate_group_exact, turn_exact};
 use wgkv::{ChannelOrder, Element, Error, Gpu, Result, Rope, Rows, Shape};
+use wgkv_testing::*;
 
 fn shape(layers: u32, kv_heads: u32, head_dim: u32) -> Shape {
     Shape { layers, query_heads: kv_heads, kv_heads, head_dim, rope: Rope::new(10_000.0, head_dim) }
@@ -162,10 +160,7 @@ fn shapes_that_are_not_served_are_refused_before_anything_is_allocated() {
         (shape(u32::MAX, 4000, 256), 4),
     ] {
         for error in [ChannelOrder::natural(&shape, heads_per_group).unwrap_err(), OrderCollector::new(&gpu, &shape, heads_per_group).map(drop).unwrap_err()] {
-            assert!(
-                matches!(error, Error::Mismatch { of: Thing::Argument, .. }) || error.wanted_of(Thing::ChannelOrder, "channels").is_some(),
-                "{error:?}"
-            );
+            assert!(matches!(error, Error::Mismatch { of: Thing::Argument, .. }) || error.wanted_of(Thing::ChannelOrder, "channels").is_some(), "{error:?}");
         }
     }
     let shape = shape(1, 1, 64);

@@ -2,10 +2,8 @@
 //! a cache that knows the means stores less error than one that does not.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
 use safetensors::Dtype;
-use support::*;
+use wgkv_testing::*;
 
 fn shape() -> Shape {
     Shape { layers: 2, query_heads: 6, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
@@ -133,7 +131,7 @@ fn drawn() -> Means {
     let random = &mut generator();
     let shape = shape();
     let means = normals(random, 128);
-    centre(&Shape { layers: 2, ..shape }, &means, random)
+    random_means(&Shape { layers: 2, ..shape }, &means, random)
 }
 
 #[test]
@@ -221,7 +219,7 @@ fn means_save_bits() {
     let keys: Vec<f32> = (0..256 * 128).map(|i| means[i % 128] + normal(random)).collect();
     let known = Means::new(&shape, "", vec![[means, vec![1.0; 128], vec![0.0; 128]]]).unwrap();
     let error = |centre: Means| {
-        let case = Case { steps: steps.clone(), centre: Some(centre), ..case("means", 64, 4, 2, centred(Bits::Two, Bits::Two, 64)) };
+        let case = case("means", 64, 4, 2, centred(Bits::Two, Bits::Two, 64)).steps(steps.clone()).means(centre);
         let mut walk = Walk::new(&gpu, case);
         for (chunks, range) in steps.iter().zip([0..255, 255..256]) {
             let [_, values, queries] = walk.draw(range.len() as u32);

@@ -1,10 +1,8 @@
 //! Contexts split by tokens over devices: each device stores what one device would of its tokens, and outputs merged are attention over
 //! everything that is stored. On a host with several GPUs each has its own, otherwise they are logical devices of one.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod support;
-
 use rand::rngs::StdRng;
-use support::*;
+use wgkv_testing::*;
 
 /// Relative RMS of a decode step's output against f64 attention over the stored rows, and of Centred with weights that are not those of the
 /// data, as in `tests/attend_merge.rs`: int8 queries and u8 weights.
@@ -31,8 +29,8 @@ fn plans(gpu: &Gpu, random: &mut StdRng) -> Vec<Plan> {
         plan(Format::f16(), Protection::NONE),
         plan(rtn(Eight, Four, 32), protect(40, 0)),
         plan(hadamard(Four, Four, 64), protect(4, 128)),
-        plan(centred(Four, Four, 64), protect(4, 40)).learned(centre(&shape(), &means, random)),
-        plan(rotate, Protection::NONE).learned(calibration(&shape(), &rotate, Reach::Local, random)),
+        plan(centred(Four, Four, 64), protect(4, 40)).learned(random_means(&shape(), &means, random)),
+        plan(rotate, Protection::NONE).learned(random_order(&shape(), &rotate, Reach::Local, random)),
         plan(hadamard(Four, Eight, 64), protect(0, 16)).alignment(Alignment::budget(0.0, 0.0)),
         plan(hadamard(Four, Four, 64), protect(4, 16)).sliding_window(150),
     ]
@@ -200,7 +198,7 @@ fn what_does_not_fit_is_refused_and_nothing_changes() {
     refused(ContextParallel::new(&gpus, &plan, 100), "span");
     refused(ContextParallel::new(&gpus, &plan, 1 << 30), "max_tokens");
     let format = rotated(Bits::Two, Bits::Two, 64, 2);
-    let elects = of(format, massive(4, 0)).learned(calibration(&shape(), &format, Reach::Local, &mut generator()));
+    let elects = of(format, massive(4, 0)).learned(random_order(&shape(), &format, Reach::Local, &mut generator()));
     let elects = elects.build(gpus[0].capability()).unwrap();
     refused(ContextParallel::new(&gpus, &elects, SPAN), "sinks");
 

@@ -3,11 +3,9 @@
 //! within half a step of what was stored; it writes no other rows.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
-use support::*;
 use wgkv::low_level::kernel::dequantize::DequantizeParams;
 use wgkv::low_level::reference::{self, rotate_group_exact, turn_exact};
+use wgkv_testing::*;
 
 /// Relative to the length of the row; see tests/rotate.rs.
 const ROTATE_ERROR: f32 = 22.0 / 16_777_216.0;
@@ -29,76 +27,51 @@ const SHARES: [(Bits, f64); 4] = [(Bits::Two, 0.5), (Bits::Three, 0.15), (Bits::
 
 fn cases() -> Vec<Case> {
     use Bits::*;
-    let mut cases = vec![
+    vec![
         case("2-bit keys, 8-bit values, four groups", 128, 1, 1, rtn(Two, Eight, 32)),
-        case("signed key bytes, 2-bit values", 64, 2, 2, hadamard(Eight, Two, 64)),
-        Case {
-            protection: protect(4, 32),
-            steps: vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]],
-            ..case("sinks, pages and window in one range; two planes", 64, 2, 2, hadamard(Three, Four, 32))
-        },
-        Case {
-            protection: protect(127, 0),
-            ..case("20 x 4: the high plane's last word is half full; both of two planes", 80, 1, 1, hadamard(Three, Three, 128))
-        },
-        Case { slabs: true, ..case("every KV head in a slab of its own", 96, 3, 3, hadamard(Four, Three, 128)) },
-        Case { protection: protect(4, 128), ..case("the largest head", 256, 1, 1, hadamard(Two, Two, 64)) },
+        case("signed key bytes, 2-bit values", 64, 2, 2, hadamard(Eight, Two, 64)).rope(Rope::new(10_000.0, 32)),
+        case("sinks, pages and window in one range; two planes", 64, 2, 2, hadamard(Three, Four, 32))
+            .protection(protect(4, 32))
+            .steps(vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]]),
+        case("20 x 4: the high plane's last word is half full; both of two planes", 80, 1, 1, hadamard(Three, Three, 128)).protection(protect(127, 0)),
+        case("every KV head in a slab of its own", 96, 3, 3, hadamard(Four, Three, 128)).slabs().rope(Rope::new(10_000.0, 96).interleaved()),
+        case("the largest head", 256, 1, 1, hadamard(Two, Two, 64)).protection(protect(4, 128)).rope(Rope::none()),
         case("f16", 64, 2, 2, Format::f16()),
         case("bytes for scales", 64, 2, 2, hadamard(Three, Two, 32).with_scales(Scales::Byte)),
         case("RotateKV: 4 heads of 128, 2 bits", 128, 4, 4, rotated(Two, Two, 128, 4)),
-        Case {
-            protection: protect(4, 32),
-            steps: vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]],
-            ..case("RotateKV: sinks, pages and window in one range; signed bytes; a head of two in a group", 64, 6, 6, rotated(Eight, Four, 32, 2))
-        },
-        Case {
-            protection: massive(20, 16),
-            steps: vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]],
-            ..case("RotateKV: elected sinks among the packed tokens", 64, 2, 2, rotated(Three, Two, 128, 2).with_scales(Scales::Byte))
-        },
-        Case { slabs: true, ..case("RotateKV: slabs of two heads of 96; 12 x 8", 96, 4, 4, rotated(Four, Four, 128, 2)) },
-        Case {
-            reach: Reach::Local,
-            element: Element::F16,
-            ..case("RotateKV: 8 heads of 80 at once; 20 x 4; f16 rows", 80, 8, 8, rotated(Four, Three, 128, 8))
-        },
+        case("RotateKV: sinks, pages and window in one range; signed bytes; a head of two in a group", 64, 6, 6, rotated(Eight, Four, 32, 2))
+            .protection(protect(4, 32))
+            .steps(vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]])
+            .rope(Rope::new(10_000.0, 64).interleaved()),
+        case("RotateKV: elected sinks among the packed tokens", 64, 2, 2, rotated(Three, Two, 128, 2).with_scales(Scales::Byte))
+            .protection(massive(20, 16))
+            .steps(vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]]),
+        case("RotateKV: slabs of two heads of 96; 12 x 8", 96, 4, 4, rotated(Four, Four, 128, 2)).slabs().rope(Rope::new(10_000.0, 48)),
+        case("RotateKV: 8 heads of 80 at once; 20 x 4; f16 rows", 80, 8, 8, rotated(Four, Three, 128, 8)).reach(Reach::Local).element(Element::F16),
         case("RotateKV: the largest head, alone", 256, 1, 1, rotated(Two, Eight, 128, 1)),
-        case("RotateKV without RoPE, three heads in groups of their own", 64, 3, 3, rotated(Four, Four, 64, 1)),
-        three_ways(case("heads stored in three ways", 128, 4, 4, hadamard(Two, Two, 128))),
-        Case { protection: protect(4, 16), ..two_ways(case("RotateKV: values in two ways", 64, 4, 4, rotated(Four, Two, 64, 2))) },
-        Case {
-            protection: protect(4, 32),
-            steps: vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]],
-            ..case("planes, sinks and a window", 96, 2, 2, Format::aligned_f16())
-        },
-        Case { slabs: true, ..case("planes in slabs", 128, 2, 2, Format::aligned_f16()) },
-        Case {
-            protection: protect(4, 32),
-            steps: vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]],
-            ..case("Centred: sinks, pages and window in one range", 128, 2, 2, centred(Two, Three, 64))
-        },
-        Case { element: Element::F16, ..case("Centred: 12 x 8, signed key bytes, f16 rows", 96, 2, 2, centred(Eight, Four, 32)) },
-        three_ways(case("Centred: heads stored in three ways", 64, 4, 4, centred(Two, Two, 32))),
-        in_planes(Case {
-            protection: protect(4, 32),
-            steps: vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]],
-            ..case("planes of 8-bit keys and 4-bit values, sinks and a window", 96, 2, 2, hadamard(Eight, Four, 32))
-        }),
-        in_planes(case("planes of 4-bit keys and 8-bit values", 80, 2, 2, rtn(Four, Eight, 128))),
-        in_planes(Case {
-            protection: protect(4, 32),
-            steps: vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]],
-            ..case("planes of Centred's 8-bit keys and 4-bit values, sinks and a window", 128, 2, 2, centred(Eight, Four, 64))
-        }),
-        in_planes(case("planes of Centred's 4-bit keys and 8-bit values", 96, 2, 2, centred(Four, Eight, 32))),
-    ];
-    cases[1].shape.rope = Rope::new(10_000.0, 32);
-    cases[4].shape.rope = Rope::new(10_000.0, 96).interleaved();
-    cases[5].shape.rope = Rope::none();
-    cases[9].shape.rope = Rope::new(10_000.0, 64).interleaved();
-    cases[11].shape.rope = Rope::new(10_000.0, 48);
-    cases[14].shape.rope = Rope::none();
-    cases
+        case("RotateKV without RoPE, three heads in groups of their own", 64, 3, 3, rotated(Four, Four, 64, 1)).rope(Rope::none()),
+        case("heads stored in three ways", 128, 4, 4, hadamard(Two, Two, 128)).three_ways(),
+        case("RotateKV: values in two ways", 64, 4, 4, rotated(Four, Two, 64, 2)).two_ways().protection(protect(4, 16)),
+        case("planes, sinks and a window", 96, 2, 2, Format::aligned_f16())
+            .protection(protect(4, 32))
+            .steps(vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]]),
+        case("planes in slabs", 128, 2, 2, Format::aligned_f16()).slabs(),
+        case("Centred: sinks, pages and window in one range", 128, 2, 2, centred(Two, Three, 64))
+            .protection(protect(4, 32))
+            .steps(vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]]),
+        case("Centred: 12 x 8, signed key bytes, f16 rows", 96, 2, 2, centred(Eight, Four, 32)).element(Element::F16),
+        case("Centred: heads stored in three ways", 64, 4, 4, centred(Two, Two, 32)).three_ways(),
+        case("planes of 8-bit keys and 4-bit values, sinks and a window", 96, 2, 2, hadamard(Eight, Four, 32))
+            .protection(protect(4, 32))
+            .steps(vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]])
+            .in_planes(),
+        case("planes of 4-bit keys and 8-bit values", 80, 2, 2, rtn(Four, Eight, 128)).in_planes(),
+        case("planes of Centred's 8-bit keys and 4-bit values, sinks and a window", 128, 2, 2, centred(Eight, Four, 64))
+            .protection(protect(4, 32))
+            .steps(vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]])
+            .in_planes(),
+        case("planes of Centred's 4-bit keys and 8-bit values", 96, 2, 2, centred(Four, Eight, 32)).in_planes(),
+    ]
 }
 
 #[test]

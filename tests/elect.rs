@@ -8,11 +8,9 @@
 //! - What an elected token is read back as is its f16 row, and no other token's is.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
-use support::*;
 use wgkv::low_level::kernel::elect::ElectParams;
 use wgkv::low_level::reference::{self, Constants, cached};
+use wgkv_testing::*;
 
 /// No token has the row.
 const NOBODY: u32 = u32::MAX;
@@ -22,7 +20,7 @@ fn format() -> Format {
 }
 
 fn walk(gpu: &Gpu, why: &'static str, sinks: u32, steps: Vec<Vec<(usize, u32)>>) -> Walk {
-    Walk::new(gpu, Case { protection: massive(sinks, 0), steps, ..case(why, 64, 1, 1, format()) })
+    Walk::new(gpu, case(why, 64, 1, 1, format()).protection(massive(sinks, 0)).steps(steps))
 }
 
 /// Rows of a residual stream of small numbers, `width` wide, with larger ones planted: (row, channel, number).
@@ -68,7 +66,7 @@ fn planted_entries_elect_exactly_their_tokens() {
         // Four entries, of which two are of one token: three sinks. The second sequence has others; 110 is far from the first.
         let mut walk = walk(&gpu, "two sequences", 4, vec![vec![(0, 150), (1, 40)]]);
         if element == Element::F16 {
-            let case = Case { element, why: "f16 rows", ..walk.case.clone() };
+            let case = walk.case.clone().element(element).why("f16 rows");
             walk = Walk::new(&gpu, case);
         }
         let plants = [(110, 3, 50.0), (110, 7, -60.0), (0, 2, 40.0), (77, 0, -30.0), (150 + 3, 1, 9.0), (150 + 39, 9, 8.0), (150 + 21, 5, -7.0), (150, 0, 6.0)];
@@ -214,18 +212,15 @@ fn what_is_cut_off_is_void() {
 #[test]
 fn keys_before_their_election_are_refused() {
     let gpu = gpu();
-    let mut walk = Walk::new(
-        &gpu,
-        Case { shape: Shape { layers: 2, ..case("", 64, 1, 1, format()).shape }, protection: massive(5, 0), ..case("two layers", 64, 1, 1, format()) },
-    );
+    let mut walk =
+        Walk::new(&gpu, case("two layers", 64, 1, 1, format()).shape(Shape { layers: 2, ..case("", 64, 1, 1, format()).shape }).protection(massive(5, 0)));
     let step = walk.cache.step(&[Chunk { sequence: walk.sequences[0], tokens: 3 }]).unwrap();
     let [keys, values, _] = walk.draw(3).map(|numbers| upload(&gpu, &numbers));
     let residual = upload(&gpu, &[1.0; 3 * 6]);
     let before = walk.state();
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     let append = |walk: &Walk, encoder: &mut wgpu::CommandEncoder, layer| walk.cache.append(encoder, &step, layer, Rows::f32(&keys), Rows::f32(&values));
-    let unelected =
-        |result: Result<()>, layer| assert_eq!(result, Err(Error::Unelected { layer, sinks: "massive:5".into() }));
+    let unelected = |result: Result<()>, layer| assert_eq!(result, Err(Error::Unelected { layer, sinks: "massive:5".into() }));
     unelected(append(&walk, &mut encoder, 0), 0);
     // Elections that are refused are not held.
     let elect = |walk: &Walk, encoder: &mut wgpu::CommandEncoder, width| walk.cache.elect(encoder, &step, 0, Rows::f32(&residual), width);

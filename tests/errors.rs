@@ -5,13 +5,11 @@
 //! sequence or a buffer is refused by the cache before anything is recorded.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
 use rand::RngExt;
 use rand::rngs::StdRng;
-use support::*;
 use wgkv::Capability;
 use wgkv::low_level::kernel::rotate;
+use wgkv_testing::*;
 
 /// Asserts that it is this error, and that its message holds these words and numbers.
 #[track_caller]
@@ -265,7 +263,7 @@ fn devices_that_can_do_too_little_are_refused() {
         assert!(message.contains(what) && message.contains(&need.to_string()) && message.contains(&had.to_string()) && message.contains(reason), "{message}");
     }
     let pages = plan(shape(), rtn(Bits::Two, Bits::Two, 64), Protection::NONE, Capacity::tokens(1 << 20, 1 << 20), &full);
-    refused(pages, &Error::Limit { what: "page number", reason: "the budget's pages", need: 1 << 33, have: 1 << 24 }, &["8589934592", "16777216"]);
+    refused(pages, &Error::Limit { what: "page number", reason: "the capacity's pages", need: 1 << 33, have: 1 << 24 }, &["8589934592", "16777216"]);
 }
 
 #[test]
@@ -315,7 +313,7 @@ impl Used {
     /// Fills it by one step of 140 and 30 tokens.
     fn new(gpu: &Gpu, rows: &[Vec<f32>; 3]) -> Self {
         let steps = vec![vec![(0, 140), (1, 30)], vec![(0, 1), (1, 1)]];
-        let mut walk = Walk::new(gpu, Case { steps, protection: protect(4, 0), ..case("a cache in use", 64, 4, 2, hadamard(Bits::Four, Bits::Four, 64)) });
+        let mut walk = Walk::new(gpu, case("a cache in use", 64, 4, 2, hadamard(Bits::Four, Bits::Four, 64)).steps(steps).protection(protect(4, 0)));
         walk.take_rows(&[(0, 140), (1, 30)], rows.clone(), true);
         let tokens = walk.sequences.iter().map(|s| walk.cache.tokens(*s).unwrap()).collect();
         Self { state: walk.state(), tokens, free_pages: walk.cache.free_pages(), walk }
@@ -338,7 +336,7 @@ fn buffer(gpu: &Gpu, bytes: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
 #[test]
 fn a_cache_that_refused_holds_what_it_held_and_can_be_used_on() {
     let gpu = gpu();
-    let mut source = Walk::new(&gpu, Case { steps: vec![vec![(0, 1)]], ..case("numbers for two caches", 64, 4, 2, hadamard(Bits::Four, Bits::Four, 64)) });
+    let mut source = Walk::new(&gpu, case("numbers for two caches", 64, 4, 2, hadamard(Bits::Four, Bits::Four, 64)).steps(vec![vec![(0, 1)]]));
     let fill = source.draw(170);
     let [mut used, mut control] = [Used::new(&gpu, &fill), Used::new(&gpu, &fill)];
     assert!(used.state == control.state);
@@ -547,9 +545,5 @@ fn alignments_that_cannot_be_are_refused() {
         &Error::argument("the plan of an alignment", "one of planes, by PlanBuilder::alignment", "rtn without"),
         &["PlanBuilder::alignment"],
     );
-    refused(
-        planned(Format::aligned_f16(), Alignment::budget(1.0, -2.0)),
-        &Error::argument("phi_v", "finite and not negative", "-2"),
-        &["phi_v", "-2"],
-    );
+    refused(planned(Format::aligned_f16(), Alignment::budget(1.0, -2.0)), &Error::argument("phi_v", "finite and not negative", "-2"), &["phi_v", "-2"]);
 }

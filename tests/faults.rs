@@ -1,9 +1,7 @@
 //! Faults of the device: lost at any moment, without memory. Each is told by a typed error, and what was saved goes on elsewhere.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
-mod support;
-
 use pollster::block_on;
-use support::*;
+use wgkv_testing::*;
 
 fn shape() -> Shape {
     Shape { layers: 2, query_heads: 4, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
@@ -17,7 +15,7 @@ fn plan(gpu: &Gpu, order: &ChannelOrder) -> Plan {
 }
 
 fn order() -> ChannelOrder {
-    calibration(&shape(), &rotated(Bits::Four, Bits::Four, 64, 2), Reach::Global, &mut generator())
+    random_order(&shape(), &rotated(Bits::Four, Bits::Four, 64, 2), Reach::Global, &mut generator())
 }
 
 /// Takes the device away, as a crash of its driver would; it is told when the device is polled.
@@ -89,7 +87,7 @@ fn every_call_tells_that_the_device_is_lost_and_a_snapshot_goes_on_elsewhere() {
     assert_eq!(cache.free_pages(), all);
 
     // Another device, on which the snapshot goes on as the sequence would have.
-    let gpu = support::gpu();
+    let gpu = wgkv_testing::gpu();
     let mut rebuilt = Reader::new(&gpu, plan(&gpu, &order));
     let loaded = rebuilt.recorded(|cache, encoder| cache.load(encoder, &saved));
     let control = rebuilt.cache.begin().unwrap();

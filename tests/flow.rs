@@ -1,9 +1,8 @@
 //! The whole way: append and attend against attention in f64 on the same numbers.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
-mod support;
 use rand::rngs::StdRng;
-use support::*;
 use wgkv::low_level::reference::attention_exact;
+use wgkv_testing::*;
 
 /// Relative RMS error of attention over independent normal numbers, where the values average out and the codes' error does
 /// not: the hardest case there is. f16: half's 2^-11 on keys and values. The others: the quantizer's own error, which for a
@@ -62,7 +61,7 @@ fn planning(random: &mut StdRng, shape: &Shape, format: Format, protection: Prot
     if format.codec() != Codec::RotateKv {
         return plan;
     }
-    plan.learned(calibration(shape, &format, Reach::Global, random))
+    plan.learned(random_order(shape, &format, Reach::Global, random))
 }
 
 /// A sequence grows by a prefill and then token by token; the outputs of both are compared with f64.

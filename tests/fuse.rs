@@ -6,14 +6,12 @@
 //! checked to f32's.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
 use rand::RngExt;
 use rand::rngs::StdRng;
-use support::*;
 use wgkv::learned::{Reach, fuse};
 use wgkv::low_level::reference::{attention_exact, rotate_exact, rotate_group_exact, turn_exact};
 use wgkv::{ChannelOrder, Error, Rope, Shape};
+use wgkv_testing::*;
 
 /// Relative to the length of a row. A key passes sums of 48, 64 and 4 terms twice, of 2^-53 each by rounding, on terms that
 /// add up to a few lengths of the row.

@@ -3,14 +3,12 @@
 //! whole numbers are exact; matrices are symmetric bit for bit; nothing but them is written; what is not finite is refused.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
 use rand::RngExt;
 use rand::rngs::StdRng;
-use support::*;
 use wgkv::low_level::kernel::gram::{self, BLOCK, CHUNK, GramParams, TILE};
 use wgkv::low_level::reference::{self, Constants};
 use wgkv::{Capability, Element, Error, Gpu, Rows};
+use wgkv_testing::*;
 
 /// Half a unit of the last place, what one rounding of f32 loses at most.
 const ROUNDING: f64 = 1.0 / 16_777_216.0;

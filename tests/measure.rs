@@ -2,14 +2,12 @@
 //! sums of f32 could; rows with a number that is not finite are left out whole and counted; whatever it does not own stays.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
 use rand::RngExt;
 use rand::rngs::StdRng;
-use support::*;
 use wgkv::low_level::kernel::measure::{self, BLOCK, LINES, MeasureParams};
 use wgkv::low_level::reference::{self, Constants};
 use wgkv::{Element, Error, Gpu, Rows};
+use wgkv_testing::*;
 
 /// Relative to the sum of magnitudes. Each addition to a pair of floats loses at most 2^-47 of it; here a line adds 2^10 rows at
 /// most, and the lines are added in f64. Sums of f32 lose about 2^-24 by addition, and the tests see that they are refused.

@@ -1,11 +1,9 @@
 //! A device without memory. By itself in its process, of which it limits the address space.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![cfg(target_os = "linux")]
-mod support;
-
 use pollster::block_on;
 use std::process::Command;
-use support::*;
+use wgkv_testing::*;
 
 /// Limits this process's address space to what it has and so much more, or to nothing.
 fn limit(more: Option<u64>) {

@@ -6,11 +6,9 @@
 //!   from the beginning, where it must hold to a thousandth of a logit.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
-use support::*;
 use wgkv::low_level::kernel::position::TERMS;
 use wgkv::low_level::reference::{self, positions::positions, turn_exact};
+use wgkv_testing::*;
 
 /// Relative to the length of a term's addends: 3 roundings of the turn to the query's position, 3 of each of four products of a pair by another
 /// (that turn, the mean, the turn to the middle, that to the page), one of the scale, and two of each product and sum, for up to 64 pairs, of
@@ -24,18 +22,17 @@ const LOGIT_ERROR: f64 = 1e-3;
 fn cases() -> Vec<Case> {
     use Bits::*;
     let steps = vec![vec![(0, 300), (1, 9), (2, 140)], vec![(2, 1), (0, 1), (1, 1)]];
-    let of = |why, head_dim, query_heads, kv_heads, format| Case { steps: steps.clone(), ..case(why, head_dim, query_heads, kv_heads, format) };
-    let mut cases = vec![
+    let of = |why, head_dim, query_heads, kv_heads, format| case(why, head_dim, query_heads, kv_heads, format).steps(steps.clone());
+    vec![
         of("a share of 4", 128, 8, 2, centred(Two, Two, 128)),
-        Case { element: Element::F16, ..of("a share of 7, interleaved pairs, f16 rows", 64, 14, 2, centred(Two, Two, 64)) },
-        three_ways(of("queries as codes and as f32", 128, 8, 4, centred(Two, Two, 128))),
-        Case { protection: protect(4, 16), ..of("13 pairs, none fast, a share of 1", 80, 2, 2, centred(Four, Two, 128)) },
+        of("a share of 7, interleaved pairs, f16 rows", 64, 14, 2, centred(Two, Two, 64)).element(Element::F16).rope(Rope::new(10_000.0, 64).interleaved()),
+        of("queries as codes and as f32", 128, 8, 4, centred(Two, Two, 128)).three_ways(),
+        of("13 pairs, none fast, a share of 1", 80, 2, 2, centred(Four, Two, 128))
+            .protection(protect(4, 16))
+            .rope(Rope::none().with_frequencies((0..13).map(|p| 0.05 / f64::from(1 << p)).collect())),
         of("the largest head", 256, 2, 1, centred(Four, Four, 128)),
-        Case { keep: Some(20), ..of("sequences that slid", 64, 2, 1, centred(Two, Four, 64)) },
-    ];
-    cases[1].shape.rope = Rope::new(10_000.0, 64).interleaved();
-    cases[3].shape.rope = Rope::none().with_frequencies((0..13).map(|p| 0.05 / f64::from(1 << p)).collect());
-    cases
+        of("sequences that slid", 64, 2, 1, centred(Two, Four, 64)).keep(20),
+    ]
 }
 
 #[test]

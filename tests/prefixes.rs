@@ -1,12 +1,10 @@
 //! PrefixIndex of one cache: found by their tokens, shared at the cost of their pages once, read as if each sequence had been appended by
 //! itself, and given back when room is wanted.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
-mod support;
-
 use rand::RngExt;
 use rand::rngs::StdRng;
 use std::sync::LazyLock;
-use support::*;
+use wgkv_testing::*;
 
 /// One device, so that its kernels are compiled once.
 static GPU: LazyLock<Gpu> = LazyLock::new(gpu);
@@ -16,7 +14,7 @@ fn shape() -> Shape {
 }
 
 fn planned(random: &mut StdRng, format: Format, protection: Protection, budget: Capacity) -> Plan {
-    let order = (format.codec() == Codec::RotateKv).then(|| calibration(&shape(), &format, Reach::Global, random));
+    let order = (format.codec() == Codec::RotateKv).then(|| random_order(&shape(), &format, Reach::Global, random));
     learning(Plan::builder(shape(), format).protection(protection).capacity(budget), order.as_ref()).build(GPU.capability()).unwrap()
 }
 

@@ -5,10 +5,8 @@
 //! - All other f16 rows, those of other sequences among them, keep every bit.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
-use support::*;
 use wgkv::low_level::reference::{self, cached};
+use wgkv_testing::*;
 
 /// Error of a number of a turned and rotated row, relative to the row's length; see tests/append.rs.
 const ROW_ERROR: f64 = 16.0 / 16_777_216.0;
@@ -21,51 +19,42 @@ fn cases() -> Vec<Case> {
     use Bits::*;
     let format = hadamard(Four, Four, 32);
     vec![
-        Case { protection: protect(4, 0), ..case("sinks without a window", 64, 2, 2, format) },
-        Case { protection: protect(0, 1), element: Element::F16, ..case("the smallest window; f16 rows", 64, 1, 1, rtn(Two, Two, 32)) },
-        Case {
-            protection: protect(4, 128),
-            steps: vec![vec![(0, 2)], vec![(0, 300), (1, 3)], vec![(0, 1), (1, 200)], vec![(1, 128)]],
-            ..case("the default; sinks arrive in two steps", 64, 2, 2, rtn(Four, Four, 64))
-        },
-        Case { protection: protect(127, 128), ..case("the most sinks; 20 x 4", 80, 1, 1, hadamard(Four, Four, 128)) },
-        Case { protection: protect(4, 16), ..case("12 x 8", 96, 1, 1, hadamard(Four, Four, 32)) },
-        Case { protection: protect(4, 32), ..case("a head of 128, without rotation", 128, 1, 1, rtn(Four, Four, 128)) },
-        Case { protection: protect(4, 32), ..case("the largest head", 256, 1, 1, format) },
-        Case {
-            protection: protect(4, 1024),
-            steps: vec![vec![(0, 700)], vec![(0, 1)]],
-            ..case("more tokens than a dimension of the grid, as pretended, holds", 64, 1, 1, format)
-        },
-        Case { protection: protect(4, 16), ..case("RotateKV: keys turned, not rotated; values rotated", 64, 4, 4, rotated(Two, Two, 128, 4)) },
-        Case { protection: protect(4, 16), ..case("Centred, one group of 80", 80, 2, 2, centred(Two, Two, 128)) },
-        Case { protection: protect(4, 32), element: Element::F16, ..case("Centred, f16 rows", 128, 2, 2, centred(Three, Two, 64)) },
-        Case {
-            protection: massive(20, 0),
-            steps: vec![vec![(0, 9), (1, 200)], vec![(0, 50), (1, 1)], vec![(1, 20)]],
-            ..case("elected sinks, of a prompt in chunks", 64, 2, 2, rotated(Four, Four, 64, 2))
-        },
-        Case {
-            protection: massive(7, 128),
-            element: Element::F16,
-            steps: vec![vec![(0, 140), (1, 3)], vec![(0, 1), (1, 300)], vec![(1, 1)]],
-            ..case("elected sinks with a window; f16 rows", 64, 1, 1, rotated(Four, Four, 64, 1))
-        },
+        case("sinks without a window", 64, 2, 2, format).protection(protect(4, 0)),
+        case("the smallest window; f16 rows", 64, 1, 1, rtn(Two, Two, 32)).protection(protect(0, 1)).element(Element::F16),
+        case("the default; sinks arrive in two steps", 64, 2, 2, rtn(Four, Four, 64)).protection(protect(4, 128)).steps(vec![
+            vec![(0, 2)],
+            vec![(0, 300), (1, 3)],
+            vec![(0, 1), (1, 200)],
+            vec![(1, 128)],
+        ]),
+        case("the most sinks; 20 x 4", 80, 1, 1, hadamard(Four, Four, 128)).protection(protect(127, 128)).rope(Rope::new(10_000.0, 80).interleaved()),
+        case("12 x 8", 96, 1, 1, hadamard(Four, Four, 32)).protection(protect(4, 16)).rope(Rope::none()),
+        case("a head of 128, without rotation", 128, 1, 1, rtn(Four, Four, 128)).protection(protect(4, 32)).rope(Rope::new(10_000.0, 64)),
+        case("the largest head", 256, 1, 1, format).protection(protect(4, 32)),
+        case("more tokens than a dimension of the grid, as pretended, holds", 64, 1, 1, format)
+            .workgroups(512)
+            .protection(protect(4, 1024))
+            .steps(vec![vec![(0, 700)], vec![(0, 1)]]),
+        case("RotateKV: keys turned, not rotated; values rotated", 64, 4, 4, rotated(Two, Two, 128, 4)).protection(protect(4, 16)),
+        case("Centred, one group of 80", 80, 2, 2, centred(Two, Two, 128)).protection(protect(4, 16)).rope(Rope::new(10_000.0, 80).interleaved()),
+        case("Centred, f16 rows", 128, 2, 2, centred(Three, Two, 64)).protection(protect(4, 32)).element(Element::F16).rope(Rope::new(10_000.0, 64)),
+        case("elected sinks, of a prompt in chunks", 64, 2, 2, rotated(Four, Four, 64, 2)).protection(massive(20, 0)).steps(vec![
+            vec![(0, 9), (1, 200)],
+            vec![(0, 50), (1, 1)],
+            vec![(1, 20)],
+        ]),
+        case("elected sinks with a window; f16 rows", 64, 1, 1, rotated(Four, Four, 64, 1)).protection(massive(7, 128)).element(Element::F16).steps(vec![
+            vec![(0, 140), (1, 3)],
+            vec![(0, 1), (1, 300)],
+            vec![(1, 1)],
+        ]),
     ]
 }
 
 #[test]
 fn protect_agrees_with_its_reference() {
     let gpu = gpu();
-    for mut case in cases() {
-        let mut gpu = gpu.clone();
-        match case.shape.head_dim {
-            80 => case.shape.rope = Rope::new(10_000.0, 80).interleaved(),
-            96 => case.shape.rope = Rope::none(),
-            128 => case.shape.rope = Rope::new(10_000.0, 64),
-            _ if case.protection.window == 1024 => gpu = gpu.pretend(Capability { workgroups: 512, ..*gpu.capability() }),
-            _ => {}
-        }
+    for case in cases() {
         let steps = case.steps.clone();
         let mut walk = Walk::new(&gpu, case);
         let shape = walk.case.shape.clone();

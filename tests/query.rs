@@ -6,10 +6,8 @@
 //! - A query that is not finite gives NaN in its own head's output, and changes nothing else.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
-use support::*;
 use wgkv::low_level::reference;
+use wgkv_testing::*;
 
 /// Relative to the length of the row: 11 roundings of the rotation, 5 of the turn, one of the scale, of 2^-24 each, and the same
 /// again since two codes may round differently.
@@ -24,26 +22,21 @@ const QUOTIENT_ERROR: f32 = 3.0 / 8_388_608.0;
 
 fn cases() -> Vec<Case> {
     use Bits::*;
-    let mut cases = vec![
+    vec![
         case("a share of 1", 64, 2, 2, hadamard(Four, Four, 32)),
-        Case { element: Element::F16, ..case("a share of 2, f16 rows, no rotation", 64, 4, 2, rtn(Four, Four, 64)) },
-        case("a share of 3 leaves a head of the block of 4 empty; 20 x 4", 80, 6, 2, hadamard(Two, Two, 128)),
+        case("a share of 2, f16 rows, no rotation", 64, 4, 2, rtn(Four, Four, 64)).element(Element::F16).rope(Rope::new(10_000.0, 32)),
+        case("a share of 3 leaves a head of the block of 4 empty; 20 x 4", 80, 6, 2, hadamard(Two, Two, 128)).rope(Rope::new(10_000.0, 80).interleaved()),
         case("a share of 7: a block of 4 and one of 3; 12 x 8", 96, 7, 1, hadamard(Two, Two, 32)),
         case("a share of 16: four blocks", 128, 16, 1, hadamard(Eight, Two, 128)),
-        case("the largest head", 256, 4, 1, hadamard(Three, Two, 64)),
-        three_ways(case("keys in groups of 32 and 128 and in f16", 128, 8, 4, hadamard(Two, Two, 128))),
+        case("the largest head", 256, 4, 1, hadamard(Three, Two, 64)).rope(Rope::none()),
+        case("keys in groups of 32 and 128 and in f16", 128, 8, 4, hadamard(Two, Two, 128)).three_ways(),
         case("Centred: weighted, with positions; a share of 3", 64, 6, 2, centred(Two, Two, 64)),
-        three_ways(case("Centred: keys in groups of 32 and 128 and in f16; a share of 2", 128, 8, 4, centred(Two, Two, 128))),
-        Case { element: Element::F16, ..case("Centred: 13 pairs of 80 channels turn", 80, 4, 1, centred(Four, Two, 128)) },
+        case("Centred: keys in groups of 32 and 128 and in f16; a share of 2", 128, 8, 4, centred(Two, Two, 128)).three_ways(),
+        case("Centred: 13 pairs of 80 channels turn", 80, 4, 1, centred(Four, Two, 128)).element(Element::F16).rope(Rope::new(10_000.0, 26).interleaved()),
         case("f32 queries for f16 keys", 64, 4, 1, Format::f16()),
         case("f32 queries for RotateKV's keys, turned, not rotated", 64, 8, 4, rotated(Two, Two, 64, 4)),
-        Case { element: Element::F16, ..case("the same, a share of 7, f16 rows", 80, 14, 2, rotated(Four, Two, 128, 2)) },
-    ];
-    cases[1].shape.rope = Rope::new(10_000.0, 32);
-    cases[2].shape.rope = Rope::new(10_000.0, 80).interleaved();
-    cases[5].shape.rope = Rope::none();
-    cases[9].shape.rope = Rope::new(10_000.0, 26).interleaved();
-    cases
+        case("the same, a share of 7, f16 rows", 80, 14, 2, rotated(Four, Two, 128, 2)).element(Element::F16),
+    ]
 }
 
 /// The largest magnitude of a row over 127, as the kernel divides.
@@ -70,7 +63,7 @@ fn check_codes(walk: &Walk, name: &str, key_group: u32, codes: &[u32], row: &[f3
 fn query_agrees_with_its_reference() {
     let gpu = gpu();
     for case in cases() {
-        let mut walk = Walk::new(&gpu, Case { steps: vec![vec![(0, 5), (1, 1)], vec![(1, 1), (0, 130)]], ..case });
+        let mut walk = Walk::new(&gpu, case.steps(vec![vec![(0, 5), (1, 1)], vec![(1, 1), (0, 130)]]));
         let steps = walk.case.steps.clone();
         for chunks in &steps {
             let taken = walk.take(chunks, true);
@@ -132,15 +125,15 @@ fn a_query_that_is_not_finite_gives_nan_in_its_own_head_only() {
     let steps = vec![vec![(0, 140), (1, 5)], vec![(1, 1), (0, 1)], vec![(0, 3), (1, 2)]];
     for case in [
         case("packed pages", 64, 6, 2, hadamard(Bits::Four, Bits::Two, 32)),
-        Case { element: Element::F16, ..case("f16 pages, f16 rows", 64, 6, 2, Format::f16()) },
-        Case { protection: protect(4, 128), ..case("sinks and window", 64, 6, 2, hadamard(Bits::Four, Bits::Two, 32)) },
+        case("f16 pages, f16 rows", 64, 6, 2, Format::f16()).element(Element::F16),
+        case("sinks and window", 64, 6, 2, hadamard(Bits::Four, Bits::Two, 32)).protection(protect(4, 128)),
         case("keys as they came", 64, 6, 2, rtn(Bits::Eight, Bits::Eight, 64)),
         case("Centred", 64, 6, 2, centred(Bits::Four, Bits::Two, 64)),
         case("RotateKV", 64, 6, 2, rotated(Bits::Four, Bits::Two, 32, 2)),
-        Case { protection: massive(20, 0), ..case("RotateKV with elected sinks", 64, 6, 2, rotated(Bits::Two, Bits::Two, 64, 1)) },
-        Case { straight: Some(true), ..case("RotateKV in halves", 64, 6, 2, rotated(Bits::Two, Bits::Two, 64, 2)) },
+        case("RotateKV with elected sinks", 64, 6, 2, rotated(Bits::Two, Bits::Two, 64, 1)).protection(massive(20, 0)),
+        case("RotateKV in halves", 64, 6, 2, rotated(Bits::Two, Bits::Two, 64, 2)).straight(true),
     ] {
-        let case = Case { steps: steps.clone(), ..case };
+        let case = case.steps(steps.clone());
         for bad in [f32::NAN, f32::INFINITY] {
             let mut clean = Walk::new(&gpu, case.clone());
             let mut harmed = Walk::new(&gpu, clean.case.clone());

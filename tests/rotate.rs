@@ -4,13 +4,11 @@
 //! other; nothing but the rows of the result is written; more workgroups than one dimension of a grid holds are served.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
 use rand::RngExt;
-use support::*;
 use wgkv::low_level::kernel::rotate::{INVOCATIONS, ORDERS, RotateParams, record, record_into, record_with};
 use wgkv::low_level::reference::{self, Constants};
 use wgkv::{Capability, Element, Error, Gpu, Rows};
+use wgkv_testing::*;
 
 /// Relative to the length of the row. Each number passes the sums of at most 10 butterflies, or two dense sums of at most 20
 /// terms, in trees of depth 5, and one product: at most 11 roundings of 2^-24 each, on terms whose magnitudes sum to the row's

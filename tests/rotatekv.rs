@@ -2,16 +2,14 @@
 //! where the others are.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
 use rand::RngExt;
 use rand::rngs::StdRng;
-use support::*;
 use wgkv::learned::Reach;
 use wgkv::low_level::reference::group::{group_code, group_scale, group_zero};
 use wgkv::low_level::reference::half::half_round;
 use wgkv::low_level::reference::{rotate_exact, rotate_group_exact};
 use wgkv::{ChannelOrder, Rope, Scales, Shape};
+use wgkv_testing::*;
 
 /// Rotations in f64: sums of at most 1024 terms of 2^-53 each, on terms that add up to 32 lengths of the row at most.
 const EXACT: f64 = 1e-12;

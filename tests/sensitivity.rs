@@ -4,13 +4,11 @@
 //! (2502.15075).
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-mod support;
-
 use pollster::block_on;
 use rand::rngs::StdRng;
 use std::ops::Range;
 use std::sync::LazyLock;
-use support::*;
+use wgkv_testing::*;
 
 /// One device for all tests, so that pipelines are compiled once.
 static GPU: LazyLock<Gpu> = LazyLock::new(gpu);
@@ -223,11 +221,11 @@ fn what_is_measured_is_what_f64_says() {
         Setting { sinks: Sinks::First(4), ..of(plain(Codec::Hadamard), mixed) },
         Setting {
             sinks: Sinks::Massive(9),
-            calibration: Some(calibration(&shape, &rotating(2), Reach::Global, &mut random)),
+            calibration: Some(random_order(&shape, &rotating(2), Reach::Global, &mut random)),
             ..of(rotating(2), candidates(&[Two, Four], 64)).projected(&mut random)
         },
         Setting {
-            calibration: Some(calibration(&shape, &rotating(1), Reach::Global, &mut random)),
+            calibration: Some(random_order(&shape, &rotating(1), Reach::Global, &mut random)),
             ..of(rotating(1).with_scales(Scales::Byte), candidates(&[Three], 64))
         },
     ];
@@ -659,7 +657,7 @@ fn what_cannot_be_measured_is_refused() {
     // Sinks that are elected need the residual stream.
     let setting = Setting {
         sinks: Sinks::Massive(4),
-        calibration: Some(calibration(&shape, &rotating(2), Reach::Global, &mut random)),
+        calibration: Some(random_order(&shape, &rotating(2), Reach::Global, &mut random)),
         ..Setting::new(shape.clone(), rotating(2), candidates(&[Bits::Two], 64))
     };
     let mut probe = setting.begin(100).unwrap();

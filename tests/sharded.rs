@@ -1,9 +1,7 @@
 //! KV heads spread over devices: every device stores what one device would, and outputs put together are those of one device. On a host with
 //! several GPUs each has its own, otherwise they are logical devices of one.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod support;
-
-use support::*;
+use wgkv_testing::*;
 
 /// Partial results of a row are merged in another order where fewer heads share the machine: 2^-24 for each of some 20 additions, and as much
 /// again for the sums that are divided by, of numbers of the size of 1.
@@ -22,7 +20,7 @@ fn plans(gpu: &Gpu, random: &mut rand::rngs::StdRng) -> Vec<Plan> {
     let layer = |random: &mut _| [normals(random, channels), vec![0.5; channels], normals(random, channels)];
     let centre = Means::new(&shape, "test", vec![layer(random), layer(random)]).unwrap();
     let rotate = rotated(Two, Four, 64, 2);
-    let order = calibration(&shape, &rotate, Reach::Local, random);
+    let order = random_order(&shape, &rotate, Reach::Local, random);
     let of = |bits| [Precision::new(bits, 64), Precision::new(Four, 32)];
     let mixed = BitPlan::new(&shape, hadamard(Four, Four, 64), |layer, head| of([Two, Three, Eight, Sixteen][(layer + head) as usize % 4])).unwrap();
     [

@@ -1,10 +1,8 @@
 //! Sequences that let go of old tokens: under a sliding window nothing that a query sees changes, and an endless stream needs few pages.
 //! (That what is seen is what should be, sinks and windows of any length: `tests/attend_merge.rs`, `tests/attend_prefill.rs`.)
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
-mod support;
-
 use rand::rngs::StdRng;
-use support::*;
+use wgkv_testing::*;
 
 /// Two layers of four KV heads: heads can be apart and rotated together.
 fn shape() -> Shape {
@@ -26,7 +24,7 @@ fn plans(gpu: &Gpu, random: &mut StdRng, budget: Capacity) -> Vec<Plan> {
         (rotated(Four, Four, 64, 4), massive(8, 128), nothing),
     ];
     let plan = |(format, protection, alignment): (Format, Protection, Alignment)| {
-        let order = (format.codec() == Codec::RotateKv).then(|| calibration(&shape(), &format, Reach::Global, random));
+        let order = (format.codec() == Codec::RotateKv).then(|| random_order(&shape(), &format, Reach::Global, random));
         let builder = Plan::builder(shape(), format).protection(protection).capacity(budget).alignment(alignment).max_tokens(4000);
         learning(builder, order.as_ref()).build(gpu.capability()).unwrap()
     };

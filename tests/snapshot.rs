@@ -1,13 +1,11 @@
 //! Snapshots: what is loaded is what was saved and goes on as it would have, in a cache of other pages, other slots and other
 //! buffers; nothing else gets into the bytes; damaged and foreign ones are refused, and change nothing.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
-mod support;
-
 use rand::RngExt;
 use rand::rngs::StdRng;
 use safetensors::Dtype;
 use std::sync::LazyLock;
-use support::*;
+use wgkv_testing::*;
 
 /// One device, so that its kernels are compiled once.
 static GPU: LazyLock<Gpu> = LazyLock::new(gpu);
@@ -50,7 +48,7 @@ fn ways(random: &mut StdRng) -> Vec<Way> {
     ways.push((BitPlan::new(&shape, hadamard(Four, Four, 64), mixed).unwrap(), protect(4, 128)));
     let values = |layer, head| [of(if layer == 0 { Three } else { Two }, 64), of([Two, Four][head as usize / 2], 64)];
     ways.push((BitPlan::new(&shape, rotated(Two, Two, 64, 2), values).unwrap(), massive(6, 0)));
-    let order = |format: &Format, random: &mut StdRng| calibration(&shape, format, Reach::Global, random);
+    let order = |format: &Format, random: &mut StdRng| random_order(&shape, format, Reach::Global, random);
     let rotates = |allocation: &BitPlan| allocation.format().codec() == Codec::RotateKv;
     let mut ways: Vec<Way> = ways.into_iter().map(|(a, p)| (a.clone(), p, rotates(&a).then(|| order(a.format(), random)), Alignment::EVERYTHING)).collect();
     let planes = Alignment::budget(0.25, 1.0);
@@ -332,7 +330,7 @@ fn forged(parts: Parts) -> Vec<u8> {
 /// The way whose snapshot has every kind of tensor.
 fn every_tensor() -> Way {
     let format = rotated(Bits::Two, Bits::Two, 64, 2);
-    let order = calibration(&shape(), &format, Reach::Global, &mut generator());
+    let order = random_order(&shape(), &format, Reach::Global, &mut generator());
     (BitPlan::uniform(&shape(), format).unwrap(), massive(3, 0), Some(order), Alignment::EVERYTHING)
 }
 

@@ -2,12 +2,10 @@
 //! what it must; what it holds reads bit for bit as in a cache where it is alone. The pool's bookkeeping by itself is soaked in
 //! `src/pool.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
-mod support;
-
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::sync::LazyLock;
-use support::*;
+use wgkv_testing::*;
 
 /// One device, so that its kernels are compiled once.
 static GPU: LazyLock<Gpu> = LazyLock::new(gpu);

@@ -1,11 +1,9 @@
 //! PrefixIndex in a folder: who has the same tokens, plan, calibration and model finds them, whole or not at all.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
-mod support;
-
 use pollster::block_on;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use support::*;
+use wgkv_testing::*;
 
 fn shape() -> Shape {
     Shape { layers: 2, query_heads: 2, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
@@ -69,7 +67,7 @@ fn prefixes_are_found_by_what_they_are_of() {
         let builder = Plan::builder(shape(), rotated(Bits::Two, Bits::Two, 64, 2)).capacity(Capacity::tokens(2, 300));
         builder.learned(order.clone()).build(gpu.capability()).unwrap()
     };
-    let orders = [(); 2].map(|()| rotating(&calibration(&shape(), &rotated(Bits::Two, Bits::Two, 64, 2), Reach::Global, random)));
+    let orders = [(); 2].map(|()| rotating(&random_order(&shape(), &rotated(Bits::Two, Bits::Two, 64, 2), Reach::Global, random)));
     let places = orders.map(|plan| again.place(&plan, &tokens));
     assert_ne!(places[0], places[1]);
 

@@ -1,11 +1,9 @@
 //! What `tracing` is told agrees with the cache's own numbers.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
-mod support;
-
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use support::*;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use wgkv_testing::*;
 
 /// Sums of the numbers in events, as `event.field`, and how often each span was entered.
 #[derive(Clone, Default)]

@@ -45,9 +45,9 @@ impl Clock {
         if used == 0 {
             return 0.0;
         }
-        let mut encoder = crate::support::encoder(gpu);
+        let mut encoder = wgkv_testing::encoder(gpu);
         encoder.resolve_query_set(&self.queries, 0..2 * used, &self.resolved, 0);
-        crate::support::submit(gpu, encoder);
+        wgkv_testing::submit(gpu, encoder);
         let words = pollster::block_on(gpu.read(&self.resolved, 0, 4 * u64::from(used))).unwrap();
         let ticks: Vec<u64> = words.chunks_exact(2).map(|w| u64::from(w[0]) | u64::from(w[1]) << 32).collect();
         let passes = ticks.chunks_exact(2).map(|t| t[1].saturating_sub(t[0]));
@@ -183,7 +183,7 @@ impl Batch {
     fn append_step(&mut self, inputs: &Inputs, chunks: &[Chunk]) -> Result<()> {
         let start = Instant::now();
         let step = self.cache.step(chunks)?;
-        let mut encoder = crate::support::encoder(self.cache.gpu());
+        let mut encoder = wgkv_testing::encoder(self.cache.gpu());
         let timestamp_writes = self.prompt_clock.as_mut().filter(|_| self.started.is_some()).map(Clock::next);
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("prompts"), timestamp_writes });
         let [keys, values] = inputs.from(0);
@@ -205,7 +205,7 @@ impl Batch {
         let step = self.cache.step(&chunks)?;
         let stepped = Instant::now();
         let gpu = self.cache.gpu();
-        let mut encoder = crate::support::encoder(gpu);
+        let mut encoder = wgkv_testing::encoder(gpu);
         let timestamp_writes = self.decode_clock.as_mut().filter(|_| self.started.is_some()).map(Clock::next);
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("decode"), timestamp_writes });
         let [keys, values] = inputs.from(place(self.steps));
@@ -230,7 +230,7 @@ impl Batch {
 
     /// From here to [`Batch::stop`] steps are timed.
     pub fn start(&mut self) {
-        crate::support::wait(self.cache.gpu());
+        wgkv_testing::wait(self.cache.gpu());
         // What came before is nobody's.
         self.sums = Sums::default();
         self.started = Some(Instant::now());
@@ -239,7 +239,7 @@ impl Batch {
     /// Waits for the steps since [`Batch::start`], and answers what they took.
     pub fn stop(&mut self) -> Sums {
         let gpu = self.cache.gpu();
-        crate::support::wait(gpu);
+        wgkv_testing::wait(gpu);
         self.sums.wall = self.started.take().map_or(0.0, |start| start.elapsed().as_secs_f64());
         self.sums.gpu = self.decode_clock.as_mut().map(|clock| clock.take(gpu));
         self.sums.prompt_gpu = self.prompt_clock.as_mut().map(|clock| clock.take(gpu));

@@ -1,8 +1,8 @@
 //! Rows that steps append and attend with, and a second cache in which a sequence is made again, alone.
 
 use crate::options::Options;
-use crate::support::*;
 use wgkv::{Cache, Chunk, Element, Error, Gpu, Plan, Result, Rows, Sequence};
+use wgkv_testing::bench::*;
 
 /// Rows between two places that steps take their rows from: whatever the heads, a row that may be bound.
 const PLACE_ROWS: u32 = 64;
@@ -58,10 +58,10 @@ impl Inputs {
         Ok(Self {
             case,
             rows,
-            keys: buffer(gpu, &numbers(key_count)),
-            values: buffer(gpu, &numbers(key_count + 17)[17..]),
-            output: buffer(gpu, &vec![f32::NAN; query_numbers.len()]),
-            queries: buffer(gpu, &query_numbers),
+            keys: upload(gpu, &numbers(key_count)),
+            values: upload(gpu, &numbers(key_count + 17)[17..]),
+            output: upload(gpu, &vec![f32::NAN; query_numbers.len()]),
+            queries: upload(gpu, &query_numbers),
         })
     }
 
@@ -143,7 +143,7 @@ impl Alone {
 fn stored(cache: &Cache, sequence: Sequence, tokens: std::ops::Range<u32>, row_bytes: u64) -> [Vec<u32>; 2] {
     let gpu = cache.gpu();
     let numbers = u64::from(tokens.end - tokens.start) * row_bytes / 4;
-    let rows = [0, 1].map(|_| buffer(gpu, &vec![f32::NAN; numbers as usize]));
+    let rows = [0, 1].map(|_| upload(gpu, &vec![f32::NAN; numbers as usize]));
     let mut encoder = encoder(gpu);
     cache.dequantize(&mut encoder, sequence, 0, tokens, Rows::f32(&rows[0]), Rows::f32(&rows[1])).unwrap();
     submit(gpu, encoder);

@@ -1,7 +1,7 @@
 //! The memory that the process and the device hold.
 
-use crate::support::wait;
 use wgkv::Gpu;
+use wgkv_testing::wait;
 
 /// What either may grow by while the same amount of work goes on: the allocators' own blocks come and go.
 /// Vulkan's validation layers, which wgpu loads where debug assertions are on, keep the name of every bind group there ever was, half a kilobyte

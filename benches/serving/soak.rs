@@ -4,11 +4,11 @@ use crate::batch::InFlight;
 use crate::inputs::{Alone, Done, Inputs, place};
 use crate::memory::Memory;
 use crate::options::Options;
-use crate::support::encoder;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use std::time::{Duration, Instant};
 use wgkv::{Cache, Chunk, Error, Gpu, Result, Rows, Sequence};
+use wgkv_testing::encoder;
 
 /// Operations between two sequences that are compared with the same alone.
 const CHECKED: u64 = 100;

@@ -1,16 +1,13 @@
 //! Every target on its kept inputs, and on some that nobody has seen.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-#[path = "../../support/mod.rs"]
-mod support;
-
 use rand::RngExt;
 use rand::rngs::StdRng;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use support::*;
 use wgkv_fuzz::{SNAPSHOT_TOKENS, Target, snapshot_plan, target};
+use wgkv_testing::*;
 
 /// How long fresh inputs are tried.
 const TIME: Duration = Duration::from_secs(3);

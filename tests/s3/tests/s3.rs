@@ -2,9 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod server;
-#[path = "../../support/mod.rs"]
-mod support;
-
 use object_store::aws::AmazonS3Builder;
 use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 use pollster::block_on;
@@ -12,8 +9,8 @@ use server::*;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
-use support::*;
 use wgkv::*;
+use wgkv_testing::*;
 
 /// One device, so that its kernels are compiled once.
 static GPU: LazyLock<Gpu> = LazyLock::new(gpu);
@@ -139,7 +136,7 @@ fn prefixes_are_found_and_damage_is_refused() {
         for damaged in [&damaged[..], &whole[..at], &[]] {
             std::fs::write(&file, damaged).unwrap();
             assert!(matches!(wait(store.get(&plan, &tokens(1))), Err(Error::Mismatch { of: Thing::Snapshot, .. })));
-            let mut encoder = GPU.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let mut encoder = encoder(&GPU);
             assert!(matches!(saved.reader.cache.load(&mut encoder, damaged), Err(Error::Mismatch { of: Thing::Snapshot, .. })));
         }
     }

@@ -1,8 +1,11 @@
 //! What the kernels that pack are checked against: their twins, and numbers in f64.
 
-use super::*;
-use wgkv::low_level::kernel::append_block;
+use crate::{
+    Case, Count, Exact, HALF_TIES, Packed, Packing, Page, Record, TIES, Taken, Walk, basis, basis_length, case, centred, check_row, hadamard, key, massive,
+    maxima, page, protect, records, rotated, rtn, unpacked, value, window_row,
+};
 use wgkv::low_level::reference;
+use wgkv::{Bits, Codec, Element, Flag, Format, Gpu, Plan, Rope, Scales, Status};
 
 /// Error of a number of a turned and rotated row, relative to the row's length: at most 11 roundings in the rotation (see
 /// tests/rotate.rs) and 5 in the turn (two of the composed cosine, two of the table's, one of the sum), of 2^-24 each.
@@ -122,74 +125,67 @@ fn same(a: &Packed, b: &Packed) -> bool {
 /// What all that pack must do.
 pub fn append_cases() -> Vec<Case> {
     use wgkv::Bits::*;
-    let rope = |case: &Case, rope: Rope| Shape { rope, ..case.shape.clone() };
     let steps: Vec<Vec<(usize, u32)>> = vec![vec![(0, 150), (1, 7)], vec![(0, 20)], vec![(1, 300), (0, 1)], vec![(0, 120), (1, 1)]];
-    let leaves = |case: Case| Case { protection: protect(4, 32), steps: steps.clone(), ..case };
+    let leaves = |case: Case| case.protection(protect(4, 32)).steps(steps.clone());
     let mut cases = vec![
         case("2 bits of both, four groups in a head of 128", 128, 2, 2, rtn(Two, Two, 32)),
-        case("2 bits clipped to 0.8, one group a head", 64, 1, 1, hadamard(Two, Two, 64)),
+        case("2 bits clipped to 0.8, one group a head", 64, 1, 1, hadamard(Two, Two, 64)).rope(Rope::new(500.0, 64).interleaved()),
         case("keys of two planes; 20 x 4: the last word of the high plane is half full", 80, 1, 1, hadamard(Three, Three, 128)),
-        Case { protection: protect(4, 0), ..case("sinks without a window: the first block is packed in part", 64, 2, 2, hadamard(Three, Four, 32)) },
-        Case { element: Element::F16, ..leaves(case("f16 rows; tokens leave the window and are packed with fresh ones", 64, 2, 2, rtn(Four, Three, 128))) },
-        Case {
-            protection: protect(0, 128),
-            steps: vec![vec![(0, 255)], vec![(0, 1)], vec![(0, 400), (1, 130)], vec![(1, 126), (0, 1)]],
-            ..case("a window of a page; signed key bytes", 64, 1, 1, hadamard(Eight, Eight, 32))
-        },
-        Case { slabs: true, ..case("every KV head in a slab of its own; 12 x 8", 96, 3, 3, rtn(Two, Eight, 32)) },
-        Case { protection: protect(127, 0), ..case("all but one token of the first page is a sink", 128, 1, 1, hadamard(Four, Two, 128)) },
+        case("sinks without a window: the first block is packed in part", 64, 2, 2, hadamard(Three, Four, 32))
+            .protection(protect(4, 0))
+            .rope(Rope::new(10_000.0, 32)),
+        leaves(case("f16 rows; tokens leave the window and are packed with fresh ones", 64, 2, 2, rtn(Four, Three, 128)))
+            .element(Element::F16)
+            .rope(Rope::none()),
+        case("a window of a page; signed key bytes", 64, 1, 1, hadamard(Eight, Eight, 32)).protection(protect(0, 128)).steps(vec![
+            vec![(0, 255)],
+            vec![(0, 1)],
+            vec![(0, 400), (1, 130)],
+            vec![(1, 126), (0, 1)],
+        ]),
+        case("every KV head in a slab of its own; 12 x 8", 96, 3, 3, rtn(Two, Eight, 32)).slabs(),
+        case("all but one token of the first page is a sink", 128, 1, 1, hadamard(Four, Two, 128)).protection(protect(127, 0)),
         case("the largest head", 256, 1, 1, rtn(Eight, Three, 64)),
-        case("the largest head rotated, eight groups", 256, 1, 1, hadamard(Three, Eight, 32)),
+        case("the largest head rotated, eight groups", 256, 1, 1, hadamard(Three, Eight, 32)).rope(Rope::new(10_000.0, 64).interleaved()),
         leaves(case("the largest head rotated, all of it turning; two groups; a window", 256, 1, 1, hadamard(Three, Eight, 128))),
-        Case { element: Element::F16, protection: protect(4, 128), ..case("f16 pages protect nothing", 64, 2, 2, Format::f16()) },
+        case("f16 pages protect nothing", 64, 2, 2, Format::f16()).element(Element::F16).protection(protect(4, 128)),
         case("f16 pages of a head of 80", 80, 1, 1, Format::f16()),
         case("planes of a head of 80", 80, 1, 1, Format::aligned_f16()),
-        Case {
-            element: Element::F16,
-            ..leaves(case("planes; f16 rows; sinks; tokens leave the window and are packed with fresh ones", 64, 2, 2, Format::aligned_f16()))
-        },
-        Case { slabs: true, ..case("planes of the largest head, every KV head in a slab of its own", 256, 2, 2, Format::aligned_f16()) },
-        Case { protection: protect(127, 0), ..case("planes of which one token of the first page is not a sink", 128, 2, 2, Format::aligned_f16()) },
+        leaves(case("planes; f16 rows; sinks; tokens leave the window and are packed with fresh ones", 64, 2, 2, Format::aligned_f16())).element(Element::F16),
+        case("planes of the largest head, every KV head in a slab of its own", 256, 2, 2, Format::aligned_f16()).slabs(),
+        case("planes of which one token of the first page is not a sink", 128, 2, 2, Format::aligned_f16()).protection(protect(127, 0)),
         leaves(case("RotateKV's values, with bytes for scales; tokens leave the window", 64, 2, 2, rotated(Four, Two, 32, 2).with_scales(Scales::Byte))),
-        Case { protection: massive(5, 0), ..case("RotateKV's values; elected sinks are packed, too", 80, 3, 3, rotated(Two, Three, 128, 1)) },
-        Case { element: Element::F16, ..case("RotateKV's values of a head of 96, one group a head", 96, 4, 4, rotated(Eight, Eight, 128, 4)) },
-        three_ways(case("heads stored in three ways", 128, 4, 4, hadamard(Two, Two, 128))),
-        leaves(three_ways(case("the same without rotation; a window", 64, 4, 4, rtn(Two, Two, 32)))),
-        two_ways(case("RotateKV's values in two ways", 64, 4, 4, rotated(Three, Two, 32, 2))),
+        case("RotateKV's values; elected sinks are packed, too", 80, 3, 3, rotated(Two, Three, 128, 1)).protection(massive(5, 0)),
+        case("RotateKV's values of a head of 96, one group a head", 96, 4, 4, rotated(Eight, Eight, 128, 4)).element(Element::F16),
+        case("heads stored in three ways", 128, 4, 4, hadamard(Two, Two, 128)).three_ways(),
+        leaves(case("the same without rotation; a window", 64, 4, 4, rtn(Two, Two, 32)).three_ways()),
+        case("RotateKV's values in two ways", 64, 4, 4, rotated(Three, Two, 32, 2)).two_ways(),
         case("bytes for scales of both", 128, 1, 1, hadamard(Three, Four, 64).with_scales(Scales::Byte)),
         case("Centred: 2 bits of both, one group a head", 128, 2, 2, centred(Two, Two, 128)),
-        Case { element: Element::F16, ..leaves(case("Centred: tokens leave the window; f16 rows; interleaved pairs", 64, 2, 2, centred(Three, Four, 32))) },
-        Case { slabs: true, ..case("Centred: signed key bytes; 12 x 8; every KV head in a slab of its own", 96, 3, 3, centred(Eight, Eight, 32)) },
-        leaves(three_ways(case("Centred: heads stored in three ways; no RoPE", 64, 4, 4, centred(Two, Two, 32)))),
-        case("Centred: the largest head, eight groups; half of it turns", 256, 1, 1, centred(Four, Three, 32)),
+        leaves(case("Centred: tokens leave the window; f16 rows; interleaved pairs", 64, 2, 2, centred(Three, Four, 32)))
+            .element(Element::F16)
+            .rope(Rope::new(10_000.0, 64).interleaved()),
+        case("Centred: signed key bytes; 12 x 8; every KV head in a slab of its own", 96, 3, 3, centred(Eight, Eight, 32)).slabs(),
+        leaves(case("Centred: heads stored in three ways; no RoPE", 64, 4, 4, centred(Two, Two, 32)).three_ways()).rope(Rope::none()),
+        case("Centred: the largest head, eight groups; half of it turns", 256, 1, 1, centred(Four, Three, 32)).rope(Rope::new(500_000.0, 128)),
         case("bytes for scales, no rotation", 64, 1, 1, rtn(Two, Three, 32).with_scales(Scales::Byte)),
-        in_planes(case("planes of 4-bit codes, four groups", 128, 2, 2, rtn(Four, Four, 32))),
-        in_planes(case("planes of 8-bit keys and 4-bit values, rotated; 20 x 4", 80, 1, 1, hadamard(Eight, Four, 128))),
-        in_planes(Case {
-            element: Element::F16,
-            ..leaves(case("planes of 4-bit keys and 8-bit values; tokens leave the window", 64, 2, 2, rtn(Four, Eight, 64)))
-        }),
-        in_planes(Case { slabs: true, ..case("planes of the largest head, in slabs", 256, 2, 2, hadamard(Eight, Eight, 64)) }),
-        in_planes(case("planes with bytes for scales", 96, 1, 1, hadamard(Four, Four, 32).with_scales(Scales::Byte))),
-        in_planes(case("planes of Centred's 4-bit codes, one group a head", 128, 2, 2, centred(Four, Four, 128))),
-        in_planes(Case {
-            element: Element::F16,
-            ..leaves(case("planes of Centred's 8-bit keys and 4-bit values; tokens leave the window", 64, 2, 2, centred(Eight, Four, 32)))
-        }),
-        in_planes(Case { slabs: true, ..case("planes of Centred's 4-bit keys and 8-bit values, in slabs; 20 x 4", 80, 2, 2, centred(Four, Eight, 128)) }),
+        case("planes of 4-bit codes, four groups", 128, 2, 2, rtn(Four, Four, 32)).in_planes(),
+        case("planes of 8-bit keys and 4-bit values, rotated; 20 x 4", 80, 1, 1, hadamard(Eight, Four, 128)).in_planes(),
+        leaves(case("planes of 4-bit keys and 8-bit values; tokens leave the window", 64, 2, 2, rtn(Four, Eight, 64))).element(Element::F16).in_planes(),
+        case("planes of the largest head, in slabs", 256, 2, 2, hadamard(Eight, Eight, 64)).slabs().in_planes(),
+        case("planes with bytes for scales", 96, 1, 1, hadamard(Four, Four, 32).with_scales(Scales::Byte)).in_planes(),
+        case("planes of Centred's 4-bit codes, one group a head", 128, 2, 2, centred(Four, Four, 128)).in_planes(),
+        leaves(case("planes of Centred's 8-bit keys and 4-bit values; tokens leave the window", 64, 2, 2, centred(Eight, Four, 32)))
+            .element(Element::F16)
+            .in_planes(),
+        case("planes of Centred's 4-bit keys and 8-bit values, in slabs; 20 x 4", 80, 2, 2, centred(Four, Eight, 128)).slabs().in_planes(),
     ];
-    let interleaved = Case { element: Element::F16, ..leaves(case("interleaved pairs; groups of 64 and f16 rows", 128, 2, 2, hadamard(Eight, Four, 64))) };
-    cases.push(Case { shape: rope(&interleaved, Rope::new(10_000.0, 128).interleaved()), ..interleaved });
-    let largest = leaves(case("Centred: the largest head turns", 256, 1, 1, centred(Two, Eight, 64)));
-    cases.push(Case { shape: rope(&largest, Rope::new(500_000.0, 256)), ..largest });
-    cases[1].shape = rope(&cases[1], Rope::new(500.0, 64).interleaved());
-    cases[3].shape = rope(&cases[3], Rope::new(10_000.0, 32));
-    cases[4].shape = rope(&cases[4], Rope::none());
-    cases[9].shape = rope(&cases[9], Rope::new(10_000.0, 64).interleaved());
-    let first = cases.iter().position(|case| case.format.codec() == Codec::Centred).unwrap();
-    cases[first + 1].shape = rope(&cases[first + 1], Rope::new(10_000.0, 64).interleaved());
-    cases[first + 3].shape = rope(&cases[first + 3], Rope::none());
-    cases[first + 4].shape = rope(&cases[first + 4], Rope::new(500_000.0, 128));
+    cases.push(
+        leaves(case("interleaved pairs; groups of 64 and f16 rows", 128, 2, 2, hadamard(Eight, Four, 64)))
+            .element(Element::F16)
+            .rope(Rope::new(10_000.0, 128).interleaved()),
+    );
+    cases.push(leaves(case("Centred: the largest head turns", 256, 1, 1, centred(Two, Eight, 64))).rope(Rope::new(500_000.0, 256)));
     cases
 }
 

@@ -1,15 +1,16 @@
 //! A text as a model would show it to a cache, and a cache that reads it, layer by layer.
 
-use super::*;
-use super::{download, normals, poisoned, upload, words};
+use crate::{download, encoder, normals, poisoned, submit, upload, words};
 use rand::rngs::StdRng;
+use wgkv::{Cache, Chunk, Gpu, Plan, Result, Rows, Sequence, Shape};
 
 /// Numbers of a row of the residual stream.
 pub const STREAM: usize = 8;
 
-/// By layer keys, values, queries and the residual stream of every token.
+/// Keys, values, queries and the residual stream of every token.
 #[derive(Clone, Debug)]
 pub struct Text {
+    /// By layer.
     pub layers: Vec<[Vec<f32>; 4]>,
 }
 
@@ -44,26 +45,29 @@ impl Text {
 
 /// A cache that reads texts.
 pub struct Reader {
+    /// The cache's device.
     pub gpu: Gpu,
+    /// The cache.
     pub cache: Cache,
 }
 
 impl Reader {
+    /// Makes the cache.
     pub fn new(gpu: &Gpu, plan: Plan) -> Self {
         Self { gpu: gpu.clone(), cache: Cache::new(gpu, plan).expect("the plan can be allocated") }
     }
 
-    /// Reads on in a text by so many tokens; answers each layer's output, bit for bit.
+    /// Reads `tokens` tokens on in a text; returns each layer's output, bit for bit.
     pub fn read(&mut self, sequence: Sequence, text: &Text, tokens: usize) -> Vec<Vec<u32>> {
         self.take(sequence, text, tokens, true)
     }
 
-    /// Reads on in chunks of so many tokens; answers every chunk's layers' outputs.
+    /// Reads on in chunks; returns the outputs of every chunk's layers.
     pub fn read_all(&mut self, sequence: Sequence, text: &Text, chunks: &[usize]) -> Vec<Vec<u32>> {
         chunks.iter().flat_map(|tokens| self.read(sequence, text, *tokens)).collect()
     }
 
-    /// Reads on without asking what the text's queries find.
+    /// Reads on without attending.
     pub fn store(&mut self, sequence: Sequence, text: &Text, tokens: usize) {
         self.take(sequence, text, tokens, false);
     }
@@ -72,7 +76,7 @@ impl Reader {
         let [kv, _, q, _] = Text::widths(self.cache.plan().shape());
         let at = self.cache.tokens(sequence).expect("a live sequence") as usize;
         let step = self.cache.step(&[Chunk { sequence, tokens: tokens as u32 }]).expect("room for the text");
-        let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder = encoder(&self.gpu);
         let mut outputs = Vec::new();
         for (layer, [keys, values, queries, residual]) in (0..).zip(&text.layers) {
             let rows = |numbers: &[f32], width: usize| upload(&self.gpu, &numbers[at * width..(at + tokens) * width]);
@@ -85,7 +89,7 @@ impl Reader {
                 outputs.push(out);
             }
         }
-        self.gpu.queue().submit([encoder.finish()]);
+        submit(&self.gpu, encoder);
         outputs.iter().map(|out| words(&self.gpu, out)).collect()
     }
 
@@ -95,57 +99,32 @@ impl Reader {
         let shape = self.cache.plan().shape();
         let n = (tokens * shape.kv_heads * shape.head_dim) as usize;
         let buffers = [poisoned(&self.gpu, n), poisoned(&self.gpu, n)];
-        let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder = encoder(&self.gpu);
         self.cache.dequantize(&mut encoder, sequence, layer, 0..tokens, Rows::f32(&buffers[0]), Rows::f32(&buffers[1])).expect("tokens that are held");
-        self.gpu.queue().submit([encoder.finish()]);
+        submit(&self.gpu, encoder);
         buffers.map(|buffer| download(&self.gpu, &buffer, n))
     }
 
-    /// What a call records, submitted.
+    /// Submits what a call records, and returns what it returns.
     pub fn recorded<T>(&mut self, record: impl FnOnce(&mut Cache, &mut wgpu::CommandEncoder) -> Result<T>) -> T {
         self.tried(record).expect("the test's call is allowed")
     }
 
     /// The same of a call that may be refused.
     pub fn tried<T>(&mut self, record: impl FnOnce(&mut Cache, &mut wgpu::CommandEncoder) -> Result<T>) -> Result<T> {
-        let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder = encoder(&self.gpu);
         let answer = record(&mut self.cache, &mut encoder);
-        self.gpu.queue().submit([encoder.finish()]);
+        submit(&self.gpu, encoder);
         answer
     }
 
+    /// Forks a sequence.
     pub fn fork(&mut self, sequence: Sequence) -> Result<Sequence> {
         self.tried(|cache, encoder| cache.fork(encoder, sequence))
     }
 
+    /// Cuts a sequence.
     pub fn truncate(&mut self, sequence: Sequence, tokens: u32) -> Result<()> {
         self.tried(|cache, encoder| cache.truncate(encoder, sequence, tokens))
     }
-}
-
-/// Attention in f64 of `rows` queries (before RoPE) from position `first` on, over rows as they are stored, keys after RoPE:
-/// `[rows, query_heads, head_dim]`.
-pub fn attention_over(shape: &Shape, [keys, values]: [&[f32]; 2], queries: &[f32], first: u32, rows: u32) -> Vec<f64> {
-    let seen = ((first + rows) * shape.kv_heads * shape.head_dim) as usize;
-    let still = Shape { rope: Rope::none(), ..shape.clone() };
-    reference::attention_exact(&still, &keys[..seen], &values[..seen], &turned(shape, queries, first, rows), rows as usize)
-}
-
-/// The same of one query, over all of these rows, whatever their positions were.
-pub fn attention_seen(shape: &Shape, [keys, values]: [&[f32]; 2], query: &[f32], position: u32) -> Vec<f64> {
-    reference::attention_exact(&Shape { rope: Rope::none(), ..shape.clone() }, keys, values, &turned(shape, query, position, 1), 1)
-}
-
-/// Queries turned to their positions.
-fn turned(shape: &Shape, queries: &[f32], first: u32, rows: u32) -> Vec<f32> {
-    let (d, heads) = (shape.head_dim as usize, shape.query_heads as usize);
-    queries[..rows as usize * heads * d]
-        .chunks_exact(d)
-        .zip(0..)
-        .flat_map(|(row, i): (&[f32], usize)| {
-            let row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
-            reference::turn_exact(&shape.rope, &row, first + (i / heads) as u32)
-        })
-        .map(|x| x as f32)
-        .collect()
 }

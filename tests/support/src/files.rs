@@ -1,6 +1,5 @@
 //! A safetensors file in its parts, to be written with something else in it.
 
-use super::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -11,11 +10,14 @@ pub type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
 /// A file's metadata and tensors, these by name.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parts {
+    /// By key.
     pub metadata: BTreeMap<String, String>,
+    /// By name.
     pub tensors: Vec<Tensor>,
 }
 
 impl Parts {
+    /// Takes a file apart.
     pub fn of(bytes: &[u8]) -> Self {
         let (_, header) = SafeTensors::read_metadata(bytes).expect("a file of safetensors");
         let read = SafeTensors::deserialize(bytes).expect("a file of safetensors");
@@ -31,6 +33,7 @@ impl Parts {
         self
     }
 
+    /// Without a text.
     pub fn without(mut self, key: &str) -> Self {
         self.metadata.remove(key).expect("a text of this name");
         self

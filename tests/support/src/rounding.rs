@@ -1,7 +1,6 @@
-//! Is what a kernel stored the rounding of what it should have stored?
+//! Whether what a kernel stored is the rounding of what it should have stored.
 
-use super::Packed;
-use super::*;
+use crate::Packed;
 use wgkv::Scales;
 
 /// A quotient: 2.5 units in the last place by WGSL's accuracy, 2^-23 each, and a rounding more.
@@ -29,11 +28,14 @@ fn float8_step(x: f64) -> f64 {
 /// How many were compared, and how many were rounded otherwise than the twin did it.
 #[derive(Debug, Default)]
 pub struct Count {
+    /// Compared.
     pub all: usize,
+    /// Rounded otherwise.
     pub ties: usize,
 }
 
 impl Count {
+    /// Counts one more.
     pub fn add(&mut self, same: bool) {
         self.all += 1;
         self.ties += usize::from(!same);
@@ -42,22 +44,30 @@ impl Count {
 
 /// One key or value in f64, and the error that f32 may have made of it.
 pub struct Exact {
+    /// By channel.
     pub row: Vec<f64>,
+    /// Of any channel.
     pub error: f64,
 }
 
 /// How numbers are packed.
 #[derive(Clone, Copy, Debug)]
 pub struct Packing {
+    /// Bits of a code.
     pub bits: u32,
+    /// What a group's range is multiplied by.
     pub clip: f32,
+    /// How scales are stored.
     pub scales: Scales,
 }
 
 /// Numbers that share a scale, as they are stored.
 pub struct Group {
+    /// Their scale.
     pub scale: f32,
+    /// Their zero, as codes count.
     pub zero: f32,
+    /// A code each.
     pub codes: Vec<u32>,
 }
 

@@ -1,7 +1,6 @@
 //! What lies in a page and in RotateKV's plane of key scales, read from the description of [`PageLayout`](wgkv::low_level::PageLayout), not from
 //! the kernels.
 
-use super::*;
 use wgkv::aligned::Alignment;
 use wgkv::low_level::Slab;
 use wgkv::low_level::reference::half::unpack;
@@ -21,10 +20,13 @@ pub struct Packed {
 /// One head's page.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Page<'a> {
+    /// The slab that it lies in.
     pub slab: &'a Slab,
+    /// Channels of the head.
     pub head_dim: u32,
-    /// Are integer codes stored in planes?
+    /// Whether integer codes are stored in planes.
     pub code_planes: bool,
+    /// What lies there.
     pub words: &'a [u32],
 }
 

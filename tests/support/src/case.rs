@@ -1,0 +1,292 @@
+//! Rows of the tests' tables: shapes, formats and devices, and the steps that are walked with them.
+
+use wgkv::aligned::Alignment;
+use wgkv::bits::BitPlan;
+use wgkv::learned::Reach;
+use wgkv::{Bits, Capability, Capacity, ChannelOrder, Codec, Element, Format, Gpu, Means, Plan, Precision, Protection, Rope, Shape, Sinks};
+
+use crate::learning;
+
+/// One row of a test's table: made by [`case`], changed by its methods, walked by a [`Walk`](crate::Walk).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Case {
+    /// Why it is in the table.
+    pub why: &'static str,
+    /// The model's shape.
+    pub shape: Shape,
+    /// How tokens are stored.
+    pub format: Format,
+    /// Which tokens stay f16.
+    pub protection: Protection,
+    /// The type of the caller's rows.
+    pub element: Element,
+    /// For Centred: means and weights, drawn by [`Walk::new`](crate::Walk::new) if there are none. The means of the keys are then what
+    /// keys have in common.
+    pub means: Option<Means>,
+    /// For RotateKV: the order of channels, drawn by [`Walk::new`](crate::Walk::new) if there is none.
+    pub channel_order: Option<ChannelOrder>,
+    /// For RotateKV: how far the order of channels reaches.
+    pub reach: Reach,
+    /// For AlignedF16, and where integer codes are stored in planes: the planes that decoding reads.
+    pub alignment: Alignment,
+    /// Tokens that a query sees, if not all.
+    pub sliding_window: Option<u32>,
+    /// Tokens that every sequence holds, or up to 127 more, after it slid before each step.
+    pub keep: Option<u32>,
+    /// (sequence, new tokens), by step.
+    pub steps: Vec<Vec<(usize, u32)>>,
+    precisions: Vec<[Precision; 2]>,
+    split_workgroups: Option<u32>,
+    counted: bool,
+    /// Whether every KV head has a slab of its own.
+    pub slabs: bool,
+    straight: Option<bool>,
+    subgroups: bool,
+    invocations: Option<u32>,
+    workgroups: Option<u32>,
+}
+
+/// A case of f32 rows with full RoPE in split halves, nothing protected, and two sequences whose chunks begin inside a block
+/// of 32 and inside a page, with a decode step between.
+pub fn case(why: &'static str, head_dim: u32, query_heads: u32, kv_heads: u32, format: Format) -> Case {
+    Case {
+        why,
+        shape: Shape { layers: 1, query_heads, kv_heads, head_dim, rope: Rope::new(10_000.0, head_dim) },
+        format,
+        protection: Protection::NONE,
+        element: Element::F32,
+        means: None,
+        channel_order: None,
+        reach: Reach::Global,
+        alignment: Alignment::EVERYTHING,
+        sliding_window: None,
+        keep: None,
+        steps: vec![vec![(0, 45), (1, 131)], vec![(1, 1), (0, 1)], vec![(0, 90), (1, 3)]],
+        precisions: Vec::new(),
+        split_workgroups: None,
+        counted: false,
+        slabs: false,
+        straight: None,
+        subgroups: true,
+        invocations: None,
+        workgroups: None,
+    }
+}
+
+impl Case {
+    /// Gives it another reason to be in the table.
+    pub fn why(mut self, why: &'static str) -> Self {
+        self.why = why;
+        self
+    }
+
+    /// Replaces the shape.
+    pub fn shape(mut self, shape: Shape) -> Self {
+        self.shape = shape;
+        self
+    }
+
+    /// Replaces RoPE.
+    pub fn rope(mut self, rope: Rope) -> Self {
+        self.shape.rope = rope;
+        self
+    }
+
+    /// Replaces the format.
+    pub fn format(mut self, format: Format) -> Self {
+        self.format = format;
+        self
+    }
+
+    /// Gives every KV head a precision of its keys and one of its values, which are otherwise the format's.
+    pub fn precisions(mut self, precisions: Vec<[Precision; 2]>) -> Self {
+        self.precisions = precisions;
+        self
+    }
+
+    /// Stores the keys and values of four KV heads in three ways, the first and the last alike. Half of the keys and a fourth of the
+    /// values are not codes but halves.
+    pub fn three_ways(self) -> Self {
+        let alike = [Precision::new(Bits::Two, 32), Precision::new(Bits::Eight, 64)];
+        let precisions = vec![alike, [Precision::F16, Precision::new(Bits::Three, 32)], [Precision::new(Bits::Four, 128), Precision::F16], alike];
+        self.precisions(precisions)
+    }
+
+    /// For RotateKV: stores the values of four KV heads, rotated in pairs, in two ways.
+    pub fn two_ways(self) -> Self {
+        let key = self.format.key();
+        let [first, second] = [Precision::new(Bits::Two, 32), Precision::F16].map(|value| [key, value]);
+        self.precisions(vec![first, first, second, second])
+    }
+
+    /// Protects tokens.
+    pub fn protection(mut self, protection: Protection) -> Self {
+        self.protection = protection;
+        self
+    }
+
+    /// Sets the type of the caller's rows.
+    pub fn element(mut self, element: Element) -> Self {
+        self.element = element;
+        self
+    }
+
+    /// Gives Centred its means and weights.
+    pub fn means(mut self, means: impl Into<Option<Means>>) -> Self {
+        self.means = means.into();
+        self
+    }
+
+    /// Sets how far RotateKV's order of channels reaches.
+    pub fn reach(mut self, reach: Reach) -> Self {
+        self.reach = reach;
+        self
+    }
+
+    /// Chooses the planes that decoding reads.
+    pub fn alignment(mut self, alignment: Alignment) -> Self {
+        self.alignment = alignment;
+        self
+    }
+
+    /// Stores integer codes in planes, all of which are read.
+    pub fn in_planes(self) -> Self {
+        self.alignment(Alignment::budget(0.0, 0.0))
+    }
+
+    /// Lets kernels count their loads of planes.
+    pub fn counted(mut self) -> Self {
+        self.counted = true;
+        self
+    }
+
+    /// Sets sliding-window attention.
+    pub fn sliding_window(mut self, tokens: u32) -> Self {
+        self.sliding_window = Some(tokens);
+        self
+    }
+
+    /// Lets all sequences slide before every step, so that they hold `tokens` tokens or up to 127 more.
+    pub fn keep(mut self, tokens: u32) -> Self {
+        self.keep = Some(tokens);
+        self
+    }
+
+    /// Replaces the steps: (sequence, new tokens) of each.
+    pub fn steps(mut self, steps: Vec<Vec<(usize, u32)>>) -> Self {
+        self.steps = steps;
+        self
+    }
+
+    /// Sets how many workgroups a decode pass is split into.
+    pub fn split_workgroups(mut self, workgroups: u32) -> Self {
+        self.split_workgroups = Some(workgroups);
+        self
+    }
+
+    /// Pretends bindings so small that every KV head has a slab of its own.
+    pub fn slabs(mut self) -> Self {
+        self.slabs = true;
+        self
+    }
+
+    /// Pretends a device that prefers straight-line code, or one that does not.
+    pub fn straight(mut self, straight: impl Into<Option<bool>>) -> Self {
+        self.straight = straight.into();
+        self
+    }
+
+    /// Pretends a device whose shaders have no subgroup operations: attend_split then reduces through workgroup memory.
+    pub fn no_subgroups(mut self) -> Self {
+        self.subgroups = false;
+        self
+    }
+
+    /// Pretends a device that allows no more than `invocations` invocations of a workgroup.
+    pub fn invocations(mut self, invocations: u32) -> Self {
+        self.invocations = Some(invocations);
+        self
+    }
+
+    /// Pretends a device whose grids have no more than `workgroups` workgroups in a dimension.
+    pub fn workgroups(mut self, workgroups: u32) -> Self {
+        self.workgroups = Some(workgroups);
+        self
+    }
+
+    /// The number of sequences, and the most tokens that one of them reaches.
+    pub(crate) fn size(&self) -> (u32, u32) {
+        let mut tokens = Vec::new();
+        for (sequence, new) in self.steps.iter().flatten() {
+            tokens.resize(tokens.len().max(sequence + 1), 0);
+            tokens[*sequence] += new;
+        }
+        (tokens.len() as u32, tokens.into_iter().max().expect("a step"))
+    }
+
+    /// The device as the case pretends it, but for small bindings.
+    pub(crate) fn pretend(&self, gpu: &Gpu) -> Gpu {
+        let mut capability = *gpu.capability();
+        capability.straight = self.straight.unwrap_or(capability.straight);
+        if !self.subgroups {
+            capability = capability.without_subgroups();
+        }
+        capability.invocations = self.invocations.unwrap_or(capability.invocations);
+        capability.workgroups = self.workgroups.unwrap_or(capability.workgroups);
+        // Pipelines are compiled anew for every pretended device.
+        if capability == *gpu.capability() { gpu.clone() } else { gpu.pretend(capability) }
+    }
+
+    /// The plan, with room for `sequences` sequences of `tokens` tokens.
+    pub(crate) fn plan(&self, sequences: u32, tokens: u32, capability: &Capability) -> Plan {
+        let precisions = |_: u32, head: u32| self.precisions.get(head as usize).copied().unwrap_or([self.format.key(), self.format.value()]);
+        let bits = BitPlan::new(&self.shape, self.format, precisions).expect("the case's precisions fit");
+        let mut builder = Plan::builder(self.shape.clone(), bits)
+            .protection(self.protection)
+            .capacity(Capacity::tokens(sequences, tokens))
+            .element(self.element)
+            .alignment(self.alignment);
+        if self.counted {
+            builder = builder.counted_loads();
+        }
+        if let Some(tokens) = self.sliding_window {
+            builder = builder.sliding_window(tokens);
+        }
+        if let Some(workgroups) = self.split_workgroups {
+            builder = builder.split_workgroups(workgroups);
+        }
+        let builder = learning(learning(builder, self.means.as_ref()), self.channel_order.as_ref());
+        builder.build(capability).expect("the case's plan can be made")
+    }
+}
+
+/// Round to nearest.
+pub fn rtn(key: Bits, value: Bits, group: u32) -> Format {
+    Format::new(Codec::Rtn, key, value, group)
+}
+
+/// Hadamard.
+pub fn hadamard(key: Bits, value: Bits, group: u32) -> Format {
+    Format::new(Codec::Hadamard, key, value, group)
+}
+
+/// Centred.
+pub fn centred(key: Bits, value: Bits, group: u32) -> Format {
+    Format::new(Codec::Centred, key, value, group)
+}
+
+/// RotateKV with `heads` KV heads rotated together.
+pub fn rotated(key: Bits, value: Bits, group: u32, heads: u32) -> Format {
+    Format::new(Codec::RotateKv, key, value, group).with_heads_per_group(heads)
+}
+
+/// The first `sinks` tokens and a window.
+pub fn protect(sinks: u32, window: u32) -> Protection {
+    Protection { sinks: if sinks == 0 { Sinks::None } else { Sinks::First(sinks) }, window }
+}
+
+/// Sinks that are elected, and a window.
+pub fn massive(sinks: u32, window: u32) -> Protection {
+    Protection { sinks: Sinks::Massive(sinks), window }
+}

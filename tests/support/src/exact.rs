@@ -1,0 +1,93 @@
+//! What f64 makes of the same numbers.
+
+use crate::{Taken, Walk, f16_row, norm, records};
+use wgkv::low_level::reference;
+use wgkv::{Rope, Shape};
+
+/// A token's key or value as the codec stores it, before it is rounded, in f64.
+pub fn basis(walk: &Walk, row: &[f32], head: u32, token: u32, key: bool) -> Vec<f64> {
+    use reference::{rotate_exact, turn_exact};
+    let (shape, codec) = (&walk.case.shape, walk.case.format.codec());
+    let d = shape.head_dim as usize;
+    let part = |numbers: &[f32], i: usize| f64::from(numbers[head as usize * d + i]);
+    let mut row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
+    if let Some(learned) = &walk.case.means {
+        let means = if key { learned.key_means(0) } else { learned.value_means(0) };
+        row = row.iter().enumerate().map(|(i, x)| x - part(means, i)).collect();
+    }
+    if key {
+        row = turn_exact(&shape.rope, &row, token);
+        if let Some(learned) = &walk.case.means {
+            row = row.iter().enumerate().map(|(i, x)| x * part(learned.weights(0), i)).collect();
+        }
+    }
+    let rotates = if key { codec.rotates_keys() } else { codec.rotates_values() };
+    if rotates { rotate_exact(&row) } else { row }
+}
+
+/// The length that f32's errors in the same are relative to: that of the row and of its mean, times the largest weight.
+pub fn basis_length(walk: &Walk, row: &[f32], head: u32, key: bool) -> f64 {
+    let length = f64::from(norm(row));
+    let Some(learned) = &walk.case.means else {
+        return length;
+    };
+    let part = |numbers: &[f32]| numbers[(head * walk.case.shape.head_dim) as usize..][..row.len()].to_vec();
+    let means = part(if key { learned.key_means(0) } else { learned.value_means(0) });
+    let weight = if key { part(learned.weights(0)).into_iter().fold(0.0, f32::max) } else { 1.0 };
+    (length + f64::from(norm(&means))) * f64::from(weight)
+}
+
+/// Attention in f64 of `rows` rows of a step, from row `first`, over what their sequence has stored: `[rows, query_heads, head_dim]`.
+/// The rows must be the sequence's last tokens. Stored keys are turned already, so the queries are, too.
+pub fn exact_over_stored(walk: &Walk, taken: &Taken, sequence: usize, first: u32, rows: u32) -> Vec<f64> {
+    let shape = &walk.case.shape;
+    let [keys, values] = walk.dequantize(sequence);
+    let tokens = walk.cache.tokens(walk.sequences[sequence]).expect("a live sequence");
+    let width = (shape.query_heads * shape.head_dim) as usize;
+    let queries = &taken.queries.numbers[first as usize * width..];
+    let held = walk.first(sequence);
+    let reach = walk.case.sliding_window.unwrap_or(u32::MAX);
+    if held == 0 && reach >= tokens {
+        return attention_over(shape, [&keys, &values], queries, tokens - rows, rows);
+    }
+    let slot = walk.sequences[sequence].slot();
+    let record = records(taken).into_iter().find(|record| record.slot == slot).expect("a chunk of the step");
+    let held: Vec<bool> = (0..tokens).map(|t| t >= held || f16_row(walk, &taken.after, &record, 0, t).is_some()).collect();
+    let row = |n: u32| {
+        let position = tokens - rows + n;
+        let seen: Vec<usize> = (0..=position).filter(|t| held[*t as usize] && position - t < reach).map(|t| t as usize).collect();
+        let kept = |numbers: &[f32]| -> Vec<f32> {
+            let width = (shape.kv_heads * shape.head_dim) as usize;
+            seen.iter().flat_map(|t| &numbers[t * width..][..width]).copied().collect()
+        };
+        attention_seen(shape, [&kept(&keys), &kept(&values)], &queries[n as usize * width..], position)
+    };
+    (0..rows).flat_map(row).collect()
+}
+
+/// Attention in f64 of `rows` queries (before RoPE) from position `first` on, over rows as they are stored, keys after RoPE:
+/// `[rows, query_heads, head_dim]`.
+pub fn attention_over(shape: &Shape, [keys, values]: [&[f32]; 2], queries: &[f32], first: u32, rows: u32) -> Vec<f64> {
+    let seen = ((first + rows) * shape.kv_heads * shape.head_dim) as usize;
+    let still = Shape { rope: Rope::none(), ..shape.clone() };
+    reference::attention_exact(&still, &keys[..seen], &values[..seen], &turned(shape, queries, first, rows), rows as usize)
+}
+
+/// The same of one query, over all of these rows, whatever their positions were.
+pub fn attention_seen(shape: &Shape, [keys, values]: [&[f32]; 2], query: &[f32], position: u32) -> Vec<f64> {
+    reference::attention_exact(&Shape { rope: Rope::none(), ..shape.clone() }, keys, values, &turned(shape, query, position, 1), 1)
+}
+
+/// Queries turned to their positions.
+fn turned(shape: &Shape, queries: &[f32], first: u32, rows: u32) -> Vec<f32> {
+    let (d, heads) = (shape.head_dim as usize, shape.query_heads as usize);
+    queries[..rows as usize * heads * d]
+        .chunks_exact(d)
+        .zip(0..)
+        .flat_map(|(row, i): (&[f32], usize)| {
+            let row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
+            reference::turn_exact(&shape.rope, &row, first + (i / heads) as u32)
+        })
+        .map(|x| x as f32)
+        .collect()
+}
