@@ -26,11 +26,9 @@ fn shape() -> Shape {
     Shape { layers: 2, query_heads: 4, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
 }
 
-/// A plan; RotateKV's with the channels in their natural order.
 fn plan(shape: Shape, format: Format, protection: Protection, budget: Capacity, capability: &Capability) -> Result<Plan> {
-    let order = (format.codec() == Codec::RotateKv).then(|| ChannelOrder::natural(&shape, format.heads_per_group(shape.kv_heads)));
-    let builder = Plan::builder(shape, format).protection(protection).capacity(budget);
-    learning(builder, order.and_then(Result::ok).as_ref()).build(capability)
+    let order = natural_order(&shape, &format);
+    learning(Plan::builder(shape, format).protection(protection).capacity(budget), order.as_ref()).build(capability)
 }
 
 #[test]

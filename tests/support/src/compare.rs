@@ -1,4 +1,6 @@
-//! Comparison of rows.
+//! Comparison of rows, and of errors.
+
+use wgkv::{Error, Result};
 
 /// The length of a row.
 pub fn norm(row: &[f32]) -> f32 {
@@ -25,4 +27,19 @@ pub fn close(name: &str, got: &[f32], want: &[f32], atol: f32, rtol: f32, seed: 
             atol + rtol * b.abs()
         );
     }
+}
+
+/// Asserts that it is this error.
+#[track_caller]
+pub fn refused<T: std::fmt::Debug>(result: Result<T>, want: &Error) {
+    let Err(error) = result else { panic!("should be refused: {want}") };
+    assert_eq!(error, *want);
+}
+
+/// Asserts that `doing` something with a file failed because there is no such file.
+#[track_caller]
+pub fn no_such_file(file: &std::path::Path, result: Result<()>, doing: &str) {
+    let error = result.expect_err("there is no such file");
+    let Error::Io { doing: did, path, source } = &error else { panic!("{doing} {} must fail, but: {error:?}", file.display()) };
+    assert_eq!((*did, path.as_str(), source.get().kind()), (doing, file.display().to_string().as_str(), std::io::ErrorKind::NotFound));
 }

@@ -7,11 +7,13 @@
 mod aligned_cases;
 mod appends;
 pub mod bench;
+mod bit_plans;
 mod case;
 mod compare;
 mod device;
 mod exact;
 mod files;
+mod json;
 mod packed;
 mod random;
 mod rounding;
@@ -20,11 +22,13 @@ mod walk;
 
 pub use aligned_cases::*;
 pub use appends::*;
+pub use bit_plans::*;
 pub use case::*;
 pub use compare::*;
 pub use device::*;
 pub use exact::*;
 pub use files::*;
+pub use json::*;
 pub use packed::*;
 pub use random::*;
 pub use rounding::*;

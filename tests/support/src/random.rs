@@ -3,7 +3,7 @@
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use wgkv::learned::{Learned, Reach};
-use wgkv::{ChannelOrder, Format, Means, PlanBuilder, RopeLayout, Shape};
+use wgkv::{ChannelOrder, Codec, Format, Means, PlanBuilder, RopeLayout, Shape};
 
 /// A generator from a fresh seed, printed so that a failure can be repeated with `WGKV_SEED`.
 pub fn generator() -> StdRng {
@@ -37,6 +37,13 @@ pub fn learning<T: Clone + Into<Learned>>(builder: PlanBuilder, learned: Option<
         Some(learned) => builder.learned(learned.clone()),
         None => builder,
     }
+}
+
+/// The channels in their natural order, which a plan of RotateKV needs; nothing for other codecs, and for heads that cannot be rotated
+/// together.
+pub fn natural_order(shape: &Shape, format: &Format) -> Option<ChannelOrder> {
+    let order = (format.codec() == Codec::RotateKv).then(|| ChannelOrder::natural(shape, format.heads_per_group(shape.kv_heads)));
+    order.and_then(Result::ok)
 }
 
 /// An order of channels that is a random permutation.

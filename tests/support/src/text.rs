@@ -54,7 +54,7 @@ pub struct Reader {
 impl Reader {
     /// Makes the cache.
     pub fn new(gpu: &Gpu, plan: Plan) -> Self {
-        Self { gpu: gpu.clone(), cache: Cache::new(gpu, plan).expect("the plan can be allocated") }
+        Self { gpu: gpu.clone(), cache: Cache::new(gpu, plan).expect("the device has room for the plan") }
     }
 
     /// Reads `tokens` tokens on in a text; returns each layer's output, bit for bit.

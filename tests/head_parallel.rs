@@ -162,7 +162,10 @@ fn heads_on_several_devices_are_those_of_one() {
 #[test]
 fn what_does_not_fit_the_devices_is_refused() {
     let gpus = devices(3);
-    let plan = |format| Plan::builder(shape(), format).protection(Protection::NONE).capacity(Capacity::tokens(2, 128)).build(gpus[0].capability()).unwrap();
+    let plan = |format| {
+        let builder = Plan::builder(shape(), format).protection(Protection::NONE).capacity(Capacity::tokens(2, 128));
+        learning(builder, natural_order(&shape(), &format).as_ref()).build(gpus[0].capability()).unwrap()
+    };
     let (four, two) = (plan(Format::f16()), plan(rotated(Bits::Two, Bits::Two, 64, 2)));
     let refused = |result: Result<()>, wanted: &str| {
         let error = result.unwrap_err();
