@@ -52,13 +52,13 @@ struct AlignPlanParams { // src/kernel/align_plan.rs
     pad_b: u32,
 }
 
-@group(0) @binding(0) var<uniform> params: AlignPlanParams;
-@group(0) @binding(1) var<storage, read> tables: array<u32>;          // records of 8 words; lists of physical pages
-@group(0) @binding(2) var<storage, read> query_codes: array<HeadsU>;  // [row, kv_head, block, QUERY_STRIDE] f32
-@group(0) @binding(3) var<storage, read> scores: array<HeadsF>;       // [page of the pass, kv_head, block, 128], then sums, then quads
-@group(0) @binding(4) var<storage, read> row_partials: array<f32>;    // [partial, query_heads, HEAD_DIM + 2]
-@group(0) @binding(5) var<storage, read> pages: array<u32>;           // [physical page, slab head, 4 * PAGE_VECS]
-@group(0) @binding(6) var<storage, read_write> plans: array<u32>;     // [row, kv_head, block, PLAN_WORDS]
+@group(1) @binding(0) var<uniform> params: AlignPlanParams;
+@group(1) @binding(1) var<storage, read> tables: array<u32>;          // records of 8 words; lists of physical pages
+@group(0) @binding(0) var<storage, read> query_codes: array<HeadsU>;  // [row, kv_head, block, QUERY_STRIDE] f32
+@group(0) @binding(1) var<storage, read> scores: array<HeadsF>;       // [page of the pass, kv_head, block, 128], then sums, then quads
+@group(0) @binding(2) var<storage, read> row_partials: array<f32>;    // [partial, query_heads, HEAD_DIM + 2]
+@group(0) @binding(3) var<storage, read> pages: array<u32>;           // [physical page, slab head, 4 * PAGE_VECS]
+@group(0) @binding(4) var<storage, read_write> plans: array<u32>;     // [row, kv_head, block, PLAN_WORDS]
 
 const HIDDEN = -1e30;
 

@@ -42,14 +42,14 @@ struct AlignScoresParams { // src/kernel/align_scores.rs
     kv_heads: u32,    // KV heads of the layer
 }
 
-@group(0) @binding(0) var<uniform> params: AlignScoresParams;
-@group(0) @binding(1) var<storage, read> tables: array<u32>;            // items of 8 words; lists of physical pages
-@group(0) @binding(2) var<storage, read> turns: array<vec4<f32>>;       // [128 low + high positions, pairs], two a vector
-@group(0) @binding(3) var<storage, read> query_codes: array<HeadsU>;    // [row, kv_head, block, QUERY_STRIDE] f32
-@group(0) @binding(4) var<storage, read> plans: array<u32>;             // [row, kv_head, block, PLAN_WORDS]
-@group(0) @binding(5) var<storage, read> pages: array<u32>;             // [physical page, slab head, 4 * PAGE_VECS]
-@group(0) @binding(6) var<storage, read> position_terms: array<HeadsF>; // [kv_head, block, 12, page of the pass], for Centred
-@group(0) @binding(7) var<storage, read_write> scores: array<HeadsF>;   // [page of the pass, kv_head, block, 128], then sums, then quads
+@group(1) @binding(0) var<uniform> params: AlignScoresParams;
+@group(1) @binding(1) var<storage, read> tables: array<u32>;            // items of 8 words; lists of physical pages
+@group(0) @binding(0) var<storage, read> turns: array<vec4<f32>>;       // [128 low + high positions, pairs], two a vector
+@group(0) @binding(1) var<storage, read> query_codes: array<HeadsU>;    // [row, kv_head, block, QUERY_STRIDE] f32
+@group(0) @binding(2) var<storage, read> plans: array<u32>;             // [row, kv_head, block, PLAN_WORDS]
+@group(0) @binding(3) var<storage, read> pages: array<u32>;             // [physical page, slab head, 4 * PAGE_VECS]
+@group(0) @binding(4) var<storage, read> position_terms: array<HeadsF>; // [kv_head, block, 12, page of the pass], for Centred
+@group(0) @binding(5) var<storage, read_write> scores: array<HeadsF>;   // [page of the pass, kv_head, block, 128], then sums, then quads
 
 const HIDDEN = -1e30;
 const PLAN_WORDS = 112u;

@@ -37,12 +37,12 @@ struct AlignValuesParams { // src/kernel/align_values.rs
     pad_c: u32,
 }
 
-@group(0) @binding(0) var<uniform> params: AlignValuesParams;
-@group(0) @binding(1) var<storage, read> tables: array<u32>;                // items of 8 words; lists of physical pages
-@group(0) @binding(2) var<storage, read> scores: array<HeadsF>;             // [page of the pass, kv_head, block, 128], ..
-@group(0) @binding(3) var<storage, read> plans: array<u32>;                 // [row, kv_head, block, PLAN_WORDS]
-@group(0) @binding(4) var<storage, read> pages: array<u32>;                 // [physical page, slab head, 4 * PAGE_VECS]
-@group(0) @binding(5) var<storage, read_write> partials: array<vec4<f32>>;  // [item, kv_head, block, HEADS, HEAD_DIM / 4 + 1], ledgers
+@group(1) @binding(0) var<uniform> params: AlignValuesParams;
+@group(1) @binding(1) var<storage, read> tables: array<u32>;                // items of 8 words; lists of physical pages
+@group(0) @binding(0) var<storage, read> scores: array<HeadsF>;             // [page of the pass, kv_head, block, 128], ..
+@group(0) @binding(1) var<storage, read> plans: array<u32>;                 // [row, kv_head, block, PLAN_WORDS]
+@group(0) @binding(2) var<storage, read> pages: array<u32>;                 // [physical page, slab head, 4 * PAGE_VECS]
+@group(0) @binding(3) var<storage, read_write> partials: array<vec4<f32>>;  // [item, kv_head, block, HEADS, HEAD_DIM / 4 + 1], ledgers
 
 const LEDGER_VECS = 3u;
 const PLAN_WORDS = 112u;

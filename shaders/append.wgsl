@@ -59,15 +59,15 @@ struct AppendParams { // src/kernel/append.rs
 
 alias Cell = vec2<f32>;
 
-@group(0) @binding(0) var<uniform> params: AppendParams;
-@group(0) @binding(1) var<storage, read> tables: array<u32>;                    // items of 2 words; chunks of 8; pages
-@group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;               // [128 low + high positions, ROPE_PAIRS]
-@group(0) @binding(3) var<storage, read> keys: array<u32>;                      // [rows, kv_heads, HEAD_DIM] f32 or f16
-@group(0) @binding(4) var<storage, read> values: array<u32>;                    // the same
-@group(0) @binding(5) var<storage, read> protected_rows: array<u32>;            // [slot, kv_heads, SINKS + RING, HEAD_DIM]
-@group(0) @binding(6) var<storage, read> marks: array<u32>;                     // [kv_heads, 3, HEAD_DIM] f32, for Centred
-@group(0) @binding(7) var<storage, read_write> pages: array<u32>;               // [physical page, slab head, 4 * PAGE_VECS]
-@group(0) @binding(8) var<storage, read_write> status: array<atomic<u32>>;      // count, then entries of 4 words
+@group(1) @binding(0) var<uniform> params: AppendParams;
+@group(1) @binding(1) var<storage, read> tables: array<u32>;                    // items of 2 words; chunks of 8; pages
+@group(0) @binding(0) var<storage, read> turns: array<vec2<f32>>;               // [128 low + high positions, ROPE_PAIRS]
+@group(2) @binding(0) var<storage, read> keys: array<u32>;                      // [rows, kv_heads, HEAD_DIM] f32 or f16
+@group(2) @binding(1) var<storage, read> values: array<u32>;                    // the same
+@group(0) @binding(1) var<storage, read> protected_rows: array<u32>;            // [slot, kv_heads, SINKS + RING, HEAD_DIM]
+@group(0) @binding(2) var<storage, read> marks: array<u32>;                     // [kv_heads, 3, HEAD_DIM] f32, for Centred
+@group(0) @binding(3) var<storage, read_write> pages: array<u32>;               // [physical page, slab head, 4 * PAGE_VECS]
+@group(0) @binding(4) var<storage, read_write> status: array<atomic<u32>>;      // count, then entries of 4 words
 
 var<workgroup> row: array<vec2<f32>, HEAD_DIM>;
 var<workgroup> terms: array<vec4<f32>, HEAD_DIM>;     // of a channel's key and of its value

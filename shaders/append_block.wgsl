@@ -47,15 +47,15 @@ struct AppendBlockParams { // src/kernel/append.rs
     pad_b: u32,
 }
 
-@group(0) @binding(0) var<uniform> params: AppendBlockParams;
-@group(0) @binding(1) var<storage, read> tables: array<u32>;                    // items of 2 words; chunks of 8; pages
-@group(0) @binding(2) var<storage, read> turns: array<vec4<f32>>;               // [128 low + high positions, ROPE_PAIRS], two a vector
-@group(0) @binding(3) var<storage, read> keys: array<vec4<u32>>;                // [rows, kv_heads, HEAD_DIM] f32 or f16
-@group(0) @binding(4) var<storage, read> values: array<vec4<u32>>;              // the same
-@group(0) @binding(5) var<storage, read> protected_rows: array<vec4<u32>>;      // [slot, kv_heads, SINKS + RING, HEAD_DIM] pairs of halves
-@group(0) @binding(6) var<storage, read> marks: array<vec4<u32>>;               // [kv_heads, 3, HEAD_DIM] f32, for Centred
-@group(0) @binding(7) var<storage, read_write> pages: array<u32>;               // [physical page, slab head, 4 * PAGE_VECS]
-@group(0) @binding(8) var<storage, read_write> status: array<atomic<u32>>;      // count, then entries of 4 words
+@group(1) @binding(0) var<uniform> params: AppendBlockParams;
+@group(1) @binding(1) var<storage, read> tables: array<u32>;                    // items of 2 words; chunks of 8; pages
+@group(0) @binding(0) var<storage, read> turns: array<vec4<f32>>;               // [128 low + high positions, ROPE_PAIRS], two a vector
+@group(2) @binding(0) var<storage, read> keys: array<vec4<u32>>;                // [rows, kv_heads, HEAD_DIM] f32 or f16
+@group(2) @binding(1) var<storage, read> values: array<vec4<u32>>;              // the same
+@group(0) @binding(1) var<storage, read> protected_rows: array<vec4<u32>>;      // [slot, kv_heads, SINKS + RING, HEAD_DIM] pairs of halves
+@group(0) @binding(2) var<storage, read> marks: array<vec4<u32>>;               // [kv_heads, 3, HEAD_DIM] f32, for Centred
+@group(0) @binding(3) var<storage, read_write> pages: array<u32>;               // [physical page, slab head, 4 * PAGE_VECS]
+@group(0) @binding(4) var<storage, read_write> status: array<atomic<u32>>;      // count, then entries of 4 words
 
 const BLOCK = 32u;                    // tokens
 const QUADS = HEAD_DIM / 4u;

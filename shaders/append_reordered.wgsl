@@ -45,15 +45,15 @@ struct AppendReorderedParams { // src/kernel/append_reordered.rs
 
 alias Cell = f32;
 
-@group(0) @binding(0) var<uniform> params: AppendReorderedParams;
-@group(0) @binding(1) var<storage, read> tables: array<u32>;               // items of 2 words; chunks of 8; pages
-@group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;          // [128 low + high positions, ROPE_PAIRS]
-@group(0) @binding(3) var<storage, read> keys: array<u32>;                 // [rows, kv_heads, HEAD_DIM] f32 or f16
-@group(0) @binding(4) var<storage, read> protected_rows: array<u32>;       // [slot, kv_heads, SINKS + RING, HEAD_DIM]
-@group(0) @binding(5) var<storage, read> marks: array<u32>;                // [kv_heads, HEAD_DIM] groups a byte; sinks
-@group(0) @binding(6) var<storage, read_write> pages: array<u32>;          // [physical page, slab head, 4 * PAGE_VECS]
-@group(0) @binding(7) var<storage, read_write> key_scales: array<u32>;     // [physical page, ROW_GROUPS, GROUP_WORDS]
-@group(0) @binding(8) var<storage, read_write> status: array<atomic<u32>>; // count, then entries of 4 words
+@group(1) @binding(0) var<uniform> params: AppendReorderedParams;
+@group(1) @binding(1) var<storage, read> tables: array<u32>;               // items of 2 words; chunks of 8; pages
+@group(0) @binding(0) var<storage, read> turns: array<vec2<f32>>;          // [128 low + high positions, ROPE_PAIRS]
+@group(2) @binding(0) var<storage, read> keys: array<u32>;                 // [rows, kv_heads, HEAD_DIM] f32 or f16
+@group(0) @binding(1) var<storage, read> protected_rows: array<u32>;       // [slot, kv_heads, SINKS + RING, HEAD_DIM]
+@group(0) @binding(2) var<storage, read> marks: array<u32>;                // [kv_heads, HEAD_DIM] groups a byte; sinks
+@group(0) @binding(3) var<storage, read_write> pages: array<u32>;          // [physical page, slab head, 4 * PAGE_VECS]
+@group(0) @binding(4) var<storage, read_write> key_scales: array<u32>;     // [physical page, ROW_GROUPS, GROUP_WORDS]
+@group(0) @binding(5) var<storage, read_write> status: array<atomic<u32>>; // count, then entries of 4 words
 
 var<workgroup> row: array<f32, GROUP_CELLS>;
 var<workgroup> half_way: array<f32, GROUP_CELLS>;

@@ -33,13 +33,13 @@ struct AttendMergeParams { // src/kernel/attend_merge.rs
 
 alias Cell = f32;
 
-@group(0) @binding(0) var<uniform> params: AttendMergeParams;
-@group(0) @binding(1) var<storage, read> tables: array<u32>;            // records of 4 words: first and count in both lists
-@group(0) @binding(2) var<storage, read> partials: array<f32>;          // [item, kv_heads, BLOCKS, HEADS, HEAD_DIM + 4]
-@group(0) @binding(3) var<storage, read> row_partials: array<f32>;      // [partial, query_heads, HEAD_DIM + 2]
-@group(0) @binding(4) var<storage, read> marks: array<u32>;             // [kv_heads, 3, HEAD_DIM] f32, for Centred
-@group(0) @binding(5) var<storage, read_write> output: array<u32>;      // [rows, query_heads, HEAD_DIM] f32 or f16
-@group(0) @binding(6) var<storage, read_write> log_sums: array<f32>;    // [rows, query_heads]
+@group(1) @binding(0) var<uniform> params: AttendMergeParams;
+@group(1) @binding(1) var<storage, read> tables: array<u32>;            // records of 4 words: first and count in both lists
+@group(0) @binding(0) var<storage, read> partials: array<f32>;          // [item, kv_heads, BLOCKS, HEADS, HEAD_DIM + 4]
+@group(0) @binding(1) var<storage, read> row_partials: array<f32>;      // [partial, query_heads, HEAD_DIM + 2]
+@group(0) @binding(2) var<storage, read> marks: array<u32>;             // [kv_heads, 3, HEAD_DIM] f32, for Centred
+@group(2) @binding(0) var<storage, read_write> output: array<u32>;      // [rows, query_heads, HEAD_DIM] f32 or f16
+@group(2) @binding(1) var<storage, read_write> log_sums: array<f32>;    // [rows, query_heads]
 
 var<workgroup> row: array<f32, HEAD_DIM>;
 var<workgroup> gathered: array<vec3<f32>, THREADS>; // each part's largest score, sum and channel

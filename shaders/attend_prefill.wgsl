@@ -51,15 +51,15 @@ struct AttendPrefillParams { // src/kernel/attend_prefill.rs
     kv_heads: u32,
 }
 
-@group(0) @binding(0) var<uniform> params: AttendPrefillParams;
-@group(0) @binding(1) var<storage, read> tables: array<u32>;                // items of 8 words; chunks of 8; pages
-@group(0) @binding(2) var<storage, read> query_rows: array<vec4<f32>>;      // [row, query_heads, HEAD_DIM / 4 + POSITION_QUADS]
-@group(0) @binding(3) var<storage, read> turns: array<vec2<f32>>;           // [128 low + high positions, ROPE_PAIRS]
-@group(0) @binding(4) var<storage, read> marks: array<u32>;                 // [kv_heads, HEAD_DIM] groups a byte; sinks
-@group(0) @binding(5) var<storage, read> key_scales: array<vec4<u32>>;      // [physical page, group of the row, SCALE_VECS]
-@group(0) @binding(6) var<storage, read> pages: array<vec4<u32>>;           // [physical page, slab head, PAGE_VECS]
-@group(0) @binding(7) var<storage, read> protected_rows: array<u32>;        // [slot, kv_heads, SINKS + RING, HEAD_DIM]
-@group(0) @binding(8) var<storage, read_write> row_partials: array<f32>;    // [partial, query_heads, HEAD_DIM + 2]
+@group(1) @binding(0) var<uniform> params: AttendPrefillParams;
+@group(1) @binding(1) var<storage, read> tables: array<u32>;                // items of 8 words; chunks of 8; pages
+@group(0) @binding(0) var<storage, read> query_rows: array<vec4<f32>>;      // [row, query_heads, HEAD_DIM / 4 + POSITION_QUADS]
+@group(0) @binding(1) var<storage, read> turns: array<vec2<f32>>;           // [128 low + high positions, ROPE_PAIRS]
+@group(0) @binding(2) var<storage, read> marks: array<u32>;                 // [kv_heads, HEAD_DIM] groups a byte; sinks
+@group(0) @binding(3) var<storage, read> key_scales: array<vec4<u32>>;      // [physical page, group of the row, SCALE_VECS]
+@group(0) @binding(4) var<storage, read> pages: array<vec4<u32>>;           // [physical page, slab head, PAGE_VECS]
+@group(0) @binding(5) var<storage, read> protected_rows: array<u32>;        // [slot, kv_heads, SINKS + RING, HEAD_DIM]
+@group(0) @binding(6) var<storage, read_write> row_partials: array<f32>;    // [partial, query_heads, HEAD_DIM + 2]
 
 alias Cell = vec4<f32>;
 

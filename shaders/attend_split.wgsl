@@ -60,15 +60,15 @@ struct AttendSplitParams { // src/kernel/attend_split.rs
     kv_heads: u32,    // KV heads of the layer
 }
 
-@group(0) @binding(0) var<uniform> params: AttendSplitParams;
-@group(0) @binding(1) var<storage, read> tables: array<u32>;               // items of 8 words; lists of physical pages
-@group(0) @binding(2) var<storage, read> turns: array<vec4<f32>>;          // [128 low + high positions, pairs], two a vector
-@group(0) @binding(3) var<storage, read> query_codes: array<HeadsU>;       // [row, kv_head, block, QUERY_STRIDE]
-@group(0) @binding(4) var<storage, read> marks: array<u32>;                // [kv_heads, HEAD_DIM] groups a byte; sinks
-@group(0) @binding(5) var<storage, read> key_scales: array<vec4<u32>>;     // [physical page, group of the row, SCALE_VECS]
-@group(0) @binding(6) var<storage, read> pages: array<vec4<u32>>;          // [physical page, slab head, PAGE_VECS]
-@group(0) @binding(7) var<storage, read> position_terms: array<HeadsF>;    // [kv_heads, BLOCKS, 12, page of the pass], for Centred
-@group(0) @binding(8) var<storage, read_write> partials: array<vec4<f32>>; // [item, kv_head, block, HEADS, HEAD_DIM / 4 + 1]
+@group(1) @binding(0) var<uniform> params: AttendSplitParams;
+@group(1) @binding(1) var<storage, read> tables: array<u32>;               // items of 8 words; lists of physical pages
+@group(0) @binding(0) var<storage, read> turns: array<vec4<f32>>;          // [128 low + high positions, pairs], two a vector
+@group(0) @binding(1) var<storage, read> query_codes: array<HeadsU>;       // [row, kv_head, block, QUERY_STRIDE]
+@group(0) @binding(2) var<storage, read> marks: array<u32>;                // [kv_heads, HEAD_DIM] groups a byte; sinks
+@group(0) @binding(3) var<storage, read> key_scales: array<vec4<u32>>;     // [physical page, group of the row, SCALE_VECS]
+@group(0) @binding(4) var<storage, read> pages: array<vec4<u32>>;          // [physical page, slab head, PAGE_VECS]
+@group(0) @binding(5) var<storage, read> position_terms: array<HeadsF>;    // [kv_heads, BLOCKS, 12, page of the pass], for Centred
+@group(0) @binding(6) var<storage, read_write> partials: array<vec4<f32>>; // [item, kv_head, block, HEADS, HEAD_DIM / 4 + 1]
 
 const HIDDEN = -1e30;
 

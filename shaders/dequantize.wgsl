@@ -50,15 +50,15 @@ struct DequantizeParams { // src/kernel/dequantize.rs
 
 alias Cell = vec2<f32>;
 
-@group(0) @binding(0) var<uniform> params: DequantizeParams;
-@group(0) @binding(1) var<storage, read> tables: array<u32>;
-@group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;       // [128 low + high positions, ROPE_PAIRS]
-@group(0) @binding(3) var<storage, read> marks: array<u32>;             // [kv_heads, HEAD_DIM] groups a byte, or [kv_heads, 3, HEAD_DIM] f32; sinks
-@group(0) @binding(4) var<storage, read> key_scales: array<vec4<u32>>;  // [physical page, group of the row, SCALE_VECS]
-@group(0) @binding(5) var<storage, read> pages: array<vec4<u32>>;       // [physical page, slab head, PAGE_VECS]
-@group(0) @binding(6) var<storage, read> protected_rows: array<u32>;    // [slot, kv_heads, SINKS + RING, HEAD_DIM]
-@group(0) @binding(7) var<storage, read_write> keys: array<f32>;        // [tokens, kv_heads, HEAD_DIM]
-@group(0) @binding(8) var<storage, read_write> values: array<f32>;      // the same
+@group(1) @binding(0) var<uniform> params: DequantizeParams;
+@group(1) @binding(1) var<storage, read> tables: array<u32>;
+@group(0) @binding(0) var<storage, read> turns: array<vec2<f32>>;       // [128 low + high positions, ROPE_PAIRS]
+@group(0) @binding(1) var<storage, read> marks: array<u32>;             // [kv_heads, HEAD_DIM] groups a byte, or [kv_heads, 3, HEAD_DIM] f32; sinks
+@group(0) @binding(2) var<storage, read> key_scales: array<vec4<u32>>;  // [physical page, group of the row, SCALE_VECS]
+@group(0) @binding(3) var<storage, read> pages: array<vec4<u32>>;       // [physical page, slab head, PAGE_VECS]
+@group(0) @binding(4) var<storage, read> protected_rows: array<u32>;    // [slot, kv_heads, SINKS + RING, HEAD_DIM]
+@group(2) @binding(0) var<storage, read_write> keys: array<f32>;        // [tokens, kv_heads, HEAD_DIM]
+@group(2) @binding(1) var<storage, read_write> values: array<f32>;      // the same
 
 var<workgroup> row: array<vec2<f32>, HEAD_DIM>;
 

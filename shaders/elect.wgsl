@@ -22,11 +22,11 @@ struct ElectParams { // src/kernel/elect.rs
     pad: u32,
 }
 
-@group(0) @binding(0) var<uniform> params: ElectParams;
-@group(0) @binding(1) var<storage, read> tables: array<u32>;           // items of 4 words, with MERGE of 8
-@group(0) @binding(2) var<storage, read> residual: array<u32>;         // [rows, width] f32 or f16
-@group(0) @binding(3) var<storage, read_write> candidates: array<u32>; // [block, SINKS, 2]: magnitude, token
-@group(0) @binding(4) var<storage, read_write> marks: array<u32>;      // groups; then [slot, 3 * SINKS]
+@group(1) @binding(0) var<uniform> params: ElectParams;
+@group(1) @binding(1) var<storage, read> tables: array<u32>;           // items of 4 words, with MERGE of 8
+@group(2) @binding(0) var<storage, read> residual: array<u32>;         // [rows, width] f32 or f16
+@group(2) @binding(1) var<storage, read_write> candidates: array<u32>; // [block, SINKS, 2]: magnitude, token
+@group(0) @binding(0) var<storage, read_write> marks: array<u32>;      // groups; then [slot, 3 * SINKS]
 
 const NOBODY = 0xffffffffu;
 

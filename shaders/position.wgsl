@@ -36,12 +36,12 @@ struct PositionParams { // src/kernel/position.rs
     pad_c: u32,
 }
 
-@group(0) @binding(0) var<uniform> params: PositionParams;
-@group(0) @binding(1) var<storage, read> tables: array<u32>;                       // items of 4 words
-@group(0) @binding(2) var<storage, read> turns: array<vec4<f32>>;                  // two pairs (cosine, sine) a vector: tables of src/position.rs
-@group(0) @binding(3) var<storage, read> queries: array<u32>;                      // [rows, query_heads, HEAD_DIM] f32 or f16
-@group(0) @binding(4) var<storage, read> marks: array<u32>;                        // [kv_heads, 3, HEAD_DIM] f32
-@group(0) @binding(5) var<storage, read_write> position_terms: array<HeadsF>;      // [kv_heads, BLOCKS, 12, page of the pass]
+@group(1) @binding(0) var<uniform> params: PositionParams;
+@group(1) @binding(1) var<storage, read> tables: array<u32>;                       // items of 4 words
+@group(0) @binding(0) var<storage, read> turns: array<vec4<f32>>;                  // two pairs (cosine, sine) a vector: tables of src/position.rs
+@group(2) @binding(0) var<storage, read> queries: array<u32>;                      // [rows, query_heads, HEAD_DIM] f32 or f16
+@group(0) @binding(1) var<storage, read> marks: array<u32>;                        // [kv_heads, 3, HEAD_DIM] f32
+@group(0) @binding(2) var<storage, read_write> position_terms: array<HeadsF>;      // [kv_heads, BLOCKS, 12, page of the pass]
 
 const SLOW = max(ROPE_PAIRS - POSITION_WAVES, 1u);
 const PAGES = 16u;

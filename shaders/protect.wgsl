@@ -34,14 +34,14 @@ struct ProtectParams { // src/kernel/protect.rs
 
 alias Cell = vec2<f32>;
 
-@group(0) @binding(0) var<uniform> params: ProtectParams;
-@group(0) @binding(1) var<storage, read> tables: array<u32>;                   // items of 2 words; chunks of 8
-@group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;              // [128 low + high positions, ROPE_PAIRS]
-@group(0) @binding(3) var<storage, read> keys: array<u32>;                     // [rows, kv_heads, HEAD_DIM] f32 or f16
-@group(0) @binding(4) var<storage, read> values: array<u32>;                   // the same
-@group(0) @binding(5) var<storage, read> marks: array<u32>;                    // for Centred [kv_heads, 3, HEAD_DIM] f32; sinks
-@group(0) @binding(6) var<storage, read_write> protected_rows: array<u32>;     // [slot, kv_heads, SINKS + RING, HEAD_DIM]
-@group(0) @binding(7) var<storage, read_write> status: array<atomic<u32>>;     // count, then entries of 4 words
+@group(1) @binding(0) var<uniform> params: ProtectParams;
+@group(1) @binding(1) var<storage, read> tables: array<u32>;                   // items of 2 words; chunks of 8
+@group(0) @binding(0) var<storage, read> turns: array<vec2<f32>>;              // [128 low + high positions, ROPE_PAIRS]
+@group(2) @binding(0) var<storage, read> keys: array<u32>;                     // [rows, kv_heads, HEAD_DIM] f32 or f16
+@group(2) @binding(1) var<storage, read> values: array<u32>;                   // the same
+@group(0) @binding(1) var<storage, read> marks: array<u32>;                    // for Centred [kv_heads, 3, HEAD_DIM] f32; sinks
+@group(0) @binding(2) var<storage, read_write> protected_rows: array<u32>;     // [slot, kv_heads, SINKS + RING, HEAD_DIM]
+@group(0) @binding(3) var<storage, read_write> status: array<atomic<u32>>;     // count, then entries of 4 words
 
 // Items from here on name a row of the elected sinks.
 const SINK_ROW = 0x80000000u;

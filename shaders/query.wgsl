@@ -46,13 +46,13 @@ struct QueryParams { // src/kernel/query.rs
 
 alias Cell = f32;
 
-@group(0) @binding(0) var<uniform> params: QueryParams;
-@group(0) @binding(1) var<storage, read> tables: array<u32>;
-@group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;             // [128 low + high positions, ROPE_PAIRS]
-@group(0) @binding(3) var<storage, read> queries: array<u32>;                 // [rows, query_heads, HEAD_DIM] f32 or f16
-@group(0) @binding(4) var<storage, read> marks: array<u32>;                   // [kv_heads, 3, HEAD_DIM] f32, for Centred
-@group(0) @binding(5) var<storage, read_write> query_rows: array<f32>;        // [row, query_heads, HEAD_DIM + 4 * POSITION_QUADS]
-@group(0) @binding(6) var<storage, read_write> query_codes: array<u32>;       // [row, kv_heads, BLOCKS, QUERY_STRIDE, HEADS]
+@group(1) @binding(0) var<uniform> params: QueryParams;
+@group(1) @binding(1) var<storage, read> tables: array<u32>;
+@group(0) @binding(0) var<storage, read> turns: array<vec2<f32>>;             // [128 low + high positions, ROPE_PAIRS]
+@group(2) @binding(0) var<storage, read> queries: array<u32>;                 // [rows, query_heads, HEAD_DIM] f32 or f16
+@group(0) @binding(1) var<storage, read> marks: array<u32>;                   // [kv_heads, 3, HEAD_DIM] f32, for Centred
+@group(0) @binding(2) var<storage, read_write> query_rows: array<f32>;        // [row, query_heads, HEAD_DIM + 4 * POSITION_QUADS]
+@group(0) @binding(3) var<storage, read_write> query_codes: array<u32>;       // [row, kv_heads, BLOCKS, QUERY_STRIDE, HEADS]
 
 var<workgroup> row: array<f32, HEAD_DIM>;
 var<workgroup> extents: array<f32, EIGHTHS>;

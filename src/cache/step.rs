@@ -1,82 +1,54 @@
 //! One step of the model: which sequences grow by how many tokens, and the tables that tell the kernels so.
 
+use super::params::{Params, Tables};
+use super::pass::{Pass, passes};
+use super::records::{ElectChunk, ElectRows, PackItem, ProtectItem, SINK_ROW};
 use super::sequence::Growth;
-use crate::format::PAGE_TOKENS;
 use crate::gpu::Gpu;
 use crate::kernel::align_plan::AlignPlanParams;
 use crate::kernel::align_scores::AlignScoresParams;
 use crate::kernel::align_values::AlignValuesParams;
 use crate::kernel::append::AppendParams;
 use crate::kernel::append_reordered::AppendReorderedParams;
-use crate::kernel::attend_merge::{AttendMergeParams, MERGE_ITEMS};
-use crate::kernel::attend_prefill::{AttendPrefillParams, DECODE_PARTIALS, TILE_ROWS, TILE_TOKENS};
+use crate::kernel::attend_merge::AttendMergeParams;
+use crate::kernel::attend_prefill::AttendPrefillParams;
 use crate::kernel::attend_split::AttendSplitParams;
 use crate::kernel::elect;
-use crate::kernel::position::{self, PositionParams};
+use crate::kernel::position::PositionParams;
 use crate::kernel::protect::ProtectParams;
 use crate::kernel::query::QueryParams;
 use crate::plan::{Plan, Slab};
-use std::cmp::Reverse;
-use std::ops::Range;
 use std::sync::atomic::AtomicBool;
-
-/// What an item of `protect` names a row of the elected sinks by.
-const SINK_ROW: u32 = 1 << 31;
 
 /// What one dispatch reads: its parameters' place, and how many workgroups it is.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Dispatch {
-    /// Bytes from the start of the parameters.
-    pub params: u64,
+pub(super) struct Dispatch {
+    /// Dynamic offset of the parameters.
+    pub params: u32,
     /// Items, each a workgroup for every head.
     pub items: u32,
 }
 
-/// Query rows that are attended together, because scratch holds no more.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Pass {
-    pub rows: u32,
-    pub merge: u64,
-    /// Parts that a row's items are shared out among to be merged.
-    pub merge_parts: u32,
-    /// By arrangement of the plan.
-    pub arranged: Vec<Arranged>,
-}
-
-/// What a pass does with the layers that spread their KV heads over slabs in one way.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Arranged {
-    pub query: u64,
-    /// Chunks of the pages of decoding rows, for Centred.
-    pub position: Dispatch,
-    /// By slab.
-    pub split: Vec<Dispatch>,
-    /// By slab.
-    pub prefill: Vec<Dispatch>,
-    /// By slab, for codecs with planes.
-    pub align: Vec<Align>,
-}
-
 /// What decoding from planes dispatches in the place of attend_split.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Align {
+pub(super) struct Align {
     pub keys: Dispatch,
     pub scores: Dispatch,
     pub values: Dispatch,
     pub rows: Dispatch,
 }
 
-/// Where the tables tell of a plan's arrangements.
+/// Where the tables list the heads of a plan's arrangement.
 #[derive(Clone, Debug)]
-pub(crate) struct Arrangement {
+pub(super) struct Arrangement {
     /// By KV head: channels that share a key scale, or 0 where attend_split takes the queries in f32.
-    groups_at: u32,
+    pub groups_at: u32,
     /// By slab: its heads; and after them, for RotateKV, by KV head its place in the slab.
-    heads_at: Vec<u32>,
+    pub heads_at: Vec<u32>,
 }
 
-/// Lists the heads of a slab, and for RotateKV the place of every head in it; answers where.
-pub(crate) fn list_heads(plan: &Plan, slab: &Slab, tables: &mut Vec<u32>) -> u32 {
+/// Lists the heads of a slab, and for RotateKV the place of every head in it; returns where.
+pub(super) fn list_heads(plan: &Plan, slab: &Slab, tables: &mut Vec<u32>) -> u32 {
     let at = tables.len() as u32;
     tables.extend(slab.heads());
     if plan.restores() {
@@ -86,63 +58,43 @@ pub(crate) fn list_heads(plan: &Plan, slab: &Slab, tables: &mut Vec<u32>) -> u32
     at
 }
 
-fn arrangements(plan: &Plan, tables: &mut Vec<u32>) -> Vec<Arrangement> {
-    plan.arrangements()
-        .iter()
-        .map(|slabs| {
-            let groups_at = tables.len() as u32;
-            let group = |slab: &Slab| if slab.float_queries() { 0 } else { slab.layout().key_group };
-            tables.extend((0..plan.shape().kv_heads).map(|head| slabs.iter().find(|slab| slab.heads().contains(&head)).map_or(0, group)));
-            Arrangement { groups_at, heads_at: slabs.iter().map(|slab| list_heads(plan, slab, tables)).collect() }
-        })
-        .collect()
-}
-
-/// A step on its way: made by [`Cache::step`](crate::Cache::step), used for every layer.
+/// A step on its way: made by [`Cache::step`](crate::Cache::step), used for every layer. Any [end](crate::Cache::end),
+/// [fork](crate::Cache::fork), [truncate](crate::Cache::truncate) or [slide](crate::Cache::slide) of any sequence makes it stale, and so does
+/// the next step.
 #[derive(Debug)]
 pub struct Step {
-    pub(crate) cache: u64,
-    pub(crate) serial: u64,
-    pub(crate) rows: u32,
-    pub(crate) tables: wgpu::Buffer,
-    pub(crate) params: wgpu::Buffer,
+    pub(super) cache: u64,
+    pub(super) serial: u64,
+    pub(super) rows: u32,
+    /// Parameters and tables.
+    pub(super) group: wgpu::BindGroup,
+    pub(super) tables: Tables,
     /// By layer and slab.
-    pub(crate) append: Vec<Vec<Dispatch>>,
+    pub(super) append: Vec<Vec<Dispatch>>,
     /// By layer and slab, for RotateKV.
-    pub(crate) append_reordered: Vec<Vec<Dispatch>>,
+    pub(super) append_reordered: Vec<Vec<Dispatch>>,
     /// Where sinks are to be elected.
-    pub(crate) election: Option<Election>,
+    pub(super) election: Option<Election>,
     /// By layer.
-    pub(crate) protect: Vec<Dispatch>,
-    pub(crate) passes: Vec<Pass>,
-    pub(crate) words: Words,
-}
-
-impl Step {
-    /// Rows of keys, values, queries and output: the tokens of all chunks, in their order.
-    pub fn rows(&self) -> u32 {
-        self.rows
-    }
-
-    /// What the kernels read, for comparing a kernel with its [twin](crate::kernel::reference).
-    pub fn words(&self) -> &Words {
-        &self.words
-    }
+    pub(super) protect: Vec<Dispatch>,
+    pub(super) passes: Vec<Pass>,
+    words: Words,
 }
 
 /// The election of a step's sinks, the same for every layer.
 #[derive(Debug)]
-pub(crate) struct Election {
+pub(super) struct Election {
     /// First item in the tables and items, of the blocks of rows and of the chunks.
     pub blocks: (u32, u32),
     pub chunks: (u32, u32),
     pub candidates: wgpu::Buffer,
-    /// By layer: was it held?
+    /// By layer: whether it was held.
     pub held: Vec<AtomicBool>,
 }
 
 /// The tables and parameters of a step, as the kernels read them.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Words {
     /// The tables.
     pub tables: Vec<u32>,
@@ -155,7 +107,7 @@ pub struct Words {
     /// Parameters of `protect`, by layer.
     pub protect: Vec<ProtectParams>,
     /// Parameters of `query`, by pass and arrangement: each way in which a layer's heads are spread over slabs, of which a plan
-    /// without an allocation has one.
+    /// that stores all heads alike has one.
     pub query: Vec<QueryParams>,
     /// Parameters of `position` and its items, by pass and arrangement; no items unless the codec is Centred.
     pub position: Vec<(PositionParams, u32)>,
@@ -163,8 +115,8 @@ pub struct Words {
     pub attend_split: Vec<(AttendSplitParams, u32)>,
     /// Parameters of `attend_prefill` and its items, by pass, arrangement and slab.
     pub attend_prefill: Vec<(AttendPrefillParams, u32)>,
-    /// Parameters of `align_plan` and its rows, by pass, arrangement and slab: for keys, then for values. Empty for codecs without planes,
-    /// like the two that follow.
+    /// Parameters of `align_plan` and its rows, by pass, arrangement and slab: for keys, then for values. Empty for codecs without
+    /// planes, like the two that follow.
     pub align_plan: Vec<([AlignPlanParams; 2], u32)>,
     /// Parameters of `align_scores` and its items.
     pub align_scores: Vec<(AlignScoresParams, u32)>,
@@ -174,438 +126,180 @@ pub struct Words {
     pub attend_merge: Vec<(AttendMergeParams, u32)>,
 }
 
-/// Parameters one after another, each where a uniform binding may begin.
-#[derive(Default)]
-struct Params {
-    bytes: Vec<u8>,
-}
-
-impl Params {
-    fn push<T: bytemuck::Pod>(&mut self, params: &T, alignment: u32) -> u64 {
-        self.bytes.resize(self.bytes.len().next_multiple_of(alignment as usize), 0);
-        let at = self.bytes.len() as u64;
-        self.bytes.extend_from_slice(bytemuck::bytes_of(params));
+impl Words {
+    /// Adds records to the tables; returns where the first lies.
+    pub(super) fn list<T: bytemuck::Pod>(&mut self, records: &[T]) -> u32 {
+        let at = self.tables.len() as u32;
+        self.tables.extend_from_slice(bytemuck::cast_slice(records));
         at
     }
 }
 
 impl Step {
-    pub(crate) fn new(gpu: &Gpu, plan: &Plan, growths: &[Growth], cache: u64, serial: u64) -> Self {
-        let alignment = gpu.capability().uniform_alignment;
+    /// Returns the rows of keys, values, queries and output: the tokens of all chunks, in their order.
+    pub fn rows(&self) -> u32 {
+        self.rows
+    }
+
+    /// Returns what the kernels read, for comparing a kernel with its [twin](crate::low_level::reference).
+    #[doc(hidden)]
+    pub fn words(&self) -> &Words {
+        &self.words
+    }
+
+    /// Makes a step of the cache of this number.
+    pub(super) fn new(gpu: &Gpu, plan: &Plan, layout: &wgpu::BindGroupLayout, growths: &[Growth], (cache, serial): (u64, u64)) -> Self {
+        let mut maker = StepMaker::new(gpu, plan, growths);
+        let append = maker.append();
+        let append_reordered = maker.append_reordered();
+        let election = maker.election(gpu);
+        let protect = maker.protect();
+        let passes = passes(&mut maker);
+        let StepMaker { words, params, rows, .. } = maker;
+        let (group, tables) = params.bind_with(gpu, layout, &words.tables);
+        Self { cache, serial, rows, group, tables, append, append_reordered, election, protect, passes, words }
+    }
+}
+
+/// A step on its way: what it is made from, and what it has so far.
+pub(super) struct StepMaker<'a> {
+    pub plan: &'a Plan,
+    pub growths: &'a [Growth],
+    /// By growth: where its record lies in the tables.
+    pub records: Vec<u32>,
+    pub arrangements: Vec<Arrangement>,
+    pub words: Words,
+    pub params: Params,
+    rows: u32,
+}
+
+impl<'a> StepMaker<'a> {
+    fn new(gpu: &Gpu, plan: &'a Plan, growths: &'a [Growth]) -> Self {
         let mut words = Words::default();
-        let mut params = Params::default();
-        let mut records = Vec::new();
+        let mut records = Vec::with_capacity(growths.len());
         let mut rows = 0;
         for growth in growths {
             records.push(growth.record(&mut words.tables, rows));
             rows += growth.rows;
         }
-        let arrangements = arrangements(plan, &mut words.tables);
-        let append = append_dispatches(plan, growths, &records, &arrangements, &mut words, &mut params, alignment);
-        let append_reordered = append_reordered_dispatches(plan, growths, &records, &arrangements, &mut words, &mut params, alignment);
-        let election = election(gpu.device(), plan, growths, &mut words);
-        let protect = protect_dispatches(plan, growths, &records, &mut words, &mut params, alignment);
-        let passes = passes(plan, growths, &records, &arrangements, &mut words, &mut params, alignment);
-        Self {
-            cache,
-            serial,
-            rows,
-            tables: gpu.tables(&words.tables),
-            params: gpu.uniform(&params.bytes),
-            append,
-            append_reordered,
-            election,
-            protect,
-            passes,
-            words,
-        }
+        let mut maker = Self { plan, growths, records, arrangements: Vec::new(), words, params: Params::new(gpu), rows };
+        maker.arrangements = plan.arrangements().iter().map(|slabs| maker.list_arrangement(slabs)).collect();
+        maker
     }
-}
 
-fn append_dispatches(
-    plan: &Plan,
-    growths: &[Growth],
-    records: &[u32],
-    arrangements: &[Arrangement],
-    words: &mut Words,
-    params: &mut Params,
-    alignment: u32,
-) -> Vec<Vec<Dispatch>> {
-    let items_at = words.tables.len() as u32;
-    let mut items = 0;
-    for (growth, record) in growths.iter().zip(records) {
-        let first = growth.old_packed.max(plan.unpacked());
-        if first < growth.new_packed {
-            for block in first / plan.append_block()..growth.new_packed.div_ceil(plan.append_block()) {
-                words.tables.extend([*record, block]);
-                items += 1;
+    fn list_arrangement(&mut self, slabs: &[Slab]) -> Arrangement {
+        let group = |slab: &Slab| if slab.float_queries() { 0 } else { slab.layout().key_group };
+        let groups: Vec<u32> = (0..self.plan.shape().kv_heads).map(|head| slabs.iter().find(|slab| slab.heads().contains(&head)).map_or(0, group)).collect();
+        let groups_at = self.words.list(&groups);
+        Arrangement { groups_at, heads_at: slabs.iter().map(|slab| list_heads(self.plan, slab, &mut self.words.tables)).collect() }
+    }
+
+    /// Lists the blocks of `block` tokens that new tokens of the pages lie in; returns where, and how many there are.
+    fn packed_blocks(&mut self, block: u32) -> (u32, u32) {
+        let mut items = Vec::new();
+        for (growth, record) in self.growths.iter().zip(&self.records) {
+            let first = growth.old_packed.max(self.plan.unpacked());
+            if first < growth.new_packed {
+                items.extend((first / block..growth.new_packed.div_ceil(block)).map(|block| PackItem { record: *record, block }));
             }
         }
+        (self.words.list(&items), items.len() as u32)
     }
-    let mut slab_dispatch = |layer: u32, slab: &Slab, heads_at: &u32| {
-        let p = AppendParams { items_at, items, layer, slab_heads: slab.count(), heads_at: *heads_at, kv_heads: plan.shape().kv_heads, pad: [0; 2] };
-        words.append.push(p);
-        Dispatch { params: params.push(&p, alignment), items }
-    };
-    by_slab(plan, arrangements, &mut slab_dispatch)
-}
 
-/// Makes something of every layer's every slab and the place of its heads in the tables.
-fn by_slab<T>(plan: &Plan, arrangements: &[Arrangement], of: &mut impl FnMut(u32, &Slab, &u32) -> T) -> Vec<Vec<T>> {
-    (0..plan.shape().layers)
-        .map(|layer| plan.slabs(layer).iter().zip(&arrangements[plan.arrangement(layer)].heads_at).map(|(slab, heads_at)| of(layer, slab, heads_at)).collect())
-        .collect()
-}
-
-fn append_reordered_dispatches(
-    plan: &Plan,
-    growths: &[Growth],
-    records: &[u32],
-    arrangements: &[Arrangement],
-    words: &mut Words,
-    params: &mut Params,
-    alignment: u32,
-) -> Vec<Vec<Dispatch>> {
-    if !plan.restores() {
-        return Vec::new();
-    }
-    let items_at = words.tables.len() as u32;
-    let mut items = 0;
-    for (growth, record) in growths.iter().zip(records) {
-        let first = growth.old_packed.max(plan.unpacked());
-        if first < growth.new_packed {
-            for lane in first / 4..growth.new_packed.div_ceil(4) {
-                words.tables.extend([*record, lane]);
-                items += 1;
-            }
+    /// Makes a dispatch of every layer's every slab, given the place of its heads in the tables.
+    fn by_slab(&mut self, mut of: impl FnMut(&mut Self, u32, &Slab, u32) -> Dispatch) -> Vec<Vec<Dispatch>> {
+        let plan = self.plan;
+        let mut layers = Vec::with_capacity(plan.shape().layers as usize);
+        for layer in 0..plan.shape().layers {
+            let slabs = plan.slabs(layer);
+            let arrangement = plan.arrangement(layer);
+            layers.push((0..slabs.len()).map(|n| of(self, layer, &slabs[n], self.arrangements[arrangement].heads_at[n])).collect());
         }
+        layers
     }
-    let mut slab_dispatch = |layer: u32, slab: &Slab, heads_at: &u32| {
-        let p = AppendReorderedParams {
-            items_at,
-            items,
-            layer,
-            slab_heads: slab.count(),
-            heads_at: *heads_at,
-            kv_heads: plan.shape().kv_heads,
-            places_at: heads_at + slab.count(),
-            // Every slab's keys have the same scales: they go with the slab of head 0.
-            scales: u32::from(slab.heads().contains(&0)),
-        };
-        words.append_reordered.push(p);
-        Dispatch { params: params.push(&p, alignment), items }
-    };
-    by_slab(plan, arrangements, &mut slab_dispatch)
-}
 
-/// Blocks of the prefilling chunks' rows, and the chunks.
-fn election(device: &wgpu::Device, plan: &Plan, growths: &[Growth], words: &mut Words) -> Option<Election> {
-    if !plan.elects() || !growths.iter().any(Growth::prefills) {
-        return None;
-    }
-    let blocks_at = words.tables.len() as u32;
-    let mut blocks = 0;
-    let mut chunks = Vec::new();
-    let mut row = 0;
-    for growth in growths {
-        let tokens = growth.new_tokens - growth.old_tokens;
-        if growth.prefills() {
-            let first_block = blocks;
-            for first in (0..tokens).step_by(elect::BLOCK_ROWS as usize) {
-                words.tables.extend([row + first, elect::BLOCK_ROWS.min(tokens - first), growth.old_tokens + first, 0]);
-                blocks += 1;
-            }
-            chunks.extend([growth.slot, first_block, blocks - first_block, growth.limit, growth.old_tokens, growth.new_tokens, 0, 0]);
-        }
-        row += tokens;
-    }
-    let chunks_at = words.tables.len() as u32;
-    words.tables.extend(&chunks);
-    let count = chunks.len() as u32 / 8;
-    words.elect = [(blocks_at, blocks), (chunks_at, count)];
-    let candidates = device.create_buffer(&wgpu::BufferDescriptor {
-        label: Some("wgkv candidates"),
-        size: 8 * u64::from(blocks) * u64::from(plan.sinks()),
-        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
-        mapped_at_creation: false,
-    });
-    let held = (0..plan.shape().layers).map(|_| AtomicBool::new(false)).collect();
-    Some(Election { blocks: (blocks_at, blocks), chunks: (chunks_at, count), candidates, held })
-}
-
-fn protect_dispatches(plan: &Plan, growths: &[Growth], records: &[u32], words: &mut Words, params: &mut Params, alignment: u32) -> Vec<Dispatch> {
-    let items_at = words.tables.len() as u32;
-    let mut items = 0;
-    for (growth, record) in growths.iter().zip(records) {
-        let sinks = growth.old_tokens..growth.new_tokens.min(plan.unpacked());
-        let elected = if plan.elects() && growth.prefills() { SINK_ROW..SINK_ROW + plan.sinks() } else { 0..0 };
-        let window = growth.new_packed.max(growth.old_tokens).max(plan.unpacked())..growth.new_tokens;
-        for token in sinks.chain(elected).chain(window) {
-            words.tables.extend([*record, token]);
-            items += 1;
-        }
-    }
-    let kv_heads = plan.shape().kv_heads;
-    (0..plan.shape().layers)
-        .map(|layer| {
-            let p = ProtectParams { items_at, items, layer, kv_heads };
-            words.protect.push(p);
-            Dispatch { params: params.push(&p, alignment), items }
+    fn append(&mut self) -> Vec<Vec<Dispatch>> {
+        let (items_at, items) = self.packed_blocks(self.plan.append_block());
+        let kv_heads = self.plan.shape().kv_heads;
+        self.by_slab(|maker, layer, slab, heads_at| {
+            let params = AppendParams { items_at, items, layer, slab_heads: slab.count(), heads_at, kv_heads, pad: [0; 2] };
+            maker.words.append.push(params);
+            Dispatch { params: maker.params.push(&params), items }
         })
-        .collect()
-}
-
-/// A run of one chunk's query rows that falls into one pass.
-struct Run<'a> {
-    growth: &'a Growth,
-    record: u32,
-    /// First query among the chunk's new tokens.
-    first: u32,
-    tokens: u32,
-    /// First row among the pass's rows.
-    row: u32,
-}
-
-impl Run<'_> {
-    /// A single query decodes: its pages are split. Several are a prefill.
-    fn decodes(&self) -> bool {
-        self.growth.rows == 1
     }
 
-    /// The first token that a query at this position may see, but for sinks.
-    fn visible(&self, plan: &Plan, position: u32) -> u32 {
-        (position + 1).saturating_sub(plan.reach()).max(self.growth.first())
+    fn append_reordered(&mut self) -> Vec<Vec<Dispatch>> {
+        if !self.plan.restores() {
+            return Vec::new();
+        }
+        let (items_at, items) = self.packed_blocks(4);
+        let kv_heads = self.plan.shape().kv_heads;
+        self.by_slab(|maker, layer, slab, heads_at| {
+            let params = AppendReorderedParams {
+                items_at,
+                items,
+                layer,
+                slab_heads: slab.count(),
+                heads_at,
+                kv_heads,
+                places_at: heads_at + slab.count(),
+                // Every slab's keys have the same scales: they go with the slab of head 0.
+                scales: u32::from(slab.heads().contains(&0)),
+            };
+            maker.words.append_reordered.push(params);
+            Dispatch { params: maker.params.push(&params), items }
+        })
     }
 
-    /// The first token that its decoding row sees in pages.
-    fn visible_packed(&self, plan: &Plan) -> u32 {
-        self.visible(plan, self.growth.old_tokens).max(plan.unpacked())
+    /// Lists the blocks of the prefilling chunks' rows, and the chunks.
+    fn election(&mut self, gpu: &Gpu) -> Option<Election> {
+        if !self.plan.elects() || !self.growths.iter().any(Growth::prefills) {
+            return None;
+        }
+        let (mut blocks, mut chunks) = (Vec::new(), Vec::new());
+        let mut row = 0;
+        for growth in self.growths {
+            let tokens = growth.new_tokens - growth.old_tokens;
+            if growth.prefills() {
+                let first_block = blocks.len() as u32;
+                for first in (0..tokens).step_by(elect::BLOCK_ROWS as usize) {
+                    let rows = elect::BLOCK_ROWS.min(tokens - first);
+                    blocks.push(ElectRows { first: row + first, rows, token: growth.old_tokens + first, pad: 0 });
+                }
+                let count = blocks.len() as u32 - first_block;
+                let Growth { slot, limit, old_tokens, new_tokens, .. } = *growth;
+                chunks.push(ElectChunk { slot, first_block, blocks: count, limit, old_tokens, new_tokens, pad: [0; 2] });
+            }
+            row += tokens;
+        }
+        let (blocks, count) = ((self.words.list(&blocks), blocks.len() as u32), chunks.len() as u32);
+        let chunks = (self.words.list(&chunks), count);
+        self.words.elect = [blocks, chunks];
+        let candidates = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some("wgkv candidates"),
+            size: 8 * u64::from(blocks.1) * u64::from(self.plan.sinks()),
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        let held = (0..self.plan.shape().layers).map(|_| AtomicBool::new(false)).collect();
+        Some(Election { blocks, chunks, candidates, held })
     }
 
-    /// Its pages that its decoding row sees tokens of: none where it does not decode.
-    fn pages(&self, plan: &Plan) -> Range<u32> {
-        let first = self.visible_packed(plan);
-        if self.decodes() && first < self.growth.new_packed { first / PAGE_TOKENS..self.growth.new_packed.div_ceil(PAGE_TOKENS) } else { 0..0 }
-    }
-
-    /// Where the tiles of tokens that so many of its queries, from `first` on, look at begin again after those of the sinks; 0 where they are
-    /// those of all tokens.
-    fn after(&self, plan: &Plan, first: u32) -> u32 {
-        if self.decodes() { self.growth.new_packed } else { self.visible(plan, self.growth.old_tokens + first) / PAGE_TOKENS * PAGE_TOKENS }
-    }
-
-    /// Tiles of sinks that lie before `after`, then of all tokens from there on that are seen before `end`. Without sinks theirs are passed by.
-    fn tiles(&self, plan: &Plan, after: u32, end: u32) -> Range<u32> {
-        let sinks = match after {
-            0 => 0,
-            _ if plan.elects() => plan.sinks(),
-            _ => plan.sinks().min(after),
+    fn protect(&mut self) -> Vec<Dispatch> {
+        let plan = self.plan;
+        let mut list = Vec::new();
+        for (growth, record) in self.growths.iter().zip(&self.records) {
+            let sinks = growth.old_tokens..growth.new_tokens.min(plan.unpacked());
+            let elected = if plan.elects() && growth.prefills() { SINK_ROW..SINK_ROW + plan.sinks() } else { 0..0 };
+            let window = growth.new_packed.max(growth.old_tokens).max(plan.unpacked())..growth.new_tokens;
+            list.extend(sinks.chain(elected).chain(window).map(|token| ProtectItem { record: *record, token }));
+        }
+        let (items_at, items, kv_heads) = (self.words.list(&list), list.len() as u32, plan.shape().kv_heads);
+        let mut dispatch = |layer| {
+            let params = ProtectParams { items_at, items, layer, kv_heads };
+            self.words.protect.push(params);
+            Dispatch { params: self.params.push(&params), items }
         };
-        let sinks = sinks.div_ceil(TILE_TOKENS);
-        let tokens = end.min(self.growth.new_tokens).saturating_sub(after);
-        (if self.growth.headless { sinks } else { 0 })..sinks + tokens.div_ceil(TILE_TOKENS)
+        (0..plan.shape().layers).map(&mut dispatch).collect()
     }
-
-    /// Tiles of the tokens that are f16: sinks that would lie in pages, then all that no page holds yet.
-    fn protected_tiles(&self, plan: &Plan) -> Range<u32> {
-        self.tiles(plan, self.growth.new_packed, self.growth.new_tokens)
-    }
-}
-
-fn passes(plan: &Plan, growths: &[Growth], records: &[u32], arrangements: &[Arrangement], words: &mut Words, params: &mut Params, alignment: u32) -> Vec<Pass> {
-    let most = plan.query_rows();
-    let mut passes = Vec::new();
-    let mut runs: Vec<Run<'_>> = Vec::new();
-    let mut rows = 0;
-    let mut row_first = 0;
-    let mut pages = 0;
-    for (growth, record) in growths.iter().zip(records) {
-        let tokens = growth.rows;
-        let mut first = 0;
-        // Scores (or terms of positions) are kept of as many pages as there are; sequences that share pages may together have more.
-        pages += growth.pages.len() as u32;
-        if plan.places_pages() && pages > plan.pages() && rows > 0 {
-            passes.push(pass(plan, &runs, rows, row_first, arrangements, words, params, alignment));
-            runs.clear();
-            row_first += rows;
-            (rows, pages) = (0, growth.pages.len() as u32);
-        }
-        while first < tokens {
-            let taken = (tokens - first).min(most - rows);
-            runs.push(Run { growth, record: *record, first, tokens: taken, row: rows });
-            first += taken;
-            rows += taken;
-            if rows == most {
-                passes.push(pass(plan, &runs, rows, row_first, arrangements, words, params, alignment));
-                runs.clear();
-                row_first += rows;
-                rows = 0;
-            }
-        }
-    }
-    if rows > 0 {
-        passes.push(pass(plan, &runs, rows, row_first, arrangements, words, params, alignment));
-    }
-    passes
-}
-
-#[expect(clippy::too_many_arguments, reason = "what it reads, then what it writes to")]
-fn pass(
-    plan: &Plan,
-    runs: &[Run<'_>],
-    rows: u32,
-    row_first: u32,
-    arrangements: &[Arrangement],
-    words: &mut Words,
-    params: &mut Params,
-    alignment: u32,
-) -> Pass {
-    let shape = plan.shape();
-    let tables = &mut words.tables;
-
-    let positions_at = tables.len() as u32;
-    for run in runs {
-        tables.extend((0..run.tokens).map(|t| run.growth.old_tokens + run.first + t));
-    }
-
-    // Decoding rows: their pages in slices of about equal size, 256 a row at most. Those with the most pages first: the others fill
-    // what is left at the end, when there are more items than run at once.
-    let mut all_pages = 0;
-    let mut score_pages = Vec::with_capacity(runs.len());
-    for run in runs {
-        score_pages.push(all_pages);
-        all_pages += run.pages(plan).len() as u32;
-    }
-    let mut by_pages: Vec<usize> = (0..runs.len()).collect();
-    by_pages.sort_by_cached_key(|n| Reverse(runs[*n].pages(plan).len()));
-    let slice = all_pages.div_ceil(plan.split_items()).max(1);
-    let split_at = tables.len() as u32;
-    let mut splits = 0;
-    let mut split_runs = vec![0..0; runs.len()];
-    for n in by_pages {
-        let run = &runs[n];
-        let first_split = splits;
-        let pages = run.pages(plan);
-        // What is found in the place of the slot where pages have places of their own: that of page 0 among the scores or terms.
-        let place = if plan.places_pages() { score_pages[n].wrapping_sub(pages.start) } else { run.growth.slot };
-        let slice = slice.max((pages.len() as u32).div_ceil(MERGE_ITEMS));
-        let (list, visible) = (run.growth.list(run.record), run.visible_packed(plan));
-        for first in pages.clone().step_by(slice as usize) {
-            let end = (first + slice).min(pages.end);
-            tables.extend([run.row, list, first, end, visible, run.growth.new_packed, place, run.growth.limit_now()]);
-            splits += 1;
-        }
-        split_runs[n] = first_split..splits;
-    }
-
-    // Prefilling rows: as many tokens as make a tile of rows, over everything they see. Decoding rows: their f16 tokens,
-    // a tile or a few an item, since one row alone would walk the tiles one after another.
-    let prefill_at = tables.len() as u32;
-    let most = TILE_ROWS / shape.share();
-    let slice = runs.iter().filter(|r| r.decodes()).map(|r| r.protected_tiles(plan).len() as u32).sum::<u32>().div_ceil(DECODE_PARTIALS).max(1);
-    let mut prefills = 0;
-    let mut partials = 0;
-    let mut partial_runs = Vec::new();
-    for run in runs {
-        let first_partial = partials;
-        let mut item = |first, tokens, after, tiles: Range<u32>| {
-            tables.extend([run.record, run.first + first, tokens, run.row + first, after, tiles.start, tiles.end, partials]);
-            prefills += 1;
-            partials += tokens;
-        };
-        if run.decodes() {
-            let tiles = run.protected_tiles(plan);
-            for tile in tiles.clone().step_by(slice as usize) {
-                item(0, 1, run.after(plan, 0), tile..(tile + slice).min(tiles.end));
-            }
-        } else {
-            for first in (0..run.tokens).step_by(most as usize) {
-                let tokens = most.min(run.tokens - first);
-                let seen = run.growth.old_tokens + run.first + first + tokens;
-                let after = run.after(plan, run.first + first);
-                item(first, tokens, after, run.tiles(plan, after, seen));
-            }
-        }
-        partial_runs.push(first_partial..partials);
-    }
-
-    let position_at = tables.len() as u32;
-    let mut positions = 0;
-    if plan.position_quads() > 0 {
-        for (run, place) in runs.iter().zip(&score_pages) {
-            let pages = run.pages(plan);
-            for first in pages.clone().step_by(position::PAGES as usize) {
-                tables.extend([run.row, first, pages.end.min(first + position::PAGES), place.wrapping_sub(pages.start)]);
-                positions += 1;
-            }
-        }
-    }
-
-    let align_at = tables.len() as u32;
-    let mut align_rows = 0;
-    if plan.aligns() {
-        for (n, run) in runs.iter().enumerate().filter(|(_, run)| !run.pages(plan).is_empty()) {
-            let (splits, partials, pages) = (&split_runs[n], &partial_runs[n], run.pages(plan));
-            let lists = [splits, partials].map(|range| [range.start, range.end - range.start]);
-            // Of these pages only, counted from their first.
-            tables.extend([run.row, run.growth.list(run.record).wrapping_add(pages.start), pages.len() as u32, score_pages[n]]);
-            tables.extend(lists.as_flattened());
-            align_rows += 1;
-        }
-    }
-
-    let records_at = tables.len() as u32;
-    let mut most_items = 0;
-    for ((run, splits), partials) in runs.iter().zip(split_runs).zip(partial_runs) {
-        let (split_count, partial_count) = (splits.end - splits.start, partials.end - partials.start);
-        most_items = most_items.max(split_count);
-        for token in 0..run.tokens {
-            // A prefilling row has one partial result, a decoding row all of its run.
-            let (first, count) = if run.decodes() { (partials.start, partial_count) } else { (partials.start + token, 1) };
-            tables.extend([splits.start, split_count, first, count]);
-        }
-    }
-    let merge = AttendMergeParams { records_at, row_first, query_heads: shape.query_heads, kv_heads: shape.kv_heads };
-
-    words.attend_merge.push((merge, rows));
-    let mut pass = Pass { rows, merge: params.push(&merge, alignment), merge_parts: plan.merge_parts_for(most_items), arranged: Vec::new() };
-    for (slabs, at) in plan.arrangements().iter().zip(arrangements) {
-        let query = QueryParams { positions_at, row_first, query_heads: shape.query_heads, kv_heads: shape.kv_heads, groups_at: at.groups_at, pad: [0; 3] };
-        let position = PositionParams { items_at: position_at, positions_at, row_first, query_heads: shape.query_heads, kv_heads: shape.kv_heads, pad: [0; 3] };
-        let mut arranged = Arranged {
-            query: params.push(&query, alignment),
-            position: Dispatch { params: params.push(&position, alignment), items: positions },
-            ..Arranged::default()
-        };
-        words.query.push(query);
-        words.position.push((position, positions));
-        for (slab, heads_at) in slabs.iter().zip(&at.heads_at) {
-            let (slab_heads, heads_at, kv_heads) = (slab.count(), *heads_at, shape.kv_heads);
-            let split = AttendSplitParams { items_at: split_at, slab_heads, heads_at, kv_heads };
-            let prefill = AttendPrefillParams { items_at: prefill_at, slab_heads, heads_at, kv_heads };
-            if plan.aligns() {
-                let [keys, values] = [plan.alignment().keys, plan.alignment().values].map(|criterion| {
-                    let [criterion, phi] = criterion.words();
-                    AlignPlanParams { rows_at: align_at, slab_heads, heads_at, kv_heads, criterion, phi, pad: [0; 2] }
-                });
-                let scores = AlignScoresParams { items_at: split_at, slab_heads, heads_at, kv_heads };
-                let rows = AlignValuesParams { items_at: split_at, slab_heads, heads_at, kv_heads, criterion: values.criterion, pad: [0; 3] };
-                arranged.align.push(Align {
-                    keys: Dispatch { params: params.push(&keys, alignment), items: align_rows },
-                    scores: Dispatch { params: params.push(&scores, alignment), items: splits },
-                    values: Dispatch { params: params.push(&values, alignment), items: align_rows },
-                    rows: Dispatch { params: params.push(&rows, alignment), items: splits },
-                });
-                words.align_plan.push(([keys, values], align_rows));
-                words.align_scores.push((scores, splits));
-                words.align_values.push((rows, splits));
-            }
-            arranged.split.push(Dispatch { params: params.push(&split, alignment), items: if plan.aligns() { 0 } else { splits } });
-            arranged.prefill.push(Dispatch { params: params.push(&prefill, alignment), items: prefills });
-            words.attend_split.push((split, splits));
-            words.attend_prefill.push((prefill, prefills));
-        }
-        pass.arranged.push(arranged);
-    }
-    pass
 }

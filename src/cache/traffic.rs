@@ -126,7 +126,7 @@ impl Cache {
     /// [`Error::Stale`](crate::Error::Stale), [`Error::Layer`](crate::Error::Layer), [`Error::Readback`](crate::Error::Readback),
     /// [`Error::Lost`](crate::Error::Lost).
     pub async fn traffic(&self, step: &Step, layer: u32) -> Result<AlignmentReport> {
-        self.check_step(step, layer)?;
+        self.check(step, layer)?;
         let plan = self.plan();
         let mut report = AlignmentReport::default();
         let slabs = plan.slabs(layer);

@@ -10,9 +10,10 @@ pub(crate) mod trace;
 
 pub use capability::{Capability, Reduce};
 pub use pipeline::Pipeline;
+pub(crate) use pipeline::bind_group;
 pub use profile::Profile;
 pub use rows::Rows;
-pub use shader::{Binding, Dialect, Kernel, Linked, Source, Variant};
+pub use shader::{Binding, Dialect, Group, Kernel, Linked, Source, Variant};
 
 use crate::error::{Error, Result};
 use loss::Loss;
@@ -336,6 +337,11 @@ impl Gpu {
         }
     }
 
+    /// Makes the layout of a bind group.
+    pub(crate) fn group_layout(&self, label: &'static str, group: Group) -> wgpu::BindGroupLayout {
+        pipeline::group_layout(&self.device, label, group)
+    }
+
     /// A buffer with these contents, as wgpu's `create_buffer_init` makes them, which panics on a lost device.
     pub(crate) fn filled(&self, label: &'static str, contents: &[u8], usage: wgpu::BufferUsages) -> wgpu::Buffer {
         let mapped_at_creation = !contents.is_empty();
@@ -351,11 +357,6 @@ impl Gpu {
     /// A small uniform buffer with these contents.
     pub(crate) fn uniform(&self, bytes: &[u8]) -> wgpu::Buffer {
         self.filled("wgkv params", bytes, wgpu::BufferUsages::UNIFORM)
-    }
-
-    /// A storage buffer of tables.
-    pub(crate) fn tables(&self, words: &[u32]) -> wgpu::Buffer {
-        self.filled("wgkv tables", bytemuck::cast_slice(words), wgpu::BufferUsages::STORAGE)
     }
 
     /// Waits for all submitted work and takes what it copied to a staging buffer.

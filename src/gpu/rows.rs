@@ -27,7 +27,7 @@ impl<'a> Rows<'a> {
     }
 
     /// Checks that `elements` numbers lie there and that one binding holds them, and answers the binding of just those.
-    pub(crate) fn binding(&self, name: &'static str, elements: u64, capability: &Capability) -> Result<wgpu::BindingResource<'a>> {
+    pub(crate) fn binding(&self, name: &'static str, elements: u64, capability: &Capability) -> Result<wgpu::BufferBinding<'a>> {
         let alignment = capability.storage_alignment;
         let need = elements * self.element.bytes();
         let have = self.buffer.size().saturating_sub(self.offset);
@@ -43,6 +43,6 @@ impl<'a> Rows<'a> {
         if need > capability.binding_bytes {
             return Err(Error::Limit { what: "max_storage_buffer_binding_size", reason: name, need, have: capability.binding_bytes });
         }
-        Ok(wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: self.buffer, offset: self.offset, size: std::num::NonZeroU64::new(need) }))
+        Ok(wgpu::BufferBinding { buffer: self.buffer, offset: self.offset, size: std::num::NonZeroU64::new(need) })
     }
 }

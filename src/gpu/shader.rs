@@ -86,13 +86,18 @@ impl Linked {
 /// What a binding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Binding {
-    /// The parameters.
+    /// The parameters, in a buffer of their own.
     Uniform,
+    /// The parameters, at an offset that each dispatch gives.
+    Dynamic,
     /// A storage buffer that is only read.
     Read,
     /// A storage buffer that is read and written.
     Write,
 }
+
+/// Name and kind of the bindings of a group, in order.
+pub type Group = &'static [(&'static str, Binding)];
 
 /// A kernel: what its shader file declares.
 #[derive(Debug, PartialEq, Eq)]
@@ -101,8 +106,8 @@ pub struct Kernel {
     pub name: &'static str,
     /// The shader file's text.
     pub source: &'static str,
-    /// Name and kind of each binding of group 0, in order.
-    pub bindings: &'static [(&'static str, Binding)],
+    /// Name and kind of each binding, by group, in order.
+    pub groups: &'static [Group],
     /// Bytes of the parameters.
     pub params_bytes: usize,
     /// Does it rely on workgroup memory being zero at the start?

@@ -2,7 +2,7 @@
 //!
 //! Shader: `shaders/align_plan.wgsl`. Twin: [`reference::align_plan`](crate::kernel::reference::align_plan).
 
-use super::{Binding, Kernel, LEVELS, LEVELS_4, LEVELS_8, LEVELS_HALF, Variant, flag, heads_part};
+use super::{Binding, Kernel, LEVELS, LEVELS_4, LEVELS_8, LEVELS_HALF, STEP, Variant, flag, heads_part};
 use crate::format::Bits;
 use crate::gpu::Source;
 pub use crate::plan::sizes::{PLAN_WORDS, SUM_ENTRIES};
@@ -32,14 +32,9 @@ pub struct AlignPlanParams {
 pub static KERNEL: Kernel = Kernel {
     name: "align_plan",
     source: include_str!("../../shaders/align_plan.wgsl"),
-    bindings: &[
-        ("params", Binding::Uniform),
-        ("tables", Binding::Read),
-        ("query_codes", Binding::Read),
-        ("scores", Binding::Read),
-        ("row_partials", Binding::Read),
-        ("pages", Binding::Read),
-        ("plans", Binding::Write),
+    groups: &[
+        &[("query_codes", Binding::Read), ("scores", Binding::Read), ("row_partials", Binding::Read), ("pages", Binding::Read), ("plans", Binding::Write)],
+        STEP,
     ],
     params_bytes: size_of::<AlignPlanParams>(),
     zeroed: false,

@@ -5,8 +5,8 @@
 
 use super::align_plan::levels_part;
 use super::{
-    ALIGN_KEYS_CODE, ALIGN_KEYS_HALF, Binding, Kernel, PAGE_SCALES, PLANES, PLANES_4, PLANES_8, QUERIES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, TURN_AT, Variant,
-    flag, heads_part, position_constants, position_parts, scales_part,
+    ALIGN_KEYS_CODE, ALIGN_KEYS_HALF, Binding, Kernel, PAGE_SCALES, PLANES, PLANES_4, PLANES_8, QUERIES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, STEP, TURN_AT,
+    Variant, flag, heads_part, position_constants, position_parts, scales_part,
 };
 use crate::format::Bits;
 use crate::gpu::{Reduce, Source};
@@ -30,15 +30,16 @@ pub struct AlignScoresParams {
 pub static KERNEL: Kernel = Kernel {
     name: "align_scores",
     source: include_str!("../../shaders/align_scores.wgsl"),
-    bindings: &[
-        ("params", Binding::Uniform),
-        ("tables", Binding::Read),
-        ("turns", Binding::Read),
-        ("query_codes", Binding::Read),
-        ("plans", Binding::Read),
-        ("pages", Binding::Read),
-        ("position_terms", Binding::Read),
-        ("scores", Binding::Write),
+    groups: &[
+        &[
+            ("turns", Binding::Read),
+            ("query_codes", Binding::Read),
+            ("plans", Binding::Read),
+            ("pages", Binding::Read),
+            ("position_terms", Binding::Read),
+            ("scores", Binding::Write),
+        ],
+        STEP,
     ],
     params_bytes: size_of::<AlignScoresParams>(),
     zeroed: false,

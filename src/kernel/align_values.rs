@@ -4,7 +4,7 @@
 //! Shader: `shaders/align_values.wgsl`. Twin: [`reference::align_values`](crate::kernel::reference::align_values).
 
 use super::align_scores::{number_parts, reduce_part};
-use super::{ALIGN_VALUES_CODE, ALIGN_VALUES_HALF, Binding, Kernel, LEVELS, Variant, flag, heads_part};
+use super::{ALIGN_VALUES_CODE, ALIGN_VALUES_HALF, Binding, Kernel, LEVELS, STEP, Variant, flag, heads_part};
 use crate::gpu::Reduce;
 pub use crate::plan::sizes::LEDGER_VECS;
 use crate::plan::{Plan, Slab};
@@ -31,14 +31,7 @@ pub struct AlignValuesParams {
 pub static KERNEL: Kernel = Kernel {
     name: "align_values",
     source: include_str!("../../shaders/align_values.wgsl"),
-    bindings: &[
-        ("params", Binding::Uniform),
-        ("tables", Binding::Read),
-        ("scores", Binding::Read),
-        ("plans", Binding::Read),
-        ("pages", Binding::Read),
-        ("partials", Binding::Write),
-    ],
+    groups: &[&[("scores", Binding::Read), ("plans", Binding::Read), ("pages", Binding::Read), ("partials", Binding::Write)], STEP],
     params_bytes: size_of::<AlignValuesParams>(),
     zeroed: false,
 };

@@ -4,8 +4,8 @@
 //! Shader: `shaders/append.wgsl`. Twin: [`reference::append`](crate::kernel::reference::append).
 
 use super::{
-    Binding, CENTRE, CODE_PLANES, Constants, FINITE, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, PLANES, REPORT, TURN, Variant, centred, fit_parts, flag,
-    hadamard_constants, half_rows, page_constants, rope_constants, scales_part,
+    Binding, CENTRE, CODE_PLANES, Constants, FINITE, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, PLANES, REPORT, STEP, TURN, Variant, centred, fit_parts,
+    flag, hadamard_constants, half_rows, page_constants, rope_constants, scales_part,
 };
 use crate::format::Element;
 use crate::plan::{Plan, Slab};
@@ -34,16 +34,10 @@ pub struct AppendParams {
 pub static KERNEL: Kernel = Kernel {
     name: "append",
     source: include_str!("../../shaders/append.wgsl"),
-    bindings: &[
-        ("params", Binding::Uniform),
-        ("tables", Binding::Read),
-        ("turns", Binding::Read),
-        ("keys", Binding::Read),
-        ("values", Binding::Read),
-        ("protected_rows", Binding::Read),
-        ("marks", Binding::Read),
-        ("pages", Binding::Write),
-        ("status", Binding::Write),
+    groups: &[
+        &[("turns", Binding::Read), ("protected_rows", Binding::Read), ("marks", Binding::Read), ("pages", Binding::Write), ("status", Binding::Write)],
+        STEP,
+        &[("keys", Binding::Read), ("values", Binding::Read)],
     ],
     params_bytes: size_of::<AppendParams>(),
     zeroed: false,

@@ -15,7 +15,7 @@ pub type AppendBlockParams = super::append::AppendParams;
 pub static KERNEL: Kernel = Kernel {
     name: "append_block",
     source: include_str!("../../shaders/append_block.wgsl"),
-    bindings: super::append::KERNEL.bindings,
+    groups: super::append::KERNEL.groups,
     params_bytes: size_of::<AppendBlockParams>(),
     zeroed: false,
 };

@@ -4,7 +4,7 @@
 //! Shader: `shaders/append_reordered.wgsl`. Twin: [`reference::append_reordered`](crate::kernel::reference::append_reordered).
 
 use super::{
-    Binding, FINITE, GROUP, HADAMARD, HALF, KEY_WORDS, Kernel, PLACE, REPORT, TURN, Variant, group_constants, group_part, hadamard_constants, half_rows,
+    Binding, FINITE, GROUP, HADAMARD, HALF, KEY_WORDS, Kernel, PLACE, REPORT, STEP, TURN, Variant, group_constants, group_part, hadamard_constants, half_rows,
     rope_constants, scales_part,
 };
 use crate::format::Element;
@@ -36,16 +36,17 @@ pub struct AppendReorderedParams {
 pub static KERNEL: Kernel = Kernel {
     name: "append_reordered",
     source: include_str!("../../shaders/append_reordered.wgsl"),
-    bindings: &[
-        ("params", Binding::Uniform),
-        ("tables", Binding::Read),
-        ("turns", Binding::Read),
-        ("keys", Binding::Read),
-        ("protected_rows", Binding::Read),
-        ("marks", Binding::Read),
-        ("pages", Binding::Write),
-        ("key_scales", Binding::Write),
-        ("status", Binding::Write),
+    groups: &[
+        &[
+            ("turns", Binding::Read),
+            ("protected_rows", Binding::Read),
+            ("marks", Binding::Read),
+            ("pages", Binding::Write),
+            ("key_scales", Binding::Write),
+            ("status", Binding::Write),
+        ],
+        STEP,
+        &[("keys", Binding::Read)],
     ],
     params_bytes: size_of::<AppendReorderedParams>(),
     zeroed: false,

@@ -2,7 +2,7 @@
 //!
 //! Shader: `shaders/attend_merge.wgsl`. Twin: [`reference::attend_merge`](crate::kernel::reference::attend_merge).
 
-use super::{Binding, CENTRE, FINITE, HADAMARD, HALF, Kernel, Variant, centred, flag, hadamard_constants, half_rows};
+use super::{Binding, CENTRE, FINITE, HADAMARD, HALF, Kernel, STEP, Variant, centred, flag, hadamard_constants, half_rows};
 use crate::format::Element;
 use crate::plan::Plan;
 pub use crate::plan::sizes::MERGE_ITEMS;
@@ -25,14 +25,10 @@ pub struct AttendMergeParams {
 pub static KERNEL: Kernel = Kernel {
     name: "attend_merge",
     source: include_str!("../../shaders/attend_merge.wgsl"),
-    bindings: &[
-        ("params", Binding::Uniform),
-        ("tables", Binding::Read),
-        ("partials", Binding::Read),
-        ("row_partials", Binding::Read),
-        ("marks", Binding::Read),
-        ("output", Binding::Write),
-        ("log_sums", Binding::Write),
+    groups: &[
+        &[("partials", Binding::Read), ("row_partials", Binding::Read), ("marks", Binding::Read)],
+        STEP,
+        &[("output", Binding::Write), ("log_sums", Binding::Write)],
     ],
     params_bytes: size_of::<AttendMergeParams>(),
     zeroed: false,

@@ -3,7 +3,7 @@
 //! Shader: `shaders/attend_prefill.wgsl`. Twin: [`reference::attend_prefill`](crate::kernel::reference::attend_prefill).
 
 use super::{
-    Binding, CACHED, CODE_PLANES, GROUPED, GROUPED_BLOCK, HADAMARD, HALF, Kernel, PLANES, TILE_RESTORED, TILE_STORED, TURN, Variant, elected_constants,
+    Binding, CACHED, CODE_PLANES, GROUPED, GROUPED_BLOCK, HADAMARD, HALF, Kernel, PLANES, STEP, TILE_RESTORED, TILE_STORED, TURN, Variant, elected_constants,
     group_constants, hadamard_constants, page_constants, position_quads, rope_constants, scales_part,
 };
 pub use crate::plan::sizes::DECODE_PARTIALS;
@@ -27,16 +27,17 @@ pub struct AttendPrefillParams {
 pub static KERNEL: Kernel = Kernel {
     name: "attend_prefill",
     source: include_str!("../../shaders/attend_prefill.wgsl"),
-    bindings: &[
-        ("params", Binding::Uniform),
-        ("tables", Binding::Read),
-        ("query_rows", Binding::Read),
-        ("turns", Binding::Read),
-        ("marks", Binding::Read),
-        ("key_scales", Binding::Read),
-        ("pages", Binding::Read),
-        ("protected_rows", Binding::Read),
-        ("row_partials", Binding::Write),
+    groups: &[
+        &[
+            ("query_rows", Binding::Read),
+            ("turns", Binding::Read),
+            ("marks", Binding::Read),
+            ("key_scales", Binding::Read),
+            ("pages", Binding::Read),
+            ("protected_rows", Binding::Read),
+            ("row_partials", Binding::Write),
+        ],
+        STEP,
     ],
     params_bytes: size_of::<AttendPrefillParams>(),
     zeroed: false,

@@ -8,8 +8,8 @@
 use super::{
     Binding, CODES_2, CODES_3, CODES_4, CODES_8, GROUPED, GROUPED_BLOCK, HADAMARD, KEYS_2, KEYS_3, KEYS_4, KEYS_8, KEYS_F16, KEYS_INTEGER, KEYS_RESTORED,
     KEYS_ROLLED, KEYS_STRAIGHT, Kernel, LANES, QUERIES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, RESTORE_NONE, RESTORE_ROLLED, RESTORE_SHUFFLED, RESTORE_STRAIGHT,
-    TURN, TURN_AT, VALUES_2, VALUES_3, VALUES_4, VALUES_8, VALUES_F16, VALUES_INTEGER, VALUES_ROLLED, VALUES_STRAIGHT, Variant, WORDS_2, WORDS_3, WORDS_4,
-    WORDS_8, elected_constants, group_constants, hadamard_constants, heads_part, position_constants, position_parts, rope_constants, scales_part,
+    STEP, TURN, TURN_AT, VALUES_2, VALUES_3, VALUES_4, VALUES_8, VALUES_F16, VALUES_INTEGER, VALUES_ROLLED, VALUES_STRAIGHT, Variant, WORDS_2, WORDS_3,
+    WORDS_4, WORDS_8, elected_constants, group_constants, hadamard_constants, heads_part, position_constants, position_parts, rope_constants, scales_part,
 };
 use crate::format::Bits;
 use crate::gpu::{Reduce, Source};
@@ -33,16 +33,17 @@ pub struct AttendSplitParams {
 pub static KERNEL: Kernel = Kernel {
     name: "attend_split",
     source: include_str!("../../shaders/attend_split.wgsl"),
-    bindings: &[
-        ("params", Binding::Uniform),
-        ("tables", Binding::Read),
-        ("turns", Binding::Read),
-        ("query_codes", Binding::Read),
-        ("marks", Binding::Read),
-        ("key_scales", Binding::Read),
-        ("pages", Binding::Read),
-        ("position_terms", Binding::Read),
-        ("partials", Binding::Write),
+    groups: &[
+        &[
+            ("turns", Binding::Read),
+            ("query_codes", Binding::Read),
+            ("marks", Binding::Read),
+            ("key_scales", Binding::Read),
+            ("pages", Binding::Read),
+            ("position_terms", Binding::Read),
+            ("partials", Binding::Write),
+        ],
+        STEP,
     ],
     params_bytes: size_of::<AttendSplitParams>(),
     zeroed: false,

@@ -3,7 +3,7 @@
 //! Shader: `shaders/dequantize.wgsl`. Twin: [`reference::dequantize`](crate::kernel::reference::dequantize).
 
 use super::{
-    Binding, CACHED, CENTRE, CODE_PLANES, GROUPED, HADAMARD, Kernel, PLACE, PLANES, TURN, Variant, centred, elected_constants, flag, group_constants,
+    Binding, CACHED, CENTRE, CODE_PLANES, GROUPED, HADAMARD, Kernel, PLACE, PLANES, STEP, TURN, Variant, centred, elected_constants, flag, group_constants,
     hadamard_constants, page_constants, rope_constants, scales_part,
 };
 use crate::plan::{Plan, Slab};
@@ -34,16 +34,10 @@ pub struct DequantizeParams {
 pub static KERNEL: Kernel = Kernel {
     name: "dequantize",
     source: include_str!("../../shaders/dequantize.wgsl"),
-    bindings: &[
-        ("params", Binding::Uniform),
-        ("tables", Binding::Read),
-        ("turns", Binding::Read),
-        ("marks", Binding::Read),
-        ("key_scales", Binding::Read),
-        ("pages", Binding::Read),
-        ("protected_rows", Binding::Read),
-        ("keys", Binding::Write),
-        ("values", Binding::Write),
+    groups: &[
+        &[("turns", Binding::Read), ("marks", Binding::Read), ("key_scales", Binding::Read), ("pages", Binding::Read), ("protected_rows", Binding::Read)],
+        STEP,
+        &[("keys", Binding::Write), ("values", Binding::Write)],
     ],
     params_bytes: size_of::<DequantizeParams>(),
     zeroed: false,

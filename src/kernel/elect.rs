@@ -3,7 +3,7 @@
 //! Two variants, one after the other: the largest of each block of rows, then of a chunk's blocks and of what its sequence
 //! had before. Shader: `shaders/elect.wgsl`. Twin: [`reference::elect`](crate::kernel::reference::elect).
 
-use super::{Binding, Kernel, PLACE, Variant, flag, half_rows};
+use super::{Binding, Kernel, PLACE, STEP, Variant, flag, half_rows};
 use crate::format::Element;
 use crate::plan::Plan;
 
@@ -25,13 +25,7 @@ pub struct ElectParams {
 pub static KERNEL: Kernel = Kernel {
     name: "elect",
     source: include_str!("../../shaders/elect.wgsl"),
-    bindings: &[
-        ("params", Binding::Uniform),
-        ("tables", Binding::Read),
-        ("residual", Binding::Read),
-        ("candidates", Binding::Write),
-        ("marks", Binding::Write),
-    ],
+    groups: &[&[("marks", Binding::Write)], STEP, &[("residual", Binding::Read), ("candidates", Binding::Write)]],
     params_bytes: size_of::<ElectParams>(),
     zeroed: false,
 };

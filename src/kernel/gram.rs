@@ -36,7 +36,7 @@ pub struct GramParams {
 pub static KERNEL: Kernel = Kernel {
     name: "gram",
     source: include_str!("../../shaders/gram.wgsl"),
-    bindings: &[("params", Binding::Uniform), ("rows", Binding::Read), ("minus", Binding::Read), ("grams", Binding::Write)],
+    groups: &[&[("params", Binding::Uniform), ("rows", Binding::Read), ("minus", Binding::Read), ("grams", Binding::Write)]],
     params_bytes: size_of::<GramParams>(),
     zeroed: false,
 };
@@ -126,8 +126,9 @@ pub fn record(
     let gram_binding = Rows::f32(grams).binding("grams", gram_numbers, capability)?;
     let params = gpu.uniform(bytemuck::bytes_of(&GramParams { rows: count, heads, pad: [0; 2] }));
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv gram"), timestamp_writes: None });
-    let bindings = [params.as_entire_binding(), row_binding, minus_binding, gram_binding];
-    gpu.pipeline(&variant(head_dim, minus.is_some())).dispatch(gpu, &mut pass, &bindings, grid);
+    let [rows, minus_rows, grams] = [row_binding, minus_binding, gram_binding].map(wgpu::BindingResource::Buffer);
+    let bindings = [params.as_entire_binding(), rows, minus_rows, grams];
+    gpu.pipeline(&variant(head_dim, minus.is_some())).dispatch_once(gpu, &mut pass, &bindings, grid);
     Ok(())
 }
 

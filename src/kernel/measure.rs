@@ -32,7 +32,7 @@ pub struct MeasureParams {
 pub static KERNEL: Kernel = Kernel {
     name: "measure",
     source: include_str!("../../shaders/measure.wgsl"),
-    bindings: &[("params", Binding::Uniform), ("keys", Binding::Read), ("sums", Binding::Write), ("counts", Binding::Write)],
+    groups: &[&[("params", Binding::Uniform), ("keys", Binding::Read), ("sums", Binding::Write), ("counts", Binding::Write)]],
     params_bytes: size_of::<MeasureParams>(),
     zeroed: false,
 };
@@ -85,7 +85,8 @@ pub fn record(
     let count_lines = Rows::f32(counts).binding("counts", 2 * lines, capability)?;
     let params = gpu.uniform(bytemuck::bytes_of(&MeasureParams { rows, width, zero: 0, pad: 0 }));
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv measure"), timestamp_writes: None });
-    let bindings = [params.as_entire_binding(), key_rows, sum_lines, count_lines];
-    gpu.pipeline(&variant(keys.element, squares)).dispatch(gpu, &mut pass, &bindings, [workgroups(rows), 1, 1]);
+    let [row_binding, sums, counts] = [key_rows, sum_lines, count_lines].map(wgpu::BindingResource::Buffer);
+    let bindings = [params.as_entire_binding(), row_binding, sums, counts];
+    gpu.pipeline(&variant(keys.element, squares)).dispatch_once(gpu, &mut pass, &bindings, [workgroups(rows), 1, 1]);
     Ok(())
 }

@@ -29,7 +29,13 @@ pub use variants::variants;
 pub(crate) use variants::{packing_variant, variants_of};
 
 use crate::format::{Codec, Element, RopeLayout, Scales};
-pub use crate::gpu::{Binding, Kernel, Variant};
+pub use crate::gpu::{Binding, Group, Kernel, Variant};
+
+/// What each dispatch of a step reads: its parameters, of [`PARAMS_BYTES`] at most, and the step's tables. One bind group a step.
+pub(crate) const STEP: Group = &[("params", Binding::Dynamic), ("tables", Binding::Read)];
+
+/// Bytes of a dispatch's parameters, as they are bound.
+pub(crate) const PARAMS_BYTES: u64 = 32;
 use crate::gpu::{Reduce, Source};
 use crate::plan::{Plan, Slab};
 

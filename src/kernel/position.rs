@@ -3,7 +3,9 @@
 //!
 //! Shader: `shaders/position.wgsl`. Twin: [`reference::position`](crate::kernel::reference::position()).
 
-use super::{Binding, CENTRE, FACTORS, Kernel, QUERY_AT, TURN, TURN_AT, Variant, centred, half_rows, heads_part, position_constants, query, rope_constants};
+use super::{
+    Binding, CENTRE, FACTORS, Kernel, QUERY_AT, STEP, TURN, TURN_AT, Variant, centred, half_rows, heads_part, position_constants, query, rope_constants,
+};
 use crate::format::Element;
 use crate::plan::Plan;
 pub use crate::plan::sizes::POSITION_TERMS as TERMS;
@@ -30,14 +32,7 @@ pub struct PositionParams {
 pub static KERNEL: Kernel = Kernel {
     name: "position",
     source: include_str!("../../shaders/position.wgsl"),
-    bindings: &[
-        ("params", Binding::Uniform),
-        ("tables", Binding::Read),
-        ("turns", Binding::Read),
-        ("queries", Binding::Read),
-        ("marks", Binding::Read),
-        ("position_terms", Binding::Write),
-    ],
+    groups: &[&[("turns", Binding::Read), ("marks", Binding::Read), ("position_terms", Binding::Write)], STEP, &[("queries", Binding::Read)]],
     params_bytes: size_of::<PositionParams>(),
     zeroed: false,
 };

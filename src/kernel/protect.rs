@@ -3,8 +3,8 @@
 //! Shader: `shaders/protect.wgsl`. Twin: [`reference::protect`](crate::kernel::reference::protect).
 
 use super::{
-    Binding, CENTRE, FINITE, HADAMARD, HALF, INPUT, Kernel, PLACE, REPORT, TURN, Variant, centred, elected_constants, flag, hadamard_constants, half_rows,
-    rope_constants,
+    Binding, CENTRE, FINITE, HADAMARD, HALF, INPUT, Kernel, PLACE, REPORT, STEP, TURN, Variant, centred, elected_constants, flag, hadamard_constants,
+    half_rows, rope_constants,
 };
 use crate::format::Element;
 use crate::plan::Plan;
@@ -27,15 +27,10 @@ pub struct ProtectParams {
 pub static KERNEL: Kernel = Kernel {
     name: "protect",
     source: include_str!("../../shaders/protect.wgsl"),
-    bindings: &[
-        ("params", Binding::Uniform),
-        ("tables", Binding::Read),
-        ("turns", Binding::Read),
-        ("keys", Binding::Read),
-        ("values", Binding::Read),
-        ("marks", Binding::Read),
-        ("protected_rows", Binding::Write),
-        ("status", Binding::Write),
+    groups: &[
+        &[("turns", Binding::Read), ("marks", Binding::Read), ("protected_rows", Binding::Write), ("status", Binding::Write)],
+        STEP,
+        &[("keys", Binding::Read), ("values", Binding::Read)],
     ],
     params_bytes: size_of::<ProtectParams>(),
     zeroed: true,

@@ -2,7 +2,7 @@
 //!
 //! Shader: `shaders/query.wgsl`. Twin: [`reference::query`](crate::kernel::reference::query).
 
-use super::{Binding, CENTRE, FACTORS, FINITE, HADAMARD, HEADS_1, Kernel, QUERY_AT, TURN, Variant};
+use super::{Binding, CENTRE, FACTORS, FINITE, HADAMARD, HEADS_1, Kernel, QUERY_AT, STEP, TURN, Variant};
 use super::{centred, flag, hadamard_constants, half_rows, position_quads, rope_constants};
 use crate::format::Element;
 use crate::plan::Plan;
@@ -29,14 +29,10 @@ pub struct QueryParams {
 pub static KERNEL: Kernel = Kernel {
     name: "query",
     source: include_str!("../../shaders/query.wgsl"),
-    bindings: &[
-        ("params", Binding::Uniform),
-        ("tables", Binding::Read),
-        ("turns", Binding::Read),
-        ("queries", Binding::Read),
-        ("marks", Binding::Read),
-        ("query_rows", Binding::Write),
-        ("query_codes", Binding::Write),
+    groups: &[
+        &[("turns", Binding::Read), ("marks", Binding::Read), ("query_rows", Binding::Write), ("query_codes", Binding::Write)],
+        STEP,
+        &[("queries", Binding::Read)],
     ],
     params_bytes: size_of::<QueryParams>(),
     zeroed: false,

@@ -32,7 +32,7 @@ pub struct RotateParams {
 pub static KERNEL: Kernel = Kernel {
     name: "rotate",
     source: include_str!("../../shaders/rotate.wgsl"),
-    bindings: &[("params", Binding::Uniform), ("rows", Binding::Read), ("rotated", Binding::Write)],
+    groups: &[&[("params", Binding::Uniform), ("rows", Binding::Read), ("rotated", Binding::Write)]],
     params_bytes: size_of::<RotateParams>(),
     zeroed: false,
 };
@@ -97,16 +97,16 @@ pub fn record_with(
     // In place, the parameters lie at the binding of the rows, which the shader then never reads.
     let contents = RotateParams { rows: count, pad: [0; 3] };
     let params = gpu.filled("wgkv params", bytemuck::bytes_of(&contents), wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE);
-    let bindings = [params.as_entire_binding(), rows.unwrap_or(params.as_entire_binding()), rotated];
+    let bindings = [params.as_entire_binding(), rows.map_or(params.as_entire_binding(), wgpu::BindingResource::Buffer), wgpu::BindingResource::Buffer(rotated)];
     let numbers = if order.is_power_of_two() { 32 * invocations } else { order };
     let grid = crate::gpu::fold(elements.div_ceil(numbers.into()) as u32, gpu.capability().workgroups);
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv rotate"), timestamp_writes: None });
-    gpu.pipeline(&variant(order, in_place, invocations)).dispatch(gpu, &mut pass, &bindings, [grid[0], grid[1], 1]);
+    gpu.pipeline(&variant(order, in_place, invocations)).dispatch_once(gpu, &mut pass, &bindings, [grid[0], grid[1], 1]);
     Ok(())
 }
 
 /// Checks that so many f32 numbers lie there, and answers their binding.
-fn bind<'a>(gpu: &Gpu, name: &'static str, rows: Rows<'a>, elements: u64) -> Result<wgpu::BindingResource<'a>> {
+fn bind<'a>(gpu: &Gpu, name: &'static str, rows: Rows<'a>, elements: u64) -> Result<wgpu::BufferBinding<'a>> {
     if rows.element != Element::F32 {
         return Err(Error::argument(name, "f32", rows.element.name()));
     }

@@ -248,7 +248,13 @@ impl Plan {
     /// for one turn each, if the plan has as many.
     #[doc(hidden)]
     pub fn merge_parts_for(&self, items: u32) -> u32 {
-        self.merge_choices().into_iter().find(|parts| parts * TURN_ITEMS >= items).unwrap_or(self.merge_parts())
+        self.merge_choices()[self.merge_choice(items)]
+    }
+
+    /// Returns which of the [`Plan::merge_choices`] that is.
+    pub(crate) fn merge_choice(&self, items: u32) -> usize {
+        let choices = self.merge_choices();
+        choices.iter().position(|parts| parts * TURN_ITEMS >= items).unwrap_or(choices.len() - 1)
     }
 
     /// Returns whether append_block packs this slab's pages, in place of append.

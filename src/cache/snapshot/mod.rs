@@ -68,7 +68,7 @@ fn rows(plan: &Plan, standing: &Standing) -> Vec<Range<u32>> {
     rows.into_iter().filter(|rows| !rows.is_empty()).collect()
 }
 
-/// Bytes of one layer's buffers that a sequence uses, in the order of [`Layer::buffers`](super::Layer::buffers), without empty pieces.
+/// Bytes of one layer's buffers that a sequence uses, in the order of [`Layer::buffers`](super::buffers::Layer::buffers), without empty pieces.
 fn pieces(plan: &Plan, layer: u32, live: &Live, slot: u32) -> Vec<Vec<Range<u64>>> {
     let shape = plan.shape();
     let by_page = |bytes: u64| live.pages.iter().map(|page| u64::from(*page) * bytes..(u64::from(*page) + 1) * bytes).collect();
@@ -95,7 +95,7 @@ pub(crate) fn check_snapshot(plan: &Plan, tokens: usize, bytes: &[u8]) -> Result
     if standing.tokens as usize == tokens {
         return Ok(());
     }
-    Err(Error::mismatch(Thing::Snapshot, "tokens", format!("{tokens}, as many as it is stored for"), standing.tokens))
+    Err(crate::error::Error::mismatch(crate::error::Thing::Snapshot, "tokens", format!("{tokens}, as many as it is stored for"), standing.tokens))
 }
 
 /// A sequence on its way to the host.
@@ -178,7 +178,7 @@ impl Cache {
     fn stage(&self, sequence: Sequence, tokens: u32) -> Result<Staged> {
         self.gpu.alive()?;
         let live = self.pool.find(sequence)?.cut(tokens)?;
-        let by_layer: Vec<_> = (0..).zip(&self.layers).map(|(n, layer)| (layer, pieces(&self.plan, n, &live, sequence.slot()))).collect();
+        let by_layer: Vec<_> = (0..).zip(&self.buffers.layers).map(|(n, layer)| (layer, pieces(&self.plan, n, &live, sequence.slot()))).collect();
         let need = by_layer.iter().flat_map(|(_, pieces)| pieces).flatten().map(|piece| piece.end - piece.start).sum();
         let scope = self.gpu.watch_memory();
         let staging = |pieces: &Vec<_>| (!pieces.is_empty()).then(|| self.gpu.staging(pieces));
@@ -211,7 +211,7 @@ impl Cache {
         let need = standing.pages();
         let sequence = self.pool.adopt(&self.plan, standing)?;
         let live = self.pool.find(sequence)?;
-        for ((n, layer), tensors) in (0..).zip(&self.layers).zip(layers) {
+        for ((n, layer), tensors) in (0..).zip(&self.buffers.layers).zip(layers) {
             let slabs = self.plan.slabs(n).iter();
             let mut pages: Vec<Vec<u8>> = slabs.map(|slab| vec![0; need as usize * 4 * slab.layout().words() * slab.heads().len()]).collect();
             for run in runs(&self.plan, n, need) {

@@ -1,0 +1,107 @@
+//! The bind groups of a cache. Group 0 of every kernel is of the cache's own buffers and made once; group 1 is a step's parameters and
+//! tables and made once a step; group 2 is of the caller's rows and made once a step for rows that come again in every layer.
+
+use super::buffers::Buffers;
+use crate::gpu::{Gpu, Pipeline};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// Which kernel a bind group is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Append,
+    AppendReordered,
+    Protect,
+    Elect,
+    Query,
+    Position,
+    AttendSplit,
+    AttendPrefill,
+    AttendMerge,
+    AlignPlan,
+    AlignScores,
+    AlignValues,
+    Dequantize,
+}
+
+const ROLES: usize = Role::Dequantize as usize + 1;
+
+/// What group 2 is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RowsOf {
+    KeysAndValues,
+    Keys,
+    Queries,
+    Output,
+    Election,
+    Dequantized,
+}
+
+/// The caller's rows of one call, in the order of their bindings.
+type Bound<'a> = [wgpu::BufferBinding<'a>];
+
+/// A group 2, and what it is of.
+#[derive(Debug)]
+struct RowGroup {
+    of: RowsOf,
+    bound: Vec<(wgpu::Buffer, u64, Option<wgpu::BufferSize>)>,
+    group: wgpu::BindGroup,
+}
+
+impl RowGroup {
+    fn is_of(&self, of: RowsOf, rows: &Bound<'_>) -> bool {
+        self.of == of
+            && self.bound.len() == rows.len()
+            && self.bound.iter().zip(rows).all(|((buffer, offset, size), row)| buffer == row.buffer && *offset == row.offset && *size == row.size)
+    }
+}
+
+/// Groups of the caller's rows that are kept at most: an engine with other buffers in every layer shall not fill the memory.
+const KEPT: usize = 8;
+
+/// The bind groups of a cache.
+#[derive(Debug)]
+pub(super) struct Groups {
+    /// By layer and slab.
+    own: Vec<Vec<[OnceLock<wgpu::BindGroup>; ROLES]>>,
+    rows: Mutex<Vec<RowGroup>>,
+}
+
+impl Groups {
+    /// Makes none yet.
+    pub fn new(buffers: &Buffers) -> Self {
+        let layer = |layer: &super::buffers::Layer| layer.pages.iter().map(|_| Default::default()).collect();
+        Self { own: buffers.layers.iter().map(layer).collect(), rows: Mutex::default() }
+    }
+
+    /// Returns the bind group of the cache's own buffers.
+    pub fn own(&self, gpu: &Gpu, buffers: &Buffers, role: Role, pipeline: &Pipeline, layer: usize, slab: usize) -> &wgpu::BindGroup {
+        self.own[layer][slab][role as usize].get_or_init(|| {
+            pipeline.bind(gpu, 0, |name| {
+                // tests/layering.rs has every kernel's names looked up; none is missing.
+                let buffer = buffers.named(name, layer, slab);
+                debug_assert!(buffer.is_some(), "no buffer is called {name}");
+                buffer.unwrap_or(&buffers.shared.no_log_sums).as_entire_binding()
+            })
+        })
+    }
+
+    /// Returns the bind group of a caller's rows: the one of the layer before, where it is of the same.
+    pub fn rows(&self, gpu: &Gpu, of: RowsOf, pipeline: &Pipeline, rows: &Bound<'_>) -> wgpu::BindGroup {
+        let mut kept = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = kept.iter().find(|known| known.is_of(of, rows)) {
+            return known.group.clone();
+        }
+        let group = pipeline.bind_in_order(gpu, 2, rows);
+        if kept.len() == KEPT {
+            kept.remove(0);
+        }
+        let bound = rows.iter().map(|row| (row.buffer.clone(), row.offset, row.size)).collect();
+        kept.push(RowGroup { of, bound, group: group.clone() });
+        group
+    }
+
+    /// Forgets the caller's rows, so that their buffers are held no longer than to the next step.
+    pub fn forget_rows(&self) {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}

@@ -1,0 +1,145 @@
+//! The pipelines of a cache, each looked up once, when it is first needed.
+
+use crate::format::Element;
+use crate::gpu::{Gpu, Pipeline, Variant};
+use crate::kernel::{
+    align_plan, align_scores, align_values, append_reordered, attend_merge, attend_prefill, attend_split, dequantize, elect, packing_variant, position,
+    protect, query,
+};
+use crate::plan::{Plan, Slab};
+use std::sync::OnceLock;
+
+/// A pipeline, once it was needed.
+#[derive(Debug, Default)]
+struct Slot(OnceLock<Pipeline>);
+
+impl Slot {
+    fn get(&self, gpu: &Gpu, variant: impl FnOnce() -> Variant) -> &Pipeline {
+        self.0.get_or_init(|| gpu.pipeline(&variant()))
+    }
+}
+
+/// One for each type of the caller's rows.
+type ByElement = [Slot; 2];
+
+/// Those that work on one slab's pages.
+#[derive(Debug, Default)]
+struct SlabPipelines {
+    append: ByElement,
+    append_reordered: ByElement,
+    attend_split: Slot,
+    attend_prefill: Slot,
+    dequantize: Slot,
+    /// For values, and for keys.
+    align_plan: [Slot; 2],
+    align_scores: Slot,
+    align_values: Slot,
+}
+
+/// The pipelines of a cache.
+#[derive(Debug)]
+pub(super) struct Pipelines {
+    query: ByElement,
+    position: ByElement,
+    protect: ByElement,
+    /// By whether blocks are merged.
+    elect: [ByElement; 2],
+    /// By number of parts, by whether log-sums are wanted.
+    attend_merge: Vec<[ByElement; 2]>,
+    /// By arrangement and slab.
+    slabs: Vec<Vec<SlabPipelines>>,
+}
+
+impl Pipelines {
+    /// Looks none up yet.
+    pub fn new(plan: &Plan) -> Self {
+        Self {
+            query: Default::default(),
+            position: Default::default(),
+            protect: Default::default(),
+            elect: Default::default(),
+            attend_merge: plan.merge_choices().iter().map(|_| Default::default()).collect(),
+            slabs: plan.arrangements().iter().map(|slabs| slabs.iter().map(|_| SlabPipelines::default()).collect()).collect(),
+        }
+    }
+}
+
+/// The pipelines of a cache with what makes those that were not needed before.
+pub(super) struct Lookup<'a> {
+    pub gpu: &'a Gpu,
+    pub plan: &'a Plan,
+    pub pipelines: &'a Pipelines,
+}
+
+impl<'a> Lookup<'a> {
+    pub fn query(&self, element: Element) -> &'a Pipeline {
+        self.pipelines.query[element as usize].get(self.gpu, || query::variant(self.plan, element))
+    }
+
+    pub fn position(&self, element: Element) -> &'a Pipeline {
+        self.pipelines.position[element as usize].get(self.gpu, || position::variant(self.plan, element))
+    }
+
+    pub fn protect(&self, element: Element) -> &'a Pipeline {
+        self.pipelines.protect[element as usize].get(self.gpu, || protect::variant(self.plan, element))
+    }
+
+    pub fn elect(&self, element: Element, merge: bool) -> &'a Pipeline {
+        self.pipelines.elect[usize::from(merge)][element as usize].get(self.gpu, || elect::variant(self.plan, element, merge))
+    }
+
+    /// That of the choice of this number among [`Plan::merge_choices`].
+    pub fn attend_merge(&self, element: Element, choice: usize, log_sums: bool) -> &'a Pipeline {
+        let variant = || attend_merge::variant(self.plan, element, self.plan.merge_choices()[choice], log_sums);
+        self.pipelines.attend_merge[choice][usize::from(log_sums)][element as usize].get(self.gpu, variant)
+    }
+
+    /// Those of a slab of a layer.
+    pub fn slab(&self, layer: u32, slab: usize) -> SlabLookup<'a> {
+        let arrangement = self.plan.arrangement(layer);
+        let slabs = &self.plan.arrangements()[arrangement];
+        SlabLookup { gpu: self.gpu, plan: self.plan, slab: &slabs[slab], pipelines: &self.pipelines.slabs[arrangement][slab] }
+    }
+}
+
+/// The same of one slab.
+pub(super) struct SlabLookup<'a> {
+    gpu: &'a Gpu,
+    plan: &'a Plan,
+    slab: &'a Slab,
+    pipelines: &'a SlabPipelines,
+}
+
+impl<'a> SlabLookup<'a> {
+    pub fn append(&self, element: Element) -> &'a Pipeline {
+        self.pipelines.append[element as usize].get(self.gpu, || packing_variant(self.plan, self.slab, element))
+    }
+
+    pub fn append_reordered(&self, element: Element) -> &'a Pipeline {
+        self.pipelines.append_reordered[element as usize].get(self.gpu, || append_reordered::variant(self.plan, self.slab, element))
+    }
+
+    pub fn attend_split(&self) -> &'a Pipeline {
+        self.pipelines.attend_split.get(self.gpu, || attend_split::variant(self.plan, self.slab))
+    }
+
+    pub fn attend_prefill(&self) -> &'a Pipeline {
+        self.pipelines.attend_prefill.get(self.gpu, || attend_prefill::variant(self.plan, self.slab))
+    }
+
+    pub fn dequantize(&self) -> &'a Pipeline {
+        self.pipelines.dequantize.get(self.gpu, || dequantize::variant(self.plan, self.slab))
+    }
+
+    pub fn align_plan(&self, keys: bool) -> &'a Pipeline {
+        self.pipelines.align_plan[usize::from(keys)].get(self.gpu, || align_plan::variant(self.plan, self.slab, keys))
+    }
+
+    pub fn align_scores(&self) -> &'a Pipeline {
+        self.pipelines.align_scores.get(self.gpu, || align_scores::variant(self.plan, self.slab))
+    }
+
+    pub fn align_values(&self) -> &'a Pipeline {
+        self.pipelines.align_values.get(self.gpu, || align_values::variant(self.plan, self.slab))
+    }
+}

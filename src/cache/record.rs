@@ -1,0 +1,389 @@
+//! Recording a step's work on one layer: election, append, attention, and reading back what is stored.
+
+use super::Cache;
+use super::groups::{Role, RowsOf};
+use super::params::Params;
+use super::pipelines::Lookup;
+use super::sequence::Sequence;
+use super::step::{Align, Dispatch, Step, list_heads};
+use crate::error::{Error, Result};
+use crate::format::Element;
+use crate::gpu::trace::span;
+use crate::gpu::{Pipeline, Rows, fold};
+use crate::kernel::dequantize::DequantizeParams;
+use crate::kernel::elect::ElectParams;
+use crate::plan::Plan;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+/// What all dispatches of one call have in common.
+struct Recorder<'a, 'p> {
+    cache: &'a Cache,
+    pass: &'a mut wgpu::ComputePass<'p>,
+    layer: u32,
+    /// Parameters and tables.
+    step: &'a wgpu::BindGroup,
+}
+
+impl<'a> Recorder<'a, '_> {
+    fn plan(&self) -> &'a Plan {
+        &self.cache.plan
+    }
+
+    fn pipelines(&self) -> Lookup<'a> {
+        Lookup { gpu: &self.cache.gpu, plan: &self.cache.plan, pipelines: &self.cache.pipelines }
+    }
+
+    /// Returns the bind group of the caller's rows.
+    fn rows(&self, of: RowsOf, pipeline: &Pipeline, rows: &[wgpu::BufferBinding<'_>]) -> wgpu::BindGroup {
+        self.cache.groups.rows(&self.cache.gpu, of, pipeline, rows)
+    }
+
+    /// Records one dispatch, of a slab's pages where the kernel works on some.
+    fn run(&mut self, role: Role, pipeline: &Pipeline, slab: usize, rows: Option<&wgpu::BindGroup>, params: u32, workgroups: [u32; 3]) {
+        let Cache { gpu, buffers, groups, .. } = self.cache;
+        let own = groups.own(gpu, buffers, role, pipeline, self.layer as usize, slab);
+        let bound = [(own, &[][..]), (self.step, &[params][..]), (rows.unwrap_or(self.step), &[][..])];
+        pipeline.dispatch(gpu, self.pass, &bound[..if rows.is_some() { 3 } else { 2 }], workgroups);
+    }
+
+    /// A grid for the items of a dispatch.
+    fn grid(&self, items: u32, across: u32) -> [u32; 3] {
+        let [x, y] = fold(items, self.cache.gpu.capability().workgroups);
+        [x, y, across]
+    }
+
+    /// New tokens into the pages, and into the f16 rows.
+    fn append(&mut self, step: &Step, element: Element, keys: wgpu::BufferBinding<'_>, values: wgpu::BufferBinding<'_>) {
+        let (plan, layer) = (self.plan(), self.layer as usize);
+        // Pages first: they take what leaves the window, before its rows are overwritten.
+        let slabs = plan.slabs(self.layer);
+        let reordered_keys = [keys.clone()];
+        let rows = [keys, values];
+        for (n, (slab, dispatch)) in slabs.iter().zip(&step.append[layer]).enumerate() {
+            if dispatch.items > 0 {
+                let pipeline = self.pipelines().slab(self.layer, n).append(element);
+                let group = self.rows(RowsOf::KeysAndValues, pipeline, &rows);
+                self.run(Role::Append, pipeline, n, Some(&group), dispatch.params, self.grid(dispatch.items, slab.count()));
+            }
+        }
+        for (n, dispatch) in step.append_reordered.get(layer).into_iter().flatten().enumerate() {
+            if dispatch.items > 0 {
+                let pipeline = self.pipelines().slab(self.layer, n).append_reordered(element);
+                let group = self.rows(RowsOf::Keys, pipeline, &reordered_keys);
+                self.run(Role::AppendReordered, pipeline, n, Some(&group), dispatch.params, self.grid(dispatch.items, 1));
+            }
+        }
+        let dispatch = step.protect[layer];
+        if dispatch.items > 0 {
+            let pipeline = self.pipelines().protect(element);
+            let group = self.rows(RowsOf::KeysAndValues, pipeline, &rows);
+            self.run(Role::Protect, pipeline, 0, Some(&group), dispatch.params, self.grid(dispatch.items, plan.shape().kv_heads));
+        }
+    }
+
+    /// Attention of all rows of a step. Where log-sums are not wanted, those that are bound are not written.
+    fn attend(&mut self, step: &Step, element: Element, queries: wgpu::BufferBinding<'_>, output: [wgpu::BufferBinding<'_>; 2], log_sums: bool) {
+        let plan = self.plan();
+        let (slabs, arrangement, query_heads) = (plan.slabs(self.layer), plan.arrangement(self.layer), plan.shape().query_heads);
+        let pipelines = self.pipelines();
+        let query = pipelines.query(element);
+        let query_group = self.rows(RowsOf::Queries, query, &[queries]);
+        for pass in &step.passes {
+            let Some(part) = pass.arranged.get(arrangement) else {
+                continue;
+            };
+            self.run(Role::Query, query, 0, Some(&query_group), part.query, [pass.rows, query_heads, 1]);
+            // It reads nothing that `query` writes, and so need not wait for it, unless the compute pass has used the terms before.
+            if part.position.items > 0 {
+                let grid = [part.position.items, plan.readings() as u32, 1];
+                self.run(Role::Position, pipelines.position(element), 0, Some(&query_group), part.position.params, grid);
+            }
+            for (n, (slab, dispatch)) in slabs.iter().zip(&part.split).enumerate() {
+                if dispatch.items > 0 {
+                    let grid = [dispatch.items, slab.count() / plan.group_heads() * plan.blocks(), 1];
+                    self.run(Role::AttendSplit, pipelines.slab(self.layer, n).attend_split(), n, None, dispatch.params, grid);
+                }
+            }
+            for (n, (slab, dispatch)) in slabs.iter().zip(&part.prefill).enumerate() {
+                if dispatch.items > 0 {
+                    let grid = [dispatch.items, slab.count(), 1];
+                    self.run(Role::AttendPrefill, pipelines.slab(self.layer, n).attend_prefill(), n, None, dispatch.params, grid);
+                }
+            }
+            // Not before the f16 tokens were attended to: their weights count in the softmax.
+            self.align(&part.align);
+            let merge = pipelines.attend_merge(element, pass.merge_choice, log_sums);
+            let output_group = self.rows(RowsOf::Output, merge, &output);
+            self.run(Role::AttendMerge, merge, 0, Some(&output_group), pass.merge, [pass.rows, query_heads, 1]);
+        }
+    }
+
+    /// Decoding from planes: what to read of the keys, their scores, what to read of the values, their weighted sums.
+    fn align(&mut self, align: &[Align]) {
+        let plan = self.plan();
+        for (n, (slab, align)) in plan.slabs(self.layer).iter().zip(align).enumerate() {
+            let pipelines = self.pipelines().slab(self.layer, n);
+            let grid = |dispatch: &Dispatch| [dispatch.items, slab.count() * plan.blocks(), 1];
+            for (role, pipeline, dispatch) in [
+                (Role::AlignPlan, pipelines.align_plan(true), &align.keys),
+                (Role::AlignScores, pipelines.align_scores(), &align.scores),
+                (Role::AlignPlan, pipelines.align_plan(false), &align.values),
+                (Role::AlignValues, pipelines.align_values(), &align.rows),
+            ] {
+                self.run(role, pipeline, n, None, dispatch.params, grid(dispatch));
+            }
+        }
+    }
+}
+
+/// Begins a compute pass.
+fn begin<'e>(encoder: &'e mut wgpu::CommandEncoder, label: &str) -> wgpu::ComputePass<'e> {
+    encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None })
+}
+
+/// Checks that rows are of a type.
+fn expect_element(name: &'static str, wanted: Element, rows: Rows<'_>) -> Result<()> {
+    if rows.element == wanted { Ok(()) } else { Err(Error::argument(name, wanted.name(), rows.element.name())) }
+}
+
+impl Cache {
+    fn recorder<'a, 'p>(&'a self, pass: &'a mut wgpu::ComputePass<'p>, layer: u32, step: &'a wgpu::BindGroup) -> Recorder<'a, 'p> {
+        Recorder { cache: self, pass, layer, step }
+    }
+
+    /// Records the election of one layer's sinks from the residual stream that enters the layer, before its norm (for the first
+    /// layer: the embeddings): `[rows, width]` in f32 or f16, the chunks of the step one after another. RotateKV (2501.16383)
+    /// section 4.3.
+    ///
+    /// To be called before [`Cache::append`] where the plan's sinks are [`Sinks::Massive`](crate::Sinks::Massive) and a chunk has
+    /// more than one token. A chunk of one token decodes: nothing is elected, and without other chunks nothing is recorded.
+    ///
+    /// Any chunk of several tokens counts as a prompt's, also one of drafted tokens that may be taken back.
+    ///
+    /// A prompt that comes in several chunks keeps a list of the largest magnitudes so far. A token of a later chunk that gets
+    /// on it gets a row while one is free; tokens of earlier chunks are packed by then; none loses its row.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], [`Error::Lost`], [`Error::Layer`], [`Error::Mismatch`] for a width of 0 or an odd one, [`Error::Rows`], [`Error::Offset`],
+    /// [`Error::Usage`], [`Error::Limit`] for more rows than one binding holds; then nothing was recorded.
+    pub fn elect(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, residual: Rows<'_>, width: u32) -> Result<()> {
+        self.elect_in(&mut begin(encoder, "wgkv elect"), step, layer, residual, width)
+    }
+
+    /// [`Cache::elect`] within a compute pass of the caller's.
+    ///
+    /// # Errors
+    /// As [`Cache::elect`].
+    pub fn elect_in(&self, pass: &mut wgpu::ComputePass<'_>, step: &Step, layer: u32, residual: Rows<'_>, width: u32) -> Result<()> {
+        let _span = span!("elect", layer, rows = step.rows);
+        self.check(step, layer)?;
+        let Some(election) = &step.election else {
+            return Ok(());
+        };
+        if width == 0 || !width.is_multiple_of(2) {
+            return Err(Error::argument("width", "even and not 0", width));
+        }
+        let rows = residual.binding("residual", u64::from(step.rows) * u64::from(width), self.gpu.capability())?;
+        let mut params = Params::new(&self.gpu);
+        let at = [election.blocks, election.chunks].map(|(items_at, items)| params.push(&ElectParams { items_at, items, width, pad: 0 }));
+        let group = params.bind(&self.gpu, &self.step_layout, step.tables.binding());
+        let mut recorder = self.recorder(pass, layer, &group);
+        for (merge, ((_, items), params)) in [false, true].into_iter().zip([election.blocks, election.chunks].into_iter().zip(at)) {
+            let pipeline = recorder.pipelines().elect(residual.element, merge);
+            let rows = recorder.rows(RowsOf::Election, pipeline, &[rows.clone(), whole(&election.candidates)]);
+            recorder.run(Role::Elect, pipeline, 0, Some(&rows), params, recorder.grid(items, 1));
+        }
+        if let Some(held) = election.held.get(layer as usize) {
+            held.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Records the new tokens' keys and values of one layer: `[rows, kv_heads, head_dim]` each, keys before RoPE, the
+    /// chunks of the step one after another. Both may be f32 or f16, alike.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], [`Error::Lost`], [`Error::Layer`], [`Error::Mismatch`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`],
+    /// [`Error::Limit`] for more rows than one binding holds, and [`Error::Unelected`] where [`Cache::elect`] had to come first; then nothing was recorded.
+    pub fn append(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, keys: Rows<'_>, values: Rows<'_>) -> Result<()> {
+        self.append_in(&mut begin(encoder, "wgkv append"), step, layer, keys, values)
+    }
+
+    /// [`Cache::append`] within a compute pass of the caller's: cheaper where many dispatches follow each other.
+    ///
+    /// # Errors
+    /// As [`Cache::append`].
+    pub fn append_in(&self, pass: &mut wgpu::ComputePass<'_>, step: &Step, layer: u32, keys: Rows<'_>, values: Rows<'_>) -> Result<()> {
+        let _span = span!("append", layer, rows = step.rows);
+        self.check(step, layer)?;
+        let shape = self.plan.shape();
+        let elements = u64::from(step.rows) * u64::from(shape.kv_heads * shape.head_dim);
+        expect_element("values", keys.element, values)?;
+        let capability = self.gpu.capability();
+        let key_rows = keys.binding("keys", elements, capability)?;
+        let value_rows = values.binding("values", elements, capability)?;
+        let held = step.election.as_ref().and_then(|election| election.held.get(layer as usize));
+        if held.is_some_and(|held| !held.load(Ordering::Relaxed)) {
+            return Err(Error::Unelected { layer, sinks: self.plan.protection().sinks.to_string() });
+        }
+        self.recorder(pass, layer, &step.group).append(step, keys.element, key_rows, value_rows);
+        Ok(())
+    }
+
+    /// Records causal attention of the step's tokens over everything their sequences hold in one layer, themselves
+    /// included: `queries` and `output` are `[rows, query_heads, head_dim]`, queries before RoPE, scores times
+    /// `1 / sqrt(head_dim)`. Both may be f32 or f16, alike.
+    ///
+    /// # Errors
+    /// As [`Cache::append`].
+    pub fn attend(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, queries: Rows<'_>, output: Rows<'_>) -> Result<()> {
+        self.attend_in(&mut begin(encoder, "wgkv attend"), step, layer, queries, output)
+    }
+
+    /// [`Cache::attend`] within a compute pass of the caller's: cheaper where many dispatches follow each other.
+    ///
+    /// # Errors
+    /// As [`Cache::attend`].
+    pub fn attend_in(&self, pass: &mut wgpu::ComputePass<'_>, step: &Step, layer: u32, queries: Rows<'_>, output: Rows<'_>) -> Result<()> {
+        self.attend_to(pass, step, layer, queries, output, None)
+    }
+
+    /// [`Cache::attend`] that also writes how much each output weighs beside those of other caches, over other tokens: the logarithm of the
+    /// sum of `exp(score)`, in f32, `[rows, query_heads]`; -1e30 where a query saw no token, whose output is 0. Outputs over all tokens are the
+    /// mean of the parts' by `exp` of that. (Of `Centred` it lacks what is the same for all tokens of a query, so all parts must be of one
+    /// plan.)
+    ///
+    /// # Errors
+    /// As [`Cache::append`].
+    pub fn attend_part(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        step: &Step,
+        layer: u32,
+        queries: Rows<'_>,
+        output: Rows<'_>,
+        log_sums: Rows<'_>,
+    ) -> Result<()> {
+        self.attend_part_in(&mut begin(encoder, "wgkv attend"), step, layer, queries, output, log_sums)
+    }
+
+    /// [`Cache::attend_part`] within a compute pass of the caller's.
+    ///
+    /// # Errors
+    /// As [`Cache::attend_part`].
+    pub fn attend_part_in(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        step: &Step,
+        layer: u32,
+        queries: Rows<'_>,
+        output: Rows<'_>,
+        log_sums: Rows<'_>,
+    ) -> Result<()> {
+        self.attend_to(pass, step, layer, queries, output, Some(log_sums))
+    }
+
+    fn attend_to(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        step: &Step,
+        layer: u32,
+        queries: Rows<'_>,
+        output: Rows<'_>,
+        log_sums: Option<Rows<'_>>,
+    ) -> Result<()> {
+        let _span = span!("attend", layer, rows = step.rows);
+        self.check(step, layer)?;
+        let shape = self.plan.shape();
+        let elements = u64::from(step.rows) * u64::from(shape.query_heads * shape.head_dim);
+        expect_element("output", queries.element, output)?;
+        let capability = self.gpu.capability();
+        let query_rows = queries.binding("queries", elements, capability)?;
+        let output_rows = output.binding("output", elements, capability)?;
+        let log_sum_rows = match log_sums {
+            Some(rows) => {
+                expect_element("log_sums", Element::F32, rows)?;
+                rows.binding("log_sums", u64::from(step.rows) * u64::from(shape.query_heads), capability)?
+            }
+            None => whole(&self.buffers.shared.no_log_sums),
+        };
+        self.recorder(pass, layer, &step.group).attend(step, queries.element, query_rows, [output_rows, log_sum_rows], log_sums.is_some());
+        Ok(())
+    }
+
+    /// Records the restoring of cached tokens of one layer to f32 rows `[tokens, kv_heads, head_dim]`: keys as they were
+    /// after RoPE, values as they came, both with the error of their codes.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Dropped`], [`Error::Layer`], [`Error::Mismatch`], [`Error::Rows`],
+    /// [`Error::Offset`], [`Error::Usage`], [`Error::Lost`].
+    pub fn dequantize(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        sequence: Sequence,
+        layer: u32,
+        tokens: Range<u32>,
+        keys: Rows<'_>,
+        values: Rows<'_>,
+    ) -> Result<()> {
+        self.dequantize_in(&mut begin(encoder, "wgkv dequantize"), sequence, layer, tokens, keys, values)
+    }
+
+    /// [`Cache::dequantize`] within a compute pass of the caller's.
+    ///
+    /// # Errors
+    /// As [`Cache::dequantize`].
+    pub fn dequantize_in(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        sequence: Sequence,
+        layer: u32,
+        tokens: Range<u32>,
+        keys: Rows<'_>,
+        values: Rows<'_>,
+    ) -> Result<()> {
+        let _span = span!("dequantize", layer, slot = sequence.slot());
+        self.gpu.alive()?;
+        let live = self.pool.find(sequence)?;
+        let shape = self.plan.shape();
+        if tokens.start > tokens.end || tokens.end > live.at.tokens {
+            return Err(Error::Range { first: tokens.start, end: tokens.end, have: live.at.tokens });
+        }
+        live.expect_held(tokens.start)?;
+        self.layer(layer)?;
+        for (name, rows) in [("keys", keys), ("values", values)] {
+            expect_element(name, Element::F32, rows)?;
+        }
+        let count = tokens.end - tokens.start;
+        if count == 0 {
+            return Ok(());
+        }
+        let elements = u64::from(count) * u64::from(shape.kv_heads * shape.head_dim);
+        let capability = self.gpu.capability();
+        let rows = [keys.binding("keys", elements, capability)?, values.binding("values", elements, capability)?];
+        let mut words = Vec::new();
+        let chunk = live.still(sequence.slot()).record(&mut words, 0);
+        let slabs = self.plan.slabs(layer);
+        let mut params = Params::new(&self.gpu);
+        let mut at = Vec::with_capacity(slabs.len());
+        for slab in slabs {
+            let heads_at = list_heads(&self.plan, slab, &mut words);
+            let (slab_heads, kv_heads, limit) = (slab.count(), shape.kv_heads, live.at.limit);
+            at.push(params.push(&DequantizeParams { chunk, first: tokens.start, tokens: count, slab_heads, heads_at, kv_heads, limit, pad: 0 }));
+        }
+        let (group, _) = params.bind_with(&self.gpu, &self.step_layout, &words);
+        let mut recorder = self.recorder(pass, layer, &group);
+        for ((n, slab), params) in slabs.iter().enumerate().zip(at) {
+            let pipeline = recorder.pipelines().slab(layer, n).dequantize();
+            let rows = recorder.rows(RowsOf::Dequantized, pipeline, &rows);
+            recorder.run(Role::Dequantize, pipeline, n, Some(&rows), params, recorder.grid(count, slab.count()));
+        }
+        Ok(())
+    }
+}
+
+/// All of a buffer.
+fn whole(buffer: &wgpu::Buffer) -> wgpu::BufferBinding<'_> {
+    buffer.as_entire_buffer_binding()
+}
