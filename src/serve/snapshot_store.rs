@@ -1,9 +1,10 @@
 //! PrefixIndex that many caches share: snapshots in a store of objects, under the hash of what they are of.
 
+use super::prefix_index::name;
 use crate::cache::check_snapshot;
 use crate::error::{Error, Result};
+use crate::format::tensors;
 use crate::plan::Plan;
-use crate::{prefixes, tensors};
 pub use object_store;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -67,7 +68,7 @@ impl SnapshotStore {
 
     /// Where the store has, or would have, the snapshot of these tokens.
     pub fn place(&self, plan: &Plan, tokens: &[u32]) -> Path {
-        let name = tensors::hex(&prefixes::name(&self.model, plan, tokens));
+        let name = tensors::hex(&name(&self.model, plan, tokens));
         self.folder.clone().join(format!("{name}.safetensors"))
     }
 
