@@ -24,7 +24,7 @@ pub enum Codec {
     RotateKv,
     /// AlignedKV (2409.16546): half precision like [`Codec::F16`], in planes of 8, 4 and 4 bits, of
     /// which decoding reads those that can matter for its query; see
-    /// [`Alignment`](crate::Alignment).
+    /// [`Alignment`](crate::aligned::Alignment).
     AlignedF16,
     /// Centred, of this crate: the mean of every key and value channel is taken off before RoPE (a
     /// [`Means`](crate::Means) knows them), keys are weighted by pairs of channels, then heads are
@@ -50,9 +50,10 @@ impl Codec {
         }
     }
 
-    /// Returns the names of all codecs, for an error: "f16, rtn and so on".
+    /// Returns the names of all codecs, as an error lists them.
     pub(crate) fn names() -> String {
-        Self::ALL.map(Self::name).join(", ")
+        let [rest @ .., last] = Self::ALL.map(Self::name);
+        format!("{} and {last}", rest.join(", "))
     }
 
     /// Returns whether every head's keys, after RoPE, are multiplied by a Hadamard matrix.
@@ -172,7 +173,10 @@ impl FromStr for Scales {
 
     fn from_str(name: &str) -> Result<Self> {
         let known = Self::ALL.into_iter().find(|scales| scales.name() == name);
-        known.ok_or_else(|| Error::argument("scales", "f16, f8 or symmetric", name))
+        known.ok_or_else(|| {
+            let [half, byte, symmetric] = Self::ALL.map(Self::name);
+            Error::argument("scales", format!("{half}, {byte} or {symmetric}"), name)
+        })
     }
 }
 

@@ -7,6 +7,8 @@ use safetensors::tensor::{Dtype, Metadata};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
+#[cfg(not(target_arch = "wasm32"))]
+use std::path::Path;
 use std::str::FromStr;
 
 /// A tensor to write: its name, type and shape, and its bytes.
@@ -52,6 +54,18 @@ impl Envelope<'_> {
             return Err(self.error("file", format!("{} bytes at most", self.file_bytes), format!("{} bytes long", bytes.len())));
         }
         tensors::header(bytes, self.header_bytes, |name, wanted, had| self.error(name, wanted, had))
+    }
+
+    /// Writes bytes to a file.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn save(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        save(path, bytes)
+    }
+
+    /// Returns the bytes that a file holds.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn load(&self, path: &Path) -> Result<Vec<u8>> {
+        load(path, self.file_bytes)
     }
 
     /// Opens a file: checks its header and its fixed texts. What is read afterwards counts only if
@@ -161,23 +175,29 @@ impl Json {
         Ok(file)
     }
 
+    /// Writes a text to a file.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn save(&self, path: &Path, text: &str) -> Result<()> {
+        save(path, text.as_bytes())
+    }
+
     /// Returns the text that a file holds.
     #[cfg(not(target_arch = "wasm32"))]
-    pub fn load(&self, path: &std::path::Path) -> Result<String> {
+    pub fn load(&self, path: &Path) -> Result<String> {
         String::from_utf8(load(path, self.file_bytes)?).map_err(|e| self.error("file", "UTF-8", e.utf8_error()))
     }
 }
 
 /// Writes a file.
 #[cfg(not(target_arch = "wasm32"))]
-pub(crate) fn save(path: &std::path::Path, bytes: &[u8]) -> Result<()> {
+fn save(path: &Path, bytes: &[u8]) -> Result<()> {
     std::fs::write(path, bytes).map_err(|e| Error::Io { doing: "writing", path: path.display().to_string(), source: e.into() })
 }
 
 /// Reads a file of `most` bytes, or a byte more where it is longer, so that it is refused and not
 /// cut off.
 #[cfg(not(target_arch = "wasm32"))]
-pub(crate) fn load(path: &std::path::Path, most: usize) -> Result<Vec<u8>> {
+fn load(path: &Path, most: usize) -> Result<Vec<u8>> {
     use std::io::Read;
     let mut bytes = Vec::new();
     let read = std::fs::File::open(path).and_then(|file| file.take(most as u64 + 1).read_to_end(&mut bytes));

@@ -37,9 +37,9 @@ pub const PAGE_TOKENS: u32 = 128;
 /// stand the largest exponents that a channel's keys (a byte each), then its values, have in the
 /// page.
 ///
-/// Where a plan with an [`Alignment`](crate::Alignment) stores integer codes in planes, those take
-/// the place of the same codes without: planes of 2 and 2 bits for 4, of 4, 2 and 2 for 8, the high
-/// bits first, each a run of 32-bit words:
+/// Where a plan with an [`Alignment`](crate::aligned::Alignment) stores integer codes in planes,
+/// those take the place of the same codes without: planes of 2 and 2 bits for 4, of 4, 2 and 2 for
+/// 8, the high bits first, each a run of 32-bit words:
 ///
 /// | plane | words | element `[..]` holds |
 /// |---|---|---|

@@ -2,7 +2,7 @@
 
 use super::{BitPlan, Kind, Report, Unit};
 use crate::error::{Error, Result, Thing};
-use crate::format::file::{self, Json};
+use crate::format::file::Json;
 use crate::format::{FormatWords, Precision, Rope, Shape};
 use serde::{Deserialize, Serialize};
 
@@ -176,7 +176,7 @@ impl BitPlan {
     /// Those of [`BitPlan::to_json`], and [`Error::Io`] where the file cannot be written.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
-        file::save(path.as_ref(), self.to_json()?.as_bytes())
+        FILE.save(path.as_ref(), &self.to_json()?)
     }
 
     /// Reads a file that [`BitPlan::save`] wrote.

@@ -2,7 +2,7 @@
 
 use super::{Head, Sensitivity, check_numbers, wrong};
 use crate::error::{Result, Thing};
-use crate::format::file::{self, Json};
+use crate::format::file::Json;
 use crate::format::{FormatWords, Precision, Rope, Shape};
 use serde::{Deserialize, Serialize};
 
@@ -116,7 +116,7 @@ impl Sensitivity {
     /// be written.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
-        file::save(path.as_ref(), self.to_json()?.as_bytes())
+        FILE.save(path.as_ref(), &self.to_json()?)
     }
 
     /// Reads a file that [`Sensitivity::save`] wrote.

@@ -226,8 +226,8 @@ impl Probe {
     /// a head's output counts alike.
     ///
     /// # Errors
-    /// [`Error::Layer`], and those of [`gram::record`](crate::kernel::gram::record) and
-    /// [`gram::sum`](crate::kernel::gram::sum).
+    /// [`Error::Layer`], and those of [`gram::record`](crate::low_level::kernel::gram::record) and
+    /// [`gram::sum`](crate::low_level::kernel::gram::sum).
     pub async fn output_projection(&mut self, layer: u32, weights: Rows<'_>, hidden: u32) -> Result<()> {
         let Shape { layers, query_heads, head_dim, .. } = self.shape;
         let slot = self.projections.get_mut(layer as usize).ok_or(Error::Layer { had: layer, layers })?;

@@ -6,7 +6,7 @@
 
 use super::{ChannelOrder, MODEL_BYTES, Reach};
 use crate::error::{Error, Result, Thing};
-use crate::format::file::{self, Envelope};
+use crate::format::file::Envelope;
 use crate::format::{Rope, Shape};
 use safetensors::tensor::Dtype;
 
@@ -92,7 +92,7 @@ impl ChannelOrder {
     /// Those of [`ChannelOrder::to_bytes`], and [`Error::Io`] where the file cannot be written.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
-        file::save(path.as_ref(), &self.to_bytes()?)
+        FILE.save(path.as_ref(), &self.to_bytes()?)
     }
 
     /// Reads a file that [`ChannelOrder::save`] wrote.
@@ -101,7 +101,7 @@ impl ChannelOrder {
     /// Those of [`ChannelOrder::from_bytes`], and [`Error::Io`] where the file cannot be read.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn load(path: impl AsRef<std::path::Path>) -> Result<Self> {
-        Self::from_bytes(&file::load(path.as_ref(), FILE.file_bytes)?)
+        Self::from_bytes(&FILE.load(path.as_ref())?)
     }
 }
 

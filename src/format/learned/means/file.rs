@@ -3,7 +3,7 @@
 
 use super::{Layer, Means, wrong};
 use crate::error::{Result, Thing};
-use crate::format::file::{self, Envelope};
+use crate::format::file::Envelope;
 use crate::format::{Rope, Shape, tensors};
 use safetensors::tensor::Dtype;
 
@@ -84,7 +84,7 @@ impl Means {
     /// written.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
-        file::save(path.as_ref(), &self.to_bytes()?)
+        FILE.save(path.as_ref(), &self.to_bytes()?)
     }
 
     /// Reads a file that [`Means::save`] wrote.
@@ -94,7 +94,7 @@ impl Means {
     /// read.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn load(path: impl AsRef<std::path::Path>) -> Result<Self> {
-        Self::from_bytes(&file::load(path.as_ref(), FILE.file_bytes)?)
+        Self::from_bytes(&FILE.load(path.as_ref())?)
     }
 }
 
