@@ -1,4 +1,4 @@
-//! What can go wrong, by the name of the thing, the number wanted and the number had.
+//! What can go wrong: each error names the thing, the number wanted and the number had.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,8 +7,9 @@ use std::sync::Arc;
 /// A result of this library.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// An error of this library. Errors are found before anything is recorded or changed: after one, a [`Cache`](crate::Cache)
-/// holds what it held and can be used on; but for [`Error::Lost`], after which nothing on the device can be had.
+/// An error of this library. Errors are found before anything is recorded or changed: after one, a
+/// [`Cache`](crate::Cache) holds what it held and can still be used. After [`Error::Lost`], nothing
+/// on the device can.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -41,7 +42,7 @@ pub enum Error {
         had: u32,
     },
     /// No codec has this name.
-    #[error("no codec is called {had:?}; there are f16, rtn, hadamard, rotate-kv, aligned-f16 and centred")]
+    #[error("no codec is called {had:?}; there are {}", crate::format::Codec::names())]
     Codec {
         /// The name asked for.
         had: String,
@@ -65,7 +66,7 @@ pub enum Error {
         /// The store's message.
         message: String,
     },
-    /// The residual stream of a prompt was not shown to the cache before its keys and values.
+    /// The residual stream of a prompt was not given to the cache before its keys and values.
     #[error("layer {layer} must be given its residual stream by Cache::elect before Cache::append, since the plan's sinks are {sinks}")]
     Unelected {
         /// The layer.
@@ -161,7 +162,7 @@ pub enum Error {
         /// Tokens held.
         have: u32,
     },
-    /// A part that does not go on where its sequence ends.
+    /// A part of a step that does not begin where its sequence ends.
     #[error("sequence {slot} holds {have} tokens; queries from {first} on can bring it {most} at most, not {tokens}")]
     Part {
         /// The sequence's place in the cache.
@@ -217,13 +218,14 @@ pub enum Error {
     /// The device could not be made.
     #[error("the device could not be made: {0}")]
     Device(String),
-    /// The device was lost, and all that lay on it: its driver failed, it was unplugged, or destroyed.
+    /// The device was lost with all that lay on it: its driver failed, or it was unplugged or
+    /// destroyed.
     #[error("the device was lost: {reason}")]
     Lost {
-        /// What it told.
+        /// What the device reported.
         reason: String,
     },
-    /// The device has not so much memory, or not now.
+    /// The device has no memory left for a buffer.
     #[error("the device has no memory for {need} bytes")]
     Memory {
         /// Bytes wanted.
@@ -248,7 +250,7 @@ impl Error {
         Self::Mismatch { of, name: name.into(), wanted: wanted.to_string(), had: had.to_string() }
     }
 
-    /// Returns the same of an argument.
+    /// Returns the error that an argument is not what it must be.
     pub fn argument(name: impl Into<Cow<'static, str>>, wanted: impl ToString, had: impl ToString) -> Self {
         Self::mismatch(Thing::Argument, name, wanted, had)
     }
@@ -297,12 +299,13 @@ impl fmt::Display for Thing {
     }
 }
 
-/// An error of the operating system, which [`Error`] can clone and compare. Two are equal if their kinds and texts are.
+/// An error of the operating system, which [`Error`] can clone and compare. Two are equal if their
+/// kinds and texts are.
 #[derive(Clone, Debug)]
 pub struct IoError(Arc<std::io::Error>);
 
 impl IoError {
-    /// The system's error.
+    /// Returns the system's error.
     pub fn get(&self) -> &std::io::Error {
         &self.0
     }

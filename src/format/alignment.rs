@@ -6,20 +6,23 @@ use std::str::FromStr;
 
 /// By what the planes to read are chosen, for keys or for values.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub enum Criterion {
     /// All planes are read.
     #[default]
     Everything,
-    /// AlignedKV's own rule (2409.16546), for halves: an addend needs no bits below the last place of the largest addend (keys), or of the estimated
-    /// output (values). It bounds the error of an addend, not that of the sum.
+    /// AlignedKV's own rule (2409.16546), for halves: an addend needs no bits below the last place
+    /// of the largest addend (keys), or of the estimated output (values). It bounds the error of an
+    /// addend, not that of the sum.
     Published,
-    /// A budget for the sum of all errors in the worst case: so many times the error that the stored numbers' own rounding has in the
-    /// same sum (half a unit in the last place; half a step of a code). 0 reads everything.
+    /// A budget for the sum of all errors in the worst case, in multiples of the error that the
+    /// stored numbers' own rounding has in the same sum (half a unit in the last place; half a step
+    /// of a code). 0 reads everything.
     Budget(f32),
 }
 
 impl Criterion {
-    /// The shaders' number for it, and the budget's bits.
+    /// Returns the shaders' number for it, and the budget's bits.
     pub(crate) fn words(self) -> [u32; 2] {
         match self {
             Self::Everything => [0, 0],
@@ -36,10 +39,11 @@ impl Criterion {
     }
 }
 
-/// Which planes decoding reads of packed pages: of [`Codec::AlignedF16`](crate::Codec::AlignedF16), and of integer codes of 4 and 8 bits in
-/// plans that were given one. Prefill reads all planes.
+/// Which planes decoding reads of packed pages: of [`Codec::AlignedF16`](crate::Codec::AlignedF16),
+/// and of integer codes of 4 and 8 bits in plans that were given one. Prefill reads all planes.
 ///
-/// As text: `everything`, `published`, or budgets as in `phi-k:64,phi-v:256`, of which one may be left out.
+/// As text: `everything`, `published`, or budgets as in `phi-k:64,phi-v:256`, of which one may be
+/// left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Alignment {
     /// For keys.
@@ -55,11 +59,12 @@ impl Alignment {
     /// All planes are read.
     pub const EVERYTHING: Self = Self { keys: Criterion::Everything, values: Criterion::Everything };
 
-    /// Budgets for keys and for values.
+    /// Returns budgets for keys and for values.
     pub fn budget(phi_k: f32, phi_v: f32) -> Self {
         Self { keys: Criterion::Budget(phi_k), values: Criterion::Budget(phi_v) }
     }
 
+    /// Refuses budgets that are negative or not finite.
     pub(crate) fn check(&self) -> Result<()> {
         self.keys.check("phi_k")?;
         self.values.check("phi_v")

@@ -12,34 +12,61 @@ use std::str::FromStr;
 pub enum Codec {
     /// Half precision, keys after RoPE: the control that the others are measured against.
     F16,
-    /// Round to nearest: keys after RoPE, asymmetric codes in groups of channels, one scale and zero a token and group.
+    /// Round to nearest: keys after RoPE, asymmetric codes in groups of channels, with one scale
+    /// and zero for each token and group.
     Rtn,
-    /// The same codes after an orthonormal Hadamard rotation of every head (as QuaRot, 2404.00456, does).
+    /// The same codes after an orthonormal Hadamard rotation of every head (as QuaRot, 2404.00456,
+    /// does).
     Hadamard,
-    /// RotateKV (2501.16383): keys before RoPE, rotated over groups of KV heads, in groups of channels that a
-    /// [`ChannelOrder`](crate::ChannelOrder) found to have similar means; values rotated by head.
+    /// RotateKV (2501.16383): keys before RoPE, rotated over groups of KV heads, in groups of
+    /// channels that a [`ChannelOrder`](crate::ChannelOrder) found to have similar means; values
+    /// rotated by head.
     RotateKv,
-    /// AlignedKV (2409.16546): half precision like [`Codec::F16`], in planes of 8, 4 and 4 bits, of which decoding reads those that can
-    /// matter for its query; see [`Alignment`](crate::Alignment).
+    /// AlignedKV (2409.16546): half precision like [`Codec::F16`], in planes of 8, 4 and 4 bits, of
+    /// which decoding reads those that can matter for its query; see
+    /// [`Alignment`](crate::aligned::Alignment).
     AlignedF16,
-    /// Centred, of this crate: the mean of every key and value channel is taken off before RoPE (a [`Means`](crate::Means) knows
-    /// them), keys are weighted by pairs of channels, then heads are rotated as with [`Codec::Hadamard`] and stored in symmetric codes:
-    /// a scale a group and no zero. What the mean of the keys adds to a score follows from the positions and the query alone.
+    /// Centred, of this crate: the mean of every key and value channel is taken off before RoPE (a
+    /// [`Means`](crate::Means) knows them), keys are weighted by pairs of channels, then heads are
+    /// rotated as with [`Codec::Hadamard`] and stored in symmetric codes: a scale a group and no
+    /// zero. What the mean of the keys adds to a score follows from the positions and the query
+    /// alone.
     Centred,
 }
 
 impl Codec {
-    /// Does it multiply every head's keys, after RoPE, by a Hadamard matrix?
+    /// All codecs.
+    const ALL: [Self; 6] = [Self::F16, Self::Rtn, Self::Hadamard, Self::RotateKv, Self::AlignedF16, Self::Centred];
+
+    /// Returns the codec's name, which texts and files call it by.
+    fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::Rtn => "rtn",
+            Self::Hadamard => "hadamard",
+            Self::RotateKv => "rotate-kv",
+            Self::AlignedF16 => "aligned-f16",
+            Self::Centred => "centred",
+        }
+    }
+
+    /// Returns the names of all codecs, as an error lists them.
+    pub(crate) fn names() -> String {
+        let [rest @ .., last] = Self::ALL.map(Self::name);
+        format!("{} and {last}", rest.join(", "))
+    }
+
+    /// Returns whether every head's keys, after RoPE, are multiplied by a Hadamard matrix.
     pub fn rotates_keys(self) -> bool {
         matches!(self, Self::Hadamard | Self::Centred)
     }
 
-    /// Does it store every number in half precision?
+    /// Returns whether every number is stored in half precision.
     pub(crate) fn is_f16(self) -> bool {
         matches!(self, Self::F16 | Self::AlignedF16)
     }
 
-    /// Does it multiply every head's values by a Hadamard matrix?
+    /// Returns whether every head's values are multiplied by a Hadamard matrix.
     pub fn rotates_values(self) -> bool {
         matches!(self, Self::Hadamard | Self::RotateKv | Self::Centred)
     }
@@ -47,14 +74,7 @@ impl Codec {
 
 impl fmt::Display for Codec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F16 => "f16",
-            Self::Rtn => "rtn",
-            Self::Hadamard => "hadamard",
-            Self::RotateKv => "rotate-kv",
-            Self::AlignedF16 => "aligned-f16",
-            Self::Centred => "centred",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -62,20 +82,13 @@ impl FromStr for Codec {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "f16" => Ok(Self::F16),
-            "rtn" => Ok(Self::Rtn),
-            "hadamard" => Ok(Self::Hadamard),
-            "rotate-kv" => Ok(Self::RotateKv),
-            "aligned-f16" => Ok(Self::AlignedF16),
-            "centred" => Ok(Self::Centred),
-            _ => Err(Error::Codec { had: name.to_owned() }),
-        }
+        Self::ALL.into_iter().find(|codec| codec.name() == name).ok_or_else(|| Error::Codec { had: name.to_owned() })
     }
 }
 
 /// Bits of a code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Bits {
     /// Codes 0 to 3.
     Two = 2,
@@ -85,13 +98,14 @@ pub enum Bits {
     Four = 4,
     /// Codes 0 to 255.
     Eight = 8,
-    /// No code but the number itself in half precision, without scale: what [`Codec::F16`] stores, and what any codec can keep
-    /// values, or ([`Codec::RotateKv`] apart) keys, in. [`Codec::AlignedF16`] stores it, too, in planes.
+    /// No code but the number itself in half precision, without scale: what [`Codec::F16`] stores,
+    /// and what any codec can keep values, or ([`Codec::RotateKv`] apart) keys, in.
+    /// [`Codec::AlignedF16`] stores it, too, in planes.
     Sixteen = 16,
 }
 
 impl Bits {
-    /// The number.
+    /// Returns the number.
     pub fn get(self) -> u32 {
         self as u32
     }
@@ -114,18 +128,32 @@ impl TryFrom<u32> for Bits {
 
 /// How the scale and the zero of a group are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Scales {
     /// Two halves: 32 bits a group.
     #[default]
     Half,
-    /// An 8-bit float (E4M3, at least 2^-9) and an 8-bit integer: 16 bits a group. The scale grows where the zero would not fit.
+    /// An 8-bit float (E4M3, at least 2^-9) and an 8-bit integer: 16 bits a group. The scale grows
+    /// where the zero would not fit.
     Byte,
-    /// One half and no zero, 16 bits a group: the form of [`Codec::Centred`], whose codes lie symmetric about zero.
+    /// One half and no zero, 16 bits a group: the form of [`Codec::Centred`], whose codes lie
+    /// symmetric about zero.
     Symmetric,
 }
 
 impl Scales {
-    /// Bits that a group's scale and zero take together.
+    const ALL: [Self; 3] = [Self::Half, Self::Byte, Self::Symmetric];
+
+    /// Returns the name that texts and files call it by.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Half => "f16",
+            Self::Byte => "f8",
+            Self::Symmetric => "symmetric",
+        }
+    }
+
+    /// Returns the bits that a group's scale and zero take together.
     pub fn bits(self) -> u32 {
         match self {
             Self::Half => 32,
@@ -136,11 +164,7 @@ impl Scales {
 
 impl fmt::Display for Scales {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Half => "f16",
-            Self::Byte => "f8",
-            Self::Symmetric => "symmetric",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -148,22 +172,22 @@ impl FromStr for Scales {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "f16" => Ok(Self::Half),
-            "f8" => Ok(Self::Byte),
-            "symmetric" => Ok(Self::Symmetric),
-            _ => Err(Error::argument("scales", "f16, f8 or symmetric", name)),
-        }
+        let known = Self::ALL.into_iter().find(|scales| scales.name() == name);
+        known.ok_or_else(|| {
+            let [half, byte, symmetric] = Self::ALL.map(Self::name);
+            Error::argument("scales", format!("{half}, {byte} or {symmetric}"), name)
+        })
     }
 }
 
-/// How the keys or the values of one head are stored: bits of a code, and channels that share a scale.
+/// How the keys or the values of one head are stored: bits of a code, and channels that share a
+/// scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Precision {
     /// Bits of a code.
     pub bits: Bits,
-    /// Channels that share a scale and a zero: 32, 64 or 128. A group of 128 is one group a head where the head is smaller. It means
-    /// nothing at 16 bits.
+    /// Channels that share a scale and a zero: 32, 64 or 128. A group of 128 is one group a head
+    /// where the head is smaller. It means nothing at 16 bits.
     pub group: u32,
 }
 
@@ -171,23 +195,24 @@ impl Precision {
     /// Half precision.
     pub const F16: Self = Self { bits: Bits::Sixteen, group: 128 };
 
-    /// Bits of a code with channels that share a scale.
+    /// Returns the precision of these bits a code and channels a scale.
     pub fn new(bits: Bits, group: u32) -> Self {
         Self { bits, group }
     }
 
-    /// Channels that share a scale in a head of `head_dim` channels.
+    /// Returns the channels that share a scale in a head of `head_dim` channels.
     pub fn group(&self, head_dim: u32) -> u32 {
         if self.bits == Bits::Sixteen { head_dim } else { self.group.min(head_dim) }
     }
 
-    /// Groups in a head of `head_dim` channels: 0 at 16 bits.
+    /// Returns the groups in a head of `head_dim` channels: 0 at 16 bits.
     pub fn groups(&self, head_dim: u32) -> u32 {
         if self.bits == Bits::Sixteen { 0 } else { head_dim / self.group(head_dim) }
     }
 
-    /// Channels of a token's whole key row that share a scale, for [`Codec::RotateKv`]: the group, or the half or quarter of it
-    /// that divides the row, or else a head. They may be of several heads.
+    /// Returns the channels of a token's whole key row that share a scale, for [`Codec::RotateKv`]:
+    /// the group, or the half or quarter of it that divides the row, or else a head. They may be of
+    /// several heads.
     pub fn row_group(&self, shape: &Shape) -> u32 {
         let channels = shape.kv_heads * shape.head_dim;
         [128, 64, 32].into_iter().find(|g| *g <= self.group && channels.is_multiple_of(*g)).unwrap_or(shape.head_dim)
@@ -197,7 +222,8 @@ impl Precision {
 impl FromStr for Precision {
     type Err = Error;
 
-    /// What [`Precision`] prints: `2/128` for 2 bits in groups of 128, `16` for half precision, which has no group (`16/64` is the same).
+    /// Reads what [`Precision`] prints: `2/128` for 2 bits in groups of 128, `16` for half
+    /// precision, which has no group (`16/64` is the same).
     fn from_str(text: &str) -> Result<Self> {
         let wrong = || Error::argument("precision", "BITS/GROUP, or 16", text);
         if text == "16" {
@@ -218,16 +244,19 @@ impl fmt::Display for Precision {
     }
 }
 
-/// How one cache stores keys and values; with an [`BitPlan`](crate::BitPlan), what its heads have in common.
+/// How one cache stores keys and values; with a [`BitPlan`](crate::bits::BitPlan), what its heads
+/// have in common.
 ///
-/// The arithmetic of an asymmetric group, in the order of RotateKV (2501.16383) section 3: with `clip` c and `b` bits,
-/// `scale = c (max - min) / (2^b - 1)` rounded as it is stored, `zero = round(-c min / scale)`, `code = clamp(round(x / scale) + zero,
-/// 0, 2^b - 1)`, read back as `scale (code - zero)`.
+/// The arithmetic of an asymmetric group, in the order of RotateKV (2501.16383) section 3: with
+/// `clip` c and `b` bits, `scale = c (max - min) / (2^b - 1)` rounded as it is stored,
+/// `zero = round(-c min / scale)`, `code = clamp(round(x / scale) + zero, 0, 2^b - 1)`, read back
+/// as `scale (code - zero)`.
 ///
-/// That of a symmetric group ([`Codec::Centred`]): the zero is `2^(b - 1) - 1/2`, between the two middle codes, and stored nowhere. The
-/// codes are those of a step that begins at Max's for a normal distribution (J. Max, 1960) and is refined twice to the least squares; the
-/// scale is then the one that keeps inner products their size, `sum x^2 / sum x (code - zero)`, not the least squares' own, which would
-/// shrink what is read back by the share of the error.
+/// That of a symmetric group ([`Codec::Centred`]): the zero is `2^(b - 1) - 1/2`, between the two
+/// middle codes, and stored nowhere. The codes are those of a step that begins at Max's for a
+/// normal distribution (J. Max, 1960) and is refined twice to the least squares; the scale is then
+/// the one that keeps inner products their size, `sum x^2 / sum x (code - zero)`. That of the least
+/// squares would shrink what is read back by the share of the error.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Format {
     codec: Codec,
@@ -239,8 +268,9 @@ pub struct Format {
 }
 
 impl Format {
-    /// A codec with bits for keys and for values and a group of 32, 64 or 128 channels. A group of 128 is one group a head
-    /// where the head is smaller. For [`Codec::F16`] and [`Codec::AlignedF16`] bits and group mean nothing.
+    /// Returns a codec with bits for keys and for values and a group of 32, 64 or 128 channels. A
+    /// group of 128 is one group a head where the head is smaller. For [`Codec::F16`] and
+    /// [`Codec::AlignedF16`] bits and group mean nothing.
     ///
     /// The clip is 0.8 for a rotating codec at 2 bits and 1 otherwise.
     pub fn new(codec: Codec, key_bits: Bits, value_bits: Bits, group: u32) -> Self {
@@ -249,17 +279,18 @@ impl Format {
         Self { codec, key: precision(key_bits), value: precision(value_bits), clip: None, scales, heads_per_group: None }
     }
 
-    /// Half precision.
+    /// Returns half precision.
     pub fn f16() -> Self {
         Self::new(Codec::F16, Bits::Sixteen, Bits::Sixteen, 128)
     }
 
-    /// Half precision in planes, AlignedKV (2409.16546).
+    /// Returns half precision in planes, AlignedKV (2409.16546).
     pub fn aligned_f16() -> Self {
         Self::new(Codec::AlignedF16, Bits::Sixteen, Bits::Sixteen, 128)
     }
 
-    /// Other bits and groups for keys and for values. [`Codec::F16`] and [`Codec::AlignedF16`] have their own and keep them.
+    /// Sets bits and groups for keys and for values. [`Codec::F16`] and [`Codec::AlignedF16`] keep
+    /// theirs.
     pub fn with_precisions(mut self, key: Precision, value: Precision) -> Self {
         if !self.codec.is_f16() {
             (self.key, self.value) = (key, value);
@@ -267,31 +298,32 @@ impl Format {
         self
     }
 
-    /// Another share of a group's range for the codes to span, for keys and values, in (0, 1].
+    /// Sets the share of a group's range that codes span, for keys and values, in (0, 1].
     pub fn with_clip(mut self, clip: f32) -> Self {
         self.clip = Some(clip);
         self
     }
 
-    /// Scales and zeros stored in another way.
+    /// Sets how scales and zeros are stored.
     pub fn with_scales(mut self, scales: Scales) -> Self {
         self.scales = scales;
         self
     }
 
-    /// For [`Codec::RotateKv`]: how many KV heads are rotated together, a power of two that divides their number, 8 at most.
+    /// Sets, for [`Codec::RotateKv`], the KV heads that are rotated together: a power of two that
+    /// divides their number, 8 at most.
     pub fn with_heads_per_group(mut self, heads: u32) -> Self {
         self.heads_per_group = Some(heads);
         self
     }
 
-    /// How scales and zeros are stored.
+    /// Returns how scales and zeros are stored.
     pub fn scales(&self) -> Scales {
         self.scales
     }
 
-    /// KV heads that are rotated together: as told, otherwise 4, or the largest power of two below that divides `kv_heads`.
-    /// 1 for the codecs that rotate by head or not at all.
+    /// Returns the KV heads that are rotated together: those set, otherwise 4, or the largest power
+    /// of two below that divides `kv_heads`. 1 for the codecs that rotate by head or not at all.
     pub fn heads_per_group(&self, kv_heads: u32) -> u32 {
         match (self.codec, self.heads_per_group) {
             (Codec::RotateKv, Some(heads)) => heads,
@@ -300,26 +332,27 @@ impl Format {
         }
     }
 
-    /// The codec.
+    /// Returns the codec.
     pub fn codec(&self) -> Codec {
         self.codec
     }
 
-    /// Bits and group of keys.
+    /// Returns the bits and group of keys.
     pub fn key(&self) -> Precision {
         self.key
     }
 
-    /// Bits and group of values.
+    /// Returns the bits and group of values.
     pub fn value(&self) -> Precision {
         self.value
     }
 
-    /// Share of a group's range that codes of these bits span.
+    /// Returns the share of a group's range that codes of these bits span.
     pub fn clip(&self, bits: Bits) -> f32 {
         self.clip.unwrap_or(if matches!(self.codec, Codec::Hadamard | Codec::RotateKv) && bits == Bits::Two { 0.8 } else { 1.0 })
     }
 
+    /// Refuses a format that does not fit the shape.
     pub(crate) fn check(&self, shape: &Shape) -> Result<()> {
         for precision in [self.key, self.value] {
             let Precision { bits, group } = precision;
@@ -365,7 +398,8 @@ impl Format {
     }
 }
 
-/// A format without its precisions, in the words of a file.
+/// A format without its precisions, in the words of a file. Words that mean nothing here are errors
+/// of their own, so they are read as texts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct FormatWords {
@@ -380,7 +414,7 @@ impl FormatWords {
         Self { codec: format.codec.to_string(), scales: format.scales.to_string(), clip: format.clip, heads_per_group: format.heads_per_group }
     }
 
-    /// The format, with four bits in groups of 128 where it has none of its own.
+    /// Returns the format, with four bits in groups of 128 for its own precisions.
     pub(crate) fn format(&self) -> Result<Format> {
         let format = Format::new(self.codec.parse()?, Bits::Four, Bits::Four, 128);
         Ok(Format { scales: self.scales.parse()?, clip: self.clip, heads_per_group: self.heads_per_group, ..format })
@@ -403,7 +437,7 @@ impl fmt::Display for Format {
     }
 }
 
-/// Is a number of KV heads one that can be rotated together?
+/// Refuses a number of KV heads that cannot be rotated together.
 pub(crate) fn check_heads_per_group(heads_per_group: u32, kv_heads: u32) -> Result<()> {
     if !heads_per_group.is_power_of_two() || heads_per_group > 8 || !kv_heads.is_multiple_of(heads_per_group) {
         let wanted = format!("1, 2, 4 or 8 and divide kv_heads ({kv_heads})");

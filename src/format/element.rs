@@ -2,6 +2,7 @@
 
 /// The type of a number in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Element {
     /// 32-bit floats.
     F32,
@@ -10,7 +11,7 @@ pub enum Element {
 }
 
 impl Element {
-    /// Bytes of one.
+    /// Returns the bytes of one number.
     pub fn bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
@@ -18,6 +19,7 @@ impl Element {
         }
     }
 
+    /// Returns the name that errors and shaders call it by.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",

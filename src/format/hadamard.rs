@@ -1,7 +1,8 @@
-//! The orthonormal Hadamard matrices that the codecs rotate by: their factors as signs, and the exact products in f64. Orders of key
-//! channels that files hold come from these.
+//! The orthonormal Hadamard matrices that the codecs rotate by: their factors as signs, and the
+//! exact products in f64. Orders of key channels that files hold come from these.
 
-/// Hadamard's factors (outer, inner) of a head dimension, as in `shaders/part/hadamard.wgsl`.
+/// Returns Hadamard's factors (outer, inner) of a head dimension, as in
+/// `shaders/part/hadamard.wgsl`.
 pub fn factors(head_dim: u32) -> (u32, u32) {
     match head_dim {
         80 => (20, 4),
@@ -11,19 +12,21 @@ pub fn factors(head_dim: u32) -> (u32, u32) {
     }
 }
 
-/// Signs of the symmetric matrices of order 12 and 20, as in the shader: bit `j` of word `r` is set where entry `(r, j)` is -1.
+/// Signs of the symmetric matrices of order 12 and 20, as in the shader: bit `j` of word `r` is set
+/// where entry `(r, j)` is -1.
 const HADAMARD_12: [u32; 12] = [0x40, 0x698, 0xd30, 0xaa2, 0x586, 0xb0c, 0xfc1, 0x9da, 0x3f4, 0x76a, 0xe56, 0xcec];
 const HADAMARD_20: [u32; 20] = [
     0x400, 0xd8b60, 0xb52d0, 0x6e1b0, 0xc730c, 0xaaa8a, 0x71986, 0x3b06c, 0x5685a, 0x8d836, 0xffc01, 0x27f62, 0x4bed4, 0x93db8, 0x3cf1c, 0x5d6aa, 0x9e5c6,
     0xe4cec, 0xe955a, 0xf2636,
 ];
 
-/// The same for row `r` of the Sylvester matrix of order 16, whose corners are those of order 4 and 8.
+/// Returns the same for row `r` of the Sylvester matrix of order 16, whose corners are those of
+/// order 4 and 8.
 fn sylvester(r: u32) -> u32 {
     (0xaaaa * (r & 1)) ^ (0x6666 * (r & 2)) ^ (0x3c3c * (r & 4)) ^ (0x1fe0 * (r & 8))
 }
 
-/// Row `r` of the factor of this order, as signs.
+/// Returns row `r` of the factor of this order, as signs.
 pub fn mask(order: u32, r: u32) -> u32 {
     match order {
         12 => HADAMARD_12[r as usize],
@@ -32,14 +35,15 @@ pub fn mask(order: u32, r: u32) -> u32 {
     }
 }
 
-/// 1 or -1.
+/// Returns 1 or -1: entry `j` of a row of signs.
 pub fn sign(mask: u32, j: u32) -> f32 {
     f32::from_bits(0x3f80_0000 | (((mask >> j) & 1) << 31))
 }
 
-/// A row times the orthonormal Hadamard matrix of order `row.len()`, as the dense product: entry `(i, j)` is the product of the
-/// factors' entries over the square root of the order. For a power of two, whatever the factors, that is Sylvester's matrix: the
-/// sign tells whether `i` and `j` have an odd number of bits in common.
+/// Returns a row times the orthonormal Hadamard matrix of order `row.len()`, as the dense product:
+/// entry `(i, j)` is the product of the factors' entries over the square root of the order. For a
+/// power of two, whatever the factors, that is Sylvester's matrix: the sign says whether `i` and
+/// `j` have an odd number of bits in common.
 pub fn rotate_exact(row: &[f64]) -> Vec<f64> {
     let n = row.len() as u32;
     let (outer, inner) = factors(n);
@@ -52,8 +56,9 @@ pub fn rotate_exact(row: &[f64]) -> Vec<f64> {
     (0..n).map(|i| (0..n).map(|j| entry(i, j) * row[j as usize]).sum::<f64>() / f64::from(n).sqrt()).collect()
 }
 
-/// The keys of one token of the KV heads that are rotated together, times `H_heads (x) H_head_dim`, the orthonormal matrix of order
-/// `row.len()`: RotateKV's rotation over a group of heads. Applied twice it returns the row.
+/// Returns the keys of one token of the KV heads that are rotated together, times
+/// `H_heads (x) H_head_dim`, the orthonormal matrix of order `row.len()`: RotateKV's rotation over
+/// a group of heads. Applied twice, it gives the row back.
 pub fn rotate_group_exact(row: &[f64], head_dim: u32) -> Vec<f64> {
     let heads = row.len() as u32 / head_dim;
     let rotated: Vec<Vec<f64>> = row.chunks_exact(head_dim as usize).map(rotate_exact).collect();

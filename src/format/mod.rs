@@ -1,14 +1,16 @@
-//! What is stored and how: shapes, codecs, the layout of a page, the arithmetic of the codes, and what a model teaches, with its files.
-//! Nothing here knows a GPU.
+//! What is stored and how: shapes, codecs, the layout of a page, the arithmetic of the codes, and
+//! what is learned from a model, with its files. Nothing here knows a GPU.
 
 mod alignment;
 mod bit_plan;
 mod codec;
 pub(crate) mod codes;
 mod element;
+pub(crate) mod file;
 pub(crate) mod hadamard;
 mod layout;
 mod learned;
+pub(crate) mod origin;
 mod protection;
 mod shape;
 pub(crate) mod tensors;

@@ -13,8 +13,8 @@ pub enum RopeLayout {
 
 /// Rotary position embedding: pair `p` of a head turns by `position * frequencies[p]` radians.
 ///
-/// The cache applies it itself, so keys and queries are handed over before RoPE. A host that has applied RoPE already
-/// says [`Rope::none`].
+/// The cache applies it itself, so keys and queries are handed over before RoPE. A host that has
+/// applied RoPE already passes [`Rope::none`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     layout: RopeLayout,
@@ -22,19 +22,22 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// No turning: learned positions, ALiBi, or keys and queries that are turned already.
+    /// Returns no turning: for learned positions, ALiBi, or keys and queries that are turned
+    /// already.
     pub fn none() -> Self {
         Self { layout: RopeLayout::SplitHalves, frequencies: Vec::new() }
     }
 
-    /// The usual frequencies `theta^(-2 p / rotary_dim)`, on the first `rotary_dim` channels of a head, split halves.
+    /// Returns the usual frequencies `theta^(-2 p / rotary_dim)`, on the first `rotary_dim`
+    /// channels of a head, split halves.
     pub fn new(theta: f64, rotary_dim: u32) -> Self {
         let frequencies = (0..rotary_dim / 2).map(|p| theta.powf(-2.0 * f64::from(p) / f64::from(rotary_dim))).collect();
         Self { layout: RopeLayout::SplitHalves, frequencies }
     }
 
-    /// Llama 3's scaling of the frequencies: wavelengths beyond `original_max_position / low_freq_factor` are stretched by
-    /// `factor`, those below `original_max_position / high_freq_factor` stay, and between them it blends linearly.
+    /// Returns the frequencies as Llama 3 scales them: wavelengths beyond
+    /// `original_max_position / low_freq_factor` are stretched by `factor`, those below
+    /// `original_max_position / high_freq_factor` stay, and between them it blends linearly.
     pub fn llama3(theta: f64, rotary_dim: u32, factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_max_position: u32) -> Self {
         let mut rope = Self::new(theta, rotary_dim);
         for frequency in &mut rope.frequencies {
@@ -45,24 +48,24 @@ impl Rope {
         rope
     }
 
-    /// The same frequencies on interleaved pairs.
+    /// Puts the same frequencies on interleaved pairs.
     pub fn interleaved(mut self) -> Self {
         self.layout = RopeLayout::Interleaved;
         self
     }
 
-    /// Frequencies of one's own, in radians a position, one a pair.
+    /// Sets the frequencies, in radians a position, one a pair.
     pub fn with_frequencies(mut self, frequencies: Vec<f64>) -> Self {
         self.frequencies = frequencies;
         self
     }
 
-    /// How channels pair up.
+    /// Returns how channels pair up.
     pub fn layout(&self) -> RopeLayout {
         self.layout
     }
 
-    /// Radians a position, one a pair; empty for none.
+    /// Returns the radians a position, one a pair; empty for none.
     pub fn frequencies(&self) -> &[f64] {
         &self.frequencies
     }
@@ -87,16 +90,17 @@ pub struct Shape {
 pub(crate) const HEAD_DIMS: [u32; 5] = [64, 80, 96, 128, 256];
 
 impl Shape {
-    /// Query heads that share a KV head (the GQA ratio).
+    /// Returns the query heads that share a KV head (the GQA ratio).
     pub fn share(&self) -> u32 {
         self.query_heads / self.kv_heads.max(1)
     }
 
-    /// Numbers that one token's keys and values are, over all layers.
+    /// Returns how many numbers one token's keys and values are, over all layers.
     pub fn elements_per_token(&self) -> u64 {
         2 * u64::from(self.layers) * u64::from(self.kv_heads) * u64::from(self.head_dim)
     }
 
+    /// Refuses a shape that is not served.
     pub(crate) fn check(&self) -> Result<()> {
         let positive = |name: &'static str, had: u32| {
             if had == 0 { Err(Error::argument(name, "1 or more", "0")) } else { Ok(()) }

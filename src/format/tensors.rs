@@ -1,4 +1,5 @@
-//! Safetensors: what every reader of such a file checks first, and the hashes that its metadata keep.
+//! Safetensors: what every reader of such a file checks first, and the hashes that its metadata
+//! hold.
 
 use crate::error::{Error, Result};
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView, serialize};
@@ -13,40 +14,42 @@ pub(crate) type Texts<'a> = BTreeMap<&'a str, &'a str>;
 pub(crate) struct Hash(Sha256);
 
 impl Hash {
+    /// Adds a piece after its length.
     pub fn add(&mut self, piece: &[u8]) {
         self.0.update((piece.len() as u64).to_le_bytes());
         self.0.update(piece);
     }
 
-    /// Of all pieces so far.
+    /// Returns the hash of all pieces so far.
     pub fn digest(&self) -> [u8; 32] {
         self.0.clone().finalize().into()
     }
 }
 
-/// SHA-256 in hex over pieces, each after its length.
+/// Returns the SHA-256, in hex, over pieces, each after its length.
 pub(crate) fn hash<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hash = Hash::default();
     pieces.into_iter().for_each(|piece| hash.add(piece));
     hex(&hash.digest())
 }
 
-/// SHA-256 in hex of bytes as they are.
+/// Returns the SHA-256, in hex, of bytes as they are.
 pub(crate) fn checksum(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// Bytes in hex.
+/// Returns bytes in hex.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The pieces of texts to hash.
+/// Returns the pieces of texts to hash.
 pub(crate) fn pieces<'a>(texts: &Texts<'a>) -> impl Iterator<Item = &'a [u8]> {
     texts.iter().flat_map(|(key, value)| [key.as_bytes(), value.as_bytes()])
 }
 
-/// Is a number of the header, outside of strings, larger than any file can be?
+/// Returns whether a number of the header, outside of strings, is larger than any file can be. It
+/// stands here because the safetensors crate adds such numbers up before it looks at them.
 fn has_huge_number(header: &[u8]) -> bool {
     let (mut quoted, mut escaped, mut number) = (false, false, 0_usize);
     header.iter().any(|byte| {
@@ -60,8 +63,9 @@ fn has_huge_number(header: &[u8]) -> bool {
     })
 }
 
-/// A file's header and what follows it, after checks that keep the parser from large numbers: a header has `most` bytes at
-/// most. `wrong` makes an error of what does not fit, what it must be, and what it is.
+/// Returns a file's header and what follows it, after checks that keep the parser from large
+/// numbers: a header has `most` bytes at most. `wrong` makes an error of what does not fit, what it
+/// must be, and what it is.
 pub(crate) fn header(bytes: &[u8], most: usize, wrong: impl Fn(&'static str, String, String) -> Error) -> Result<(Metadata, &[u8])> {
     let long = |bytes: u64| format!("{bytes} bytes long");
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
@@ -79,7 +83,8 @@ pub(crate) fn header(bytes: &[u8], most: usize, wrong: impl Fn(&'static str, Str
         return Err(wrong("header", format!("of numbers up to {}", isize::MAX), "of a larger one".into()));
     }
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| wrong("file", "safetensors".into(), e.to_string()))?;
-    // A header is filled up with spaces. JSON has more white space, which no hash over its texts would see.
+    // A header is filled up with spaces. JSON has more white space, which no hash over its texts
+    // would see.
     let filling = text.get(text.trim_ascii_end().len()..).unwrap_or_default();
     if filling.iter().any(|byte| *byte != b' ') {
         return Err(wrong("header", "spaces after its end".into(), "other white space".into()));
@@ -87,12 +92,13 @@ pub(crate) fn header(bytes: &[u8], most: usize, wrong: impl Fn(&'static str, Str
     Ok((metadata, data))
 }
 
-/// A file's texts.
+/// Returns a file's texts.
 pub(crate) fn texts(metadata: &Metadata) -> Texts<'_> {
     metadata.metadata().iter().flatten().map(|(key, value)| (key.as_str(), value.as_str())).collect()
 }
 
-/// The bytes of a tensor, which must be there, of this type and shape. `wrong` makes an error of what it must be and what it is.
+/// Returns the bytes of a tensor, which must be there, of this type and shape. `wrong` makes an
+/// error of what it must be and what it is.
 pub(crate) fn tensor<'a>(
     metadata: &Metadata,
     data: &'a [u8],
@@ -109,7 +115,8 @@ pub(crate) fn tensor<'a>(
     data.get(first..end).ok_or_else(|| wrong("in the file".into(), "cut off".into()))
 }
 
-/// The file of tensors and texts. `wrong` makes an error of what the safetensors crate has to say.
+/// Returns the file of tensors and texts. `wrong` makes an error of what the safetensors crate has
+/// to say.
 pub(crate) fn write<'a>(
     tensors: impl IntoIterator<Item = (&'a str, Dtype, Vec<usize>, &'a [u8])>,
     texts: &Texts<'_>,
@@ -120,22 +127,6 @@ pub(crate) fn write<'a>(
     let entries = texts.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let views = tensors.into_iter().map(view).collect::<std::result::Result<Vec<_>, _>>();
     views.and_then(|views| serialize(views, Some(entries))).map_err(|e| wrong(e.to_string()))
-}
-
-/// Writes a file.
-#[cfg(not(target_arch = "wasm32"))]
-pub(crate) fn save(path: &std::path::Path, bytes: &[u8]) -> Result<()> {
-    std::fs::write(path, bytes).map_err(|e| Error::Io { doing: "writing", path: path.display().to_string(), source: e.into() })
-}
-
-/// Reads a file of `most` bytes, or a byte more where it is longer, so that it is refused and not cut off.
-#[cfg(not(target_arch = "wasm32"))]
-pub(crate) fn load(path: &std::path::Path, most: usize) -> Result<Vec<u8>> {
-    use std::io::Read;
-    let mut bytes = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(most as u64 + 1).read_to_end(&mut bytes));
-    read.map_err(|e| Error::Io { doing: "reading", path: path.display().to_string(), source: e.into() })?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

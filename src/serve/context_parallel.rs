@@ -5,23 +5,26 @@ use crate::error::{Error, Result};
 use crate::format::PAGE_TOKENS;
 use crate::gpu::{Gpu, Rows};
 use crate::plan::Plan;
-use crate::serve::devices;
-use futures::future::try_join_all;
+use crate::serve::devices::Devices;
+use futures::future::try_join;
 use std::ops::Range;
 
-/// A cache for contexts longer than one device holds: the first device has the first `span` tokens of every sequence, the next one the next
-/// `span`, and so on, each with all heads. Every device attends to what it has; the outputs are merged as a device merges those of its own
-/// slices, by the logarithms of their sums ([`Cache::attend_part`]). [`HeadParallel`](crate::HeadParallel) spreads KV heads instead, which
-/// balances devices better where there are enough heads.
+/// A cache for contexts longer than one device holds: the first device has the first `span` tokens
+/// of every sequence, the next one the next `span`, and so on, each with all heads. Every device
+/// attends to what it has; the outputs are merged as a device merges those of its own slices, by
+/// the logarithms of their sums ([`Cache::attend_part`]).
+/// [`HeadParallel`](crate::devices::HeadParallel) spreads KV heads instead, which balances devices
+/// better where there are enough heads.
 ///
-/// A step's rows go to a device from the first one that has a position there: the others see nothing of it. [`ContextParallel::scatter`]
-/// and [`ContextParallel::gather`] know which those are.
+/// Of a step's rows, a device gets those from the first one that has a position there; devices
+/// before it get none. [`ContextParallel::scatter`] and [`ContextParallel::gather`] know which rows
+/// those are.
 ///
 /// ```no_run
 /// use wgkv::{Bits, Capacity, Codec, Format, Gpu, Plan, Protection, Result, Rope, Rows, Shape};
 /// use wgkv::devices::ContextParallel;
 ///
-/// /// `keys` and `values` are `[tokens, 8, 128]` before RoPE, `queries` and the answer `[tokens, 32, 128]`.
+/// /// `keys` and `values` are `[tokens, 8, 128]` before RoPE, `queries` and the result `[tokens, 32, 128]`.
 /// async fn attend(gpus: &[Gpu], tokens: u32, keys: &[f32], values: &[f32], queries: &[f32]) -> Result<Vec<f32>> {
 ///     let shape = Shape { layers: 1, query_heads: 32, kv_heads: 8, head_dim: 128, rope: Rope::new(500_000.0, 128) };
 ///     let format = Format::new(Codec::Hadamard, Bits::Four, Bits::Two, 64);
@@ -42,7 +45,7 @@ use std::ops::Range;
 /// ```
 #[derive(Debug)]
 pub struct ContextParallel {
-    parts: Vec<Cache>,
+    devices: Devices,
     span: u32,
 }
 
@@ -51,13 +54,13 @@ pub struct ContextParallel {
 pub struct ContextSequence(Vec<Sequence>);
 
 impl ContextSequence {
-    /// The sequence of each device's cache.
+    /// Returns the sequence of each device's cache.
     pub fn sequences(&self) -> &[Sequence] {
         &self.0
     }
 }
 
-/// A step of every device that has to do with it.
+/// A step of every device that has a part in it.
 #[derive(Debug)]
 pub struct ContextStep {
     rows: u32,
@@ -66,33 +69,41 @@ pub struct ContextStep {
 }
 
 impl ContextStep {
-    /// Rows of keys, values, queries and output: the tokens of all chunks, in their order.
+    /// Returns the rows of keys, values, queries and output: the tokens of all chunks, in their
+    /// order.
     pub fn rows(&self) -> u32 {
         self.rows
     }
 
-    /// By device: its step, if it has one.
+    /// Returns, by device, its step, if it has one.
     fn steps(&self) -> impl Iterator<Item = Option<&Step>> {
         self.parts.iter().map(|(step, _)| step.as_ref())
     }
 
-    /// The rows that each device works on, one range a chunk that has any there.
+    /// Returns the rows that a device works on, one range for each chunk that has any there.
     pub fn rows_of(&self, device: usize) -> &[Range<u32>] {
         self.parts.get(device).map_or(&[], |(_, rows)| rows)
     }
+
+    /// Returns how many rows a device works on.
+    fn count(&self, device: usize) -> u64 {
+        self.rows_of(device).iter().map(|rows| u64::from(rows.end - rows.start)).sum()
+    }
 }
 
-fn count(rows: &[Range<u32>]) -> u32 {
-    rows.iter().map(|rows| rows.end - rows.start).sum()
+/// Returns how many numbers a row of outputs has.
+fn output_width(plan: &Plan) -> u64 {
+    u64::from(plan.shape().query_heads * plan.shape().head_dim)
 }
 
 impl ContextParallel {
-    /// Allocates a cache of this plan on each device, for `span` tokens of every sequence, a multiple of 128. A device may be named several
-    /// times.
+    /// Allocates a cache of this plan on each device, for `span` tokens of every sequence, a
+    /// multiple of 128. A device may be named several times.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for no device, another span, and sinks that are elected; those of [`PlanBuilder::build`](crate::PlanBuilder::build) for all tokens together,
-    /// and of [`Cache::new`].
+    /// [`Error::Mismatch`] for no device, another span, and sinks that are elected; those of
+    /// [`PlanBuilder::build`](crate::PlanBuilder::build) for all tokens together, and of
+    /// [`Cache::new`].
     pub fn new(gpus: &[Gpu], plan: &Plan, span: u32) -> Result<Self> {
         if gpus.is_empty() {
             return Err(Error::argument("devices", "1 or more", "0"));
@@ -102,45 +113,36 @@ impl ContextParallel {
         }
         let tokens = u64::from(span) * gpus.len() as u64;
         let builder = plan.to_builder().max_tokens(u32::try_from(tokens).unwrap_or(u32::MAX));
-        let parts: Vec<Cache> = gpus.iter().map(|gpu| Cache::new(gpu, builder.clone().build(gpu.capability())?)).collect::<Result<_>>()?;
-        parts.iter().try_for_each(Cache::expect_split)?;
-        Ok(Self { parts, span })
+        let caches: Vec<Cache> = gpus.iter().map(|gpu| Cache::new(gpu, builder.clone().build(gpu.capability())?)).collect::<Result<_>>()?;
+        caches.iter().try_for_each(Cache::expect_split)?;
+        Ok(Self { devices: Devices { caches, label: "wgkv context" }, span })
     }
 
     /// Compiles the pipelines of all devices.
     ///
     /// # Errors
-    /// As [`Gpu::prepare`].
+    /// Those of [`Gpu::prepare`].
     pub async fn prepare(&self) -> Result<()> {
-        for part in &self.parts {
-            part.gpu().prepare(part.plan()).await?;
-        }
-        Ok(())
+        self.devices.prepare().await
     }
 
-    /// The cache of each device, for what asks and records only.
+    /// Returns the cache of each device, for calls that change no sequence.
     pub fn parts(&self) -> &[Cache] {
-        &self.parts
+        &self.devices.caches
     }
 
-    /// Tokens of a sequence on each device.
+    /// Returns the tokens of a sequence on each device.
     pub fn span(&self) -> u32 {
         self.span
-    }
-
-    /// The devices' caches, each with its first position.
-    fn each(&mut self) -> impl Iterator<Item = (u32, &mut Cache)> {
-        let span = self.span;
-        self.parts.iter_mut().zip(0..).map(move |(part, n)| (n * span, part))
     }
 
     /// Begins a sequence of no tokens.
     ///
     /// # Errors
-    /// As [`Cache::begin`].
+    /// Those of [`Cache::begin`].
     pub fn begin(&mut self) -> Result<ContextSequence> {
-        // Every device has as many sequences as the others: what the first grants all grant.
-        self.each().map(|(first, part)| part.begin_at(first)).collect::<Result<_>>().map(ContextSequence)
+        let parts = self.devices.caches.iter_mut().zip(0..);
+        parts.map(|(part, n)| part.begin_at(n * self.span)).collect::<Result<_>>().map(ContextSequence)
     }
 
     /// Ends a sequence and gives back its pages.
@@ -148,16 +150,16 @@ impl ContextParallel {
     /// # Errors
     /// [`Error::UnknownSequence`].
     pub fn end(&mut self, sequence: &ContextSequence) -> Result<()> {
-        self.parts.iter_mut().zip(&sequence.0).try_for_each(|(part, sequence)| part.end(*sequence))
+        self.devices.end(&sequence.0)
     }
 
-    /// How many tokens a sequence holds.
+    /// Returns how many tokens a sequence holds.
     ///
     /// # Errors
     /// [`Error::UnknownSequence`].
     pub fn tokens(&self, sequence: &ContextSequence) -> Result<u32> {
         let mut tokens = 0;
-        for ((part, sequence), n) in self.parts.iter().zip(&sequence.0).zip(0..) {
+        for ((part, sequence), n) in self.parts().iter().zip(&sequence.0).zip(0..) {
             let held = part.tokens(*sequence)?;
             if held > n * self.span {
                 tokens = held;
@@ -169,36 +171,27 @@ impl ContextParallel {
     /// Begins a sequence that holds what another holds, as [`Cache::fork`].
     ///
     /// # Errors
-    /// As [`Cache::fork`], and [`Error::Mismatch`] without an encoder for each device; then nothing has changed, but what was recorded is of no
-    /// use: drop all encoders.
+    /// Those of [`Cache::fork`], and [`Error::Mismatch`] without an encoder for each device; then
+    /// nothing has changed, but what was recorded is of no use: drop all encoders.
     pub fn fork(&mut self, encoders: &mut [wgpu::CommandEncoder], sequence: &ContextSequence) -> Result<ContextSequence> {
-        devices::expect(&self.parts, "encoders", encoders.len())?;
-        let mut forked = Vec::new();
-        for ((part, encoder), sequence) in self.parts.iter_mut().zip(encoders).zip(&sequence.0) {
-            match part.fork(encoder, *sequence) {
-                Ok(sequence) => forked.push(sequence),
-                Err(error) => {
-                    self.parts.iter_mut().zip(forked).try_for_each(|(part, sequence)| part.end(sequence))?;
-                    return Err(error);
-                }
-            }
-        }
-        Ok(ContextSequence(forked))
+        self.devices.fork(encoders, &sequence.0).map(ContextSequence)
     }
 
     /// Cuts a sequence back to its first `tokens` tokens, as [`Cache::truncate`].
     ///
     /// # Errors
-    /// As [`Cache::truncate`], and [`Error::Mismatch`] without an encoder for each device; then nothing has changed.
+    /// Those of [`Cache::truncate`], and [`Error::Mismatch`] without an encoder for each device;
+    /// then nothing has changed.
     pub fn truncate(&mut self, encoders: &mut [wgpu::CommandEncoder], sequence: &ContextSequence, tokens: u32) -> Result<()> {
-        devices::expect(&self.parts, "encoders", encoders.len())?;
+        self.devices.expect("encoders", encoders.len())?;
         let have = self.tokens(sequence)?;
         if tokens > have {
             return Err(Error::Range { first: 0, end: tokens, have });
         }
         let span = self.span;
-        let mut parts: Vec<_> = self.parts.iter_mut().zip(encoders).zip(&sequence.0).zip(0..).collect();
-        // The device that is cut in its middle may lack a page for a copy, and no other: it goes first.
+        let mut parts: Vec<_> = self.devices.caches.iter_mut().zip(encoders).zip(&sequence.0).zip(0..).collect();
+        // The device that is cut in its middle may lack a page for a copy, and no other: it goes
+        // first.
         parts.sort_by_key(|(_, n)| tokens / span != *n);
         for (((part, encoder), sequence), n) in parts {
             let left = tokens.max(n * span).min(part.tokens(*sequence)?);
@@ -207,18 +200,18 @@ impl ContextParallel {
         Ok(())
     }
 
-    /// Bytes allocated for keys and values, on all devices together.
+    /// Returns the bytes allocated for keys and values, on all devices together.
     pub fn bytes(&self) -> u64 {
-        self.parts.iter().map(Cache::bytes).sum()
+        self.devices.bytes()
     }
 
     /// Grows sequences by new tokens, as [`Cache::step`].
     ///
     /// # Errors
-    /// As [`Cache::step`]; then no sequence has grown.
+    /// Those of [`Cache::step`]; then no sequence has grown.
     pub fn step(&mut self, chunks: &[(&ContextSequence, u32)]) -> Result<ContextStep> {
-        let have = u64::from(self.span) * self.parts.len() as u64;
-        let mut own: Vec<(Vec<Share>, Vec<Range<u32>>)> = self.parts.iter().map(|_| Default::default()).collect();
+        let have = u64::from(self.span) * self.parts().len() as u64;
+        let mut own: Vec<(Vec<Share>, Vec<Range<u32>>)> = self.parts().iter().map(|_| Default::default()).collect();
         let mut rows = 0;
         for (sequence, tokens) in chunks {
             let old = self.tokens(sequence)?;
@@ -239,7 +232,7 @@ impl ContextParallel {
             }
             rows += tokens;
         }
-        for (part, (parts, _)) in self.parts.iter().zip(&own) {
+        for (part, (parts, _)) in self.parts().iter().zip(&own) {
             let admission = part.can_append_parts(parts)?;
             if !admission.fits() {
                 return Err(Error::Pages { need: admission.pages_needed, have: admission.pages_free });
@@ -249,13 +242,13 @@ impl ContextParallel {
             let step = if parts.is_empty() { None } else { Some(part.step_parts(&parts)?) };
             Ok((step, rows))
         };
-        let parts = self.parts.iter_mut().zip(own).map(step).collect::<Result<_>>()?;
+        let parts = self.devices.caches.iter_mut().zip(own).map(step).collect::<Result<_>>()?;
         Ok(ContextStep { rows, parts })
     }
 
-    /// A new encoder for each device.
+    /// Returns a new encoder for each device.
     pub fn encoders(&self) -> Vec<wgpu::CommandEncoder> {
-        devices::encoders(&self.parts, "wgkv context")
+        self.devices.encoders()
     }
 
     /// Submits what was recorded, to each device its own.
@@ -263,25 +256,26 @@ impl ContextParallel {
     /// # Errors
     /// [`Error::Mismatch`] without an encoder for each device; then nothing was submitted.
     pub fn submit(&self, encoders: Vec<wgpu::CommandEncoder>) -> Result<()> {
-        devices::submit(&self.parts, encoders)
+        self.devices.submit(encoders)
     }
 
-    /// Records on each device what [`Cache::append`] records, of its rows: `[its rows, kv_heads, head_dim]`.
+    /// Records on each device what [`Cache::append`] records, of its rows:
+    /// `[its rows, kv_heads, head_dim]`.
     ///
     /// # Errors
-    /// As [`Cache::append`], and [`Error::Mismatch`] without an encoder and rows for each device. Devices before the one that is at fault have
-    /// recorded: drop all encoders.
+    /// Those of [`Cache::append`], and [`Error::Mismatch`] without an encoder and rows for each
+    /// device. Devices before the one that is at fault have recorded: drop all encoders.
     pub fn append(&self, encoders: &mut [wgpu::CommandEncoder], step: &ContextStep, layer: u32, keys: &[Rows<'_>], values: &[Rows<'_>]) -> Result<()> {
         let rows = [("keys", keys), ("values", values)];
-        devices::record(&self.parts, encoders, step.steps(), rows, |part, encoder, step, [keys, values]| part.append(encoder, step, layer, keys, values))
+        self.devices.record(encoders, step.steps(), rows, |part, encoder, step, [keys, values]| part.append(encoder, step, layer, keys, values))
     }
 
-    /// Records on each device what [`Cache::attend_part`] records, of its rows: queries and outputs `[its rows, query_heads, head_dim]`,
-    /// logarithms of sums `[its rows, query_heads]`.
+    /// Records on each device what [`Cache::attend_part`] records, of its rows: queries and outputs
+    /// `[its rows, query_heads, head_dim]`, logarithms of sums `[its rows, query_heads]`.
     ///
     /// # Errors
-    /// As [`Cache::attend_part`], and [`Error::Mismatch`] without an encoder and rows for each device. Devices before the one that is at fault
-    /// have recorded: drop all encoders.
+    /// Those of [`Cache::attend_part`], and [`Error::Mismatch`] without an encoder and rows for
+    /// each device. Devices before the one that is at fault have recorded: drop all encoders.
     pub fn attend(
         &self,
         encoders: &mut [wgpu::CommandEncoder],
@@ -292,12 +286,13 @@ impl ContextParallel {
         log_sums: &[Rows<'_>],
     ) -> Result<()> {
         let rows = [("queries", queries), ("outputs", outputs), ("log_sums", log_sums)];
-        devices::record(&self.parts, encoders, step.steps(), rows, |part, encoder, step, [queries, output, log_sums]| {
+        self.devices.record(encoders, step.steps(), rows, |part, encoder, step, [queries, output, log_sums]| {
             part.attend_part(encoder, step, layer, queries, output, log_sums)
         })
     }
 
-    /// Uploads keys, values or queries of all rows, `[rows, heads, head_dim]`: to each device those of its rows.
+    /// Uploads keys, values or queries of all rows, `[rows, heads, head_dim]`: to each device those
+    /// of its rows.
     ///
     /// # Errors
     /// [`Error::Mismatch`] for numbers that are not as many for each row.
@@ -307,81 +302,56 @@ impl ContextParallel {
             return Err(Error::argument("numbers of rows", format!("a multiple of {rows}"), numbers.len()));
         }
         let width = numbers.len() / rows;
-        let upload = |(part, (_, rows)): (&Cache, &(Option<Step>, Vec<Range<u32>>))| {
-            let own = rows.iter().flat_map(|rows| &numbers[rows.start as usize * width..rows.end as usize * width]);
-            let own: Vec<f32> = own.copied().collect();
-            part.gpu().filled("wgkv context", bytemuck::cast_slice(&own), wgpu::BufferUsages::STORAGE)
-        };
-        Ok(self.parts.iter().zip(&step.parts).map(upload).collect())
+        let own = |n: usize| step.rows_of(n).iter().flat_map(|rows| &numbers[rows.start as usize * width..rows.end as usize * width]);
+        Ok(self.devices.upload(|n| own(n).copied().collect()))
     }
 
-    /// Buffers for so many numbers in f32 for each row of each device.
-    fn buffers(&self, step: &ContextStep, width: impl Fn(&Plan) -> u32) -> Vec<wgpu::Buffer> {
-        let buffer = |(part, (_, rows)): (&Cache, &(Option<Step>, Vec<Range<u32>>))| {
-            part.gpu().device().create_buffer(&wgpu::BufferDescriptor {
-                label: Some("wgkv context"),
-                size: (4 * u64::from(count(rows)) * u64::from(width(part.plan()))).max(16),
-                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
-                mapped_at_creation: false,
-            })
-        };
-        self.parts.iter().zip(&step.parts).map(buffer).collect()
-    }
-
-    /// Buffers for each device's outputs, `[its rows, query_heads, head_dim]` in f32.
+    /// Returns buffers for each device's outputs, `[its rows, query_heads, head_dim]` in f32.
     pub fn outputs(&self, step: &ContextStep) -> Vec<wgpu::Buffer> {
-        self.buffers(step, |plan| plan.shape().query_heads * plan.shape().head_dim)
+        self.devices.buffers(|n, plan| step.count(n) * output_width(plan))
     }
 
-    /// Buffers for each device's logarithms of sums, `[its rows, query_heads]` in f32.
+    /// Returns buffers for each device's logarithms of sums, `[its rows, query_heads]` in f32.
     pub fn log_sums(&self, step: &ContextStep) -> Vec<wgpu::Buffer> {
-        self.buffers(step, |plan| plan.shape().query_heads)
+        self.devices.buffers(|n, plan| step.count(n) * u64::from(plan.shape().query_heads))
     }
 
     /// Waits for all devices and merges their outputs: `[rows, query_heads, head_dim]`.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] without buffers for each device, [`Error::Rows`] for one that is too short, [`Error::Readback`].
+    /// [`Error::Mismatch`] without buffers for each device, [`Error::Rows`] for one that is too
+    /// short, [`Error::Readback`].
     pub async fn gather(&self, step: &ContextStep, outputs: &[wgpu::Buffer], log_sums: &[wgpu::Buffer]) -> Result<Vec<f32>> {
-        let Some(shape) = self.parts.first().map(|part| part.plan().shape()) else {
+        let Some(shape) = self.parts().first().map(|part| part.plan().shape()) else {
             return Ok(Vec::new());
         };
         let (heads, d) = (shape.query_heads as usize, shape.head_dim as usize);
-        let mut read = Vec::new();
-        for (name, buffers, width) in [("outputs", outputs, heads * d), ("log_sums", log_sums, heads)] {
-            devices::expect(&self.parts, name, buffers.len())?;
-            for ((part, (_, rows)), buffer) in self.parts.iter().zip(&step.parts).zip(buffers) {
-                let words = u64::from(count(rows)) * width as u64;
-                if buffer.size() < 4 * words {
-                    return Err(Error::Rows { name, need: 4 * words, have: buffer.size() });
-                }
-                // A device may have no rows.
-                read.push(async move { if words == 0 { Ok(Vec::new()) } else { part.gpu().read(buffer, 0, words).await } });
-            }
-        }
-        let mut read = try_join_all(read).await?;
-        let log_sums = read.split_off(self.parts.len());
+        let (read, log_sums) = try_join(
+            self.devices.read("outputs", outputs, |n, plan| step.count(n) * output_width(plan)),
+            self.devices.read("log_sums", log_sums, |n, _| step.count(n) * heads as u64),
+        )
+        .await?;
         // What the parts weigh together, beside the heaviest.
         let rows = step.rows as usize;
         let mut most = vec![f64::NEG_INFINITY; rows * heads];
         let mut all = vec![0.0; rows * heads * d];
         let mut sums = vec![0.0; rows * heads];
-        let float = |bits: u32| f64::from(f32::from_bits(bits));
         let own = |n: usize| step.rows_of(n).iter().cloned().flatten().enumerate();
         for (n, log_sums) in log_sums.iter().enumerate() {
             for (i, row) in own(n) {
-                for (most, bits) in most[row as usize * heads..].iter_mut().zip(&log_sums[i * heads..(i + 1) * heads]) {
+                for (most, log_sum) in most[row as usize * heads..].iter_mut().zip(&log_sums[i * heads..(i + 1) * heads]) {
+                    let log_sum = f64::from(*log_sum);
                     // Not a number stays so.
-                    *most = if float(*bits) > *most || float(*bits).is_nan() { float(*bits) } else { *most };
+                    *most = if log_sum > *most || log_sum.is_nan() { log_sum } else { *most };
                 }
             }
         }
         for (n, (output, log_sums)) in read.iter().zip(&log_sums).enumerate() {
             for (at, head) in own(n).flat_map(|(i, row)| (0..heads).map(move |h| (i * heads + h, row as usize * heads + h))) {
-                let weight = (float(log_sums[at]) - most[head]).exp();
+                let weight = (f64::from(log_sums[at]) - most[head]).exp();
                 sums[head] += weight;
-                for (sum, bits) in all[head * d..(head + 1) * d].iter_mut().zip(&output[at * d..(at + 1) * d]) {
-                    *sum += weight * float(*bits);
+                for (sum, x) in all[head * d..(head + 1) * d].iter_mut().zip(&output[at * d..(at + 1) * d]) {
+                    *sum += weight * f64::from(*x);
                 }
             }
         }

@@ -5,20 +5,21 @@ use crate::error::{Error, Result};
 use crate::format::Shape;
 use crate::gpu::{Gpu, Rows};
 use crate::plan::Plan;
-use crate::serve::devices;
-use futures::future::try_join_all;
+use crate::serve::devices::Devices;
 use std::ops::Range;
 
-/// A cache whose KV heads are spread over devices, each with the query heads that share them. Heads know nothing of each other, so the devices
-/// need not talk: each is given its heads' keys, values and queries and makes its heads' outputs.
+/// A cache whose KV heads are spread over devices, each with the query heads that share them. Heads
+/// do not depend on each other, so devices exchange nothing: each gets its heads' keys, values and
+/// queries and makes its heads' outputs.
 ///
-/// All devices do the same at the same time. What is recorded goes to an encoder for each of them, in the order of the devices.
+/// All devices do the same at the same time. What is recorded goes to an encoder for each of them,
+/// in the order of the devices.
 ///
 /// ```no_run
 /// use wgkv::{Bits, Capacity, Codec, Format, Gpu, Plan, Protection, Result, Rope, Rows, Shape};
 /// use wgkv::devices::HeadParallel;
 ///
-/// /// `keys` and `values` are `[tokens, 8, 128]` before RoPE, `queries` and the answer `[tokens, 32, 128]`.
+/// /// `keys` and `values` are `[tokens, 8, 128]` before RoPE, `queries` and the result `[tokens, 32, 128]`.
 /// async fn attend(gpus: &[Gpu], tokens: u32, keys: &[f32], values: &[f32], queries: &[f32]) -> Result<Vec<f32>> {
 ///     let shape = Shape { layers: 1, query_heads: 32, kv_heads: 8, head_dim: 128, rope: Rope::new(500_000.0, 128) };
 ///     let format = Format::new(Codec::Hadamard, Bits::Four, Bits::Two, 64);
@@ -39,7 +40,7 @@ use std::ops::Range;
 #[derive(Debug)]
 pub struct HeadParallel {
     shape: Shape,
-    shards: Vec<Cache>,
+    devices: Devices,
     heads: Vec<Range<u32>>,
 }
 
@@ -48,7 +49,7 @@ pub struct HeadParallel {
 pub struct HeadSequence(Vec<Sequence>);
 
 impl HeadSequence {
-    /// The sequence of each shard's cache.
+    /// Returns the sequence of each shard's cache.
     pub fn sequences(&self) -> &[Sequence] {
         &self.0
     }
@@ -59,18 +60,25 @@ impl HeadSequence {
 pub struct HeadStep(Vec<Step>);
 
 impl HeadStep {
-    /// The step of each shard's cache.
+    /// Returns the step of each shard's cache.
     pub fn steps(&self) -> &[Step] {
         &self.0
+    }
+
+    /// Returns the steps, of which every device has one.
+    fn all(&self) -> impl Iterator<Item = Option<&Step>> {
+        self.0.iter().map(Some)
     }
 }
 
 impl HeadParallel {
-    /// Allocates a cache on each device, with its share of the plan's KV heads: as equal as can be, heads that are rotated together on one
-    /// device ([`Plan::shard`]). A device may be named several times.
+    /// Allocates a cache on each device, with its share of the plan's KV heads: as equal as can be,
+    /// heads that are rotated together on one device ([`Plan::shard`]). A device may be named
+    /// several times.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for no device, and for more devices than there are heads to go round; those of [`Plan::shard`] and [`Cache::new`].
+    /// [`Error::Mismatch`] for no device, and for more devices than there are heads to go round;
+    /// those of [`Plan::shard`] and [`Cache::new`].
     pub fn new(gpus: &[Gpu], plan: &Plan) -> Result<Self> {
         let (count, together) = (gpus.len() as u32, plan.group_heads());
         let bunches = plan.shape().kv_heads / together;
@@ -81,26 +89,24 @@ impl HeadParallel {
         let first = |n: u32| bunches * n / count * together;
         let heads: Vec<Range<u32>> = (0..count).map(|n| first(n)..first(n + 1)).collect();
         let shard = |(gpu, heads): (&Gpu, &Range<u32>)| Cache::new(gpu, plan.shard(heads.clone(), gpu.capability())?);
-        Ok(Self { shape: plan.shape().clone(), shards: gpus.iter().zip(&heads).map(shard).collect::<Result<_>>()?, heads })
+        let caches = gpus.iter().zip(&heads).map(shard).collect::<Result<_>>()?;
+        Ok(Self { shape: plan.shape().clone(), devices: Devices { caches, label: "wgkv shard" }, heads })
     }
 
     /// Compiles the pipelines of all shards.
     ///
     /// # Errors
-    /// As [`Gpu::prepare`].
+    /// Those of [`Gpu::prepare`].
     pub async fn prepare(&self) -> Result<()> {
-        for shard in &self.shards {
-            shard.gpu().prepare(shard.plan()).await?;
-        }
-        Ok(())
+        self.devices.prepare().await
     }
 
-    /// The cache of each device, for what asks and records only.
+    /// Returns the cache of each device, for calls that change no sequence.
     pub fn shards(&self) -> &[Cache] {
-        &self.shards
+        &self.devices.caches
     }
 
-    /// The KV heads of each device.
+    /// Returns the KV heads of each device.
     pub fn heads(&self) -> &[Range<u32>] {
         &self.heads
     }
@@ -108,10 +114,9 @@ impl HeadParallel {
     /// Begins a sequence of no tokens.
     ///
     /// # Errors
-    /// As [`Cache::begin`].
+    /// Those of [`Cache::begin`].
     pub fn begin(&mut self) -> Result<HeadSequence> {
-        // All shards have done the same, so what the first refuses all refuse, and what it grants they grant.
-        self.shards.iter_mut().map(Cache::begin).collect::<Result<_>>().map(HeadSequence)
+        self.devices.caches.iter_mut().map(Cache::begin).collect::<Result<_>>().map(HeadSequence)
     }
 
     /// Ends a sequence and gives back its pages.
@@ -119,61 +124,61 @@ impl HeadParallel {
     /// # Errors
     /// [`Error::UnknownSequence`].
     pub fn end(&mut self, sequence: &HeadSequence) -> Result<()> {
-        self.shards.iter_mut().zip(&sequence.0).try_for_each(|(shard, sequence)| shard.end(*sequence))
+        self.devices.end(&sequence.0)
     }
 
     /// Begins a sequence that holds what another holds, as [`Cache::fork`].
     ///
     /// # Errors
-    /// As [`Cache::fork`], and [`Error::Mismatch`] without an encoder for each device; then nothing has changed.
+    /// Those of [`Cache::fork`], and [`Error::Mismatch`] without an encoder for each device; then
+    /// nothing has changed.
     pub fn fork(&mut self, encoders: &mut [wgpu::CommandEncoder], sequence: &HeadSequence) -> Result<HeadSequence> {
-        devices::expect(&self.shards, "encoders", encoders.len())?;
-        let shards = self.shards.iter_mut().zip(encoders).zip(&sequence.0);
-        shards.map(|((shard, encoder), sequence)| shard.fork(encoder, *sequence)).collect::<Result<_>>().map(HeadSequence)
+        self.devices.fork(encoders, &sequence.0).map(HeadSequence)
     }
 
     /// Cuts a sequence back to its first `tokens` tokens, as [`Cache::truncate`].
     ///
     /// # Errors
-    /// As [`Cache::truncate`], and [`Error::Mismatch`] without an encoder for each device; then nothing has changed.
+    /// Those of [`Cache::truncate`], and [`Error::Mismatch`] without an encoder for each device;
+    /// then nothing has changed.
     pub fn truncate(&mut self, encoders: &mut [wgpu::CommandEncoder], sequence: &HeadSequence, tokens: u32) -> Result<()> {
-        devices::expect(&self.shards, "encoders", encoders.len())?;
-        let mut shards = self.shards.iter_mut().zip(encoders).zip(&sequence.0);
+        self.devices.expect("encoders", encoders.len())?;
+        let mut shards = self.devices.caches.iter_mut().zip(encoders).zip(&sequence.0);
         shards.try_for_each(|((shard, encoder), sequence)| shard.truncate(encoder, *sequence, tokens))
     }
 
-    /// Lets a sequence go of old tokens, as [`Cache::slide`].
+    /// Drops a sequence's old tokens, as [`Cache::slide`].
     ///
     /// # Errors
     /// [`Error::UnknownSequence`].
     pub fn slide(&mut self, sequence: &HeadSequence, keep: u32) -> Result<u32> {
         let mut first = 0;
-        for (shard, sequence) in self.shards.iter_mut().zip(&sequence.0) {
+        for (shard, sequence) in self.devices.caches.iter_mut().zip(&sequence.0) {
             first = shard.slide(*sequence, keep)?;
         }
         Ok(first)
     }
 
-    /// How many tokens a sequence holds.
+    /// Returns how many tokens a sequence holds.
     ///
     /// # Errors
     /// [`Error::UnknownSequence`].
     pub fn tokens(&self, sequence: &HeadSequence) -> Result<u32> {
-        let first = self.shards.iter().zip(&sequence.0).next();
+        let first = self.shards().iter().zip(&sequence.0).next();
         first.map_or(Ok(0), |(shard, sequence)| shard.tokens(*sequence))
     }
 
-    /// Bytes allocated for keys and values, on all devices together.
+    /// Returns the bytes allocated for keys and values, on all devices together.
     pub fn bytes(&self) -> u64 {
-        self.shards.iter().map(Cache::bytes).sum()
+        self.devices.bytes()
     }
 
-    /// Pages that no sequence holds, of each device: all have the same.
+    /// Returns the pages that no sequence holds, of each device: all have the same.
     pub fn free_pages(&self) -> u32 {
-        self.shards.first().map_or(0, Cache::free_pages)
+        self.shards().first().map_or(0, Cache::free_pages)
     }
 
-    /// The chunks of shard `n`.
+    /// Returns the chunks of shard `n`.
     fn chunks(n: usize, chunks: &[(&HeadSequence, u32)]) -> Result<Vec<Chunk>> {
         let of = |(sequence, tokens): &(&HeadSequence, u32)| {
             let sequence = sequence.0.get(n).copied().ok_or(Error::UnknownSequence { slot: n as u32 })?;
@@ -182,28 +187,29 @@ impl HeadParallel {
         chunks.iter().map(of).collect()
     }
 
-    /// What a step of these chunks would take of each device's pages, and what is there, as [`Cache::can_append`].
+    /// Returns what a step of these chunks would take of each device's pages, and what is free, as
+    /// [`Cache::can_append`].
     ///
     /// # Errors
-    /// As [`Cache::can_append`].
+    /// Those of [`Cache::can_append`].
     pub fn can_append(&self, chunks: &[(&HeadSequence, u32)]) -> Result<Admission> {
-        // All shards have the same pages free, and give the same answer.
+        // All shards have the same pages free.
         let nothing = Admission { pages_needed: 0, pages_free: 0 };
-        self.shards.first().map_or(Ok(nothing), |shard| shard.can_append(&Self::chunks(0, chunks)?))
+        self.shards().first().map_or(Ok(nothing), |shard| shard.can_append(&Self::chunks(0, chunks)?))
     }
 
     /// Grows sequences by new tokens, as [`Cache::step`].
     ///
     /// # Errors
-    /// As [`Cache::step`]; then no sequence has grown.
+    /// Those of [`Cache::step`]; then no sequence has grown.
     pub fn step(&mut self, chunks: &[(&HeadSequence, u32)]) -> Result<HeadStep> {
         let step = |(n, shard): (usize, &mut Cache)| shard.step(&Self::chunks(n, chunks)?);
-        self.shards.iter_mut().enumerate().map(step).collect::<Result<_>>().map(HeadStep)
+        self.devices.caches.iter_mut().enumerate().map(step).collect::<Result<_>>().map(HeadStep)
     }
 
-    /// A new encoder for each device.
+    /// Returns a new encoder for each device.
     pub fn encoders(&self) -> Vec<wgpu::CommandEncoder> {
-        devices::encoders(&self.shards, "wgkv shard")
+        self.devices.encoders()
     }
 
     /// Submits what was recorded, to each device its own.
@@ -211,45 +217,44 @@ impl HeadParallel {
     /// # Errors
     /// [`Error::Mismatch`] without an encoder for each device; then nothing was submitted.
     pub fn submit(&self, encoders: Vec<wgpu::CommandEncoder>) -> Result<()> {
-        devices::submit(&self.shards, encoders)
+        self.devices.submit(encoders)
     }
 
-    /// Records on each device what [`Cache::elect`] records, the same residual stream on all: `[rows, width]`.
+    /// Records on each device what [`Cache::elect`] records, the same residual stream on all:
+    /// `[rows, width]`.
     ///
     /// # Errors
-    /// As [`Cache::elect`], and [`Error::Mismatch`] without an encoder and rows for each device. Devices before the one that is at fault have
-    /// recorded: drop all encoders.
+    /// Those of [`Cache::elect`], and [`Error::Mismatch`] without an encoder and rows for each
+    /// device. Devices before the one that is at fault have recorded: drop all encoders.
     pub fn elect(&self, encoders: &mut [wgpu::CommandEncoder], step: &HeadStep, layer: u32, residuals: &[Rows<'_>], width: u32) -> Result<()> {
-        devices::record(&self.shards, encoders, step.0.iter().map(Some), [("residuals", residuals)], |shard, encoder, step, [residual]| {
-            shard.elect(encoder, step, layer, residual, width)
-        })
+        self.devices
+            .record(encoders, step.all(), [("residuals", residuals)], |shard, encoder, step, [residual]| shard.elect(encoder, step, layer, residual, width))
     }
 
-    /// Records on each device what [`Cache::append`] records: its heads' keys and values, `[rows, its KV heads, head_dim]`.
+    /// Records on each device what [`Cache::append`] records: its heads' keys and values,
+    /// `[rows, its KV heads, head_dim]`.
     ///
     /// # Errors
-    /// As [`Cache::append`], and [`Error::Mismatch`] without an encoder and rows for each device. Devices before the one that is at fault have
-    /// recorded: drop all encoders.
+    /// Those of [`Cache::append`], and [`Error::Mismatch`] without an encoder and rows for each
+    /// device. Devices before the one that is at fault have recorded: drop all encoders.
     pub fn append(&self, encoders: &mut [wgpu::CommandEncoder], step: &HeadStep, layer: u32, keys: &[Rows<'_>], values: &[Rows<'_>]) -> Result<()> {
         let rows = [("keys", keys), ("values", values)];
-        devices::record(&self.shards, encoders, step.0.iter().map(Some), rows, |shard, encoder, step, [keys, values]| {
-            shard.append(encoder, step, layer, keys, values)
-        })
+        self.devices.record(encoders, step.all(), rows, |shard, encoder, step, [keys, values]| shard.append(encoder, step, layer, keys, values))
     }
 
-    /// Records on each device what [`Cache::attend`] records: its heads' queries and outputs, `[rows, its query heads, head_dim]`.
+    /// Records on each device what [`Cache::attend`] records: its heads' queries and outputs,
+    /// `[rows, its query heads, head_dim]`.
     ///
     /// # Errors
-    /// As [`Cache::attend`], and [`Error::Mismatch`] without an encoder and rows for each device. Devices before the one that is at fault have
-    /// recorded: drop all encoders.
+    /// Those of [`Cache::attend`], and [`Error::Mismatch`] without an encoder and rows for each
+    /// device. Devices before the one that is at fault have recorded: drop all encoders.
     pub fn attend(&self, encoders: &mut [wgpu::CommandEncoder], step: &HeadStep, layer: u32, queries: &[Rows<'_>], outputs: &[Rows<'_>]) -> Result<()> {
         let rows = [("queries", queries), ("outputs", outputs)];
-        devices::record(&self.shards, encoders, step.0.iter().map(Some), rows, |shard, encoder, step, [queries, outputs]| {
-            shard.attend(encoder, step, layer, queries, outputs)
-        })
+        self.devices.record(encoders, step.all(), rows, |shard, encoder, step, [queries, outputs]| shard.attend(encoder, step, layer, queries, outputs))
     }
 
-    /// Uploads keys or values of all KV heads, `[rows, kv_heads, head_dim]`: to each device those of its heads.
+    /// Uploads keys or values of all KV heads, `[rows, kv_heads, head_dim]`: to each device those
+    /// of its heads.
     ///
     /// # Errors
     /// [`Error::Mismatch`] for numbers that are not whole rows.
@@ -257,7 +262,8 @@ impl HeadParallel {
         self.scatter("numbers of keys or values", numbers, self.shape.head_dim)
     }
 
-    /// Uploads queries of all query heads, `[rows, query_heads, head_dim]`: to each device those of its heads.
+    /// Uploads queries of all query heads, `[rows, query_heads, head_dim]`: to each device those of
+    /// its heads.
     ///
     /// # Errors
     /// [`Error::Mismatch`] for numbers that are not whole rows.
@@ -265,53 +271,44 @@ impl HeadParallel {
         self.scatter("numbers of queries", numbers, self.shape.head_dim * self.shape.share())
     }
 
-    /// `width` numbers a KV head.
+    /// Uploads rows of `width` numbers a KV head.
     fn scatter(&self, name: &'static str, numbers: &[f32], width: u32) -> Result<Vec<wgpu::Buffer>> {
         let row = (self.shape.kv_heads * width) as usize;
         if !numbers.len().is_multiple_of(row) {
             return Err(Error::argument(name, format!("a multiple of {row}"), numbers.len()));
         }
-        let part = |(shard, heads): (&Cache, &Range<u32>)| {
-            let [first, end] = [heads.start, heads.end].map(|head| (head * width) as usize);
-            let part: Vec<f32> = numbers.chunks(row).flat_map(|row| &row[first..end]).copied().collect();
-            shard.gpu().filled("wgkv shard", bytemuck::cast_slice(&part), wgpu::BufferUsages::STORAGE)
+        let own = |n: usize| {
+            let [first, end] = [self.heads[n].start, self.heads[n].end].map(|head| (head * width) as usize);
+            numbers.chunks(row).flat_map(|row| &row[first..end]).copied().collect()
         };
-        Ok(self.shards.iter().zip(&self.heads).map(part).collect())
+        Ok(self.devices.upload(own))
     }
 
-    /// Buffers for each device's outputs of so many rows, `[rows, its query heads, head_dim]` in f32.
+    /// Returns how many numbers a device's outputs of `rows` rows are.
+    fn output_words(rows: u32, plan: &Plan) -> u64 {
+        u64::from(rows) * u64::from(plan.shape().query_heads * plan.shape().head_dim)
+    }
+
+    /// Returns buffers for each device's outputs of `rows` rows,
+    /// `[rows, its query heads, head_dim]` in f32.
     pub fn outputs(&self, rows: u32) -> Vec<wgpu::Buffer> {
-        let output = |shard: &Cache| {
-            let shape = shard.plan().shape();
-            shard.gpu().device().create_buffer(&wgpu::BufferDescriptor {
-                label: Some("wgkv shard"),
-                size: 4 * u64::from(rows) * u64::from(shape.query_heads * shape.head_dim),
-                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
-                mapped_at_creation: false,
-            })
-        };
-        self.shards.iter().map(output).collect()
+        self.devices.buffers(|_, plan| Self::output_words(rows, plan))
     }
 
     /// Waits for all devices and puts their outputs together: `[rows, query_heads, head_dim]`.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] without a buffer for each device, [`Error::Rows`] for one that is too short, [`Error::Readback`].
+    /// [`Error::Mismatch`] without a buffer for each device, [`Error::Rows`] for one that is too
+    /// short, [`Error::Readback`].
     pub async fn gather(&self, outputs: &[wgpu::Buffer], rows: u32) -> Result<Vec<f32>> {
-        devices::expect(&self.shards, "outputs", outputs.len())?;
-        let words = |shard: &Cache| u64::from(rows) * u64::from(shard.plan().shape().query_heads * self.shape.head_dim);
-        for (shard, output) in self.shards.iter().zip(outputs) {
-            if output.size() < 4 * words(shard) {
-                return Err(Error::Rows { name: "output", need: 4 * words(shard), have: output.size() });
-            }
-        }
-        let parts = try_join_all(self.shards.iter().zip(outputs).map(|(shard, output)| shard.gpu().read(output, 0, words(shard)))).await?;
+        self.devices.expect("outputs", outputs.len())?;
+        let parts = self.devices.read("output", outputs, |_, plan| Self::output_words(rows, plan)).await?;
         let width = (self.shape.query_heads * self.shape.head_dim) as usize;
         let mut all = Vec::with_capacity(rows as usize * width);
         for row in 0..rows as usize {
             for part in &parts {
                 let width = part.len() / rows as usize;
-                all.extend(part[row * width..][..width].iter().map(|bits| f32::from_bits(*bits)));
+                all.extend_from_slice(&part[row * width..][..width]);
             }
         }
         Ok(all)

@@ -1,4 +1,5 @@
-//! Several texts or several devices: prefixes that sequences share, snapshots in a store, caches spread over devices.
+//! Several texts or several devices: prefixes that sequences share, snapshots in a store, caches
+//! spread over devices.
 
 mod context_parallel;
 mod devices;

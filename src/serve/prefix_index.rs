@@ -1,4 +1,4 @@
-//! PrefixIndex that sequences of one cache share, found by their tokens.
+//! Prefixes that sequences of one cache share, found by their tokens.
 
 use crate::cache::{Admission, Cache, Chunk, Sequence};
 use crate::error::{Error, Result};
@@ -10,17 +10,18 @@ use crate::plan::Plan;
 /// What a text is known by.
 type Name = [u8; 32];
 
-/// The hash that texts of a model in caches of a plan begin with.
+/// Returns the hash that texts of a model in caches of a plan begin with.
 fn root(model: &str, plan: &Plan) -> Hash {
     let mut hash = Hash::default();
-    let calibration = plan.calibration_fingerprint().unwrap_or_default();
-    for piece in ["wgkv-prefix 1", model, &plan.fingerprint(), &calibration] {
+    let learned = plan.calibration_fingerprint().unwrap_or_default();
+    for piece in ["wgkv-prefix 1", model, &plan.fingerprint(), &learned] {
         hash.add(piece.as_bytes());
     }
     hash
 }
 
-/// The name of each page's end among a text's tokens, and of its own end if that is none, after what they all begin with.
+/// Returns the name of each page's end among a text's tokens, and of its own end if that is none,
+/// after what they all begin with.
 fn names(mut hash: Hash, tokens: &[u32]) -> impl Iterator<Item = Name> {
     tokens.chunks(PAGE_TOKENS as usize).map(move |page| {
         hash.add(&page.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>());
@@ -28,7 +29,7 @@ fn names(mut hash: Hash, tokens: &[u32]) -> impl Iterator<Item = Name> {
     })
 }
 
-/// What a text is known by: the SHA-256 of model, plan, calibration and tokens.
+/// Returns what a text is known by: the SHA-256 of model, plan, what was learned, and tokens.
 #[cfg(feature = "store")]
 pub(crate) fn name(model: &str, plan: &Plan, tokens: &[u32]) -> Name {
     let root = root(model, plan);
@@ -45,7 +46,7 @@ pub struct Begun {
     pub tokens: u32,
 }
 
-/// What came of looking for prefixes, counted since the index was made.
+/// How often prefixes were found, counted since the index was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PrefixCounters {
     /// Texts that were begun.
@@ -56,7 +57,7 @@ pub struct PrefixCounters {
     pub tokens: u64,
     /// Tokens that need not be computed, since they were found.
     pub tokens_saved: u64,
-    /// PrefixIndex given back for want of sequences or pages.
+    /// Prefixes given back for want of sequences or pages.
     pub evictions: u64,
 }
 
@@ -73,19 +74,22 @@ struct Entry {
 }
 
 impl Entry {
-    /// How many pages of a text of these names can be had from it.
+    /// Returns how many pages of a text of these names can be had from it.
     fn pages_of(&self, names: &[Name]) -> Option<usize> {
         let shared = self.names.iter().zip(names).take_while(|(own, other)| own == other).count();
         Some(shared).filter(|shared| *shared >= self.first)
     }
 }
 
-/// An index of the prefixes that a cache holds, by the SHA-256 of [plan](Plan::fingerprint), [calibration](crate::ChannelOrder::fingerprint)
+/// An index of the prefixes that a cache holds, by the SHA-256 of [plan](Plan::fingerprint), what
+/// was learned ([order](crate::ChannelOrder::fingerprint) or [means](crate::Means::fingerprint))
 /// and tokens, page by page.
 ///
-/// A text is begun from the longest prefix that was remembered: its pages are shared, whatever the number of sequences, and read bit for
-/// bit as if the sequence had been appended by itself, in the same steps. A prefix that is kept takes one of the plan's sequences, so plan some more
-/// than are to grow at once. The least recently used is given back when a sequence or, by [`PrefixIndex::make_room`], pages are wanted.
+/// A text is begun from the longest prefix that was remembered: its pages are shared, whatever the
+/// number of sequences, and read bit for bit as if the sequence had been appended by itself, in the
+/// same steps. A prefix that is kept takes one of the plan's sequences, so plan some more than are
+/// to grow at once. The least recently used is given back when a sequence or, by
+/// [`PrefixIndex::make_room`], pages are wanted.
 ///
 /// | plan | prefixes found of a remembered text |
 /// |---|---|
@@ -93,13 +97,14 @@ impl Entry {
 /// | a window | up to the one end of a page at which the same tokens were f16 as are now: later ones, of a text that was shorter then, are packed by now |
 /// | sinks by massive activations | all of it, if it ends with a page: a shorter prompt would have elected others |
 ///
-/// So with a window or such sinks, append a prompt up to the end of a page that others will share, remember, and go on.
+/// So with a window or such sinks, append a prompt up to the end of a page that others will share,
+/// remember it, and go on.
 ///
 /// ```no_run
 /// use wgkv::{Cache, Chunk, Result};
 /// use wgkv::prefix::{Begun, PrefixIndex};
 ///
-/// /// Begins a prompt; how much of it is there already.
+/// /// Begins a prompt, and returns how much of it is there already.
 /// fn begin(prefixes: &mut PrefixIndex, cache: &mut Cache, prompt: &[u32]) -> Result<Begun> {
 ///     let mut encoder = cache.gpu().device().create_command_encoder(&Default::default());
 ///     let begun = prefixes.begin(cache, &mut encoder, prompt)?;
@@ -120,19 +125,20 @@ pub struct PrefixIndex {
 }
 
 impl PrefixIndex {
-    /// An empty index, for one cache of this plan.
+    /// Returns an empty index, for one cache of this plan.
     pub fn new(plan: &Plan) -> Self {
         Self { root: root("", plan), entries: Vec::new(), clock: 0, counters: PrefixCounters::default() }
     }
 
-    /// Begins a sequence of a text: of its longest prefix that is kept, shared by copies recorded on `encoder`, or of no tokens. The
-    /// text's last token is left to be appended always, since its output is what a model goes on from.
+    /// Begins a sequence of a text: of its longest prefix that is kept, shared by copies recorded
+    /// on `encoder`, or of no tokens. The text's last token is always left to be appended, since a
+    /// model goes on from its output.
     ///
     /// Steps made before cannot be appended any more, as after [`Cache::fork`].
     ///
     /// # Errors
-    /// [`Error::Sequences`] if all of the plan's are in use by others than this index; [`Error::UnknownSequence`] if the
-    /// cache is another than before; [`Error::Lost`].
+    /// [`Error::Sequences`] if all of the plan's are in use by others than this index;
+    /// [`Error::UnknownSequence`] if the cache is another than before; [`Error::Lost`].
     pub fn begin(&mut self, cache: &mut Cache, encoder: &mut wgpu::CommandEncoder, tokens: &[u32]) -> Result<Begun> {
         cache.gpu().alive()?;
         let whole = &tokens[..tokens.len().saturating_sub(1)];
@@ -164,15 +170,17 @@ impl PrefixIndex {
         Ok(begun)
     }
 
-    /// Keeps what a sequence holds of a text's first tokens, up to an end of a page, for others that begin with them. The sequence
-    /// itself is left as it is and may grow or end. Answers how many tokens are kept: none if there is no whole page that can
-    /// be shared, or if all of the plan's sequences are in use by others.
+    /// Keeps what a sequence holds of a text's first tokens, up to an end of a page, for others
+    /// that begin with them. The sequence itself is left as it is and may grow or end. Returns how
+    /// many tokens are kept: none if there is no whole page that can be shared, or if all of the
+    /// plan's sequences are in use by others.
     ///
-    /// The last step must have been appended in every layer before. Steps made before cannot be appended any more, as after
-    /// [`Cache::fork`].
+    /// The last step must have been appended in every layer before. Steps made before cannot be
+    /// appended any more, as after [`Cache::fork`].
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`], [`Error::Range`] for more tokens than the sequence holds, [`Error::Lost`]; then nothing has changed.
+    /// [`Error::UnknownSequence`], [`Error::Range`] for more tokens than the sequence holds,
+    /// [`Error::Lost`]; then nothing has changed.
     pub fn remember(&mut self, cache: &mut Cache, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, tokens: &[u32]) -> Result<u32> {
         cache.gpu().alive()?;
         let (live, given) = (cache.pool().find(sequence)?, tokens.len() as u32);
@@ -190,7 +198,7 @@ impl PrefixIndex {
             known.used = self.clock;
             return Ok(end);
         }
-        // What the new one gives, too, others are not needed for.
+        // Others that give no more than the new one are not needed.
         for old in std::mem::take(&mut self.entries) {
             if old.first >= first && old.pages_of(&names) == Some(old.names.len()) {
                 cache.end(old.sequence)?;
@@ -206,9 +214,10 @@ impl PrefixIndex {
         Ok(end)
     }
 
-    /// Gives prefixes back, the least recently used first, until a [step](Cache::step) of these chunks finds its pages; none if giving back
-    /// all of them would not do, and none that frees no page since other sequences hold its pages, too. Answers as
-    /// [`Cache::can_append`] does afterwards. Steps made before cannot be appended any more, if a prefix is given back.
+    /// Gives prefixes back, the least recently used first, until a [step](Cache::step) of these
+    /// chunks finds its pages; none if giving back all of them would not do, and none that frees no
+    /// page since other sequences hold its pages, too. Returns what [`Cache::can_append`] returns
+    /// afterwards. Steps made before cannot be appended any more, if a prefix is given back.
     ///
     /// # Errors
     /// Those of [`Cache::can_append`].
@@ -239,17 +248,18 @@ impl PrefixIndex {
         Ok(())
     }
 
-    /// How many prefixes are kept: as many of the plan's sequences are in use for them.
+    /// Returns how many prefixes are kept: as many of the plan's sequences are in use for them.
     pub fn kept(&self) -> usize {
         self.entries.len()
     }
 
-    /// What came of it so far.
+    /// Returns how often prefixes were found so far.
     pub fn counters(&self) -> PrefixCounters {
         self.counters
     }
 
-    /// Tries until there is a sequence for it, giving back the least recently used prefixes but one.
+    /// Begins a sequence, for which it gives back the least recently used prefixes, but `but`,
+    /// until there is one.
     fn with_a_slot(&mut self, cache: &mut Cache, but: Option<Sequence>, mut begin: impl FnMut(&mut Cache) -> Result<Sequence>) -> Result<Sequence> {
         loop {
             let begun = begin(cache);
@@ -261,12 +271,14 @@ impl PrefixIndex {
         }
     }
 
+    /// Gives a prefix back.
     fn evict(&mut self, cache: &mut Cache, sequence: Sequence) -> Result<()> {
         cache.end(sequence)?;
         self.forget(sequence);
         Ok(())
     }
 
+    /// Keeps a prefix no longer, whose sequence is given back or in use.
     fn forget(&mut self, sequence: Sequence) {
         self.entries.retain(|entry| entry.sequence != sequence);
         self.counters.evictions += 1;

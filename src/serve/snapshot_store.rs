@@ -1,4 +1,5 @@
-//! PrefixIndex that many caches share: snapshots in a store of objects, under the hash of what they are of.
+//! Prefixes that many caches share: snapshots in a store of objects, under the hash of what they
+//! hold.
 
 use super::prefix_index::name;
 use crate::cache::check_snapshot;
@@ -10,16 +11,19 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use std::sync::Arc;
 
-/// Snapshots by the tokens that they are of, in a folder or in whatever [`object_store`] reaches: S3 and what speaks its language, Google's
-/// and Azure's stores (feature `store-cloud`).
+/// Snapshots by the tokens that they are of, in a folder or in whatever [`object_store`] reaches:
+/// S3 and what speaks its language, Google's and Azure's stores (feature `store-cloud`).
 ///
-/// A snapshot's name is the SHA-256 of model, [plan](Plan::fingerprint), [calibration](crate::ChannelOrder::fingerprint) and tokens, so
-/// who has the same prefix finds it, and nobody else's. Any number of programs may write at once: an object becomes visible whole
-/// or not at all, and writers of one name write what is as good. Nothing is deleted here: let the store's rules expire what is old.
+/// A snapshot's name is the SHA-256 of model, [plan](Plan::fingerprint), what was learned
+/// ([order](crate::ChannelOrder::fingerprint) or [means](crate::Means::fingerprint)) and tokens, so
+/// a cache with the same prefix finds it, and no other. Any number of programs may write at once:
+/// an object becomes visible whole or not at all, and writers of one name write the same. Nothing
+/// is deleted here: let the store's rules expire what is old.
 ///
-/// A store that is reached over a network tries each request again as its own `RetryConfig` says: 10 times
-/// within 3 minutes, unless told otherwise. A request may take as long as its `ClientOptions` allow: 30
-/// seconds unless told otherwise, in which a whole snapshot must go up. One request writes a snapshot, which S3 limits to 5 GiB.
+/// A store that is reached over a network tries each request again as its own `RetryConfig` says:
+/// 10 times within 3 minutes unless set otherwise. A request may take as long as its
+/// `ClientOptions` allow: 30 seconds unless set otherwise, in which a whole snapshot must go up.
+/// One request writes a snapshot, which S3 limits to 5 GiB.
 ///
 /// ```no_run
 /// use std::sync::Arc;
@@ -45,15 +49,15 @@ pub struct SnapshotStore {
 }
 
 impl SnapshotStore {
-    /// In a folder of a store of the caller's, which may be none (`""`). `model` names the weights (their hash, say): caches of two
-    /// models may have the same plan.
+    /// Opens a folder of the caller's store; `""` for its root. `model` names the weights (their
+    /// hash, say): caches of two models may have the same plan.
     ///
-    /// Stores that are reached over a network want a runtime of tokio around the calls.
+    /// Stores that are reached over a network need a runtime of tokio around the calls.
     pub fn new(objects: Arc<dyn ObjectStore>, folder: &str, model: &str) -> Self {
         Self { objects, folder: Path::from(folder), model: model.to_owned() }
     }
 
-    /// In a folder of this machine, which is made if it is not there.
+    /// Opens a folder of this machine, which is made if it is not there.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -66,7 +70,7 @@ impl SnapshotStore {
         Ok(Self::new(Arc::new(objects), "", model))
     }
 
-    /// Where the store has, or would have, the snapshot of these tokens.
+    /// Returns where the store has, or would have, the snapshot of these tokens.
     pub fn place(&self, plan: &Plan, tokens: &[u32]) -> Path {
         let name = tensors::hex(&name(&self.model, plan, tokens));
         self.folder.clone().join(format!("{name}.safetensors"))
@@ -75,19 +79,23 @@ impl SnapshotStore {
     /// Stores a snapshot of a sequence of these tokens. One that was there before is replaced.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for bytes that a cache of this plan would not load, or of another number of tokens; [`Error::Store`].
+    /// [`Error::Mismatch`] for bytes that a cache of this plan would not load, or of another number
+    /// of tokens; [`Error::Store`].
     pub async fn put(&self, plan: &Plan, tokens: &[u32], snapshot: Vec<u8>) -> Result<()> {
         check_snapshot(plan, tokens.len(), &snapshot)?;
         let place = self.place(plan, tokens);
-        // Whole or not at all, and with no condition: what is there can only be the same, or damaged.
+        // Whole or not at all, and with no condition: what is there can only be the same, or
+        // damaged.
         self.objects.put(&place, snapshot.into()).await.map_err(|e| error("writing", &place, &e))?;
         Ok(())
     }
 
-    /// The snapshot of a sequence of these tokens, for [`Cache::load`](crate::Cache::load); none if the store has none.
+    /// Returns the snapshot of a sequence of these tokens, for [`Cache::load`](crate::Cache::load);
+    /// none if the store has none.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for one that is damaged, which [`SnapshotStore::put`] would replace; [`Error::Store`].
+    /// [`Error::Mismatch`] for one that is damaged, which [`SnapshotStore::put`] would replace;
+    /// [`Error::Store`].
     pub async fn get(&self, plan: &Plan, tokens: &[u32]) -> Result<Option<Vec<u8>>> {
         let place = self.place(plan, tokens);
         let read = async { self.objects.get(&place).await?.bytes().await };
@@ -98,7 +106,8 @@ impl SnapshotStore {
         }
     }
 
-    /// Does the store have a snapshot of these tokens? It may be damaged, or the whole bucket missing, which only [`SnapshotStore::get`] finds.
+    /// Returns whether the store has a snapshot of these tokens. It may be damaged, or the whole
+    /// bucket missing, which only [`SnapshotStore::get`] finds.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -112,7 +121,8 @@ impl SnapshotStore {
     }
 }
 
-/// Is it the bucket that is not there? Stores say so in the text of their answer only: the first code is S3's and Google's.
+/// Returns whether the bucket itself is missing. Stores say so in the text of their answer only:
+/// the first code is S3's and Google's.
 fn is_bucket_missing(e: &object_store::Error) -> bool {
     let message = e.to_string();
     ["NoSuchBucket", "ContainerNotFound"].iter().any(|code| message.contains(&format!("<Code>{code}</Code>")))

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::gpu::{Gpu, Rows};
 use crate::kernel::measure::{LINES, record};
 
-/// Sums of columns over batches of rows, for whoever calibrates.
+/// Sums of columns over batches of rows.
 #[derive(Debug)]
 pub(crate) struct Columns {
     width: u32,
@@ -27,7 +27,7 @@ pub(crate) struct Sums {
 }
 
 impl Columns {
-    /// Nothing yet, of rows of `width` numbers: of the numbers, or of their squares.
+    /// Begins with no rows, of `width` numbers each: sums of the numbers, or of their squares.
     pub fn new(gpu: &Gpu, width: u32, squares: bool) -> Self {
         // New buffers are zero, by WebGPU's rules.
         let buffer = |bytes| {
@@ -42,12 +42,12 @@ impl Columns {
         Self { width, squares, sums: buffer(8 * lines * u64::from(width)), counts: buffer(8 * lines) }
     }
 
-    /// Records adding rows; errors as those of [`record`].
+    /// Records adding rows. Errors are those of [`record`].
     pub fn add(&self, gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, input: Rows<'_>, rows: u32) -> Result<()> {
         record(gpu, encoder, input, self.squares, rows, self.width, &self.sums, &self.counts)
     }
 
-    /// Waits for all submitted work and adds up the lines.
+    /// Waits for all submitted work and returns the sums of all lines.
     pub async fn read(&self, gpu: &Gpu) -> Result<Sums> {
         let counts = gpu.read(&self.counts, 0, 2 * u64::from(LINES)).await?;
         let count = |of: usize| counts.iter().skip(of).step_by(2).map(|n| u64::from(*n)).sum::<u64>();

@@ -1,22 +1,26 @@
 //! RotateKV's rotations folded into a model's weights, for engines that own them and their cache.
 //!
-//! RotateKV (2501.16383) section 4 and Figure 3: `Wk' = P B Wk`, `Wv' = H Wv` by KV head, `Wo' = Wo H` by query head, with `B`
-//! the rotation over groups of KV heads, `P` the calibrated order and `H` the rotation of one head. A projection by `Wk'` gives keys that
-//! are rotated and ordered; attention needs them as they were, `k = B P^-1 (Wk' x)`, before RoPE ([`unfuse_keys`]). Values stay
-//! rotated through attention, and `Wo'` turns them back. Queries are untouched.
+//! RotateKV (2501.16383) section 4 and Figure 3: `Wk' = P B Wk`, `Wv' = H Wv` by KV head,
+//! `Wo' = Wo H` by query head, with `B` the rotation over groups of KV heads, `P` the order of
+//! channels and `H` the rotation of one head. A projection by `Wk'` gives keys that are rotated and
+//! ordered; attention needs them as they were, `k = B P^-1 (Wk' x)`, before RoPE ([`unfuse_keys`]).
+//! Values stay rotated through attention, and `Wo'` turns them back. Queries are untouched.
 //!
-//! [`Cache`](crate::Cache) takes plain keys and values and rotates them as it writes, which costs next to nothing beside the
-//! attention, works with quantized weights, adapters and norms on keys, and needs none of this. An engine of fused weights
-//! gives it [`unfuse_keys`] and [`unfuse_values`] of its rows.
+//! [`Cache`](crate::Cache) takes plain keys and values and rotates them as it writes, which costs
+//! next to nothing beside the attention, works with quantized weights, adapters and norms on keys,
+//! and needs none of this. An engine of fused weights gives it [`unfuse_keys`] and
+//! [`unfuse_values`] of its rows.
 //!
-//! Weights are f32, `[out, in]` row-major as in checkpoints; everything is computed in f64 and rounded once.
+//! Weights are f32, `[out, in]` row-major as in checkpoints; everything is computed in f64 and
+//! rounded once.
 
 use crate::error::{Error, Result};
 use crate::format::hadamard::factors;
 use crate::format::{ChannelOrder, Shape};
 use crate::kernel::reference::hadamard::{mask, sign};
 
-/// One factor of a Hadamard matrix: of every `order` runs of `run` numbers that follow each other, the sums by its signs.
+/// Applies one factor of a Hadamard matrix: of every `order` runs of `run` numbers that follow each
+/// other, the sums by its signs.
 fn factor(numbers: &mut [f64], order: u32, run: usize) {
     let mut old = vec![0.0; order as usize * run];
     for block in numbers.chunks_exact_mut(old.len()) {
@@ -33,7 +37,8 @@ fn factor(numbers: &mut [f64], order: u32, run: usize) {
     }
 }
 
-/// `H_heads (x) H_head_dim`, orthonormal, on every `heads * head_dim` lines of `columns` numbers.
+/// Applies `H_heads (x) H_head_dim`, orthonormal, to every `heads * head_dim` lines of `columns`
+/// numbers.
 fn rotate_lines(numbers: &mut [f32], columns: usize, heads: u32, head_dim: u32) {
     let (outer, inner) = factors(head_dim);
     let scale = 1.0 / f64::from(heads * head_dim).sqrt();
@@ -46,7 +51,7 @@ fn rotate_lines(numbers: &mut [f32], columns: usize, heads: u32, head_dim: u32) 
     }
 }
 
-/// Columns of a matrix of `width` rows.
+/// Returns the columns of a matrix of `width` rows.
 fn columns(name: &'static str, numbers: usize, width: usize) -> Result<usize> {
     if numbers == 0 || !numbers.is_multiple_of(width) {
         return Err(Error::argument(name, format!("a multiple of {width} numbers, 1 or more"), numbers));
@@ -54,22 +59,24 @@ fn columns(name: &'static str, numbers: usize, width: usize) -> Result<usize> {
     Ok(numbers / width)
 }
 
-/// The order of a layer's channels.
-fn order(calibration: &ChannelOrder, layer: u32) -> Result<&[u16]> {
-    if layer >= calibration.layers() {
-        return Err(Error::Layer { had: layer, layers: calibration.layers() });
+/// Returns the order of a layer's channels.
+fn order(channel_order: &ChannelOrder, layer: u32) -> Result<&[u16]> {
+    if layer >= channel_order.layers() {
+        return Err(Error::Layer { had: layer, layers: channel_order.layers() });
     }
-    Ok(calibration.order(layer))
+    Ok(channel_order.order(layer))
 }
 
-/// `Wk' = P B Wk`, in place: `weights` is `[kv_heads * head_dim, hidden]`. A bias of the keys is one column, `hidden = 1`.
+/// Makes `Wk' = P B Wk`, in place: `weights` is `[kv_heads * head_dim, hidden]`. A bias of the keys
+/// is one column, `hidden = 1`.
 ///
 /// # Errors
-/// [`Error::Layer`], and [`Error::Mismatch`] where the numbers are not a multiple of `kv_heads * head_dim`.
-pub fn keys(weights: &mut [f32], calibration: &ChannelOrder, layer: u32) -> Result<()> {
-    let order = order(calibration, layer)?;
+/// [`Error::Layer`], and [`Error::Mismatch`] where the numbers are not a multiple of
+/// `kv_heads * head_dim`.
+pub fn keys(weights: &mut [f32], channel_order: &ChannelOrder, layer: u32) -> Result<()> {
+    let order = order(channel_order, layer)?;
     let hidden = columns("key weights", weights.len(), order.len())?;
-    rotate_lines(weights, hidden, calibration.heads_per_group(), calibration.head_dim());
+    rotate_lines(weights, hidden, channel_order.heads_per_group(), channel_order.head_dim());
     let rotated = weights.to_vec();
     for (line, channel) in weights.chunks_exact_mut(hidden).zip(order) {
         line.copy_from_slice(&rotated[usize::from(*channel) * hidden..][..hidden]);
@@ -77,11 +84,12 @@ pub fn keys(weights: &mut [f32], calibration: &ChannelOrder, layer: u32) -> Resu
     Ok(())
 }
 
-/// `Wv' = H Wv` by KV head, in place: `weights` is `[kv_heads * head_dim, hidden]`. A bias of the values is one column,
-/// `hidden = 1`.
+/// Makes `Wv' = H Wv` by KV head, in place: `weights` is `[kv_heads * head_dim, hidden]`. A bias of
+/// the values is one column, `hidden = 1`.
 ///
 /// # Errors
-/// [`Error::Mismatch`] for a shape that is not served, and where the numbers are not a multiple of `kv_heads * head_dim`.
+/// [`Error::Mismatch`] for a shape that is not served, and where the numbers are not a multiple of
+/// `kv_heads * head_dim`.
 pub fn values(weights: &mut [f32], shape: &Shape) -> Result<()> {
     shape.check()?;
     let hidden = columns("value weights", weights.len(), (shape.kv_heads * shape.head_dim) as usize)?;
@@ -89,10 +97,12 @@ pub fn values(weights: &mut [f32], shape: &Shape) -> Result<()> {
     Ok(())
 }
 
-/// `Wo' = Wo H` by query head, in place: `weights` is `[hidden, query_heads * head_dim]`. A bias of the output stays as it is.
+/// Makes `Wo' = Wo H` by query head, in place: `weights` is `[hidden, query_heads * head_dim]`. A
+/// bias of the output stays as it is.
 ///
 /// # Errors
-/// [`Error::Mismatch`] for a shape that is not served, and where the numbers are not a multiple of `query_heads * head_dim`.
+/// [`Error::Mismatch`] for a shape that is not served, and where the numbers are not a multiple of
+/// `query_heads * head_dim`.
 pub fn output(weights: &mut [f32], shape: &Shape) -> Result<()> {
     shape.check()?;
     columns("output weights", weights.len(), (shape.query_heads * shape.head_dim) as usize)?;
@@ -100,12 +110,14 @@ pub fn output(weights: &mut [f32], shape: &Shape) -> Result<()> {
     Ok(())
 }
 
-/// `k = B P^-1 y`, in place: the plain keys before RoPE of what fused weights project, `rows` of `[tokens, kv_heads * head_dim]`.
+/// Makes `k = B P^-1 y`, in place: the plain keys before RoPE of what fused weights project, `rows`
+/// of `[tokens, kv_heads * head_dim]`.
 ///
 /// # Errors
-/// [`Error::Layer`], and [`Error::Mismatch`] where the numbers are not a multiple of `kv_heads * head_dim`.
-pub fn unfuse_keys(rows: &mut [f32], calibration: &ChannelOrder, layer: u32) -> Result<()> {
-    let order = order(calibration, layer)?;
+/// [`Error::Layer`], and [`Error::Mismatch`] where the numbers are not a multiple of
+/// `kv_heads * head_dim`.
+pub fn unfuse_keys(rows: &mut [f32], channel_order: &ChannelOrder, layer: u32) -> Result<()> {
+    let order = order(channel_order, layer)?;
     columns("key rows", rows.len(), order.len())?;
     for row in rows.chunks_exact_mut(order.len()) {
         let fused = row.to_vec();
@@ -113,14 +125,16 @@ pub fn unfuse_keys(rows: &mut [f32], calibration: &ChannelOrder, layer: u32) -> 
             row[usize::from(*channel)] = *x;
         }
     }
-    rotate_lines(rows, 1, calibration.heads_per_group(), calibration.head_dim());
+    rotate_lines(rows, 1, channel_order.heads_per_group(), channel_order.head_dim());
     Ok(())
 }
 
-/// `v = H u` by KV head, in place: the plain values of what fused weights project, `rows` of `[tokens, kv_heads * head_dim]`.
+/// Makes `v = H u` by KV head, in place: the plain values of what fused weights project, `rows` of
+/// `[tokens, kv_heads * head_dim]`.
 ///
 /// # Errors
-/// [`Error::Mismatch`] for a shape that is not served, and where the numbers are not a multiple of `kv_heads * head_dim`.
+/// [`Error::Mismatch`] for a shape that is not served, and where the numbers are not a multiple of
+/// `kv_heads * head_dim`.
 pub fn unfuse_values(rows: &mut [f32], shape: &Shape) -> Result<()> {
     shape.check()?;
     columns("value rows", rows.len(), (shape.kv_heads * shape.head_dim) as usize)?;

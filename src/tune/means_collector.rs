@@ -5,10 +5,11 @@ use crate::error::{Error, Result, Thing};
 use crate::format::{Means, Shape, partner};
 use crate::gpu::{Gpu, Rows};
 
-/// The largest weight over the smallest that is taken for honest: beyond, channels are as good as silent.
+/// The largest ratio of weights that is kept: beyond it, channels are as good as silent.
 const WEIGHTS: f64 = 1024.0;
 
-/// Collects the sums that [`Means`] are made from: of a corpus once, or of a prompt before it is cached.
+/// Collects the sums that [`Means`] are made from: of a corpus once, or of a prompt before it is
+/// cached.
 ///
 /// ```no_run
 /// # async fn f(gpu: wgkv::Gpu, shape: wgkv::Shape, rows: Vec<[wgpu::Buffer; 3]>, tokens: u32) -> wgkv::Result<()> {
@@ -50,13 +51,14 @@ impl MeansCollector {
         Ok(Self { gpu: gpu.clone(), shape: shape.clone(), layers: (0..shape.layers).map(layer).collect() })
     }
 
-    /// Records adding one layer's rows of `rows` tokens: queries `[rows, query_heads, head_dim]`, keys and values
-    /// `[rows, kv_heads, head_dim]`, queries and keys before RoPE. Nothing is submitted. Padding must not be among the rows; no rows are
-    /// nothing to add.
+    /// Records adding one layer's rows of `rows` tokens: queries `[rows, query_heads, head_dim]`,
+    /// keys and values `[rows, kv_heads, head_dim]`, queries and keys before RoPE. Nothing is
+    /// submitted. Padding must not be among the rows; there may be none.
     ///
     /// # Errors
-    /// [`Error::Layer`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], and [`Error::Limit`] for more rows than one binding holds.
-    /// What was recorded before an error counts all the same: then the collector is of no more use.
+    /// [`Error::Layer`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], and [`Error::Limit`]
+    /// for more rows than one binding holds. What was recorded before an error counts all the same:
+    /// then the collector is of no more use.
     pub fn add(&self, encoder: &mut wgpu::CommandEncoder, layer: u32, queries: Rows<'_>, keys: Rows<'_>, values: Rows<'_>, rows: u32) -> Result<()> {
         let columns = self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.shape.layers })?;
         for (columns, input) in columns.iter().zip([keys, keys, values, queries]) {
@@ -65,13 +67,14 @@ impl MeansCollector {
         Ok(())
     }
 
-    /// Waits for all submitted work and makes the means and weights of what was added. More may be added afterwards.
+    /// Waits for all submitted work and makes the means and weights of what was added. More may be
+    /// added afterwards.
     ///
-    /// Rows with a number that is not finite are left out; [`Means::skipped`] tells how many.
+    /// Rows with a number that is not finite are left out; [`Means::skipped`] counts them.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] where a layer has no finite rows, or another number of tokens than the first layer, and where sums leave the range
-    /// of f32; [`Error::Readback`].
+    /// [`Error::Mismatch`] where a layer has no finite rows, or another number of tokens than the
+    /// first layer, and where sums leave the range of f32; [`Error::Readback`].
     pub async fn finish(&self, model: &str) -> Result<Means> {
         let mut skipped = 0;
         let mut all = None;
@@ -98,7 +101,8 @@ impl MeansCollector {
     }
 }
 
-/// From the sums of every layer: of keys, of their squares, of values, of squares of queries.
+/// Makes means from the sums of every layer: of keys, of their squares, of values, of squares of
+/// queries.
 fn from_sums(shape: &Shape, model: &str, sums: &[[Sums; 4]], skipped: u64) -> Result<Means> {
     let mut layers = Vec::with_capacity(sums.len());
     for [keys, key_squares, values, query_squares] in sums {
@@ -108,21 +112,22 @@ fn from_sums(shape: &Shape, model: &str, sums: &[[Sums; 4]], skipped: u64) -> Re
         let mut weights = Vec::with_capacity(key_means.len());
         for head in 0..shape.kv_heads as usize {
             let share = shape.share() as usize;
-            // Of the mean before it is rounded to f32: what is left beside a large one would be off by twice the rounding.
+            // Of the mean before it is rounded to f32: what is left beside a large one would be off
+            // by twice the rounding.
             let spread = |i: usize| {
                 let at = head * d + i;
                 (key_squares.columns[at] / key_squares.added as f64 - (keys.columns[at] / keys.added as f64).powi(2)).max(0.0)
             };
-            let asked =
+            let queried =
                 |i: usize| (0..share).map(|n| query_squares.columns[(head * share + n) * d + i]).sum::<f64>() / (share as f64 * query_squares.added as f64);
             let both = |of: &dyn Fn(usize) -> f64, i: usize| of(i) + partner(shape, i).map_or(0.0, of);
-            let ratio: Vec<f64> = (0..d).map(|i| (both(&asked, i) / both(&spread, i)).powf(0.25)).collect();
+            let ratio: Vec<f64> = (0..d).map(|i| (both(&queried, i) / both(&spread, i)).powf(0.25)).collect();
             // Channels that are silent on either side have no ratio, and get the head's mean.
-            let honest = |ratio: &f64| ratio.is_finite() && *ratio > 0.0;
-            let logs: Vec<f64> = ratio.iter().filter(|r| honest(r)).map(|r| r.ln()).collect();
+            let heard = |ratio: &f64| ratio.is_finite() && *ratio > 0.0;
+            let logs: Vec<f64> = ratio.iter().filter(|r| heard(r)).map(|r| r.ln()).collect();
             let middle = (logs.iter().sum::<f64>() / logs.len().max(1) as f64).exp();
             let bound = WEIGHTS.sqrt();
-            weights.extend(ratio.iter().map(|r| if honest(r) { r.clamp(middle / bound, middle * bound) as f32 } else { middle as f32 }));
+            weights.extend(ratio.iter().map(|r| if heard(r) { r.clamp(middle / bound, middle * bound) as f32 } else { middle as f32 }));
         }
         layers.push([key_means, weights, mean(values)]);
     }

@@ -1,4 +1,5 @@
-//! What a model teaches: the order of channels, means and weights, the errors of each precision, and which bits they are worth.
+//! What is learned from a model: the order of channels, means and weights, the errors of each
+//! precision, and the bits to spend on each.
 
 mod bit_rule;
 mod columns;

@@ -5,8 +5,9 @@ use crate::error::{Error, Result, Thing};
 use crate::format::{ChannelOrder, Reach, Shape, check_channels};
 use crate::gpu::{Gpu, Rows};
 
-/// Collects the sums that a [`ChannelOrder`] is made from: batches of sample text go through the unchanged model, and every layer's
-/// keys before RoPE (after a bias or a norm of theirs) go to [`OrderCollector::add`].
+/// Collects the sums that a [`ChannelOrder`] is made from: batches of sample text go through the
+/// unchanged model, and every layer's keys before RoPE (after their bias or norm, if any) go to
+/// [`OrderCollector::add`].
 ///
 /// ```no_run
 /// # async fn f(gpu: wgkv::Gpu, shape: wgkv::Shape, keys: Vec<wgpu::Buffer>, tokens: u32) -> wgkv::Result<()> {
@@ -35,32 +36,34 @@ impl OrderCollector {
     /// Begins with no tokens.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] where the shape or `heads_per_group` is not served, and for more than 65536 channels a layer.
+    /// [`Error::Mismatch`] where the shape or `heads_per_group` is not served, and for more than
+    /// 65536 channels a layer.
     pub fn new(gpu: &Gpu, shape: &Shape, heads_per_group: u32) -> Result<Self> {
         let width = check_channels(shape, heads_per_group)? as u32;
         let layers = (0..shape.layers).map(|_| Columns::new(gpu, width, false)).collect();
         Ok(Self { gpu: gpu.clone(), shape: shape.clone(), heads_per_group, layers })
     }
 
-    /// Records adding one layer's keys of `rows` tokens, `[rows, kv_heads, head_dim]` before RoPE. Nothing is submitted. Padding
-    /// must not be among the rows; no rows are nothing to add.
+    /// Records adding one layer's keys of `rows` tokens, `[rows, kv_heads, head_dim]` before RoPE.
+    /// Nothing is submitted. Padding must not be among the rows; there may be none.
     ///
     /// # Errors
-    /// [`Error::Layer`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], and [`Error::Limit`] for more rows than one
-    /// binding holds; then nothing was recorded.
+    /// [`Error::Layer`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], and [`Error::Limit`]
+    /// for more rows than one binding holds; then nothing was recorded.
     pub fn add(&self, encoder: &mut wgpu::CommandEncoder, layer: u32, keys: Rows<'_>, rows: u32) -> Result<()> {
         let columns = self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.shape.layers })?;
         columns.add(&self.gpu, encoder, keys, rows)
     }
 
-    /// Waits for all submitted work and makes the calibration of what was added. More may be added afterwards.
+    /// Waits for all submitted work and makes the order of what was added. More may be added
+    /// afterwards.
     ///
-    /// Tokens whose keys in a layer hold a number that is not finite are left out of that layer's sums;
-    /// [`ChannelOrder::skipped`] tells how many.
+    /// Tokens whose keys in a layer hold a number that is not finite are left out of that layer's
+    /// sums; [`ChannelOrder::skipped`] counts them.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] where a layer has no tokens, another number of tokens than the first layer, or none with finite
-    /// keys, and where sums leave the range of f32; [`Error::Readback`].
+    /// [`Error::Mismatch`] where a layer has no tokens, another number of tokens than the first
+    /// layer, or none with finite keys, and where sums leave the range of f32; [`Error::Readback`].
     pub async fn finish(&self, model: &str, reach: Reach) -> Result<ChannelOrder> {
         let wrong = |name: &'static str, wanted: String, had: String| Err(Error::mismatch(Thing::ChannelOrder, name, wanted, had));
         let (mut tokens, mut skipped) = (0, 0);

@@ -1,19 +1,19 @@
-//! Allocations as JSON.
+//! Bit plans as JSON.
 
 use super::{BitPlan, Kind, Report, Unit};
 use crate::error::{Error, Result, Thing};
-use crate::format::{FormatWords, Precision, Rope, Shape, tensors};
+use crate::format::file::Json;
+use crate::format::{FormatWords, Precision, Rope, Shape};
 use serde::{Deserialize, Serialize};
 
-const FORMAT: &str = "wgkv-allocation";
-const VERSION: u32 = 1;
-
-/// Bytes of a file at most. 80 layers of 8 heads are 200 kB.
-const FILE_BYTES: usize = 1 << 26;
+/// 80 layers of 8 heads are 200 kB.
+const FILE: Json = Json { thing: Thing::BitPlan, format: "wgkv-allocation", version: 1, file_bytes: 1 << 26 };
 
 /// Layers times KV heads at most.
 const HEADS: u64 = 1 << 20;
 
+// These copies of the types have words where the types have enums: a word that means nothing here
+// is an error of its own, not one of JSON.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -61,16 +61,6 @@ fn wrong<T>(name: impl Into<std::borrow::Cow<'static, str>>, wanted: impl ToStri
 
 impl ReportFile {
     fn of(report: &Report) -> Self {
-        let unit = |unit: &Unit| UnitFile {
-            layer: unit.layer,
-            head: unit.head,
-            heads: unit.heads,
-            kind: unit.kind.to_string(),
-            precision: unit.precision.to_string(),
-            bits: unit.bits,
-            error: unit.error,
-            error_before: unit.error_before,
-        };
         Self {
             allocator: report.allocator.clone(),
             allowed_bits: report.allowed,
@@ -79,11 +69,11 @@ impl ReportFile {
             error: report.error,
             bound: report.bound,
             multiplier: report.multiplier,
-            units: report.units.iter().map(unit).collect(),
+            units: report.units.iter().map(UnitFile::of).collect(),
         }
     }
 
-    /// Refuses what no error can be. JSON has no word for what is not finite.
+    /// Refuses numbers that no error can be. JSON has no word for what is not finite.
     fn check(&self) -> Result<()> {
         let units = self.units.iter().flat_map(|unit| [unit.error, unit.error_before]);
         match units.chain([self.error]).chain(self.bound).chain(self.multiplier).find(|x| !(x.is_finite() && *x >= 0.0)) {
@@ -92,27 +82,14 @@ impl ReportFile {
         }
     }
 
-    /// The report, if it can be one of this allocation: what it tells is not checked, but that it is of units that exist.
+    /// Returns the report, if it can be one of this plan. Its numbers are taken as they are, but
+    /// its units must exist.
     fn report(self, of: &BitPlan) -> Result<Report> {
         self.check()?;
         let spent = self.units.iter().try_fold(0_u64, |sum, unit| sum.checked_add(unit.bits));
         if spent != Some(self.spent_bits) {
             return wrong("bits of all units", format!("{}, as spent", self.spent_bits), spent.map_or("too many".into(), |bits| bits.to_string()));
         }
-        let unit = |unit: UnitFile| {
-            let end = unit.head.checked_add(unit.heads).filter(|end| unit.layer < of.layers && unit.heads > 0 && *end <= of.kv_heads);
-            if end.is_none() {
-                let wanted = format!("within {} layers of {} heads", of.layers, of.kv_heads);
-                return wrong("units", wanted, format!("{} heads from head {} of layer {}", unit.heads, unit.head, unit.layer));
-            }
-            let kind = match unit.kind.as_str() {
-                "K" => Kind::Key,
-                "V" => Kind::Value,
-                other => return wrong("kind of a unit", "K or V", format!("{other:?}")),
-            };
-            let UnitFile { layer, head, heads, bits, error, error_before, .. } = unit;
-            Ok(Unit { layer, head, heads, kind, precision: unit.precision.parse()?, bits, error, error_before })
-        };
         Ok(Report {
             allocator: self.allocator,
             allowed: self.allowed_bits,
@@ -121,21 +98,42 @@ impl ReportFile {
             error: self.error,
             bound: self.bound,
             multiplier: self.multiplier,
-            units: self.units.into_iter().map(unit).collect::<Result<_>>()?,
+            units: self.units.into_iter().map(|unit| unit.unit(of)).collect::<Result<_>>()?,
         })
     }
 }
 
+impl UnitFile {
+    fn of(unit: &Unit) -> Self {
+        let Unit { layer, head, heads, kind, precision, bits, error, error_before } = *unit;
+        Self { layer, head, heads, kind: kind.to_string(), precision: precision.to_string(), bits, error, error_before }
+    }
+
+    /// Returns the unit, if this plan has such heads.
+    fn unit(self, of: &BitPlan) -> Result<Unit> {
+        let Self { layer, head, heads, kind, precision, bits, error, error_before } = self;
+        if layer >= of.layers || heads == 0 || head.checked_add(heads).is_none_or(|end| end > of.kv_heads) {
+            let wanted = format!("within {} layers of {} heads", of.layers, of.kv_heads);
+            return wrong("units", wanted, format!("{heads} heads from head {head} of layer {layer}"));
+        }
+        let Some(kind) = Kind::BOTH.into_iter().find(|known| known.name() == kind) else {
+            return wrong("kind of a unit", "K or V", format!("{kind:?}"));
+        };
+        Ok(Unit { layer, head, heads, kind, precision: precision.parse()?, bits, error, error_before })
+    }
+}
+
 impl BitPlan {
-    /// As JSON, which [`BitPlan::from_json`] reads: `format`, `version`, the model's name, codec, clip and scales, the shape, the
-    /// precision of every head's keys and values (`BITS/GROUP`), and the report, if a rule made it.
+    /// Returns the plan as JSON, which [`BitPlan::from_json`] reads: `format`, `version`, the
+    /// model's name, codec, clip and scales, the shape, the precision of every head's keys and
+    /// values (`BITS/GROUP`), and the report, if a rule made it.
     ///
     /// # Errors
     /// [`Error::Mismatch`] where a number of the report is not finite, which JSON has no word for.
     pub fn to_json(&self) -> Result<String> {
         let file = File {
-            format: FORMAT.into(),
-            version: VERSION,
+            format: FILE.format.into(),
+            version: FILE.version,
             model: self.model.clone(),
             storage: FormatWords::of(&self.format),
             layers: self.layers,
@@ -145,26 +143,18 @@ impl BitPlan {
             report: self.report.as_ref().map(ReportFile::of),
         };
         file.report.iter().try_for_each(ReportFile::check)?;
-        serde_json::to_string_pretty(&file).or_else(|e| wrong("file", "numbers that JSON has", e))
+        FILE.write(&file, true)
     }
 
-    /// From what [`BitPlan::to_json`] wrote. What is stored follows from the precisions alone; the report is told again as it was.
+    /// Reads what [`BitPlan::to_json`] wrote. What is stored follows from the precisions alone; the
+    /// report comes back as it was.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for another format or version, numbers that do not fit each other, and heads that the codec cannot tell
-    /// apart; [`Error::Mismatch`], [`Error::Bits`], [`Error::Codec`], [`Error::Mismatch`] and [`Error::Group`] for words and numbers that mean
-    /// nothing here.
+    /// [`Error::Mismatch`] of the bit plan for another format or version, numbers that do not fit
+    /// each other, and heads that the codec cannot tell apart; of an argument, [`Error::Bits`],
+    /// [`Error::Codec`] and [`Error::Group`] for words and numbers that mean nothing here.
     pub fn from_json(text: &str) -> Result<Self> {
-        if text.len() > FILE_BYTES {
-            return wrong("file", format!("{FILE_BYTES} bytes at most"), format!("{} bytes long", text.len()));
-        }
-        let file: File = serde_json::from_str(text).or_else(|e| wrong("file", "what wgkv writes", e))?;
-        if file.format != FORMAT {
-            return wrong("format", FORMAT, format!("{:?}", file.format));
-        }
-        if file.version != VERSION {
-            return wrong("version", VERSION, file.version);
-        }
+        let file: File = FILE.read(text, |file: &File| (&file.format, file.version))?;
         let count = u64::from(file.layers) * u64::from(file.kv_heads);
         if count == 0 || count > HEADS || file.precisions.len() as u64 != count {
             return wrong("precisions", format!("layers times kv_heads, {count}, 1 to {HEADS}"), file.precisions.len());
@@ -183,19 +173,101 @@ impl BitPlan {
     /// Writes [`BitPlan::to_json`] to a file.
     ///
     /// # Errors
-    /// As [`BitPlan::to_json`], and [`Error::Io`](crate::Error::Io) where the file cannot be written.
+    /// Those of [`BitPlan::to_json`], and [`Error::Io`] where the file cannot be written.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
-        tensors::save(path.as_ref(), self.to_json()?.as_bytes())
+        FILE.save(path.as_ref(), &self.to_json()?)
     }
 
     /// Reads a file that [`BitPlan::save`] wrote.
     ///
     /// # Errors
-    /// As [`BitPlan::from_json`], and [`Error::Io`](crate::Error::Io) where the file cannot be read.
+    /// Those of [`BitPlan::from_json`], and [`Error::Io`] where the file cannot be read.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn load(path: impl AsRef<std::path::Path>) -> Result<Self> {
-        let bytes = tensors::load(path.as_ref(), FILE_BYTES)?;
-        Self::from_json(std::str::from_utf8(&bytes).or_else(|e| wrong("file", "UTF-8", e))?)
+        Self::from_json(&FILE.load(path.as_ref())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What wgkv 0.1 wrote.
+    const OLD: &str = r#"{
+  "format": "wgkv-allocation",
+  "version": 1,
+  "model": "a model",
+  "storage": {
+    "codec": "hadamard",
+    "scales": "f8",
+    "clip": 0.5,
+    "heads_per_group": null
+  },
+  "layers": 1,
+  "kv_heads": 2,
+  "head_dim": 64,
+  "precisions": [
+    [
+      "4/64",
+      "2/32"
+    ],
+    [
+      "4/64",
+      "16"
+    ]
+  ],
+  "report": {
+    "allocator": "measured:fill",
+    "allowed_bits": 2000,
+    "spent_bits": 1756,
+    "elements": 256,
+    "error": 3.25,
+    "bound": 3.0,
+    "multiplier": null,
+    "units": [
+      {
+        "layer": 0,
+        "head": 0,
+        "heads": 2,
+        "kind": "K",
+        "precision": "4/64",
+        "bits": 544,
+        "error": 1.0,
+        "error_before": 16.0
+      },
+      {
+        "layer": 0,
+        "head": 0,
+        "heads": 1,
+        "kind": "V",
+        "precision": "2/32",
+        "bits": 188,
+        "error": 2.25,
+        "error_before": 2.25
+      },
+      {
+        "layer": 0,
+        "head": 1,
+        "heads": 1,
+        "kind": "V",
+        "precision": "16",
+        "bits": 1024,
+        "error": 0.0,
+        "error_before": 2.5
+      }
+    ]
+  }
+}"#;
+
+    #[test]
+    fn a_file_of_an_older_version_is_read_and_written_byte_for_byte() {
+        let plan = BitPlan::from_json(OLD).unwrap();
+        assert_eq!((plan.model(), plan.format().codec(), plan.format().clip(crate::Bits::Four)), ("a model", crate::Codec::Hadamard, 0.5));
+        assert_eq!(plan.of(0, 0), [Precision::new(crate::Bits::Four, 64), Precision::new(crate::Bits::Two, 32)]);
+        assert_eq!(plan.of(0, 1), [Precision::new(crate::Bits::Four, 64), Precision::F16]);
+        let report = plan.report().unwrap();
+        assert_eq!((report.allowed, report.spent, report.bound, report.multiplier, report.units.len()), (2000, 1756, Some(3.0), None, 3));
+        assert_eq!(plan.to_json().unwrap(), OLD);
     }
 }

@@ -6,7 +6,7 @@ mod report;
 pub use report::{Report, Unit};
 
 use crate::error::{Error, Result, Thing};
-use crate::format::{Bits, Codec, Format, Precision, Shape};
+use crate::format::{Bits, Codec, Format, Precision, Shape, origin};
 use std::fmt;
 
 /// Keys or values.
@@ -21,21 +21,28 @@ pub enum Kind {
 impl Kind {
     /// Both, in the order in which everything lists them.
     pub const BOTH: [Self; 2] = [Self::Key, Self::Value];
+
+    /// Returns the letter that texts and files call it by.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Key => "K",
+            Self::Value => "V",
+        }
+    }
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Key => "K",
-            Self::Value => "V",
-        })
+        f.write_str(self.name())
     }
 }
 
-/// The precision of the keys and of the values of every layer and KV head, and the [`Format`] whose codec, clip and scales they share.
+/// The precision of the keys and of the values of every layer and KV head, and the [`Format`] whose
+/// codec, clip and scales they share.
 ///
-/// [`Codec::RotateKv`] shares the scales of keys over all heads of a layer, so there all keys of a layer have one precision,
-/// and the values of heads that are rotated together have one, since attention reads those heads together.
+/// [`Codec::RotateKv`] shares the scales of keys over all heads of a layer, so there all keys of a
+/// layer have one precision, and the values of heads that are rotated together have one, since
+/// attention reads those heads together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BitPlan {
     format: Format,
@@ -50,7 +57,7 @@ pub struct BitPlan {
 }
 
 impl BitPlan {
-    /// One precision for all keys and one for all values: those of the format.
+    /// Returns the plan of one precision for all keys and one for all values: those of the format.
     ///
     /// # Errors
     /// [`Error::Mismatch`] and [`Error::Group`] where the format does not fit the shape.
@@ -58,19 +65,21 @@ impl BitPlan {
         Self::new(shape, format, |_, _| [format.key(), format.value()])
     }
 
-    /// What `of` says of each layer and KV head: the precision of its keys and of its values.
+    /// Returns the plan that `of` describes: for each layer and KV head, the precision of its keys
+    /// and of its values.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] and [`Error::Group`] where a precision does not fit the shape; [`Error::Mismatch`] where heads differ
-    /// that the codec cannot tell apart.
+    /// [`Error::Mismatch`] where heads differ that the codec cannot tell apart, and, as
+    /// [`Error::Group`], where a precision does not fit the shape.
     pub fn new(shape: &Shape, format: Format, of: impl Fn(u32, u32) -> [Precision; 2]) -> Result<Self> {
         let heads = || (0..shape.layers).flat_map(|layer| (0..shape.kv_heads).map(move |head| (layer, head)));
         // A group means nothing at 16 bits.
         let plain = |precision: Precision| if precision.bits == Bits::Sixteen { Precision::F16 } else { precision };
         let precisions: Vec<[Precision; 2]> =
             heads().map(|(layer, head)| if format.codec().is_f16() { [Precision::F16; 2] } else { of(layer, head).map(plain) }).collect();
-        let allocation = Self {
-            // Its own precisions are those of the first head, so that one that was saved comes back as it was.
+        let plan = Self {
+            // Its own precisions are those of the first head, so that one that was saved comes back
+            // as it was.
             format: precisions.first().map_or(format, |[key, value]| format.with_precisions(*key, *value)),
             layers: shape.layers,
             kv_heads: shape.kv_heads,
@@ -79,31 +88,32 @@ impl BitPlan {
             model: String::new(),
             report: None,
         };
-        allocation.format.check(shape)?;
+        plan.format.check(shape)?;
         for (layer, head) in heads() {
-            allocation.format_of(layer, head).check(shape)?;
-            let [keys, values] = Kind::BOTH.map(|kind| allocation.first_head(kind, head));
-            let wanted = [allocation.of(layer, keys)[0], allocation.of(layer, values)[1]];
-            for ((kind, wanted), had) in Kind::BOTH.into_iter().zip(wanted).zip(allocation.of(layer, head)) {
+            plan.format_of(layer, head).check(shape)?;
+            let [keys, values] = Kind::BOTH.map(|kind| plan.first_head(kind, head));
+            let wanted = [plan.of(layer, keys)[0], plan.of(layer, values)[1]];
+            for ((kind, wanted), had) in Kind::BOTH.into_iter().zip(wanted).zip(plan.of(layer, head)) {
                 if wanted != had {
                     return Err(Error::mismatch(
                         Thing::BitPlan,
                         format!("{kind} of layer {layer}, head {head}"),
-                        format!("{wanted} as of head {} (rotate-kv stores them together)", allocation.first_head(kind, head)),
+                        format!("{wanted} as of head {} (rotate-kv stores them together)", plan.first_head(kind, head)),
                         had,
                     ));
                 }
             }
         }
-        Ok(allocation)
+        Ok(plan)
     }
 
-    /// The same, with what a rule says of it and the model that it was made for.
+    /// Returns the plan with a rule's report and the model that it was made for.
     pub(crate) fn with_report(self, model: &str, report: Report) -> Self {
         Self { model: model.to_owned(), report: Some(report), ..self }
     }
 
-    /// How many KV heads of a layer have one precision in common, by the codec's nature.
+    /// Returns how many KV heads of a layer share one precision, because the codec stores them
+    /// together.
     pub fn heads_alike(format: &Format, kind: Kind, kv_heads: u32) -> u32 {
         match (format.codec(), kind) {
             (Codec::RotateKv, Kind::Key) => kv_heads,
@@ -111,67 +121,65 @@ impl BitPlan {
         }
     }
 
-    /// The first of the heads that share a head's precision.
+    /// Returns the first of the heads that share a head's precision.
     fn first_head(&self, kind: Kind, head: u32) -> u32 {
         let alike = Self::heads_alike(&self.format, kind, self.kv_heads);
         head / alike * alike
     }
 
-    /// Codec, clip and scales of all heads. Its own bits are those of the first.
+    /// Returns the codec, clip and scales of all heads. Its own bits are those of the first head.
     pub fn format(&self) -> &Format {
         &self.format
     }
 
-    /// The format of one head; that of all for a head that does not exist.
+    /// Returns the format of one head; that of all for a head that does not exist.
     pub fn format_of(&self, layer: u32, head: u32) -> Format {
         let [key, value] = self.of(layer, head);
         self.format.with_precisions(key, value)
     }
 
-    /// The precision of one head's keys and values; the format's for a head that does not exist.
+    /// Returns the precision of one head's keys and values; the format's for a head that does not
+    /// exist.
     pub fn of(&self, layer: u32, head: u32) -> [Precision; 2] {
         let at = (layer * self.kv_heads + head) as usize;
         let known = layer < self.layers && head < self.kv_heads;
         self.precisions.get(at).filter(|_| known).copied().unwrap_or([self.format.key(), self.format.value()])
     }
 
-    /// The name of the model that it was made for; empty for any.
+    /// Returns the name of the model that the plan was made for; empty for any.
     pub fn model(&self) -> &str {
         &self.model
     }
 
-    /// Refuses a model of another name. One that was made for none serves every model.
+    /// Refuses a model of another name. A plan that names no model serves all.
     ///
     /// # Errors
     /// [`Error::Mismatch`].
     pub fn expect_model(&self, model: &str) -> Result<()> {
-        if self.model.is_empty() || self.model == model {
-            return Ok(());
-        }
-        Err(Error::mismatch(Thing::BitPlan, "model", format!("{model:?}"), format!("{:?}", self.model)))
+        if self.model.is_empty() { Ok(()) } else { origin::expect_model(Thing::BitPlan, model, &self.model) }
     }
 
-    /// What was spent where, and why, if a rule made it.
+    /// Returns what was spent where, and why, if a rule made the plan.
     pub fn report(&self) -> Option<&Report> {
         self.report.as_ref()
     }
 
-    /// Layers.
+    /// Returns the number of layers.
     pub fn layers(&self) -> u32 {
         self.layers
     }
 
-    /// KV heads a layer.
+    /// Returns the KV heads a layer.
     pub fn kv_heads(&self) -> u32 {
         self.kv_heads
     }
 
-    /// Have all keys one precision, and all values one?
+    /// Returns whether all keys have one precision, and all values one.
     pub fn is_uniform(&self) -> bool {
         self.precisions.windows(2).all(|two| two[0] == two[1])
     }
 
-    /// Mean bits of a key's and of a value's code.
+    /// Returns the mean bits of a key's and of a value's code.
     pub fn mean_bits(&self) -> [f64; 2] {
         [0, 1].map(|kind| self.precisions.iter().map(|two| f64::from(two[kind].bits.get())).sum::<f64>() / self.precisions.len().max(1) as f64)
     }
@@ -181,14 +189,7 @@ impl BitPlan {
     /// # Errors
     /// [`Error::Mismatch`].
     pub fn expect_shape(&self, shape: &Shape) -> Result<()> {
-        for (name, wanted, had) in
-            [("layers", shape.layers, self.layers), ("kv_heads", shape.kv_heads, self.kv_heads), ("head_dim", shape.head_dim, self.head_dim)]
-        {
-            if wanted != had {
-                return Err(Error::mismatch(Thing::BitPlan, name, wanted, had));
-            }
-        }
-        Ok(())
+        origin::expect_shape(Thing::BitPlan, shape, [self.layers, self.kv_heads, self.head_dim])
     }
 }
 

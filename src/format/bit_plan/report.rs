@@ -4,8 +4,10 @@ use super::Kind;
 use crate::format::Precision;
 use std::fmt;
 
-/// One unit of an allocation: keys or values that have one precision in common, and what was decided about them.
+/// One unit of a bit plan: keys or values that have one precision in common, and what was decided
+/// about them.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Unit {
     /// The layer.
     pub layer: u32,
@@ -25,10 +27,11 @@ pub struct Unit {
     pub error_before: f64,
 }
 
-/// What an allocation spends where, and why.
+/// What a bit plan spends where, and why.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Report {
-    /// The rule, as [`BitRule`] prints it.
+    /// The rule, as [`BitRule`](crate::bits::BitRule) prints it.
     pub allocator: String,
     /// Bits that one packed token may take.
     pub allowed: u64,
@@ -38,21 +41,23 @@ pub struct Report {
     pub elements: u64,
     /// Output error of all units, weighed by layer, as measured.
     pub error: f64,
-    /// For [`BitRule::Measured`]: no allocation of these candidates within the allowance has less.
+    /// For [`BitRule::Measured`](crate::bits::BitRule::Measured): no plan of these candidates
+    /// within the budget has less error.
     pub bound: Option<f64>,
-    /// For [`BitRule::Measured`]: error that the next bit a token would save.
+    /// For [`BitRule::Measured`](crate::bits::BitRule::Measured): error that the next bit a token
+    /// would save.
     pub multiplier: Option<f64>,
     /// The units: keys before values of the same heads, heads ascending, layers ascending.
     pub units: Vec<Unit>,
 }
 
 impl Report {
-    /// Mean bits of a key's or a value's number, scales and zeros included.
+    /// Returns the mean bits of a key's or a value's number, scales and zeros included.
     pub fn mean_bits(&self, kind: Kind) -> f64 {
         self.units.iter().filter(|unit| unit.kind == kind).map(|unit| unit.bits).sum::<u64>() as f64 / (self.elements as f64 / 2.0)
     }
 
-    /// All bits of a packed token over its numbers.
+    /// Returns all bits of a packed token over its numbers.
     pub fn bits_per_element(&self) -> f64 {
         self.spent as f64 / self.elements as f64
     }

@@ -1,13 +1,13 @@
-//! Integer codes cut into planes, as they lie in a page: 4 bits in two planes of 2, 8 bits in planes of 4, 2 and 2. Shader:
-//! `shaders/part/code_planes.wgsl`.
+//! Integer codes cut into planes, as they lie in a page: 4 bits in two planes of 2, 8 bits in
+//! planes of 4, 2 and 2. Shader: `shaders/part/code_planes.wgsl`.
 
-/// Bits of each plane, the high ones first.
+/// Returns the bits of each plane, the high ones first.
 pub fn widths(bits: u32) -> &'static [u32] {
     if bits == 8 { &[4, 2, 2] } else { &[2, 2] }
 }
 
-/// The word, from the first plane's start, and the shift of each plane of one code: of channel (or token) `unit`, among `length` times
-/// four tokens (channels) the one at `n`.
+/// Returns the word, from the first plane's start, and the shift of each plane of one code: of
+/// channel (or token) `unit`, among `length` times four tokens (channels) the one at `n`.
 pub fn places(head_dim: u32, bits: u32, length: u32, unit: u32, n: u32) -> Vec<(usize, u32)> {
     let (row, byte, at, slot) = (unit / 4, unit % 4, n / 4, n % 4);
     let mut first = 0;
@@ -24,13 +24,13 @@ pub fn places(head_dim: u32, bits: u32, length: u32, unit: u32, n: u32) -> Vec<(
     widths(bits).iter().map(place).collect()
 }
 
-/// One code.
+/// Returns one code.
 pub fn take(head_dim: u32, bits: u32, planes: &[u32], length: u32, unit: u32, n: u32) -> u32 {
     let places = places(head_dim, bits, length, unit, n);
     places.into_iter().zip(widths(bits)).fold(0, |code, ((word, shift), width)| code << width | (planes[word] >> shift & ((1 << width) - 1)))
 }
 
-/// Writes it: all others stay.
+/// Writes one code: all others stay.
 pub fn put(head_dim: u32, bits: u32, planes: &mut [u32], length: u32, unit: u32, n: u32, code: u32) {
     let mut low = bits;
     for ((word, shift), width) in places(head_dim, bits, length, unit, n).into_iter().zip(widths(bits)) {

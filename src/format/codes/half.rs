@@ -1,6 +1,7 @@
 //! f32 to IEEE half in integer arithmetic. Shader: `shaders/part/half.wgsl`.
 
-/// Rounds to nearest, ties to even; beyond the largest half it saturates at 65504. NaN must have been removed.
+/// Rounds to nearest, ties to even; beyond the largest half it saturates at 65504. NaN must have
+/// been removed.
 pub fn half_bits(x: f32) -> u32 {
     let bits = x.to_bits();
     let sign = (bits >> 16) & 0x8000;
@@ -12,17 +13,17 @@ pub fn half_bits(x: f32) -> u32 {
     sign | (if magnitude < 0x3880_0000 { subnormal } else { normal }).min(0x7bff)
 }
 
-/// Two halves in a word, the first in the low bits.
+/// Returns two halves in a word, the first in the low bits.
 pub fn half_pair(low: f32, high: f32) -> u32 {
     half_bits(low) | (half_bits(high) << 16)
 }
 
-/// The value that [`half_bits`] stores.
+/// Returns the value that [`half_bits`] stores.
 pub fn half_round(x: f32) -> f32 {
     unpack(half_bits(x))[0]
 }
 
-/// The two halves of a word as f32: WGSL's `unpack2x16float`.
+/// Returns the two halves of a word as f32: WGSL's `unpack2x16float`.
 pub fn unpack(word: u32) -> [f32; 2] {
     [word as u16, (word >> 16) as u16].map(|bits| ::half::f16::from_bits(bits).to_f32())
 }
@@ -32,7 +33,7 @@ mod tests {
     use super::{half_bits, half_pair, unpack};
     use half::f16;
 
-    /// What another library rounds to, with our saturation. NaN is not asked for.
+    /// Returns what another library rounds to, with our saturation. NaN is left out.
     fn wanted(x: f32) -> u32 {
         let bits = u32::from(f16::from_f32(x).to_bits());
         if bits & 0x7fff > 0x7bff { bits & 0x8000 | 0x7bff } else { bits }

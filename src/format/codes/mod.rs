@@ -1,4 +1,5 @@
-//! The arithmetic of the codes as they lie in a page. Files depend on it, so the twins of the shaders use it from here.
+//! The arithmetic of the codes as they lie in a page. Files depend on it, so the twins of the
+//! shaders use it from here.
 
 pub mod aligned;
 pub mod code_planes;

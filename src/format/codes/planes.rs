@@ -1,18 +1,20 @@
-//! Halves cut into planes of 8, 4 and 4 bits, as they lie in a page. Shader: `shaders/part/planes.wgsl`.
+//! Halves cut into planes of 8, 4 and 4 bits, as they lie in a page. Shader:
+//! `shaders/part/planes.wgsl`.
 
 use super::aligned::{join, split};
 
-/// Where number `n` of a row lies in its word of the first plane.
+/// Returns where number `n` of a row lies in its word of the first plane.
 pub fn byte_shift(n: u32) -> u32 {
     16 * (n & 1) + 8 * (n >> 1 & 1)
 }
 
-/// Where it lies in its word of eight nibbles.
+/// Returns where number `n` of a row lies in its word of eight nibbles.
 pub fn nibble_shift(n: u32) -> u32 {
     16 * (n & 1) + 4 * (n >> 1 & 3)
 }
 
-/// The word, from the first plane's start, and the shift of each plane of number `n` of a row of `length` numbers.
+/// Returns the word, from the first plane's start, and the shift of each plane of number `n` of a
+/// row of `length` numbers.
 pub fn places(head_dim: u32, length: u32, row: u32, n: u32) -> [(usize, u32); 3] {
     let nibbles = row * length / 8 + n / 8;
     [
@@ -22,13 +24,14 @@ pub fn places(head_dim: u32, length: u32, row: u32, n: u32) -> [(usize, u32); 3]
     ]
 }
 
-/// Number `n` of a row of `length` numbers: of a channel's 128 tokens, or of a token's channels.
+/// Returns number `n` of a row of `length` numbers: of a channel's 128 tokens, or of a token's
+/// channels.
 pub fn take(head_dim: u32, planes: &[u32], length: u32, row: u32, n: u32) -> u16 {
     let [first, middle, last] = places(head_dim, length, row, n).map(|(word, shift)| planes[word] >> shift);
     join([first as u8, middle as u8 & 15, last as u8 & 15])
 }
 
-/// Writes it: all other numbers stay.
+/// Writes number `n` of a row: all other numbers stay.
 pub fn put(head_dim: u32, planes: &mut [u32], length: u32, row: u32, n: u32, half: u16) {
     for ((word, shift), (bits, mask)) in places(head_dim, length, row, n).into_iter().zip(split(half).into_iter().zip([255, 15, 15])) {
         planes[word] = (planes[word] & !(mask << shift)) | (u32::from(bits) << shift);

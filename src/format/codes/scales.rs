@@ -1,15 +1,16 @@
-//! The pairs (scale, zero) of a group, as they lie in a plane. Shaders: `shaders/part/scales_half.wgsl`,
-//! `shaders/part/scales_byte.wgsl` and `shaders/part/scales_symmetric.wgsl`.
+//! The pairs (scale, zero) of a group, as they lie in a plane. Shaders:
+//! `shaders/part/scales_half.wgsl`, `shaders/part/scales_byte.wgsl` and
+//! `shaders/part/scales_symmetric.wgsl`.
 
 use super::half::unpack;
 use crate::format::Scales;
 
-/// Units of 16 bytes that a group's plane takes in a page.
+/// Returns the units of 16 bytes that a group's plane takes in a page.
 pub fn vecs(scales: Scales) -> u32 {
     if scales == Scales::Half { 32 } else { 16 }
 }
 
-/// The stored pair of a token's group: `plane` holds vec4s, and the group's begin at `vec`.
+/// Returns the stored pair of a token's group: `plane` holds vec4s, and the group's begin at `vec`.
 pub fn raw(scales: Scales, plane: &[u32], vec: u32, t: u32) -> u32 {
     let (lane, corner) = (t % 128 / 4, t % 4);
     match scales {
@@ -22,7 +23,7 @@ pub fn raw(scales: Scales, plane: &[u32], vec: u32, t: u32) -> u32 {
     }
 }
 
-/// Scale and zero of a stored pair; the zero is 0 where none is stored.
+/// Returns the scale and zero of a stored pair; the zero is 0 where none is stored.
 pub fn pair(scales: Scales, raw: u32) -> [f32; 2] {
     match scales {
         Scales::Half => unpack(raw),

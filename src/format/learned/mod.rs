@@ -1,4 +1,5 @@
-//! What a codec learns from a model's sample text: RotateKV's order of key channels, Centred's means and weights.
+//! What a codec learns from a model's sample text: RotateKV's order of key channels, Centred's
+//! means and weights.
 
 mod channel_order;
 mod means;

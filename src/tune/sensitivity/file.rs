@@ -1,15 +1,13 @@
 //! Sensitivities as JSON.
 
 use super::{Head, Sensitivity, check_numbers, wrong};
-use crate::error::Result;
-use crate::format::{FormatWords, Precision, Rope, Shape, tensors};
+use crate::error::{Result, Thing};
+use crate::format::file::Json;
+use crate::format::{FormatWords, Precision, Rope, Shape};
 use serde::{Deserialize, Serialize};
 
-const FORMAT: &str = "wgkv-sensitivity";
-const VERSION: u32 = 1;
-
-/// Bytes of a file at most. 80 layers of 8 heads and 10 candidates are 2 MB.
-const FILE_BYTES: usize = 1 << 28;
+/// 80 layers of 8 heads and 10 candidates are 2 MB.
+const FILE: Json = Json { thing: Thing::Sensitivity, format: "wgkv-sensitivity", version: 1, file_bytes: 1 << 28 };
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -26,29 +24,21 @@ struct File {
     candidates: Vec<String>,
     weight_norms: Vec<[f64; 2]>,
     layer_weights: Vec<f64>,
-    heads: Vec<HeadFile>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct HeadFile {
-    norms: [f64; 2],
-    code_errors: [Vec<f64>; 2],
-    output_errors: [Vec<f64>; 2],
-    output: f64,
+    heads: Vec<Head>,
 }
 
 impl Sensitivity {
-    /// As JSON, which [`Sensitivity::from_json`] reads: `format`, `version`, `model`, what the [`Format`](crate::Format) is, the
-    /// shape, `candidates`, and by layer and KV head what was measured, keys before values.
+    /// Returns the sensitivity as JSON, which [`Sensitivity::from_json`] reads: `format`,
+    /// `version`, `model`, what the [`Format`](crate::Format) is, the shape, `candidates`, and by
+    /// layer and KV head what was measured, keys before values.
     ///
     /// # Errors
-    /// [`Error::Mismatch`](crate::Error::Mismatch) where a number is not finite, which JSON has no word for.
+    /// [`Error::Mismatch`](crate::Error::Mismatch) where a number is not finite, which JSON has no
+    /// word for.
     pub fn to_json(&self) -> Result<String> {
-        let heads = self.heads.iter().cloned().map(|Head { norms, code_errors, output_errors, output }| HeadFile { norms, code_errors, output_errors, output });
         let file = File {
-            format: FORMAT.into(),
-            version: VERSION,
+            format: FILE.format.into(),
+            version: FILE.version,
             model: self.model.clone(),
             storage: FormatWords::of(&self.format),
             layers: self.layers,
@@ -59,28 +49,20 @@ impl Sensitivity {
             candidates: self.candidates.iter().map(Precision::to_string).collect(),
             weight_norms: self.weight_norms.clone(),
             layer_weights: self.layer_weights.clone(),
-            heads: heads.collect(),
+            heads: self.heads.clone(),
         };
-        serde_json::to_string(&file).or_else(|e| wrong("file", "numbers that JSON has", e))
+        FILE.write(&file, false)
     }
 
-    /// From what [`Sensitivity::to_json`] wrote.
+    /// Reads what [`Sensitivity::to_json`] wrote.
     ///
     /// # Errors
-    /// [`Error::Mismatch`](crate::Error::Mismatch) for another format or version, and numbers that do not fit each other or are
-    /// not finite; [`Error::Mismatch`](crate::Error::Mismatch), [`Error::Bits`](crate::Error::Bits), [`Error::Codec`](crate::Error::Codec),
-    /// [`Error::Mismatch`](crate::Error::Mismatch) and [`Error::Group`](crate::Error::Group) for words and numbers that mean nothing here.
+    /// [`Error::Mismatch`](crate::Error::Mismatch) of the sensitivity for another format or
+    /// version, and numbers that do not fit each other or are not finite; of an argument,
+    /// [`Error::Bits`](crate::Error::Bits), [`Error::Codec`](crate::Error::Codec) and
+    /// [`Error::Group`](crate::Error::Group) for words and numbers that mean nothing here.
     pub fn from_json(text: &str) -> Result<Self> {
-        if text.len() > FILE_BYTES {
-            return wrong("file", format!("{FILE_BYTES} bytes at most"), format!("{} bytes long", text.len()));
-        }
-        let file: File = serde_json::from_str(text).or_else(|e| wrong("file", "what wgkv writes", e))?;
-        if file.format != FORMAT {
-            return wrong("format", FORMAT, format!("{:?}", file.format));
-        }
-        if file.version != VERSION {
-            return wrong("version", VERSION, file.version);
-        }
+        let file: File = FILE.read(text, |file: &File| (&file.format, file.version))?;
         let candidates: Vec<Precision> = file.candidates.iter().map(|c| c.parse()).collect::<Result<_>>()?;
         let count = u64::from(file.layers) * u64::from(file.kv_heads);
         if file.heads.len() as u64 != count || count == 0 {
@@ -112,7 +94,6 @@ impl Sensitivity {
                 return wrong(name, "finite and 0 or more", bad);
             }
         }
-        let heads = file.heads.into_iter().map(|HeadFile { norms, code_errors, output_errors, output }| Head { norms, code_errors, output_errors, output });
         Ok(Self {
             model: file.model,
             format,
@@ -124,28 +105,50 @@ impl Sensitivity {
             queries: file.queries,
             weight_norms: file.weight_norms,
             layer_weights: file.layer_weights,
-            heads: heads.collect(),
+            heads: file.heads,
         })
     }
 
     /// Writes [`Sensitivity::to_json`] to a file.
     ///
     /// # Errors
-    /// As [`Sensitivity::to_json`], and [`Error::Mismatch`](crate::Error::Mismatch) where the file
-    /// cannot be written.
+    /// Those of [`Sensitivity::to_json`], and [`Error::Io`](crate::Error::Io) where the file cannot
+    /// be written.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
-        tensors::save(path.as_ref(), self.to_json()?.as_bytes())
+        FILE.save(path.as_ref(), &self.to_json()?)
     }
 
     /// Reads a file that [`Sensitivity::save`] wrote.
     ///
     /// # Errors
-    /// As [`Sensitivity::from_json`], and [`Error::Mismatch`](crate::Error::Mismatch) where the file
+    /// Those of [`Sensitivity::from_json`], and [`Error::Io`](crate::Error::Io) where the file
     /// cannot be read.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn load(path: impl AsRef<std::path::Path>) -> Result<Self> {
-        let bytes = tensors::load(path.as_ref(), FILE_BYTES)?;
-        Self::from_json(std::str::from_utf8(&bytes).or_else(|e| wrong("file", "UTF-8", e))?)
+        Self::from_json(&FILE.load(path.as_ref())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What wgkv 0.1 wrote.
+    const OLD: &str = concat!(
+        r#"{"format":"wgkv-sensitivity","version":1,"model":"a model","storage":{"codec":"rotate-kv","scales":"f16","clip":null,"#,
+        r#""heads_per_group":1},"layers":1,"kv_heads":1,"head_dim":128,"tokens":2048,"queries":96,"candidates":["2/128","4/64"],"#,
+        r#""weight_norms":[[1.5,0.1]],"layer_weights":[0.25],"heads":[{"norms":[8.0,4.0],"code_errors":[[1.0,0.5],[0.75,1e-300]],"#,
+        r#""output_errors":[[0.1,0.01],[0.2,0.02]],"output":3.0}]}"#,
+    );
+
+    #[test]
+    fn a_file_of_an_older_version_is_read_and_written_byte_for_byte() {
+        let read = Sensitivity::from_json(OLD).unwrap();
+        assert_eq!((read.model(), read.tokens(), read.queries(), read.format().codec()), ("a model", 2048, 96, crate::Codec::RotateKv));
+        assert_eq!(read.candidates(), [Precision::new(crate::Bits::Two, 128), Precision::new(crate::Bits::Four, 64)]);
+        assert_eq!((read.weight_norms(0), read.layer_weight(0), read.output(0, 0)), (Some([1.5, 0.1]), 0.25, 3.0));
+        assert_eq!(read.output_errors(0, 0, crate::bits::Kind::Value), [0.2, 0.02]);
+        assert_eq!(read.to_json().unwrap(), OLD);
     }
 }

@@ -1,4 +1,5 @@
-//! What every way of storing every head's keys and values does to the output of attention, measured on sample text.
+//! What every way of storing every head's keys and values does to the output of attention, measured
+//! on sample text.
 
 mod file;
 mod probe;
@@ -6,10 +7,12 @@ mod probe;
 pub use probe::Probe;
 
 use crate::error::{Error, Result, Thing};
-use crate::format::{Format, Kind, Precision, Shape};
+use crate::format::{Format, Kind, Precision, Shape, origin};
+use serde::{Deserialize, Serialize};
 
-/// What was measured of one KV head of one layer. Pairs are keys, then values.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// What was measured of one KV head of one layer, as files have it. Pairs are keys, then values.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Head {
     /// Squared Frobenius norms.
     pub norms: [f64; 2],
@@ -21,20 +24,21 @@ pub(crate) struct Head {
     pub output: f64,
 }
 
-/// How much attention suffers from every candidate precision of every unit of a cache, measured on sample text by a [`Probe`]: what
-/// an [`BitRule`](crate::BitRule) decides by.
+/// How much attention suffers from every candidate precision of every unit of a cache, measured on
+/// sample text by a [`Probe`]: what a [`BitRule`](crate::bits::BitRule) decides by.
 ///
-/// The error of a candidate is KV-AdaQuant's (2502.15075) question asked of the output instead of the cache: the mean over sampled
-/// queries of `|| (o' - o) W_O ||²`, where only this head's keys (or only its values) are stored with that precision. Unlike norms of
-/// weights or caches it is the same however a model divides its scale between keys and queries, or between values and the output
-/// projection.
+/// The error of a candidate is measured as KV-AdaQuant (2502.15075) does, but of the output instead
+/// of the cache: the mean over sampled queries of `|| (o' - o) W_O ||²`, where only this head's
+/// keys (or only its values) are stored with that precision. Unlike norms of weights or caches it
+/// is the same however a model divides its scale between keys and queries, or between values and
+/// the output projection.
 ///
 /// ```no_run
 /// use wgkv::{Capacity, Format, Gpu, Plan, Protection, Result, Rows, Shape, Sinks};
 /// use wgkv::bits::{BitPlan, BitRule, BitBudget, Sensitivity};
 ///
 /// /// `queries`, `keys` and `values` are one window of one layer, 2048 tokens, before RoPE.
-/// async fn allocate(gpu: &Gpu, shape: Shape, format: Format, queries: &wgpu::Buffer, keys: &wgpu::Buffer, values: &wgpu::Buffer) -> Result<Plan> {
+/// async fn choose(gpu: &Gpu, shape: Shape, format: Format, queries: &wgpu::Buffer, keys: &wgpu::Buffer, values: &wgpu::Buffer) -> Result<Plan> {
 ///     let candidates = Sensitivity::default_candidates(&shape, &format);
 ///     let mut probe = Sensitivity::probe(gpu, &shape, format, &candidates, None, Sinks::First(4), 2048).await?;
 ///     probe.begin(2048)?; // and so for every window of the sample
@@ -42,9 +46,9 @@ pub(crate) struct Head {
 ///         probe.add(layer, Rows::f32(queries), Rows::f32(keys), Rows::f32(values), None).await?;
 ///     }
 ///     let sensitivity = probe.finish("my model's hash")?;
-///     let allocation = BitPlan::choose(&shape, &sensitivity, BitBudget::BitsPerElement(3.0), BitRule::default())?;
-///     allocation.save("plan.json")?; // later: BitPlan::load
-///     Plan::builder(shape, allocation).capacity(Capacity::tokens(1, 32_768)).build(gpu.capability())
+///     let bits = BitPlan::choose(&shape, &sensitivity, BitBudget::BitsPerElement(3.0), BitRule::default())?;
+///     bits.save("plan.json")?; // later: BitPlan::load
+///     Plan::builder(shape, bits).capacity(Capacity::tokens(1, 32_768)).build(gpu.capability())
 /// }
 /// ```
 #[derive(Clone, Debug, PartialEq)]
@@ -57,7 +61,8 @@ pub struct Sensitivity {
     pub(crate) candidates: Vec<Precision>,
     pub(crate) tokens: u64,
     pub(crate) queries: u64,
-    /// By layer: Frobenius norms of the projections that make keys and values; none where they were not told.
+    /// By layer: Frobenius norms of the projections that make keys and values; none where they were
+    /// not given.
     pub(crate) weight_norms: Vec<[f64; 2]>,
     /// By layer: what one unit of output error costs.
     pub(crate) layer_weights: Vec<f64>,
@@ -66,7 +71,7 @@ pub struct Sensitivity {
 }
 
 impl Sensitivity {
-    /// The name of the model that it was measured on.
+    /// Returns the name of the model that was measured.
     pub fn model(&self) -> &str {
         &self.model
     }
@@ -76,7 +81,7 @@ impl Sensitivity {
     /// # Errors
     /// [`Error::Mismatch`].
     pub fn expect_model(&self, model: &str) -> Result<()> {
-        if self.model == model { Ok(()) } else { wrong("model", format!("{model:?}"), format!("{:?}", self.model)) }
+        origin::expect_model(Thing::Sensitivity, model, &self.model)
     }
 
     /// Refuses a cache of another shape.
@@ -84,47 +89,40 @@ impl Sensitivity {
     /// # Errors
     /// [`Error::Mismatch`].
     pub fn expect_shape(&self, shape: &Shape) -> Result<()> {
-        for (name, wanted, had) in
-            [("layers", shape.layers, self.layers), ("kv_heads", shape.kv_heads, self.kv_heads), ("head_dim", shape.head_dim, self.head_dim)]
-        {
-            if wanted != had {
-                return wrong(name, wanted, had);
-            }
-        }
-        Ok(())
+        origin::expect_shape(Thing::Sensitivity, shape, [self.layers, self.kv_heads, self.head_dim])
     }
 
-    /// Codec, clip and scales that it was measured with.
+    /// Returns the codec, clip and scales that were measured.
     pub fn format(&self) -> &Format {
         &self.format
     }
 
-    /// Layers.
+    /// Returns the number of layers.
     pub fn layers(&self) -> u32 {
         self.layers
     }
 
-    /// KV heads a layer.
+    /// Returns the KV heads a layer.
     pub fn kv_heads(&self) -> u32 {
         self.kv_heads
     }
 
-    /// Channels a head.
+    /// Returns the channels a head.
     pub fn head_dim(&self) -> u32 {
         self.head_dim
     }
 
-    /// The precisions that were measured.
+    /// Returns the precisions that were measured.
     pub fn candidates(&self) -> &[Precision] {
         &self.candidates
     }
 
-    /// Tokens whose keys and values were stored, in each layer.
+    /// Returns the tokens whose keys and values were stored, in each layer.
     pub fn tokens(&self) -> u64 {
         self.tokens
     }
 
-    /// Tokens whose queries were sampled, in each layer.
+    /// Returns the tokens whose queries were sampled, in each layer.
     pub fn queries(&self) -> u64 {
         self.queries
     }
@@ -134,41 +132,45 @@ impl Sensitivity {
         self.heads.get(at as usize).filter(|_| head < self.kv_heads)
     }
 
-    /// Frobenius norm of the sample's keys (after RoPE) or values of one KV head; 0 for a head that does not exist.
+    /// Returns the Frobenius norm of the sample's keys (after RoPE) or values of one KV head; 0 for
+    /// a head that does not exist.
     pub fn norm(&self, layer: u32, head: u32, kind: Kind) -> f64 {
         self.head(layer, head).map_or(0.0, |h| h.norms[kind as usize].sqrt())
     }
 
-    /// By candidate: squared Frobenius norm of the error of the stored keys or values of one KV head over their own; none for a head
-    /// that does not exist.
+    /// Returns, by candidate, the squared Frobenius norm of the error of the stored keys or values
+    /// of one KV head over their own; none for a head that does not exist.
     pub fn code_errors(&self, layer: u32, head: u32, kind: Kind) -> Vec<f64> {
         let of = |h: &Head| h.code_errors[kind as usize].iter().map(|e| e / h.norms[kind as usize].max(f64::MIN_POSITIVE)).collect();
         self.head(layer, head).map(of).unwrap_or_default()
     }
 
-    /// By candidate: mean over the sampled queries of the squared change of the attention block's output, where only this KV head's
-    /// keys or values are stored so, added up over the query heads that share it as if their changes did not touch. None for a head
+    /// Returns, by candidate, the mean over the sampled queries of the squared change of the
+    /// attention block's output, where only this KV head's keys or values are stored so, added up
+    /// over the query heads that share it, as if their changes were orthogonal. None for a head
     /// that does not exist.
     pub fn output_errors(&self, layer: u32, head: u32, kind: Kind) -> &[f64] {
         self.head(layer, head).map_or(&[], |h| &h.output_errors[kind as usize])
     }
 
-    /// Mean over the sampled queries of the squared share of one KV head's query heads in the block's output.
+    /// Returns the mean over the sampled queries of the squared share of one KV head's query heads
+    /// in the block's output.
     pub fn output(&self, layer: u32, head: u32) -> f64 {
         self.head(layer, head).map_or(0.0, |h| h.output)
     }
 
-    /// Frobenius norms of a layer's key and value projections, if they were told.
+    /// Returns the Frobenius norms of a layer's key and value projections, if they were given.
     pub fn weight_norms(&self, layer: u32) -> Option<[f64; 2]> {
         self.weight_norms.get(layer as usize).copied()
     }
 
-    /// What one unit of output error costs in a layer.
+    /// Returns what one unit of output error costs in a layer.
     pub fn layer_weight(&self, layer: u32) -> f64 {
         self.layer_weights.get(layer as usize).copied().unwrap_or(0.0)
     }
 
-    /// The same with the Frobenius norms of each layer's key and value projections, which the published rule decides by.
+    /// Sets the Frobenius norms of each layer's key and value projections, which the published rule
+    /// decides by.
     ///
     /// # Errors
     /// [`Error::Mismatch`] for another number of layers, or norms that are negative or not finite.
@@ -178,13 +180,16 @@ impl Sensitivity {
         Ok(self)
     }
 
-    /// The same with another weight for each layer: say, the divergence of the model's predictions that a unit of the layer's output
-    /// error causes. None below a tenth of the median is taken at its word, since a small divergence is measured badly.
+    /// Sets the weight of each layer: say, the divergence of the model's predictions that a unit of
+    /// the layer's output error causes. Weights below a tenth of the median are raised to it, since
+    /// a small divergence is measured badly.
     ///
-    /// [`Probe::finish`] has set one over the mean squared output of the layer's attention.
+    /// Without this, [`Probe::finish`] takes 1 over the mean squared output of the layer's
+    /// attention.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for another number of layers, or weights that are negative or not finite.
+    /// [`Error::Mismatch`] for another number of layers, or weights that are negative or not
+    /// finite.
     pub fn with_layer_weights(mut self, mut weights: Vec<f64>) -> Result<Self> {
         check_numbers("layer weights", self.layers, weights.len(), weights.iter())?;
         let mut sorted = weights.clone();

@@ -1,4 +1,5 @@
-//! Measuring a [`Sensitivity`] on the GPU: the real caches, one for every candidate, and the same queries asked of all.
+//! Measuring a [`Sensitivity`] on the GPU: real caches, one for every candidate, and the same
+//! queries for all.
 
 use super::{Head, Sensitivity, wrong};
 use crate::cache::{Cache, Chunk, Sequence, Step};
@@ -15,20 +16,23 @@ const LAST: u32 = 32;
 /// Runs of queries before them, their places spread evenly over the logarithm of the position.
 const RUNS: u32 = 8;
 
-/// Tokens of such a run. More than one, since attention over a block of queries is what serves past positions.
+/// Tokens of such a run. More than one, since past positions are served by attention over a block
+/// of queries.
 const RUN: u32 = 8;
 
 /// First position that is sampled: attention over a few tokens says little.
 const FIRST: u32 = 64;
 
-/// A cache with one candidate for the keys, or for the values, and everything else as exact as the codec has it.
+/// A cache with one candidate for the keys, or for the values, and everything else as exact as the
+/// codec has it.
 #[derive(Debug)]
 struct Run {
     kind: Kind,
     /// Which candidate; none for a cache that others are compared with.
     candidate: Option<usize>,
     cache: Cache,
-    /// While a window is read: the sequence, the step that stores it, and the step that asks again.
+    /// While a window is read: the sequence, the step that stores it, and the step that attends
+    /// again.
     window: Option<(Sequence, Step, Step)>,
 }
 
@@ -66,10 +70,11 @@ struct Buffers {
     stored_grams: [wgpu::Buffer; 2],
 }
 
-/// Measures how much attention suffers from every candidate precision of every head. Made by [`Sensitivity::probe`].
+/// Measures how much attention suffers from every candidate precision of every head. Made by
+/// [`Sensitivity::probe`].
 ///
-/// For every window of sample text: [`Probe::begin`], then [`Probe::add`] for each layer with the numbers that the unmodified model's
-/// layer has. At the end [`Probe::finish`].
+/// For every window of sample text: [`Probe::begin`], then [`Probe::add`] for each layer with the
+/// numbers that the unmodified model's layer has. At the end [`Probe::finish`].
 #[derive(Debug)]
 pub struct Probe {
     gpu: Gpu,
@@ -83,7 +88,8 @@ pub struct Probe {
     /// Which run the values' runs are compared with: they share its keys.
     value_control: Option<usize>,
     buffers: Option<Buffers>,
-    /// By layer and query head: `W_O W_O^T` of the head, `head_dim` squared; empty where it was not told.
+    /// By layer and query head: `W_O W_O^T` of the head, `head_dim` squared; empty where it was not
+    /// given.
     projections: Vec<Vec<Vec<f64>>>,
     heads: Vec<Head>,
     /// `[layer][kv_head]`, keys and values: sums of outer products.
@@ -93,8 +99,8 @@ pub struct Probe {
 }
 
 impl Sensitivity {
-    /// The precisions that are worth measuring for a shape and format: 2, 3 and 4 bits in every group that fits, and 8 bits in the
-    /// largest.
+    /// Returns the precisions that are worth measuring for a shape and format: 2, 3 and 4 bits in
+    /// every group that fits, and 8 bits in the largest.
     pub fn default_candidates(shape: &Shape, format: &Format) -> Vec<Precision> {
         let groups: Vec<u32> = [32, 64, 128].into_iter().filter(|g| shape.head_dim.is_multiple_of(*g)).collect();
         let groups = if groups.is_empty() { vec![128] } else { groups };
@@ -107,17 +113,20 @@ impl Sensitivity {
         candidates
     }
 
-    /// Begins to measure. Every candidate has two caches of `tokens` tokens on the GPU, one for keys and one for values, in which
-    /// everything else is half precision (RotateKV's keys, which are always codes, have 8 bits).
+    /// Begins to measure. Every candidate has two caches of `tokens` tokens on the GPU, one for
+    /// keys and one for values, in which everything else is half precision (RotateKV's keys, which
+    /// are always codes, have 8 bits).
     ///
-    /// `learned` is what the caches to come will be given: without its means, Centred has other errors than with them.
+    /// `learned` is what the caches to come will be given: Centred has other errors with means than
+    /// without.
     ///
-    /// Sinks are kept as the cache will keep them; [`Sinks::Massive`] are elected from the residual stream that [`Probe::add`] is
-    /// given. There is no window: every other token is as stored.
+    /// Sinks are kept as the cache will keep them; [`Sinks::Massive`] are elected from the residual
+    /// stream that [`Probe::add`] is given. There is no window: every other token is as stored.
     ///
     /// # Errors
-    /// [`Error::Mismatch`], [`Error::Group`] and [`Error::Limit`] where a candidate does not fit, for no candidates, for codecs that
-    /// store halves alone, and where what the codec learned is of another codec or shape, or RotateKV's is missing.
+    /// [`Error::Mismatch`], [`Error::Group`] and [`Error::Limit`] where a candidate does not fit,
+    /// for no candidates, for codecs that store halves alone, and where what the codec learned is
+    /// of another codec or shape, or RotateKV's is missing.
     pub async fn probe(
         gpu: &Gpu,
         shape: &Shape,
@@ -188,14 +197,14 @@ impl Sensitivity {
 }
 
 impl Probe {
-    /// Positions whose queries are sampled in a window of so many tokens.
+    /// Returns the positions whose queries are sampled in a window of `tokens` tokens.
     #[doc(hidden)]
     pub fn sampled(tokens: u32) -> Vec<Range<u32>> {
         sample(tokens)
     }
 }
 
-/// Tokens of a window whose queries are sampled: the last ones, and runs before them.
+/// Returns the tokens of a window whose queries are sampled: the last ones, and runs before them.
 fn sample(tokens: u32) -> Vec<Range<u32>> {
     // A run of one token would be a decode step, which sees everything.
     if tokens < FIRST + 2 * LAST {
@@ -211,12 +220,14 @@ fn sample(tokens: u32) -> Vec<Range<u32>> {
 }
 
 impl Probe {
-    /// Tells a layer's output projection, so that errors are weighed by what they do to the block's output:
-    /// `[hidden, query_heads, head_dim]` in f32, row `o` the weights that make output `o` of the heads' outputs (as
-    /// `o_proj.weight` lies in a checkpoint). Without it every channel of a head's output counts alike.
+    /// Sets a layer's output projection, so that errors are weighed by what they do to the block's
+    /// output: `[hidden, query_heads, head_dim]` in f32, row `o` the weights that make output `o`
+    /// of the heads' outputs (as `o_proj.weight` lies in a checkpoint). Without it every channel of
+    /// a head's output counts alike.
     ///
     /// # Errors
-    /// [`Error::Layer`], and those of [`gram::record`](crate::kernel::gram::record) and [`gram::sum`](crate::kernel::gram::sum).
+    /// [`Error::Layer`], and those of [`gram::record`](crate::low_level::kernel::gram::record) and
+    /// [`gram::sum`](crate::low_level::kernel::gram::sum).
     pub async fn output_projection(&mut self, layer: u32, weights: Rows<'_>, hidden: u32) -> Result<()> {
         let Shape { layers, query_heads, head_dim, .. } = self.shape;
         let slot = self.projections.get_mut(layer as usize).ok_or(Error::Layer { had: layer, layers })?;
@@ -231,7 +242,8 @@ impl Probe {
     /// Begins a window of sample text, and ends the one before.
     ///
     /// # Errors
-    /// [`Error::Length`] for more tokens than [`Sensitivity::probe`] was told, [`Error::Mismatch`] for fewer than two.
+    /// [`Error::Length`] for more tokens than [`Sensitivity::probe`] was given, [`Error::Mismatch`]
+    /// for fewer than two.
     pub fn begin(&mut self, tokens: u32) -> Result<()> {
         if tokens < 2 {
             return Err(Error::argument("tokens of a window", "2 or more", tokens));
@@ -264,13 +276,15 @@ impl Probe {
         Ok(())
     }
 
-    /// Measures one layer of the window, and waits for the result: `queries` `[tokens, query_heads, head_dim]`, `keys` and `values`
-    /// `[tokens, kv_heads, head_dim]`, all before RoPE; queries in f32. The buffer of queries needs the usage `COPY_SRC`. `residual` is
+    /// Measures one layer of the window, and waits for the result: `queries`
+    /// `[tokens, query_heads, head_dim]`, `keys` and `values` `[tokens, kv_heads, head_dim]`, all
+    /// before RoPE; queries in f32. The buffer of queries needs the usage `COPY_SRC`. `residual` is
     /// the stream that enters the layer and its width, for sinks that are elected.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] where no window was begun, or a number was not finite; [`Error::Layer`], [`Error::Mismatch`],
-    /// [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], [`Error::Unelected`]; [`Error::Readback`].
+    /// [`Error::Mismatch`] where no window was begun, queries are not f32, or a number was not
+    /// finite; [`Error::Layer`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`],
+    /// [`Error::Unelected`] and [`Error::Readback`].
     pub async fn add(&mut self, layer: u32, queries: Rows<'_>, keys: Rows<'_>, values: Rows<'_>, residual: Option<(Rows<'_>, u32)>) -> Result<()> {
         let Shape { layers, query_heads, kv_heads, head_dim, .. } = self.shape;
         let Some(buffers) = &self.buffers else {
@@ -296,7 +310,7 @@ impl Probe {
             encoder.copy_buffer_to_buffer(queries.buffer, from, &buffers.queries, u64::from(sampled) * row_bytes, u64::from(count) * row_bytes);
             sampled += count;
         }
-        let asked = Rows::f32(&buffers.queries);
+        let queries = Rows::f32(&buffers.queries);
         let exact = self.runs.len();
         for (n, run) in self.runs.iter().chain([&self.exact]).enumerate() {
             let Some((sequence, step, again)) = &run.window else {
@@ -306,7 +320,7 @@ impl Probe {
                 run.cache.elect(&mut encoder, step, layer, rows, width)?;
             }
             run.cache.append(&mut encoder, step, layer, keys, values)?;
-            run.cache.attend(&mut encoder, again, layer, asked, Rows::f32(&buffers.outputs[n]))?;
+            run.cache.attend(&mut encoder, again, layer, queries, Rows::f32(&buffers.outputs[n]))?;
             let [stored_keys, stored_values] = &buffers.stored[n];
             run.cache.dequantize(&mut encoder, *sequence, layer, 0..buffers.tokens, Rows::f32(stored_keys), Rows::f32(stored_values))?;
         }
@@ -326,7 +340,7 @@ impl Probe {
         self.gather(layer, sampled).await
     }
 
-    /// Reads back what a layer's passes have written.
+    /// Reads back what a layer's passes have written, and adds it up.
     async fn gather(&mut self, layer: u32, sampled: u32) -> Result<()> {
         let Shape { query_heads, kv_heads, head_dim, .. } = self.shape;
         let Some(buffers) = &self.buffers else { return Ok(()) };
@@ -381,17 +395,19 @@ impl Probe {
         Ok(())
     }
 
-    /// The sum over the sample's tokens of the outer product of one KV head's keys (after RoPE), or values, with themselves:
-    /// `head_dim` squared numbers, from which singular values follow. Empty for a head that does not exist.
+    /// Returns the sum over the sample's tokens of the outer product of one KV head's keys (after
+    /// RoPE), or values, with themselves: `head_dim` squared numbers, from which singular values
+    /// follow. Empty for a head that does not exist.
     pub fn gram(&self, layer: u32, head: u32, kind: Kind) -> &[f64] {
         let known = layer < self.shape.layers && head < self.shape.kv_heads;
         if known { &self.grams[(layer * self.shape.kv_heads + head) as usize][kind as usize] } else { &[] }
     }
 
-    /// What was measured, for a model of this name.
+    /// Returns what was measured, for a model of this name.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] where a layer was given no tokens, or other numbers of them than the first.
+    /// [`Error::Mismatch`] where a layer was given no tokens, or other numbers of them than the
+    /// first.
     pub fn finish(&self, model: &str) -> Result<Sensitivity> {
         let (tokens, queries) = self.counts[0];
         for (count, layer) in self.counts.iter().zip(0..) {
@@ -407,7 +423,7 @@ impl Probe {
         let outputs: Vec<f64> = heads.chunks(self.shape.kv_heads as usize).map(|heads| heads.iter().map(|head| head.output).sum()).collect();
         Ok(Sensitivity {
             model: model.to_owned(),
-            // As a file tells it: its own precisions were never measured.
+            // As a file has it: its own precisions were never measured.
             format: FormatWords::of(&self.format).format()?,
             layers: self.shape.layers,
             kv_heads: self.shape.kv_heads,
@@ -426,14 +442,14 @@ fn trace(square: &[f64], head_dim: u32) -> f64 {
     square.iter().step_by(head_dim as usize + 1).sum()
 }
 
-/// The sum of two matrices' products, number by number: the squared length of what the rows of a Gram matrix become under the
-/// projection. Without a projection, their own.
+/// Returns the sum of two matrices' products, number by number: the squared length of what the rows
+/// of a Gram matrix become under the projection. Without a projection, their own.
 fn weigh(gram: &[f64], projection: Option<&Vec<f64>>, head_dim: u32) -> f64 {
     // Rounding may leave a sum of squares a little below zero.
     projection.map_or_else(|| trace(gram, head_dim), |weights| gram.iter().zip(weights).map(|(a, b)| a * b).sum::<f64>()).max(0.0)
 }
 
-/// A buffer of so many words.
+/// Returns a buffer of `words` words.
 fn storage(gpu: &Gpu, words: u64) -> wgpu::Buffer {
     gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some("wgkv probe"),

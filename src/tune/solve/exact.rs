@@ -6,10 +6,12 @@ use crate::error::{Error, Result};
 /// Cells of the table at most: one for every unit and every cost within the budget. 64 MiB.
 const CELLS: u128 = 1 << 24;
 
-/// Finds the best choice within the budget: the smallest error and, among equals, the smallest cost.
+/// Finds the best choice within the budget: the smallest error and, among equals, the smallest
+/// cost.
 ///
-/// Time and memory grow with the units times the budget, counted in the greatest common divisor of the costs' differences.
-/// It is meant for tests and for small instances; [`relax()`] is close to it at any size. [`Choice::bound`] is its error.
+/// Time and memory grow with the units times the budget, counted in the greatest common divisor of
+/// the costs' differences. It is meant for tests and for small instances; [`relax()`] is close to
+/// it at any size. [`Choice::bound`] is its error.
 ///
 /// # Errors
 /// As [`relax()`]; also [`Error::Mismatch`] where the table would exceed 2^24 cells.

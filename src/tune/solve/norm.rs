@@ -2,27 +2,32 @@
 
 use crate::error::{Error, Result};
 
-/// Room for the rounding of sums, as a part of the budget: widths such as 1.58 bits have no exact sums.
+/// Room for the rounding of sums, as a part of the budget: widths such as 1.58 bits have no exact
+/// sums.
 const SLOP: f64 = 1e-9;
 
 /// When [`norm_bits`] takes two gains for equal, so that the earlier unit goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Ties {
     /// They differ by 1e-9 of themselves at most. The scale of the norms has no effect.
     #[default]
     Relative,
-    /// They differ by 1e-6 at most, as published. Small norms are all equal to it, so the result depends on their scale.
+    /// They differ by 1e-6 at most, as published. Small norms are all equal to it, so the result
+    /// depends on their scale.
     Published,
 }
 
-/// Bits of every unit by the greedy rule of KV-AdaQuant (2502.15075): errors are taken to be `norm² 4^-bits`.
+/// Returns the bits of every unit by the greedy rule of KV-AdaQuant (2502.15075): errors are taken
+/// to be `norm² 4^-bits`.
 ///
-/// `norms` come in the order K0, V0, K1, V1, and so on; `widths` ascend; `average` is of bits without scales and zeros. All
-/// units begin with the least width. The unit whose next width saves most for each bit is widened, as long as one fits.
+/// `norms` come in the order K0, V0, K1, V1, and so on; `widths` ascend; `average` is of bits
+/// without scales and zeros. All units begin with the least width. The unit whose next width saves
+/// most for each bit is widened, as long as one fits.
 ///
 /// # Errors
-/// [`Error::Mismatch`] where norms are not in pairs, or negative or not finite; where widths do not ascend from 0 or more; where
-/// the average is less than the least width.
+/// [`Error::Mismatch`] where norms are not in pairs, or negative or not finite; where widths do not
+/// ascend from 0 or more; where the average is less than the least width.
 pub fn norm_bits(norms: &[f64], widths: &[f64], average: f64, ties: Ties) -> Result<Vec<f64>> {
     check_norms(norms)?;
     if widths.is_empty() || !widths.iter().all(|w| w.is_finite() && *w >= 0.0) || !widths.is_sorted_by(|a, b| a < b) {
@@ -59,17 +64,20 @@ pub fn norm_bits(norms: &[f64], widths: &[f64], average: f64, ties: Ties) -> Res
     Ok(places.iter().map(|&place| widths[place]).collect())
 }
 
-/// Group sizes of every unit by the rule of KV-AdaQuant (2502.15075): the error is taken to be `norm` times group size.
+/// Returns the group sizes of every unit by the rule of KV-AdaQuant (2502.15075): the error is
+/// taken to be `norm` times group size.
 ///
-/// `norms` come in the order K0, V0, K1, V1, and so on; `sizes` ascend. Groups have a scale each, so the sum of `1 / size`
-/// over the units stays within `units / average_group`. Where sizes could be any number, the best would be
-/// `κ / sqrt(norm)`; these are rounded to the nearest of `sizes` (of two as near, the smaller). Then, while there are too many
-/// groups, the unit that loses least for each group saved gets the next larger size; while there is room, the unit that
-/// gains most for each group added gets the next smaller one. (The published rule may end with a few groups too many.)
+/// `norms` come in the order K0, V0, K1, V1, and so on; `sizes` ascend. Groups have a scale each,
+/// so the sum of `1 / size` over the units stays within `units / average_group`. Where sizes could
+/// be any number, the best would be `κ / sqrt(norm)`; these are rounded to the nearest of `sizes`
+/// (of two as near, the smaller). Then, while there are too many groups, the unit that loses least
+/// for each group saved gets the next larger size; while there is room, the unit that gains most
+/// for each group added gets the next smaller one. (The published rule may end with a few groups
+/// too many.)
 ///
 /// # Errors
-/// [`Error::Mismatch`] where norms are not in pairs, or negative or not finite; where sizes do not ascend from 1 or more; where
-/// the average is more than the largest size.
+/// [`Error::Mismatch`] where norms are not in pairs, or negative or not finite; where sizes do not
+/// ascend from 1 or more; where the average is more than the largest size.
 pub fn norm_groups(norms: &[f64], sizes: &[u32], average_group: f64) -> Result<Vec<u32>> {
     check_norms(norms)?;
     let (Some(&least), Some(&most)) = (sizes.first(), sizes.last()) else {
@@ -86,7 +94,8 @@ pub fn norm_groups(norms: &[f64], sizes: &[u32], average_group: f64) -> Result<V
     let allowed = budget * (1.0 + SLOP);
     let kappa = norms.iter().map(|norm| norm.sqrt()).sum::<f64>() / budget;
     let size = |place: usize| f64::from(sizes[place]);
-    // How often the best size lies above the middle of two neighbours. A norm of 0 gets the largest.
+    // Counts how often the best size lies above the middle of two neighbours. A norm of 0 gets the
+    // largest.
     let nearest = |norm: &f64| (1..sizes.len()).filter(|&place| kappa / norm.sqrt() > (size(place - 1) + size(place)) / 2.0).count();
     let mut places: Vec<usize> = norms.iter().map(nearest).collect();
     let mut used: f64 = places.iter().map(|&place| 1.0 / size(place)).sum();
@@ -94,8 +103,8 @@ pub fn norm_groups(norms: &[f64], sizes: &[u32], average_group: f64) -> Result<V
     let saved = |place: usize| 1.0 / size(place) - 1.0 / size(place + 1);
     let price = |norm: f64, place: usize| norm * (size(place + 1) - size(place)) / saved(place);
     while used > allowed {
-        // As published, by loss for each group saved, and not below the budget. If every step leads there, more groups saved
-        // are of no use, and the loss alone counts.
+        // As published, by loss for each group saved, and not below the budget. If every step leads
+        // there, more groups saved are of no use, and the loss alone counts.
         let cheapest = |beyond: bool| {
             let mut best: Option<(f64, usize)> = None;
             for (u, (&place, &norm)) in places.iter().zip(&norms).enumerate() {
@@ -131,11 +140,11 @@ pub fn norm_groups(norms: &[f64], sizes: &[u32], average_group: f64) -> Result<V
     Ok(places.iter().map(|&place| sizes[place]).collect())
 }
 
-/// Mean bits of keys and of values, where values get more: a sign that norms mislead. `bits` are in the order of
-/// [`norm_bits`].
+/// Returns the mean bits of keys and of values, where values get more: a sign that norms mislead.
+/// `bits` are in the order of [`norm_bits`].
 ///
-/// Models with a norm on their keys (Qwen3) have large value projections, which the rule widens at the cost of keys;
-/// KV-AdaQuant's own tables show such models to need wide keys more than others.
+/// Models with a norm on their keys (Qwen3) have large value projections, which the rule widens at
+/// the cost of keys; KV-AdaQuant's own tables show such models to need wide keys more than others.
 pub fn favours_values(bits: &[f64]) -> Option<(f64, f64)> {
     let layers = (bits.len() / 2) as f64;
     let mean = |first: usize| bits.iter().skip(first).step_by(2).sum::<f64>() / layers;
@@ -157,7 +166,8 @@ fn check_norms(norms: &[f64]) -> Result<()> {
     }
 }
 
-/// Norms divided by the largest, so that no square overflows. Where all are 0, all are 1.
+/// Returns the norms divided by the largest, so that no square overflows. Where all are 0, all are
+/// 1.
 fn to_largest(norms: &[f64]) -> Vec<f64> {
     let largest = norms.iter().copied().fold(0.0, f64::max);
     norms.iter().map(|norm| if largest > 0.0 { norm / largest } else { 1.0 }).collect()

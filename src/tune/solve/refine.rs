@@ -2,7 +2,8 @@
 
 use super::Candidate;
 
-/// Partial choices kept after every unit. Where costs have few different sums, there are never so many.
+/// Partial choices kept after every unit. Where costs have few different sums, there are never so
+/// many.
 const KEPT: usize = 256;
 
 /// A unit's other candidate, or several such changes together, as differences from the base.
@@ -23,14 +24,17 @@ struct Link {
     before: usize,
 }
 
-/// Looks for picks within the budget that err less than `gap` above the bound of the fractional relaxation.
+/// Looks for picks within the budget that err less than `gap` above the bound of the fractional
+/// relaxation.
 ///
-/// `base` are the picks where the steps along the hulls stop, `room` is what they leave of the budget, `multiplier` is the
-/// slope of the step that did not fit. Every choice errs by the bound, plus a penalty of 0 or more for every unit whose pick
-/// differs from the base (its change of error and the multiplier times its change of cost), plus the multiplier times the
-/// cost left over. So a change with a penalty of `gap` or more can be ruled out, and few are left. Their sums are searched
-/// unit by unit, without those that another beats in both cost and error. The result is the best choice there is, unless
-/// more than [`KEPT`] sums are left at a time; then those with the least penalty are kept.
+/// `base` are the picks where the steps along the hulls stop, `room` is what they leave of the
+/// budget, `multiplier` is the slope of the step that did not fit. Every choice errs by the bound,
+/// plus a penalty of 0 or more for every unit whose pick differs from the base (its change of error
+/// and the multiplier times its change of cost), plus the multiplier times the cost left over. So a
+/// change with a penalty of `gap` or more can be ruled out, and few are left. Their sums are
+/// searched unit by unit, without those that another beats in both cost and error. The result is
+/// the best choice there is, unless more than [`KEPT`] sums are left at a time; then those with the
+/// least penalty are kept.
 pub(super) fn refine(units: &[Vec<Candidate>], paretos: &[Vec<usize>], base: &[usize], room: u64, multiplier: f64, gap: f64) -> Option<Vec<usize>> {
     let room = i128::from(room);
     let mut alternatives: Vec<(usize, Vec<(usize, Change)>)> = Vec::new();

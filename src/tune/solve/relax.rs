@@ -1,4 +1,5 @@
-//! Steps along the units' lower convex hulls, steepest first, with a bound on what any choice could reach.
+//! Steps along the units' lower convex hulls, steepest first, with a bound on what any choice could
+//! reach.
 
 use super::{Candidate, Choice, Fill, check, cost, error, pareto, refine::refine};
 use crate::error::Result;
@@ -16,15 +17,17 @@ struct Step {
 
 /// Picks a candidate for every unit by its place on the lower convex hull of cost and error.
 ///
-/// Every unit begins with its cheapest candidate. Steps along the hulls are taken while they fit, those that save most
-/// error for their cost first; among equals, the cheaper one, then that of the earlier unit. [`Choice::bound`] is what
-/// would be reached if a part of the first step that does not fit could be taken: the fractional relaxation.
+/// Every unit begins with its cheapest candidate. Steps along the hulls are taken while they fit,
+/// those that save most error for their cost first; among equals, the cheaper one, then that of the
+/// earlier unit. [`Choice::bound`] is what would be reached if a part of the first step that does
+/// not fit could be taken: the fractional relaxation.
 ///
 /// Scaling all errors by one factor changes no pick, as no tolerance is absolute.
 ///
 /// # Errors
-/// [`Error::Mismatch`](crate::Error::Mismatch) where there are no units, a unit has no candidates, or an error is negative or not
-/// finite; [`Error::Capacity`](crate::Error::Capacity) where the budget is below the cheapest total.
+/// [`Error::Mismatch`](crate::Error::Mismatch) where there are no units, a unit has no candidates,
+/// or an error is negative or not finite; [`Error::Capacity`](crate::Error::Capacity) where the
+/// budget is below the cheapest total.
 pub fn relax(units: &[Vec<Candidate>], budget: u64, fill: Fill) -> Result<Choice> {
     let mut slack = check(units, budget)?;
     let paretos: Vec<Vec<usize>> = units.iter().map(|unit| pareto(unit)).collect();
@@ -76,7 +79,8 @@ pub fn relax(units: &[Vec<Candidate>], budget: u64, fill: Fill) -> Result<Choice
     Ok(Choice { picks, cost: budget - slack, error, multiplier: first.slope, bound: bound.clamp(0.0, error) })
 }
 
-/// The steps of a unit along its lower convex hull: slopes strictly descend, so points on a straight line are left out.
+/// Returns the steps of a unit along its lower convex hull: slopes strictly descend, so points on a
+/// straight line are left out.
 fn steps(u: usize, unit: &[Candidate], pareto: &[usize]) -> Vec<Step> {
     let step = |from: usize, pick: usize| {
         let cost = unit[pick].cost - unit[from].cost;
@@ -94,7 +98,8 @@ fn steps(u: usize, unit: &[Candidate], pareto: &[usize]) -> Vec<Step> {
     steps
 }
 
-/// Spends the slack on single changes, the one that saves most error first, until none fits. They need not lie on a hull.
+/// Spends the slack on single changes, the one that saves most error first, until none fits. They
+/// need not lie on a hull.
 fn polish(units: &[Vec<Candidate>], paretos: &[Vec<usize>], picks: &mut [usize], slack: &mut u64) {
     loop {
         let mut best: Option<(f64, u64, usize, usize)> = None;

@@ -1,15 +1,18 @@
-//! The means and weights that [`Codec::Centred`](crate::Codec::Centred) takes, by layer and KV head.
+//! The means and weights that [`Codec::Centred`](crate::Codec::Centred) takes, by layer and KV
+//! head.
 
 mod file;
 
 use crate::error::{Error, Result, Thing};
-use crate::format::{RopeLayout, Shape};
+use crate::format::{RopeLayout, Shape, origin};
 use std::ops::Range;
 
-/// The means of key and value channels, and a weight for every pair of key channels that RoPE turns together.
+/// The means of key and value channels, and a weight for every pair of key channels that RoPE turns
+/// together.
 ///
-/// A key is stored as `H (weight * RoPE_t(k - mean))`, a value as `H (v - mean)`. The weight is `(E q^2 / E (k - mean)^2)^(1/4)`, both taken
-/// over the two channels of the pair, so that RoPE does not mind it: it shares the codes' error out where queries look least.
+/// A key is stored as `H (weight * RoPE_t(k - mean))`, a value as `H (v - mean)`. The weight is
+/// `(E q^2 / E (k - mean)^2)^(1/4)`, both taken over the two channels of the pair, so that it
+/// commutes with RoPE: it moves the codes' error to where queries look least.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Means {
     model: String,
@@ -33,28 +36,30 @@ fn wrong<T>(name: &'static str, wanted: impl ToString, had: impl ToString) -> Re
 }
 
 impl Means {
-    /// Means of 0 and weights of 1: what the codec takes without a calibration.
+    /// Returns means of 0 and weights of 1: what the codec takes where nothing was learned.
     pub fn natural(shape: &Shape) -> Self {
         let channels = (shape.kv_heads * shape.head_dim) as usize;
         let layer = Layer { key_means: vec![0.0; channels], weights: vec![1.0; channels], value_means: vec![0.0; channels] };
         Self { model: String::new(), tokens: 0, skipped: 0, kv_heads: shape.kv_heads, head_dim: shape.head_dim, layers: vec![layer; shape.layers as usize] }
     }
 
-    /// Means and weights of one's own, by layer `[kv_heads, head_dim]` each: of the keys before RoPE, of their pairs, of the values.
+    /// Takes means and weights as they are, by layer `[kv_heads, head_dim]` each: means of the keys
+    /// before RoPE, weights of their channels, means of the values.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for other lengths, means that are not finite, weights that are not finite and above 0, and weights that differ
-    /// within a pair of RoPE; [`Error::Mismatch`] for a shape that is not served.
+    /// [`Error::Mismatch`] for a shape that is not served, other lengths, means that are not
+    /// finite, weights that are not finite and above 0, and weights that differ within a pair of
+    /// RoPE.
     pub fn new(shape: &Shape, model: &str, layers: Vec<[Vec<f32>; 3]>) -> Result<Self> {
         shape.check()?;
         let layers = layers.into_iter().map(|[key_means, weights, value_means]| Layer { key_means, weights, value_means }).collect();
-        let centre = Self { model: model.to_owned(), tokens: 0, skipped: 0, kv_heads: shape.kv_heads, head_dim: shape.head_dim, layers };
-        centre.check()?;
-        centre.expect_shape(shape)?;
-        Ok(centre)
+        let means = Self { model: model.to_owned(), tokens: 0, skipped: 0, kv_heads: shape.kv_heads, head_dim: shape.head_dim, layers };
+        means.check()?;
+        means.expect_shape(shape)?;
+        Ok(means)
     }
 
-    /// Are all numbers such as can be used?
+    /// Refuses numbers that cannot be used.
     fn check(&self) -> Result<()> {
         let channels = (self.kv_heads * self.head_dim) as usize;
         for (layer, n) in self.layers.iter().zip(0..) {
@@ -72,13 +77,7 @@ impl Means {
 
     /// Refuses another shape, and weights that the shape's RoPE would mix.
     pub(crate) fn expect_shape(&self, shape: &Shape) -> Result<()> {
-        for (name, wanted, had) in
-            [("layers", shape.layers, self.layers()), ("kv_heads", shape.kv_heads, self.kv_heads), ("head_dim", shape.head_dim, self.head_dim)]
-        {
-            if wanted != had {
-                return wrong(name, wanted, had);
-            }
-        }
+        origin::expect_shape(Thing::Means, shape, [self.layers(), self.kv_heads, self.head_dim])?;
         for (layer, n) in self.layers.iter().zip(0..) {
             for (i, weight) in layer.weights.iter().enumerate() {
                 let (head, channel) = (i / shape.head_dim as usize, i % shape.head_dim as usize);
@@ -91,18 +90,19 @@ impl Means {
         Ok(())
     }
 
-    /// The same, made from `tokens` tokens, of which `skipped` rows were left out.
+    /// Returns the means as made from `tokens` tokens, of which `skipped` rows were left out.
     pub(crate) fn counted(self, tokens: u64, skipped: u64) -> Self {
         Self { tokens, skipped, ..self }
     }
 
-    /// Does any mean of the keys turn, so that it adds to the scores of some tokens more than to others'?
+    /// Returns whether any mean of the keys turns, so that it adds to the scores of some tokens
+    /// more than to others'.
     pub(crate) fn moves(&self, shape: &Shape) -> bool {
         let turns = |i: usize| partner(shape, i % shape.head_dim as usize).is_some();
         self.layers.iter().any(|layer| layer.key_means.iter().enumerate().any(|(i, mean)| *mean != 0.0 && turns(i)))
     }
 
-    /// That of some of the KV heads.
+    /// Returns those of some of the KV heads.
     pub(crate) fn shard(&self, heads: Range<u32>) -> Self {
         let [first, end] = [heads.start, heads.end].map(|head| (head * self.head_dim) as usize);
         let of = |layer: &Layer| Layer {
@@ -113,63 +113,65 @@ impl Means {
         Self { kv_heads: heads.end - heads.start, layers: self.layers.iter().map(of).collect(), ..self.clone() }
     }
 
-    /// The words of a layer of [`Means::natural`].
+    /// Returns the words of a layer of [`Means::natural`].
     pub(crate) fn natural_words(shape: &Shape) -> Vec<u32> {
         Self::natural(&Shape { layers: 1, ..shape.clone() }).words(0)
     }
 
-    /// As the kernels read a layer's: `[kv_heads, 3, head_dim]`, means of keys, weights, means of values, the bits of f32.
+    /// Returns a layer as the kernels read it: `[kv_heads, 3, head_dim]`, means of keys, weights,
+    /// means of values, the bits of f32.
     pub(crate) fn words(&self, layer: u32) -> Vec<u32> {
         let (layer, d) = (&self.layers[layer as usize], self.head_dim as usize);
         let rows = (0..self.kv_heads as usize).flat_map(|head| [&layer.key_means, &layer.weights, &layer.value_means].map(|numbers| &numbers[head * d..][..d]));
         rows.flatten().map(|x| x.to_bits()).collect()
     }
 
-    /// The name of the model that it was made for; empty for [`Means::natural`].
+    /// Returns the name of the model that the means were made for; empty for [`Means::natural`].
     pub fn model(&self) -> &str {
         &self.model
     }
 
-    /// Refuses a model of another name. [`Means::natural`] was made for none and serves every model.
+    /// Refuses a model of another name. [`Means::natural`] names no model and serves all.
     ///
     /// # Errors
     /// [`Error::Mismatch`].
     pub fn expect_model(&self, model: &str) -> Result<()> {
-        if self.model == model || self.model.is_empty() { Ok(()) } else { wrong("model", format!("{model:?}"), format!("{:?}", self.model)) }
+        if self.model.is_empty() { Ok(()) } else { origin::expect_model(Thing::Means, model, &self.model) }
     }
 
-    /// Layers.
+    /// Returns the number of layers.
     pub fn layers(&self) -> u32 {
         self.layers.len() as u32
     }
 
-    /// Tokens that it was made from, in each layer.
+    /// Returns the tokens that the means were made from, in each layer.
     pub fn tokens(&self) -> u64 {
         self.tokens
     }
 
-    /// How many of the rows of these tokens, counted in every layer anew, were left out because they were not finite.
+    /// Returns how many of these tokens' rows were left out because they were not finite, added up
+    /// over the layers.
     pub fn skipped(&self) -> u64 {
         self.skipped
     }
 
-    /// A layer's means of the keys before RoPE, `[kv_heads, head_dim]`.
+    /// Returns a layer's means of the keys before RoPE, `[kv_heads, head_dim]`.
     pub fn key_means(&self, layer: u32) -> &[f32] {
         self.layers.get(layer as usize).map_or(&[], |layer| &layer.key_means)
     }
 
-    /// A layer's weights of the key channels, `[kv_heads, head_dim]`.
+    /// Returns a layer's weights of the key channels, `[kv_heads, head_dim]`.
     pub fn weights(&self, layer: u32) -> &[f32] {
         self.layers.get(layer as usize).map_or(&[], |layer| &layer.weights)
     }
 
-    /// A layer's means of the values, `[kv_heads, head_dim]`.
+    /// Returns a layer's means of the values, `[kv_heads, head_dim]`.
     pub fn value_means(&self, layer: u32) -> &[f32] {
         self.layers.get(layer as usize).map_or(&[], |layer| &layer.value_means)
     }
 }
 
-/// The channel that RoPE turns together with channel `i` of a head, if it turns it.
+/// Returns the channel that RoPE turns together with channel `i` of a head, if it turns it.
 pub(crate) fn partner(shape: &Shape, i: usize) -> Option<usize> {
     let pairs = shape.rope.frequencies().len();
     if i >= 2 * pairs {
