@@ -80,7 +80,7 @@ fn kernel_files() -> Result<()> {
     let mut missing = Vec::new();
     for kernel in kernel::ALL {
         let name = kernel.name;
-        for (folder, ending) in [("shaders", "wgsl"), ("src/kernel", "rs"), ("src/reference", "rs"), ("tests", "rs")] {
+        for (folder, ending) in [("shaders", "wgsl"), ("src/kernel", "rs"), ("src/kernel/reference", "rs"), ("tests", "rs")] {
             let path = format!("{folder}/{name}.{ending}");
             if !root().join(&path).is_file() {
                 missing.push(path);

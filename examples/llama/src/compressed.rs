@@ -32,7 +32,7 @@ impl<'cache> CompressedAttention<'cache> {
         Self::batch(bridge, cache, 1)
     }
 
-    /// So many empty sequences. Their rows come one sequence after another.
+    /// Begins `count` empty sequences. Their rows come one sequence after another.
     pub fn batch(bridge: &'cache Bridge, cache: &'cache mut Cache, count: u32) -> Result<Self> {
         let sequences = (0..count).map(|_| cache.begin()).collect::<wgkv::Result<_>>()?;
         Ok(Self { bridge, cache, sequences, step: None, electing: false, residual: None, steps: 0, traffic: Vec::new() })
@@ -69,8 +69,8 @@ impl<'cache> CompressedAttention<'cache> {
         &self.traffic
     }
 
-    /// Gives the sequences' pages back.
-    pub fn free(self) -> Result<()> {
+    /// Ends the sequences and gives their pages back.
+    pub fn end(self) -> Result<()> {
         for sequence in self.sequences {
             self.cache.end(sequence)?;
         }

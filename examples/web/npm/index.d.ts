@@ -68,7 +68,7 @@ export class Cache {
 
   /**
    * Lets go of old tokens, so that an endless stream has room: all but the first ones (`sinks`) and the last `keep`, or up to 127 more. They
-   * keep their positions. Answers the first token that is still held. To be called before the next tokens are appended.
+   * keep their positions. Returns the first token that is still held. To be called before the next tokens are appended.
    */
   slide(keep: number): number;
 

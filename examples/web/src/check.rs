@@ -172,7 +172,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Takes a step on the GPU and with the twins; answers the relative error of attention.
+    /// Takes a step on the GPU and with the twins. Returns the relative error of attention.
     async fn take(&mut self, input: &Input, tokens: u32) -> Result<f64> {
         let device = self.gpu.device();
         let before = Held::read(self.gpu, &self.cache).await?;
@@ -214,20 +214,21 @@ async fn drawn(gpu: &Gpu, codec: Codec, bits: u32, seed: u64) -> Result<(Cache, 
     let means: Vec<f32> = (0..key_width).map(|_| 1.5 * normal(&mut random)).collect();
     let format = codecs::format(codec, bits)?;
     let protection = Protection { sinks: Sinks::First(4), window: 16 };
-    let mut plan = Plan::builder(shape.clone(), format).protection(protection).capacity(Capacity::tokens(1, 256)).build(gpu.capability())?;
+    let mut builder = Plan::builder(shape.clone(), format).protection(protection).capacity(Capacity::tokens(1, 256));
     match codec {
         Codec::RotateKv => {
             let sums = vec![means.iter().map(|mean| f64::from(*mean)).collect()];
-            plan = plan.with_calibration(ChannelOrder::from_sums(&shape, format.heads_per_group(shape.kv_heads), Reach::Global, "check", 1, sums)?)?;
+            builder = builder.learned(ChannelOrder::from_sums(&shape, format.heads_per_group(shape.kv_heads), Reach::Global, "check", 1, sums)?);
         }
         Codec::Centred => {
             // Weights are alike within a pair of RoPE: of channels i and i + 32.
             let weights = (0..key_width).map(|i| 1.0 + (i % 32) as f32 / 32.0).collect();
             let values = means.iter().map(|mean| 0.5 * mean).collect();
-            plan = plan.with_centre(Means::new(&shape, "check", vec![[means.clone(), weights, values]])?)?;
+            builder = builder.learned(Means::new(&shape, "check", vec![[means.clone(), weights, values]])?);
         }
         _ => {}
     }
+    let plan = builder.build(gpu.capability())?;
     gpu.prepare(&plan).await?;
     Ok((Cache::new(gpu, plan)?, means, random))
 }
