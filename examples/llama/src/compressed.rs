@@ -14,7 +14,7 @@ pub struct CompressedAttention<'cache> {
     cache: &'cache mut Cache,
     sequences: Vec<Sequence>,
     step: Option<Step>,
-    /// Does the step hold tokens that may become sinks?
+    /// Whether the step holds tokens that may become sinks.
     electing: bool,
     /// The residual stream that enters the next layer, and its width, where sinks are looked for in it.
     residual: Option<(View, u32)>,

@@ -104,7 +104,7 @@ impl Subject<'_> {
             .collect()
     }
 
-    /// What a unit of output error costs in each layer: the divergence of the model's predictions where that layer has the fewest bits
+    /// Measures what a unit of output error costs in each layer: the divergence of the model's predictions where that layer has the fewest bits
     /// and all others the most, over the layer's output error then.
     pub fn divergences(&self, sensitivity: &Sensitivity, windows: &[Window], mut progress: impl FnMut(usize)) -> Result<Vec<f64>> {
         let (config, bridge) = (self.model.config(), self.bridge);

@@ -20,7 +20,7 @@ export interface Options {
     theta: number;
     /** Channels that turn. Default `headDim`. */
     dim?: number;
-    /** Are pairs channels 2i and 2i+1, and not i and i + dim/2? Default false. */
+    /** Whether pairs are channels 2i and 2i+1, and not i and i + dim/2. Default false. */
     interleaved?: boolean;
   };
   /** 'f16', 'rtn', 'hadamard', 'centred' (better with a calibration), 'rotate-kv' (with one), 'aligned-f16'. Default 'hadamard'. */

@@ -1,4 +1,4 @@
-//! Does a GPU compute what the kernels' CPU twins compute? For a page's button, and for the tests of browsers.
+//! Compares what a GPU computes with what the kernels' CPU twins compute, for a page's button and for the tests of browsers.
 
 use crate::codecs;
 use crate::error::Result;
@@ -32,7 +32,7 @@ pub struct Report {
     pub words: [usize; 2],
     /// Relative root mean square between attention and the twin's: the prompt's rows, then a decoding row.
     pub errors: [f64; 2],
-    /// Are all within their limits?
+    /// Whether all are within their limits.
     pub agrees: bool,
 }
 
@@ -280,11 +280,11 @@ pub async fn snapshot(gpu: &Gpu, codec: Codec, bits: u32, seed: u64) -> Result<V
 pub struct Exchange {
     /// The codec and its bits.
     pub format: String,
-    /// Is what was loaded, saved again, the same in every bit?
+    /// Whether what was loaded, saved again, is the same in every bit.
     pub same: bool,
     /// Relative root mean square between a decoding row's attention over it and the twin's.
     pub error: f64,
-    /// Is it the same, and the error within its limit?
+    /// Whether it is the same, and the error within its limit.
     pub agrees: bool,
 }
 

@@ -68,7 +68,7 @@ pub struct Progress {
     pub allocated: u64,
     /// Stored bits a number.
     pub bits_per_element: f64,
-    /// Is the text at its end?
+    /// Whether the text is at its end.
     pub ended: bool,
 }
 

@@ -117,7 +117,7 @@ impl Options {
 struct Growing {
     step: Step,
     tokens: u32,
-    /// By layer: were keys and values given?
+    /// By layer: whether keys and values were given.
     appended: Vec<bool>,
 }
 
