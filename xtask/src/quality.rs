@@ -55,7 +55,7 @@ impl Measure {
         Self { choice: centred(keys, values), change: FOUR_SINKS, options: &["--sinks", "first:4"] }
     }
 
-    /// Does it read a calibration?
+    /// Returns whether it reads a calibration.
     fn calibrated(&self) -> bool {
         [Codec::RotateKv, Codec::Centred].contains(&self.choice.codec) && !self.options.contains(&"--no-reorder")
     }
@@ -205,7 +205,7 @@ struct Measured {
 struct Calibration {
     codec: Codec,
     path: PathBuf,
-    /// Was it made for this run?
+    /// Whether it was made for this run.
     temporary: bool,
 }
 

@@ -85,7 +85,7 @@ pub struct PerplexityReport {
     /// What decoding read from planes, where it did not read everything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aligned: Option<AlignedSummary>,
-    /// Was the codec simulated on the CPU?
+    /// Whether the codec was simulated on the CPU.
     pub simulated: bool,
     /// The GPU.
     pub adapter: String,

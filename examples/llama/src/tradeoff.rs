@@ -87,7 +87,7 @@ pub struct Entry {
     pub codec: String,
     /// A rule with what it was allowed, or fixed bits and their group.
     pub name: String,
-    /// Is it a rule that allocates?
+    /// Whether it is a rule that allocates.
     pub allocated: bool,
     /// What it was allowed, for a rule.
     pub budget: Option<f64>,

@@ -1,4 +1,4 @@
-//! The whole road from text to perplexity, on whatever GPU answers (a software adapter will do).
+//! The whole road from text to perplexity, on whatever GPU is there (a software adapter will do).
 //!
 //! Some tests make a random model with everything that a config can ask for; the others run a trained one, the embedded
 //! `assets/wiki-8m` unless `WGKV_LLAMA_MODEL` names another. Perplexity on published text, which the project does not

@@ -181,7 +181,7 @@ impl Held {
         recorded.map_err(throw)
     }
 
-    /// Has every layer what the others have?
+    /// Checks that every layer has what the others have.
     fn whole(&self) -> Result<(), JsValue> {
         match self.growing.as_ref().and_then(|growing| growing.appended.iter().position(|appended| !appended)) {
             Some(layer) => Err(throw(format!("layer {layer} must be given keys and values of the tokens that were appended last, as others were"))),
