@@ -3,12 +3,19 @@
 //! Three prompts with a common beginning are read, the later two from the first one's pages. Spans and events go to `tracing`, here as
 //! lines of text; the index's counters are printed at the end.
 
+use std::process::ExitCode;
 use wgkv::prefix::PrefixIndex;
 use wgkv::{Bits, Cache, Capacity, Chunk, Codec, Format, Gpu, Plan, Protection, Result, Rope, Rows, Shape};
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG).init();
-    pollster::block_on(serve())
+    match pollster::block_on(serve()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 async fn serve() -> Result<()> {
@@ -23,6 +30,7 @@ async fn serve() -> Result<()> {
         let tokens: Vec<u32> = (0..400).map(|token| if token < 300 { token } else { token + 1000 * prompt }).collect();
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let begun = prefixes.begin(&mut cache, &mut encoder, &tokens)?;
+        assert_eq!(begun.tokens, if prompt == 0 { 0 } else { 256 }, "whole pages of what the prompts have in common");
         let rest = Chunk { sequence: begun.sequence, tokens: tokens.len() as u32 - begun.tokens };
         assert!(prefixes.make_room(&mut cache, &[rest])?.fits());
         let step = cache.step(&[rest])?;

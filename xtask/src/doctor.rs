@@ -3,7 +3,8 @@
 use crate::setup;
 use anyhow::{Result, bail};
 use std::time::Instant;
-use wgkv::{Bits, Capability, Capacity, Codec, Format, Gpu, Plan, Protection, Rope, Shape};
+use wgkv::low_level::kernel::variants;
+use wgkv::{Bits, Capability, Capacity, Codec, Format, Gpu, Plan, Rope, Shape};
 
 /// The attention of an 8-billion-parameter Llama in one layer, to show which kernels an adapter gets.
 fn plan(capability: &Capability) -> Result<Plan> {
@@ -43,7 +44,7 @@ fn describe(adapter: &wgpu::Adapter) -> Result<()> {
     let plan = plan(gpu.capability())?;
     let walk = if plan.straight() { "straight-line code" } else { "loops (a software adapter)" };
     println!("  attend_split    {:?} reduction, {walk}", plan.reduce());
-    let variants = low_level_variants(plan);
+    let variants = variants(&plan);
     for variant in variants.iter().filter(|variant| variant.kernel.name == "attend_split") {
         let parts: Vec<&str> = variant.parts.iter().map(|part| part.path.trim_start_matches("part/").trim_end_matches(".wgsl")).collect();
         println!("                  {}", parts.join(", "));

@@ -18,7 +18,7 @@ const COVERAGE: [&str; 6] = [
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
 ];
 
-/// If cargo calls this program as the compiler: compiles with the counters, and answers how that ended.
+/// If cargo calls this program as the compiler: compiles with the counters, and returns how that ended.
 pub fn compile() -> Option<Result<()>> {
     std::env::var_os(COMPILER)?;
     let mut arguments = std::env::args_os().skip(1);

@@ -47,7 +47,7 @@ impl std::fmt::Display for Choice {
     }
 }
 
-/// Builds the program in release mode; answers its path.
+/// Builds the program in release mode. Returns its path.
 pub fn build() -> Result<PathBuf> {
     println!("building wgkv-llama (the first time takes several minutes)");
     run(&mut cargo(&["build", "--release", "--package", "wgkv-llama"]))?;
@@ -55,7 +55,7 @@ pub fn build() -> Result<PathBuf> {
     Ok(folder.join("release").join(format!("wgkv-llama{}", std::env::consts::EXE_SUFFIX)))
 }
 
-/// Runs the program, shows what it prints as it comes if asked to, and answers its last line, which is one JSON object.
+/// Runs the program, shows what it prints as it comes if asked to, and returns its last line, which is one JSON object.
 pub fn report(program: &PathBuf, arguments: &[String], show: bool) -> Result<Value> {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(root()).stdout(Stdio::piped());
@@ -87,7 +87,7 @@ pub fn report(program: &PathBuf, arguments: &[String], show: bool) -> Result<Val
 #[derive(Debug, Default)]
 struct Report {
     held: Vec<u8>,
-    /// Has the current line begun, and with something else than a brace?
+    /// Whether the current line has begun, and with something else than a brace.
     in_text: bool,
 }
 

@@ -55,7 +55,7 @@ impl Measure {
         Self { choice: centred(keys, values), change: FOUR_SINKS, options: &["--sinks", "first:4"] }
     }
 
-    /// Does it read a calibration?
+    /// Returns whether it reads a calibration.
     fn calibrated(&self) -> bool {
         [Codec::RotateKv, Codec::Centred].contains(&self.choice.codec) && !self.options.contains(&"--no-reorder")
     }
@@ -202,14 +202,14 @@ struct Measured {
 }
 
 /// A file of a codec's calibration.
-struct ChannelOrder {
+struct Calibration {
     codec: Codec,
     path: PathBuf,
-    /// Was it made for this run?
+    /// Whether it was made for this run.
     temporary: bool,
 }
 
-impl ChannelOrder {
+impl Calibration {
     /// Makes one from the text, or finds the model's own.
     fn open(program: &PathBuf, model: &Path, codec: Codec, text: Option<&PathBuf>) -> Result<Option<Self>> {
         let Some(text) = text else {
@@ -236,7 +236,7 @@ impl ChannelOrder {
     }
 }
 
-impl Drop for ChannelOrder {
+impl Drop for Calibration {
     fn drop(&mut self) {
         if self.temporary {
             // A file that is left in the folder for temporary files is no harm.
@@ -284,7 +284,7 @@ pub fn run(options: &Options) -> Result<()> {
     let program = llama::build()?;
     let mut calibrations = Vec::new();
     for codec in [Codec::RotateKv, Codec::Centred].into_iter().filter(|codec| options.codec.is_none_or(|only| only == *codec)) {
-        calibrations.extend(ChannelOrder::open(&program, &model, codec, options.calibration_text.as_ref())?);
+        calibrations.extend(Calibration::open(&program, &model, codec, options.calibration_text.as_ref())?);
     }
     println!("\n{name}, group {group}, {windows} windows of 2048 tokens, strict\n");
     println!("{:<42} {:>12} {:>11} {:>9}   {:>8} {:>8}", "codec", "bits/element", "perplexity", "expected", "KL", "expected");

@@ -48,6 +48,7 @@ pub fn run(options: &Options) -> Result<()> {
     cargo_step(doc)?;
     step("package", || package(options.full))?;
     step("web", || web::run(&web::Options::TEST))?;
+    // The examples of the library alone run here, too: their entries in Cargo.toml say that they are tests.
     let mut tests = cargo(&["test", "--workspace", "--lib", "--bins", "--tests", "--features", OPTIONAL]);
     tests.env(lint_shaders::EVERY_VARIANT, "1");
     cargo_step(tests)?;
@@ -62,7 +63,7 @@ fn words(text: &str) -> BTreeSet<&str> {
     text.split(|c: char| !c.is_alphanumeric() && c != '_').collect()
 }
 
-/// Is the kernel named in a bench?
+/// Returns whether a bench names the kernel.
 fn has_bench(name: &str) -> Result<bool> {
     for entry in std::fs::read_dir(root().join("benches")).context("benches/ cannot be read")? {
         let path = entry?.path();
@@ -80,7 +81,7 @@ fn kernel_files() -> Result<()> {
     let mut missing = Vec::new();
     for kernel in kernel::ALL {
         let name = kernel.name;
-        for (folder, ending) in [("shaders", "wgsl"), ("src/kernel", "rs"), ("src/reference", "rs"), ("tests", "rs")] {
+        for (folder, ending) in [("shaders", "wgsl"), ("src/kernel", "rs"), ("src/kernel/reference", "rs"), ("tests", "rs")] {
             let path = format!("{folder}/{name}.{ending}");
             if !root().join(&path).is_file() {
                 missing.push(path);

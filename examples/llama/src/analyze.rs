@@ -97,11 +97,11 @@ pub fn analyze(options: &AnalyzeOptions) -> Result<AnalyzeReport> {
     let config = Config::open(&options.model.model)?;
     let windows = windows(&Text::open(&options.model.model)?.encode(&content)?, &config, options.windows, options.context)?;
     let learned = options.cache.learned(&config, &options.model.model)?;
-    let format = options.cache.format(&config, &learned)?;
+    let format = options.cache.format(&config, learned.as_ref())?;
     let bridge = Bridge::open(options.model.adapter.as_deref())?;
     let model = Model::open(&options.model.model, &bridge)?;
     let sinks = options.cache.protection(Sinks::None, 0).sinks;
-    let subject = Subject { model: &model, bridge: &bridge, format, learned: &learned, sinks };
+    let subject = Subject { model: &model, bridge: &bridge, format, learned: learned.as_ref(), sinks };
     // One group, so that bits alone make the difference.
     let group = format.key().group;
     let mut candidates: Vec<Precision> =

@@ -1,4 +1,4 @@
-//! What a model asks of a cache, and the plainest cache that answers: f32 tensors and a softmax.
+//! What a model asks of a cache, and the plainest cache that does it: f32 tensors and a softmax.
 
 use burn::tensor::{Device, Tensor, TensorData, activation};
 

@@ -9,15 +9,14 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use serde::Serialize;
 use wgkv::learned::{MeansCollector, OrderCollector, Reach};
-use wgkv::{ChannelOrder, Codec, Format, Means, Protection};
+use wgkv::{Codec, Format};
 
 use crate::attention::Attention;
 use crate::bridge::{Bridge, View};
 use crate::compressed::CompressedAttention;
 use crate::error::{Error, Result};
-use crate::learned::Learned;
 use crate::model::Model;
-use crate::options::{ModelOptions, open_cache, reach, shape};
+use crate::options::{ModelOptions, open_f16, reach, shape};
 use crate::perplexity::{bar, windows};
 use crate::text::Text;
 use crate::weights::model_hash;
@@ -120,7 +119,7 @@ pub fn collect(model: &Model, bridge: &Bridge, windows: &[(Vec<u32>, Vec<u32>)],
 }
 
 /// Sums the keys, values and squares of queries.
-pub fn collect_centre(model: &Model, bridge: &Bridge, windows: &[(Vec<u32>, Vec<u32>)], progress: impl FnMut(usize)) -> Result<MeansCollector> {
+pub fn collect_means(model: &Model, bridge: &Bridge, windows: &[(Vec<u32>, Vec<u32>)], progress: impl FnMut(usize)) -> Result<MeansCollector> {
     let collector = MeansCollector::new(bridge.gpu(), &shape(model.config()))?;
     read(model, bridge, windows, &collector, progress)?;
     Ok(collector)
@@ -130,7 +129,7 @@ pub fn collect_centre(model: &Model, bridge: &Bridge, windows: &[(Vec<u32>, Vec<
 fn read(model: &Model, bridge: &Bridge, windows: &[(Vec<u32>, Vec<u32>)], collector: &impl Collects, mut progress: impl FnMut(usize)) -> Result<()> {
     let config = model.config();
     let context = windows.iter().map(|(input, _)| input.len()).max().unwrap_or(1);
-    let mut cache = open_cache(bridge, config, Format::f16(), Learned::Nothing, Protection::NONE, context)?;
+    let mut cache = open_f16(bridge, config, context)?;
     for (input, _) in windows {
         let mut attention = Collecting { bridge, collector, attention: CompressedAttention::new(bridge, &mut cache)? };
         for chunk in input.chunks(CHUNK) {
@@ -161,13 +160,13 @@ pub fn calibrate(options: &CalibrateOptions) -> Result<CalibrateReport> {
     let bar = bar(options.windows * options.context, "");
     let progress = |tokens: usize| bar.inc(tokens as u64);
     let (tokens, heads_per_group) = if options.codec == Codec::Centred {
-        let centre = pollster::block_on(collect_centre(&model, &bridge, &windows, progress)?.finish(&hash))?;
-        centre.save(&options.out)?;
-        (centre.tokens(), None)
+        let means = pollster::block_on(collect_means(&model, &bridge, &windows, progress)?.finish(&hash))?;
+        means.save(&options.out)?;
+        (means.tokens(), None)
     } else {
-        let calibration = pollster::block_on(collect(&model, &bridge, &windows, heads, progress)?.finish(&hash, options.reach))?;
-        calibration.save(&options.out)?;
-        (calibration.tokens(), Some(calibration.heads_per_group()))
+        let order = pollster::block_on(collect(&model, &bridge, &windows, heads, progress)?.finish(&hash, options.reach))?;
+        order.save(&options.out)?;
+        (order.tokens(), Some(order.heads_per_group()))
     };
     bar.finish_and_clear();
     Ok(CalibrateReport {

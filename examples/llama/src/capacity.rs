@@ -4,14 +4,13 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use wgkv::bits::BitPlan;
-use wgkv::{Bits, Cache, Capability, Capacity, ChannelOrder, Codec, Format, Gpu, Plan, Protection, Scales, Sinks};
+use wgkv::learned::Learned;
+use wgkv::{Bits, Cache, Capability, Capacity, ChannelOrder, Codec, Format, Gpu, Means, Plan, Protection, Scales, Sinks};
 
 use crate::bridge::Bridge;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::learned::Learned;
-use crate::options::{MASSIVE, plan, shape};
+use crate::options::{MASSIVE, planned, shape};
 
 /// Bytes of one buffer of stand-in weights.
 const BUFFER: u64 = 1 << 30;
@@ -172,11 +171,25 @@ fn formats(options: &CapacityOptions) -> Vec<(Format, Protection)> {
     formats
 }
 
+/// What a codec is given where nothing was learned: the same memory and work as of what is. For rotate-kv the natural order of channels,
+/// for centred means of keys that are 1, so that there is a position term.
+pub fn unlearned(config: &Config, format: &Format) -> Result<Option<Learned>> {
+    Ok(match format.codec() {
+        Codec::RotateKv => Some(ChannelOrder::natural(&shape(config), format.heads_per_group(config.kv_heads as u32))?.into()),
+        Codec::Centred => {
+            let channels = config.kv_heads * config.head_dim;
+            let layer = || [1.0, 1.0, 0.0].map(|x| vec![x; channels]);
+            Some(Means::new(&shape(config), "", (0..config.layers).map(|_| layer()).collect())?.into())
+        }
+        _ => None,
+    })
+}
+
 /// One codec's numbers: the largest batch is found by halving.
 fn row(options: &CapacityOptions, config: &Config, format: Format, protection: Protection, room: u64, capability: &Capability) -> Result<CapacityRow> {
-    let plan =
-        |batch| plan(config, BitPlan::uniform(&shape(config), format)?, Learned::Nothing, protection, Capacity::tokens(batch, options.context), capability);
-    let cost = |batch| -> Result<(u64, u64)> { plan(batch).map(|plan| (plan.cost().cache(), plan.cost().scratch)) };
+    let learned = unlearned(config, &format)?;
+    let plan = |batch| planned(config, format, learned.clone(), protection, Capacity::tokens(batch, options.context)).build(capability);
+    let cost = |batch| -> wgkv::Result<(u64, u64)> { plan(batch).map(|plan| (plan.cost().cache(), plan.cost().scratch)) };
     // A batch that the device's limits refuse does not fit either.
     let fits = |batch| cost(batch).is_ok_and(|(cache, scratch)| cache + scratch <= room);
     let one = plan(1)?;
@@ -213,7 +226,7 @@ pub fn device_bytes(gpu: &Gpu) -> Option<u64> {
 }
 
 /// Makes a cache, unless there is no plan or the device refuses.
-pub fn try_cache(gpu: &Gpu, plan: Result<Plan>) -> Result<Cache> {
+pub fn try_cache(gpu: &Gpu, plan: wgkv::Result<Plan>) -> Result<Cache> {
     let plan = plan?;
     let (memory, validation) = (gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory), gpu.device().push_error_scope(wgpu::ErrorFilter::Validation));
     let cache = Cache::new(gpu, plan);
@@ -224,7 +237,7 @@ pub fn try_cache(gpu: &Gpu, plan: Result<Plan>) -> Result<Cache> {
     }
 }
 
-/// Buffers of so many bytes that stand for weights.
+/// Allocates `bytes` bytes that stand for weights.
 pub fn stand_in(gpu: &Gpu, mut bytes: u64) -> Result<Vec<wgpu::Buffer>> {
     let scope = gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
     let most = BUFFER.min(gpu.device().limits().max_buffer_size);
@@ -242,12 +255,8 @@ pub fn stand_in(gpu: &Gpu, mut bytes: u64) -> Result<Vec<wgpu::Buffer>> {
 }
 
 fn allocate(gpu: &Gpu, config: &Config, format: Format, protection: Protection, context: u32, row: &CapacityRow) -> Result<Allocated> {
-    let learned = match format.codec() {
-        Codec::RotateKv => Learned::Order(ChannelOrder::natural(&shape(config), format.heads_per_group(config.kv_heads as u32))?),
-        _ => Learned::Nothing,
-    };
-    let allocation = BitPlan::uniform(&shape(config), format)?;
-    let make = |batch| try_cache(gpu, plan(config, allocation.clone(), learned.clone(), protection, Capacity::tokens(batch, context), gpu.capability()));
+    let learned = unlearned(config, &format)?;
+    let make = |batch| try_cache(gpu, planned(config, format, learned.clone(), protection, Capacity::tokens(batch, context)).build(gpu.capability()));
     let allocated = match make(row.batch) {
         Ok(cache) => {
             let cache_bytes = cache.bytes();

@@ -14,7 +14,7 @@ pub struct CompressedAttention<'cache> {
     cache: &'cache mut Cache,
     sequences: Vec<Sequence>,
     step: Option<Step>,
-    /// Does the step hold tokens that may become sinks?
+    /// Whether the step holds tokens that may become sinks.
     electing: bool,
     /// The residual stream that enters the next layer, and its width, where sinks are looked for in it.
     residual: Option<(View, u32)>,
@@ -32,7 +32,7 @@ impl<'cache> CompressedAttention<'cache> {
         Self::batch(bridge, cache, 1)
     }
 
-    /// So many empty sequences. Their rows come one sequence after another.
+    /// Begins `count` empty sequences. Their rows come one sequence after another.
     pub fn batch(bridge: &'cache Bridge, cache: &'cache mut Cache, count: u32) -> Result<Self> {
         let sequences = (0..count).map(|_| cache.begin()).collect::<wgkv::Result<_>>()?;
         Ok(Self { bridge, cache, sequences, step: None, electing: false, residual: None, steps: 0, traffic: Vec::new() })
@@ -69,8 +69,8 @@ impl<'cache> CompressedAttention<'cache> {
         &self.traffic
     }
 
-    /// Gives the sequences' pages back.
-    pub fn free(self) -> Result<()> {
+    /// Ends the sequences and gives their pages back.
+    pub fn end(self) -> Result<()> {
         for sequence in self.sequences {
             self.cache.end(sequence)?;
         }

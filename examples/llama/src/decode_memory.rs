@@ -12,16 +12,15 @@ use burn::tensor::{DType, Device, Distribution, Tensor, activation};
 use serde::Serialize;
 use wgkv::aligned::Alignment;
 use wgkv::bits::BitPlan;
-use wgkv::{Capacity, ChannelOrder, Codec, Format, Means, Protection, Sinks};
+use wgkv::{Capacity, Codec, Format, Protection, Sinks};
 
 use crate::attention::Attention;
 use crate::bridge::Bridge;
-use crate::capacity::{device_bytes, stand_in, try_cache};
+use crate::capacity::{device_bytes, stand_in, try_cache, unlearned};
 use crate::compressed::CompressedAttention;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::learned::Learned;
-use crate::options::{CacheOptions, CacheSummary, plan, shape};
+use crate::options::{CacheOptions, CacheSummary, planned, shape};
 
 /// Rows of random keys that are appended at once.
 const ROWS: u32 = 8192;
@@ -206,7 +205,7 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Appends random keys and values up to so many tokens of each sequence.
+    /// Appends random keys and values of `tokens` tokens to each sequence.
     fn fill(&self, attention: &mut CompressedAttention<'_>, batch: u32, tokens: u32) -> Result<()> {
         let (config, device) = (self.config, self.bridge.device());
         let share = (ROWS / batch).clamp(1, tokens.max(1));
@@ -229,20 +228,9 @@ impl Job<'_> {
     fn run(&self, format: Format, protection: Protection, summary: CacheSummary, batch: u32) -> Result<Run> {
         let (options, config, bridge) = (self.options, self.config, self.bridge);
         let mut run = Run { format: summary, batch, refused: None, tokens_per_second: 0.0, cache_bytes: 0, scratch_bytes: 0, device_bytes: None };
-        let learned = match format.codec() {
-            Codec::RotateKv => Learned::Order(ChannelOrder::natural(&shape(config), format.heads_per_group(config.kv_heads as u32))?),
-            Codec::Centred => {
-                let channels = config.kv_heads * config.head_dim;
-                let layer = || [1.0, 1.0, 0.0].map(|x| vec![x; channels]);
-                Learned::Means(Means::new(&shape(config), "", (0..config.layers).map(|_| layer()).collect())?)
-            }
-            _ => Learned::Nothing,
-        };
-        let allocation = BitPlan::uniform(&shape(config), format)?;
         let alignment = options.cache.align.filter(|_| format.codec() == options.cache.codec).unwrap_or(Alignment::EVERYTHING);
-        let planned = plan(config, allocation, learned, protection, Capacity::tokens(batch, options.context), bridge.gpu().capability())
-            .and_then(|plan| Ok(plan.with_alignment(alignment)?));
-        let mut cache = match try_cache(bridge.gpu(), planned) {
+        let builder = planned(config, format, unlearned(config, &format)?, protection, Capacity::tokens(batch, options.context)).alignment(alignment);
+        let mut cache = match try_cache(bridge.gpu(), builder.build(bridge.gpu().capability())) {
             Ok(cache) => cache,
             Err(error) => return Ok(Run { refused: Some(error.to_string()), ..run }),
         };
@@ -281,7 +269,7 @@ pub fn decode_memory(options: &DecodeMemoryOptions) -> Result<DecodeMemoryReport
     let job = Job { options, config: &config, bridge: &bridge, dense: &dense };
 
     let protection = options.cache.protection(Sinks::None, 0);
-    let format = options.cache.format(&config, &Learned::Nothing)?;
+    let format = options.cache.format(&config, None)?;
     let mut runs = Vec::new();
     let control = options.control_batch.unwrap_or(options.batch);
     if control > 0 && format.codec() != Codec::F16 {

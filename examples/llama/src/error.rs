@@ -141,7 +141,7 @@ pub enum Error {
         /// What it is.
         had: String,
     },
-    /// No GPU answers to the name asked for.
+    /// No GPU has the name asked for.
     #[error("no GPU adapter is called {wanted:?}: found {found:?}")]
     Adapter {
         /// Part of a name.

@@ -4,16 +4,16 @@ use std::io::Write;
 use std::time::Instant;
 
 use serde::Serialize;
-use wgkv::Sinks;
+use wgkv::learned::Learned;
+use wgkv::{Capacity, Sinks};
 
 use crate::bridge::Bridge;
-use crate::calibrate::collect_centre;
+use crate::calibrate::collect_means;
 use crate::compressed::CompressedAttention;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::learned::Learned;
 use crate::model::Model;
-use crate::options::{CacheOptions, CacheSummary, ModelOptions, open_mixed};
+use crate::options::{CacheOptions, CacheSummary, ModelOptions, open, planned};
 use crate::sampler::Sampler;
 use crate::text::Text;
 use crate::weights::model_hash;
@@ -90,17 +90,19 @@ pub fn generate(options: &GenerateOptions, out: &mut dyn Write) -> Result<Genera
 
     let mut prompt: Vec<u32> = config.begin.into_iter().collect();
     prompt.extend(text.encode(&options.prompt)?);
-    let (cache_options, planned) = options.cache.with_plan(config, &options.model.model)?;
+    let (cache_options, bits) = options.cache.with_plan(config, &options.model.model)?;
     let protection = cache_options.protection(Sinks::First(4), 128);
     let learned = if options.centre_on_prompt {
         let window = (prompt.clone(), Vec::new());
-        Learned::Means(pollster::block_on(collect_centre(&model, &bridge, &[window], |_| {})?.finish(&model_hash(&options.model.model)?))?)
+        let collector = collect_means(&model, &bridge, &[window], |_| {})?;
+        Some(Learned::from(pollster::block_on(collector.finish(&model_hash(&options.model.model)?))?))
     } else {
         cache_options.learned(config, &options.model.model)?
     };
-    let allocation = cache_options.allocation(config, &learned, planned)?;
-    let mut cache =
-        open_mixed(&bridge, config, allocation.clone(), learned, protection, options.cache.align.unwrap_or_default(), prompt.len() + options.tokens)?;
+    let allocation = cache_options.allocation(config, learned.as_ref(), bits)?;
+    let capacity = Capacity::tokens(1, (prompt.len() + options.tokens) as u32);
+    let builder = planned(config, allocation.clone(), learned, protection, capacity).alignment(options.cache.align.unwrap_or_default());
+    let mut cache = open(&bridge, builder)?;
     let mut attention = CompressedAttention::new(&bridge, &mut cache)?;
     let mut sampler = Sampler::new(options.temperature, options.top_p, options.seed);
     let mut stream = text.stream();

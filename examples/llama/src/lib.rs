@@ -12,7 +12,6 @@ pub mod config;
 pub mod decode_memory;
 pub mod error;
 pub mod generate;
-pub mod learned;
 pub mod model;
 pub mod options;
 pub mod perplexity;

@@ -1,6 +1,7 @@
 //! The `wgkv-llama` command.
 
 use std::io::Write;
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use wgkv_llama::align_report::{AlignReportOptions, align_report};
@@ -43,49 +44,53 @@ enum Command {
     DecodeMemory(DecodeMemoryOptions),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    match run(&Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a command. The texts of all errors tell their causes.
+fn run(command: &Command) -> Result<(), Box<dyn std::error::Error>> {
+    let mut out = std::io::stdout().lock();
+    match command {
         Command::Generate(options) => {
-            let mut out = std::io::stdout().lock();
-            let report = generate(&options, &mut out)?;
+            let report = generate(options, &mut out)?;
             writeln!(out)?;
-            if options.json {
-                writeln!(out, "{}", serde_json::to_string(&report)?)?;
-            } else {
-                writeln!(out, "\n{}", summary(&report))?;
+            match options.json {
+                true => writeln!(out, "{}", serde_json::to_string(&report)?)?,
+                false => writeln!(out, "\n{}", summary(&report))?,
             }
         }
-        Command::Perplexity(options) => {
-            println!("{}", serde_json::to_string(&perplexity(&options)?)?);
-        }
-        Command::Calibrate(options) => {
-            println!("{}", serde_json::to_string(&calibrate(&options)?)?);
-        }
-        Command::Analyze(options) => {
-            println!("{}", serde_json::to_string(&analyze(&options)?)?);
-        }
+        Command::Perplexity(options) => writeln!(out, "{}", serde_json::to_string(&perplexity(options)?)?)?,
+        Command::Calibrate(options) => writeln!(out, "{}", serde_json::to_string(&calibrate(options)?)?)?,
+        Command::Analyze(options) => writeln!(out, "{}", serde_json::to_string(&analyze(options)?)?)?,
         Command::Plan(options) => {
-            let (allocation, seconds) = plan(&options)?;
+            let (allocation, seconds) = plan(options)?;
             if let Some(report) = allocation.report() {
-                print!("{report}");
+                write!(out, "{report}")?;
             }
             if let Some([keys, values]) = allocation.favours_values() {
                 eprintln!("note: values are favoured, {values:.2} bits on average against {keys:.2} for keys");
             }
-            println!("decided in {:.1} ms, written to {}", 1e3 * seconds, options.out.display());
+            writeln!(out, "decided in {:.1} ms, written to {}", 1e3 * seconds, options.out.display())?;
         }
-        Command::Tradeoff(options) => print(&tradeoff(&options)?, options.json)?,
-        Command::AlignReport(options) => print(&align_report(&options)?, options.json)?,
-        Command::Capacity(options) => print(&capacity(&options)?, options.json)?,
-        Command::DecodeMemory(options) => print(&decode_memory(&options)?, options.json)?,
+        Command::Tradeoff(options) => print(&mut out, &tradeoff(options)?, options.json)?,
+        Command::AlignReport(options) => print(&mut out, &align_report(options)?, options.json)?,
+        Command::Capacity(options) => print(&mut out, &capacity(options)?, options.json)?,
+        Command::DecodeMemory(options) => print(&mut out, &decode_memory(options)?, options.json)?,
     }
     Ok(())
 }
 
-fn print<T: serde::Serialize + std::fmt::Display>(report: &T, json: bool) -> anyhow::Result<()> {
+fn print<T: serde::Serialize + std::fmt::Display>(out: &mut impl Write, report: &T, json: bool) -> Result<(), Box<dyn std::error::Error>> {
     match json {
-        true => println!("{}", serde_json::to_string(report)?),
-        false => print!("{report}"),
+        true => writeln!(out, "{}", serde_json::to_string(report)?)?,
+        false => write!(out, "{report}")?,
     }
     Ok(())
 }

@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use wgkv::aligned::Alignment;
 use wgkv::bits::BitPlan;
-use wgkv::learned::Reach;
-use wgkv::{Bits, Cache, Capability, Capacity, ChannelOrder, Codec, Format, Means, Plan, Protection, Scales, Shape, Sinks};
+use wgkv::learned::{Learned, Reach};
+use wgkv::{Bits, Cache, Capacity, ChannelOrder, Codec, Format, Means, Plan, PlanBuilder, Protection, Scales, Shape, Sinks, Storage};
 
 use crate::bridge::Bridge;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::learned::Learned;
 use crate::rope;
 use crate::weights::model_hash;
 
@@ -132,7 +131,7 @@ impl CacheOptions {
     }
 
     /// The bits of every layer and head: the plan's, or the same for all.
-    pub fn allocation(&self, config: &Config, learned: &Learned, plan: Option<BitPlan>) -> Result<BitPlan> {
+    pub fn allocation(&self, config: &Config, learned: Option<&Learned>, plan: Option<BitPlan>) -> Result<BitPlan> {
         match plan {
             Some(allocation) => Ok(allocation),
             None => Ok(BitPlan::uniform(&shape(config), self.format(config, learned)?)?),
@@ -140,7 +139,7 @@ impl CacheOptions {
     }
 
     /// The format for a model; `learned` is what [`CacheOptions::learned`] found.
-    pub fn format(&self, config: &Config, learned: &Learned) -> Result<Format> {
+    pub fn format(&self, config: &Config, learned: Option<&Learned>) -> Result<Format> {
         if self.codec == Codec::F16 {
             return Ok(Format::f16());
         }
@@ -154,8 +153,8 @@ impl CacheOptions {
         if let Some(clip) = self.clip {
             format = format.with_clip(clip);
         }
-        Ok(match learned.order() {
-            Some(calibration) => format.with_heads_per_group(calibration.heads_per_group()),
+        Ok(match channel_order(learned) {
+            Some(order) => format.with_heads_per_group(order.heads_per_group()),
             None => self.heads_per_group.map_or(format, |heads| format.with_heads_per_group(heads)),
         })
     }
@@ -163,7 +162,7 @@ impl CacheOptions {
     /// What rotate-kv and centred want, from the file, refused where it was made from another model; nothing for
     /// the codecs that want nothing. For rotate-kv a file holds sums of keys before any rotation, so one file gives the order for any
     /// `--heads-per-group` and `--reach`.
-    pub fn learned(&self, config: &Config, model: &Path) -> Result<Learned> {
+    pub fn learned(&self, config: &Config, model: &Path) -> Result<Option<Learned>> {
         if self.codec != Codec::RotateKv {
             let given = [
                 ("--calibration", self.calibration.is_some() && self.codec != Codec::Centred),
@@ -172,8 +171,8 @@ impl CacheOptions {
             ];
             return match given.iter().find(|(_, given)| *given) {
                 Some((name, _)) => Err(Error::Option { name, wanted: "left out with this codec".into(), had: format!("given with codec {}", self.codec) }),
-                None if self.codec == Codec::Centred => self.centre(model),
-                None => Ok(Learned::Nothing),
+                None if self.codec == Codec::Centred => self.means(model),
+                None => Ok(None),
             };
         }
         let Some(path) = &self.calibration else {
@@ -184,23 +183,23 @@ impl CacheOptions {
         let heads = self.heads_per_group.unwrap_or(found.heads_per_group());
         let reach = self.reach.unwrap_or(found.reach());
         if heads == found.heads_per_group() && reach == found.reach() {
-            return Ok(Learned::Order(found));
+            return Ok(Some(found.into()));
         }
         let sums = (0..found.layers()).map(|layer| found.sums(layer).to_vec()).collect();
-        Ok(Learned::Order(ChannelOrder::from_sums(&shape(config), heads, reach, found.model(), found.tokens(), sums)?))
+        Ok(Some(ChannelOrder::from_sums(&shape(config), heads, reach, found.model(), found.tokens(), sums)?.into()))
     }
 
     /// Means and weights from the file, or from what lies beside the model.
-    fn centre(&self, model: &Path) -> Result<Learned> {
+    fn means(&self, model: &Path) -> Result<Option<Learned>> {
         let beside = model.join("centred.safetensors");
         let path = match &self.calibration {
             Some(path) => path,
             None if beside.is_file() => &beside,
-            None => return Ok(Learned::Nothing),
+            None => return Ok(None),
         };
         let found = Means::load(path)?;
         found.expect_model(&model_hash(model)?)?;
-        Ok(Learned::Means(found))
+        Ok(Some(found.into()))
     }
 
     /// No order, for the same heads: what calibration is measured against.
@@ -252,29 +251,32 @@ pub fn shape(config: &Config) -> Shape {
     }
 }
 
-/// Plans a cache for this model.
-pub fn plan(config: &Config, allocation: BitPlan, learned: Learned, protection: Protection, budget: Capacity, capability: &Capability) -> Result<Plan> {
-    let plan = Plan::builder(shape(config), allocation).protection(protection).capacity(budget).build(capability)?;
-    learned.tell(plan)
+/// The order of key channels, if that is what was learned.
+pub fn channel_order(learned: Option<&Learned>) -> Option<&ChannelOrder> {
+    match learned {
+        Some(Learned::ChannelOrder(order)) => Some(order),
+        _ => None,
+    }
 }
 
-/// Plans a cache for one sequence of this model, all layers and heads alike, compiles its kernels and allocates it.
-pub fn open_cache(bridge: &Bridge, config: &Config, format: Format, learned: Learned, protection: Protection, tokens: usize) -> Result<Cache> {
-    open_mixed(bridge, config, BitPlan::uniform(&shape(config), format)?, learned, protection, Alignment::EVERYTHING, tokens)
+/// Begins the plan of a cache for this model.
+pub fn planned(config: &Config, storage: impl Into<Storage>, learned: Option<Learned>, protection: Protection, capacity: Capacity) -> PlanBuilder {
+    let builder = Plan::builder(shape(config), storage).protection(protection).capacity(capacity);
+    match learned {
+        Some(learned) => builder.learned(learned),
+        None => builder,
+    }
 }
 
-/// The same with bits of their own for layers and heads, and reading the planes that an alignment asks for.
-pub fn open_mixed(
-    bridge: &Bridge,
-    config: &Config,
-    allocation: BitPlan,
-    learned: Learned,
-    protection: Protection,
-    alignment: Alignment,
-    tokens: usize,
-) -> Result<Cache> {
+/// Allocates the cache of a plan and compiles its kernels.
+pub fn open(bridge: &Bridge, planned: PlanBuilder) -> Result<Cache> {
     let gpu = bridge.gpu();
-    let plan = plan(config, allocation, learned, protection, Capacity::tokens(1, tokens as u32), gpu.capability())?.with_alignment(alignment)?;
+    let plan = planned.build(gpu.capability())?;
     pollster::block_on(gpu.prepare(&plan))?;
     Ok(Cache::new(gpu, plan)?)
+}
+
+/// Opens a cache for one sequence that keeps every token in f16: what others are compared with.
+pub fn open_f16(bridge: &Bridge, config: &Config, tokens: usize) -> Result<Cache> {
+    open(bridge, planned(config, Format::f16(), None, Protection::NONE, Capacity::tokens(1, tokens as u32)))
 }

@@ -12,16 +12,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use serde::Serialize;
 use wgkv::aligned::{Alignment, Traffic};
-use wgkv::{Cache, Capacity, Codec, Format, Protection, Sinks};
+use wgkv::learned::Learned;
+use wgkv::{Cache, Capacity, Codec, Sinks};
 
 use crate::attention::{Attention, PlainAttention};
 use crate::bridge::Bridge;
 use crate::compressed::CompressedAttention;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::learned::Learned;
 use crate::model::Model;
-use crate::options::{CacheOptions, CacheSummary, ModelOptions, open_cache, open_mixed, plan};
+use crate::options::{CacheOptions, CacheSummary, ModelOptions, channel_order, open, open_f16, planned};
 use crate::simulate::{Reorder, SimulatedAttention, Simulation};
 use crate::text::Text;
 
@@ -85,7 +85,7 @@ pub struct PerplexityReport {
     /// What decoding read from planes, where it did not read everything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aligned: Option<AlignedSummary>,
-    /// Was the codec simulated on the CPU?
+    /// Whether the codec was simulated on the CPU.
     pub simulated: bool,
     /// The GPU.
     pub adapter: String,
@@ -259,7 +259,7 @@ pub fn bar(tokens: usize, what: &str) -> ProgressBar {
 pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
     let started = Instant::now();
     let config = Config::open(&options.model.model)?;
-    let (cache_options, planned) = options.cache.with_plan(&config, &options.model.model)?;
+    let (cache_options, bits) = options.cache.with_plan(&config, &options.model.model)?;
     let codec = cache_options.codec;
     let simulate = options.simulate || options.reorder_first;
     let ablations = [("--no-reorder", options.no_reorder), ("--reorder-first", options.reorder_first), ("--simulate", options.simulate)];
@@ -278,13 +278,13 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
         return Err(Error::Option { name: "--window", wanted: "0 with --simulate".into(), had: protection.window.to_string() });
     }
     let learned = match options.no_reorder {
-        true => Learned::Order(cache_options.uncalibrated(&config)?),
+        true => Some(cache_options.uncalibrated(&config)?.into()),
         false => cache_options.learned(&config, &options.model.model)?,
     };
-    let order = learned.order().map(|calibration| match (options.no_reorder, options.reorder_first) {
+    let order = channel_order(learned.as_ref()).map(|order| match (options.no_reorder, options.reorder_first) {
         (true, _) => "none".to_owned(),
         (_, true) => "before rotation".to_owned(),
-        _ => format!("calibration, {:?}", calibration.reach()).to_lowercase(),
+        _ => format!("calibration, {:?}", order.reach()).to_lowercase(),
     });
     // Prefill reads all planes: only tokens that come one by one show what the others are worth.
     let alignment = options.cache.align.unwrap_or_default();
@@ -293,27 +293,26 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
         0 => options.context,
         _ => options.context.min(128),
     });
-    let allocation = cache_options.allocation(&config, &learned, planned)?;
+    let allocation = cache_options.allocation(&config, learned.as_ref(), bits)?;
     if simulate && !allocation.is_uniform() {
         return Err(Error::Option { name: "--plan", wanted: "left out with --simulate".into(), had: "given".into() });
     }
 
     let bridge = Bridge::open(options.model.adapter.as_deref())?;
     let model = Model::open(&options.model.model, &bridge)?;
-    let budget = Capacity::tokens(1, options.context as u32);
-    let bits_per_element =
-        plan(&config, allocation.clone(), Learned::Nothing, protection, budget, bridge.gpu().capability())?.bits_per_element(options.context as u64);
+    let builder = planned(&config, allocation.clone(), learned.clone(), protection, Capacity::tokens(1, options.context as u32));
+    let bits_per_element = builder.clone().build(bridge.gpu().capability())?.bits_per_element(options.context as u64);
     let reorder = if options.reorder_first { Reorder::BeforeRotation } else { Reorder::AfterRotation };
     let mut measured = match learned {
-        Learned::Order(calibration) if simulate => {
-            Measured::Simulation(Simulation::new(&config, allocation.format(), &calibration, reorder, protection.sinks)?)
+        Some(Learned::ChannelOrder(order)) if simulate => {
+            Measured::Simulation(Simulation::new(&config, allocation.format(), &order, reorder, protection.sinks)?)
         }
-        learned => Measured::Cache(open_mixed(&bridge, &config, allocation.clone(), learned, protection, alignment, options.context)?),
+        _ => Measured::Cache(open(&bridge, builder.alignment(alignment))?),
     };
     // The f16 codec is its own reference: its divergence is zero and need not be measured.
     let mut reference = match codec {
         Codec::F16 => None,
-        _ => Some(open_cache(&bridge, &config, Format::f16(), Learned::Nothing, Protection::NONE, options.context)?),
+        _ => Some(open_f16(&bridge, &config, options.context)?),
     };
 
     let bar = bar(windows.len() * options.context, ", perplexity");

@@ -74,14 +74,14 @@ pub fn measure(subject: &Subject<'_>, name: &str, windows: &[crate::sensitivity:
     Ok(sensitivity)
 }
 
-/// Makes the plan; answers it with the seconds it took to decide.
+/// Makes the plan. Returns it with the seconds that it took to decide.
 pub fn plan(options: &PlanOptions) -> Result<(BitPlan, f64)> {
     let content = std::fs::read_to_string(&options.text).map_err(|source| Error::Read { path: options.text.clone(), source })?;
     let hash = model_hash(&options.model.model)?;
     let config = crate::config::Config::open(&options.model.model)?;
     let shape = shape(&config);
     let learned = options.cache.learned(&config, &options.model.model)?;
-    let format = options.cache.format(&config, &learned)?;
+    let format = options.cache.format(&config, learned.as_ref())?;
     let protection = options.cache.protection(Sinks::First(4), 128);
     let sensitivity = match options.sensitivity.as_deref().filter(|path| path.exists()) {
         Some(path) => known(path, &hash, format)?,
@@ -89,7 +89,7 @@ pub fn plan(options: &PlanOptions) -> Result<(BitPlan, f64)> {
             let windows = windows(&Text::open(&options.model.model)?.encode(&content)?, &config, options.windows, options.context)?;
             let bridge = Bridge::open(options.model.adapter.as_deref())?;
             let model = Model::open(&options.model.model, &bridge)?;
-            let subject = Subject { model: &model, bridge: &bridge, format, learned: &learned, sinks: protection.sinks };
+            let subject = Subject { model: &model, bridge: &bridge, format, learned: learned.as_ref(), sinks: protection.sinks };
             let sensitivity = measure(&subject, &hash, &windows, options.divergence_windows)?;
             if let Some(path) = &options.sensitivity {
                 sensitivity.save(path)?;

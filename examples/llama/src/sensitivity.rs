@@ -5,17 +5,16 @@
 //! well as can be, and the divergence that follows.
 
 use burn::tensor::Tensor;
-use wgkv::aligned::Alignment;
 use wgkv::bits::{BitPlan, Kind, Probe, Sensitivity};
-use wgkv::{Bits, Codec, Format, Precision, Protection, Sinks};
+use wgkv::learned::Learned;
+use wgkv::{Bits, Capacity, Codec, Format, Precision, Protection, Sinks};
 
 use crate::attention::Attention;
 use crate::bridge::{Bridge, View};
 use crate::compressed::CompressedAttention;
 use crate::error::{Error, Result};
-use crate::learned::Learned;
 use crate::model::Model;
-use crate::options::{open_cache, open_mixed, shape};
+use crate::options::{open, open_f16, planned, shape};
 use crate::perplexity::{Score, score_window};
 
 /// A window's input and targets.
@@ -30,8 +29,8 @@ pub struct Subject<'a> {
     pub bridge: &'a Bridge,
     /// Codec, clip and scales.
     pub format: Format,
-    /// The order of channels, for rotate-kv.
-    pub learned: &'a Learned,
+    /// What the caches to come will be given: rotate-kv's order of channels, centred's means.
+    pub learned: Option<&'a Learned>,
     /// Tokens kept in f16 for good.
     pub sinks: Sinks,
 }
@@ -77,7 +76,7 @@ impl Subject<'_> {
         let (config, bridge) = (self.model.config(), self.bridge);
         let context = windows.iter().map(|(input, _)| input.len()).max().unwrap_or(1);
         let mut probe =
-            pollster::block_on(Sensitivity::probe(bridge.gpu(), &shape(config), self.format, candidates, self.learned.order(), self.sinks, context as u32))?;
+            pollster::block_on(Sensitivity::probe(bridge.gpu(), &shape(config), self.format, candidates, self.learned, self.sinks, context as u32))?;
         for layer in 0..config.layers {
             if let Some([_, _, output]) = self.model.projections(layer) {
                 let view = bridge.view(output)?;
@@ -86,7 +85,7 @@ impl Subject<'_> {
             }
         }
         let elects = matches!(self.sinks, Sinks::Massive(_));
-        let mut cache = open_cache(bridge, config, Format::f16(), Learned::Nothing, Protection::NONE, context)?;
+        let mut cache = open_f16(bridge, config, context)?;
         for (input, _) in windows {
             let attention = CompressedAttention::new(bridge, &mut cache)?;
             let mut probing = Probing { bridge, probe: &mut probe, attention, residual: None, elects };
@@ -105,7 +104,7 @@ impl Subject<'_> {
             .collect()
     }
 
-    /// What a unit of output error costs in each layer: the divergence of the model's predictions where that layer has the fewest bits
+    /// Measures what a unit of output error costs in each layer: the divergence of the model's predictions where that layer has the fewest bits
     /// and all others the most, over the layer's output error then.
     pub fn divergences(&self, sensitivity: &Sensitivity, windows: &[Window], mut progress: impl FnMut(usize)) -> Result<Vec<f64>> {
         let (config, bridge) = (self.model.config(), self.bridge);
@@ -120,12 +119,12 @@ impl Subject<'_> {
             (Codec::RotateKv, wgkv::Scales::Byte) => Precision { bits: Bits::Four, ..coarse },
             _ => Precision::F16,
         };
-        let mut reference = open_cache(bridge, config, Format::f16(), Learned::Nothing, Protection::NONE, context)?;
+        let mut reference = open_f16(bridge, config, context)?;
         let mut weights = Vec::new();
         for layer in 0..shape.layers {
             let allocation = BitPlan::new(&shape, self.format, |l, _| if l == layer { [coarse, coarse] } else { [fine, Precision::F16] })?;
             let protection = Protection { sinks: self.sinks, window: 0 };
-            let mut cache = open_mixed(bridge, config, allocation, self.learned.clone(), protection, Alignment::EVERYTHING, context)?;
+            let mut cache = open(bridge, planned(config, allocation, self.learned.cloned(), protection, Capacity::tokens(1, context as u32)))?;
             let mut score = Score::default();
             for window in windows {
                 let mut attention = CompressedAttention::new(bridge, &mut cache)?;

@@ -31,7 +31,7 @@ impl Text {
         self.tokenizer.decode(ids, true).map_err(failed)
     }
 
-    /// A decoder that takes ids one by one: `step` answers once whole characters are there.
+    /// Returns a decoder that takes ids one by one and gives text as soon as characters are whole.
     pub fn stream(&self) -> impl FnMut(u32) -> Result<Option<String>> + '_ {
         let mut stream = self.tokenizer.decode_stream(true);
         move |id| stream.step(id).map_err(failed)

@@ -8,27 +8,25 @@ use std::path::PathBuf;
 
 use burn::tensor::Tensor;
 use serde::Serialize;
-use wgkv::aligned::Alignment;
 use wgkv::bits::{BitBudget, BitPlan, BitRule};
-use wgkv::learned::Reach;
-use wgkv::{Bits, Codec, Format, Precision, Protection, Sinks};
+use wgkv::learned::{Learned, Reach};
+use wgkv::{Bits, Capacity, Codec, Format, Precision, Protection, Sinks};
 
 use crate::attention::Attention;
 use crate::bridge::Bridge;
-use crate::calibrate::collect;
+use crate::calibrate::{collect, collect_means};
 use crate::compressed::CompressedAttention;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::learned::Learned;
 use crate::model::Model;
-use crate::options::{MASSIVE, ModelOptions, open_cache, open_mixed, shape};
+use crate::options::{MASSIVE, ModelOptions, open, open_f16, planned, shape};
 use crate::perplexity::{ROWS, Score, bar, windows};
 use crate::plan::measure;
 use crate::sensitivity::{Subject, Window};
 use crate::text::Text;
 use crate::weights::model_hash;
 
-/// Windows that rotate-kv's order of channels is made from.
+/// Windows that rotate-kv's order of channels and centred's means are made from.
 const CALIBRATION_WINDOWS: usize = 48;
 
 /// Bits of keys and values that every layer and head has alike: the controls.
@@ -89,7 +87,7 @@ pub struct Entry {
     pub codec: String,
     /// A rule with what it was allowed, or fixed bits and their group.
     pub name: String,
-    /// Is it a rule that allocates?
+    /// Whether it is a rule that allocates.
     pub allocated: bool,
     /// What it was allowed, for a rule.
     pub budget: Option<f64>,
@@ -122,7 +120,7 @@ pub struct TradeoffReport {
 struct Contender {
     entry: Entry,
     allocation: BitPlan,
-    learned: Learned,
+    learned: Option<Learned>,
     protection: Protection,
     score: Score,
 }
@@ -147,30 +145,34 @@ fn contenders(options: &TradeoffOptions, model: &Model, bridge: &Bridge, codec: 
     let config = model.config();
     let shape = shape(config);
     let format = Format::new(codec, Bits::Four, Bits::Four, 128);
+    let windows = &sample[..CALIBRATION_WINDOWS.min(sample.len())];
     let (learned, sinks) = match codec {
         Codec::RotateKv => {
-            let windows = &sample[..CALIBRATION_WINDOWS.min(sample.len())];
             let bar = bar(windows.iter().map(|(input, _)| input.len()).sum(), ", calibrating");
             let collector = collect(model, bridge, windows, format.heads_per_group(config.kv_heads as u32), |tokens| bar.inc(tokens as u64))?;
             bar.finish_and_clear();
-            (Learned::Order(pollster::block_on(collector.finish(hash, Reach::Global))?), MASSIVE)
+            (Some(Learned::from(pollster::block_on(collector.finish(hash, Reach::Global))?)), MASSIVE)
         }
-        _ => (Learned::Nothing, Sinks::None),
+        Codec::Centred => {
+            let bar = bar(windows.iter().map(|(input, _)| input.len()).sum(), ", calibrating");
+            let collector = collect_means(model, bridge, windows, |tokens| bar.inc(tokens as u64))?;
+            bar.finish_and_clear();
+            (Some(Learned::from(pollster::block_on(collector.finish(hash))?)), Sinks::None)
+        }
+        _ => (None, Sinks::None),
     };
-    let subject = Subject { model, bridge, format, learned: &learned, sinks };
+    let subject = Subject { model, bridge, format, learned: learned.as_ref(), sinks };
     let sensitivity = measure(&subject, hash, &sample[..options.sample_windows.min(sample.len())], options.divergence_windows)?;
     let protection = Protection { sinks, window: 0 };
     let contender = |name: String, budget: Option<f64>, allocation: BitPlan| {
-        let bits = wgkv::Plan::builder(shape.clone(), allocation.clone())
-            .protection(Protection::NONE)
-            .capacity(wgkv::Capacity::tokens(1, 128))
-            .build(bridge.gpu().capability());
+        let one = planned(config, allocation.clone(), learned.clone(), Protection::NONE, Capacity::tokens(1, 128));
+        let bits_per_element = one.build(bridge.gpu().capability())?.bits_per_element(128);
         let entry = Entry {
             codec: codec.to_string(),
             name,
             allocated: budget.is_some(),
             budget,
-            bits_per_element: bits?.bits_per_element(128),
+            bits_per_element,
             mean_bits: allocation.mean_bits(),
             perplexity: 0.0,
             kl: 0.0,
@@ -204,7 +206,8 @@ pub fn tradeoff(options: &TradeoffOptions) -> Result<TradeoffReport> {
     let config = Config::open(&options.model.model)?;
     let text = Text::open(&options.model.model)?;
     let hash = model_hash(&options.model.model)?;
-    let wanted = options.sample_windows.max(if options.codecs.contains(&Codec::RotateKv) { CALIBRATION_WINDOWS } else { 0 });
+    let wanted =
+        options.sample_windows.max(if options.codecs.iter().any(|codec| [Codec::RotateKv, Codec::Centred].contains(codec)) { CALIBRATION_WINDOWS } else { 0 });
     let sample_ids = text.encode(&sample)?;
     let sample = windows(&sample_ids, &config, wanted.min(sample_ids.len() / options.context).max(options.sample_windows), options.context)?;
     let windows = windows(&text.encode(&content)?, &config, options.windows, options.context)?;
@@ -216,7 +219,7 @@ pub fn tradeoff(options: &TradeoffOptions) -> Result<TradeoffReport> {
     }
 
     let bar = bar(windows.len() * (all.len() + 1) * options.context, "");
-    let mut reference = open_cache(&bridge, &config, Format::f16(), Learned::Nothing, Protection::NONE, options.context)?;
+    let mut reference = open_f16(&bridge, &config, options.context)?;
     let mut plain = Score::default();
     // The f16 predictions of all windows: 16 windows of 2048 tokens and 8192 words are a gigabyte.
     let mut expected = Vec::new();
@@ -232,15 +235,8 @@ pub fn tradeoff(options: &TradeoffOptions) -> Result<TradeoffReport> {
         bar.inc(options.context as u64);
     }
     for contender in &mut all {
-        let mut cache = open_mixed(
-            &bridge,
-            &config,
-            contender.allocation.clone(),
-            contender.learned.clone(),
-            contender.protection,
-            Alignment::EVERYTHING,
-            options.context,
-        )?;
+        let capacity = Capacity::tokens(1, options.context as u32);
+        let mut cache = open(&bridge, planned(&config, contender.allocation.clone(), contender.learned.clone(), contender.protection, capacity))?;
         for (window, expected) in windows.iter().zip(&expected) {
             let mut attention = CompressedAttention::new(&bridge, &mut cache)?;
             score(&model, window, &mut attention, expected, &mut contender.score)?;

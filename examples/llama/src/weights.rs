@@ -138,7 +138,7 @@ pub fn model_hash(directory: &Path) -> Result<String> {
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Where the samples of so many bytes begin: all of them, or so many spread evenly.
+/// Returns where the samples of a file begin: all of them, or some spread evenly.
 fn samples(bytes: u64) -> Vec<u64> {
     if bytes <= SAMPLE * SAMPLES {
         return (0..bytes).step_by(SAMPLE as usize).collect();

@@ -1,4 +1,4 @@
-//! The whole road from text to perplexity, on whatever GPU answers (a software adapter will do).
+//! The whole road from text to perplexity, on whatever GPU is there (a software adapter will do).
 //!
 //! Some tests make a random model with everything that a config can ask for; the others run a trained one, the embedded
 //! `assets/wiki-8m` unless `WGKV_LLAMA_MODEL` names another. Perplexity on published text, which the project does not
@@ -11,14 +11,14 @@ mod tiny;
 
 use std::path::{Path, PathBuf};
 
-use wgkv::{ChannelOrder, Codec, Format, Means, Protection, Sinks};
+use wgkv::learned::Learned;
+use wgkv::{Capacity, ChannelOrder, Codec, Format, Means, Protection, Sinks};
 use wgkv_llama::attention::PlainAttention;
 use wgkv_llama::bridge::Bridge;
-use wgkv_llama::calibrate::{CalibrateOptions, calibrate, collect_centre};
+use wgkv_llama::calibrate::{CalibrateOptions, calibrate, collect_means};
 use wgkv_llama::compressed::CompressedAttention;
-use wgkv_llama::learned::Learned;
 use wgkv_llama::model::Model;
-use wgkv_llama::options::open_cache;
+use wgkv_llama::options::{open, open_f16, planned};
 use wgkv_llama::perplexity::{PerplexityOptions, PerplexityReport, Score, perplexity, plain_score, score_window, windows};
 use wgkv_llama::simulate::{Reorder, SimulatedAttention, Simulation};
 use wgkv_llama::text::Text;
@@ -47,7 +47,7 @@ fn model_directory() -> PathBuf {
 }
 
 fn f16_cache(bridge: &Bridge, model: &Model, tokens: usize) -> wgkv::Cache {
-    open_cache(bridge, model.config(), Format::f16(), Learned::Nothing, Protection::NONE, tokens).unwrap()
+    open_f16(bridge, model.config(), tokens).unwrap()
 }
 
 /// Runs the shipped text through an f16 cache and through plain attention and compares every score.
@@ -111,7 +111,7 @@ fn smoke() -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/smoke.txt").to_str().unwrap().to_owned()
 }
 
-/// Calibrates a model with the shipped text and answers the file.
+/// Calibrates a model with the shipped text and returns the file's path.
 fn calibration_of(folder: &Path) -> PathBuf {
     let out = folder.join("rotate-kv.safetensors");
     let words = ["--model", folder.to_str().unwrap(), "--text", &smoke(), "--out", out.to_str().unwrap(), "--windows", "2", "--context", "96"];
@@ -162,7 +162,7 @@ fn rotate_kv_costs_a_trained_model_what_its_simulation_says() {
     let ids = Text::open(&directory).unwrap().encode(include_str!("data/smoke.txt")).unwrap();
     let context = 512;
     let window = windows(&ids, config, 1, context).unwrap().remove(0);
-    let protection = Protection { sinks: Sinks::Massive(20), window: 0 };
+    let (protection, capacity) = (Protection { sinks: Sinks::Massive(20), window: 0 }, Capacity::tokens(1, context as u32));
     let mut reference = f16_cache(&bridge, &model, context);
 
     for (bits, chunk) in [(wgkv::Bits::Two, context), (wgkv::Bits::Four, 200)] {
@@ -173,7 +173,7 @@ fn rotate_kv_costs_a_trained_model_what_its_simulation_says() {
             control.end().unwrap();
             score
         };
-        let mut cache = open_cache(&bridge, config, format, Some(calibration.clone()).into(), protection, context).unwrap();
+        let mut cache = open(&bridge, planned(config, format, Some(calibration.clone().into()), protection, capacity)).unwrap();
         let got = score(&mut CompressedAttention::new(&bridge, &mut cache).unwrap());
         let simulation = Simulation::new(config, &format, &calibration, Reorder::AfterRotation, protection.sinks).unwrap();
         let wanted = score(&mut SimulatedAttention::new(&simulation, config, bridge.device()));
@@ -199,10 +199,10 @@ fn a_prompt_is_enough_to_centre_on() {
     let context = 512;
     let (mut prompt, targets) = windows(&ids, config, 1, context).unwrap().remove(0);
     let rest = (prompt.split_off(context / 2), targets[context / 2..].to_vec());
-    let collector = collect_centre(&model, &bridge, &[(prompt.clone(), Vec::new())], |_| ()).unwrap();
+    let collector = collect_means(&model, &bridge, &[(prompt.clone(), Vec::new())], |_| ()).unwrap();
     let hash = model_hash(&directory).unwrap();
-    let centre = pollster::block_on(collector.finish(&hash)).unwrap();
-    assert_eq!(centre.tokens(), prompt.len() as u64);
+    let means = pollster::block_on(collector.finish(&hash)).unwrap();
+    assert_eq!(means.tokens(), prompt.len() as u64);
     let shipped = Means::load(directory.join("centred.safetensors")).unwrap();
     shipped.expect_model(&hash).unwrap();
 
@@ -210,8 +210,8 @@ fn a_prompt_is_enough_to_centre_on() {
     let format = Format::new(Codec::Centred, wgkv::Bits::Two, wgkv::Bits::Two, 64);
     let protection = Protection { sinks: Sinks::First(4), window: 0 };
     let mut reference = f16_cache(&bridge, &model, context);
-    let mut divergence = |learned: Learned| {
-        let mut cache = open_cache(&bridge, config, format, learned, protection, context).unwrap();
+    let mut divergence = |learned: Option<Learned>| {
+        let mut cache = open(&bridge, planned(config, format, learned, protection, Capacity::tokens(1, context as u32))).unwrap();
         let mut attention = CompressedAttention::new(&bridge, &mut cache).unwrap();
         let mut control = CompressedAttention::new(&bridge, &mut reference).unwrap();
         model.forward(&prompt, &mut attention).unwrap();
@@ -220,7 +220,7 @@ fn a_prompt_is_enough_to_centre_on() {
         control.end().unwrap();
         score.kl()
     };
-    let [of_prompt, of_text, none] = [Learned::Means(centre), Learned::Means(shipped), Learned::Nothing].map(&mut divergence);
+    let [of_prompt, of_text, none] = [Some(means.into()), Some(shipped.into()), None].map(&mut divergence);
     println!("divergence: centred on the prompt {of_prompt}, on sample text {of_text}, on nothing {none}");
     assert!(of_prompt < PROMPT_SHARE * none && of_text < PROMPT_SHARE * none, "{of_prompt}, {of_text}, {none}");
 }

@@ -153,7 +153,7 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(&refused, Err(Error::Cache(wgkv::Error::Mismatch { of: wgkv::Thing::BitPlan, .. }))), "{refused:?}");
 }
 
-/// Are words that contradict each other refused?
+/// Parses words, so that those that contradict each other are refused.
 trait Typed: clap::Args {
     fn augment(words: &[&str]) -> std::result::Result<clap::ArgMatches, clap::Error> {
         Self::augment_args(clap::Command::new("test")).try_get_matches_from([&["test"], words].concat())

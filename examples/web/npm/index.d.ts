@@ -20,7 +20,7 @@ export interface Options {
     theta: number;
     /** Channels that turn. Default `headDim`. */
     dim?: number;
-    /** Are pairs channels 2i and 2i+1, and not i and i + dim/2? Default false. */
+    /** Whether pairs are channels 2i and 2i+1, and not i and i + dim/2. Default false. */
     interleaved?: boolean;
   };
   /** 'f16', 'rtn', 'hadamard', 'centred' (better with a calibration), 'rotate-kv' (with one), 'aligned-f16'. Default 'hadamard'. */
@@ -68,7 +68,7 @@ export class Cache {
 
   /**
    * Lets go of old tokens, so that an endless stream has room: all but the first ones (`sinks`) and the last `keep`, or up to 127 more. They
-   * keep their positions. Answers the first token that is still held. To be called before the next tokens are appended.
+   * keep their positions. Returns the first token that is still held. To be called before the next tokens are appended.
    */
   slide(keep: number): number;
 

@@ -1,4 +1,4 @@
-//! Does a GPU compute what the kernels' CPU twins compute? For a page's button, and for the tests of browsers.
+//! Compares what a GPU computes with what the kernels' CPU twins compute, for a page's button and for the tests of browsers.
 
 use crate::codecs;
 use crate::error::Result;
@@ -32,7 +32,7 @@ pub struct Report {
     pub words: [usize; 2],
     /// Relative root mean square between attention and the twin's: the prompt's rows, then a decoding row.
     pub errors: [f64; 2],
-    /// Are all within their limits?
+    /// Whether all are within their limits.
     pub agrees: bool,
 }
 
@@ -172,7 +172,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Takes a step on the GPU and with the twins; answers the relative error of attention.
+    /// Takes a step on the GPU and with the twins. Returns the relative error of attention.
     async fn take(&mut self, input: &Input, tokens: u32) -> Result<f64> {
         let device = self.gpu.device();
         let before = Held::read(self.gpu, &self.cache).await?;
@@ -214,20 +214,21 @@ async fn drawn(gpu: &Gpu, codec: Codec, bits: u32, seed: u64) -> Result<(Cache, 
     let means: Vec<f32> = (0..key_width).map(|_| 1.5 * normal(&mut random)).collect();
     let format = codecs::format(codec, bits)?;
     let protection = Protection { sinks: Sinks::First(4), window: 16 };
-    let mut plan = Plan::builder(shape.clone(), format).protection(protection).capacity(Capacity::tokens(1, 256)).build(gpu.capability())?;
+    let mut builder = Plan::builder(shape.clone(), format).protection(protection).capacity(Capacity::tokens(1, 256));
     match codec {
         Codec::RotateKv => {
             let sums = vec![means.iter().map(|mean| f64::from(*mean)).collect()];
-            plan = plan.with_calibration(ChannelOrder::from_sums(&shape, format.heads_per_group(shape.kv_heads), Reach::Global, "check", 1, sums)?)?;
+            builder = builder.learned(ChannelOrder::from_sums(&shape, format.heads_per_group(shape.kv_heads), Reach::Global, "check", 1, sums)?);
         }
         Codec::Centred => {
             // Weights are alike within a pair of RoPE: of channels i and i + 32.
             let weights = (0..key_width).map(|i| 1.0 + (i % 32) as f32 / 32.0).collect();
             let values = means.iter().map(|mean| 0.5 * mean).collect();
-            plan = plan.with_centre(Means::new(&shape, "check", vec![[means.clone(), weights, values]])?)?;
+            builder = builder.learned(Means::new(&shape, "check", vec![[means.clone(), weights, values]])?);
         }
         _ => {}
     }
+    let plan = builder.build(gpu.capability())?;
     gpu.prepare(&plan).await?;
     Ok((Cache::new(gpu, plan)?, means, random))
 }
@@ -279,11 +280,11 @@ pub async fn snapshot(gpu: &Gpu, codec: Codec, bits: u32, seed: u64) -> Result<V
 pub struct Exchange {
     /// The codec and its bits.
     pub format: String,
-    /// Is what was loaded, saved again, the same in every bit?
+    /// Whether what was loaded, saved again, is the same in every bit.
     pub same: bool,
     /// Relative root mean square between a decoding row's attention over it and the twin's.
     pub error: f64,
-    /// Is it the same, and the error within its limit?
+    /// Whether it is the same, and the error within its limit.
     pub agrees: bool,
 }
 

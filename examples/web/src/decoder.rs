@@ -120,7 +120,7 @@ impl Decoder {
         &self.config
     }
 
-    /// Runs tokens through every layer; answers the scores of all tokens of the vocabulary for what follows the last.
+    /// Runs tokens through every layer. Returns the scores of all tokens of the vocabulary for what follows the last.
     ///
     /// # Errors
     /// Those of the attention.

@@ -18,7 +18,7 @@ pub struct Model {
     pub decoder: Decoder,
     text: Text,
     order: ChannelOrder,
-    centre: Means,
+    means: Means,
 }
 
 /// How to go on, and how to store what was.
@@ -68,7 +68,7 @@ pub struct Progress {
     pub allocated: u64,
     /// Stored bits a number.
     pub bits_per_element: f64,
-    /// Is the text at its end?
+    /// Whether the text is at its end.
     pub ended: bool,
 }
 
@@ -88,12 +88,12 @@ impl Model {
     ///
     /// # Errors
     /// Those of each file.
-    pub fn from_bytes(config: &[u8], tokenizer: &[u8], weights: &[u8], order: &[u8], centre: &[u8]) -> Result<Self> {
+    pub fn from_bytes(config: &[u8], tokenizer: &[u8], weights: &[u8], order: &[u8], means: &[u8]) -> Result<Self> {
         Ok(Self {
             decoder: Decoder::from_bytes(Config::from_bytes(config)?, weights)?,
             text: Text::from_bytes(tokenizer)?,
             order: ChannelOrder::from_bytes(order)?,
-            centre: Means::from_bytes(centre)?,
+            means: Means::from_bytes(means)?,
         })
     }
 
@@ -108,13 +108,13 @@ impl Model {
             sinks = Sinks::Massive(20);
         }
         let protection = Protection { sinks, window: settings.window };
-        let plan =
-            Plan::builder(self.decoder.config().shape(), format).protection(protection).capacity(Capacity::tokens(1, tokens as u32)).build(gpu.capability())?;
-        Ok(match codec {
-            Codec::RotateKv => plan.with_calibration(self.order.clone())?,
-            Codec::Centred => plan.with_centre(self.centre.clone())?,
-            _ => plan,
-        })
+        let builder = Plan::builder(self.decoder.config().shape(), format).protection(protection).capacity(Capacity::tokens(1, tokens as u32));
+        let builder = match codec {
+            Codec::RotateKv => builder.learned(self.order.clone()),
+            Codec::Centred => builder.learned(self.means.clone()),
+            _ => builder,
+        };
+        Ok(builder.build(gpu.capability())?)
     }
 }
 

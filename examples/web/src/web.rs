@@ -67,7 +67,7 @@ impl Demo {
         self.device.gpu.device().destroy();
     }
 
-    /// Begins a text; answers the cache's plan in words.
+    /// Begins a text. Returns the cache's plan in words.
     ///
     /// # Errors
     /// What is wrong with the settings or the prompt.
@@ -83,7 +83,7 @@ impl Demo {
         Ok(plan)
     }
 
-    /// Reads on in the prompt, or adds a token; answers where the session stands, as JSON.
+    /// Reads on in the prompt, or adds a token. Returns where the session stands, as JSON.
     ///
     /// # Errors
     /// Those of the library.
@@ -106,7 +106,7 @@ impl Demo {
         Ok(all)
     }
 
-    /// Compares the GPU with the kernels' CPU twins; answers the report as JSON.
+    /// Compares the GPU with the kernels' CPU twins. Returns the report as JSON.
     ///
     /// # Errors
     /// Those of the library.
@@ -115,7 +115,7 @@ impl Demo {
         json(&check(&self.device.gpu, codec, bits, 1).await.map_err(throw)?)
     }
 
-    /// Loads a snapshot that another device made, and goes on from it; answers the report as JSON.
+    /// Loads a snapshot that another device made, and goes on from it. Returns the report as JSON.
     ///
     /// # Errors
     /// Those of the library.
@@ -124,13 +124,13 @@ impl Demo {
         json(&exchange(&self.device.gpu, codec, bits, 1, &bytes).await.map_err(throw)?)
     }
 
-    /// Compiles the kernels that use subgroups, if the device has them; answers how many.
+    /// Compiles the kernels that use subgroups, if the device has them. Returns how many.
     ///
     /// # Errors
     /// The compiler's message.
     pub async fn compile_subgroups(&self) -> Result<usize, JsValue> {
-        use wgkv::low_level::{Capability, Reduce};
-        use wgkv::{Capacity, Plan, Protection, Rope, Shape};
+        use wgkv::low_level::{Reduce, kernel};
+        use wgkv::{Capability, Capacity, Plan, Protection, Rope, Shape};
         let gpu = &self.device.gpu;
         if gpu.capability().subgroups.is_none() {
             return Ok(0);
@@ -145,7 +145,7 @@ impl Demo {
                 Plan::builder(shape.clone(), format).protection(Protection::NONE).capacity(Capacity::tokens(1, 128)).build(&capability).map_err(throw)?;
             if plan.reduce() == Reduce::Subgroup {
                 gpu.prepare(&plan).await.map_err(throw)?;
-                count += low_level_variants(plan).iter().filter(|variant| variant.subgroups).count();
+                count += kernel::variants(&plan).iter().filter(|variant| variant.subgroups).count();
             }
         }
         Ok(count)

@@ -216,7 +216,7 @@ pub(super) fn subtitle(analysis: &Analysis, more: &str) -> String {
     format!("{model} · {} tokens of {text}{more}", thousands(analysis.tokens))
 }
 
-/// A text of so many characters at most, without its middle if it is longer, and without what XML forbids.
+/// Shortens a text to the number of characters given, without its middle if it is longer, and without what XML forbids.
 pub(super) fn shortened(text: &str, most: usize) -> String {
     let text: Vec<char> = text.chars().map(allowed).collect();
     if text.len() <= most {

@@ -2,7 +2,7 @@
 
 use wgkv_llama::pictures::{Analysis, BitsError, HeadAnalysis, LayerAnalysis, WeightAnalysis};
 
-/// An analysis of so many layers, heads and channels.
+/// Returns an analysis with the numbers of layers, heads and channels given.
 pub fn analysis(layers: u32, heads: u32, channels: u32) -> Analysis {
     let mut noise = Noise(layers);
     let layers = (0..layers)

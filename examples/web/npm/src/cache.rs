@@ -94,23 +94,22 @@ impl Options {
     }
 
     fn plan(&self, calibration: Option<&[u8]>, device: &Device) -> wgkv::Result<Plan> {
-        let (shape, format, budget) = (self.shape(), self.format()?, Capacity::tokens(1, self.tokens));
-        let plan = |format| Plan::builder(shape, format).protection(self.protection()).capacity(budget).build(device.gpu.capability());
-        let mut plan = match calibration {
-            Some(bytes) if format.codec() == Codec::Centred => plan(format)?.with_centre(Means::from_bytes(bytes)?)?,
+        let (shape, format) = (self.shape(), self.format()?);
+        let mut builder = match calibration {
+            Some(bytes) if format.codec() == Codec::Centred => Plan::builder(shape, format).learned(Means::from_bytes(bytes)?),
             Some(bytes) => {
                 let order = ChannelOrder::from_bytes(bytes)?;
-                plan(format.with_heads_per_group(order.heads_per_group()))?.with_calibration(order)?
+                Plan::builder(shape, format.with_heads_per_group(order.heads_per_group())).learned(order)
             }
-            None => plan(format)?,
+            None => Plan::builder(shape, format),
         };
         if let Some(tokens) = self.sliding_window {
-            plan = plan.with_sliding_window(tokens)?;
+            builder = builder.sliding_window(tokens);
         }
         if let Some(tokens) = self.max_tokens {
-            plan = plan.with_max_tokens(tokens)?;
+            builder = builder.max_tokens(tokens);
         }
-        Ok(plan)
+        builder.protection(self.protection()).capacity(Capacity::tokens(1, self.tokens)).build(device.gpu.capability())
     }
 }
 
@@ -118,7 +117,7 @@ impl Options {
 struct Growing {
     step: Step,
     tokens: u32,
-    /// By layer: were keys and values given?
+    /// By layer: whether keys and values were given.
     appended: Vec<bool>,
 }
 
@@ -182,7 +181,7 @@ impl Held {
         recorded.map_err(throw)
     }
 
-    /// Has every layer what the others have?
+    /// Checks that every layer has what the others have.
     fn whole(&self) -> Result<(), JsValue> {
         match self.growing.as_ref().and_then(|growing| growing.appended.iter().position(|appended| !appended)) {
             Some(layer) => Err(throw(format!("layer {layer} must be given keys and values of the tokens that were appended last, as others were"))),
@@ -273,7 +272,7 @@ impl Held {
         }))
     }
 
-    /// Takes back all tokens but the first so many.
+    /// Takes back all tokens but the first `tokens`.
     pub fn truncate(&mut self, tokens: &JsValue) -> Result<(), JsValue> {
         self.alive()?;
         self.whole()?;
@@ -285,7 +284,7 @@ impl Held {
         Ok(())
     }
 
-    /// Lets go of old tokens; answers the first that is still held.
+    /// Lets go of old tokens. Returns the first that is still held.
     pub fn slide(&mut self, keep: &JsValue) -> Result<u32, JsValue> {
         self.alive()?;
         self.whole()?;

@@ -46,7 +46,7 @@ impl Device {
         Ok(Self { gpu, name: entered.name(), loss })
     }
 
-    /// Is it lost?
+    /// Returns whether it is lost.
     pub fn is_lost(&self) -> bool {
         self.gpu.lost().is_some()
     }
