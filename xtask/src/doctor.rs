@@ -1,6 +1,9 @@
-//! `cargo xtask doctor`: the GPUs, what they can do, and what is missing.
+//! `cargo xtask doctor`: the tools and the GPUs that are there, what they can do, and what is missing.
 
+use crate::command::target;
 use crate::setup;
+use crate::tool::{self, Had, LAVAPIPE, RUSTC_WEB, Tool};
+use crate::web;
 use anyhow::{Result, bail};
 use std::time::Instant;
 use wgkv::{Bits, Budget, Capability, Codec, Format, Gpu, Plan, Protection, Rope, Shape};
@@ -54,10 +57,41 @@ fn describe(adapter: &wgpu::Adapter) -> Result<()> {
     Ok(())
 }
 
-/// Describes every adapter; an error where there is none, or where none serves.
+/// Returns what is there of a tool, or what is there instead.
+fn had(tool: &Tool, adapters: &[wgpu::Adapter]) -> Result<Result<String, Had>> {
+    if tool.name == LAVAPIPE.name {
+        let version = adapters.iter().find_map(|adapter| setup::lavapipe(&adapter.get_info()));
+        return Ok(match version {
+            Some(version) if tool.takes(&version) => Ok(version.to_string()),
+            Some(version) => Err(format!("it is {version}")),
+            None if adapters.is_empty() => Err("it is not installed".into()),
+            None => Ok("not installed, nor needed beside a GPU's driver".into()),
+        });
+    }
+    if tool.name == RUSTC_WEB.name {
+        return web::compiler(&target()?.0);
+    }
+    Ok(tool.find().map(|(path, version)| format!("{version}, {}", path.display())))
+}
+
+/// Says of every tool which version is wanted, and which is there.
+fn describe_tools(adapters: &[wgpu::Adapter]) -> Result<()> {
+    println!("{:<16} {:>8}  had", "tool", "wanted");
+    for tool in tool::ALL {
+        match had(tool, adapters)? {
+            Ok(had) => println!("{:<16} {:>8}  {had}", tool.name, tool.least),
+            Err(had) => println!("{:<16} {:>8}  TOO OLD OR MISSING: {}", tool.name, tool.least, tool.wanted(&had)),
+        }
+    }
+    println!();
+    Ok(())
+}
+
+/// Describes every tool and adapter; an error where there is no adapter, or where none serves.
 pub fn run() -> Result<()> {
     let instance = setup::instance();
-    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let adapters = setup::adapters(&instance);
+    describe_tools(&adapters)?;
     if adapters.is_empty() {
         bail!("{}", setup::advice());
     }

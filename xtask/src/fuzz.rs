@@ -18,7 +18,7 @@ const COVERAGE: [&str; 6] = [
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
 ];
 
-/// If cargo calls this program as the compiler: compiles with the counters, and answers how that ended.
+/// If cargo calls this program as the compiler: compiles with the counters, and returns how that ended.
 pub fn compile() -> Option<Result<()>> {
     std::env::var_os(COMPILER)?;
     let mut arguments = std::env::args_os().skip(1);
@@ -44,7 +44,7 @@ fn build() -> Result<PathBuf> {
     let mut build = cargo(&["build", "--profile", "test", "--package", "wgkv-fuzz", "--features", "search", "--bin", "search"]);
     build.env("RUSTC_WORKSPACE_WRAPPER", std::env::current_exe()?).env(COMPILER, "1");
     run(&mut build)?;
-    Ok(target()?.0.join("debug").join("search"))
+    Ok(target()?.0.join("debug").join(format!("search{}", std::env::consts::EXE_SUFFIX)))
 }
 
 /// Searches each target; the first input that goes wrong ends it, and is written where libFuzzer says.

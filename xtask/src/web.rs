@@ -8,9 +8,10 @@ mod test;
 mod toolchain;
 
 use crate::command::target;
+use crate::tool::{Had, RUSTC_WEB};
 use anyhow::Result;
 use browser::Kind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Options of `web`.
 #[derive(clap::Args)]
@@ -43,14 +44,24 @@ impl Options {
     pub const TEST: Self = Self { serve: false, port: 0, test: true, browser: None, context: 512, hosts: false, out: None };
 }
 
+/// Returns which compiler there is for WebAssembly, without making one.
+pub fn compiler(target: &Path) -> Result<Result<String, Had>> {
+    if toolchain::is_ordinary()? {
+        return Ok(Ok(format!("not needed: rustc has {}", toolchain::TARGET)));
+    }
+    Ok(match toolchain::kept(&toolchain::cache(target)) {
+        Some((path, version)) if RUSTC_WEB.takes(&version) => Ok(format!("{version}, {}", path.display())),
+        Some((path, version)) => Err(format!("{} is {version}", path.display())),
+        None => Err("it is not there yet (the first build for the web fetches it where it can)".into()),
+    })
+}
+
 /// Builds; then serves or tests.
 pub fn run(options: &Options) -> Result<()> {
     let (target, version) = target()?;
     let out = options.out.clone().unwrap_or_else(|| target.join("web"));
-    let browsers = options.browser.map_or(Kind::ALL.to_vec(), |kind| vec![kind]);
-    if options.test {
-        test::find(&browsers)?;
-    }
+    let wanted = if options.test { options.browser.map_or(Kind::ALL.to_vec(), |kind| vec![kind]) } else { Vec::new() };
+    let browsers = test::find(&wanted)?;
     let site = build::build(&target, &out, &version)?;
     if options.test {
         test::run(&site, &browsers, options.context)?;

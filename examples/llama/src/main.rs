@@ -1,6 +1,7 @@
 //! The `wgkv-llama` command.
 
 use std::io::Write;
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use wgkv_llama::align_report::{AlignReportOptions, align_report};
@@ -43,8 +44,20 @@ enum Command {
     DecodeMemory(DecodeMemoryOptions),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // On one line: who types a wrong path wants no back trace. The texts of the errors name
+            // their causes, so that these are not printed once more.
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Generate(options) => {
             let mut out = std::io::stdout().lock();
             let report = generate(&options, &mut out)?;

@@ -1,6 +1,7 @@
 //! A headless browser that is told what to do: Chromium by the DevTools protocol, Firefox by WebDriver BiDi. Both are messages of JSON on a
 //! WebSocket whose address the browser prints.
 
+use crate::tool::{CHROMIUM, FIREFOX, Tool};
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use serde_json::{Value, json};
@@ -30,33 +31,18 @@ impl Kind {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Chromium, Self::Firefox];
 
-    /// Its programs, the one that is preferred first, and the package that brings it to Debian.
-    fn programs(self) -> (&'static [&'static str], &'static str) {
+    /// Returns what says which versions of it will do.
+    pub fn tool(self) -> &'static Tool {
         match self {
-            Self::Chromium => (&["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"], "chromium"),
-            Self::Firefox => (&["firefox-esr", "firefox"], "firefox-esr"),
+            Self::Chromium => &CHROMIUM,
+            Self::Firefox => &FIREFOX,
         }
-    }
-
-    /// The package that brings it to Debian.
-    pub fn package(self) -> &'static str {
-        self.programs().1
-    }
-
-    /// Its program, if it is there.
-    pub fn program(self) -> Option<PathBuf> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-        self.programs().0.iter().flat_map(|program| folders.iter().map(move |folder| folder.join(program))).find(|file| file.is_file())
     }
 }
 
 impl std::fmt::Display for Kind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::Chromium => "Chromium",
-            Self::Firefox => "Firefox",
-        })
+        f.pad(self.tool().name)
     }
 }
 
@@ -103,11 +89,10 @@ const SWITCHES: &[&str] = &[
 
 impl Browser {
     /// Starts one with an empty profile.
-    pub fn open(kind: Kind) -> Result<Self> {
-        let program = kind.program().with_context(|| format!("{kind} is not installed"))?;
+    pub fn open(kind: Kind, program: &Path) -> Result<Self> {
         let profile = std::env::temp_dir().join(format!("wgkv-{kind}-{}", std::process::id()));
         fs::create_dir_all(&profile)?;
-        let mut command = Command::new(&program);
+        let mut command = Command::new(program);
         match kind {
             Kind::Chromium => {
                 command.args(SWITCHES).arg(format!("--user-data-dir={}", profile.display())).arg("about:blank");
