@@ -11,6 +11,7 @@
 //! barriers and subgroup operations in control flow that is not uniform.
 
 use crate::command::{cargo, root, run, target};
+use crate::test::OPTIONAL;
 use crate::tool::{NODE, NPM, SPIRV_VAL};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
@@ -29,7 +30,7 @@ const FILES: [(&str, &str); 3] = [
 /// Checks every variant.
 pub fn run_lint() -> Result<()> {
     run_setup()?;
-    run(cargo(&["test", "--package", "wgkv", "--test", "shaders"]).env(EVERY_VARIANT, "1"))?;
+    run(cargo(&["test", "--workspace", "--test", "shaders", "--features", OPTIONAL]).env(EVERY_VARIANT, "1"))?;
     run_tint()
 }
 
