@@ -75,8 +75,8 @@ pub fn install(tool: &Tool) -> Result<()> {
     install(&offer(tool)?)
 }
 
-/// Fetches the lists of packages, unless this run has tried that already or may not; returns whether
-/// they may name other versions now.
+/// Fetches the lists of packages, unless this run has tried that already or may not; returns
+/// whether they may name other versions now.
 pub fn refresh() -> bool {
     if !may_install() || REFRESHED.swap(true, Ordering::Relaxed) {
         return false;

@@ -1,4 +1,5 @@
-//! `cargo xtask doctor`: the tools and the GPUs that are there, what they can do, and what is missing.
+//! `cargo xtask doctor`: the tools and the GPUs that are there, what they can do, and what is
+//! missing.
 
 use crate::command::target;
 use crate::setup;
@@ -8,7 +9,8 @@ use anyhow::{Result, bail};
 use std::time::Instant;
 use wgkv::{Bits, Budget, Capability, Codec, Format, Gpu, Plan, Protection, Rope, Shape};
 
-/// The attention of an 8-billion-parameter Llama in one layer, to show which kernels an adapter gets.
+/// The attention of an 8-billion-parameter Llama in one layer, to show which kernels an adapter
+/// gets.
 fn plan(capability: &Capability) -> Result<Plan> {
     let shape = Shape { layers: 1, query_heads: 32, kv_heads: 8, head_dim: 128, rope: Rope::new(500_000.0, 128) };
     let format = Format::new(Codec::Hadamard, Bits::Four, Bits::Four, 64);
@@ -63,8 +65,8 @@ fn had(tool: &Tool, adapters: &[wgpu::Adapter]) -> Result<Result<String, Had>> {
         let version = adapters.iter().find_map(|adapter| setup::lavapipe(&adapter.get_info()));
         return Ok(match version {
             Some(version) if tool.takes(&version) => Ok(version.to_string()),
-            Some(version) => Err(format!("it is {version}")),
-            None if adapters.is_empty() => Err("it is not installed".into()),
+            Some(version) => Err(format!("{version}, too old")),
+            None if adapters.is_empty() => Err("not installed".into()),
             None => Ok("not installed, nor needed beside a GPU's driver".into()),
         });
     }
@@ -78,9 +80,10 @@ fn had(tool: &Tool, adapters: &[wgpu::Adapter]) -> Result<Result<String, Had>> {
 fn describe_tools(adapters: &[wgpu::Adapter]) -> Result<()> {
     println!("{:<16} {:>8}  had", "tool", "wanted");
     for tool in tool::ALL {
-        match had(tool, adapters)? {
-            Ok(had) => println!("{:<16} {:>8}  {had}", tool.name, tool.least),
-            Err(had) => println!("{:<16} {:>8}  TOO OLD OR MISSING: {}", tool.name, tool.least, tool.wanted(&had)),
+        let had = had(tool, adapters)?;
+        println!("{:<16} {:>8}  {}", tool.name, tool.least, had.as_ref().unwrap_or_else(|had| had));
+        if had.is_err() {
+            println!("{:<25}  to get it: {}", "", tool.remedy());
         }
     }
     println!();

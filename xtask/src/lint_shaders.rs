@@ -7,8 +7,9 @@
 //! | `spirv-val`, on naga's SPIR-V | what drivers of Vulkan may take for granted | none |
 //! | Tint | Chromium | none; pipelines of those that need larger workgroups than WebGPU's default are not made |
 //!
-//! naga's part is `tests/shaders.rs`, which also writes the modules that Tint compiles. Tint refuses what naga lets pass:
-//! barriers and subgroup operations in control flow that is not uniform.
+//! naga's part is `tests/shaders.rs`, which also writes the modules that Tint compiles. Tint
+//! refuses what naga lets pass: barriers and subgroup operations in control flow that is not
+//! uniform.
 
 use crate::command::{cargo, root, run, target};
 use crate::test::OPTIONAL;
@@ -57,7 +58,8 @@ fn install_tint(npm: &Path) -> Result<()> {
     let write = |(name, text): &(&str, &str)| std::fs::write(folder.join(name), text).with_context(|| format!("{name} cannot be written"));
     // The script that runs it comes last: until then, nothing counts as installed.
     FILES[..2].iter().try_for_each(write)?;
-    // Its one script after installation fetches tools for building Dawn, which the package brings built.
+    // Its one script after installation fetches tools for building Dawn, which the package brings
+    // built.
     run(Command::new(npm).args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&folder))?;
     FILES[2..].iter().try_for_each(write)
 }

@@ -35,7 +35,8 @@ enum Task {
     Demo(demo::Options),
     /// Everything that CI runs.
     Test(test::Options),
-    /// Compile every kernel in every variant with naga and with Chromium's compiler, and check the SPIR-V.
+    /// Compile every kernel in every variant with naga and with Chromium's compiler, and check the
+    /// SPIR-V.
     LintShaders,
     /// Search for inputs that break what reads files and words.
     Fuzz(fuzz::Options),

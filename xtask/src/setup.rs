@@ -37,9 +37,9 @@ pub fn adapters(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
     pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
 }
 
-/// Returns the name of the adapter that the library would use. Without any, and where it is a Mesa that
-/// is too old, Mesa's package is wanted; where the environment asks for one that is not there, it would
-/// not help.
+/// Returns the name of the adapter that the library would use. Without any, and where it is a Mesa
+/// that is too old, Mesa's package is wanted; where the environment asks for one that is not there,
+/// it would not help.
 fn adapter() -> Result<Result<String>, Had> {
     let instance = instance();
     if adapters(&instance).is_empty() {
@@ -55,8 +55,8 @@ fn adapter() -> Result<Result<String>, Had> {
     }
 }
 
-/// Names the adapter that will be used. Where there is none, installs Mesa's drivers if it may (root on
-/// Debian or Ubuntu), and otherwise stops with the command that would.
+/// Names the adapter that will be used. Where there is none, installs Mesa's drivers if it may
+/// (root on Debian or Ubuntu), and otherwise stops with the command that would.
 pub fn run_setup() -> Result<()> {
     if !apt::may_install() && adapters(&instance()).is_empty() {
         bail!("{}", advice());

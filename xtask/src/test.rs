@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything that CI runs, quick checks first, the tests last.
 
 use crate::command::{self, cargo, output, root, target, typed};
-use crate::{lint_shaders, setup, web};
+use crate::{lint_shaders, web};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -15,9 +15,10 @@ const CRATE_BYTES: u64 = 1_000_000;
 
 /// What the library has for those who ask for it.
 ///
-/// What a dependency is built with hangs on all packages, targets and features that are asked for, and on
-/// the profile. So that nothing is built twice, every step that builds names the whole workspace, these
-/// features and the tests' profile, and some target that takes what only tests depend on.
+/// What a dependency is built with hangs on all packages, targets and features that are asked for,
+/// and on the profile. So that nothing is built twice, every step that builds names the whole
+/// workspace, these features and the tests' profile, and some target that takes what only tests
+/// depend on.
 pub const OPTIONAL: &str = "wgkv/store,wgkv/tracing";
 
 /// Options of `test`.
@@ -42,9 +43,11 @@ fn cargo_step(mut command: Command) -> Result<()> {
     step(&typed(&command), || command::run(&mut command))
 }
 
-/// Runs all steps; the first that fails ends it. The last line of the output is the closing line of `cargo test`.
+/// Runs all steps; the first that fails ends it. The last line of the output is the closing line of
+/// `cargo test`.
 pub fn run(options: &Options) -> Result<()> {
-    step("setup", || setup::run_setup().and_then(|()| lint_shaders::run_setup()))?;
+    // Everything that may be missing or too old, before the first slow step.
+    step("setup", || lint_shaders::run_setup().and_then(|()| web::run_setup(&web::Options::TEST).map(drop)))?;
     step("files of every kernel", kernel_files)?;
     cargo_step(cargo(&["fmt", "--all", "--check"]))?;
     cargo_step(cargo(&["clippy", "--workspace", "--all-targets", "--profile", "test", "--features", OPTIONAL, "--", "-D", "warnings"]))?;
@@ -59,12 +62,13 @@ pub fn run(options: &Options) -> Result<()> {
     cargo_step(tests)?;
     // Of the modules that tests/shaders.rs has written.
     step("shaders by Chromium's compiler", lint_shaders::run_tint)?;
-    // Last and without a line of our own after it, so that the output ends on the test runner's closing line.
+    // Last and without a line of our own after it, so that the output ends on the test runner's
+    // closing line.
     doc_tests(cargo(&["test", "--workspace", "--doc", "--features", OPTIONAL]))
 }
 
-/// Runs the documentation's tests, and prints what they print up to the closing line of the last package
-/// that has any.
+/// Runs the documentation's tests, and prints what they print up to the closing line of the last
+/// package that has any.
 fn doc_tests(mut command: Command) -> Result<()> {
     println!("==> {}", typed(&command));
     let (reader, writer) = std::io::pipe()?;
@@ -88,8 +92,8 @@ fn doc_tests(mut command: Command) -> Result<()> {
     Ok(())
 }
 
-/// The output of documentation tests without the packages that have none, and without what comes after
-/// a closing line.
+/// The output of documentation tests without the packages that have none, and without what comes
+/// after a closing line.
 #[derive(Debug, Default)]
 struct DocTests {
     /// Lines of a package of which it is not known yet whether it has tests.
@@ -132,8 +136,8 @@ fn has_bench(name: &str) -> Result<bool> {
     Ok(false)
 }
 
-/// Checks that every kernel has its shader, wrapper, twin and test under its name, and a bench that names
-/// it, and that every shader is a kernel's.
+/// Checks that every kernel has its shader, wrapper, twin and test under its name, and a bench that
+/// names it, and that every shader is a kernel's.
 fn kernel_files() -> Result<()> {
     let mut missing = Vec::new();
     for kernel in kernel::ALL {

@@ -15,10 +15,10 @@ pub struct Tool {
     pub least: &'static str,
     /// Why it must.
     pub why: &'static str,
-    /// Its programs, by name or by path, the preferred one first. They print their version when called
-    /// with `--version`. None where the version is found otherwise.
+    /// Its programs, by name or by path, the preferred one first. They print their version when
+    /// called with `--version`. None where the version is found otherwise.
     pub programs: &'static [&'static str],
-    /// The package that brings it to Debian and Ubuntu.
+    /// The package that brings it to Debian and Ubuntu; empty where theirs will not do.
     pub package: &'static str,
     /// Packages that it needs and that its own does not bring.
     pub with: &'static [&'static str],
@@ -87,11 +87,11 @@ pub const RUSTC_WEB: Tool = Tool {
 pub const WASM_OPT: Tool = Tool {
     name: "wasm-opt",
     least: "132.0.0",
-    why: "the modules are made for today's compiler",
+    why: "it is the one that the tests have seen",
     programs: &["wasm-opt"],
-    package: "binaryen",
+    package: "",
     with: &[],
-    elsewhere: "https://github.com/WebAssembly/binaryen",
+    elsewhere: "nothing, since the build for the web has npm fetch it",
 };
 
 /// A browser with its own software adapter.
@@ -138,10 +138,15 @@ impl Tool {
 
     /// Says which version is wanted, what was had instead, and what to type.
     pub fn wanted(&self, had: &str) -> String {
-        let Self { name, least, why, elsewhere, .. } = self;
-        let get =
-            if apt::is_debian() { format!("sudo apt-get update && sudo apt-get install {}, or {elsewhere}", self.packages()) } else { (*elsewhere).into() };
-        format!("{name} {least} or later is wanted ({why}), but {had}. To get it: {get}")
+        format!("{} {} or later is wanted ({}), but {had}. To get it: {}", self.name, self.least, self.why, self.remedy())
+    }
+
+    /// Says what to type where it is missing or too old.
+    pub fn remedy(&self) -> String {
+        if self.package.is_empty() || !apt::is_debian() {
+            return self.elsewhere.into();
+        }
+        format!("sudo apt-get update && sudo apt-get install {}, or {}", self.packages(), self.elsewhere)
     }
 
     /// Returns its packages, as one types them.
@@ -168,8 +173,8 @@ impl Tool {
         self.provide_by(|| self.find().map(|(path, _)| path))
     }
 
-    /// Returns what `find` finds. Where that is nothing, installs or upgrades the package if it may, and
-    /// otherwise stops with what to type.
+    /// Returns what `find` finds. Where that is nothing, installs or upgrades the package if it
+    /// may, and otherwise stops with what to type.
     pub fn provide_by<T>(&self, find: impl Fn() -> Result<T, Had>) -> Result<T> {
         let had = match find() {
             Ok(found) => return Ok(found),

@@ -1,5 +1,5 @@
-//! A headless browser that is told what to do: Chromium by the DevTools protocol, Firefox by WebDriver BiDi. Both are messages of JSON on a
-//! WebSocket whose address the browser prints.
+//! A headless browser that is told what to do: Chromium by the DevTools protocol, Firefox by
+//! WebDriver BiDi. Both are messages of JSON on a WebSocket whose address the browser prints.
 
 use crate::tool::{CHROMIUM, FIREFOX, Tool};
 use anyhow::{Context, Result, bail};
@@ -69,8 +69,9 @@ user_pref("network.captive-portal-service.enabled", false);
 user_pref("network.connectivity-service.enabled", false);
 "#;
 
-/// Options of Chromium: WebGPU on its software adapter, which it does not offer by itself; no calls home. `insecure.test` is this machine
-/// under a name for which there are no secrets, and so no WebGPU.
+/// Options of Chromium: WebGPU on its software adapter, which it does not offer by itself; no calls
+/// home. `insecure.test` is this machine under a name for which there are no secrets, and so no
+/// WebGPU.
 const SWITCHES: &[&str] = &[
     "--headless=new",
     "--no-sandbox",
@@ -136,7 +137,8 @@ impl Browser {
         answer.pointer(place).and_then(Value::as_str).map(str::to_owned).context("the browser has no page")
     }
 
-    /// Sends a command and waits for its answer; whatever else the browser says meanwhile is handed to `heard`.
+    /// Sends a command and waits for its answer; whatever else the browser says meanwhile is handed
+    /// to `heard`.
     fn call_hearing(&mut self, method: &str, params: Value, mut heard: impl FnMut(&Value)) -> Result<Value> {
         self.sent += 1;
         let mut message = json!({ "id": self.sent, "method": method, "params": params });
@@ -182,11 +184,11 @@ impl Browser {
                 self.call("browsingContext.navigate", json!({ "context": self.page, "url": url, "wait": "complete" }))?;
             }
         }
-        // Chromium answers before the page's modules have run.
+        // Chromium replies before the page's modules have run.
         self.wait("document.readyState === 'complete'", Duration::from_secs(60))
     }
 
-    /// What an expression of JavaScript is worth, promises awaited.
+    /// Evaluates an expression of JavaScript, promises awaited.
     pub fn evaluate(&mut self, expression: &str) -> Result<Value> {
         let expression = format!("(async () => JSON.stringify((await ({expression})) ?? null))()");
         let (answer, value, failed) = match self.kind {
@@ -205,7 +207,7 @@ impl Browser {
         if let Some(failed) = failed {
             bail!("{}", failed.as_str().unwrap_or_default());
         }
-        let text = value.as_ref().and_then(Value::as_str).with_context(|| format!("the page answers {answer}"))?;
+        let text = value.as_ref().and_then(Value::as_str).with_context(|| format!("the page returns {answer}"))?;
         Ok(serde_json::from_str(text)?)
     }
 
@@ -221,7 +223,7 @@ impl Browser {
         Ok(())
     }
 
-    /// Another size of the window.
+    /// Gives the window another size.
     pub fn resize(&mut self, width: u32, height: u32) -> Result<()> {
         match self.kind {
             Kind::Chromium => {
@@ -232,7 +234,7 @@ impl Browser {
         .map(|_| ())
     }
 
-    /// A picture of the whole page.
+    /// Writes a picture of the whole page.
     pub fn screenshot(&mut self, path: &Path) -> Result<()> {
         let answer = match self.kind {
             Kind::Chromium => {
@@ -248,7 +250,8 @@ impl Browser {
         Ok(())
     }
 
-    /// Bytes that the process which talks to the GPU holds alone, by the browser's own count. Firefox does not tell.
+    /// Returns the bytes that the process which talks to the GPU holds alone, by the browser's own
+    /// count. Firefox does not say.
     pub fn gpu_memory(&mut self) -> Result<Option<u64>> {
         if self.kind == Kind::Firefox {
             return Ok(None);
@@ -265,7 +268,7 @@ impl Browser {
         Ok(Some(u64::from_str_radix(&counted.context("Chromium does not count its GPU process")?, 16)?))
     }
 
-    /// A dump of every process's memory, as events.
+    /// Returns a dump of every process's memory, as events.
     fn trace_memory(&mut self) -> Result<Vec<Value>> {
         let config = json!({ "includedCategories": ["disabled-by-default-memory-infra"], "excludedCategories": ["*"], "memoryDumpConfig": {} });
         self.call("Tracing.start", json!({ "traceConfig": config, "transferMode": "ReportEvents" }))?;
@@ -295,7 +298,7 @@ impl Drop for Browser {
     }
 }
 
-/// The address that a browser prints when it is ready.
+/// Returns the address that a browser prints when it is ready.
 fn address(child: &mut Child) -> Result<String> {
     let stderr = child.stderr.take().context("the browser has no standard error")?;
     let (sender, receiver) = mpsc::channel();
@@ -314,7 +317,7 @@ fn address(child: &mut Child) -> Result<String> {
         }
         said.push(line);
     }
-    bail!("it tells no address, but says: {}", said.join("\n"))
+    bail!("it prints no address, but: {}", said.join("\n"))
 }
 
 fn connect(kind: Kind, address: &str) -> Result<WebSocket<TcpStream>> {

@@ -15,7 +15,8 @@ use wasm_bindgen_cli_support::Bindgen;
 /// The package may not grow beyond this, gzipped, without somebody noticing.
 const PACKAGE_BYTES: usize = 1_000_000;
 
-/// What the compiler makes use of. More than that could be used by the optimizer, and not every host has it.
+/// What the compiler makes use of. More than that could be used by the optimizer, and not every
+/// host has it.
 const FEATURES: [&str; 7] = ["simd", "bulk-memory", "mutable-globals", "nontrapping-float-to-int", "reference-types", "sign-ext", "multivalue"];
 
 /// The files of the model that the page loads.
@@ -116,7 +117,8 @@ fn optimize(module: &Path, target: &Path) -> Result<()> {
         return Ok(());
     };
     optimizer.args(FEATURES.map(|feature| format!("--enable-{feature}")));
-    // The compiler has optimised already: higher levels take four times as long and gain nothing, gzipped.
+    // The compiler has optimised already: higher levels take four times as long and gain nothing,
+    // gzipped.
     run(optimizer.arg("-O1").arg(module).arg("-o").arg(module))
 }
 

@@ -4,27 +4,26 @@ use super::browser::{Browser, Kind};
 use super::build::{Site, copy};
 use super::serve;
 use crate::command::root;
-use crate::setup;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Bytes by which scripts, workers, WebAssembly and the GPU's process may each grow while a context fills: what is kept of compiled code,
-/// and garbage that is not collected yet. A leak of one token's scores alone would be 64 MiB, of 512 tokens' 16 MiB.
+/// Bytes by which scripts, workers, WebAssembly and the GPU's process may each grow while a context
+/// fills: what is kept of compiled code, and garbage that is not collected yet. A leak of one
+/// token's scores alone would be 64 MiB, of 512 tokens' 16 MiB.
 const SLACK: u64 = 12 << 20;
 
-/// Finds the browsers' programs. Installs those that are missing or too old if it may, and otherwise
-/// stops with what to type.
+/// Finds the browsers' programs. Installs those that are missing or too old if it may, and
+/// otherwise stops with what to type.
 pub fn find(browsers: &[Kind]) -> Result<Vec<(Kind, PathBuf)>> {
     browsers.iter().map(|kind| Ok((*kind, kind.tool().provide()?))).collect()
 }
 
-/// Runs everything in every browser, and a text of `tokens` tokens; pictures of the page are written
-/// beside it.
+/// Runs everything in every browser, and a text of `tokens` tokens; pictures of the page are
+/// written beside it.
 pub fn run(site: &Site, browsers: &[(Kind, PathBuf)], tokens: u32) -> Result<()> {
-    setup::run_setup()?;
     let out = site.page.parent().context("the page has no folder")?;
     let (tests, pictures) = (out.join("tests"), &out.join("screenshots"));
     copy(&root().join("examples/web/tests"), &tests, |name| !name.ends_with(".rs"))?;
@@ -113,7 +112,7 @@ fn context(browser: &mut Browser, kind: Kind, wanted: u32) -> Result<()> {
     }
     println!("    {kind}: {tokens} tokens in {:.0} s; the cache holds {allocated} bytes from the beginning to the end", start.elapsed().as_secs_f64());
     for (what, place) in [("WebAssembly", "/memory/wasm"), ("scripts and workers", "/memory/all")] {
-        // Firefox does not tell the second.
+        // Firefox does not give the second.
         if let (Ok(first), Ok(last)) = (number(&begun, place), number(&ended, place)) {
             grows(kind, what, first, last)?;
         }
@@ -132,7 +131,7 @@ fn grows(kind: Kind, what: &str, first: u64, last: u64) -> Result<()> {
     Ok(())
 }
 
-/// The page as a reader uses it.
+/// Uses the page as a reader does.
 fn page(browser: &mut Browser, kind: Kind, port: u16, pictures: &Path) -> Result<()> {
     let picture = |name: &str| pictures.join(format!("{}-{name}.png", kind.to_string().to_lowercase()));
     let state = |name: &str| format!("document.body?.dataset.state === '{name}'");

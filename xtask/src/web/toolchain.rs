@@ -1,4 +1,5 @@
-//! A compiler for `wasm32-unknown-unknown`: the ordinary one where rustup has its target, else Debian's.
+//! A compiler for `wasm32-unknown-unknown`: the ordinary one where rustup has its target, else
+//! Debian's.
 
 use crate::apt;
 use crate::command::{output, run};
@@ -28,8 +29,8 @@ pub fn cache(target: &Path) -> PathBuf {
     target.join("wasm-toolchain")
 }
 
-/// Returns the compiler to build with, where it is not the ordinary one. Debian's packages are fetched
-/// and its standard library built below `cache`, unless one that will do is there.
+/// Returns the compiler to build with, where it is not the ordinary one. Debian's packages are
+/// fetched and its standard library built below `cache`, unless one that will do is there.
 pub fn compiler(cache: &Path) -> Result<Option<PathBuf>> {
     if is_ordinary()? {
         return Ok(None);
@@ -85,8 +86,8 @@ fn beginning(folder: &Path, with: &str) -> Result<PathBuf> {
     files(folder)?.into_iter().find(|path| name(path).starts_with(with)).with_context(|| format!("{} holds no {with}", folder.display()))
 }
 
-/// Makes Debian's compiler for browsers, whose sources come with it, so that the standard library can be
-/// built: sources of any other version do not compile. It is unpacked, not installed.
+/// Makes Debian's compiler for browsers, whose sources come with it, so that the standard library
+/// can be built: sources of any other version do not compile. It is unpacked, not installed.
 fn debian(cache: &Path, version: &str) -> Result<PathBuf> {
     let folder = cache.join(version.replace(['+', '~', ':'], "-"));
     let (compiler, stamp) = (folder.join("rustc"), folder.join("complete"));
@@ -137,8 +138,8 @@ fn symlink(_original: impl AsRef<Path>, _link: impl AsRef<Path>) -> std::io::Res
     Err(std::io::ErrorKind::Unsupported.into())
 }
 
-/// Puts the libraries beside each other, and the linker of the ordinary compiler, which Debian's has in
-/// another package.
+/// Puts the libraries beside each other, and the linker of the ordinary compiler, which Debian's
+/// has in another package.
 fn link(usr: &Path) -> Result<()> {
     for folder in files(&usr.join("lib"))?.into_iter().filter(|path| name(path).contains("-linux-")) {
         for library in files(&folder)?.into_iter().filter(|path| name(path).contains(".so")) {
