@@ -156,15 +156,20 @@ impl Tool {
 
     /// Finds the first of its programs that has the version wanted.
     pub fn find(&self) -> Result<(PathBuf, Version), Had> {
-        let mut had = Vec::new();
+        let (mut seen, mut had) = (Vec::new(), Vec::new());
         for path in self.programs.iter().filter_map(|program| which::which_all(program).ok()).flatten() {
+            // Folders of the path may be links to each other, and programs too.
+            let file = path.canonicalize().unwrap_or_else(|_| path.clone());
+            if seen.contains(&file) {
+                continue;
+            }
+            seen.push(file);
             match version(&path) {
                 Some(version) if self.takes(&version) => return Ok((path, version)),
                 Some(version) => had.push(format!("{} is {version}", path.display())),
                 None => had.push(format!("{} does not print its version", path.display())),
             }
         }
-        had.dedup();
         Err(if had.is_empty() { "it is not installed".into() } else { had.join(", ") })
     }
 
