@@ -3,16 +3,15 @@
 //! Three prompts with a common beginning are read, the later two from the first one's pages. Spans and events go to `tracing`, here as
 //! lines of text; the index's counters are printed at the end.
 
-use std::process::ExitCode;
 use wgkv::{Bits, Budget, Cache, Chunk, Codec, Format, Gpu, Plan, Prefixes, Protection, Result, Rope, Rows, Shape};
 
-fn main() -> ExitCode {
+fn main() -> std::process::ExitCode {
     tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG).init();
     match pollster::block_on(serve()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::FAILURE
+            std::process::ExitCode::FAILURE
         }
     }
 }
