@@ -91,7 +91,7 @@ pub const WASM_OPT: Tool = Tool {
     programs: &["wasm-opt"],
     package: "",
     with: &[],
-    elsewhere: "nothing, since the build for the web has npm fetch it",
+    elsewhere: "cargo xtask web, which has npm fetch it",
 };
 
 /// A browser with its own software adapter.
