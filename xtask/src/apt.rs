@@ -62,7 +62,7 @@ pub fn install(tool: &Tool) -> Result<()> {
         println!("    installing {} {version}", tool.package);
         let mut apt = Command::new("apt-get");
         // A system that has just started may be upgrading itself.
-        apt.args(["-o", "DPkg::Lock::Timeout=300", "--quiet", "install", "--yes", "--no-install-recommends", tool.package]);
+        apt.args(["-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0", "-qq", "install", "--yes", "--no-install-recommends", tool.package]);
         run(apt.args(tool.with).env("DEBIAN_FRONTEND", "noninteractive"))
     };
     let Err(error) = install(&offer(tool)?) else {
@@ -82,7 +82,7 @@ pub fn refresh() -> bool {
         return false;
     }
     println!("    fetching the lists of packages");
-    if let Err(error) = run(Command::new("apt-get").args(["--quiet", "update"])) {
+    if let Err(error) = run(Command::new("apt-get").args(["-qq", "update"])) {
         // One archive of several may be out of reach; what is wanted may be in another.
         println!("    {error:#}; some lists may still be old");
     }

@@ -115,7 +115,7 @@ fn unpack(version: &str, packages: &Path, root: &Path) -> Result<()> {
     let llvm = llvm.with_context(|| format!("{library} depends on no libllvm"))?;
     let wanted = ["rustc-web", &library, "libstd-rust-web-dev", "rust-web-src"].map(|package| format!("{package}={version}"));
     // Without the option apt warns that its own user cannot write here.
-    run(Command::new("apt-get").args(["-o", "APT::Sandbox::User=root", "--quiet", "download", llvm]).args(wanted).current_dir(packages))?;
+    run(Command::new("apt-get").args(["-o", "APT::Sandbox::User=root", "-qq", "download", llvm]).args(wanted).current_dir(packages))?;
     for package in files(packages)? {
         run(Command::new("dpkg").arg("--extract").args([&package, root]))?;
     }
