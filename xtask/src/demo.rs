@@ -1,6 +1,6 @@
 //! `cargo xtask demo`: one prompt, three caches, and what each of them holds.
 
-use crate::command::target;
+use crate::command::{root, target};
 use crate::llama::{self, Choice, number};
 use crate::setup;
 use anyhow::{Context, Result};
@@ -54,6 +54,7 @@ struct Row {
 
 /// Runs the demonstration.
 pub fn run(options: &Options) -> Result<()> {
+    llama::check_model(&root().join(&options.model))?;
     setup::run_setup()?;
     let program = llama::build()?;
     let model = options.model.to_str().context("the model's path is not UTF-8")?;

@@ -1,12 +1,17 @@
-//! `cargo xtask doctor`: the GPUs, what they can do, and what is missing.
+//! `cargo xtask doctor`: the tools and the GPUs that are there, what they can do, and what is
+//! missing.
 
+use crate::command::target;
 use crate::setup;
+use crate::tool::{self, Had, LAVAPIPE, RUSTC_WEB, Tool};
+use crate::web;
 use anyhow::{Result, bail};
 use std::time::Instant;
 use wgkv::low_level::kernel::variants;
 use wgkv::{Bits, Capability, Capacity, Codec, Format, Gpu, Plan, Rope, Shape};
 
-/// The attention of an 8-billion-parameter Llama in one layer, to show which kernels an adapter gets.
+/// The attention of an 8-billion-parameter Llama in one layer, to show which kernels an adapter
+/// gets.
 fn plan(capability: &Capability) -> Result<Plan> {
     let shape = Shape { layers: 1, query_heads: 32, kv_heads: 8, head_dim: 128, rope: Rope::new(500_000.0, 128) };
     let format = Format::new(Codec::Hadamard, Bits::Four, Bits::Four, 64);
@@ -55,10 +60,42 @@ fn describe(adapter: &wgpu::Adapter) -> Result<()> {
     Ok(())
 }
 
-/// Describes every adapter; an error where there is none, or where none serves.
+/// Returns what is there of a tool, or what is there instead.
+fn had(tool: &Tool, adapters: &[wgpu::Adapter]) -> Result<Result<String, Had>> {
+    if tool.name == LAVAPIPE.name {
+        let version = adapters.iter().find_map(|adapter| setup::lavapipe(&adapter.get_info()));
+        return Ok(match version {
+            Some(version) if tool.takes(&version) => Ok(version.to_string()),
+            Some(version) => Err(format!("{version}, too old")),
+            None if adapters.is_empty() => Err("not installed".into()),
+            None => Ok("not installed, nor needed beside a GPU's driver".into()),
+        });
+    }
+    if tool.name == RUSTC_WEB.name {
+        return web::compiler(&target()?.0);
+    }
+    Ok(tool.find().map(|(path, version)| format!("{version}, {}", path.display())))
+}
+
+/// Says of every tool which version is wanted, and which is there.
+fn describe_tools(adapters: &[wgpu::Adapter]) -> Result<()> {
+    println!("{:<16} {:>8}  had", "tool", "wanted");
+    for tool in tool::ALL {
+        let had = had(tool, adapters)?;
+        println!("{:<16} {:>8}  {}", tool.name, tool.least, had.as_ref().unwrap_or_else(|had| had));
+        if had.is_err() {
+            println!("{:<25}  to get it: {}", "", tool.remedy());
+        }
+    }
+    println!();
+    Ok(())
+}
+
+/// Describes every tool and adapter; an error where there is no adapter, or where none serves.
 pub fn run() -> Result<()> {
     let instance = setup::instance();
-    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let adapters = setup::adapters(&instance);
+    describe_tools(&adapters)?;
     if adapters.is_empty() {
         bail!("{}", setup::advice());
     }

@@ -1,14 +1,17 @@
-//! `cargo xtask fuzz`: libFuzzer on everything that reads a file or a word (`tests/fuzz`). Needs a C++ compiler, and no nightly Rust.
+//! `cargo xtask fuzz`: libFuzzer on everything that reads a file or a word (`tests/fuzz`). Needs a
+//! C++ compiler, and no nightly Rust.
 
 use crate::command::{cargo, root, run, target};
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 use std::process::Command;
 
-/// The environment's word for "be the compiler": cargo then calls this program with the compiler's command line.
+/// The environment's word for "be the compiler": cargo then calls this program with the compiler's
+/// command line.
 const COMPILER: &str = "WGKV_XTASK_COMPILER";
 
-/// How the compiler is told to count which ways were taken, and what was compared with what: the flags of cargo-fuzz.
+/// How the compiler is told to count which ways were taken, and what was compared with what: the
+/// flags of cargo-fuzz.
 const COVERAGE: [&str; 6] = [
     "-Ccodegen-units=1",
     "-Cpasses=sancov-module",
@@ -18,7 +21,8 @@ const COVERAGE: [&str; 6] = [
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
 ];
 
-/// If cargo calls this program as the compiler: compiles with the counters, and returns how that ended.
+/// If cargo calls this program as the compiler: compiles with the counters, and returns how that
+/// ended.
 pub fn compile() -> Option<Result<()>> {
     std::env::var_os(COMPILER)?;
     let mut arguments = std::env::args_os().skip(1);
@@ -34,20 +38,23 @@ pub struct Options {
     /// How long each is searched.
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
-    /// Add what was found to the kept inputs, where it takes ways through the code that none of them takes.
+    /// Add what was found to the kept inputs, where it takes ways through the code that none of
+    /// them takes.
     #[arg(long)]
     keep: bool,
 }
 
-/// Builds the search. Only the workspace's own crates count ways, with what they make of generic code; all others are those of the tests.
+/// Builds the search. Only the workspace's own crates count ways, with what they make of generic
+/// code; all others are those of the tests.
 fn build() -> Result<PathBuf> {
     let mut build = cargo(&["build", "--profile", "test", "--package", "wgkv-fuzz", "--features", "search", "--bin", "search"]);
     build.env("RUSTC_WORKSPACE_WRAPPER", std::env::current_exe()?).env(COMPILER, "1");
     run(&mut build)?;
-    Ok(target()?.0.join("debug").join("search"))
+    Ok(target()?.0.join("debug").join(format!("search{}", std::env::consts::EXE_SUFFIX)))
 }
 
-/// Searches each target; the first input that goes wrong ends it, and is written where libFuzzer says.
+/// Searches each target; the first input that goes wrong ends it, and is written where libFuzzer
+/// says.
 pub fn run_search(options: &Options) -> Result<()> {
     let kept = root().join("tests/fuzz/corpus");
     let mut names = Vec::new();

@@ -7,13 +7,15 @@
 //! | `spirv-val`, on naga's SPIR-V | what drivers of Vulkan may take for granted | none |
 //! | Tint | Chromium | none; pipelines of those that need larger workgroups than WebGPU's default are not made |
 //!
-//! naga's part is `tests/shaders.rs`, which also writes the modules that Tint compiles. Tint refuses what naga lets pass:
-//! barriers and subgroup operations in control flow that is not uniform.
+//! naga's part is `tests/shaders.rs`, which also writes the modules that Tint compiles. Tint
+//! refuses what naga lets pass: barriers and subgroup operations in control flow that is not
+//! uniform.
 
 use crate::command::{cargo, root, run, target};
-use crate::setup::provide;
+use crate::test::OPTIONAL;
+use crate::tool::{NODE, NPM, SPIRV_VAL};
 use anyhow::{Context, Result};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Where this is set, `tests/shaders.rs` checks all variants by `spirv-val`, not one of each kind.
@@ -29,20 +31,16 @@ const FILES: [(&str, &str); 3] = [
 /// Checks every variant.
 pub fn run_lint() -> Result<()> {
     run_setup()?;
-    run(cargo(&["test", "--package", "wgkv", "--test", "shaders"]).env(EVERY_VARIANT, "1"))?;
+    run(cargo(&["test", "--workspace", "--test", "shaders", "--features", OPTIONAL]).env(EVERY_VARIANT, "1"))?;
     run_tint()
 }
 
 /// Makes sure that `spirv-val` and Tint are there.
 pub fn run_setup() -> Result<()> {
-    provide("spirv-val", "spirv-tools", "https://github.com/KhronosGroup/SPIRV-Tools, or the Vulkan SDK")?;
-    provide("node", "nodejs", "https://nodejs.org, 18 or later")?;
-    provide(NPM, "npm", "https://nodejs.org, 18 or later")?;
-    install_tint()
+    SPIRV_VAL.provide()?;
+    NODE.provide()?;
+    install_tint(&NPM.provide()?)
 }
-
-/// npm is a script on Windows, which only its full name starts.
-const NPM: &str = if cfg!(windows) { "npm.cmd" } else { "npm" };
 
 /// Where Tint is installed: with what cargo builds, so that the working tree stays clean.
 fn folder() -> Result<PathBuf> {
@@ -50,7 +48,7 @@ fn folder() -> Result<PathBuf> {
 }
 
 /// Installs Tint, unless this version is there.
-fn install_tint() -> Result<()> {
+fn install_tint(npm: &Path) -> Result<()> {
     let folder = folder()?;
     let installed = FILES.iter().all(|(name, text)| std::fs::read_to_string(folder.join(name)).is_ok_and(|had| had == *text));
     if installed && folder.join("node_modules").join("webgpu").is_dir() {
@@ -60,13 +58,14 @@ fn install_tint() -> Result<()> {
     let write = |(name, text): &(&str, &str)| std::fs::write(folder.join(name), text).with_context(|| format!("{name} cannot be written"));
     // The script that runs it comes last: until then, nothing counts as installed.
     FILES[..2].iter().try_for_each(write)?;
-    // Its one script after installation fetches tools for building Dawn, which the package brings built.
-    run(Command::new(NPM).args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&folder))?;
+    // Its one script after installation fetches tools for building Dawn, which the package brings
+    // built.
+    run(Command::new(npm).args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&folder))?;
     FILES[2..].iter().try_for_each(write)
 }
 
 /// Compiles the modules that `tests/shaders.rs` wrote.
 pub fn run_tint() -> Result<()> {
     let modules = target()?.0.join("tmp").join("modules.jsonl");
-    run(Command::new("node").arg(folder()?.join("tint.mjs")).arg(modules).current_dir(root()))
+    run(Command::new(NODE.provide()?).arg(folder()?.join("tint.mjs")).arg(modules).current_dir(root()))
 }

@@ -4,7 +4,7 @@ use crate::command::{cargo, root, run, target, typed};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use wgkv::{Bits, Codec};
 
@@ -47,7 +47,14 @@ impl std::fmt::Display for Choice {
     }
 }
 
-/// Builds the program in release mode. Returns its path.
+/// Checks that a folder can be a model's, before minutes are spent on building: of a wrong path the
+/// system says the cause.
+pub fn check_model(model: &Path) -> Result<()> {
+    let path = model.join("config.json");
+    std::fs::File::open(&path).map(drop).with_context(|| format!("{} cannot be read", path.display()))
+}
+
+/// Builds the program in release mode; returns its path.
 pub fn build() -> Result<PathBuf> {
     println!("building wgkv-llama (the first time takes several minutes)");
     run(&mut cargo(&["build", "--release", "--package", "wgkv-llama"]))?;
@@ -55,7 +62,8 @@ pub fn build() -> Result<PathBuf> {
     Ok(folder.join("release").join(format!("wgkv-llama{}", std::env::consts::EXE_SUFFIX)))
 }
 
-/// Runs the program, shows what it prints as it comes if asked to, and returns its last line, which is one JSON object.
+/// Runs the program, shows what it prints as it comes if asked to, and returns its last line, which
+/// is one JSON object.
 pub fn report(program: &PathBuf, arguments: &[String], show: bool) -> Result<Value> {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(root()).stdout(Stdio::piped());
@@ -77,13 +85,16 @@ pub fn report(program: &PathBuf, arguments: &[String], show: bool) -> Result<Val
         stdout.consume(taken);
     }
     let status = child.wait()?;
+    let name = format!("wgkv-llama {}", arguments.first().map_or("", |name| name.as_str()));
     if !status.success() {
-        bail!("{} failed ({status})", typed(&command));
+        // The program has printed why.
+        bail!("{name} failed ({status})");
     }
-    serde_json::from_slice(&report.held).with_context(|| format!("the last line of {} is no JSON object", typed(&command)))
+    serde_json::from_slice(&report.held).with_context(|| format!("the last line of {name} is not a JSON object"))
 }
 
-/// Tells text from the report: lines that begin with a brace are held back until it is known that they are not the last.
+/// Separates text from the report: lines that begin with a brace are held back until it is known
+/// that they are not the last.
 #[derive(Debug, Default)]
 struct Report {
     held: Vec<u8>,
@@ -92,7 +103,7 @@ struct Report {
 }
 
 impl Report {
-    /// What of the next bytes is text for certain.
+    /// Returns what of the next bytes is text for certain.
     fn take(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut text = Vec::new();
         for byte in bytes {
@@ -112,7 +123,7 @@ impl Report {
     }
 }
 
-/// A number of a report.
+/// Returns a number of a report.
 pub fn number(report: &Value, name: &str) -> Result<f64> {
     report[name].as_f64().with_context(|| format!("wgkv-llama reports no number {name:?}"))
 }

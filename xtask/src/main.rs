@@ -1,5 +1,6 @@
 //! The project's own commands, run as `cargo xtask NAME`.
 
+mod apt;
 mod command;
 mod demo;
 mod doctor;
@@ -7,9 +8,12 @@ mod fuzz;
 mod lint_shaders;
 mod llama;
 mod quality;
+mod runtime;
 mod setup;
 mod test;
+mod tool;
 mod validate;
+mod version;
 mod web;
 
 use clap::{Parser, Subcommand};
@@ -25,13 +29,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Say which GPUs are there, what they can do, and what is missing.
+    /// Say which GPUs and tools are there, what they can do, and what is missing.
     Doctor,
     /// Continue a prompt with the embedded model through three caches and compare them.
     Demo(demo::Options),
     /// Everything that CI runs.
     Test(test::Options),
-    /// Compile every kernel in every variant with naga and with Chromium's compiler, and check the SPIR-V.
+    /// Compile every kernel in every variant with naga and with Chromium's compiler, and check the
+    /// SPIR-V.
     LintShaders,
     /// Search for inputs that break what reads files and words.
     Fuzz(fuzz::Options),
@@ -47,7 +52,20 @@ fn main() -> ExitCode {
     if let Some(compiled) = fuzz::compile() {
         return if compiled.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    let result = match Arguments::parse().task {
+    // SAFETY: nothing has started a thread yet.
+    let result = unsafe { runtime::provide() }.and_then(|()| run(Arguments::parse().task));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // On one line, its causes behind it: who types a wrong path wants no back trace.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<()> {
+    match task {
         Task::Doctor => doctor::run(),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
@@ -56,12 +74,5 @@ fn main() -> ExitCode {
         Task::Validate(options) => validate::run(&options),
         Task::Quality(options) => quality::run(&options),
         Task::Web(options) => web::run(&options),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
     }
 }

@@ -1,7 +1,9 @@
-//! `cargo xtask quality`: what each codec costs on a model, against what an independent simulation of it costs.
+//! `cargo xtask quality`: what each codec costs on a model, against what an independent simulation
+//! of it costs.
 //!
-//! The expected numbers are those of an f32 simulation that shares no code with this project: scales stored as f16, queries
-//! and probabilities not quantized. A correct implementation lands within 1 % of its perplexities and 5 % of its divergences.
+//! The expected numbers are those of an f32 simulation that shares no code with this project:
+//! scales stored as f16, queries and probabilities not quantized. A correct implementation lands
+//! within 1 % of its perplexities and 5 % of its divergences.
 
 use crate::llama::{self, Choice, number};
 use crate::setup;
@@ -108,7 +110,8 @@ const MEASURES: [Measure; 28] = [
     Measure::centred(Two, Two),
 ];
 
-/// Perplexity and divergence that one codec must reach on WikiText-2 (test, raw), strict, windows of 2048.
+/// Perplexity and divergence that one codec must reach on WikiText-2 (test, raw), strict, windows
+/// of 2048.
 struct Expected {
     model: &'static str,
     windows: usize,
@@ -171,17 +174,18 @@ const EXPECTED: [Expected; 35] = [
 /// Options of `quality`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// The model's folder; its name (wiki-8m, wiki-27m) tells which numbers are expected.
+    /// The model's folder; its name (wiki-8m, wiki-27m) says which numbers are expected.
     #[arg(long, default_value = "assets/wiki-8m")]
     model: PathBuf,
-    /// The text to predict: WikiText-2's raw test split, one file. It is not part of this repository.
+    /// The text to predict: WikiText-2's raw test split, one file. It is not part of this
+    /// repository.
     #[arg(long, default_value = "assets/wiki.test.raw")]
     text: PathBuf,
     /// Windows of 2048 tokens; 2, or 16 for a head dimension of 128.
     #[arg(long)]
     windows: Option<usize>,
-    /// The text to calibrate rotate-kv and centred with, other than the one to predict; without it the model's own
-    /// rotate-kv.safetensors and centred.safetensors.
+    /// The text to calibrate rotate-kv and centred with, other than the one to predict; without it
+    /// the model's own rotate-kv.safetensors and centred.safetensors.
     #[arg(long)]
     calibration_text: Option<PathBuf>,
     /// Only this codec.
@@ -245,7 +249,7 @@ impl Drop for Calibration {
     }
 }
 
-/// The results in Markdown.
+/// Writes the results in Markdown.
 fn table(rows: &[Measured]) -> String {
     let mut table = "| codec | bits/element | perplexity | expected | KL | expected |\n|---|---|---|---|---|---|\n".to_owned();
     for Measured { measure, bits, perplexity, kl, wanted } in rows {
@@ -258,13 +262,14 @@ fn table(rows: &[Measured]) -> String {
 fn head_dim(model: &Path) -> Result<u32> {
     let path = model.join("config.json");
     let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let config: serde_json::Value = serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))?;
-    let told = config["head_dim"].as_u64();
+    let config: serde_json::Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
+    let given = config["head_dim"].as_u64();
     let worked_out = || Some(config["hidden_size"].as_u64()? / config["num_attention_heads"].as_u64().filter(|heads| *heads > 0)?);
-    told.or_else(worked_out).and_then(|d| u32::try_from(d).ok()).with_context(|| format!("{} tells no head dimension", path.display()))
+    given.or_else(worked_out).and_then(|d| u32::try_from(d).ok()).with_context(|| format!("{} names no head dimension", path.display()))
 }
 
-/// Is the number within a share of what it must be? A divergence of zero must be zero to the digits that are printed.
+/// Returns whether the number is within a share of what it must be. A divergence of zero must be
+/// zero to the digits that are printed.
 fn near(got: f64, wanted: f64, share: f64) -> bool {
     (got - wanted).abs() <= share * wanted + 5e-5
 }
@@ -329,7 +334,7 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The options without one of them and its value.
+/// Returns the options without one of them and its value.
 fn without(options: &[String], name: &str) -> Vec<String> {
     let place = options.iter().position(|option| option == name).unwrap_or(options.len());
     options.iter().enumerate().filter(|(at, _)| *at != place && *at != place + 1).map(|(_, option)| option.clone()).collect()

@@ -1,19 +1,25 @@
 //! `cargo xtask test`: everything that CI runs, quick checks first, the tests last.
 
 use crate::command::{self, cargo, output, root, target, typed};
-use crate::{lint_shaders, setup, web};
+use crate::{lint_shaders, web};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 use wgkv::low_level::kernel;
 
-/// The registry's archive may not grow beyond this without somebody noticing.
+/// The most bytes that the registry's archive may have, so that somebody notices when it grows.
 const CRATE_BYTES: u64 = 1_000_000;
 
-/// What the library has for those who ask for it. In all steps, so that what they share is built once.
-const OPTIONAL: &str = "wgkv/store,wgkv/tracing";
+/// What the library has for those who ask for it.
+///
+/// What a dependency is built with hangs on all packages, targets and features that are asked for,
+/// and on the profile. So that nothing is built twice, every step that builds names the whole
+/// workspace, these features and the tests' profile, and some target that takes what only tests
+/// depend on.
+pub const OPTIONAL: &str = "wgkv/store,wgkv/tracing";
 
 /// Options of `test`.
 #[derive(clap::Args)]
@@ -37,13 +43,16 @@ fn cargo_step(mut command: Command) -> Result<()> {
     step(&typed(&command), || command::run(&mut command))
 }
 
-/// Runs all steps; the first that fails ends it. The last line of the output is the closing line of `cargo test`.
+/// Runs all steps; the first that fails ends it. The last line of the output is the closing line of
+/// `cargo test`.
 pub fn run(options: &Options) -> Result<()> {
-    step("setup", || setup::run_setup().and_then(|()| lint_shaders::run_setup()))?;
+    // Everything that may be missing or too old, before the first slow step.
+    step("setup", || lint_shaders::run_setup().and_then(|()| web::run_setup(&web::Options::TEST).map(drop)))?;
     step("files of every kernel", kernel_files)?;
     cargo_step(cargo(&["fmt", "--all", "--check"]))?;
-    cargo_step(cargo(&["clippy", "--workspace", "--all-targets", "--features", OPTIONAL, "--", "-D", "warnings"]))?;
-    let mut doc = cargo(&["doc", "--no-deps", "--package", "wgkv", "--features", OPTIONAL]);
+    cargo_step(cargo(&["clippy", "--workspace", "--all-targets", "--profile", "test", "--features", OPTIONAL, "--", "-D", "warnings"]))?;
+    // With the examples, since their dependencies are those of the tests.
+    let mut doc = cargo(&["doc", "--no-deps", "--workspace", "--lib", "--examples", "--profile", "test", "--features", OPTIONAL]);
     doc.env("RUSTDOCFLAGS", "-D warnings");
     cargo_step(doc)?;
     step("package", || package(options.full))?;
@@ -54,9 +63,61 @@ pub fn run(options: &Options) -> Result<()> {
     cargo_step(tests)?;
     // Of the modules that tests/shaders.rs has written.
     step("shaders by Chromium's compiler", lint_shaders::run_tint)?;
-    // Last and without a line of our own after it, so that the output ends on the test runner's closing line.
-    println!("==> cargo test --package wgkv --doc --features {OPTIONAL}");
-    command::run(&mut cargo(&["test", "--package", "wgkv", "--doc", "--features", OPTIONAL]))
+    // Last and without a line of our own after it, so that the output ends on the test runner's
+    // closing line.
+    doc_tests(cargo(&["test", "--workspace", "--doc", "--features", OPTIONAL]))
+}
+
+/// Runs the documentation's tests, and prints what they print up to the closing line of the last
+/// package that has any.
+fn doc_tests(mut command: Command) -> Result<()> {
+    println!("==> {}", typed(&command));
+    let (reader, writer) = std::io::pipe()?;
+    command.stdout(writer.try_clone()?).stderr(writer);
+    let mut running = command.spawn().context("cargo could not be started")?;
+    // It holds the pipe's other end, which must close when cargo ends.
+    drop(command);
+    let mut printed = DocTests::default();
+    for line in BufReader::new(reader).lines() {
+        for line in printed.take(line?) {
+            println!("{line}");
+        }
+    }
+    let status = running.wait()?;
+    if !status.success() {
+        bail!("cargo test --doc failed ({status})");
+    }
+    if !printed.any {
+        bail!("no package has tests in its documentation, but wgkv should");
+    }
+    Ok(())
+}
+
+/// The output of documentation tests without the packages that have none, and without what comes
+/// after a closing line.
+#[derive(Debug, Default)]
+struct DocTests {
+    /// Lines of a package of which it is not known yet whether it has tests.
+    held: Vec<String>,
+    /// Whether some package had tests.
+    any: bool,
+}
+
+impl DocTests {
+    /// Returns the lines that can be printed after one more has come.
+    fn take(&mut self, line: String) -> Vec<String> {
+        let ends = line.starts_with("test result: ");
+        if ends && self.held.iter().any(|line| line == "running 0 tests") {
+            self.held.clear();
+        } else if line.is_empty() || line.contains("Doc-tests ") || line == "running 0 tests" {
+            self.held.push(line);
+        } else if !line.starts_with("all doctests ran in ") {
+            self.any |= ends;
+            self.held.push(line);
+            return std::mem::take(&mut self.held);
+        }
+        Vec::new()
+    }
 }
 
 fn words(text: &str) -> BTreeSet<&str> {
@@ -76,7 +137,8 @@ fn has_bench(name: &str) -> Result<bool> {
     Ok(false)
 }
 
-/// Every kernel has its shader, wrapper, twin and test under its name, and a bench that names it; and no shader is no kernel's.
+/// Checks that every kernel has its shader, wrapper, twin and test under its name, and a bench that
+/// names it, and that every shader is a kernel's.
 fn kernel_files() -> Result<()> {
     let mut missing = Vec::new();
     for kernel in kernel::ALL {
@@ -105,7 +167,7 @@ fn kernel_files() -> Result<()> {
     Ok(())
 }
 
-/// All WGSL files below a folder, as paths from the root.
+/// Finds all WGSL files below a folder, as paths from the root.
 fn shaders(folder: &Path, found: &mut Vec<String>) -> Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
@@ -118,7 +180,7 @@ fn shaders(folder: &Path, found: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// The package holds every shader and no model, and is small.
+/// Checks that the package holds every shader and no model, and is small.
 fn package(full: bool) -> Result<()> {
     let listed = output(&mut cargo(&["package", "--package", "wgkv", "--allow-dirty", "--list"]))?.replace('\\', "/");
     let listed: BTreeSet<&str> = listed.lines().collect();
@@ -146,4 +208,32 @@ fn package(full: bool) -> Result<()> {
     }
     println!("    {} files, {bytes} bytes", listed.len());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DocTests;
+
+    fn printed(output: &str) -> (String, bool) {
+        let mut tests = DocTests::default();
+        let lines: Vec<String> = output.lines().flat_map(|line| tests.take(line.to_owned())).collect();
+        (lines.join("\n"), tests.any)
+    }
+
+    #[test]
+    fn the_output_ends_on_a_closing_line_of_tests_that_ran() {
+        let none = "   Doc-tests b\n\nrunning 0 tests\n\ntest result: ok. 0 passed; 0 failed\n\n";
+        let some = "   Doc-tests a\n\nrunning 1 test\ntest a.rs - (line 1) ... ok\n\ntest result: ok. 1 passed; 0 failed";
+        let (built, after) = ("    Finished `test` profile\n", "\n\nall doctests ran in 0.34s; merged doctests compilation took 0.33s\n");
+        let (lines, any) = printed(&[built, none, some, after, none, none].concat());
+        assert_eq!(lines, [built, "\n", some].concat());
+        assert!(any);
+        assert_eq!(printed(&[built, none].concat()), (built.trim_end().to_owned(), false));
+    }
+
+    #[test]
+    fn what_fails_is_printed() {
+        let failed = "   Doc-tests a\nerror: cannot find value `x`\n\nerror: doctest failed";
+        assert_eq!(printed(failed), (failed.to_owned(), false));
+    }
 }

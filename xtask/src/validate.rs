@@ -1,5 +1,5 @@
-//! `cargo xtask validate`: the library's tests under Vulkan's validation layers, which watch every call for what the specification forbids,
-//! synchronization among it.
+//! `cargo xtask validate`: the library's tests under Vulkan's validation layers, which watch every
+//! call for what the specification forbids, synchronization among it.
 
 use crate::command::{cargo, target, typed};
 use crate::setup;
@@ -12,18 +12,19 @@ use std::process::Stdio;
 const LAYER: &str = "VK_LAYER_KHRONOS_validation";
 const DEBIAN_PACKAGE: &str = "vulkan-validationlayers";
 
-/// The layer tells on standard output what it finds, and that it is there.
+/// The layer's settings: it is to report on standard output what it finds, and that it is there.
 const SETTINGS: &str = "khronos_validation.debug_action = VK_DBG_LAYER_ACTION_LOG_MSG
 khronos_validation.report_flags = error,warn,info
 khronos_validation.log_filename = stdout
 khronos_validation.duplicate_message_limit = 10
 ";
 
-/// A message of the layer that it is there.
+/// The message by which the layer reports that it is there.
 const STATUS: &str = "createinstance-status-message";
 
-/// What layers from before 2023 say of every module that names WGSL as its source, as naga's do in debug builds: they do not know the number.
-/// `cargo xtask lint-shaders` has such modules validated by a newer program.
+/// What layers from before 2023 say of every module that names WGSL as its source, as naga's do in
+/// debug builds: they do not know the number. `cargo xtask lint-shaders` has such modules validated
+/// by a newer program.
 const UNKNOWN_SOURCE: &str = "Invalid source language operand";
 
 /// Options of `validate`.
@@ -33,7 +34,8 @@ pub struct Options {
     tests: Vec<String>,
 }
 
-/// Runs the tests; an error where one fails, where the layer finds something, and where it is not there.
+/// Runs the tests; an error where one fails, where the layer finds something, and where it is not
+/// there.
 pub fn run(options: &Options) -> Result<()> {
     setup::run_setup()?;
     let folder = target()?.0.join("validate");
@@ -63,7 +65,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let status = running.wait()?;
     if watched == 0 {
-        bail!("{LAYER} is missing. Debian, Ubuntu: sudo apt-get install {DEBIAN_PACKAGE}\n  elsewhere: the Vulkan SDK");
+        bail!("{LAYER} is missing. To get it: sudo apt-get update && sudo apt-get install {DEBIAN_PACKAGE} on Debian and Ubuntu, or the Vulkan SDK");
     }
     if !found.is_empty() {
         bail!("the layer found {} faults, the first of them: {}", found.len(), found[0]);

@@ -8,9 +8,11 @@ mod test;
 mod toolchain;
 
 use crate::command::target;
+use crate::setup;
+use crate::tool::{Had, RUSTC_WEB};
 use anyhow::Result;
 use browser::Kind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Options of `web`.
 #[derive(clap::Args)]
@@ -39,18 +41,42 @@ pub struct Options {
 }
 
 impl Options {
-    /// What `cargo xtask test` runs: a quarter of the context, since software adapters write ten tokens a second.
+    /// What `cargo xtask test` runs: a quarter of the context, since software adapters write ten
+    /// tokens a second.
     pub const TEST: Self = Self { serve: false, port: 0, test: true, browser: None, context: 512, hosts: false, out: None };
+}
+
+/// Returns which compiler there is for WebAssembly, without making one.
+pub fn compiler(target: &Path) -> Result<Result<String, Had>> {
+    if toolchain::is_ordinary()? {
+        return Ok(Ok(format!("not needed: rustc has {}", toolchain::TARGET)));
+    }
+    Ok(match toolchain::kept(&toolchain::cache(target)) {
+        Some((path, version)) if RUSTC_WEB.takes(&version) => Ok(format!("{version}, {}", path.display())),
+        Some((path, version)) => Err(format!("{} is {version}", path.display())),
+        None if crate::apt::is_debian() => Err("not there yet; the first build for the web fetches it".into()),
+        None => Err("not there".into()),
+    })
+}
+
+/// Makes sure that everything is there which `run` takes, before anything slow begins: the
+/// compiler, and for tests an adapter and the browsers, which are returned.
+pub fn run_setup(options: &Options) -> Result<Vec<(Kind, PathBuf)>> {
+    let browsers = if options.test {
+        setup::run_setup()?;
+        test::find(&options.browser.map_or(Kind::ALL.to_vec(), |kind| vec![kind]))?
+    } else {
+        Vec::new()
+    };
+    toolchain::compiler(&toolchain::cache(&target()?.0))?;
+    Ok(browsers)
 }
 
 /// Builds; then serves or tests.
 pub fn run(options: &Options) -> Result<()> {
     let (target, version) = target()?;
     let out = options.out.clone().unwrap_or_else(|| target.join("web"));
-    let browsers = options.browser.map_or(Kind::ALL.to_vec(), |kind| vec![kind]);
-    if options.test {
-        test::find(&browsers)?;
-    }
+    let browsers = run_setup(options)?;
     let site = build::build(&target, &out, &version)?;
     if options.test {
         test::run(&site, &browsers, options.context)?;

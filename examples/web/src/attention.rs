@@ -62,7 +62,7 @@ impl Attention {
         Ok(self.cache.tokens(self.sequence)?)
     }
 
-    /// Begins a step of `tokens` tokens, [`CHUNK`] at most.
+    /// Begins a step of `tokens` tokens, `CHUNK` at most.
     ///
     /// # Errors
     /// Those of [`Cache::step`].

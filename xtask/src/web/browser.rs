@@ -1,6 +1,7 @@
-//! A headless browser that is told what to do: Chromium by the DevTools protocol, Firefox by WebDriver BiDi. Both are messages of JSON on a
-//! WebSocket whose address the browser prints.
+//! A headless browser that is told what to do: Chromium by the DevTools protocol, Firefox by
+//! WebDriver BiDi. Both are messages of JSON on a WebSocket whose address the browser prints.
 
+use crate::tool::{CHROMIUM, FIREFOX, Tool};
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use serde_json::{Value, json};
@@ -30,33 +31,18 @@ impl Kind {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Chromium, Self::Firefox];
 
-    /// Its programs, the one that is preferred first, and the package that brings it to Debian.
-    fn programs(self) -> (&'static [&'static str], &'static str) {
+    /// Returns what says which versions of it will do.
+    pub fn tool(self) -> &'static Tool {
         match self {
-            Self::Chromium => (&["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"], "chromium"),
-            Self::Firefox => (&["firefox-esr", "firefox"], "firefox-esr"),
+            Self::Chromium => &CHROMIUM,
+            Self::Firefox => &FIREFOX,
         }
-    }
-
-    /// The package that brings it to Debian.
-    pub fn package(self) -> &'static str {
-        self.programs().1
-    }
-
-    /// Its program, if it is there.
-    pub fn program(self) -> Option<PathBuf> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-        self.programs().0.iter().flat_map(|program| folders.iter().map(move |folder| folder.join(program))).find(|file| file.is_file())
     }
 }
 
 impl std::fmt::Display for Kind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::Chromium => "Chromium",
-            Self::Firefox => "Firefox",
-        })
+        f.pad(self.tool().name)
     }
 }
 
@@ -83,8 +69,9 @@ user_pref("network.captive-portal-service.enabled", false);
 user_pref("network.connectivity-service.enabled", false);
 "#;
 
-/// Options of Chromium: WebGPU on its software adapter, which it does not offer by itself; no calls home. `insecure.test` is this machine
-/// under a name for which there are no secrets, and so no WebGPU.
+/// Options of Chromium: WebGPU on its software adapter, which it does not offer by itself; no calls
+/// home. `insecure.test` is this machine under a name for which there are no secrets, and so no
+/// WebGPU.
 const SWITCHES: &[&str] = &[
     "--headless=new",
     "--no-sandbox",
@@ -103,11 +90,10 @@ const SWITCHES: &[&str] = &[
 
 impl Browser {
     /// Starts one with an empty profile.
-    pub fn open(kind: Kind) -> Result<Self> {
-        let program = kind.program().with_context(|| format!("{kind} is not installed"))?;
+    pub fn open(kind: Kind, program: &Path) -> Result<Self> {
         let profile = std::env::temp_dir().join(format!("wgkv-{kind}-{}", std::process::id()));
         fs::create_dir_all(&profile)?;
-        let mut command = Command::new(&program);
+        let mut command = Command::new(program);
         match kind {
             Kind::Chromium => {
                 command.args(SWITCHES).arg(format!("--user-data-dir={}", profile.display())).arg("about:blank");
@@ -151,7 +137,8 @@ impl Browser {
         answer.pointer(place).and_then(Value::as_str).map(str::to_owned).context("the browser has no page")
     }
 
-    /// Sends a command and waits for its answer; whatever else the browser says meanwhile is handed to `heard`.
+    /// Sends a command and waits for its answer; whatever else the browser says meanwhile is handed
+    /// to `heard`.
     fn call_hearing(&mut self, method: &str, params: Value, mut heard: impl FnMut(&Value)) -> Result<Value> {
         self.sent += 1;
         let mut message = json!({ "id": self.sent, "method": method, "params": params });
@@ -197,11 +184,11 @@ impl Browser {
                 self.call("browsingContext.navigate", json!({ "context": self.page, "url": url, "wait": "complete" }))?;
             }
         }
-        // Chromium answers before the page's modules have run.
+        // Chromium replies before the page's modules have run.
         self.wait("document.readyState === 'complete'", Duration::from_secs(60))
     }
 
-    /// What an expression of JavaScript is worth, promises awaited.
+    /// Evaluates an expression of JavaScript, promises awaited.
     pub fn evaluate(&mut self, expression: &str) -> Result<Value> {
         let expression = format!("(async () => JSON.stringify((await ({expression})) ?? null))()");
         let (answer, value, failed) = match self.kind {
@@ -220,7 +207,7 @@ impl Browser {
         if let Some(failed) = failed {
             bail!("{}", failed.as_str().unwrap_or_default());
         }
-        let text = value.as_ref().and_then(Value::as_str).with_context(|| format!("the page answers {answer}"))?;
+        let text = value.as_ref().and_then(Value::as_str).with_context(|| format!("the page returns {answer}"))?;
         Ok(serde_json::from_str(text)?)
     }
 
@@ -236,7 +223,7 @@ impl Browser {
         Ok(())
     }
 
-    /// Another size of the window.
+    /// Gives the window another size.
     pub fn resize(&mut self, width: u32, height: u32) -> Result<()> {
         match self.kind {
             Kind::Chromium => {
@@ -247,7 +234,7 @@ impl Browser {
         .map(|_| ())
     }
 
-    /// A picture of the whole page.
+    /// Writes a picture of the whole page.
     pub fn screenshot(&mut self, path: &Path) -> Result<()> {
         let answer = match self.kind {
             Kind::Chromium => {
@@ -263,7 +250,8 @@ impl Browser {
         Ok(())
     }
 
-    /// Bytes that the process which talks to the GPU holds alone, by the browser's own count. Firefox does not tell.
+    /// Returns the bytes that the process which talks to the GPU holds alone, by the browser's own
+    /// count. Firefox does not say.
     pub fn gpu_memory(&mut self) -> Result<Option<u64>> {
         if self.kind == Kind::Firefox {
             return Ok(None);
@@ -280,7 +268,7 @@ impl Browser {
         Ok(Some(u64::from_str_radix(&counted.context("Chromium does not count its GPU process")?, 16)?))
     }
 
-    /// A dump of every process's memory, as events.
+    /// Returns a dump of every process's memory, as events.
     fn trace_memory(&mut self) -> Result<Vec<Value>> {
         let config = json!({ "includedCategories": ["disabled-by-default-memory-infra"], "excludedCategories": ["*"], "memoryDumpConfig": {} });
         self.call("Tracing.start", json!({ "traceConfig": config, "transferMode": "ReportEvents" }))?;
@@ -310,7 +298,7 @@ impl Drop for Browser {
     }
 }
 
-/// The address that a browser prints when it is ready.
+/// Returns the address that a browser prints when it is ready.
 fn address(child: &mut Child) -> Result<String> {
     let stderr = child.stderr.take().context("the browser has no standard error")?;
     let (sender, receiver) = mpsc::channel();
@@ -329,7 +317,7 @@ fn address(child: &mut Child) -> Result<String> {
         }
         said.push(line);
     }
-    bail!("it tells no address, but says: {}", said.join("\n"))
+    bail!("it prints no address, but: {}", said.join("\n"))
 }
 
 fn connect(kind: Kind, address: &str) -> Result<WebSocket<TcpStream>> {

@@ -2,6 +2,7 @@
 
 use super::toolchain::{self, TARGET};
 use crate::command::{cargo, root, run, typed};
+use crate::tool::{NPM, WASM_OPT};
 use anyhow::{Context, Result, bail};
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -14,10 +15,8 @@ use wasm_bindgen_cli_support::Bindgen;
 /// The package may not grow beyond this, gzipped, without somebody noticing.
 const PACKAGE_BYTES: usize = 1_000_000;
 
-/// `wasm-opt` as npm has it.
-const BINARYEN: &str = "binaryen@132.0.0";
-
-/// What the compiler makes use of. More than that could be used by the optimizer, and not every host has it.
+/// What the compiler makes use of. More than that could be used by the optimizer, and not every
+/// host has it.
 const FEATURES: [&str; 7] = ["simd", "bulk-memory", "mutable-globals", "nontrapping-float-to-int", "reference-types", "sign-ext", "multivalue"];
 
 /// The files of the model that the page loads.
@@ -33,7 +32,7 @@ pub struct Site {
 
 /// Builds both below `out`.
 pub fn build(target: &Path, out: &Path, version: &str) -> Result<Site> {
-    let compiler = toolchain::compiler(&target.join("wasm-toolchain"))?;
+    let compiler = toolchain::compiler(&toolchain::cache(target))?;
     let source = root().join("examples/web");
     let site = Site { page: out.join("page"), package: out.join("package") };
     if out.exists() {
@@ -86,21 +85,29 @@ fn module(package: &str, name: &str, compiler: Option<&Path>, target: &Path, fol
     optimize(&folder.join(format!("{name}_bg.wasm")), target)
 }
 
-/// Binaryen's `wasm-opt`: that of the system, else the one that npm has, else none.
+/// Returns Binaryen's `wasm-opt`: that of the system, else the one that npm has, else none.
 fn optimizer(target: &Path) -> Result<Option<Command>> {
-    if Command::new("wasm-opt").arg("--version").stdout(Stdio::null()).status().is_ok_and(|status| status.success()) {
-        return Ok(Some(Command::new("wasm-opt")));
+    if let Ok((program, _)) = WASM_OPT.find() {
+        return Ok(Some(Command::new(program)));
     }
     let folder = target.join("binaryen");
-    let program = folder.join("node_modules/.bin/wasm-opt");
-    if !program.is_file() {
-        let mut npm = Command::new("npm");
-        npm.args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"]).arg(&folder).arg(BINARYEN).stdin(Stdio::null());
-        if !npm.status().is_ok_and(|status| status.success()) {
-            println!("    neither wasm-opt (package binaryen) nor npm is here: modules stay somewhat larger");
+    let package = format!("binaryen@{}", WASM_OPT.least);
+    // What npm has put there for another version of the table does not count.
+    let stamp = folder.join("complete");
+    if fs::read_to_string(&stamp).ok().as_ref() != Some(&package) {
+        let fetched = NPM.find().is_ok_and(|(npm, _)| {
+            let mut npm = Command::new(npm);
+            npm.args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"]).arg(&folder).arg(&package).stdin(Stdio::null());
+            npm.status().is_ok_and(|status| status.success())
+        });
+        if !fetched {
+            println!("    neither wasm-opt {} nor an npm that brings it is here: modules stay somewhat larger", WASM_OPT.least);
             return Ok(None);
         }
+        fs::write(&stamp, &package)?;
     }
+    // npm's programs end on .cmd on Windows.
+    let program = which::which_in("wasm-opt", Some(folder.join("node_modules/.bin")), &folder)?;
     Ok(Some(Command::new(program)))
 }
 
@@ -110,7 +117,8 @@ fn optimize(module: &Path, target: &Path) -> Result<()> {
         return Ok(());
     };
     optimizer.args(FEATURES.map(|feature| format!("--enable-{feature}")));
-    // The compiler has optimised already: higher levels take four times as long and gain nothing, gzipped.
+    // The compiler has optimised already: higher levels take four times as long and gain nothing,
+    // gzipped.
     run(optimizer.arg("-O1").arg(module).arg("-o").arg(module))
 }
 
@@ -127,7 +135,7 @@ pub fn copy(from: &Path, to: &Path, wanted: impl Fn(&str) -> bool) -> Result<()>
     Ok(())
 }
 
-/// Prints what files take, as they are and gzipped; answers the latter.
+/// Prints what files take, as they are and gzipped; returns the latter.
 fn sizes(what: &str, folder: &Path, files: &[&str]) -> Result<usize> {
     let (mut raw, mut packed) = (0, 0);
     for file in files {

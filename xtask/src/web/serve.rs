@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use tiny_http::{Header, Request, Response, Server, StatusCode};
 
-/// Serves until the process ends; answers the port. Port 0 takes a free one.
+/// Serves until the process ends; returns the port. Port 0 takes a free one.
 pub fn serve(folder: PathBuf, port: u16) -> Result<u16> {
     let server = Arc::new(Server::http(("127.0.0.1", port)).map_err(|error| anyhow!("port {port} cannot be served: {error}"))?);
     let port = server.server_addr().to_ip().map_or(port, |address| address.port());
@@ -23,7 +23,7 @@ pub fn serve(folder: PathBuf, port: u16) -> Result<u16> {
     Ok(port)
 }
 
-/// The file that a request names, if it lies in the folder.
+/// Returns the file that a request names, if it lies in the folder.
 fn file(folder: &Path, url: &str) -> Option<PathBuf> {
     let path = url.split(['?', '#']).next().unwrap_or_default().trim_start_matches('/');
     let relative = Path::new(path);

@@ -4,36 +4,26 @@ use super::browser::{Browser, Kind};
 use super::build::{Site, copy};
 use super::serve;
 use crate::command::root;
-use crate::setup;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Bytes by which scripts, workers, WebAssembly and the GPU's process may each grow while a context fills: what is kept of compiled code,
-/// and garbage that is not collected yet. A leak of one token's scores alone would be 64 MiB, of 512 tokens' 16 MiB.
+/// Bytes by which scripts, workers, WebAssembly and the GPU's process may each grow while a context
+/// fills: what is kept of compiled code, and garbage that is not collected yet. A leak of one
+/// token's scores alone would be 64 MiB, of 512 tokens' 16 MiB.
 const SLACK: u64 = 12 << 20;
 
-/// Makes sure that the browsers are there: installs them if it may, and otherwise names what is missing.
-pub fn find(browsers: &[Kind]) -> Result<()> {
-    let missing: Vec<&str> = browsers.iter().filter(|kind| kind.program().is_none()).map(|kind| kind.package()).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    if !setup::may_install() {
-        bail!(
-            "these browsers are missing: {0}\n  Debian: sudo apt-get install {0}\n  elsewhere: Chromium or Chrome, and Firefox, on the path",
-            missing.join(" ")
-        );
-    }
-    println!("    installing {}", missing.join(" "));
-    setup::install(&missing)
+/// Finds the browsers' programs. Installs those that are missing or too old if it may, and
+/// otherwise stops with what to type.
+pub fn find(browsers: &[Kind]) -> Result<Vec<(Kind, PathBuf)>> {
+    browsers.iter().map(|kind| Ok((*kind, kind.tool().provide()?))).collect()
 }
 
-/// Runs everything in every browser, and a text of so many tokens; pictures of the page are written beside it.
-pub fn run(site: &Site, browsers: &[Kind], tokens: u32) -> Result<()> {
-    setup::run_setup()?;
+/// Runs everything in every browser, and a text of `tokens` tokens; pictures of the page are
+/// written beside it.
+pub fn run(site: &Site, browsers: &[(Kind, PathBuf)], tokens: u32) -> Result<()> {
     let out = site.page.parent().context("the page has no folder")?;
     let (tests, pictures) = (out.join("tests"), &out.join("screenshots"));
     copy(&root().join("examples/web/tests"), &tests, |name| !name.ends_with(".rs"))?;
@@ -41,17 +31,17 @@ pub fn run(site: &Site, browsers: &[Kind], tokens: u32) -> Result<()> {
     let port = serve::serve(out.to_owned(), 0)?;
     // Each is slow by itself, and keeps little more than one core busy.
     std::thread::scope(|scope| {
-        let run = |kind: Kind| in_one(kind, port, pictures, tokens).with_context(|| kind.to_string());
-        let running: Vec<_> = browsers.iter().map(|kind| scope.spawn(move || run(*kind))).collect();
+        let run = |kind: Kind, program: &Path| in_one(kind, program, port, pictures, tokens).with_context(|| kind.to_string());
+        let running: Vec<_> = browsers.iter().map(|(kind, program)| scope.spawn(move || run(*kind, program))).collect();
         let ended: Vec<Result<()>> = running.into_iter().map(|thread| thread.join().unwrap_or_else(|_| bail!("a browser's test panicked"))).collect();
         ended.into_iter().collect()
     })
 }
 
 /// Runs everything in one browser.
-fn in_one(kind: Kind, port: u16, pictures: &Path, tokens: u32) -> Result<()> {
+fn in_one(kind: Kind, program: &Path, port: u16, pictures: &Path, tokens: u32) -> Result<()> {
     let start = Instant::now();
-    let mut browser = Browser::open(kind)?;
+    let mut browser = Browser::open(kind, program)?;
     in_browser(&mut browser, kind, port)?;
     context(&mut browser, kind, tokens)?;
     page(&mut browser, kind, port, pictures).context("the page")?;
@@ -105,7 +95,7 @@ fn in_browser(browser: &mut Browser, kind: Kind, port: u16) -> Result<()> {
     Ok(())
 }
 
-/// A text of so many tokens, and what memory grows by meanwhile.
+/// Lets a text grow to `wanted` tokens, and checks what memory grows by meanwhile.
 fn context(browser: &mut Browser, kind: Kind, wanted: u32) -> Result<()> {
     let start = Instant::now();
     let begun = browser.evaluate(&format!("tests.beginLong({wanted})"))?;
@@ -122,7 +112,7 @@ fn context(browser: &mut Browser, kind: Kind, wanted: u32) -> Result<()> {
     }
     println!("    {kind}: {tokens} tokens in {:.0} s; the cache holds {allocated} bytes from the beginning to the end", start.elapsed().as_secs_f64());
     for (what, place) in [("WebAssembly", "/memory/wasm"), ("scripts and workers", "/memory/all")] {
-        // Firefox does not tell the second.
+        // Firefox does not give the second.
         if let (Ok(first), Ok(last)) = (number(&begun, place), number(&ended, place)) {
             grows(kind, what, first, last)?;
         }
@@ -141,7 +131,7 @@ fn grows(kind: Kind, what: &str, first: u64, last: u64) -> Result<()> {
     Ok(())
 }
 
-/// The page as a reader uses it.
+/// Uses the page as a reader does.
 fn page(browser: &mut Browser, kind: Kind, port: u16, pictures: &Path) -> Result<()> {
     let picture = |name: &str| pictures.join(format!("{}-{name}.png", kind.to_string().to_lowercase()));
     let state = |name: &str| format!("document.body?.dataset.state === '{name}'");
