@@ -1,3 +1,4 @@
+#![doc = include_str!("guide_links.md")]
 #![doc = include_str!("../README.md")]
 
 mod cache;
@@ -15,6 +16,30 @@ pub use format::{Bits, ChannelOrder, Codec, Element, Format, Means, PAGE_TOKENS,
 pub use gpu::{Capability, Gpu, Rows};
 pub use plan::{Capacity, Cost, Plan, PlanBuilder, Storage};
 pub use wgpu;
+
+/// The pages of `docs/`: how the crate is built, what each codec stores, how to serve with it, and how it was measured and tested.
+/// They exist in this documentation only.
+#[cfg(any(doc, doctest))]
+pub mod guide {
+    /// A page: the links between pages first, so that they win over those at its end, which are for reading the file as it lies.
+    macro_rules! page {
+        ($name:ident, $file:literal) => {
+            #[doc = include_str!("guide_links.md")]
+            #[doc = include_str!($file)]
+            pub mod $name {}
+        };
+    }
+
+    page!(architecture, "../docs/architecture.md");
+    page!(codecs, "../docs/codecs.md");
+    page!(serving, "../docs/serving.md");
+    page!(rotatekv, "../docs/rotatekv.md");
+    page!(kv_adaquant, "../docs/kv-adaquant.md");
+    page!(alignedkv, "../docs/alignedkv.md");
+    page!(performance, "../docs/performance.md");
+    page!(reliability, "../docs/reliability.md");
+    page!(testing, "../docs/testing.md");
+}
 
 /// Bits of their own for layers, KV heads, keys and values: what each precision costs in accuracy, and rules that choose.
 pub mod bits {
