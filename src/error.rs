@@ -26,7 +26,7 @@ pub enum Error {
         had: String,
     },
     /// A file could not be read or written.
-    #[error("{doing} {path} failed: {source}")]
+    #[error("{doing} {path} failed")]
     Io {
         /// What was being done.
         doing: &'static str,
@@ -42,8 +42,10 @@ pub enum Error {
         had: u32,
     },
     /// No codec has this name.
-    #[error("no codec is called {had:?}; there are {}", crate::format::Codec::names())]
+    #[error("no codec is called {had:?}; there are {known}")]
     Codec {
+        /// The names of all codecs.
+        known: String,
         /// The name asked for.
         had: String,
     },
@@ -164,7 +166,7 @@ pub enum Error {
     },
     /// A part of a step that does not begin where its sequence ends.
     #[error("sequence {slot} holds {have} tokens; queries from {first} on can bring it {most} at most, not {tokens}")]
-    Part {
+    Share {
         /// The sequence's place in the cache.
         slot: u32,
         /// Position of the first query.

@@ -49,8 +49,7 @@ pub mod bits {
 
 /// What codecs learn from a model's sample text, and how it is collected.
 pub mod learned {
-    pub use crate::format::{ChannelOrder, Means, Reach};
-    pub use crate::plan::Learned;
+    pub use crate::format::{ChannelOrder, Learned, Means, Reach};
     pub use crate::tune::{MeansCollector, OrderCollector, fuse};
 }
 

@@ -72,7 +72,7 @@ fn damaged_bit_plans_are_refused() {
         ("/precisions/1/1", json!("5/64"), Error::Bits { had: 5 }),
         ("/precisions/1/1", json!("-2/64"), text("precision", "BITS/GROUP, or 16", "-2/64")),
         ("/precisions/1/1", json!("two"), text("precision", "BITS/GROUP, or 16", "two")),
-        ("/storage/codec", json!("int4"), Error::Codec { had: "int4".into() }),
+        ("/storage/codec", json!("int4"), Error::Codec { had: "int4".into(), known: Codec::names() }),
         ("/storage/scales", json!("f4"), text("scales", "f16, f8 or symmetric", "f4")),
         ("/storage/clip", json!(-0.5), Error::argument("clip", "above 0 and at most 1", "-0.5")),
         ("/report/error", json!(-1.5), negative.clone()),

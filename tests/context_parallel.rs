@@ -239,9 +239,9 @@ fn what_does_not_fit_is_refused_and_nothing_changes() {
     let sequence = part.begin_at(256).unwrap();
     let of = |first, queries, tokens| Share { sequence, first, queries, tokens };
     let mut step = |one| part.step_parts(&[one]).map(|_| ());
-    assert_eq!(step(of(255, 1, 0)), Err(Error::Part { slot: 0, first: 255, tokens: 0, have: 256, most: 0 }));
-    assert_eq!(step(of(257, 3, 1)), Err(Error::Part { slot: 0, first: 257, tokens: 1, have: 256, most: 0 }));
-    assert_eq!(step(of(256, 3, 4)), Err(Error::Part { slot: 0, first: 256, tokens: 4, have: 256, most: 3 }));
+    assert_eq!(step(of(255, 1, 0)), Err(Error::Share { slot: 0, first: 255, tokens: 0, have: 256, most: 0 }));
+    assert_eq!(step(of(257, 3, 1)), Err(Error::Share { slot: 0, first: 257, tokens: 1, have: 256, most: 0 }));
+    assert_eq!(step(of(256, 3, 4)), Err(Error::Share { slot: 0, first: 256, tokens: 4, have: 256, most: 3 }));
     assert_eq!(step(of(256, 0, 0)), Err(Error::EmptyChunk { slot: 0 }));
     assert_eq!(step(of(256, 745, 10)), Err(Error::Length { slot: 0, need: 1001, have: 1000 }));
     assert_eq!(step(of(256, 3, 2)), Ok(()));

@@ -33,7 +33,11 @@ fn plan(shape: Shape, format: Format, protection: Protection, budget: Capacity, 
 
 #[test]
 fn names_and_numbers_that_mean_nothing_are_refused() {
-    refused("int4".parse::<Codec>(), &Error::Codec { had: "int4".into() }, &["int4", "f16, rtn, hadamard, rotate-kv, aligned-f16 and centred"]);
+    refused(
+        "int4".parse::<Codec>(),
+        &Error::Codec { had: "int4".into(), known: Codec::names() },
+        &["int4", "f16, rtn, hadamard, rotate-kv, aligned-f16 and centred"],
+    );
     refused(Bits::try_from(5), &Error::Bits { had: 5 }, &["2, 3, 4, 8 or 16", "5"]);
     for text in ["last:3", "first:", "first:x", "massive:", "massive:-1", "4", ""] {
         refused(text.parse::<Sinks>(), &Error::argument("sinks", "none, first:N or massive:N", text), &["none, first:N or massive:N", text]);

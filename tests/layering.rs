@@ -182,7 +182,8 @@ fn contracts_are_in_an_order_without_circles() {
 
 #[test]
 fn what_should_not_be_there_is_found() {
-    let table = "\n| module | contract | may import |\n|---|---|---|\n| `low` | x | nothing |\n| `high` | y | `low`, `mid::Part` but not `low::secret` |\n\nend";
+    let table =
+        "\n| module | contract | may import |\n|---|---|---|\n| `low` | x | nothing |\n| `high` | y | `low`, `mid::Part` but not `low::secret` |\n\nend";
     let contracts = contracts(table);
     assert_eq!(contracts["high"].allowed, ["low", "mid::Part"]);
     assert_eq!(contracts["high"].forbidden, ["low::secret"]);

@@ -54,7 +54,7 @@ fn damaged_sensitivities_are_refused() {
         ("/head_dim", json!(0), shape("head_dim", "64, 80, 96, 128 or 256", "0")),
         ("/head_dim", json!(96), Error::Group { group: 64, head_dim: 96 }),
         ("/storage/codec", json!("f16"), not_of("codec", "one that has codes", "f16")),
-        ("/storage/codec", json!("int4"), Error::Codec { had: "int4".into() }),
+        ("/storage/codec", json!("int4"), Error::Codec { had: "int4".into(), known: Codec::names() }),
         ("/heads/1/norms/1", json!(-4.0), negative("layer 0, head 1")),
         ("/heads/2/output", json!(-4.0), negative("layer 1, head 0")),
         ("/heads/2/output_errors/1/3", json!(-4.0), negative("layer 1, head 0")),

@@ -80,10 +80,8 @@ fn plans() -> Vec<Plan> {
         let capability = Capability { straight: i / 2 % 2 == 0, subgroups: (i / 4 % 2 == 0).then_some((32, 64)), ..Capability::webgpu_default() };
         let eight = format.key().bits == Bits::Eight || format.value().bits == Bits::Eight;
         let format = if i % 3 == 2 && !eight { format.with_scales(Scales::Byte) } else { format };
-        let builder = Plan::builder(shape, format)
-            .protection(protections[i % 3])
-            .capacity(Capacity::tokens(1, 1024))
-            .element([Element::F32, Element::F16][i / 3 % 2]);
+        let builder =
+            Plan::builder(shape, format).protection(protections[i % 3]).capacity(Capacity::tokens(1, 1024)).element([Element::F32, Element::F16][i / 3 % 2]);
         // The kernels of planes that count their loads, too.
         (if i % 2 == 0 { builder } else { builder.counted_loads() }, capability)
     };

@@ -247,7 +247,7 @@ impl Pool {
             }
             let most = if first == still.old_tokens { queries } else { 0 };
             if first < still.old_tokens || tokens > most {
-                return Err(Error::Part { slot, first, tokens, have: still.old_tokens, most });
+                return Err(Error::Share { slot, first, tokens, have: still.old_tokens, most });
             }
             let have = plan.max_tokens();
             let fits = |count: u32| first.checked_add(count).filter(|n| u64::from(*n) <= have);

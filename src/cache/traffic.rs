@@ -146,14 +146,14 @@ impl Cache {
         let [_, _, partials, _] = self.scratch_buffers();
         // Only what is looked at: the sums of the items, the rows' plans, the ledgers.
         let items = words.align_scores.get(first).map_or(0, |(_, items)| u64::from(*items));
-        let (sums, ledgers) = (4 * u64::from(plan.heads()) * plan.score_sums(), 16 * plan.ledgers());
+        let (sums, ledgers) = (4 * u64::from(plan.heads_per_reading()) * plan.score_sums(), 16 * plan.ledgers());
         let (entries, ledger_words) = (u64::from(SUM_ENTRIES), 4 * u64::from(LEDGER_VECS));
-        let sum_words = self.gpu().read(scores, sums, entries * u64::from(plan.heads()) * plan.readings() * items).await?;
+        let sum_words = self.gpu().read(scores, sums, entries * u64::from(plan.heads_per_reading()) * plan.readings() * items).await?;
         let plan_words = self.gpu().read(plans, 0, u64::from(PLAN_WORDS) * plan.readings() * u64::from(last.rows)).await?;
         let ledgers = self.gpu().read(partials, ledgers, ledger_words * plan.readings() * items).await?;
         let float = |words: &[u32], at: u64| f64::from(f32::from_bits(words.get(at as usize).copied().unwrap_or(0)));
         let shape = plan.shape();
-        let (d, heads, blocks, page) = (u64::from(shape.head_dim), u64::from(plan.heads()), plan.blocks(), u64::from(PAGE_TOKENS));
+        let (d, heads, blocks, page) = (u64::from(shape.head_dim), u64::from(plan.heads_per_reading()), plan.blocks(), u64::from(PAGE_TOKENS));
         for (slab, ([keys, _], rows)) in slabs.iter().zip(words.align_plan.iter().skip(first)) {
             let (layout, [key_bits, value_bits]) = (slab.layout(), [slab.format().key(), slab.format().value()].map(|precision| precision.bits.get()));
             // Codes are read four channels, or four tokens, at a time.
@@ -201,7 +201,7 @@ impl Cache {
                     elements: page * pages * d,
                 });
                 let largest = (0..shape.head_dim / 4).flat_map(|w| plan_word(PLAN_MAXIMA + w).to_le_bytes()).max().unwrap_or(0);
-                for h in (0..plan.heads()).filter(|h| block * plan.heads() + h < shape.share()) {
+                for h in (0..plan.heads_per_reading()).filter(|h| block * plan.heads_per_reading() + h < shape.share()) {
                     let codes = together > 1;
                     let score_error = if codes { score_errors[h as usize] } else { float(&plan_words, at + u64::from(PLAN_BOUND + h)) };
                     // The unit of a value's error: a step, of which an output is made of as many as there are channels where values are rotated; or
@@ -213,7 +213,7 @@ impl Cache {
                     };
                     report.certificates.push(Certificate {
                         row: row_first + row as u32,
-                        head: head * shape.share() + block * plan.heads() + h,
+                        head: head * shape.share() + block * plan.heads_per_reading() + h,
                         score_error,
                         variation: variation(score_error),
                         value_error: costs[h as usize] * float(&plan_words, at + u64::from(PLAN_NORM + h)) * unit,

@@ -51,7 +51,7 @@ impl Codec {
     }
 
     /// Returns the names of all codecs, as an error lists them.
-    pub(crate) fn names() -> String {
+    pub fn names() -> String {
         let [rest @ .., last] = Self::ALL.map(Self::name);
         format!("{} and {last}", rest.join(", "))
     }
@@ -82,7 +82,7 @@ impl FromStr for Codec {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|codec| codec.name() == name).ok_or_else(|| Error::Codec { had: name.to_owned() })
+        Self::ALL.into_iter().find(|codec| codec.name() == name).ok_or_else(|| Error::Codec { had: name.to_owned(), known: Self::names() })
     }
 }
 

@@ -21,7 +21,7 @@ pub use codec::{Bits, Codec, Format, Precision, Scales};
 pub(crate) use codec::{FormatWords, check_heads_per_group};
 pub use element::Element;
 pub use layout::{PAGE_TOKENS, PageLayout};
-pub use learned::{ChannelOrder, Means, Reach};
+pub use learned::{ChannelOrder, Learned, Means, Reach};
 pub(crate) use learned::{check_channels, partner};
 pub use protection::{Protection, Sinks};
 pub(crate) use shape::HEAD_DIMS;

@@ -83,7 +83,7 @@ pub fn variant(plan: &Plan, slab: &Slab, keys: bool) -> Variant {
             flag("FOR_KEYS", keys),
             ("HEAD_DIM", head_dim.into()),
             ("SHARE", plan.shape().share().into()),
-            ("HEADS", plan.heads().into()),
+            ("HEADS", plan.heads_per_reading().into()),
             ("BLOCKS", plan.blocks().into()),
             ("QUERY_STRIDE", plan.query_stride().into()),
             ("PAGE_VECS", layout.vecs.into()),

@@ -72,7 +72,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     constants.push(("POSITIONS_AT", plan.positions_at().into()));
     constants.extend([
         ("HEAD_DIM", plan.shape().head_dim.into()),
-        ("HEADS", plan.heads().into()),
+        ("HEADS", plan.heads_per_reading().into()),
         ("BLOCKS", plan.blocks().into()),
         ("QUERY_STRIDE", plan.query_stride().into()),
         ("ROPE_PAIRS", plan.shape().rope.frequencies().len() as f64),

@@ -48,7 +48,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
         &[
             ("HEAD_DIM", plan.shape().head_dim.into()),
             ("SHARE", plan.shape().share().into()),
-            ("HEADS", plan.heads().into()),
+            ("HEADS", plan.heads_per_reading().into()),
             ("BLOCKS", plan.blocks().into()),
             ("PAGE_VECS", layout.vecs.into()),
             ("KEY_BITS", slab.format().key().bits.get().into()),

@@ -44,7 +44,7 @@ pub fn variant(plan: &Plan, element: Element, parts: u32, log_sums: bool) -> Var
         centred(plan),
         half_rows(element),
         flag("LOG_SUMS", log_sums),
-        ("HEADS", plan.heads().into()),
+        ("HEADS", plan.heads_per_reading().into()),
         ("BLOCKS", plan.blocks().into()),
         ("PARTS", parts.into()),
         ("THREADS", (head_dim * parts).into()),

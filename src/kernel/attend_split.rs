@@ -112,7 +112,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     constants.push(("POSITIONS_AT", plan.positions_at().into()));
     constants.extend([
         ("VALUE_GROUP", layout.value_group.into()),
-        ("HEADS", plan.heads().into()),
+        ("HEADS", plan.heads_per_reading().into()),
         ("BLOCKS", plan.blocks().into()),
         ("QUERY_STRIDE", plan.query_stride().into()),
         ("KEY_STEPS", layout.key_steps.into()),

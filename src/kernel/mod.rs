@@ -205,7 +205,7 @@ pub(crate) fn elected_constants(plan: &Plan) -> Constants {
 
 /// How many query heads share one reading.
 pub(crate) fn heads_part(plan: &Plan) -> Source {
-    match plan.heads() {
+    match plan.heads_per_reading() {
         1 => HEADS_1,
         2 => HEADS_2,
         _ => HEADS_4,

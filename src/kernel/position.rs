@@ -46,7 +46,7 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
     let mut constants = rope_constants(plan);
     constants.extend(position_constants(plan));
     constants.extend([
-        ("HEADS", plan.heads().into()),
+        ("HEADS", plan.heads_per_reading().into()),
         ("BLOCKS", plan.blocks().into()),
         ("HEAD_DIM", head_dim.into()),
         centred(plan),

@@ -57,7 +57,7 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         ("POSITION_CENTRE", plan.position_centre().into()),
         half_rows(element),
         ("SCALE", scale(head_dim).into()),
-        ("HEADS", plan.heads().into()),
+        ("HEADS", plan.heads_per_reading().into()),
         ("BLOCKS", plan.blocks().into()),
         ("QUERY_STRIDE", plan.query_stride().into()),
         ("EIGHTHS", (head_dim / 8).into()),

@@ -3,7 +3,7 @@
 use super::slabs::heads_of_a_slab;
 use super::{Capacity, Plan, choices};
 use crate::error::{Error, Result, Thing};
-use crate::format::{Alignment, BitPlan, ChannelOrder, Codec, Element, Format, Means, PAGE_TOKENS, Protection, Shape};
+use crate::format::{Alignment, BitPlan, Codec, Element, Format, Learned, PAGE_TOKENS, Protection, Shape, origin};
 use crate::gpu::Capability;
 use std::sync::Arc;
 
@@ -31,28 +31,6 @@ impl From<Format> for Storage {
 impl From<BitPlan> for Storage {
     fn from(bits: BitPlan) -> Self {
         Self::Mixed(bits)
-    }
-}
-
-/// What a codec learned from sample text.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Learned {
-    /// For [`Codec::RotateKv`].
-    ChannelOrder(ChannelOrder),
-    /// For [`Codec::Centred`].
-    Means(Means),
-}
-
-impl From<ChannelOrder> for Learned {
-    fn from(order: ChannelOrder) -> Self {
-        Self::ChannelOrder(order)
-    }
-}
-
-impl From<Means> for Learned {
-    fn from(means: Means) -> Self {
-        Self::Means(means)
     }
 }
 
@@ -122,13 +100,12 @@ impl PlanBuilder {
     }
 
     pub(super) fn of(plan: &Plan) -> Self {
-        let order = plan.channel_order.as_deref().cloned().map(Learned::from);
         Self {
             shape: plan.shape.clone(),
             storage: Storage::Mixed(plan.bit_plan.clone()),
             protection: plan.protection,
             pages: Pages::Count { sequences: plan.sequences, pages: plan.pages },
-            learned: order.or_else(|| plan.means.as_deref().cloned().map(Learned::from)),
+            learned: plan.learned.as_deref().cloned(),
             alignment: plan.alignment,
             keeps_planes: plan.code_planes,
             element: plan.element,
@@ -158,10 +135,10 @@ impl PlanBuilder {
         self
     }
 
-    /// Gives the plan what its codec learned: the [`ChannelOrder`] that [`Codec::RotateKv`] needs, or the [`Means`] of
+    /// Gives the plan what its codec learned: the [`ChannelOrder`](crate::ChannelOrder) that [`Codec::RotateKv`] needs, or the [`Means`](crate::Means) of
     /// [`Codec::Centred`]. Without them Centred's means are 0 and its weights 1, which costs most of what it gains.
-    pub fn learned(mut self, learned: impl Into<Learned>) -> Self {
-        self.learned = Some(learned.into());
+    pub fn learned(mut self, learned: impl Into<Option<Learned>>) -> Self {
+        self.learned = learned.into();
         self
     }
 
@@ -244,9 +221,9 @@ impl PlanBuilder {
         if let Some(tokens) = self.max_tokens.filter(|tokens| !(1..=1 << 30).contains(tokens)) {
             return argument("max_tokens", format!("1 to {}", 1 << 30), tokens);
         }
-        let (channel_order, means) = self.check_learned(&format)?;
+        self.check_learned(&format)?;
         let pairs = self.shape.rope.frequencies().len() as u32;
-        let moves = means.as_ref().is_some_and(|means| means.moves(&self.shape));
+        let moves = self.learned.as_ref().and_then(Learned::means).is_some_and(|means| means.moves(&self.shape));
         let restores = format.codec() == Codec::RotateKv;
         let mut plan = Plan {
             reduce: if restores { capability.reduce_units() } else { capability.reduce() },
@@ -257,8 +234,7 @@ impl PlanBuilder {
                 2 => 2,
                 _ => 4,
             },
-            channel_order,
-            means,
+            learned: self.learned.map(Arc::new),
             position_quads: if moves { pairs.div_ceil(2) } else { 0 },
             alignment: Alignment::EVERYTHING,
             sliding_window: self.sliding_window,
@@ -292,36 +268,30 @@ impl PlanBuilder {
     }
 
     /// Checks what the codec learned against codec and shape.
-    fn check_learned(&self, format: &Format) -> Result<(Option<Arc<ChannelOrder>>, Option<Arc<Means>>)> {
+    fn check_learned(&self, format: &Format) -> Result<()> {
         let (shape, codec) = (&self.shape, format.codec());
-        let wrong = |of, name: &'static str, wanted: String, had: String| Err(Error::mismatch(of, name, wanted, had));
         match &self.learned {
             None if codec == Codec::RotateKv => {
-                wrong(Thing::ChannelOrder, "presence", "given by PlanBuilder::learned, as rotate-kv needs one".into(), "none".into())
+                let wanted = "given by PlanBuilder::learned, as rotate-kv needs one";
+                Err(Error::mismatch(Thing::ChannelOrder, "presence", wanted, "none"))
             }
-            None => Ok((None, None)),
+            None => Ok(()),
             Some(Learned::ChannelOrder(order)) => {
                 if codec != Codec::RotateKv {
-                    return wrong(Thing::ChannelOrder, "codec", Codec::RotateKv.to_string(), codec.to_string());
+                    return Err(Error::mismatch(Thing::ChannelOrder, "codec", codec, Codec::RotateKv));
                 }
-                for (name, wanted, had) in [
-                    ("layers", shape.layers, order.layers()),
-                    ("kv_heads", shape.kv_heads, order.kv_heads()),
-                    ("head_dim", shape.head_dim, order.head_dim()),
-                    ("heads_per_group", format.heads_per_group(shape.kv_heads), order.heads_per_group()),
-                ] {
-                    if wanted != had {
-                        return wrong(Thing::ChannelOrder, name, wanted.to_string(), had.to_string());
-                    }
+                origin::expect_shape(Thing::ChannelOrder, shape, [order.layers(), order.kv_heads(), order.head_dim()])?;
+                let wanted = format.heads_per_group(shape.kv_heads);
+                if order.heads_per_group() != wanted {
+                    return Err(Error::mismatch(Thing::ChannelOrder, "heads_per_group", wanted, order.heads_per_group()));
                 }
-                Ok((Some(Arc::new(order.clone())), None))
+                Ok(())
             }
             Some(Learned::Means(means)) => {
                 if codec != Codec::Centred {
-                    return wrong(Thing::Means, "codec", Codec::Centred.to_string(), codec.to_string());
+                    return Err(Error::mismatch(Thing::Means, "codec", codec, Codec::Centred));
                 }
-                means.expect_shape(shape)?;
-                Ok((None, Some(Arc::new(means.clone()))))
+                means.expect_shape(shape)
             }
         }
     }

@@ -119,13 +119,13 @@ impl Plan {
     }
 
     /// Query heads that share one reading of the cache: 1, 2 or 4.
-    pub fn heads(&self) -> u32 {
+    pub fn heads_per_reading(&self) -> u32 {
         self.heads
     }
 
     /// Readings of the cache that one KV head's query heads need.
     pub fn blocks(&self) -> u32 {
-        self.shape.share().div_ceil(self.heads())
+        self.shape.share().div_ceil(self.heads_per_reading())
     }
 
     /// Entries of one block of heads among the query codes, but for what positions are known by.
@@ -164,9 +164,9 @@ impl Plan {
         let units = self.group_heads();
         if self.straight {
             // Runs of 17 times 2 * units.
-            (units * self.shape.head_dim / 16).max(units * self.heads())
+            (units * self.shape.head_dim / 16).max(units * self.heads_per_reading())
         } else {
-            (units * self.shape.head_dim).max(32 * units * self.heads())
+            (units * self.shape.head_dim).max(32 * units * self.heads_per_reading())
         }
     }
 

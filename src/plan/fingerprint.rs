@@ -1,11 +1,11 @@
 //! What decides how tokens are stored, as one text.
 
 use super::Plan;
-use crate::format::{ChannelOrder, Means, Shape, tensors};
+use crate::format::{Learned, Shape, tensors};
 
 impl Plan {
     /// SHA-256, in hex, of what decides how tokens are stored: shape, RoPE, codec, the bits of every layer and head, sinks and
-    /// window. Caches whose plans have the same one, and the same [`ChannelOrder::fingerprint`] or [`Means::fingerprint`], can load each other's
+    /// window. Caches whose plans have the same one, and the same [learned](crate::learned::Learned::fingerprint) fingerprint, can load each other's
     /// [snapshots](crate::Cache::save), whatever their budgets and devices.
     pub fn fingerprint(&self) -> String {
         let Shape { layers, query_heads, kv_heads, head_dim, rope } = &self.shape;
@@ -31,8 +31,8 @@ impl Plan {
         tensors::hash([text.as_bytes()])
     }
 
-    /// The fingerprint of what the codec learnt from a model, if the plan was given any.
-    pub(crate) fn calibration_fingerprint(&self) -> Option<String> {
-        self.channel_order.as_deref().map(ChannelOrder::fingerprint).or_else(|| self.means.as_deref().map(Means::fingerprint))
+    /// Returns the fingerprint of what the codec learned, if the plan was given any.
+    pub(crate) fn learned_fingerprint(&self) -> Option<String> {
+        self.learned().map(Learned::fingerprint)
     }
 }

@@ -12,7 +12,7 @@ pub(crate) mod sizes;
 mod slabs;
 pub(crate) mod tables;
 
-pub use builder::{Learned, PlanBuilder, Storage};
+pub use builder::{PlanBuilder, Storage};
 pub use capacity::Capacity;
 pub use choices::Restore;
 pub(crate) use choices::block_lanes;
@@ -20,7 +20,7 @@ pub use cost::Cost;
 pub use slabs::Slab;
 
 use crate::error::{Error, Result};
-use crate::format::{Alignment, BitPlan, ChannelOrder, Criterion, Element, Format, Means, PAGE_TOKENS, Protection, Shape};
+use crate::format::{Alignment, BitPlan, ChannelOrder, Criterion, Element, Format, Learned, Means, PAGE_TOKENS, Protection, Shape};
 use crate::gpu::{Capability, Reduce};
 use std::ops::Range;
 use std::sync::Arc;
@@ -47,8 +47,7 @@ pub struct Plan {
     merge_parts: u32,
     /// Query heads that share one reading of the cache.
     heads: u32,
-    channel_order: Option<Arc<ChannelOrder>>,
-    means: Option<Arc<Means>>,
+    learned: Option<Arc<Learned>>,
     /// Quads of channels that carry what the mean of the keys adds to a score; read for every dispatch.
     position_quads: u32,
     alignment: Alignment,
@@ -95,12 +94,11 @@ impl Plan {
         }
         let bits = BitPlan::new(&shape, format, |layer, head| self.bit_plan.of(layer, heads.start + head))?;
         let mut builder = self.to_builder().stores(shape, bits);
-        if let Some(order) = &self.channel_order {
-            builder = builder.learned(order.shard(heads.clone())?);
-        }
-        if let Some(means) = &self.means {
-            builder = builder.learned(means.shard(heads));
-        }
+        builder = match self.learned() {
+            Some(Learned::ChannelOrder(order)) => builder.learned(order.shard(heads)?),
+            Some(Learned::Means(means)) => builder.learned(means.shard(heads)),
+            None => builder,
+        };
         builder.build(capability)
     }
 
@@ -137,14 +135,19 @@ impl Plan {
         &self.protection
     }
 
+    /// Returns what the codec learned, if the plan was given any.
+    pub fn learned(&self) -> Option<&Learned> {
+        self.learned.as_deref()
+    }
+
     /// Returns the order of key channels, if the plan was given one.
     pub fn channel_order(&self) -> Option<&ChannelOrder> {
-        self.channel_order.as_deref()
+        self.learned()?.channel_order()
     }
 
     /// Returns the means and weights, if the plan was given some.
     pub fn means(&self) -> Option<&Means> {
-        self.means.as_deref()
+        self.learned()?.means()
     }
 
     /// Returns by what the planes to read are chosen.

@@ -41,7 +41,7 @@ impl Plan {
     }
 
     pub(crate) fn query_codes_bytes(&self) -> u64 {
-        4 * u64::from(self.query_rows) * u64::from(self.shape.kv_heads * self.blocks() * self.heads()) * u64::from(self.query_stride())
+        4 * u64::from(self.query_rows) * u64::from(self.shape.kv_heads * self.blocks() * self.heads_per_reading()) * u64::from(self.query_stride())
     }
 
     /// Items of one decode pass, at most: the target, and one more for each row since a row's pages are split evenly.
@@ -77,15 +77,15 @@ impl Plan {
     /// their way and the scores of a page.
     pub(crate) fn split_workgroup_bytes(&self) -> u32 {
         let weights = self.most(|slab| if slab.layout.value_groups == 0 { 128 } else { 32 * slab.layout.value_groups });
-        let unit = 4 * self.heads() * (weights + 8 + 32);
+        let unit = 4 * self.heads_per_reading() * (weights + 8 + 32);
         if !self.restores() {
             // Both factors of every wave, and the halves of the sums.
             let positions = if self.position_quads() == 0 { 0 } else { 2 * self.position_waves().max(1) + 128 };
-            return unit + 4 * self.heads() * (self.positions_at() + positions);
+            return unit + 4 * self.heads_per_reading() * (self.positions_at() + positions);
         }
         let row_groups = self.most(|slab| slab.layout.row_groups);
         let units = self.group_heads();
-        let scores = units * self.heads() * 512;
+        let scores = units * self.heads_per_reading() * 512;
         let keys = match self.restore() {
             // The steps of a page.
             Restore::Shuffled => 8 * 64 * row_groups,

@@ -13,7 +13,7 @@ type Name = [u8; 32];
 /// Returns the hash that texts of a model in caches of a plan begin with.
 fn root(model: &str, plan: &Plan) -> Hash {
     let mut hash = Hash::default();
-    let learned = plan.calibration_fingerprint().unwrap_or_default();
+    let learned = plan.learned_fingerprint().unwrap_or_default();
     for piece in ["wgkv-prefix 1", model, &plan.fingerprint(), &learned] {
         hash.add(piece.as_bytes());
     }

@@ -44,7 +44,7 @@ fn error(name: impl Into<std::borrow::Cow<'static, str>>, wanted: impl ToString,
 }
 
 fn calibration(plan: &Plan) -> String {
-    plan.calibration_fingerprint().unwrap_or_else(|| "none".to_owned())
+    plan.learned_fingerprint().unwrap_or_else(|| "none".to_owned())
 }
 
 /// The file of a sequence, from each layer's words.

@@ -95,7 +95,7 @@ pub(crate) fn check_snapshot(plan: &Plan, tokens: usize, bytes: &[u8]) -> Result
     if standing.tokens as usize == tokens {
         return Ok(());
     }
-    Err(crate::error::Error::mismatch(crate::error::Thing::Snapshot, "tokens", format!("{tokens}, as many as it is stored for"), standing.tokens))
+    Err(Error::mismatch(Thing::Snapshot, "tokens", format!("{tokens}, as many as it is stored for"), standing.tokens))
 }
 
 /// A sequence on its way to the host.

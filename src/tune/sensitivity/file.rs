@@ -15,6 +15,9 @@ struct File {
     format: String,
     version: u32,
     model: String,
+    /// Left out where nothing was learned.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    learned: String,
     storage: FormatWords,
     layers: u32,
     kv_heads: u32,
@@ -40,6 +43,7 @@ impl Sensitivity {
             format: FILE.format.into(),
             version: FILE.version,
             model: self.model.clone(),
+            learned: self.learned.clone(),
             storage: FormatWords::of(&self.format),
             layers: self.layers,
             kv_heads: self.kv_heads,
@@ -96,6 +100,7 @@ impl Sensitivity {
         }
         Ok(Self {
             model: file.model,
+            learned: file.learned,
             format,
             layers: file.layers,
             kv_heads: file.kv_heads,

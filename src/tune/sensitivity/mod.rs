@@ -7,7 +7,7 @@ mod probe;
 pub use probe::Probe;
 
 use crate::error::{Error, Result, Thing};
-use crate::format::{Format, Kind, Precision, Shape, origin};
+use crate::format::{Format, Kind, Learned, Precision, Shape, origin};
 use serde::{Deserialize, Serialize};
 
 /// What was measured of one KV head of one layer, as files have it. Pairs are keys, then values.
@@ -54,6 +54,8 @@ pub(crate) struct Head {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sensitivity {
     pub(crate) model: String,
+    /// The fingerprint of what the codec had learned; empty for nothing.
+    pub(crate) learned: String,
     pub(crate) format: Format,
     pub(crate) layers: u32,
     pub(crate) kv_heads: u32,
@@ -82,6 +84,20 @@ impl Sensitivity {
     /// [`Error::Mismatch`].
     pub fn expect_model(&self, model: &str) -> Result<()> {
         origin::expect_model(Thing::Sensitivity, model, &self.model)
+    }
+
+    /// Refuses to stand for a cache whose codec has learned something else, or nothing: Centred has
+    /// other errors with means than without.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`].
+    pub fn expect_learned(&self, learned: Option<&Learned>) -> Result<()> {
+        let wanted = learned.map(Learned::fingerprint).unwrap_or_default();
+        if self.learned == wanted {
+            return Ok(());
+        }
+        let told = |fingerprint: &str| if fingerprint.is_empty() { "nothing".to_owned() } else { format!("of fingerprint {fingerprint}") };
+        wrong("learned data", told(&wanted), told(&self.learned))
     }
 
     /// Refuses a cache of another shape.

@@ -4,10 +4,10 @@
 use super::{Head, Sensitivity, wrong};
 use crate::cache::{Cache, Chunk, Sequence, Step};
 use crate::error::{Error, Result};
-use crate::format::{BitPlan, Bits, Codec, Element, Format, FormatWords, Kind, Precision, Protection, Scales, Shape, Sinks};
+use crate::format::{BitPlan, Bits, Codec, Element, Format, FormatWords, Kind, Learned, Precision, Protection, Scales, Shape, Sinks};
 use crate::gpu::{Gpu, Rows};
 use crate::kernel::gram;
-use crate::plan::{Capacity, Learned, Plan};
+use crate::plan::{Capacity, Plan};
 use std::ops::Range;
 
 /// Tokens at the end of a window whose queries are sampled.
@@ -80,6 +80,8 @@ pub struct Probe {
     gpu: Gpu,
     shape: Shape,
     format: Format,
+    /// The fingerprint of what the codec had learned.
+    learned: String,
     candidates: Vec<Precision>,
     /// Tokens of a window at most.
     most: u32,
@@ -162,9 +164,7 @@ impl Sensitivity {
         }
         let run = async |kind, candidate, format: Format, precisions: [Precision; 2], protection| {
             let mut builder = Plan::builder(shape.clone(), BitPlan::new(shape, format, |_, _| precisions)?);
-            if let Some(learned) = learned.filter(|_| !format.codec().is_f16()) {
-                builder = builder.learned(learned.clone());
-            }
+            builder = builder.learned(learned.filter(|_| !format.codec().is_f16()).cloned());
             let plan = builder.protection(protection).capacity(Capacity::tokens(1, tokens)).build(gpu.capability())?;
             gpu.prepare(&plan).await?;
             Ok::<_, Error>(Run { kind, candidate, cache: Cache::new(gpu, plan)?, window: None })
@@ -182,6 +182,7 @@ impl Sensitivity {
             gpu: gpu.clone(),
             shape: shape.clone(),
             format,
+            learned: learned.map(Learned::fingerprint).unwrap_or_default(),
             candidates: candidates.to_vec(),
             most: tokens,
             value_control: restores.then(|| runs.len() - 1),
@@ -423,6 +424,7 @@ impl Probe {
         let outputs: Vec<f64> = heads.chunks(self.shape.kv_heads as usize).map(|heads| heads.iter().map(|head| head.output).sum()).collect();
         Ok(Sensitivity {
             model: model.to_owned(),
+            learned: self.learned.clone(),
             // As a file has it: its own precisions were never measured.
             format: FormatWords::of(&self.format).format()?,
             layers: self.shape.layers,
