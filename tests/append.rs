@@ -34,9 +34,7 @@ fn groups_without_a_range_come_back() {
         walk.take_rows(&[(0, 8)], [levels.clone(), levels.clone(), levels.clone()], false);
         for back in walk.dequantize(0) {
             for (x, want) in back.iter().zip(&levels) {
-                // Half a step; a step is 2^-10 of the number, or 2^-14.
-                let allowed = 0.51 * (want.abs() / 1024.0).max(2_f32.powi(-14)) * 1.001;
-                assert!((x - want).abs() <= allowed, "{want} at {bits:?} came back as {x}");
+                assert!((x - want).abs() <= flat_group_error(*want), "{want} at {bits:?} came back as {x}");
             }
         }
     }

@@ -12,6 +12,9 @@ use wgkv::low_level::kernel::elect::ElectParams;
 use wgkv::low_level::reference::{self, Constants, cached};
 use wgkv_testing::*;
 
+/// Error of a prefill's outputs over f16 rows alone, against f64: f32's, as tests/attend_prefill.rs derives it for rows in f32.
+const PREFILL_ERROR: f64 = 2e-4;
+
 /// No token has the row.
 const NOBODY: u32 = u32::MAX;
 
@@ -175,11 +178,12 @@ fn short_prompts_and_full_ones_work() {
     let taken = take(&mut walk, &[(2, 19)], residual);
     assert_eq!(elected(&walk, 2), (0..19).collect::<Vec<u32>>());
     let want = exact_over_stored(&walk, &taken, 2, 0, 19);
-    assert!(walk.output(&taken).iter().zip(&want).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-3));
+    let worst = walk.output(&taken).iter().zip(&want).fold(0.0, |most, (a, b)| (f64::from(*a) - b).abs().max(most));
+    assert!(worst < PREFILL_ERROR, "a prompt of sinks alone: an output is off by {worst}. WGKV_SEED={}", walk.seed);
     let taken = walk.take(&[(2, 1)], true);
     let want = exact_over_stored(&walk, &taken, 2, 0, 1);
-    let (error, length) = walk.output(&taken).iter().zip(&want).fold((0.0, 0.0), |(e, l), (a, b)| (e + (f64::from(*a) - b).powi(2), l + b * b));
-    assert!(error < 0.03 * 0.03 * length, "a page of which one token is no sink: relative error {}", (error / length).sqrt());
+    let error = relative_rms(&walk.output(&taken), &want);
+    assert!(error < DECODE_RMS, "a page of which one token is no sink: relative error {error}. WGKV_SEED={}", walk.seed);
 }
 
 #[test]
@@ -200,8 +204,8 @@ fn what_is_cut_off_is_void() {
         let row = |token| f16_row(&walk, &taken.after, record, 0, token).is_some();
         assert!(row(20) && row(21) && (record.new_tokens < 151 || !row(150)));
         let want = exact_over_stored(&walk, &taken, 0, 0, 1);
-        let (error, length) = walk.output(&taken).iter().zip(&want).fold((0.0, 0.0), |(e, l), (a, b)| (e + (f64::from(*a) - b).powi(2), l + b * b));
-        assert!(error < 0.03 * 0.03 * length, "relative error {}", (error / length).sqrt());
+        let error = relative_rms(&walk.output(&taken), &want);
+        assert!(error < DECODE_RMS, "relative error {error}. WGKV_SEED={}", walk.seed);
     }
     // The next chunk's election fills the row that is free now; the entry of the token that was cut off counts no more.
     let residual = planted(&mut walk, 40, 6, &[(9, 0, 45.0), (10, 0, 30.0)]);

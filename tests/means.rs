@@ -210,6 +210,7 @@ fn what_does_not_fit_is_refused() {
 
 #[test]
 fn means_save_bits() {
+    const KNOWN: f64 = 0.6;
     // Keys with large means at 2 bits: known, they cost nothing; unknown, they take the codes.
     let gpu = gpu();
     let steps = vec![vec![(0, 255)], vec![(0, 1)]];
@@ -233,5 +234,6 @@ fn means_save_bits() {
         back.iter().zip(turned).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum::<f64>()
     };
     let (known, unknown) = (error(known), error(Means::natural(&shape)));
-    assert!(known < 0.6 * unknown, "error {known} with the means, {unknown} without");
+    println!("error {known} with the means, {unknown} without: {}", known / unknown);
+    assert!(known < KNOWN * unknown, "error {known} with the means, {unknown} without");
 }

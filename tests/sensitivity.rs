@@ -1,7 +1,6 @@
 //! A probe measures what storing keys or values with fewer bits does to the output of attention: against attention in f64 over what a
 //! real cache stores; the same whatever a model's gauge; what it says decides well, for keys and values in its terms and for
-//! queries it never saw. The numbers in brackets are those of the list of invariants in section 6 of our notes on KV-AdaQuant
-//! (2502.15075).
+//! queries it never saw. The numbers in brackets are those of docs/testing.md's table of KV-AdaQuant (2502.15075).
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use pollster::block_on;
@@ -36,10 +35,6 @@ const ROUNDING: f64 = 1e-12;
 
 /// Outputs of the attention block in these tests: another number than the channels of all heads.
 const HIDDEN: u32 = 96;
-
-fn precision(bits: Bits, group: u32) -> Precision {
-    Precision::new(bits, group)
-}
 
 fn candidates(bits: &[Bits], group: u32) -> Vec<Precision> {
     bits.iter().map(|bits| precision(*bits, group)).collect()
@@ -324,10 +319,11 @@ fn sampled_positions_are_spread_over_the_window() {
             assert!((32 + 8..=32 + 64).contains(&sampled) && ranges[0].start == 64, "{tokens}: {ranges:?}");
         }
         if tokens >= 1024 {
-            // As many in every part of the logarithm.
+            // As many in every part of the logarithm; a run's first position is rounded down to a token, of 64 or more.
+            const ROUNDED: f64 = 2.0 / 64.0;
             assert_eq!((ranges.len(), sampled), (9, 96), "{tokens}: {ranges:?}");
             let steps: Vec<f64> = ranges.windows(2).map(|two| f64::from(two[1].start) / f64::from(two[0].start)).collect();
-            assert!(steps.iter().all(|step| (step / steps[0] - 1.0).abs() < 0.05), "{tokens}: {ranges:?}");
+            assert!(steps.iter().all(|step| (step / steps[0] - 1.0).abs() < ROUNDED), "{tokens}: {ranges:?}");
         }
     }
 }
@@ -552,8 +548,13 @@ fn windows_add_up() {
             }
         }
     }
-    // Two tokens, of which three sinks would be kept, lose nothing.
-    assert!(Kind::BOTH.iter().all(|kind| each[2].code_errors(0, 0, *kind)[1] < 1e-6 && each[3].code_errors(0, 0, *kind)[1] > 1e-3));
+    // Two tokens, of which three sinks would be kept, lose nothing but the rounding to halves: of each number's square 2^-22 at most. Codes
+    // of 4 bits lose 0.8 % (`normal_numbers_lose_what_the_quantizers_distortion_says`), of which the sinks among 40 tokens take little.
+    const HALVES_LOSE: f64 = 1.0 / 4_194_304.0;
+    const CODES_LOSE: f64 = 0.004;
+    let errors = |text: usize| Kind::BOTH.map(|kind| each[text].code_errors(0, 0, kind)[1]);
+    assert!(errors(2).iter().all(|error| *error < HALVES_LOSE), "{:?}. WGKV_SEED={seed}", errors(2));
+    assert!(errors(3).iter().all(|error| *error > CODES_LOSE), "{:?}. WGKV_SEED={seed}", errors(3));
 }
 
 /// Keys and values in f16 are as good as the same numbers in f32.
@@ -577,12 +578,6 @@ fn rows_may_be_halves() {
     let rows = |buffer| Rows { buffer, offset: 0, element: Element::F16 };
     block_on(probe.add(0, Rows::f32(&queries), rows(&keys), rows(&values), None)).unwrap();
     assert_eq!(probe.finish("test").unwrap(), setting.measure(&text), "WGKV_SEED={seed}");
-}
-
-#[track_caller]
-fn refused<T: std::fmt::Debug>(result: Result<T>, want: &Error) {
-    let Err(error) = result else { panic!("should be refused: {want}") };
-    assert_eq!(error, *want);
 }
 
 fn not_of(name: &'static str, wanted: &str, had: &str) -> Error {

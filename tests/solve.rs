@@ -1,5 +1,5 @@
-//! BitPlan: what costs how much, what errs least, and the published rule. The numbers in brackets are those of the list of
-//! invariants in section 6 of our notes on KV-AdaQuant (2502.15075).
+//! Choosing a candidate for every unit within a budget: what costs how much, what errs least, and the published rule. The numbers in
+//! brackets are those of docs/testing.md's table of KV-AdaQuant (2502.15075).
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use rand::RngExt;
@@ -10,16 +10,21 @@ use wgkv::Error;
 use wgkv::bits::solve::{Candidate, Choice, Fill, Ties, exact, favours_values, norm_bits, norm_groups, relax};
 use wgkv_testing::{normal, seeded};
 
+/// How far [`Fill::Skip`] is above the best choice, on average and at most: what the notes on the measured rule promise of 32 and 64 units; these
+/// tests' own are printed.
+const MEAN_GAP: f64 = 0.001;
+const WORST_GAP: f64 = 0.01;
+
 /// Sums of the same errors in another order differ by rounding: a few units in the last place for 64 of them.
 const ROUNDING: f64 = 1e-12;
 
 const FILLS: [Fill; 2] = [Fill::Nested, Fill::Skip];
 
-/// Distortion of asymmetric quantization in groups of 64, by bits, on normal numbers of variance 1 (section 5.3). 0 bits keep
+/// Distortion of asymmetric quantization in groups of 64, by bits, on normal numbers of variance 1. 0 bits keep
 /// nothing.
 const DISTORTION: [(u64, f64); 7] = [(0, 1.0), (1, 2.741), (2, 0.2029), (3, 0.0371), (4, 0.00805), (6, 0.00046), (8, 0.00003)];
 
-/// Norms and what the published rule makes of them, with widths 1, 1.58, 2, 4, 6, 8 (section 2.3), and with groups of 16 to 256
+/// Norms and what the published rule makes of them, with widths 1, 1.58, 2, 4, 6, 8, and with groups of 16 to 256
 /// that are 64 on average (the authors' notebook).
 struct Golden {
     name: &'static str,
@@ -385,7 +390,7 @@ fn choices_are_near_the_best_and_the_bound_holds() {
     }
     let mean = sum / f64::from(rounds);
     println!("above the best: {:.5}% on average, {:.5}% at most, of {rounds}", 100.0 * mean, 100.0 * worst);
-    assert!(mean <= 0.001 && worst <= 0.01, "mean {mean}, worst {worst}, WGKV_SEED={seed}");
+    assert!(mean <= MEAN_GAP && worst <= WORST_GAP, "mean {mean}, worst {worst}, WGKV_SEED={seed}");
 }
 
 /// (5) The authors' widths for all models and norms of the notes, by their rule of ties.

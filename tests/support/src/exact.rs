@@ -4,6 +4,21 @@ use crate::{Taken, Walk, f16_row, norm, records};
 use wgkv::low_level::reference;
 use wgkv::{Rope, Shape};
 
+/// Relative RMS of a decode step's output against f64 attention over the stored rows: the int8 query moves a score by 1/254 of the
+/// largest channel's share, the u8 weights move a weight by 1/510 of the largest.
+pub const DECODE_RMS: f64 = 0.03;
+
+/// The same of Centred: the tests' weights, e to a normal number between 0.3 and 3, are not those of the data, so that query and key as
+/// they are stored are longer, together by the root of the mean of w^2 and of 1 / w^2: 2.7.
+pub const CENTRED_RMS: f64 = 2.7 * DECODE_RMS;
+
+/// The distance of the first numbers from those wanted, over the length of these. A NaN makes it one.
+pub fn relative_rms(got: &[f32], want: &[f64]) -> f64 {
+    assert!(got.len() >= want.len());
+    let (error, length) = got.iter().zip(want).fold((0.0, 0.0), |(e, l), (a, b)| (e + (f64::from(*a) - b).powi(2), l + b * b));
+    (error / length).sqrt()
+}
+
 /// A token's key or value as the codec stores it, before it is rounded, in f64.
 pub fn basis(walk: &Walk, row: &[f32], head: u32, token: u32, key: bool) -> Vec<f64> {
     use reference::{rotate_exact, turn_exact};

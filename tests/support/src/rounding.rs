@@ -50,6 +50,12 @@ pub struct Exact {
     pub error: f64,
 }
 
+/// How far a number that all of its group are may come back from it: half a step, which is 2^-10 of the number or 2^-14 where a group
+/// has no range, and is stored as a half, up to 2^-11 more; a little is f32's own.
+pub fn flat_group_error(x: f32) -> f32 {
+    0.501 * (x.abs() / 1024.0).max(2_f32.powi(-14))
+}
+
 /// How numbers are packed.
 #[derive(Clone, Copy, Debug)]
 pub struct Packing {
