@@ -51,7 +51,6 @@ pub fn run(options: &Options) -> Result<()> {
     let mut tests = cargo(&["test", "--workspace", "--lib", "--bins", "--tests", "--features", OPTIONAL]);
     tests.env(lint_shaders::EVERY_VARIANT, "1");
     cargo_step(tests)?;
-    // Of the modules that tests/shaders.rs has written.
     step("shaders by Chromium's compiler", lint_shaders::run_tint)?;
     // Last and without a line of our own after it, so that the output ends on the test runner's closing line.
     println!("==> cargo test --package wgkv --doc --features {OPTIONAL}");
@@ -80,7 +79,7 @@ fn kernel_files() -> Result<()> {
     let mut missing = Vec::new();
     for kernel in kernel::ALL {
         let name = kernel.name;
-        for (folder, ending) in [("shaders", "wgsl"), ("src/kernel", "rs"), ("src/reference", "rs"), ("tests", "rs")] {
+        for (folder, ending) in [("shaders", "wgsl"), ("src/kernel", "rs"), ("src/kernel/reference", "rs"), ("tests", "rs")] {
             let path = format!("{folder}/{name}.{ending}");
             if !root().join(&path).is_file() {
                 missing.push(path);
