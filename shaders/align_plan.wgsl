@@ -1,24 +1,29 @@
-// align_plan: which planes of the packed keys, and then of the packed values, one query row has to read. AlignedKV (2409.16546).
+// align_plan: which planes of the packed keys, and then of the packed values, one query row has to
+// read. AlignedKV (2409.16546).
 //
-// Halves. Keys, before anything is read: channel i weighs a_i = |q_i| 2^(largest exponent of the channel). Values, once the scores are known:
-// token t weighs its softmax weight. Either by the published rule, which aligns exponents with those of the largest addend or of the
-// estimated output; or under a budget, phi halves of the sum of all weights: the largest threshold T is searched at which
+// Halves. Keys, before anything is read: channel i weighs a_i = |q_i| 2^(largest exponent of the
+// channel). Values, once the scores are known: token t weighs its softmax weight. Either by the
+// published rule, which aligns exponents with those of the largest addend or of the estimated
+// output; or under a budget, phi halves of the sum of all weights: the largest threshold T is
+// searched at which
 //
 //   sum w error(level(w, T)) <= 1,   w = max over heads of weight / budget
 //
 // with weights counted by quarters of binades, so that their order does not matter.
 //
-// Integer codes, under a budget only. Four channels, a quad, weigh their sum of |q_i|, and the budget is of each group that shares a scale:
-// so the bound holds for every token, whatever its scales are. Four tokens weigh their sum of softmax weight times scale (the largest of
-// a token's groups).
+// Integer codes, under a budget only. Four channels, a quad, weigh their sum of |q_i|, and the
+// budget is of each group that shares a scale: so the bound holds for every token, whatever its
+// scales are. Four tokens weigh their sum of softmax weight times scale (the largest of a token's
+// groups).
 //
 // Query heads that share a reading share its levels:
 // the strictest head's.
 //
-// One workgroup plans for one row and one reading (a KV head and up to HEADS query heads). The first variant (FOR_KEYS) writes a level
-// for every channel, the second what align_values needs to find the level of a token.
+// One workgroup plans for one row and one reading (a KV head and up to HEADS query heads). The
+// first variant (FOR_KEYS) writes a level for every channel, the second what align_values needs to
+// find the level of a token.
 //
-// Parts: heads_<n>, levels, levels_<numbers>. Wrapper: src/kernel/align_plan.rs. Twin: src/reference/align_plan.rs.
+// Wrapper: src/kernel/align_plan.rs. Twin: src/kernel/reference/align_plan.rs.
 
 override FOR_KEYS: bool;
 override HEAD_DIM: u32;
@@ -32,7 +37,7 @@ override MAXIMA: u32;         // and to its channels' largest exponents
 override WORDS: u32;          // words of those: HEAD_DIM / 2
 override GATHERERS: u32;      // pages whose exponents are read at once: 256 / WORDS
 override SAMPLERS: u32;       // rows of values that are read at once: 256 / (HEAD_DIM / 4)
-override CODES: bool;         // are the planes of integer codes?
+override CODES: bool;         // whether the planes are of integer codes
 override KEY_BITS: u32;
 override KEY_GROUPS: u32;     // groups of keys that have their scales in the page
 override KEY_GROUP_QUADS: u32; // quads of channels that share a key scale
@@ -62,9 +67,10 @@ struct AlignPlanParams { // src/kernel/align_plan.rs
 
 const HIDDEN = -1e30;
 
-// Words of a plan, and where in it: two bits for each channel; by head the largest score, the factor on its weights, the bound on the
-// error of its scores and the rule's base; how many channels have each level, and the threshold, for keys and for values; the largest
-// exponents of values, a byte a channel. Of integer codes two bits for each quad of channels, and no bound here.
+// Words of a plan, and where in it: two bits for each channel; by head the largest score, the
+// factor on its weights, the bound on the error of its scores and the rule's base; how many
+// channels have each level, and the threshold, for keys and for values; the largest exponents of
+// values, a byte a channel. Of integer codes two bits for each quad of channels, and no bound here.
 const PLAN_WORDS = 112u;
 const PLAN_PEAK = 16u;
 const PLAN_FACTOR = 20u;
@@ -75,14 +81,15 @@ const PLAN_VALUES = 36u;
 const PLAN_NORM = 40u;
 const PLAN_MAXIMA = 48u;
 
-// Integer codes have in the place of those by group and head what the middles of unread bits add to the dot products; and in nats what
-// a token's scale times it bounds the error of its score by.
+// Integer codes have in the place of those by group and head what the middles of unread bits add to
+// the dot products; and in nats what a token's scale times it bounds the error of its score by.
 const PLAN_FILLS = 48u;
 const PLAN_ERRORS = 80u;
 
 const SUM_ENTRIES = 7u;
 
-// Threshold n cuts 2 bits of weights of the n lightest keys, 4 of those 8 below, 8 of those 24 below.
+// Threshold n cuts 2 bits of weights of the n lightest keys, 4 of those 8 below, 8 of those 24
+// below.
 const THRESHOLDS = 280u;
 
 var<workgroup> gathered: array<u32, 256>;
@@ -111,7 +118,8 @@ fn heads_exponents(x: HeadsF) -> HeadsF {
     return heads_of(f32(exponent(heads_at(x, 0u))), f32(exponent(heads_at(x, 1u))), f32(exponent(heads_at(x, 2u))), f32(exponent(heads_at(x, 3u))));
 }
 
-// The budget's inverse for weights of this sum; where there is none, one by which every weight is too heavy.
+// The budget's inverse for weights of this sum; where there is none, one by which every weight is
+// too heavy.
 fn inverse(sum: HeadsF, phi: f32) -> HeadsF {
     let share = phi * sum;
     return select(HeadsF(3e38), HeadsF(2.0) / max(share, HeadsF(1e-37)), (share > HeadsF(1e-37)) & (sum < HeadsF(1e37)));
@@ -184,7 +192,8 @@ fn count_weight(w: f32) {
     }
 }
 
-// Counts the weights of eight tokens from t on, 256 apart. All loads are on their way before the first is used.
+// Counts the weights of eight tokens from t on, 256 apart. All loads are on their way before the
+// first is used.
 fn count_eight(at: u32, stride: u32, t: u32, count: u32, scale: Scale) {
     let a = score_at(at, stride, t, count);
     let b = score_at(at, stride, t + 256u, count);
@@ -225,7 +234,8 @@ fn magnitudes(list: u32, slab_head: u32, token: u32, quad: u32) -> vec4<f32> {
     return vec4<f32>(unpack2x16float(((word & 0x00ff00ffu) << 8u) | 0x00800080u), unpack2x16float((word & 0x7f007f00u) | 0x00800080u));
 }
 
-// What token s of the sample has to do with four channels of the output of head h; nothing beyond the last.
+// What token s of the sample has to do with four channels of the output of head h; nothing beyond
+// the last.
 fn sampled(list: u32, slab_head: u32, s: u32, h: u32, quad: u32) -> vec4<f32> {
     let n = min(s, 31u);
     let weight = select(0.0, heads_at(cells[n], h), s < 32u);
@@ -281,7 +291,8 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
         atomicStore(&found[i], 0u);
     }
 
-    // What keys or values weigh: a number of each head for the channel, or factors on the weights of all tokens.
+    // What keys or values weigh: a number of each head for the channel, or factors on the weights
+    // of all tokens.
     var products = HeadsF(0.0);
     var weight = 0.0;
     var spare = 0.0;
@@ -384,7 +395,8 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
         }
         workgroupBarrier();
     } else {
-        // The largest score and the sum of weights of the pages, from those of the items; then of the f16 tokens.
+        // The largest score and the sum of weights of the pages, from those of the items; then of
+        // the f16 tokens.
         var lane_peak = HeadsF(HIDDEN);
         var lane_sum = HeadsF(0.0);
         var lane_weighted = HeadsF(0.0);
@@ -415,7 +427,8 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
         }
         let page_sum = cells[0];
         workgroupBarrier();
-        // Weights of the f16 tokens against the pages' peak; where that overflows the pages weigh nothing.
+        // Weights of the f16 tokens against the pages' peak; where that overflows the pages weigh
+        // nothing.
         lane_sum = HeadsF(0.0);
         for (var n = i; n < partial_count; n += 256u) {
             let there = partial_of(partial_first + n, head, block, HEAD_DIM);
@@ -473,7 +486,8 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
                 tokens[i] = held.token;
             }
             workgroupBarrier();
-            // The output of those tokens, of magnitudes: four channels of some of the tokens each, by head.
+            // The output of those tokens, of magnitudes: four channels of some of the tokens each,
+            // by head.
             let quad = i % quads;
             let last = SAMPLERS * quads;
             let limit = bytes(plans[plan + PLAN_MAXIMA + quad]);
@@ -591,7 +605,8 @@ fn align_plan(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoca
             plans[plan + PLAN_KEYS + 2u] = atomicLoad(&found[2]);
             plans[plan + PLAN_KEYS + 3u] = select(threshold, atomicLoad(&found[3]), CODES);
             if (!CODES) {
-                // In nats: products are of scores in log2 units, and their exponents biased by 10 less than the unit in the last place.
+                // In nats: products are of scores in log2 units, and their exponents biased by 10
+                // less than the unit in the last place.
                 put_heads(plan + PLAN_BOUND, cells[0] * (0.6931472 / 1024.0));
             }
         }

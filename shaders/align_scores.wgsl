@@ -1,39 +1,25 @@
-// align_scores: the scores of one query row against one slice of the packed pages, from the planes of the keys that align_plan chose.
-// AlignedKV (2409.16546).
+// align_scores: the scores of one query row against one slice of the packed pages, from the planes
+// of the keys that align_plan chose. AlignedKV (2409.16546).
 //
 //   s_t = sum_i q_i k_ti   in log2 units, with the bits of unread planes as 100..0 (halves) or their middle (integer codes)
 //
-// For Centred what the mean of the keys adds follows from the position and the query (part positions): no plane is read for it, so it is
-// in full in every score, and the bound on a score's error knows nothing of it.
+// For Centred what the mean of the keys adds follows from the position and the query (part
+// positions): no plane is read for it, so it is in full in every score, and the bound on a score's
+// error knows nothing of it.
 //
-// 32 lanes walk the pages first..end of one sequence for one KV head and up to HEADS query heads that share it; a lane owns four
-// tokens. The level of a channel (or of four of them) is the same for all tokens: a plane that is not wanted is not loaded, by a branch.
+// 32 lanes walk the pages first..end of one sequence for one KV head and up to HEADS query heads
+// that share it; a lane owns four tokens. The level of a channel (or of four of them) is the same
+// for all tokens: a plane that is not wanted is not loaded, by a branch.
 //
-// Parts: heads_<n>, reduce_<method>, queries, turn_at; positions_none, or positions with positions_<walk> and mirror_<method>; align_keys_half + planes,
-// or align_keys_code + planes_<bits>, levels_<bits>, scales_<form>, page_scales. Wrapper: src/kernel/align_scores.rs. Twin: src/reference/align_scores.rs.
+// Wrapper: src/kernel/align_scores.rs. Twin: src/kernel/reference/align_scores.rs.
 
-override HEAD_DIM: u32;
-override HEADS: u32;         // query heads that share one reading
 override BLOCKS: u32;
 override QUERY_STRIDE: u32;
-override POSITIONS_AT: u32;    // entries of query_codes before those that positions are known by
-override POSITION_CENTRE: u32; // in turns, the turn by 63.5 positions; after it follow the tables of part positions
-override POSITION_WAVES: u32;  // first pairs of RoPE, which turn too fast for a short polynomial
 override POSITION_PLACES: u32; // pages of a pass
-override ROPE_PAIRS: u32;
-override KEY_BITS: u32;
-override VALUE_BITS: u32;
 override PAGE_VECS: u32;
-override KEY_GROUPS: u32;    // groups of keys that have their scales in the page
-override KEY_GROUP_QUADS: u32; // quads of channels that share a key scale
-override KEY_SCALES: u32;    // vec4s from a page's start
-override VALUE_GROUPS: u32;
-override VALUE_SCALES: u32;
-override CODES: bool;        // are the planes of integer codes?
+override CODES: bool;        // whether the planes are of integer codes
 override SCORE_SUMS: u32;    // entries of scores before the sums of the items
 override SCORE_QUADS: u32;   // entries of scores before those of four tokens' values together
-override UNITS: u32;         // 1
-override COUNT: bool;        // are loads of planes counted?
 
 struct AlignScoresParams { // src/kernel/align_scores.rs
     items_at: u32,    // first item in tables
@@ -103,7 +89,8 @@ fn align_scores(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
             // Where the row's pages begin among the scores they begin among the terms, too.
             let half = positions_half((head * BLOCKS + block) * 12u * POSITION_PLACES + score_first + n, lane);
             positions_put(lane, half);
-            // It also keeps this page's readers of what was turned ahead of the next page's writers.
+            // It also keeps this page's readers of what was turned ahead of the next page's
+            // writers.
             workgroupBarrier();
             keyed.s = positions_add(lane, half, keyed.s);
         }
@@ -121,7 +108,8 @@ fn align_scores(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         let shrink = exp2(peak - new_peak);
         sum = sum * shrink + ((exp2(s.a - new_peak) + exp2(s.b - new_peak)) + (exp2(s.c - new_peak) + exp2(s.d - new_peak)));
         if (CODES) {
-            // The four tokens' values are read alike: they weigh together what they weigh times their scales.
+            // The four tokens' values are read alike: they weigh together what they weigh times
+            // their scales.
             let steps = keys_steps(page, lane);
             let four = (exp2(s.a - lane_peak) * steps.x + exp2(s.b - lane_peak) * steps.y) + (exp2(s.c - lane_peak) * steps.z + exp2(s.d - lane_peak) * steps.w);
             scores[SCORE_QUADS + entry * 32u + lane] = lane_peak + log2(max(four, HeadsF(1e-30)));
@@ -150,8 +138,9 @@ fn align_scores(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     if (REDUCE_BARRIER) { workgroupBarrier(); }
     let largest_error = reduce_max(0u, error);
     if (lane == 0u) {
-        // The largest score, the sum of weights and of weights times scales, the largest bound on the error of a score in nats; and how
-        // often the lane loaded words of each of the planes that may stay unread.
+        // The largest score, the sum of weights and of weights times scales, the largest bound on
+        // the error of a score in nats; and how often the lane loaded words of each of the planes
+        // that may stay unread.
         let at = SCORE_SUMS + ((workgroup.x * params.kv_heads + head) * BLOCKS + block) * SUM_ENTRIES;
         scores[at] = largest;
         scores[at + 1u] = total;

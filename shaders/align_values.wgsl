@@ -1,30 +1,20 @@
-// align_values: the weighted values of one query row over one slice of the packed pages, from the planes that a token's softmax weight
-// asks for. AlignedKV (2409.16546).
+// align_values: the weighted values of one query row over one slice of the packed pages, from the
+// planes that a token's softmax weight asks for. AlignedKV (2409.16546).
 //
 //   partial = (max s, sum 2^(s - max), sum 2^(s - max) v)   with the scores of align_scores and the largest of all of them
 //
-// 32 lanes walk the pages first..end of one sequence for one KV head and up to HEADS query heads that share it. A lane finds the weights
-// and the levels of four tokens (of integer codes one level for the four), then owns four channels (eight at head_dim 256). The level of a
-// token is the same for all channels: a plane that is not wanted is not loaded, by a branch.
+// 32 lanes walk the pages first..end of one sequence for one KV head and up to HEADS query heads
+// that share it. A lane finds the weights and the levels of four tokens (of integer codes one level
+// for the four), then owns four channels (eight at head_dim 256). The level of a token is the same
+// for all channels: a plane that is not wanted is not loaded, by a branch.
 //
-// Parts: heads_<n>, reduce_<method>, levels; align_values_half + planes, levels_half, or align_values_code + planes_<bits>, levels_<bits>,
-// scales_<form>, page_scales. Wrapper: src/kernel/align_values.rs. Twin: src/reference/align_values.rs.
+// Wrapper: src/kernel/align_values.rs. Twin: src/kernel/reference/align_values.rs.
 
 override HEAD_DIM: u32;
-override SHARE: u32;         // query heads per KV head
 override HEADS: u32;         // query heads that share one reading
 override BLOCKS: u32;
 override PAGE_VECS: u32;
-override VALUES: u32;        // vec4s from a page's start to its values
-override VALUE_GROUP: u32;   // channels that share a value scale
-override VALUE_GROUPS: u32;
-override VALUE_SCALES: u32;
-override KEY_BITS: u32;
-override VALUE_BITS: u32;
-override STEPS: u32;         // scales of a page's tokens that workgroup memory holds
 override LEDGERS: u32;       // vec4s of partials before the ledgers
-override UNITS: u32;         // 1
-override COUNT: bool;        // are loads of planes counted?
 
 struct AlignValuesParams { // src/kernel/align_values.rs
     items_at: u32,    // first item in tables
@@ -53,7 +43,8 @@ const PLAN_VALUES = 36u;
 
 struct Scores { a: HeadsF, b: HeadsF, c: HeadsF, d: HeadsF }
 
-// What a lane adds to the ledger for a page: error of weights, by head; tokens of levels 1, 2 and 3.
+// What a lane adds to the ledger for a page: error of weights, by head; tokens of levels 1, 2 and
+// 3.
 struct Weighed { cost: HeadsF, counted: vec3<u32> }
 
 // How often the lane loaded words of each plane, as far as a plane may stay unread.
@@ -178,8 +169,9 @@ fn align_values(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     }
     if (lane == 0u) {
         put(entry, quads, Scores(peak, total, HeadsF(0.0), HeadsF(0.0)));
-        // The error of weights times units in the last place (of integer codes, times scales), by head; tokens (or fours of them) of levels
-        // 1, 2 and 3; and how often the lane loaded words of each of the planes that may stay unread.
+        // The error of weights times units in the last place (of integer codes, times scales), by
+        // head; tokens (or fours of them) of levels 1, 2 and 3; and how often the lane loaded words
+        // of each of the planes that may stay unread.
         let ledger = LEDGERS + LEDGER_VECS * reading;
         partials[ledger] = spread(total_cost);
         partials[ledger + 1u] = vec4<f32>(ones, twos, threes, 0.0);

@@ -1,32 +1,29 @@
-// append: new keys and values into the packed pages: RoPE, rotation, scale, codes, in one pass over both.
+// append: new keys and values into the packed pages: RoPE, rotation, scale, codes, in one pass over
+// both.
 //
 //   key   = scale * (code - zero)  of  H (weight * RoPE_t(k - mean))
 //   value = scale * (code - zero)  of  H (v - mean)       (H only where the codec rotates; means and weights for Centred)
 //
-// One workgroup packs the new tokens of one block for one KV head, token by token; invocation i holds channel i of
-// the key and of the value. A token's row comes from the caller (new in this step) or from the f16 rows that `protect`
-// kept (it leaves the window now, and is already rotated). Tokens of the block packed earlier keep their codes.
+// One workgroup packs the new tokens of one block for one KV head, token by token; invocation i
+// holds channel i of the key and of the value. A token's row comes from the caller (new in this
+// step) or from the f16 rows that `protect` kept (it leaves the window now, and is already
+// rotated). Tokens of the block packed earlier keep their codes.
 //
-// A key or value with a number that is not finite is stored as zeros, and the token is listed in `status`.
+// A key or value with a number that is not finite is stored as zeros, and the token is listed in
+// `status`.
 //
-// For AlignedKV (2409.16546) a half is stored in planes, and each channel's largest exponent in the page; or an integer code in planes.
+// For AlignedKV (2409.16546) a half is stored in planes, and each channel's largest exponent in the
+// page; or an integer code in planes.
 //
 // For RotateKV, whose keys append_reordered packs, it packs the values only.
 //
-// Parts: half, finite, place, turn, centre, hadamard, scales_<form>, key_words, input, report, planes, code_planes, and fit_extent with group and
-// group_<form>, or fit_symmetric. Wrapper: src/kernel/append.rs. Twin: src/reference/append.rs.
+// Wrapper: src/kernel/append.rs. Twin: src/kernel/reference/append.rs.
 
 override HEAD_DIM: u32;
-override HADAMARD_OUTER: u32;
-override HADAMARD_INNER: u32;
-override HADAMARD_SCALE: f32;
-override KEYS: bool;        // are keys packed here?
+override KEYS: bool;        // whether keys are packed here
 override ROTATE_KEYS: bool;
 override ROTATE_VALUES: bool;
-override CENTRED: bool;
-override ROPE: u32;
 override ROPE_PAIRS: u32;
-override HALF_ROWS: bool;
 override KEY_BITS: u32;     // 2, 3, 4, 8, or 16 for f16
 override VALUE_BITS: u32;
 override KEY_CLIP: f32;     // share of a group's range that the codes span
@@ -37,8 +34,8 @@ override KEY_SCALES: u32;   // vec4s from a page's start
 override VALUES: u32;
 override VALUE_SCALES: u32;
 override PAGE_VECS: u32;
-override PLANES: bool;         // is a half stored in planes?
-override CODE_PLANES: bool;    // is an integer code?
+override PLANES: bool;         // whether a half is stored in planes
+override CODE_PLANES: bool;    // whether an integer code is
 override SINKS: u32;        // f16 rows of sinks
 override UNPACKED: u32;     // first tokens that are not packed
 override RING: u32;         // f16 rows of the window, used in turn
@@ -101,7 +98,8 @@ fn maxima_at(at: u32, i: u32) -> vec2<u32> {
     return (vec2<u32>(pages[word], pages[word + HEAD_DIM / 4u]) >> vec2<u32>(8u * (i % 4u))) & vec2<u32>(255u);
 }
 
-// Four channels' codes of token t, a byte each, into the planes of keys: of slot t % 4. `at` is in words.
+// Four channels' codes of token t, a byte each, into the planes of keys: of slot t % 4. `at` is in
+// words.
 fn key_planes_put(at: u32, quad: u32, t: u32, four: u32) {
     let row = at + 32u * quad + t % 128u / 4u;
     let slot = t % 4u;
@@ -156,12 +154,12 @@ fn append(
     }
     let chunk = tables[params.items_at + 2u * n];
     let block = tables[params.items_at + 2u * n + 1u];
-    let slot = tables[chunk];
-    let old_tokens = tables[chunk + 1u];
-    let old_packed = tables[chunk + 3u];
-    let new_packed = tables[chunk + 4u];
-    let page = tables[tables[chunk + 5u] + block * BLOCK / 128u];
-    let row_first = tables[chunk + 6u];
+    let slot = chunk_slot(chunk);
+    let old_tokens = chunk_old_tokens(chunk);
+    let old_packed = chunk_old_packed(chunk);
+    let new_packed = chunk_new_packed(chunk);
+    let page = chunk_page(chunk, block * BLOCK / 128u);
+    let row_first = chunk_row_first(chunk);
     let head = tables[params.heads_at + workgroup.z];
     let at = (page * params.slab_heads + workgroup.z) * (4u * PAGE_VECS);
     let protected_first = (slot * params.kv_heads + head) * (SINKS + RING) * HEAD_DIM;
@@ -251,7 +249,8 @@ fn append(
             codes[i] = half_bits(x.x);
         } else if (KEYS) {
             let code = fit_code(x.x, key_fit, KEY_BITS);
-            // Eight bits lie in memory as signed bytes, so that one signed dot product serves every width.
+            // Eight bits lie in memory as signed bytes, so that one signed dot product serves every
+            // width.
             codes[i] = select(code, code ^ 128u, KEY_BITS == 8u);
             if (i % KEY_GROUP == 0u) {
                 scale_put(at + 4u * KEY_SCALES + i / KEY_GROUP * GROUP_WORDS, t, fit_pack(key_fit, select(0.0, 128.0, KEY_BITS == 8u)));

@@ -1,21 +1,25 @@
-// append_block: what append does, for the new tokens of a whole block at once, where a head's shape and the device's subgroups allow it.
+// append_block: what append does, for the new tokens of a whole block at once, where a head's shape
+// and the device's subgroups allow it.
 //
-// LANES neighbours of a subgroup hold one token's row in registers, 32 channels each, and exchange numbers by shuffles: first the key's,
-// then the value's. Lane l holds channels 16 l to 16 l + 15, and as many from HEAD_DIM / 2 + 16 l on: both channels of every pair that
-// RoPE turns, and whole words of key codes. Codes of values, of which a word holds several tokens, and scales meet in workgroup memory.
-// Tokens of the block that are not new take part with zeros, and nothing of theirs is written.
+// LANES neighbours of a subgroup hold one token's row in registers, 32 channels each, and exchange
+// numbers by shuffles: first the key's, then the value's. Lane l holds channels 16 l to 16 l + 15,
+// and as many from HEAD_DIM / 2 + 16 l on: both channels of every pair that RoPE turns, and whole
+// words of key codes. Codes of values, of which a word holds several tokens, and scales meet in
+// workgroup memory. Tokens of the block that are not new take part with zeros, and nothing of
+// theirs is written.
 //
-// It stores what append stores; sums over a group of symmetric codes run in another order, so a code may round otherwise.
+// It stores what append stores; sums over a group of symmetric codes run in another order, so a
+// code may round otherwise.
 //
-// The rotation is a butterfly in the order of part hadamard's sums: over blocks of HADAMARD_INNER channels, then within one.
+// The rotation is a butterfly in the order of part hadamard's sums: over blocks of HADAMARD_INNER
+// channels, then within one.
 //
-// Parts: half, finite, place, turn, scales_<form>, report, and fit_extent with group and group_<form>, or fit_symmetric.
-// Wrapper: src/kernel/append_block.rs. Twin: src/reference/append_block.rs.
+// Wrapper: src/kernel/append_block.rs. Twin: src/kernel/reference/append_block.rs.
 
 override HEAD_DIM: u32;        // 64, 128 or 256
 override LANES: u32;           // HEAD_DIM / 32
 override HADAMARD_SCALE: f32;
-override KEYS: bool;           // are keys packed here?
+override KEYS: bool;           // whether keys are packed here
 override ROTATE_KEYS: bool;
 override ROTATE_VALUES: bool;
 override CENTRED: bool;
@@ -75,7 +79,8 @@ struct Row { a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>, e: vec4<f32
 // Their codes, a byte each.
 struct Codes { a: u32, b: u32, c: u32, d: u32, e: u32, f: u32, g: u32, h: u32 }
 
-// How the groups of the first and of the last four quads are fitted; the same where one group has the whole head.
+// How the groups of the first and of the last four quads are fitted; the same where one group has
+// the whole head.
 struct Fits { first: Fit, last: Fit }
 
 struct Eight { a: vec4<f32>, b: vec4<f32> }
@@ -141,7 +146,7 @@ fn row_finite(x: Row) -> bool {
         + dot(abs(x.e), small) + dot(abs(x.f), small) + dot(abs(x.g), small) + dot(abs(x.h), small));
 }
 
-// Is any lane's part of the token's row not finite? 1 or 0 in all its lanes.
+// 1 in all lanes of a token where any lane's part of its row is not finite, else 0.
 fn row_broken(x: Row) -> u32 {
     var broken = select(1u, 0u, row_finite(x));
     broken |= subgroupShuffleXor(broken, 1u);
@@ -150,7 +155,8 @@ fn row_broken(x: Row) -> u32 {
     return broken;
 }
 
-// Cosines and sines of four pairs from an even one on, at a position given by its rows of the table, in pairs from its start.
+// Cosines and sines of four pairs from an even one on, at a position given by its rows of the
+// table, in pairs from its start.
 fn turn_four(high: u32, low: u32, pair: u32) -> Turn {
     let h = (high + pair) / 2u;
     let l = (low + pair) / 2u;
@@ -267,7 +273,8 @@ fn row_codes(x: Row, fits: Fits, bits: u32) -> Codes {
         code_quad(x.e, fits.last, bits), code_quad(x.f, fits.last, bits), code_quad(x.g, fits.last, bits), code_quad(x.h, fits.last, bits));
 }
 
-// Leaves a token's scales to who writes them: for each group the first lane that has channels of it.
+// Leaves a token's scales to who writes them: for each group the first lane that has channels of
+// it.
 fn scales_leave(fits: Fits, first_group: u32, token: u32, lane: u32, channels: u32, less: f32) {
     if (16u * lane % channels == 0u) {
         scale_pairs[(first_group + 16u * lane / channels) * BLOCK + token] = fit_pack(fits.first, less);
@@ -311,7 +318,8 @@ fn keys_put(at: u32, lane: u32, codes: Codes, packs: bool) {
             pages[middle] = codes.e | (codes.f << 4u);
             pages[middle + 128u] = codes.g | (codes.h << 4u);
         } else {
-            // Eight bits lie in memory as signed bytes, so that one signed dot product serves every width.
+            // Eight bits lie in memory as signed bytes, so that one signed dot product serves every
+            // width.
             let word = at + 512u * lane;
             let middle = word + 16u * HEAD_DIM;
             pages[word] = codes.a ^ 0x80808080u;
@@ -373,7 +381,8 @@ fn values_fours(at: u32, four: u32, i: u32, tokens: vec2<u32>) {
     word_put(at, mask, value_four(four, i) | (value_four(four + 1u, i) << 4u));
 }
 
-// Channel i's value codes of the block's tokens from..end. `at` is in words, `four` counts the page's tokens before the block by fours.
+// Channel i's value codes of the block's tokens from..end. `at` is in words, `four` counts the
+// page's tokens before the block by fours.
 fn values_put(at: u32, four: u32, i: u32, tokens: vec2<u32>) {
     if (VALUE_BITS < 4u) {
         let word = at + four / 4u * HEAD_DIM + i;
@@ -436,12 +445,12 @@ fn append_block(
     }
     let chunk = tables[params.items_at + 2u * n];
     let block = tables[params.items_at + 2u * n + 1u];
-    let slot = tables[chunk];
-    let old_tokens = tables[chunk + 1u];
-    let old_packed = tables[chunk + 3u];
-    let new_packed = tables[chunk + 4u];
-    let page = tables[tables[chunk + 5u] + block * BLOCK / 128u];
-    let row_first = tables[chunk + 6u];
+    let slot = chunk_slot(chunk);
+    let old_tokens = chunk_old_tokens(chunk);
+    let old_packed = chunk_old_packed(chunk);
+    let new_packed = chunk_new_packed(chunk);
+    let page = chunk_page(chunk, block * BLOCK / 128u);
+    let row_first = chunk_row_first(chunk);
     let head = tables[params.heads_at + workgroup.z];
     let at = (page * params.slab_heads + workgroup.z) * (4u * PAGE_VECS);
 

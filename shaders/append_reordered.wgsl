@@ -1,24 +1,21 @@
-// append_reordered: RotateKV's keys into the packed pages. Rotate, then reorder, then quantize (2501.16383, section 4):
+// append_reordered: RotateKV's keys into the packed pages. Rotate, then reorder, then quantize
+// (2501.16383, section 4):
 //
 //   y = P B k,   B the rotation over each group of GROUP_HEADS KV heads, P the calibrated order of a token's whole key row
 //
-// before RoPE; consecutive channels of y share a scale. A code stays at its channel's place in B k: the order only says
-// which scale it has (`marks`), so that no reader need move it back.
+// before RoPE; consecutive channels of y share a scale. A code stays at its channel's place in B k:
+// the order only says which scale it has (`marks`), so that no reader need move it back.
 //
-// One workgroup packs up to four tokens of one lane, token by token, each over all the KV heads of its layer: first every
-// group's extent, then (rotating once more, since a row may be larger than workgroup memory) scales and codes. A key comes
-// from the caller (new in this step) or from the f16 rows (it leaves the window now), where it was turned: it is turned back.
-// The rotation spreads a number that is not finite over its group of heads: their codes are those of zeros, and they are
+// One workgroup packs up to four tokens of one lane, token by token, each over all the KV heads of
+// its layer: first every group's extent, then (rotating once more, since a row may be larger than
+// workgroup memory) scales and codes. A key comes from the caller (new in this step) or from the
+// f16 rows (it leaves the window now), where it was turned: it is turned back. The rotation spreads
+// a number that is not finite over its group of heads: their codes are those of zeros, and they are
 // listed in `status`.
 //
-// Parts: half, finite, place, turn, hadamard, group, group_<form>, scales_<form>, key_words, report.
-// Wrapper: src/kernel/append_reordered.rs. Twin: src/reference/append_reordered.rs.
+// Wrapper: src/kernel/append_reordered.rs. Twin: src/kernel/reference/append_reordered.rs.
 
 override HEAD_DIM: u32;
-override HADAMARD_OUTER: u32;
-override HADAMARD_INNER: u32;
-override HADAMARD_SCALE: f32;
-override ROPE: u32;
 override ROPE_PAIRS: u32;
 override HALF_ROWS: bool;
 override KEY_BITS: u32;
@@ -131,12 +128,12 @@ fn append_reordered(
     }
     let chunk = tables[params.items_at + 2u * n];
     let four = tables[params.items_at + 2u * n + 1u];
-    let slot = tables[chunk];
-    let old_tokens = tables[chunk + 1u];
-    let old_packed = tables[chunk + 3u];
-    let new_packed = tables[chunk + 4u];
-    let page = tables[tables[chunk + 5u] + four / 32u];
-    let row_first = tables[chunk + 6u];
+    let slot = chunk_slot(chunk);
+    let old_tokens = chunk_old_tokens(chunk);
+    let old_packed = chunk_old_packed(chunk);
+    let new_packed = chunk_new_packed(chunk);
+    let page = chunk_page(chunk, four / 32u);
+    let row_first = chunk_row_first(chunk);
     let blocks = params.kv_heads / GROUP_HEADS;
     let levels = f32((1u << KEY_BITS) - 1u);
 

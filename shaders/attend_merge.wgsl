@@ -1,22 +1,19 @@
-// attend_merge: the partial results of one query row into its output row, with the value rotation undone.
+// attend_merge: the partial results of one query row into its output row, with the value rotation
+// undone.
 //
 //   output = H (sum_s 2^(m_s - m) row_s) / (sum_s 2^(m_s - m) sum_s) + mean,   m = max m_s
 //                                             (H only where the codec rotates, the mean of the values only for Centred)
 //   log_sums = ln 2 (m + log2 sum_s 2^(m_s - m) sum_s)    where other caches have outputs of the same query over other tokens
 //
-// One workgroup merges one row of one query head; invocation i of each part holds channel i. Partials come from attend_split
-// (one a slice of the pages) and from attend_prefill (one, or in a decode step one a few tiles of the f16 tokens), shared
-// out among the parts: as many as the device allows where a row has many, since a part that takes turn after turn waits for
-// memory every time.
+// One workgroup merges one row of one query head; invocation i of each part holds channel i.
+// Partials come from attend_split (one a slice of the pages) and from attend_prefill (one, or in a
+// decode step one a few tiles of the f16 tokens), shared out among the parts: as many as the device
+// allows where a row has many, since a part that takes turn after turn waits for memory every time.
 //
-// Parts: half, finite, hadamard, centre. Wrapper: src/kernel/attend_merge.rs. Twin: src/reference/attend_merge.rs.
+// Wrapper: src/kernel/attend_merge.rs. Twin: src/kernel/reference/attend_merge.rs.
 
 override HEAD_DIM: u32;
-override HADAMARD_OUTER: u32;
-override HADAMARD_INNER: u32;
-override HADAMARD_SCALE: f32;
 override ROTATE_VALUES: bool;
-override CENTRED: bool;
 override HALF_ROWS: bool;
 override LOG_SUMS: bool;
 override HEADS: u32;
@@ -64,8 +61,8 @@ fn partial_at(rows: bool, at: u32) -> f32 {
     return partials[at];
 }
 
-// Four items from s on, of either list, those beyond the last left out. Every invocation merges the scores for itself: the
-// loads are the same for all and need no barrier.
+// Four items from s on, of either list, those beyond the last left out. Every invocation merges the
+// scores for itself: the loads are the same for all and need no barrier.
 fn merge_four(rows: bool, s: u32, at: u32, i: u32, stride: u32, count: u32) -> vec3<f32> {
     let a = at + min(s, count - 1u) * stride;
     let b = at + min(s + 1u, count - 1u) * stride;

@@ -1,46 +1,29 @@
-// attend_prefill: a block of query rows against cached tokens, causal, in f32: flash attention over tiles of 32 tokens.
+// attend_prefill: a block of query rows against cached tokens, causal, in f32: flash attention over
+// tiles of 32 tokens.
 //
 //   partial = (max s, sum 2^(s - max), sum 2^(s - max) v)   with s in log2 units, over the tokens the row may see
 //
-// One workgroup of 64 invocations takes 32 query rows of one KV head: as many tokens as fit, each with all the query
-// heads that share the KV head. Invocation (down, across) holds rows 4 * down.. against tokens 4 * across.., then the
-// same rows against channels 4 * across.. of each slice of 32 channels. Where an item says `after`, it covers just the sinks
-// before that token, and all tokens from it on: those kept in f16 of a decoding row, a few tiles of them an item, while attend_split
+// One workgroup of 64 invocations takes 32 query rows of one KV head: as many tokens as fit, each
+// with all the query heads that share the KV head. Invocation (down, across) holds rows 4 * down..
+// against tokens 4 * across.., then the same rows against channels 4 * across.. of each slice of 32
+// channels. Where an item says `after`, it covers just the sinks before that token, and all tokens
+// from it on: those kept in f16 of a decoding row, a few tiles of them an item, while attend_split
 // covers the pages; or what a sliding window leaves.
 //
-// RotateKV's keys are restored for a whole tile, all channels, before its scores. For Centred, what the mean of the keys adds to a score
-// are further channels: the query's factors times the cosines and sines of the token's position.
+// RotateKV's keys are restored for a whole tile, all channels, before its scores. For Centred, what
+// the mean of the keys adds to a score are further channels: the query's factors times the cosines
+// and sines of the token's position.
 //
-// Parts: scales_<form>, cached, planes, code_planes, turn, and tile_stored, or tile_restored with half, hadamard, grouped,
-// grouped_block. Wrapper: src/kernel/attend_prefill.rs. Twin: src/reference/attend_prefill.rs.
+// Wrapper: src/kernel/attend_prefill.rs. Twin: src/kernel/reference/attend_prefill.rs.
 
 override HEAD_DIM: u32;
 override SHARE: u32;          // query heads per KV head
-override KEY_BITS: u32;
-override VALUE_BITS: u32;
-override KEY_GROUP: u32;
-override VALUE_GROUP: u32;
-override KEY_SCALES: u32;
-override VALUES: u32;
-override VALUE_SCALES: u32;
-override PAGE_VECS: u32;
-override PLANES: bool;         // is a half stored in planes?
-override CODE_PLANES: bool;    // is an integer code?
 override SINKS: u32;
-override RING: u32;
 override SLIDING_WINDOW: u32;  // tokens that a row sees, itself the last; all where it is the largest number
 override POSITION_QUADS: u32; // quads of channels that carry what the mean of the keys adds; 0 where nothing
 override KEY_SLICES: u32;     // slices of 32 channels of keys, those quads among them
 override SLICES: u32;         // slices of 32 channels, the last perhaps in part
-override MASSIVE: bool;       // are the sinks elected?
-override ELECTED_AT: u32;     // first elected sink in marks
-override GROUP_HEADS: u32;    // KV heads that RotateKV rotates together
-override GROUP_SCALE: f32;    // 1 / sqrt(GROUP_HEADS)
-override ROW_GROUPS: u32;     // groups of a token's whole key row that share a scale
-override HADAMARD_OUTER: u32;
-override HADAMARD_INNER: u32;
-override HADAMARD_SCALE: f32;
-override ROPE: u32;
+override MASSIVE: bool;       // whether the sinks are elected
 override ROPE_PAIRS: u32;
 override TILE_VECS: u32;      // of a tile of keys or values
 
@@ -63,12 +46,14 @@ struct AttendPrefillParams { // src/kernel/attend_prefill.rs
 
 alias Cell = vec4<f32>;
 
-// In turn: four tokens of all channels while keys are restored, the queries [32 rows, 8 quads of the slice] while keys are
-// worked on, and the scores [32 rows, 8 quads of tokens].
+// In turn: four tokens of all channels while keys are restored, the queries [32 rows, 8 quads of
+// the slice] while keys are worked on, and the scores [32 rows, 8 quads of tokens].
 var<workgroup> row: array<vec4<f32>, 256>;
-// [32 tokens, 8 quads of the slice] as f32, values or keys; or restored keys, [32 tokens, HEAD_DIM / 8] as halves.
+// [32 tokens, 8 quads of the slice] as f32, values or keys; or restored keys, [32 tokens, HEAD_DIM
+// / 8] as halves.
 var<workgroup> token_tile: array<vec4<u32>, TILE_VECS>;
-// Where each token's f16 row begins, or CACHED_PACKED; and its position, or NOWHERE for a place without a token.
+// Where each token's f16 row begins, or CACHED_PACKED; and its position, or NOWHERE for a place
+// without a token.
 var<workgroup> token_rows: array<u32, 32>;
 var<workgroup> token_positions: array<u32, 32>;
 
@@ -101,7 +86,8 @@ fn stage_queries(item: Item, slice: u32, i: u32) {
     }
 }
 
-// Cosine and sine of a pair at a position; where there is no such pair, of another, which the query has zeros for.
+// Cosine and sine of a pair at a position; where there is no such pair, of another, which the query
+// has zeros for.
 fn position_turn(pair: u32, t: u32) -> vec2<f32> {
     let p = min(pair, max(ROPE_PAIRS, 1u) - 1u);
     return turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + p], turns[(t % 128u) * ROPE_PAIRS + p]);
@@ -134,8 +120,8 @@ fn stage_values(place: Place, slice: u32, i: u32) {
     }
 }
 
-// The tile's token n (0 to 31): its position, and the place of its f16 row if it has one. `sinks`: is the tile one of those before
-// token `after`?
+// The tile's token n (0 to 31): its position, and the place of its f16 row if it has one. `sinks`:
+// whether the tile is one of those before token `after`
 fn stage_token(place: Place, sinks: bool, after: u32, first: u32, end: u32, n: u32) {
     var t = first + n;
     var at = CACHED_PACKED;
@@ -215,7 +201,8 @@ fn row_largest(r: u32) -> f32 {
         max(max(row[at + 4u], row[at + 5u]), max(row[at + 6u], row[at + 7u]))));
 }
 
-// Hides the tokens that row r may not see: those after it, those before its window, and places without a token.
+// Hides the tokens that row r may not see: those after it, those before its window, and places
+// without a token.
 fn row_hide(s: vec4<f32>, r: u32, query_first: u32, positions: vec4<u32>) -> vec4<f32> {
     let end = query_first + r / SHARE + 1u;
     let first = max(end, SLIDING_WINDOW) - SLIDING_WINDOW;
@@ -261,15 +248,15 @@ fn attend_prefill(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_in
     let after = tables[record + 4u];
     let head = tables[params.heads_at + workgroup.y];
     let item = Item(tables[record + 3u], tables[record + 7u], tokens * SHARE, head);
-    let packed = tables[chunk + 4u];
-    let place = Place(tables[chunk], packed, tables[chunk + 5u], head, params.kv_heads, workgroup.y, params.slab_heads,
-        tables[chunk + 7u]);
-    let query_first = tables[chunk + 1u] + token_first;
+    let packed = chunk_new_packed(chunk);
+    let place = Place(chunk_slot(chunk), packed, chunk_list(chunk), head, params.kv_heads, workgroup.y, params.slab_heads, chunk_limit(chunk));
+    let query_first = chunk_old_tokens(chunk) + token_first;
     let across = i % 8u;
     let down = i / 8u;
 
-    // Two ranges of tokens, those of sinks and after..seen_end (just this when everything is covered), in tiles.
-    let seen_end = min(query_first + tokens, tables[chunk + 2u]);
+    // Two ranges of tokens, those of sinks and after..seen_end (just this when everything is
+    // covered), in tiles.
+    let seen_end = min(query_first + tokens, chunk_new_tokens(chunk));
     let before_end = select(min(SINKS, after), select(0u, SINKS, after > 0u), MASSIVE);
     let before_tiles = (before_end + 31u) / 32u;
     let tile_first = tables[record + 5u];

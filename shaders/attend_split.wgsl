@@ -1,57 +1,35 @@
-// attend_split: attention of one query row over one slice of the packed pages, straight from the codes.
+// attend_split: attention of one query row over one slice of the packed pages, straight from the
+// codes.
 //
 //   partial = (max s, sum 2^(s - max), sum 2^(s - max) v)   with s in log2 units, over the tokens of the slice
 //
-// A unit of 32 lanes walks the pages first..end of one sequence for one KV head and up to HEADS query heads that share it.
-// For the keys a lane owns four tokens, for the values four channels (eight at head_dim 256). The whole body of the loop
-// is straight-line: naga's bounds checks cost nothing there, and a factor of four around indexed locals.
+// A unit of 32 lanes walks the pages first..end of one sequence for one KV head and up to HEADS
+// query heads that share it. For the keys a lane owns four tokens, for the values four channels
+// (eight at head_dim 256). The whole body of the loop is straight-line: naga's bounds checks cost
+// nothing there, and a factor of four around indexed locals.
 //
-// A workgroup is one unit, except for RotateKV, whose keys are rotated over several KV heads: there the units of such a
-// group of heads restore the keys together, a tile of tokens at a time, before each goes on with its own head. RotateKV
-// (2501.16383) section 4: k = B P^-1 y, then RoPE at the key's own position; the queries were turned only.
+// A workgroup is one unit, except for RotateKV, whose keys are rotated over several KV heads: there
+// the units of such a group of heads restore the keys together, a tile of tokens at a time, before
+// each goes on with its own head. RotateKV (2501.16383) section 4: k = B P^-1 y, then RoPE at the
+// key's own position; the queries were turned only.
 //
-// For Centred, what the mean of the keys adds to a score follows from the position and the query (part positions).
+// For Centred, what the mean of the keys adds to a score follows from the position and the query
+// (part positions).
 //
-// Parts: heads_<n>, reduce_<method>, scales_<form>, turn_at; positions_none, or positions with positions_<walk>; for the keys queries, keys_integer + keys_<bits> + keys_<walk> or
-// keys_f16, and restore_none; for RotateKV keys_restored, and restore_shuffled + lanes +
-// words_<bits>, restore_straight + lanes + codes_<bits>, or restore_rolled + grouped_block, grouped, hadamard, turn;
-// for the values values_integer + values_<bits> + values_<walk> or values_f16.
-// Wrapper: src/kernel/attend_split.rs. Twin: src/reference/attend_split.rs.
+// Wrapper: src/kernel/attend_split.rs. Twin: src/kernel/reference/attend_split.rs.
 
 override HEAD_DIM: u32;        // channels a head: 64, 80, 96, 128 or 256
 override VALUE_GROUP: u32;     // channels that share a value scale; divides HEAD_DIM
 override HEADS: u32;           // query heads that share one reading: 1, 2 or 4
 override BLOCKS: u32;          // blocks of HEADS query heads per KV head
 override QUERY_STRIDE: u32;    // entries of query_codes per block of heads
-override KEY_STEPS: u32;       // vec4s of low key words a lane reads per page
-override KEY_GROUP_STEPS: u32; // steps that share a key scale
-override KEY_SCALES: u32;      // vec4s from a page's start to its key scales
-override VALUES: u32;          // vec4s from a page's start to its value codes
-override VALUE_STEPS: u32;     // low value words of one channel
-override VALUE_SCALES: u32;    // vec4s from a page's start to its value scales
 override VALUE_GROUPS: u32;    // value groups a head (1 for f16)
-override VALUE_WEIGHTS: u32;   // entries of the weights in workgroup memory
 override PAGE_VECS: u32;       // vec4s of one head's page
 override UNITS: u32;           // KV heads that a workgroup serves
-override MASSIVE: bool;        // are the sinks elected?
+override MASSIVE: bool;        // whether the sinks are elected
 override SINKS: u32;           // f16 rows of sinks
 override ELECTED_AT: u32;      // first elected sink in marks
-override KEY_BITS: u32;
-override VALUE_BITS: u32;
-override POSITIONS_AT: u32;    // entries of query_codes before those that positions are known by
-override POSITION_CENTRE: u32; // in turns, the turn by 63.5 positions; after it follow the tables of part positions
-override POSITION_WAVES: u32;  // first pairs of RoPE, which turn too fast for a short polynomial
 override POSITION_PLACES: u32; // pages of a pass
-override GROUP_HEADS: u32;     // KV heads that are rotated together
-override GROUP_SCALE: f32;     // 1 / sqrt(GROUP_HEADS)
-override ROW_GROUPS: u32;      // groups of a token's whole key row that share a scale
-override RESTORE_CELLS: u32;   // of workgroup memory that keys pass through
-override RESTORE_SCALE: f32;   // 1 / sqrt(GROUP_HEADS * HEAD_DIM)
-override HADAMARD_OUTER: u32;
-override HADAMARD_INNER: u32;
-override HADAMARD_SCALE: f32;
-override ROPE: u32;
-override ROPE_PAIRS: u32;
 
 struct AttendSplitParams { // src/kernel/attend_split.rs
     items_at: u32,    // first item in tables
@@ -218,54 +196,55 @@ fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         let p = Scores(exp2(s.a - peak), exp2(s.b - peak), exp2(s.c - peak), exp2(s.d - peak));
         sum = sum * shrink + ((p.a + p.b) + (p.c + p.d));
 
-        // The weights of each value group. The barriers also keep the last page's readers ahead of this page's writers.
-        let wa = weigh_tokens(0u, page, lane, p);
+        // The weights of each value group. The barriers also keep the last page's readers ahead of
+        // this page's writers.
+        let wa = values_weigh(0u, page, lane, p);
         if (REDUCE_BARRIER) { workgroupBarrier(); }
-        reduce_put(unit, lane, weigh_largest(wa));
+        reduce_put(unit, lane, values_largest(wa));
         workgroupBarrier();
-        zeros.a = zeros.a * shrink + weigh_pack(unit, 0u, lane, wa, reduce_max(unit, weigh_largest(wa)));
+        zeros.a = zeros.a * shrink + values_pack(unit, 0u, lane, wa, reduce_max(unit, values_largest(wa)));
         if (VALUE_GROUPS > 1u) {
-            let wb = weigh_tokens(1u, page, lane, p);
+            let wb = values_weigh(1u, page, lane, p);
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            reduce_put(unit, lane, weigh_largest(wb));
+            reduce_put(unit, lane, values_largest(wb));
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            zeros.b = zeros.b * shrink + weigh_pack(unit, 1u, lane, wb, reduce_max(unit, weigh_largest(wb)));
+            zeros.b = zeros.b * shrink + values_pack(unit, 1u, lane, wb, reduce_max(unit, values_largest(wb)));
         }
         if (VALUE_GROUPS > 2u) {
-            let wc = weigh_tokens(2u, page, lane, p);
+            let wc = values_weigh(2u, page, lane, p);
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            reduce_put(unit, lane, weigh_largest(wc));
+            reduce_put(unit, lane, values_largest(wc));
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            zeros.c = zeros.c * shrink + weigh_pack(unit, 2u, lane, wc, reduce_max(unit, weigh_largest(wc)));
+            zeros.c = zeros.c * shrink + values_pack(unit, 2u, lane, wc, reduce_max(unit, values_largest(wc)));
             if (VALUE_GROUPS > 3u) {
-                let wd = weigh_tokens(3u, page, lane, p);
+                let wd = values_weigh(3u, page, lane, p);
                 if (REDUCE_BARRIER) { workgroupBarrier(); }
-                reduce_put(unit, lane, weigh_largest(wd));
+                reduce_put(unit, lane, values_largest(wd));
                 if (REDUCE_BARRIER) { workgroupBarrier(); }
-                zeros.d = zeros.d * shrink + weigh_pack(unit, 3u, lane, wd, reduce_max(unit, weigh_largest(wd)));
+                zeros.d = zeros.d * shrink + values_pack(unit, 3u, lane, wd, reduce_max(unit, values_largest(wd)));
             }
         }
         if (VALUE_GROUPS > 4u) {
-            let we = weigh_tokens(4u, page, lane, p);
+            let we = values_weigh(4u, page, lane, p);
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            reduce_put(unit, lane, weigh_largest(we));
+            reduce_put(unit, lane, values_largest(we));
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            zeros.e = zeros.e * shrink + weigh_pack(unit, 4u, lane, we, reduce_max(unit, weigh_largest(we)));
-            let wf = weigh_tokens(5u, page, lane, p);
+            zeros.e = zeros.e * shrink + values_pack(unit, 4u, lane, we, reduce_max(unit, values_largest(we)));
+            let wf = values_weigh(5u, page, lane, p);
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            reduce_put(unit, lane, weigh_largest(wf));
+            reduce_put(unit, lane, values_largest(wf));
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            zeros.f = zeros.f * shrink + weigh_pack(unit, 5u, lane, wf, reduce_max(unit, weigh_largest(wf)));
-            let wg = weigh_tokens(6u, page, lane, p);
+            zeros.f = zeros.f * shrink + values_pack(unit, 5u, lane, wf, reduce_max(unit, values_largest(wf)));
+            let wg = values_weigh(6u, page, lane, p);
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            reduce_put(unit, lane, weigh_largest(wg));
+            reduce_put(unit, lane, values_largest(wg));
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            zeros.g = zeros.g * shrink + weigh_pack(unit, 6u, lane, wg, reduce_max(unit, weigh_largest(wg)));
-            let wh = weigh_tokens(7u, page, lane, p);
+            zeros.g = zeros.g * shrink + values_pack(unit, 6u, lane, wg, reduce_max(unit, values_largest(wg)));
+            let wh = values_weigh(7u, page, lane, p);
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            reduce_put(unit, lane, weigh_largest(wh));
+            reduce_put(unit, lane, values_largest(wh));
             if (REDUCE_BARRIER) { workgroupBarrier(); }
-            zeros.h = zeros.h * shrink + weigh_pack(unit, 7u, lane, wh, reduce_max(unit, weigh_largest(wh)));
+            zeros.h = zeros.h * shrink + values_pack(unit, 7u, lane, wh, reduce_max(unit, values_largest(wh)));
         }
         workgroupBarrier();
 

@@ -2,40 +2,20 @@
 //
 //   key = H (scale * (code - zero)),  value likewise   (H only where the codec rotates; it is its own inverse)
 //
-// for RotateKV key = RoPE_t(B (scale * (code - zero))), B the rotation over a group of KV heads; for Centred the key is divided by its
-// weights, and both get their means back, the key's turned: RoPE_t(mean).
-// One workgroup restores one token of one KV head; invocation i holds channel i of the key and of the value.
+// for RotateKV key = RoPE_t(B (scale * (code - zero))), B the rotation over a group of KV heads;
+// for Centred the key is divided by its weights, and both get their means back, the key's turned:
+// RoPE_t(mean). One workgroup restores one token of one KV head; invocation i holds channel i of
+// the key and of the value.
 //
-// Parts: place, hadamard, turn, centre, scales_<form>, cached, planes, code_planes, grouped. Wrapper: src/kernel/dequantize.rs.
-// Twin: src/reference/dequantize.rs.
+// Wrapper: src/kernel/dequantize.rs.
+// Twin: src/kernel/reference/dequantize.rs.
 
 override HEAD_DIM: u32;
-override HADAMARD_OUTER: u32;
-override HADAMARD_INNER: u32;
-override HADAMARD_SCALE: f32;
 override ROTATE_KEYS: bool;    // after RoPE, by head
 override ROTATE_VALUES: bool;
 override RESTORE: bool;        // RotateKV: keys are stored before RoPE, rotated over a group of heads
-override GROUP_HEADS: u32;     // KV heads of such a group
-override GROUP_SCALE: f32;     // 1 / sqrt(GROUP_HEADS)
-override ROW_GROUPS: u32;      // groups of a token's whole key row that share a scale
-override ROPE: u32;
 override ROPE_PAIRS: u32;
-override KEY_BITS: u32;
-override VALUE_BITS: u32;
-override KEY_GROUP: u32;
-override VALUE_GROUP: u32;
-override KEY_SCALES: u32;
-override VALUES: u32;
-override VALUE_SCALES: u32;
-override PAGE_VECS: u32;
-override PLANES: bool;         // is a half stored in planes?
-override CODE_PLANES: bool;    // is an integer code?
-override SINKS: u32;
-override RING: u32;
 override CENTRED: bool;
-override MASSIVE: bool;        // are the sinks elected?
-override ELECTED_AT: u32;      // first elected sink in marks
 
 struct DequantizeParams { // src/kernel/dequantize.rs
     chunk: u32,      // the sequence's record in tables
@@ -73,7 +53,7 @@ fn dequantize(
         return;
     }
     let head = tables[params.heads_at + workgroup.z];
-    let place = Place(tables[params.chunk], tables[params.chunk + 4u], tables[params.chunk + 5u], head, params.kv_heads, workgroup.z, params.slab_heads,
+    let place = Place(chunk_slot(params.chunk), chunk_new_packed(params.chunk), chunk_list(params.chunk), head, params.kv_heads, workgroup.z, params.slab_heads,
         params.limit);
     let t = params.first + n;
     let protected_row = cached_row(place, t);

@@ -1,14 +1,17 @@
-// elect: which tokens of a prompt stay f16 in a layer, RotateKV's attention sinks (2501.16383, section 4.3): those that hold
-// the SINKS largest magnitudes of the residual stream which enters the layer.
+// elect: which tokens of a prompt stay f16 in a layer, RotateKV's attention sinks (2501.16383,
+// section 4.3): those that hold the SINKS largest magnitudes of the residual stream which enters
+// the layer.
 //
-// Without MERGE one workgroup finds the largest magnitudes of one block of a chunk's rows. With MERGE one workgroup finds, of
-// one chunk's blocks and of those that its sequence had before, the largest; a token of this chunk that holds one gets a row,
-// as long as one is free, and keeps it for good. (A token of an earlier chunk is packed by now and cannot get one.)
-// Of equal magnitudes the earlier number of the rows counts as larger. A number that is not finite counts as zero.
+// Without MERGE one workgroup finds the largest magnitudes of one block of a chunk's rows. With
+// MERGE one workgroup finds, of one chunk's blocks and of those that its sequence had before, the
+// largest; a token of this chunk that holds one gets a row, as long as one is free, and keeps it
+// for good. (A token of an earlier chunk is packed by now and cannot get one.) Of equal magnitudes
+// the earlier number of the rows counts as larger. A number that is not finite counts as zero.
 //
-// `marks` keeps by slot: the token of each row, then magnitude (as bits) and token of each of the largest so far.
+// `marks` keeps by slot: the token of each row, then magnitude (as bits) and token of each of the
+// largest so far.
 //
-// Parts: place. Wrapper: src/kernel/elect.rs. Twin: src/reference/elect.rs.
+// Wrapper: src/kernel/elect.rs. Twin: src/kernel/reference/elect.rs.
 
 override MERGE: bool;
 override HALF_ROWS: bool;
@@ -75,7 +78,7 @@ fn source_token(source: Source, p: u32, token_first: u32) -> u32 {
     return token_first + p / params.width;
 }
 
-// Does (magnitude a, place p) come before (b, q)?
+// Whether (magnitude a, place p) comes before (b, q).
 fn before(a: u32, p: u32, b: u32, q: u32) -> bool {
     return a > b || (a == b && p < q);
 }

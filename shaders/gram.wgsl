@@ -2,20 +2,21 @@
 //
 //   grams[chunk, h] = sum over the chunk's rows r of x x^T   with x = rows[r, h] - minus[r, h], or x = rows[r, h]
 //
-// One workgroup is one tile of 16 x 16 numbers of one head's matrix, over one chunk of CHUNK rows. The matrix is symmetric, so
-// only tiles on and below the diagonal have a workgroup, which writes every number to both of its places. Every number of
-// `grams` is written and none is read: the host adds up the chunks, in f64.
+// One workgroup is one tile of 16 x 16 numbers of one head's matrix, over one chunk of CHUNK rows.
+// The matrix is symmetric, so only tiles on and below the diagonal have a workgroup, which writes
+// every number to both of its places. Every number of `grams` is written and none is read: the host
+// adds up the chunks, in f64.
 //
-// Blocks of 32 rows are summed as a tree and then added to the running sum, so that an error grows with the number of blocks
-// of a chunk, not with that of rows.
+// Blocks of 32 rows are summed as a tree and then added to the running sum, so that an error grows
+// with the number of blocks of a chunk, not with that of rows.
 //
-// Nothing is left out: a number that is not finite in a row, or a product beyond f32, gives a matrix that is not finite, and the
-// host refuses it.
+// Nothing is left out: a number that is not finite in a row, or a product beyond f32, gives a
+// matrix that is not finite, and the host refuses it.
 //
-// Wrapper: src/kernel/gram.rs. Twin: src/reference/gram.rs.
+// Wrapper: src/kernel/gram.rs. Twin: src/kernel/reference/gram.rs.
 
 override HEAD_DIM: u32;
-override DIFFERENCE: bool; // is `minus` taken away? Otherwise it is never read
+override DIFFERENCE: bool; // whether `minus` is taken away; otherwise it is never read
 
 struct GramParams { // src/kernel/gram.rs
     rows: u32,
@@ -34,8 +35,8 @@ const BLOCK = 32u;  // rows
 const TILE = 16u;   // channels
 const STRIP = 128u; // entries of a strip: eight quads of rows by TILE channels
 
-// A block's two strips of channels, those down the tile and those across it: [strip, quad of rows, channel]. An entry is one
-// channel in four rows.
+// A block's two strips of channels, those down the tile and those across it: [strip, quad of rows,
+// channel]. An entry is one channel in four rows.
 var<workgroup> strips: array<vec4<f32>, 256>;
 
 // Row and column of tile n, counted row by row up to the diagonal.
@@ -48,8 +49,8 @@ fn tile_of(n: u32) -> vec2<u32> {
     return tile;
 }
 
-// A head's channel in row r, or 0 after the chunk's last row. It is the last row that is read then: a branch would hold up
-// the other reads of a quad.
+// A head's channel in row r, or 0 after the chunk's last row. It is the last row that is read then:
+// a branch would hold up the other reads of a quad.
 fn number_at(r: u32, end: u32, head: u32, channel: u32) -> f32 {
     let at = (min(r, end - 1u) * params.heads + head) * HEAD_DIM + channel;
     var x = rows[at];

@@ -1,17 +1,20 @@
-// measure: column sums over tokens of the caller's keys before RoPE (or of other rows), added to sums of earlier calls.
+// measure: column sums over tokens of the caller's keys before RoPE (or of other rows), added to
+// sums of earlier calls.
 //
 //   sums[workgroup, c] += sum over the workgroup's rows r of keys[r, c], or of its square
 //
-// Workgroup n takes blocks of 32 rows, every workgroups-th one, and owns line n of `sums` and `counts`: every word has one
-// writer, and the host adds up the lines. A sum is two floats, the number and what its roundings lost, so that millions of
-// tokens add up as if in twice the precision.
+// Workgroup n takes blocks of 32 rows, every workgroups-th one, and owns line n of `sums` and
+// `counts`: every word has one writer, and the host adds up the lines. A sum is two floats, the
+// number and what its roundings lost, so that millions of tokens add up as if in twice the
+// precision.
 //
-// A row with a number that is not finite is left out whole and counted. Leaving out that number alone would give the columns
-// of one row sums over different tokens, and the rotation that follows mixes the columns.
+// A row with a number that is not finite is left out whole and counted. Leaving out that number
+// alone would give the columns of one row sums over different tokens, and the rotation that follows
+// mixes the columns.
 //
-// Parts: finite. Wrapper: src/kernel/measure.rs. Twin: src/reference/measure.rs.
+// Wrapper: src/kernel/measure.rs. Twin: src/kernel/reference/measure.rs.
 
-override HALF_ROWS: bool; // are the caller's rows f16?
+override HALF_ROWS: bool; // whether the caller's rows are f16
 override SQUARES: bool;
 
 struct MeasureParams { // src/kernel/measure.rs
@@ -39,13 +42,14 @@ fn key_at(i: u32) -> f32 {
     return bitcast<f32>(keys[i]);
 }
 
-// The number itself. A compiler that holds sums of floats for associative would find that the roundings below are all zero;
-// it cannot see through this.
+// The number itself. A compiler that holds sums of floats for associative would find that the
+// roundings below are all zero; it cannot see through this.
 fn kept(x: f32) -> f32 {
     return bitcast<f32>(bitcast<u32>(x) ^ params.zero);
 }
 
-// A number added to a sum (Knuth's two-sum, then the smaller part gathered and the two made to not overlap again).
+// A number added to a sum (Knuth's two-sum, then the smaller part gathered and the two made to not
+// overlap again).
 fn added(sum: vec2<f32>, x: f32) -> vec2<f32> {
     let total = kept(sum.x + x);
     let share = kept(total - sum.x);

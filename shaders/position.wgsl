@@ -1,24 +1,23 @@
-// position: what the mean of the keys adds to the scores of each page, as far as it turns slowly: two polynomials, in closed form.
+// position: what the mean of the keys adds to the scores of each page, as far as it turns slowly:
+// two polynomials, in closed form.
 //
 //   sum_p A_p cos(u angle_p) + B_p sin(u angle_p)  =  sum_k even_k y^k + x sum_k odd_k y^k,   x = u / 64, y = x^2
 //
-// over the pairs p from POSITION_WAVES on, for u positions from the page's middle. A and B are the query's factors (part factors) turned to
-// the page, and the sums on the right have six terms each: a polynomial of every wave, times A or B, added up. attend_split (or
-// align_scores) evaluates them, and adds the faster pairs one by one (part positions).
+// over the pairs p from POSITION_WAVES on, for u positions from the page's middle. A and B are the
+// query's factors (part factors) turned to the page, and the sums on the right have six terms each:
+// a polynomial of every wave, times A or B, added up. attend_split (or align_scores) evaluates
+// them, and adds the faster pairs one by one (part positions).
 //
-// One workgroup serves one reading: one KV head and up to HEADS query heads that share it. It makes the factors of the caller's queries, so
-// that it need not wait for kernel `query`. Then PARTS invocations make the terms of one page, each of every PARTS-th pair: what takes time is
-// to wait for the turns.
+// One workgroup serves one reading: one KV head and up to HEADS query heads that share it. It makes
+// the factors of the caller's queries, so that it need not wait for kernel `query`. Then PARTS
+// invocations make the terms of one page, each of every PARTS-th pair: what takes time is to wait
+// for the turns.
 //
-// Parts: heads_<n>, turn, turn_at, centre, query_at, factors. Wrapper: src/kernel/position.rs. Twin: src/reference/position.rs.
+// Wrapper: src/kernel/position.rs. Twin: src/kernel/reference/position.rs.
 
 override HEADS: u32;
 override BLOCKS: u32;          // blocks of HEADS query heads per KV head
 override HEAD_DIM: u32;
-override CENTRED: bool;
-override HALF_ROWS: bool;      // are the caller's rows f16?
-override SCALE: f32;           // log2(e) / sqrt(HEAD_DIM)
-override ROPE: u32;            // 1 split halves, 2 interleaved pairs
 override ROPE_PAIRS: u32;
 override POSITION_CENTRE: u32; // in turns, the turn by 63.5 positions; after it follow the waves, the polynomials, and the slow pairs' turns by pages
 override POSITION_WAVES: u32;  // first pairs, which turn too fast
@@ -38,7 +37,7 @@ struct PositionParams { // src/kernel/position.rs
 
 @group(1) @binding(0) var<uniform> params: PositionParams;
 @group(1) @binding(1) var<storage, read> tables: array<u32>;                       // items of 4 words
-@group(0) @binding(0) var<storage, read> turns: array<vec4<f32>>;                  // two pairs (cosine, sine) a vector: tables of src/position.rs
+@group(0) @binding(0) var<storage, read> turns: array<vec4<f32>>;                  // two pairs (cosine, sine) a vector: tables of src/plan/position.rs
 @group(2) @binding(0) var<storage, read> queries: array<u32>;                      // [rows, query_heads, HEAD_DIM] f32 or f16
 @group(0) @binding(1) var<storage, read> marks: array<u32>;                        // [kv_heads, 3, HEAD_DIM] f32
 @group(0) @binding(2) var<storage, read_write> position_terms: array<HeadsF>;      // [kv_heads, BLOCKS, 12, page of the pass]
@@ -51,8 +50,8 @@ const GATHERED = 12u * PAGES * (PARTS - 1u);
 var<workgroup> factors: array<Factors, SLOW>; // of the pairs from POSITION_WAVES on, for the middle of page 0
 var<workgroup> gathered: array<HeadsF, GATHERED>; // [part from 1 on, term, page]
 
-// A channel of the queries that share the reading, of which the first is number `first` of the KV head's `share`. Places beyond them hold
-// the last one again.
+// A channel of the queries that share the reading, of which the first is number `first` of the KV
+// head's `share`. Places beyond them hold the last one again.
 fn position_query(row: u32, first: u32, share: u32, channel: u32) -> HeadsF {
     let a = query_at((row + min(first, share - 1u)) * HEAD_DIM + channel);
     let b = query_at((row + min(first + 1u, share - 1u)) * HEAD_DIM + channel);
@@ -61,7 +60,8 @@ fn position_query(row: u32, first: u32, share: u32, channel: u32) -> HeadsF {
     return heads_of(a, b, c, d);
 }
 
-// A pair that turns slowly: its factors for the middle of a page, and the polynomials that stand for its waves there.
+// A pair that turns slowly: its factors for the middle of a page, and the polynomials that stand
+// for its waves there.
 struct Slow { here: Factors, f: vec4<f32>, g: vec4<f32>, h: vec4<f32> }
 
 struct Sums {

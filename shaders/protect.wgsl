@@ -1,28 +1,23 @@
-// protect: new keys and values that stay f16: the first tokens of a sequence (sinks) and the recent ones (window).
+// protect: new keys and values that stay f16: the first tokens of a sequence (sinks) and the recent
+// ones (window).
 //
 //   row = (H RoPE_t(k), H v) in f16    (H only where the codec rotates; RotateKV's keys need none here)
 //   row = (H (weight * RoPE_t(k - mean)), H (v - mean)) in f16 for Centred
 //
-// One workgroup keeps one token of one KV head; invocation i holds channel i of the key and of the value. The rows are
-// stored as attention reads them: turned and rotated. Which tokens are sinks the host knows, or an item names a row of the
-// elected ones (`elect`). A key or value with a number that is not finite is stored as
-// zeros, and the token is listed in `status`.
+// One workgroup keeps one token of one KV head; invocation i holds channel i of the key and of the
+// value. The rows are stored as attention reads them: turned and rotated. Which tokens are sinks
+// the host knows, or an item names a row of the elected ones (`elect`). A key or value with a
+// number that is not finite is stored as zeros, and the token is listed in `status`.
 //
-// Parts: half, finite, place, turn, centre, hadamard, input, report. Wrapper: src/kernel/protect.rs. Twin: src/reference/protect.rs.
+// Wrapper: src/kernel/protect.rs. Twin: src/kernel/reference/protect.rs.
 
 override HEAD_DIM: u32;
-override HADAMARD_OUTER: u32;
-override HADAMARD_INNER: u32;
-override HADAMARD_SCALE: f32;
 override ROTATE_KEYS: bool;
 override ROTATE_VALUES: bool;
-override CENTRED: bool;
-override ROPE: u32;
 override ROPE_PAIRS: u32;
-override HALF_ROWS: bool;
 override SINKS: u32;
 override RING: u32;
-override MASSIVE: bool;    // are the sinks elected?
+override MASSIVE: bool;    // whether the sinks are elected
 override ELECTED_AT: u32;  // first elected sink in marks
 
 struct ProtectParams { // src/kernel/protect.rs
@@ -61,8 +56,8 @@ fn protect(
     }
     let chunk = tables[params.items_at + 2u * n];
     var t = tables[params.items_at + 2u * n + 1u];
-    let slot = tables[chunk];
-    let old_tokens = tables[chunk + 1u];
+    let slot = chunk_slot(chunk);
+    let old_tokens = chunk_old_tokens(chunk);
     var s = select(SINKS + t % max(RING, 1u), t, t < SINKS);
     if (MASSIVE) {
         s = SINKS + t % max(RING, 1u);
@@ -70,12 +65,12 @@ fn protect(
             s = t - SINK_ROW;
             t = marks[ELECTED_AT + slot * 3u * SINKS + s];
             // An empty row, or one that was filled by an earlier step.
-            if (t < old_tokens || t >= tables[chunk + 2u]) {
+            if (t < old_tokens || t >= chunk_new_tokens(chunk)) {
                 return;
             }
         }
     }
-    let row_first = tables[chunk + 6u];
+    let row_first = chunk_row_first(chunk);
     let head = workgroup.z;
     var x = input_at(((row_first + t - old_tokens) * params.kv_heads + head) * HEAD_DIM + i) - centre_means(head, i);
     row[i] = x;

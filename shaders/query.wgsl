@@ -2,30 +2,27 @@
 //
 //   y = log2(e) / sqrt(head_dim) * H * RoPE_position(x)    (H only where the codec rotates keys after RoPE)
 //
-// One workgroup turns one row of one query head; invocation i holds channel i. It writes y in f32 (`query_rows`, for
-// attend_prefill) and the form attend_split reads (`query_codes`): per block of HEADS query heads of one KV head, either
-// HEAD_DIM numbers in f32, or HEAD_DIM / 4 words of four int8 codes, the scale, and each key group's sum of codes.
+// One workgroup turns one row of one query head; invocation i holds channel i. It writes y in f32
+// (`query_rows`, for attend_prefill) and the form attend_split reads (`query_codes`): per block of
+// HEADS query heads of one KV head, either HEAD_DIM numbers in f32, or HEAD_DIM / 4 words of four
+// int8 codes, the scale, and each key group's sum of codes.
 //
-// A row with a number that is not finite gets a scale that is NaN: its own output is NaN, and no other row changes.
+// A row with a number that is not finite gets a scale that is NaN: its own output is NaN, and no
+// other row changes.
 //
-// What the mean of the keys adds to a score by position (Centred) goes to both as factors (part factors): of all pairs of RoPE to
-// `query_rows`, and to `query_codes` those of the first, which attend_split takes one by one. Kernel `position` makes its own of the others.
+// What the mean of the keys adds to a score by position (Centred) goes to both as factors (part
+// factors): of all pairs of RoPE to `query_rows`, and to `query_codes` those of the first, which
+// attend_split takes one by one. Kernel `position` makes its own of the others.
 //
-// Parts: finite, turn, hadamard, centre, query_at, factors, heads_1. Wrapper: src/kernel/query.rs. Twin: src/reference/query.rs.
+// Wrapper: src/kernel/query.rs. Twin: src/kernel/reference/query.rs.
 
 override HEAD_DIM: u32;
-override HADAMARD_OUTER: u32;
-override HADAMARD_INNER: u32;
-override HADAMARD_SCALE: f32;  // 1 / sqrt(HEAD_DIM)
-override ROTATE_KEYS: bool;    // does the codec rotate keys after RoPE?
-override ROPE: u32;            // 0 none, 1 split halves, 2 interleaved pairs
+override ROTATE_KEYS: bool;    // whether the codec rotates keys after RoPE
 override ROPE_PAIRS: u32;      // pairs of channels that turn
-override CENTRED: bool;
 override POSITION_QUADS: u32;  // quads of channels that carry what the mean of the keys adds to a score: 0 where nothing
 override POSITIONS_AT: u32;    // entries of a block of heads before those that positions are known by
 override POSITION_WAVES: u32;  // first pairs, whose factors attend_split takes
 override POSITION_CENTRE: u32; // in turns: the turn by 63.5 positions
-override HALF_ROWS: bool;      // are the caller's rows f16?
 override SCALE: f32;           // log2(e) / sqrt(HEAD_DIM)
 override HEADS: u32;
 override BLOCKS: u32;

@@ -1,22 +1,21 @@
-// rotate: rows times the orthonormal Hadamard matrix of order HEAD_DIM. Applied twice it returns the row.
+// rotate: rows times the orthonormal Hadamard matrix of order HEAD_DIM. Applied twice it returns
+// the row.
 //
 //   y = H x,   H = H_outer (x) H_inner / sqrt(HEAD_DIM); Sylvester's matrix, in natural order, where HEAD_DIM is a power of two
 //
 // HEAD_DIM may be longer than a head: RotateKV rotates several heads as one row.
 //
-// Part rotate_butterfly for powers of two: a workgroup rotates 32 * INVOCATIONS numbers, several rows. Part rotate_dense for
-// 80 and 96: a workgroup rotates one row, invocation i holding element i.
+// Part rotate/butterfly for powers of two: a workgroup rotates 32 * INVOCATIONS numbers, several
+// rows. Part rotate/dense for 80 and 96: a workgroup rotates one row, invocation i holding element
+// i.
 //
-// In place or not. A buffer cannot be bound both to read and to write, so in place only `rotated` is bound to the rows; it is
-// then read as well, and `rows` is bound to 16 bytes that nobody reads. Thus the input of the other way stays read-only.
+// In place or not. A buffer cannot be bound both to read and to write, so in place only `rotated`
+// is bound to the rows; it is then read as well, and `rows` is bound to 16 bytes that nobody reads.
+// Thus the input of the other way stays read-only.
 //
-// Parts: place, and butterfly with rotate_butterfly or hadamard with rotate_dense. Wrapper: src/kernel/rotate.rs.
-// Twin: src/reference/rotate.rs.
+// Wrapper: src/kernel/rotate.rs.
+// Twin: src/kernel/reference/rotate.rs.
 
-override HEAD_DIM: u32;
-override HADAMARD_OUTER: u32;
-override HADAMARD_INNER: u32;
-override HADAMARD_SCALE: f32;
 override INVOCATIONS: u32;
 override IN_PLACE: bool;
 
@@ -44,8 +43,9 @@ fn rotate(
     @builtin(num_workgroups) workgroups: vec3<u32>,
     @builtin(local_invocation_index) i: u32,
 ) {
-    // A workgroup has read all its numbers before it writes any, and no other workgroup has a share in them. Surplus
-    // invocations, and surplus workgroups of the folded grid, work on copies of the last numbers and store nothing.
+    // A workgroup has read all its numbers before it writes any, and no other workgroup has a share
+    // in them. Surplus invocations, and surplus workgroups of the folded grid, work on copies of
+    // the last numbers and store nothing.
     let place = place_workgroup(workgroup, workgroups);
     rotate_gather(place, i);
     workgroupBarrier();

@@ -77,7 +77,7 @@ pub mod prefix {
 pub mod low_level {
     pub use crate::cache::Words;
     pub use crate::format::PageLayout;
-    pub use crate::gpu::{Binding, Dialect, Kernel, Linked, Pipeline, Profile, Reduce, Source, Variant};
+    pub use crate::gpu::{Binding, Bindings, Dialect, Kernel, Linked, Pipeline, Profile, Reduce, Source, Variant};
     pub use crate::kernel::reference;
     pub use crate::plan::{Restore, Slab};
 

@@ -13,7 +13,7 @@ pub use pipeline::Pipeline;
 pub(crate) use pipeline::bind_group;
 pub use profile::Profile;
 pub use rows::Rows;
-pub use shader::{Binding, Dialect, Group, Kernel, Linked, Source, Variant};
+pub use shader::{Binding, Bindings, Dialect, Kernel, Linked, Source, Variant};
 
 use crate::error::{Error, Result};
 use loss::Loss;
@@ -338,7 +338,7 @@ impl Gpu {
     }
 
     /// Makes the layout of a bind group.
-    pub(crate) fn group_layout(&self, label: &'static str, group: Group) -> wgpu::BindGroupLayout {
+    pub(crate) fn group_layout(&self, label: &'static str, group: Bindings) -> wgpu::BindGroupLayout {
         pipeline::group_layout(&self.device, label, group)
     }
 

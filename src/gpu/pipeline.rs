@@ -1,18 +1,18 @@
 //! A variant of a kernel, compiled.
 
-use super::{Binding, Dialect, Gpu, Group, Variant};
+use super::{Binding, Bindings, Dialect, Gpu, Variant};
 
 /// A compiled variant with the layouts of its bind groups.
 #[derive(Clone, Debug)]
 pub struct Pipeline {
     pub(crate) compute: wgpu::ComputePipeline,
-    groups: &'static [Group],
+    groups: &'static [Bindings],
     layouts: Vec<wgpu::BindGroupLayout>,
     label: &'static str,
 }
 
 /// Makes the layout of a bind group. Those of equal groups are interchangeable, by WebGPU's rules.
-pub(super) fn group_layout(device: &wgpu::Device, label: &'static str, group: Group) -> wgpu::BindGroupLayout {
+pub(super) fn group_layout(device: &wgpu::Device, label: &'static str, group: Bindings) -> wgpu::BindGroupLayout {
     let entry = |(i, (_, binding)): (usize, &(&str, Binding))| wgpu::BindGroupLayoutEntry {
         binding: i as u32,
         visibility: wgpu::ShaderStages::COMPUTE,
@@ -36,7 +36,7 @@ pub(crate) fn bind_group<'a>(
     device: &wgpu::Device,
     label: &'static str,
     layout: &wgpu::BindGroupLayout,
-    group: Group,
+    group: Bindings,
     resource: impl Fn(&'static str) -> wgpu::BindingResource<'a>,
 ) -> wgpu::BindGroup {
     let entries: Vec<wgpu::BindGroupEntry<'a>> =

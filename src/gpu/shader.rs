@@ -1,6 +1,7 @@
 //! Kernels as data, their variants, and the linker: it joins the plain WGSL parts of a kernel into one module, and finds the part
 //! that a line came from.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
@@ -26,6 +27,18 @@ pub struct Source {
     pub path: &'static str,
     /// The text.
     pub source: &'static str,
+}
+
+impl Source {
+    /// What a part is called: its path below `shaders/part/`, without the ending.
+    pub fn name(&self) -> &'static str {
+        self.path.trim_start_matches("part/").trim_end_matches(".wgsl")
+    }
+
+    /// The folder of a part: the slot that it fills, or `shared`.
+    pub fn slot(&self) -> &'static str {
+        self.name().rsplit_once('/').map_or("", |(slot, _)| slot)
+    }
 }
 
 /// By the path alone, since texts are long.
@@ -57,7 +70,7 @@ impl Linked {
         Self { source, lines }
     }
 
-    /// The file and line that a line of the joined module (from 1) came from.
+    /// Returns the file and line that a line of the joined module (from 1) came from.
     pub fn place(&self, line: usize) -> Option<(&'static str, usize)> {
         let (first, path) = self.lines.iter().rev().find(|(first, _)| *first <= line)?;
         Some((path, line - first + 1))
@@ -65,21 +78,17 @@ impl Linked {
 
     /// Replaces the places `wgsl:LINE:` of a naga message by the file and line of the part.
     pub fn locate(&self, message: &str) -> String {
-        let mut located = String::new();
-        let mut rest = message;
-        while let Some(at) = rest.find("wgsl:") {
-            let (before, after) = rest.split_at(at + "wgsl:".len());
-            let digits = after.chars().take_while(char::is_ascii_digit).count();
-            match after[..digits].parse().ok().and_then(|line| self.place(line)) {
-                Some((path, line)) => {
-                    located.push_str(&before[..before.len() - "wgsl:".len()]);
-                    located.push_str(&format!("shaders/{}.wgsl:{line}", path.trim_end_matches(".wgsl")));
-                }
-                None => located.push_str(&before[..before.len()]),
+        let mut pieces = message.split("wgsl:");
+        let mut located = pieces.next().unwrap_or_default().to_owned();
+        for piece in pieces {
+            let digits = piece.chars().take_while(char::is_ascii_digit).count();
+            let (line, rest) = piece.split_at(digits);
+            match line.parse().ok().and_then(|line| self.place(line)) {
+                Some((path, line)) => located += &format!("shaders/{}.wgsl:{line}{rest}", path.trim_end_matches(".wgsl")),
+                None => located += &format!("wgsl:{piece}"),
             }
-            rest = if self.place(after[..digits].parse().unwrap_or(0)).is_some() { &after[digits..] } else { after };
         }
-        located + rest
+        located
     }
 }
 
@@ -97,7 +106,7 @@ pub enum Binding {
 }
 
 /// Name and kind of the bindings of a group, in order.
-pub type Group = &'static [(&'static str, Binding)];
+pub type Bindings = &'static [(&'static str, Binding)];
 
 /// A kernel: what its shader file declares.
 #[derive(Debug, PartialEq, Eq)]
@@ -107,10 +116,10 @@ pub struct Kernel {
     /// The shader file's text.
     pub source: &'static str,
     /// Name and kind of each binding, by group, in order.
-    pub groups: &'static [Group],
+    pub groups: &'static [Bindings],
     /// Bytes of the parameters.
     pub params_bytes: usize,
-    /// Does it rely on workgroup memory being zero at the start?
+    /// Whether it relies on workgroup memory being zero at the start.
     pub zeroed: bool,
 }
 
@@ -128,12 +137,31 @@ pub struct Variant {
     pub kernel: &'static Kernel,
     /// The parts joined to its source.
     pub parts: Vec<Source>,
-    /// Override constants, by name; the numbers as the bits of f64, so that variants can be compared and hashed.
+    /// What overrides are to be, by name; those too that only a part declares which this variant does not link. The numbers as the
+    /// bits of f64, so that variants can be compared and hashed.
     constants: Vec<(&'static str, u64)>,
-    /// Does it use subgroup operations?
+    /// Whether it uses subgroup operations.
     pub subgroups: bool,
-    /// Does it compute in halves (the feature `shader-f16`)?
+    /// Whether it computes in halves (the feature `shader-f16`).
     pub halves: bool,
+}
+
+/// The declaration of an override, on a line of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Override<'a> {
+    /// Its name.
+    name: &'a str,
+    /// Its type.
+    kind: &'a str,
+}
+
+impl<'a> Override<'a> {
+    /// Reads a line, if it declares one.
+    pub fn of(line: &'a str) -> Option<Self> {
+        let (declaration, _) = line.strip_prefix("override ")?.split_once(';')?;
+        let (name, kind) = declaration.split_once(": ")?;
+        Some(Self { name, kind })
+    }
 }
 
 impl Variant {
@@ -141,7 +169,7 @@ impl Variant {
         Self { kernel, parts: parts.to_vec(), constants: constants.iter().map(|(n, x)| (*n, x.to_bits())).collect(), subgroups: false, halves: false }
     }
 
-    /// Override constants by name.
+    /// Returns what overrides are to be, by name.
     pub fn constants(&self) -> Vec<(&'static str, f64)> {
         self.constants.iter().map(|(n, x)| (*n, f64::from_bits(*x))).collect()
     }
@@ -153,18 +181,22 @@ impl Variant {
         let mut parts = vec![Source { path: self.kernel.name, source: self.kernel.source }];
         parts.extend_from_slice(&self.parts);
         let mut linked = Linked::new(&format!("{halves}{subgroups}requires packed_4x8_integer_dot_product;\n"), &parts);
-        linked.source = linked.source.lines().map(|line| self.fix(line) + "\n").collect();
+        let mut declared = HashSet::new();
+        linked.source = linked.source.lines().map(|line| self.fix(line, &mut declared) + "\n").collect();
         linked
     }
 
-    /// Turns the declaration of an override into one of a constant. naga's handling of overrides as array sizes is not to
-    /// be relied on (it can lose the order of types), drivers fold constants sooner, and a variant has a module of its own
-    /// anyway, since its parts differ.
-    fn fix(&self, line: &str) -> String {
-        let declared = line.strip_prefix("override ").and_then(|rest| rest.split_once(';'));
-        let Some((name, kind)) = declared.and_then(|(declaration, _)| declaration.split_once(": ")) else {
+    /// Turns the first declaration of an override into one of a constant, and later ones, by parts that use it too, into empty
+    /// lines, so that places stay what they are. naga's handling of overrides as array sizes is not to be relied on (it can
+    /// lose the order of types), drivers fold constants sooner, and a variant has a module of its own anyway, since its parts
+    /// differ.
+    fn fix(&self, line: &str, declared: &mut HashSet<String>) -> String {
+        let Some(Override { name, kind }) = Override::of(line) else {
             return line.to_owned();
         };
+        if !declared.insert(name.to_owned()) {
+            return String::new();
+        }
         match (self.constants().iter().find(|(n, _)| *n == name), kind) {
             (Some((_, x)), "bool") => format!("const {name} = {};", *x != 0.0),
             (Some((_, x)), "u32") => format!("const {name} = {}u;", *x as u32),
@@ -178,7 +210,7 @@ impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.kernel.name)?;
         for part in &self.parts {
-            write!(f, "+{}", part.path.trim_start_matches("part/").trim_end_matches(".wgsl"))?;
+            write!(f, "+{}", part.name())?;
         }
         for (name, x) in self.constants() {
             write!(f, "/{name}={x}")?;

@@ -2,9 +2,8 @@
 //!
 //! Shader: `shaders/align_plan.wgsl`. Twin: [`reference::align_plan`](crate::kernel::reference::align_plan).
 
-use super::{Binding, Kernel, LEVELS, LEVELS_4, LEVELS_8, LEVELS_HALF, STEP, Variant, flag, heads_part};
-use crate::format::Bits;
-use crate::gpu::Source;
+use super::parts::{self, shared};
+use super::{Binding, Kernel, STEP, Variant, flag};
 pub use crate::plan::sizes::{PLAN_WORDS, SUM_ENTRIES};
 use crate::plan::{Plan, Slab};
 
@@ -61,15 +60,6 @@ pub const PLAN_FILLS: u32 = 48;
 /// Of integer codes, by group and head: what a key's scale times it bounds the error of its score by, in nats.
 pub const PLAN_ERRORS: u32 = 80;
 
-/// The part that tells the levels of numbers of these bits.
-pub(super) fn levels_part(bits: Bits) -> Source {
-    match bits {
-        Bits::Four => LEVELS_4,
-        Bits::Eight => LEVELS_8,
-        _ => LEVELS_HALF,
-    }
-}
-
 /// The variant for a slab of a plan, for its keys or for its values.
 pub fn variant(plan: &Plan, slab: &Slab, keys: bool) -> Variant {
     let head_dim = plan.shape().head_dim;
@@ -78,7 +68,7 @@ pub fn variant(plan: &Plan, slab: &Slab, keys: bool) -> Variant {
     let bits = if keys { key } else { value };
     Variant::new(
         &KERNEL,
-        &[heads_part(plan), LEVELS, levels_part(bits)],
+        &[parts::HEADS.of(plan.heads_per_reading()), shared::LEVELS, parts::LEVELS.of(bits)],
         &[
             flag("FOR_KEYS", keys),
             ("HEAD_DIM", head_dim.into()),

@@ -3,11 +3,8 @@
 //!
 //! Shader: `shaders/align_scores.wgsl`. Twin: [`reference::align_scores`](crate::kernel::reference::align_scores).
 
-use super::align_plan::levels_part;
-use super::{
-    ALIGN_KEYS_CODE, ALIGN_KEYS_HALF, Binding, Kernel, PAGE_SCALES, PLANES, PLANES_4, PLANES_8, QUERIES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, STEP, TURN_AT,
-    Variant, flag, heads_part, position_constants, position_parts, scales_part,
-};
+use super::parts::{self, shared};
+use super::{Binding, Kernel, STEP, Variant, flag, position_constants, position_parts};
 use crate::format::Bits;
 use crate::gpu::{Reduce, Source};
 use crate::plan::{Plan, Slab};
@@ -45,34 +42,25 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// The part that reduces over the lanes.
-pub(super) fn reduce_part(plan: &Plan) -> Source {
-    match plan.reduce() {
-        Reduce::Subgroup => REDUCE_SUBGROUP,
-        Reduce::Workgroup => REDUCE_WORKGROUP,
-    }
-}
-
 /// The parts that read planes of numbers of these bits, for a kernel whose own part for codes, and for halves, is given.
 pub(super) fn number_parts(plan: &Plan, bits: Bits, code: Source, half: Source) -> Vec<Source> {
     match bits {
-        Bits::Four => vec![code, levels_part(bits), PLANES_4, scales_part(plan), PAGE_SCALES],
-        Bits::Eight => vec![code, levels_part(bits), PLANES_8, scales_part(plan), PAGE_SCALES],
-        _ => vec![half, levels_part(bits), PLANES],
+        Bits::Four => vec![code, parts::LEVELS.of(bits), parts::PLANES.four, parts::SCALES.of(plan.format().scales()), shared::PAGE_SCALES],
+        Bits::Eight => vec![code, parts::LEVELS.of(bits), parts::PLANES.eight, parts::SCALES.of(plan.format().scales()), shared::PAGE_SCALES],
+        _ => vec![half, parts::LEVELS.of(bits), shared::PLANES],
     }
 }
 
 /// The variant for a slab of a plan.
 pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     let layout = slab.layout();
-    let mut parts = vec![heads_part(plan), reduce_part(plan), QUERIES, TURN_AT];
+    let mut parts = vec![parts::HEADS.of(plan.heads_per_reading()), parts::REDUCE.of(plan.reduce()), parts::QUERIES.stored, shared::TURN_AT];
     parts.extend(position_parts(plan));
-    parts.extend(number_parts(plan, slab.format().key().bits, ALIGN_KEYS_CODE, ALIGN_KEYS_HALF));
+    parts.extend(number_parts(plan, slab.format().key().bits, parts::ALIGN_KEYS.code, parts::ALIGN_KEYS.half));
     let mut constants = position_constants(plan);
     constants.push(("POSITIONS_AT", plan.positions_at().into()));
     constants.extend([
         ("HEAD_DIM", plan.shape().head_dim.into()),
-        ("HEADS", plan.heads_per_reading().into()),
         ("BLOCKS", plan.blocks().into()),
         ("QUERY_STRIDE", plan.query_stride().into()),
         ("ROPE_PAIRS", plan.shape().rope.frequencies().len() as f64),

@@ -3,8 +3,9 @@
 //!
 //! Shader: `shaders/align_values.wgsl`. Twin: [`reference::align_values`](crate::kernel::reference::align_values).
 
-use super::align_scores::{number_parts, reduce_part};
-use super::{ALIGN_VALUES_CODE, ALIGN_VALUES_HALF, Binding, Kernel, LEVELS, STEP, Variant, flag, heads_part};
+use super::align_scores::number_parts;
+use super::parts::{self, shared};
+use super::{Binding, Kernel, STEP, Variant, flag};
 use crate::gpu::Reduce;
 pub use crate::plan::sizes::LEDGER_VECS;
 use crate::plan::{Plan, Slab};
@@ -40,8 +41,8 @@ pub static KERNEL: Kernel = Kernel {
 pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     let layout = slab.layout();
     let bits = slab.format().value().bits;
-    let mut parts = vec![heads_part(plan), reduce_part(plan), LEVELS];
-    parts.extend(number_parts(plan, bits, ALIGN_VALUES_CODE, ALIGN_VALUES_HALF));
+    let mut parts = vec![parts::HEADS.of(plan.heads_per_reading()), parts::REDUCE.of(plan.reduce()), shared::LEVELS];
+    parts.extend(number_parts(plan, bits, parts::ALIGN_VALUES.code, parts::ALIGN_VALUES.half));
     let mut variant = Variant::new(
         &KERNEL,
         &parts,

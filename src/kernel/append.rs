@@ -3,10 +3,8 @@
 //!
 //! Shader: `shaders/append.wgsl`. Twin: [`reference::append`](crate::kernel::reference::append).
 
-use super::{
-    Binding, CENTRE, CODE_PLANES, Constants, FINITE, HADAMARD, HALF, INPUT, KEY_WORDS, Kernel, PLACE, PLANES, REPORT, STEP, TURN, Variant, centred, fit_parts,
-    flag, hadamard_constants, half_rows, page_constants, rope_constants, scales_part,
-};
+use super::parts::{self, shared};
+use super::{Binding, Constants, Kernel, STEP, Variant, centred, fit_parts, flag, hadamard_constants, half_rows, page_constants, rope_constants};
 use crate::format::Element;
 use crate::plan::{Plan, Slab};
 
@@ -66,7 +64,21 @@ pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
     let mut constants = hadamard_constants(head_dim);
     constants.extend(packing_constants(plan, slab, element));
     constants.extend([("BLOCK", plan.append_block().into()), ("MAXIMA", slab.layout().maxima.into()), ("EIGHTHS", (head_dim / 8).into())]);
-    let mut parts = vec![HALF, FINITE, PLACE, TURN, CENTRE, HADAMARD, scales_part(plan), KEY_WORDS, INPUT, REPORT, PLANES, CODE_PLANES];
+    let mut parts = vec![
+        shared::HALF,
+        shared::FINITE,
+        shared::PLACE,
+        shared::CHUNK,
+        shared::TURN,
+        shared::CENTRE,
+        shared::HADAMARD,
+        parts::SCALES.of(plan.format().scales()),
+        shared::KEY_WORDS,
+        shared::INPUT,
+        shared::REPORT,
+        shared::PLANES,
+        shared::CODE_PLANES,
+    ];
     parts.extend(fit_parts(plan));
     Variant::new(&KERNEL, &parts, &constants)
 }

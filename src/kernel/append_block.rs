@@ -4,7 +4,8 @@
 //! Shader: `shaders/append_block.wgsl`. Twin: [`reference::append_block`](crate::kernel::reference::append_block()).
 
 use super::append::packing_constants;
-use super::{FINITE, HALF, Kernel, PLACE, REPORT, TURN, Variant, fit_parts, hadamard_constants, scales_part};
+use super::parts::{self, shared};
+use super::{Kernel, Variant, fit_parts, hadamard_constants};
 use crate::format::Element;
 use crate::plan::{Plan, Slab, block_lanes};
 
@@ -27,7 +28,7 @@ pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
     constants.retain(|(name, _)| !["PLANES", "CODE_PLANES"].contains(name));
     constants.extend(hadamard_constants(head_dim).into_iter().filter(|(name, _)| ["HEAD_DIM", "HADAMARD_SCALE"].contains(name)));
     constants.push(("LANES", block_lanes(head_dim).into()));
-    let mut parts = vec![HALF, FINITE, PLACE, TURN, scales_part(plan), REPORT];
+    let mut parts = vec![shared::HALF, shared::FINITE, shared::PLACE, shared::CHUNK, shared::TURN, parts::SCALES.of(plan.format().scales()), shared::REPORT];
     parts.extend(fit_parts(plan));
     let mut variant = Variant::new(&KERNEL, &parts, &constants);
     variant.subgroups = true;

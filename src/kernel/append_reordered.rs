@@ -3,10 +3,8 @@
 //! Reads each key twice, since a token's whole row may be larger than workgroup memory.
 //! Shader: `shaders/append_reordered.wgsl`. Twin: [`reference::append_reordered`](crate::kernel::reference::append_reordered).
 
-use super::{
-    Binding, FINITE, GROUP, HADAMARD, HALF, KEY_WORDS, Kernel, PLACE, REPORT, STEP, TURN, Variant, group_constants, group_part, hadamard_constants, half_rows,
-    rope_constants, scales_part,
-};
+use super::parts::{self, shared};
+use super::{Binding, Kernel, STEP, Variant, group_constants, hadamard_constants, half_rows, rope_constants};
 use crate::format::Element;
 use crate::plan::{Plan, Slab};
 
@@ -67,5 +65,8 @@ pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
         ("UNPACKED", plan.unpacked().into()),
         ("GROUP_CELLS", (plan.group_heads() * plan.shape().head_dim).into()),
     ]);
-    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, HADAMARD, GROUP, group_part(plan), scales_part(plan), KEY_WORDS, REPORT], &constants)
+    let scales = plan.format().scales();
+    let mut parts = vec![shared::HALF, shared::FINITE, shared::PLACE, shared::CHUNK, shared::TURN, shared::HADAMARD, shared::KEY_WORDS, shared::REPORT];
+    parts.extend([shared::GROUP, parts::GROUP.of(scales), parts::GROUP_PLANE.of(scales), parts::SCALES.of(scales)]);
+    Variant::new(&KERNEL, &parts, &constants)
 }

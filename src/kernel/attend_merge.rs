@@ -2,7 +2,8 @@
 //!
 //! Shader: `shaders/attend_merge.wgsl`. Twin: [`reference::attend_merge`](crate::kernel::reference::attend_merge).
 
-use super::{Binding, CENTRE, FINITE, HADAMARD, HALF, Kernel, STEP, Variant, centred, flag, hadamard_constants, half_rows};
+use super::parts::shared;
+use super::{Binding, Kernel, STEP, Variant, centred, flag, hadamard_constants, half_rows};
 use crate::format::Element;
 use crate::plan::Plan;
 pub use crate::plan::sizes::MERGE_ITEMS;
@@ -49,5 +50,5 @@ pub fn variant(plan: &Plan, element: Element, parts: u32, log_sums: bool) -> Var
         ("PARTS", parts.into()),
         ("THREADS", (head_dim * parts).into()),
     ]);
-    Variant::new(&KERNEL, &[HALF, FINITE, HADAMARD, CENTRE], &constants)
+    Variant::new(&KERNEL, &[shared::HALF, shared::FINITE, shared::HADAMARD, shared::CENTRE], &constants)
 }

@@ -2,10 +2,8 @@
 //!
 //! Shader: `shaders/attend_prefill.wgsl`. Twin: [`reference::attend_prefill`](crate::kernel::reference::attend_prefill).
 
-use super::{
-    Binding, CACHED, CODE_PLANES, GROUPED, GROUPED_BLOCK, HADAMARD, HALF, Kernel, PLANES, STEP, TILE_RESTORED, TILE_STORED, TURN, Variant, elected_constants,
-    group_constants, hadamard_constants, page_constants, position_quads, rope_constants, scales_part,
-};
+use super::parts::{self, shared};
+use super::{Binding, Kernel, STEP, Variant, elected_constants, group_constants, hadamard_constants, page_constants, position_quads, rope_constants};
 pub use crate::plan::sizes::DECODE_PARTIALS;
 use crate::plan::{Plan, Slab};
 
@@ -65,11 +63,11 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
         ("TILE_VECS", plan.tile_vecs().into()),
         ("SLIDING_WINDOW", plan.reach().into()),
     ]);
-    let mut parts = vec![scales_part(plan), CACHED, PLANES, CODE_PLANES, TURN];
+    let mut parts = vec![parts::SCALES.of(plan.format().scales()), shared::CHUNK, shared::CACHED, shared::PLANES, shared::CODE_PLANES, shared::TURN];
     if plan.restores() {
-        parts.extend([TILE_RESTORED, HALF, HADAMARD, GROUPED, GROUPED_BLOCK]);
+        parts.extend([parts::TILE.restored, shared::HALF, shared::HADAMARD, shared::GROUPED, shared::GROUPED_BLOCK]);
     } else {
-        parts.push(TILE_STORED);
+        parts.push(parts::TILE.stored);
     }
     Variant::new(&KERNEL, &parts, &constants)
 }

@@ -5,12 +5,8 @@
 //! rotation over a group of heads undone, RoPE), and meet the queries as halves or f32. Shader: `shaders/attend_split.wgsl`.
 //! Twin: [`reference::attend_split`](crate::kernel::reference::attend_split).
 
-use super::{
-    Binding, CODES_2, CODES_3, CODES_4, CODES_8, GROUPED, GROUPED_BLOCK, HADAMARD, KEYS_2, KEYS_3, KEYS_4, KEYS_8, KEYS_F16, KEYS_INTEGER, KEYS_RESTORED,
-    KEYS_ROLLED, KEYS_STRAIGHT, Kernel, LANES, QUERIES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, RESTORE_NONE, RESTORE_ROLLED, RESTORE_SHUFFLED, RESTORE_STRAIGHT,
-    STEP, TURN, TURN_AT, VALUES_2, VALUES_3, VALUES_4, VALUES_8, VALUES_F16, VALUES_INTEGER, VALUES_ROLLED, VALUES_STRAIGHT, Variant, WORDS_2, WORDS_3,
-    WORDS_4, WORDS_8, elected_constants, group_constants, hadamard_constants, heads_part, position_constants, position_parts, rope_constants, scales_part,
-};
+use super::parts::{self, shared};
+use super::{Binding, Kernel, STEP, Variant, elected_constants, group_constants, hadamard_constants, position_constants, position_parts, rope_constants};
 use crate::format::Bits;
 use crate::gpu::{Reduce, Source};
 use crate::plan::{Plan, Restore, Slab};
@@ -49,60 +45,42 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// One of four parts, by bits.
-fn by_bits(bits: u32, parts: [Source; 4]) -> Source {
-    let [two, three, four, eight] = parts;
-    match bits {
-        2 => two,
-        3 => three,
-        4 => four,
-        _ => eight,
-    }
-}
-
 /// The parts that make scores of the keys.
 fn key_parts(plan: &Plan, slab: &Slab) -> Vec<Source> {
-    let bits = slab.format().key().bits.get();
+    let bits = slab.format().key().bits;
     if plan.restores() {
-        return match plan.restore() {
-            Restore::Shuffled => vec![KEYS_RESTORED, RESTORE_SHUFFLED, LANES, by_bits(bits, [WORDS_2, WORDS_3, WORDS_4, WORDS_8])],
-            Restore::Straight => vec![KEYS_RESTORED, RESTORE_STRAIGHT, LANES, by_bits(bits, [CODES_2, CODES_3, CODES_4, CODES_8])],
-            Restore::Rolled => vec![KEYS_RESTORED, RESTORE_ROLLED, GROUPED_BLOCK, GROUPED, HADAMARD, TURN],
-        };
+        let mut parts = vec![parts::KEYS.restored, parts::RESTORE.of(plan.restore())];
+        parts.extend(match plan.restore() {
+            Restore::Shuffled => vec![parts::QUERIES.none, shared::LANES, parts::RESTORE_WORDS.of(bits)],
+            Restore::Straight => vec![parts::QUERIES.halves, shared::LANES, parts::RESTORE_CODES.of(bits)],
+            Restore::Rolled => vec![parts::QUERIES.none, shared::GROUPED_BLOCK, shared::GROUPED, shared::HADAMARD, shared::TURN],
+        });
+        return parts;
     }
-    let mut parts = vec![QUERIES, RESTORE_NONE];
-    if bits == 16 {
-        parts.push(KEYS_F16);
-    } else {
-        let walk = if plan.straight() { KEYS_STRAIGHT } else { KEYS_ROLLED };
-        parts.extend([KEYS_INTEGER, walk, by_bits(bits, [KEYS_2, KEYS_3, KEYS_4, KEYS_8])]);
+    let mut parts = vec![parts::QUERIES.stored, parts::RESTORE.none];
+    match bits {
+        Bits::Sixteen => parts.push(parts::KEYS.f16),
+        bits => parts.extend([parts::KEYS.integer, parts::KEYS_WALK.of(plan.straight()), parts::KEYS_BITS.of(bits)]),
     }
     parts
+}
+
+/// The parts that add the weighted values.
+fn value_parts(plan: &Plan, slab: &Slab) -> Vec<Source> {
+    match slab.format().value().bits {
+        Bits::Sixteen => vec![parts::VALUES.f16],
+        bits => vec![parts::VALUES.integer, parts::VALUES_WALK.of(plan.straight()), parts::VALUES_BITS.of(bits)],
+    }
 }
 
 /// The variant for a slab of a plan.
 pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     let layout = slab.layout();
     let head_dim = plan.shape().head_dim;
-    let mut parts = vec![
-        heads_part(plan),
-        match plan.reduce() {
-            Reduce::Subgroup => REDUCE_SUBGROUP,
-            Reduce::Workgroup => REDUCE_WORKGROUP,
-        },
-        scales_part(plan),
-        TURN_AT,
-    ];
+    let mut parts = vec![parts::HEADS.of(plan.heads_per_reading()), parts::REDUCE.of(plan.reduce()), parts::SCALES.of(plan.format().scales()), shared::TURN_AT];
     parts.extend(key_parts(plan, slab));
     parts.extend(position_parts(plan));
-    match slab.format().value().bits.get() {
-        16 => parts.push(VALUES_F16),
-        bits => parts.extend([
-            VALUES_INTEGER,
-            if plan.straight() { VALUES_STRAIGHT } else { VALUES_ROLLED },
-            by_bits(bits, [VALUES_2, VALUES_3, VALUES_4, VALUES_8]),
-        ]),
-    }
+    parts.extend(value_parts(plan, slab));
     let float = slab.format().value().bits == Bits::Sixteen;
     let mut constants = hadamard_constants(head_dim);
     constants.extend(group_constants(plan, slab));

@@ -2,10 +2,8 @@
 //!
 //! Shader: `shaders/dequantize.wgsl`. Twin: [`reference::dequantize`](crate::kernel::reference::dequantize).
 
-use super::{
-    Binding, CACHED, CENTRE, CODE_PLANES, GROUPED, HADAMARD, Kernel, PLACE, PLANES, STEP, TURN, Variant, centred, elected_constants, flag, group_constants,
-    hadamard_constants, page_constants, rope_constants, scales_part,
-};
+use super::parts::{self, shared};
+use super::{Binding, Kernel, STEP, Variant, centred, elected_constants, flag, group_constants, hadamard_constants, page_constants, rope_constants};
 use crate::plan::{Plan, Slab};
 
 /// `DequantizeParams` of `shaders/dequantize.wgsl`.
@@ -56,5 +54,20 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
         flag("RESTORE", plan.restores()),
         centred(plan),
     ]);
-    Variant::new(&KERNEL, &[PLACE, HADAMARD, TURN, CENTRE, scales_part(plan), CACHED, PLANES, CODE_PLANES, GROUPED], &constants)
+    Variant::new(
+        &KERNEL,
+        &[
+            shared::PLACE,
+            shared::CHUNK,
+            shared::HADAMARD,
+            shared::TURN,
+            shared::CENTRE,
+            parts::SCALES.of(plan.format().scales()),
+            shared::CACHED,
+            shared::PLANES,
+            shared::CODE_PLANES,
+            shared::GROUPED,
+        ],
+        &constants,
+    )
 }

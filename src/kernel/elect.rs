@@ -3,7 +3,8 @@
 //! Two variants, one after the other: the largest of each block of rows, then of a chunk's blocks and of what its sequence
 //! had before. Shader: `shaders/elect.wgsl`. Twin: [`reference::elect`](crate::kernel::reference::elect).
 
-use super::{Binding, Kernel, PLACE, STEP, Variant, flag, half_rows};
+use super::parts::shared;
+use super::{Binding, Kernel, STEP, Variant, flag, half_rows};
 use crate::format::Element;
 use crate::plan::Plan;
 
@@ -37,5 +38,5 @@ pub const BLOCK_ROWS: u32 = 4;
 /// The variant for a plan, the type of the caller's rows and the stage.
 pub fn variant(plan: &Plan, element: Element, merge: bool) -> Variant {
     let constants = [flag("MERGE", merge), half_rows(element), ("SINKS", plan.sinks().into()), ("ELECTED_AT", plan.elected_at().into())];
-    Variant::new(&KERNEL, &[PLACE], &constants)
+    Variant::new(&KERNEL, &[shared::PLACE], &constants)
 }

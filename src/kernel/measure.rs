@@ -3,7 +3,8 @@
 //! Reads every number twice (the second time from a cache, where blocks of 32 rows fit one) and writes nothing but sums.
 //! Shader: `shaders/measure.wgsl`. Twin: [`reference::measure`](crate::kernel::reference::measure).
 
-use super::{Binding, FINITE, Kernel, Variant, flag, half_rows};
+use super::parts::shared;
+use super::{Binding, Kernel, Variant, flag, half_rows};
 use crate::error::{Error, Result};
 use crate::format::Element;
 use crate::gpu::{Gpu, Rows};
@@ -39,7 +40,7 @@ pub static KERNEL: Kernel = Kernel {
 
 /// The variant for the type of the caller's rows, for sums of the numbers or of their squares.
 pub fn variant(element: Element, squares: bool) -> Variant {
-    Variant::new(&KERNEL, &[FINITE], &[half_rows(element), flag("SQUARES", squares)])
+    Variant::new(&KERNEL, &[shared::FINITE], &[half_rows(element), flag("SQUARES", squares)])
 }
 
 /// Workgroups for so many rows.

@@ -3,9 +3,8 @@
 //!
 //! Shader: `shaders/position.wgsl`. Twin: [`reference::position`](crate::kernel::reference::position()).
 
-use super::{
-    Binding, CENTRE, FACTORS, Kernel, QUERY_AT, STEP, TURN, TURN_AT, Variant, centred, half_rows, heads_part, position_constants, query, rope_constants,
-};
+use super::parts::{self, shared};
+use super::{Binding, Kernel, STEP, Variant, centred, half_rows, position_constants, query, rope_constants};
 use crate::format::Element;
 use crate::plan::Plan;
 pub use crate::plan::sizes::POSITION_TERMS as TERMS;
@@ -54,5 +53,9 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         ("SCALE", query::scale(head_dim).into()),
         ("POSITION_PAGES", plan.position_pages().into()),
     ]);
-    Variant::new(&KERNEL, &[heads_part(plan), TURN, TURN_AT, CENTRE, QUERY_AT, FACTORS], &constants)
+    Variant::new(
+        &KERNEL,
+        &[parts::HEADS.of(plan.heads_per_reading()), shared::TURN, shared::TURN_AT, shared::CENTRE, shared::QUERY_AT, shared::FACTORS],
+        &constants,
+    )
 }

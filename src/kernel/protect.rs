@@ -2,10 +2,8 @@
 //!
 //! Shader: `shaders/protect.wgsl`. Twin: [`reference::protect`](crate::kernel::reference::protect).
 
-use super::{
-    Binding, CENTRE, FINITE, HADAMARD, HALF, INPUT, Kernel, PLACE, REPORT, STEP, TURN, Variant, centred, elected_constants, flag, hadamard_constants,
-    half_rows, rope_constants,
-};
+use super::parts::shared;
+use super::{Binding, Kernel, STEP, Variant, centred, elected_constants, flag, hadamard_constants, half_rows, rope_constants};
 use crate::format::Element;
 use crate::plan::Plan;
 
@@ -49,5 +47,9 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         ("SINKS", plan.sinks().into()),
         ("RING", plan.ring().into()),
     ]);
-    Variant::new(&KERNEL, &[HALF, FINITE, PLACE, TURN, CENTRE, HADAMARD, INPUT, REPORT], &constants)
+    Variant::new(
+        &KERNEL,
+        &[shared::HALF, shared::FINITE, shared::PLACE, shared::CHUNK, shared::TURN, shared::CENTRE, shared::HADAMARD, shared::INPUT, shared::REPORT],
+        &constants,
+    )
 }

@@ -2,8 +2,8 @@
 //!
 //! Shader: `shaders/query.wgsl`. Twin: [`reference::query`](crate::kernel::reference::query).
 
-use super::{Binding, CENTRE, FACTORS, FINITE, HADAMARD, HEADS_1, Kernel, QUERY_AT, STEP, TURN, Variant};
-use super::{centred, flag, hadamard_constants, half_rows, position_quads, rope_constants};
+use super::parts::{self, shared};
+use super::{Binding, Kernel, STEP, Variant, centred, flag, hadamard_constants, half_rows, position_quads, rope_constants};
 use crate::format::Element;
 use crate::plan::Plan;
 
@@ -63,5 +63,5 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         ("EIGHTHS", (head_dim / 8).into()),
         ("QUADS", (head_dim / 4).into()),
     ]);
-    Variant::new(&KERNEL, &[FINITE, TURN, HADAMARD, CENTRE, QUERY_AT, FACTORS, HEADS_1], &constants)
+    Variant::new(&KERNEL, &[shared::FINITE, shared::TURN, shared::HADAMARD, shared::CENTRE, shared::QUERY_AT, shared::FACTORS, parts::HEADS.one], &constants)
 }

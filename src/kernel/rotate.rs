@@ -6,7 +6,8 @@
 //! two dense factors of at most 20 additions each.
 //! Shader: `shaders/rotate.wgsl`. Twin: [`reference::rotate`](crate::kernel::reference::rotate).
 
-use super::{BUTTERFLY, Binding, HADAMARD, Kernel, PLACE, ROTATE_BUTTERFLY, ROTATE_DENSE, Variant, flag, hadamard_constants};
+use super::parts::{self, shared};
+use super::{Binding, Kernel, Variant, flag, hadamard_constants};
 use crate::error::{Error, Result};
 use crate::format::Element;
 use crate::gpu::{Gpu, Rows};
@@ -40,7 +41,7 @@ pub static KERNEL: Kernel = Kernel {
 /// The variant for an order. `invocations` are those of a workgroup of butterflies, [`INVOCATIONS`] for one.
 pub fn variant(order: u32, in_place: bool, invocations: u32) -> Variant {
     let butterflies = order.is_power_of_two();
-    let parts = if butterflies { [PLACE, BUTTERFLY, ROTATE_BUTTERFLY] } else { [PLACE, HADAMARD, ROTATE_DENSE] };
+    let parts = if butterflies { [shared::PLACE, shared::BUTTERFLY, parts::ROTATE.butterfly] } else { [shared::PLACE, shared::HADAMARD, parts::ROTATE.dense] };
     let mut constants = hadamard_constants(order);
     constants.extend([("INVOCATIONS", if butterflies { invocations } else { order }.into()), flag("IN_PLACE", in_place)]);
     Variant::new(&KERNEL, &parts, &constants)

@@ -7,18 +7,18 @@
 //! | `spirv-val`, on naga's SPIR-V | what drivers of Vulkan may take for granted | none |
 //! | Tint | Chromium | none; pipelines of those that need larger workgroups than WebGPU's default are not made |
 //!
-//! naga's part is `tests/shaders.rs`, which also writes the modules that Tint compiles. Tint
-//! refuses what naga lets pass: barriers and subgroup operations in control flow that is not
-//! uniform.
+//! naga's part is `tests/shaders`; `shader.rs` writes the modules that Tint compiles. Tint refuses what
+//! naga lets pass: barriers and subgroup operations in control flow that is not uniform.
 
 use crate::command::{cargo, root, run, target};
+use crate::shader;
 use crate::test::OPTIONAL;
 use crate::tool::{NODE, NPM, SPIRV_VAL};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where this is set, `tests/shaders.rs` checks all variants by `spirv-val`, not one of each kind.
+/// Where this is set, `tests/shaders` checks all variants by `spirv-val`, not one of each kind.
 pub const EVERY_VARIANT: &str = "WGKV_EVERY_VARIANT";
 
 /// The files of the npm package that brings Tint: Dawn for Node, whose version they lock.
@@ -64,8 +64,8 @@ fn install_tint(npm: &Path) -> Result<()> {
     FILES[2..].iter().try_for_each(write)
 }
 
-/// Compiles the modules that `tests/shaders.rs` wrote.
+/// Compiles every module.
 pub fn run_tint() -> Result<()> {
-    let modules = target()?.0.join("tmp").join("modules.jsonl");
+    let modules = shader::write_modules(&folder()?)?;
     run(Command::new(NODE.provide()?).arg(folder()?.join("tint.mjs")).arg(modules).current_dir(root()))
 }

@@ -10,6 +10,7 @@ mod llama;
 mod quality;
 mod runtime;
 mod setup;
+mod shader;
 mod test;
 mod tool;
 mod validate;
@@ -38,6 +39,8 @@ enum Task {
     /// Compile every kernel in every variant with naga and with Chromium's compiler, and check the
     /// SPIR-V.
     LintShaders,
+    /// Print what a kernel is linked from for a plan, or write all modules or the list of parts.
+    Shader(shader::Options),
     /// Search for inputs that break what reads files and words.
     Fuzz(fuzz::Options),
     /// Run the library's tests under Vulkan's validation layers.
@@ -70,6 +73,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::LintShaders => lint_shaders::run_lint(),
+        Task::Shader(options) => shader::run(&options),
         Task::Fuzz(options) => fuzz::run_search(&options),
         Task::Validate(options) => validate::run(&options),
         Task::Quality(options) => quality::run(&options),

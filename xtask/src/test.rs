@@ -61,7 +61,6 @@ pub fn run(options: &Options) -> Result<()> {
     let mut tests = cargo(&["test", "--workspace", "--lib", "--bins", "--tests", "--features", OPTIONAL]);
     tests.env(lint_shaders::EVERY_VARIANT, "1");
     cargo_step(tests)?;
-    // Of the modules that tests/shaders.rs has written.
     step("shaders by Chromium's compiler", lint_shaders::run_tint)?;
     // Last and without a line of our own after it, so that the output ends on the test runner's
     // closing line.

@@ -1,6 +1,6 @@
 // Compiles modules with Tint, Chromium's WGSL compiler, through Dawn's null backend: it takes no GPU and no browser.
 // `node tint.mjs MODULES` reads one JSON object a line, { name, entry, source, starts, workgroup_bytes, invocations }, as
-// tests/shaders.rs writes them. What Tint says goes to the output by file and line; an error fails the run.
+// `cargo xtask shader --all` writes them. What Tint says goes to the output by file and line; an error fails the run.
 import fs from 'node:fs';
 import readline from 'node:readline';
 import { create, globals } from 'webgpu';

@@ -174,7 +174,6 @@ fn budgeted(weights: &[Vec<f64>], phi: f32) -> Vec<u32> {
 
 fn key_levels(criterion: Criterion, queries: &[Vec<f64>], maxima: &[u32]) -> Vec<u32> {
     match criterion {
-        Criterion::Everything => vec![0; maxima.len()],
         Criterion::Published => {
             let of = |query: &Vec<f64>| aligned::key_levels(&query.iter().map(|x| f16::from_f64(*x).to_f32()).collect::<Vec<f32>>(), maxima);
             strictest(&queries.iter().map(of).collect::<Vec<_>>())
@@ -183,12 +182,13 @@ fn key_levels(criterion: Criterion, queries: &[Vec<f64>], maxima: &[u32]) -> Vec
             let of = |query: &Vec<f64>| query.iter().zip(maxima).map(|(q, e)| q.abs() * aligned::ulp(*e)).collect();
             budgeted(&queries.iter().map(of).collect::<Vec<_>>(), phi)
         }
+        // Everything is read.
+        _ => vec![0; maxima.len()],
     }
 }
 
 fn value_levels(criterion: Criterion, weights: &[Vec<f64>], values: &[Vec<u16>], maxima: &[u32]) -> Vec<u32> {
     match criterion {
-        Criterion::Everything => vec![0; values.len()],
         Criterion::Published => {
             let of = |weights: &Vec<f64>| {
                 let weights: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
@@ -201,6 +201,7 @@ fn value_levels(criterion: Criterion, weights: &[Vec<f64>], values: &[Vec<u16>],
             strictest(&weights.iter().map(of).collect::<Vec<_>>())
         }
         Criterion::Budget(phi) => budgeted(weights, phi),
+        _ => vec![0; values.len()],
     }
 }
 

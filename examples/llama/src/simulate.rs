@@ -109,8 +109,8 @@ impl Quantizer {
         // A group of equal numbers has no range. The step may not vanish, nor the zero leave the integers that it is stored in:
         // 2^11 steps for a half, 2^7 for a byte.
         let step = match self.scales {
-            Scales::Half | Scales::Symmetric => f16::from_f32(step.max(far / 1024.0).max(1.0 / 16_384.0)).to_f32(),
             Scales::Byte => e4m3(step.max(0.012 * far).max(1.0 / 512.0)),
+            _ => f16::from_f32(step.max(far / 1024.0).max(1.0 / 16_384.0)).to_f32(),
         };
         let zero = (-low / step).round_ties_even();
         for x in group {

@@ -149,7 +149,7 @@ fn pack_key(c: &Constants, order: Order, page: &mut [u32], t: u32, key: &[f32]) 
     key_words(c, page, t, &codes);
 }
 
-/// The words of one token's key codes into its head's page. Shader: `shaders/part/key_words.wgsl`.
+/// The words of one token's key codes into its head's page. Shader: `shaders/part/shared/key_words.wgsl`.
 pub(super) fn key_words(c: &Constants, page: &mut [u32], t: u32, codes: &[u32]) {
     if c.code_planes {
         (0..).zip(codes).for_each(|(i, code)| code_planes::put(c.head_dim, c.key_bits, page, 32, i, t % 128, *code));

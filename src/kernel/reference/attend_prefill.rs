@@ -147,7 +147,7 @@ fn score(query: &[f32], key: &[f32]) -> f32 {
     score
 }
 
-/// A key of RotateKV restored, turned to its position, as halves. Shader: `shaders/part/tile_restored.wgsl`.
+/// A key of RotateKV restored, turned to its position, as halves. Shader: `shaders/part/tile/restored.wgsl`.
 fn restored(c: &Constants, turns: &[[f32; 2]], grouped: &Grouped<'_>, spot: &Spot, t: u32) -> Vec<f32> {
     let spread = grouped.spread(spot, t);
     let plain: Vec<f32> = (0..c.head_dim).map(|i| hadamard::outer(c, &spread, i)).collect();

@@ -32,7 +32,7 @@ struct Reading<'a> {
 /// `[kv_heads, blocks, 12, page of the pass, heads]` for Centred, `partials`
 /// `[item, kv_heads, blocks, heads, head_dim + 4]`.
 ///
-/// RotateKV's keys are restored in f32 in the shape of `shaders/part/restore_rolled.wgsl`; `restore_straight` does it in halves.
+/// RotateKV's keys are restored in f32 in the shape of `shaders/part/restore/rolled.wgsl`; `restore/straight` does it in halves.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn attend_split(
     params: &AttendSplitParams,

@@ -1,4 +1,4 @@
-//! Four consecutive channels of one cached token, wherever it lies. Shader: `shaders/part/cached.wgsl`.
+//! Four consecutive channels of one cached token, wherever it lies. Shader: `shaders/part/shared/cached.wgsl`.
 
 use super::half::unpack;
 use super::{Constants, code_planes, planes, scales};

@@ -1,4 +1,4 @@
-//! The means and weights of a KV head, as the codec Centred takes them. Shader: `shaders/part/centre.wgsl`.
+//! The means and weights of a KV head, as the codec Centred takes them. Shader: `shaders/part/shared/centre.wgsl`.
 
 use super::Constants;
 

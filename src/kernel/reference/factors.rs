@@ -1,4 +1,4 @@
-//! What a query makes of the mean of the keys. Shader: `shaders/part/factors.wgsl`.
+//! What a query makes of the mean of the keys. Shader: `shaders/part/shared/factors.wgsl`.
 
 use super::{Constants, turn};
 

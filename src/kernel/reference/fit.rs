@@ -1,5 +1,5 @@
-//! The scale of numbers that share one, and their codes: what `append` makes of a group. Shaders: `shaders/part/fit_extent.wgsl` and
-//! `shaders/part/fit_symmetric.wgsl`.
+//! The scale of numbers that share one, and their codes: what `append` makes of a group. Shaders: `shaders/part/fit/extent.wgsl` and
+//! `shaders/part/fit/symmetric.wgsl`.
 
 use super::group::{group_code, group_pack, group_scale, group_zero};
 use super::half::half_bits;

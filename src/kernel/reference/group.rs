@@ -1,5 +1,5 @@
-//! Asymmetric quantization of numbers that share a scale. Shaders: `shaders/part/group.wgsl`, and how scale and zero are rounded
-//! and stored in `shaders/part/group_half.wgsl` and `shaders/part/group_byte.wgsl`.
+//! Asymmetric quantization of numbers that share a scale. Shaders: `shaders/part/shared/group.wgsl`, and how scale and zero are rounded
+//! and stored in `shaders/part/group/half.wgsl` and `shaders/part/group/byte.wgsl`.
 
 use super::half::{half_pair, half_round};
 use super::scales;

@@ -1,5 +1,5 @@
 //! RotateKV's keys as their codes say, and the factor of the rotation over the KV heads of a group undone. Shader:
-//! `shaders/part/grouped.wgsl`, which takes four tokens at a time.
+//! `shaders/part/shared/grouped.wgsl`, which takes four tokens at a time.
 
 use super::hadamard::{mask, sign};
 use super::{Constants, scales};
@@ -73,7 +73,7 @@ impl Grouped<'_> {
         sum * c.group_scale
     }
 
-    /// All channels of one head with the inner factor undone as well, in the order of the loops of `restore_rolled` and
+    /// All channels of one head with the inner factor undone as well, in the order of the loops of `restore/rolled` and
     /// `tile_restored`. What remains is `hadamard::outer`.
     pub fn spread(&self, spot: &Spot, t: u32) -> Vec<f32> {
         let c = self.constants;

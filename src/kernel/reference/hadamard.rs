@@ -1,4 +1,4 @@
-//! The two factors of the orthonormal Hadamard matrix of order `head_dim`, on rows of one or more heads. Shader: `shaders/part/hadamard.wgsl`.
+//! The two factors of the orthonormal Hadamard matrix of order `head_dim`, on rows of one or more heads. Shader: `shaders/part/shared/hadamard.wgsl`.
 
 use super::Constants;
 pub use crate::format::hadamard::{mask, sign};

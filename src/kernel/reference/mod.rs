@@ -78,13 +78,13 @@ pub struct Constants {
     pub hadamard_inner: u32,
     /// `1 / sqrt(head_dim)`.
     pub hadamard_scale: f32,
-    /// Does `append` pack keys, too?
+    /// Whether `append` packs keys, too.
     pub keys: bool,
-    /// Does the codec rotate every head's keys after RoPE?
+    /// Whether the codec rotates every head's keys after RoPE.
     pub rotate_keys: bool,
-    /// Does it rotate every head's values?
+    /// Whether it rotates every head's values.
     pub rotate_values: bool,
-    /// Centred: are the means taken off, and keys weighted?
+    /// Centred: whether the means are taken off, and keys weighted.
     pub centred: bool,
     /// Quads of channels that carry what the mean of the keys adds to a score; 0 where nothing.
     pub position_quads: u32,
@@ -98,7 +98,7 @@ pub struct Constants {
     pub position_pages: u32,
     /// Pages of a pass.
     pub position_places: u32,
-    /// RotateKV: are keys stored before RoPE, rotated over a group of heads?
+    /// RotateKV: whether keys are stored before RoPE, rotated over a group of heads.
     pub restore: bool,
     /// KV heads that are rotated together.
     pub group_heads: u32,
@@ -110,7 +110,7 @@ pub struct Constants {
     pub rope: u32,
     /// Pairs of channels that turn.
     pub rope_pairs: u32,
-    /// Are the caller's rows f16?
+    /// Whether the caller's rows are f16.
     pub half_rows: bool,
     /// `log2(e) / sqrt(head_dim)`.
     pub scale: f32,
@@ -126,7 +126,7 @@ pub struct Constants {
     pub key_group: u32,
     /// Channels that share a value scale.
     pub value_group: u32,
-    /// How scales and zeros are stored: the parts `scales_half` and `group_half`, or `scales_byte` and `group_byte`.
+    /// How scales and zeros are stored: the parts `scales/half` and `group/half`, or `scales/byte` and `group/byte`.
     pub scales: Scales,
     /// vec4s from a page's start to its key scales.
     pub key_scales: u32,
@@ -136,9 +136,9 @@ pub struct Constants {
     pub value_scales: u32,
     /// vec4s of one head's page.
     pub page_vecs: u32,
-    /// Is a half stored in planes?
+    /// Whether a half is stored in planes.
     pub planes: bool,
-    /// Is an integer code?
+    /// Whether an integer code is.
     pub code_planes: bool,
     /// vec4s from a page's start to its channels' largest exponents.
     pub maxima: u32,
@@ -152,17 +152,17 @@ pub struct Constants {
     pub ledgers: u32,
     /// sqrt(head_dim) / log2(e).
     pub unscale: f32,
-    /// Are loads of planes counted?
+    /// Whether loads of planes are counted.
     pub count: bool,
     /// f16 rows of sinks.
     pub sinks: u32,
     /// First tokens that are not packed.
     pub unpacked: u32,
-    /// Are the sinks elected?
+    /// Whether the sinks are elected.
     pub massive: bool,
     /// First elected sink in the marks.
     pub elected_at: u32,
-    /// Is it the second variant of `elect`, which merges blocks? [`Constants::of`] says so where sinks are elected.
+    /// Whether it is the second variant of `elect`, which merges blocks. [`Constants::of`] says so where sinks are elected.
     pub merge: bool,
     /// f16 rows of the window, used in turn.
     pub ring: u32,
@@ -178,7 +178,7 @@ pub struct Constants {
     pub value_steps: u32,
     /// Groups a head that values are weighed by; 1 for f16.
     pub value_groups: u32,
-    /// Does `measure` add squares?
+    /// Whether `measure` adds squares.
     pub squares: bool,
     /// Tokens that a row of `attend_prefill` sees, itself the last; all where it is `u32::MAX`.
     pub sliding_window: u32,
@@ -287,7 +287,7 @@ pub fn turns(plan: &Plan) -> Vec<[f32; 2]> {
     crate::plan::tables::turns(plan)
 }
 
-/// Is a number neither infinite nor NaN? Shader: `shaders/part/finite.wgsl`.
+/// Returns whether a number is neither infinite nor NaN. Shader: `shaders/part/shared/finite.wgsl`.
 pub(crate) fn finite(x: f32) -> bool {
     x.to_bits() & 0x7f80_0000 != 0x7f80_0000
 }

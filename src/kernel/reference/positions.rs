@@ -1,4 +1,4 @@
-//! What the mean of the keys adds to the scores of a page, from the position alone. Shader: `shaders/part/positions.wgsl`.
+//! What the mean of the keys adds to the scores of a page, from the position alone. Shader: `shaders/part/positions/added.wgsl`.
 
 use super::position::waves;
 use super::{Constants, turn};

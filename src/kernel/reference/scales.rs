@@ -1,5 +1,5 @@
-//! Scales and zeros of keys and values as the kernels take them. Shaders: `shaders/part/scales_half.wgsl`,
-//! `shaders/part/scales_byte.wgsl` and `shaders/part/scales_symmetric.wgsl`.
+//! Scales and zeros of keys and values as the kernels take them. Shaders: `shaders/part/scales/half.wgsl`,
+//! `shaders/part/scales/byte.wgsl` and `shaders/part/scales/symmetric.wgsl`.
 
 use super::Constants;
 use crate::format::Scales;

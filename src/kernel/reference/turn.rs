@@ -1,4 +1,4 @@
-//! RoPE by a table of turns. Shader: `shaders/part/turn.wgsl`.
+//! RoPE by a table of turns. Shader: `shaders/part/shared/turn.wgsl`.
 
 use super::Constants;
 

@@ -143,6 +143,7 @@ pub fn distortion(bits: Bits) -> f64 {
         Bits::Four => 0.00805,
         Bits::Eight => 0.00003,
         Bits::Sixteen => 0.0,
+        other => panic!("no distortion of {other:?} is known"),
     }
 }
 

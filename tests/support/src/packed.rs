@@ -66,6 +66,7 @@ fn scale(slab: &Slab, plane: &[u32], token: u32) -> (f32, f32) {
             let two = plane[token as usize / 2] >> (16 * (token % 2));
             (float8(two & 0xff), f32::from((two >> 8) as u8 as i8))
         }
+        other => panic!("scales {other} are unknown here"),
     }
 }
 

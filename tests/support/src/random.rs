@@ -32,7 +32,7 @@ pub fn normals(random: &mut StdRng, n: usize) -> Vec<f32> {
 }
 
 /// Gives a plan what its codec learned, if anything.
-pub fn learning<T: Clone + Into<Learned>>(builder: PlanBuilder, learned: Option<&T>) -> PlanBuilder {
+pub fn learning<T: Clone + Into<Option<Learned>>>(builder: PlanBuilder, learned: Option<&T>) -> PlanBuilder {
     match learned {
         Some(learned) => builder.learned(learned.clone()),
         None => builder,

@@ -104,7 +104,7 @@ pub fn check_group(context: &str, packing: Packing, got: &Group, twin: &Group, r
     let (bound, rounding) = match packing.scales {
         Scales::Half => ((largest / 1024.0).max(2_f64.powi(-14)), half_step as fn(f64) -> f64),
         Scales::Byte => ((largest * 0.012).max(2_f64.powi(-9)), float8_step as fn(f64) -> f64),
-        Scales::Symmetric => panic!("{context}: symmetric groups have no zero"),
+        other => panic!("{context}: groups of {other} have no zero"),
     };
     let step = (clip * (high - low) / levels).max(bound);
     let step_error = 2.0 * error / levels.min(1024.0) + QUOTIENT_ERROR * step;

@@ -156,6 +156,7 @@ impl Walk {
                 let words = halves.chunks_exact(2).map(|p| u32::from(p[0].to_bits()) | u32::from(p[1].to_bits()) << 16).collect();
                 Input { numbers: halves.iter().map(|x| x.to_f32()).collect(), words }
             }
+            other => panic!("rows of {other:?} are unknown here"),
         }
     }
 
@@ -242,6 +243,7 @@ impl Walk {
         match self.case.element {
             Element::F32 => floats(&taken.output).to_vec(),
             Element::F16 => taken.output.iter().flat_map(|w| reference::half::unpack(*w)).collect(),
+            other => panic!("rows of {other:?} are unknown here"),
         }
     }
 

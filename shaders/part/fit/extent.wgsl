@@ -1,0 +1,43 @@
+// fit, asymmetric: scale and zero of a group from its largest and smallest number, in one round.
+// Needs group and group/half or group/byte. fit/symmetric is the other way. Twin:
+// src/kernel/reference/fit.rs.
+//
+// A kernel begins with fit_open, and for each of FIT_ROUNDS rounds gathers the fit_terms of the
+// group's numbers by fit_gather and hands them to fit_close; then fit_code makes the codes, and
+// fit_pack what is stored beside them.
+const FIT_ROUNDS = 1u;
+
+struct Fit { scale: f32, inverse: f32, zero: f32 }
+
+fn fit_open() -> Fit {
+    return Fit(0.0, 0.0, 0.0);
+}
+
+fn fit_terms(x: f32, fit: Fit, n: u32, bits: u32) -> vec2<f32> {
+    return vec2<f32>(x, -x);
+}
+
+// The same of sixteen numbers, gathered.
+fn fit_sixteen(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>, fit: Fit, n: u32, bits: u32) -> vec2<f32> {
+    let high = max(max(a, b), max(c, d));
+    let low = max(max(-a, -b), max(-c, -d));
+    return vec2<f32>(max(max(high.x, high.y), max(high.z, high.w)), max(max(low.x, low.y), max(low.z, low.w)));
+}
+
+fn fit_gather(a: vec2<f32>, b: vec2<f32>) -> vec2<f32> {
+    return max(a, b);
+}
+
+fn fit_close(terms: vec2<f32>, fit: Fit, n: u32, channels: u32, bits: u32, clip: f32) -> Fit {
+    let scale = group_scale(-terms.y, terms.x, clip, f32((1u << bits) - 1u));
+    return Fit(scale, 1.0 / scale, group_zero(-terms.y, clip, scale));
+}
+
+fn fit_code(x: f32, fit: Fit, bits: u32) -> u32 {
+    return group_code(x, fit.scale, fit.inverse, fit.zero, f32((1u << bits) - 1u));
+}
+
+// `less` is taken from the zero: 128 where codes are stored as signed bytes.
+fn fit_pack(fit: Fit, less: f32) -> u32 {
+    return group_pack(fit.scale, fit.zero - less);
+}
