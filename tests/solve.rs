@@ -10,11 +10,6 @@ use wgkv::Error;
 use wgkv::bits::solve::{Candidate, Choice, Fill, Ties, exact, favours_values, norm_bits, norm_groups, relax};
 use wgkv_testing::{normal, seeded};
 
-/// How far [`Fill::Skip`] is above the best choice, on average and at most: what the notes on the measured rule promise of 32 and 64 units; these
-/// tests' own are printed.
-const MEAN_GAP: f64 = 0.001;
-const WORST_GAP: f64 = 0.01;
-
 /// Sums of the same errors in another order differ by rounding: a few units in the last place for 64 of them.
 const ROUNDING: f64 = 1e-12;
 
@@ -364,11 +359,12 @@ fn exact_is_the_best_of_all_combinations() {
     }
 }
 
-/// (4) The bound is below the best and the best below the choice, which misses 1% at most and 0.1% on average.
+/// (4) The bound is below the best and the best below the choice, which is the best where what is left is filled: costs of a few bits have
+/// fewer different sums than the search keeps.
 #[test]
 fn choices_are_near_the_best_and_the_bound_holds() {
     let (mut random, seed) = seeded();
-    let (mut sum, mut worst, mut rounds) = (0.0, 0.0_f64, 0);
+    let (mut worst, mut rounds) = (0.0_f64, 0);
     for bits in [&[0, 1, 2, 3, 4, 6, 8][..], &[2, 3, 4, 8]] {
         for count in [32, 64] {
             for round in 0..500 {
@@ -381,16 +377,14 @@ fn choices_are_near_the_best_and_the_bound_holds() {
                     assert!(best.error <= choice.error * (1.0 + ROUNDING), "{} for {}, WGKV_SEED={seed}", choice.error, best.error);
                     assert_eq!(choice.multiplier, best.multiplier);
                     if fill == Fill::Skip {
-                        let gap = choice.error / best.error - 1.0;
-                        (sum, worst, rounds) = (sum + gap, worst.max(gap), rounds + 1);
+                        (worst, rounds) = (worst.max(choice.error / best.error - 1.0), rounds + 1);
                     }
                 }
             }
         }
     }
-    let mean = sum / f64::from(rounds);
-    println!("above the best: {:.5}% on average, {:.5}% at most, of {rounds}", 100.0 * mean, 100.0 * worst);
-    assert!(mean <= MEAN_GAP && worst <= WORST_GAP, "mean {mean}, worst {worst}, WGKV_SEED={seed}");
+    println!("above the best: {worst:e} at most, of {rounds} rounds");
+    assert!(worst <= ROUNDING, "{worst} above the best, WGKV_SEED={seed}");
 }
 
 /// (5) The authors' widths for all models and norms of the notes, by their rule of ties.
