@@ -138,7 +138,7 @@ fn more_rows_than_one_binding_holds_are_refused() {
 }
 
 #[test]
-fn a_calibration_must_be_there_and_fit() {
+fn an_order_must_be_there_and_fit() {
     let gpu = &*GPU;
     let shape = shape();
     let format = Format::new(Codec::RotateKv, Bits::Two, Bits::Two, 64);

@@ -46,8 +46,8 @@ fn the_collector_finds_means_and_weights() {
             }
             *all = words.map(|words| words.numbers);
         }
-        let centre = pollster::block_on(collector.finish("a model")).unwrap();
-        assert_eq!((centre.tokens(), centre.skipped(), centre.model(), centre.layers()), (300, 0, "a model", 2));
+        let learned = pollster::block_on(collector.finish("a model")).unwrap();
+        assert_eq!((learned.tokens(), learned.skipped(), learned.model(), learned.layers()), (300, 0, "a model", 2));
         for (layer, [queries, keys, values]) in all.iter().enumerate() {
             let layer = layer as u32;
             let column = |rows: &[f32], width: usize, c: usize| -> Vec<f64> { rows.iter().skip(c).step_by(width).map(|x| f64::from(*x)).collect() };
@@ -56,8 +56,8 @@ fn the_collector_finds_means_and_weights() {
                 let at = head * d + i;
                 let (k, v) = (column(keys, hk * d, at), column(values, hk * d, at));
                 let name = format!("layer {layer}, head {head}, channel {i}");
-                close(&name, &[centre.key_means(layer)[at]], &[mean(&k) as f32], 1e-6, 1e-6, seed);
-                close(&name, &[centre.value_means(layer)[at]], &[mean(&v) as f32], 1e-6, 1e-6, seed);
+                close(&name, &[learned.key_means(layer)[at]], &[mean(&k) as f32], 1e-6, 1e-6, seed);
+                close(&name, &[learned.value_means(layer)[at]], &[mean(&v) as f32], 1e-6, 1e-6, seed);
                 let spread = |i: usize| {
                     let k = column(keys, hk * d, head * d + i);
                     let m = mean(&k);
@@ -71,7 +71,7 @@ fn the_collector_finds_means_and_weights() {
                 let other = (i + 32) % 64;
                 let error = WEIGHT_ERROR + 0.25 * SQUARE_ERROR * (square(i) + square(other)) / (spread(i) + spread(other));
                 let want = ((asked(i) + asked(other)) / (spread(i) + spread(other))).powf(0.25);
-                let got = f64::from(centre.weights(layer)[at]);
+                let got = f64::from(learned.weights(layer)[at]);
                 assert!((got - want).abs() < error * want, "{name}: weight {got}, should be {want}. WGKV_SEED={seed}");
             }
         }
@@ -110,10 +110,10 @@ fn silent_channels_and_broken_rows_do_no_harm() {
     let rows = buffers.each_ref().map(Rows::f32);
     collector.add(&mut encoder, 0, rows[0], rows[1], rows[2], 5).unwrap();
     gpu.queue().submit([encoder.finish()]);
-    let centre = pollster::block_on(collector.finish("")).unwrap();
-    assert_eq!((centre.tokens(), centre.skipped()), (4, 1));
-    assert!(centre.weights(0).iter().all(|w| w.is_finite() && *w > 0.0));
-    assert_eq!(centre.key_means(0)[3], 2.0);
+    let learned = pollster::block_on(collector.finish("")).unwrap();
+    assert_eq!((learned.tokens(), learned.skipped()), (4, 1));
+    assert!(learned.weights(0).iter().all(|w| w.is_finite() && *w > 0.0));
+    assert_eq!(learned.key_means(0)[3], 2.0);
     // Broken queries count, too, also where there are as many query heads as KV heads.
     queries[4 * 64 + 1] = f32::INFINITY;
     let buffers = [&queries, &keys, &values].map(|numbers| upload(&gpu, numbers));
@@ -136,12 +136,12 @@ fn drawn() -> Means {
 
 #[test]
 fn a_file_returns_what_was_saved() {
-    let centre = drawn();
-    let bytes = centre.to_bytes().unwrap();
-    assert_eq!(Means::from_bytes(&bytes).unwrap(), centre);
-    let path = std::env::temp_dir().join(format!("wgkv-centre-{}", std::process::id()));
-    centre.save(&path).unwrap();
-    assert_eq!(Means::load(&path).unwrap(), centre);
+    let learned = drawn();
+    let bytes = learned.to_bytes().unwrap();
+    assert_eq!(Means::from_bytes(&bytes).unwrap(), learned);
+    let path = std::env::temp_dir().join(format!("wgkv-means-{}", std::process::id()));
+    learned.save(&path).unwrap();
+    assert_eq!(Means::load(&path).unwrap(), learned);
     std::fs::remove_file(&path).unwrap();
     let gone = Means::load(&path).unwrap_err();
     assert!(matches!(&gone, Error::Io { doing: "reading", path: of, .. } if *of == path.display().to_string()), "{gone:?}");

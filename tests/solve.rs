@@ -572,7 +572,7 @@ fn one_bit_is_never_chosen() {
 #[test]
 fn choices_are_repeatable() {
     let (mut random, seed) = seeded();
-    // Many ties, and costs with so many sums that not all can be kept.
+    // Many ties, and costs with more sums than can be kept.
     let near = |random: &mut StdRng, i: u64| Candidate { cost: i * 1_000_000 + random.random_range(0..1000), error: 0.2_f64.powi(i as i32) };
     let tied: Vec<Vec<Candidate>> = (0..64).map(|_| (0..8).map(|i| near(&mut random, i)).collect()).collect();
     for (units, budget) in [(anything(&mut random, 40, 8), None), (tied, Some(200_000_000))] {
