@@ -5,7 +5,6 @@
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use std::time::Instant;
 use wgkv::Error;
 use wgkv::bits::solve::{Candidate, Choice, Fill, Ties, exact, favours_values, norm_bits, norm_groups, relax};
 use wgkv_testing::{normal, seeded};
@@ -612,8 +611,11 @@ fn values_before_keys_are_noticed() {
 
 /// A unit for keys and one for values of every head of a model with 32 layers of 8 KV heads takes milliseconds; asserted with
 /// room for a slow machine and for code that is not optimized.
+/// A model's 512 units. How long that takes is told by `benches/bit_rules.rs`.
 #[test]
-fn many_units_take_little_time() {
+fn many_units_are_near_the_bound() {
+    // The bound is below the best by less than one step of one unit, of 512 whose errors differ by factors of e^1.5.
+    const GAP: f64 = 0.01;
     let (mut random, seed) = seeded();
     let factor = |random: &mut StdRng, spread: f64| (spread * f64::from(normal(random))).exp();
     // Two group sizes by five widths, costs in 1/128 bits per token of 128 channels.
@@ -630,12 +632,9 @@ fn many_units_take_little_time() {
     for fill in FILLS {
         for eighths in 1..8 {
             let budget = cheapest(&units) + (dearest(&units) - cheapest(&units)) * eighths / 8;
-            let start = Instant::now();
             let choice = relax(&units, budget, fill).unwrap();
-            let taken = start.elapsed();
-            println!("512 units of 10, {eighths}/8, {fill:?}: {taken:?}, gap {:.5}%", 100.0 * choice.gap());
-            assert!(taken.as_secs_f64() < 1.0, "{taken:?}, WGKV_SEED={seed}");
-            assert!(choice.gap() < 0.01 || fill == Fill::Nested, "{}, WGKV_SEED={seed}", choice.gap());
+            println!("512 units of 10, {eighths}/8, {fill:?}: gap {:.5}%", 100.0 * choice.gap());
+            assert!(choice.gap() < GAP || fill == Fill::Nested, "{}, WGKV_SEED={seed}", choice.gap());
             consistent(&choice, &units, budget, seed);
         }
     }
