@@ -59,14 +59,15 @@ struct Setting {
     format: Format,
     candidates: Vec<Precision>,
     sinks: Sinks,
-    channel_order: Option<ChannelOrder>,
+    /// What the codec learned from sample text.
+    learned: Option<Learned>,
     /// By layer: `[HIDDEN, query_heads, head_dim]`; none where they are not told.
     projections: Vec<Vec<f32>>,
 }
 
 impl Setting {
     fn new(shape: Shape, format: Format, candidates: Vec<Precision>) -> Self {
-        Self { shape, format, candidates, sinks: Sinks::None, channel_order: None, projections: Vec::new() }
+        Self { shape, format, candidates, sinks: Sinks::None, learned: None, projections: Vec::new() }
     }
 
     /// The same with random output projections.
@@ -77,9 +78,8 @@ impl Setting {
     }
 
     fn begin(&self, tokens: usize) -> Result<Probe> {
-        let Self { shape, format, candidates, sinks, channel_order, projections } = self;
+        let Self { shape, format, candidates, sinks, learned, projections } = self;
         let gpu = gpu_of(format);
-        let learned = channel_order.clone().map(Learned::from);
         let mut probe = block_on(Sensitivity::probe(gpu, shape, *format, candidates, learned.as_ref(), *sinks, tokens as u32))?;
         for (layer, weights) in (0..).zip(projections) {
             block_on(probe.output_projection(layer, Rows::f32(&upload(gpu, weights)), HIDDEN))?;
@@ -118,8 +118,8 @@ impl Setting {
         let sinks = if format.codec() == Codec::F16 { Sinks::None } else { self.sinks };
         let (tokens, protection) = (text.tokens(), Protection { sinks, window: 0 });
         let builder = Plan::builder(self.shape.clone(), bit_plan).protection(protection).capacity(Capacity::tokens(1, tokens as u32));
-        let order = self.channel_order.as_ref().filter(|_| format.codec() == Codec::RotateKv);
-        let mut reader = Reader::new(gpu, learning(builder, order).build(gpu.capability()).unwrap());
+        let learned = self.learned.as_ref().filter(|_| format.codec() == self.format.codec());
+        let mut reader = Reader::new(gpu, learning(builder, learned).build(gpu.capability()).unwrap());
         let sequence = reader.cache.begin().unwrap();
         (reader, sequence)
     }
@@ -216,12 +216,17 @@ fn what_is_measured_is_what_f64_says() {
         Setting { sinks: Sinks::First(4), ..of(plain(Codec::Hadamard), mixed) },
         Setting {
             sinks: Sinks::Massive(9),
-            channel_order: Some(random_order(&shape, &rotating(2), Reach::Global, &mut random)),
+            learned: Some(random_order(&shape, &rotating(2), Reach::Global, &mut random).into()),
             ..of(rotating(2), candidates(&[Two, Four], 64)).projected(&mut random)
         },
         Setting {
-            channel_order: Some(random_order(&shape, &rotating(1), Reach::Global, &mut random)),
+            learned: Some(random_order(&shape, &rotating(1), Reach::Global, &mut random).into()),
             ..of(rotating(1).with_scales(Scales::Byte), candidates(&[Three], 64))
+        },
+        // With the means that the cache to come is given: without them its codes would hold more.
+        Setting {
+            learned: Some(random_means(&shape, &normals(&mut random, 128), &mut random).into()),
+            ..of(plain(Codec::Centred), candidates(&[Two, Four], 64))
         },
     ];
     for setting in settings {
@@ -596,6 +601,8 @@ fn what_cannot_be_measured_is_refused() {
     refused(begin(plain(Codec::Rtn), &[precision(Bits::Four, 48)], Sinks::None), &Error::Group { group: 48, head_dim: 64 });
     let wanted = "given by PlanBuilder::learned, as rotate-kv needs one".to_owned();
     refused(begin(rotating(2), &four, Sinks::None), &Error::mismatch(Thing::ChannelOrder, "presence", wanted, "none"));
+    let means = Setting { learned: Some(Means::natural(&shape).into()), ..Setting::new(shape.clone(), plain(Codec::Rtn), four.clone()) };
+    refused(means.begin(100), &Error::mismatch(Thing::Means, "codec", "centred", "rtn"));
     let wanted = "rotate-kv".to_owned();
     refused(begin(plain(Codec::Rtn), &four, Sinks::Massive(4)), &Error::argument("the codec of massive sinks", wanted, "rtn"));
 
@@ -651,7 +658,7 @@ fn what_cannot_be_measured_is_refused() {
     // Sinks that are elected need the residual stream.
     let setting = Setting {
         sinks: Sinks::Massive(4),
-        channel_order: Some(random_order(&shape, &rotating(2), Reach::Global, &mut random)),
+        learned: Some(random_order(&shape, &rotating(2), Reach::Global, &mut random).into()),
         ..Setting::new(shape.clone(), rotating(2), candidates(&[Bits::Two], 64))
     };
     let mut probe = setting.begin(100).unwrap();
