@@ -27,7 +27,7 @@ const SUM_ERROR: f64 = 1e-11;
 /// Gram matrices, relative to the root of two numbers on the diagonal: 24 roundings of 2^-24 (`tests/gram.rs`).
 const GRAM_ERROR: f64 = 24.0 / 16_777_216.0;
 
-/// Runs a recording several times and answers each kernel's median seconds.
+/// Runs a recording several times and returns each kernel's median seconds.
 fn profile(gpu: &Gpu, times: usize, mut record: impl FnMut(&mut wgpu::CommandEncoder)) -> Vec<(&'static str, f64)> {
     let timer = gpu.profile().unwrap();
     warm(gpu);
@@ -104,7 +104,7 @@ fn appends(gpu: &Gpu, sequences: u32, tokens: u32, format: Format) {
     assert!(error < allowed, "relative error {error} of dequantized values of {format}");
 }
 
-/// Adds up rows of keys, which is RotateKV's calibration.
+/// Adds up rows of keys, by which RotateKV orders channels.
 fn measure(gpu: &Gpu, rows: u32) {
     let width = 1024;
     let data = numbers((rows * width) as usize);
@@ -123,7 +123,7 @@ fn measure(gpu: &Gpu, rows: u32) {
     line("measure", &format!("{rows} rows of {width}"), find(&times, "measure"), 4.0 * f64::from(rows * width));
 }
 
-/// Gram matrices of the difference of two buffers of rows, and of rows alone, as a calibration takes them.
+/// Gram matrices of the difference of two buffers of rows, and of rows alone, as they are taken of sample text.
 fn gram(gpu: &Gpu, rows: u32) {
     let (heads, head_dim) = (8, 128);
     let (width, d) = ((heads * head_dim) as usize, head_dim as usize);

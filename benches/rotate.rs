@@ -138,7 +138,7 @@ impl Bench {
         }
     }
 
-    /// Seconds of one call, from a submission of so many.
+    /// Seconds of one call, from a submission of several.
     fn time(&self, calls: u32, record: impl Fn(&mut wgpu::CommandEncoder)) -> f64 {
         let mut encoder = encoder(&self.gpu);
         (0..calls).for_each(|_| record(&mut encoder));

@@ -16,7 +16,7 @@
 //! of a step's whole compute pass, with the prompts' apart; wall times have everything in them.
 //! Gtok/s = cached tokens x kv_heads / time of the decode steps. A step appends and attends in one layer.
 //!
-//! Every so many steps the pages are checked, a sequence is compared bit for bit with the same alone in another cache, and its output with attention
+//! Every few steps the pages are checked, a sequence is compared bit for bit with the same alone in another cache, and its output with attention
 //! in f64. Memory may not grow. With `--minutes`, random operations are checked in the same way instead, and nothing is timed.
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 #![allow(missing_docs, reason = "a bench has no readers")]
@@ -49,7 +49,7 @@ const WARM_UP: u32 = 4;
 /// By how many standard deviations the cached tokens may exceed their mean before pages run out.
 const DEVIATIONS: f64 = 6.0;
 
-/// A plan of one layer, for so many tokens a sequence.
+/// A plan of one layer, for `tokens` tokens a sequence.
 fn plan(gpu: &Gpu, options: &Options, sequences: u32, tokens: u32) -> Result<Plan> {
     let [query_heads, kv_heads, head_dim] = options.heads;
     let plan = bench::plan(gpu, Case { name: "", query_heads, kv_heads, head_dim, sequences, tokens }, options.format, options.protection, 0)?;
@@ -153,7 +153,7 @@ impl Ragged {
         Ok(self.batch.stop())
     }
 
-    /// Checks the pages, what every sequence's length is, and all of one sequence, drawn; answers its output's error.
+    /// Checks the pages, what every sequence's length is, and all of one sequence, drawn; returns its output's error.
     fn check(&mut self, inputs: &Inputs, alone: &mut Alone, bytes: u64) -> f64 {
         let (batch, steps) = (&self.batch, self.batch.steps);
         assert_eq!(batch.cache.check_pages(), Ok(self.lives.len() as u32));
@@ -226,7 +226,7 @@ fn report(sums: &[Sums; 2], kv_heads: u32) {
     micros("host us in finish and submit", |sums| Some(sums.submit));
     a_step("tables, kB", |sums| sums.table_bytes as f64 * 1e-3, 1);
     a_step("sequences begun", |sums| sums.begun as f64, 2);
-    micros("host us in free and allocate", |sums| Some(sums.turn_over));
+    micros("host us in end and begin", |sums| Some(sums.turn_over));
     a_step("prompt tokens", |sums| sums.prompt_tokens as f64, 1);
     micros("prompts, GPU us", |sums| sums.prompt_gpu);
     micros("prompts, host us", |sums| Some(sums.prompt_host));

@@ -183,7 +183,7 @@ fn planes_that_stay_unread_may_hold_anything() {
     }
 }
 
-/// Overwrites the planes of a number that stay unread at a level; answers how many.
+/// Overwrites the planes of a number that stay unread at a level; returns how many there are.
 fn poison(c: &Constants, planes: &mut [u32], length: u32, row: u32, n: u32, level: u32, random: &mut rand::rngs::StdRng) -> usize {
     let places = reference::planes::places(c.head_dim, length, row, n);
     for (word, shift) in &places[3 - level as usize..] {
@@ -362,8 +362,8 @@ fn adversarial_codes_meet_the_bounds() {
     let moved = case("adversarial codes about means that move", 64, 1, 1, centred(Bits::Four, Bits::Four, 64));
     let (mut random, _) = seeded();
     let means = normals(&mut random, 64);
-    let centre = random_means(&moved.shape, &means, &mut random);
-    let moved = moved.means(centre.clone());
+    let learned = random_means(&moved.shape, &means, &mut random);
+    let moved = moved.means(learned.clone());
     let rope = &moved.shape.rope;
     let back = rope.clone().with_frequencies(rope.frequencies().iter().map(|frequency| -frequency).collect());
     let rows = |first: u32, n: u32| -> [Vec<f32>; 3] {
@@ -376,13 +376,13 @@ fn adversarial_codes_meet_the_bounds() {
         let sign = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
         let (mut keys, mut values, mut queries) = (Vec::new(), Vec::new(), Vec::new());
         for t in first..first + n {
-            let weighted = |row: Vec<f64>, power: i32| row.iter().enumerate().map(|(i, x)| x * part(centre.weights(0), i).powi(power)).collect::<Vec<f64>>();
+            let weighted = |row: Vec<f64>, power: i32| row.iter().enumerate().map(|(i, x)| x * part(learned.weights(0), i).powi(power)).collect::<Vec<f64>>();
             let key = weighted(reference::rotate_exact(&stored(t, &|i| sign(i) * level(i))), -1);
             let value = reference::rotate_exact(&stored(t, &level));
             // So small that all tokens weigh about the same: values are then read alike.
             let query = weighted(reference::rotate_exact(&(0..64).map(|i| 0.01 * sign(i)).collect::<Vec<f64>>()), 1);
-            keys.extend(reference::turn_exact(&back, &key, t).iter().enumerate().map(|(i, x)| (x + part(centre.key_means(0), i)) as f32));
-            values.extend(value.iter().enumerate().map(|(i, x)| (x + part(centre.value_means(0), i)) as f32));
+            keys.extend(reference::turn_exact(&back, &key, t).iter().enumerate().map(|(i, x)| (x + part(learned.key_means(0), i)) as f32));
+            values.extend(value.iter().enumerate().map(|(i, x)| (x + part(learned.value_means(0), i)) as f32));
             queries.extend(reference::turn_exact(&back, &query, t).iter().map(|x| *x as f32));
         }
         [keys, values, queries]

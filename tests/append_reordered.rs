@@ -1,5 +1,5 @@
 //! `append_reordered` packs exactly the new tokens' keys for RotateKV: rotated over groups of KV heads before RoPE, with scales that
-//! channels share in the calibration's order; and it packs them as its twin does.
+//! channels share in the order that was collected; and it packs them as its twin does.
 //!
 //! - Every scale, zero and code is the rounding of a number within f32's error of `P B k` computed in f64; it is the rounding that the
 //!   twin makes except where that error reaches a tie: rarely, and counted.

@@ -73,7 +73,7 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// A sequence of so many pages and one that has none, which decode together.
+/// A sequence of `pages` pages and one that has none, which decode together.
 fn long(pages: u32, case: Case) -> Case {
     case.protection(protect(0, 16)).steps(vec![vec![(0, 128 * pages + 100), (1, 3)], vec![(0, 1), (1, 1)]])
 }

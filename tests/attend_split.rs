@@ -76,7 +76,7 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         of("Centred: the largest head, every pair fast", 256, 1, 1, centred(Eight, Eight, 32)).rope(Rope::new(2.0, 256)),
         of("Centred: no pair fast; a part of the head turns", 80, 4, 1, centred(Two, Four, 128))
             .rope(Rope::none().with_frequencies((0..13).map(|p| 0.05 / f64::from(1 << p)).collect())),
-        of("Centred: without a calibration", 64, 2, 1, centred(Two, Two, 64)).means(Means::natural(&shape(64, 2))),
+        of("Centred: without means", 64, 2, 1, centred(Two, Two, 64)).means(Means::natural(&shape(64, 2))),
     ]);
     // RotateKV in loops.
     let plain = vec![vec![(0, 150), (1, 37), (2, 1)], vec![(2, 1), (0, 1), (1, 1)]];

@@ -82,7 +82,7 @@ fn bytes_at_a_context_are_never_exceeded() {
             for tokens in [1_000, 4_096, 32_768] {
                 let mut last: Option<BitPlan> = None;
                 for step in 0..8 {
-                    // Kept tokens, and so many bits for each number of the others.
+                    // Kept tokens, and `bits` bits for each number of the others.
                     let kept = u64::from(protection.f16_tokens(tokens)) * elements * 2;
                     let bits = 3.3 + 0.7 * f64::from(step) + 0.1 * random.random::<f64>();
                     let bytes = kept + (f64::from(protection.packed(tokens)) * elements as f64 * bits / 8.0) as u64;

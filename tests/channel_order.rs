@@ -1,5 +1,5 @@
-//! Calibrations: what is collected on the GPU, the order that follows from it, and files of it. The numbers are those of the
-//! list in section 4 of our notes on RotateKV (2501.16383): 6 the order is a permutation and its inverse, 7 sorted means,
+//! Orders of channels: what is collected on the GPU, the order that follows from it, and files of it. The numbers are those of
+//! docs/testing.md's table of RotateKV (2501.16383): 6 the order is a permutation and its inverse, 7 sorted means,
 //! 8 the score is taken on rotated keys before RoPE.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
@@ -179,9 +179,9 @@ fn item_6_the_order_is_a_permutation_and_places_are_its_inverse() {
     let shape = shape(3, 8, 64);
     let layers: Vec<Vec<f64>> = (0..3).map(|_| normals(&mut random, 512).into_iter().map(f64::from).collect()).collect();
     for reach in [Reach::Global, Reach::Local] {
-        let calibration = ChannelOrder::from_sums(&shape, 4, reach, "", 1, layers.clone()).unwrap();
+        let channel_order = ChannelOrder::from_sums(&shape, 4, reach, "", 1, layers.clone()).unwrap();
         for layer in 0..3 {
-            let (order, places) = (calibration.order(layer), calibration.places(layer));
+            let (order, places) = (channel_order.order(layer), channel_order.places(layer));
             let mut sorted = order.to_vec();
             sorted.sort_unstable();
             assert!(sorted.iter().copied().eq(0..512), "every channel once");
@@ -190,8 +190,8 @@ fn item_6_the_order_is_a_permutation_and_places_are_its_inverse() {
             assert_eq!(gather(&gather(&row, order), &places), row);
             assert_ne!(gather(&gather(&row, order), order), row, "an order that is its own inverse would hide a swap");
         }
-        assert_ne!(calibration.order(0), calibration.order(1));
-        assert_eq!((calibration.order(3), calibration.places(3)), (&[][..], vec![]), "no such layer");
+        assert_ne!(channel_order.order(0), channel_order.order(1));
+        assert_eq!((channel_order.order(3), channel_order.places(3)), (&[][..], vec![]), "no such layer");
     }
 }
 
@@ -220,18 +220,18 @@ fn item_7_ties_keep_the_lower_channel_first() {
     let shape = shape(2, 2, 64);
     // All equal: the natural order. Negative zeros are zeros.
     for zero in [0.0, -0.0] {
-        let calibration = ChannelOrder::from_sums(&shape, 2, Reach::Global, "", 1, vec![vec![zero; 128]; 2]).unwrap();
-        assert!(calibration.order(1).iter().copied().eq(0..128));
+        let channel_order = ChannelOrder::from_sums(&shape, 2, Reach::Global, "", 1, vec![vec![zero; 128]; 2]).unwrap();
+        assert!(channel_order.order(1).iter().copied().eq(0..128));
     }
     assert!(ChannelOrder::natural(&shape, 2).unwrap().order(0).iter().copied().eq(0..128));
     // One key channel of 1 rotates to 1 / sqrt(128) with the signs of Sylvester's column 3: channels whose lowest two bits
     // have one bit set go first, and among equals the lower index.
     let mut sums = vec![0.0; 128];
     sums[3] = 1.0;
-    let calibration = ChannelOrder::from_sums(&shape, 2, Reach::Global, "", 1, vec![sums; 2]).unwrap();
+    let channel_order = ChannelOrder::from_sums(&shape, 2, Reach::Global, "", 1, vec![sums; 2]).unwrap();
     let negative = |c: &u16| (c & 3).count_ones() == 1;
     let wanted: Vec<u16> = (0..128).filter(negative).chain((0..128).filter(|c| !negative(c))).collect();
-    assert_eq!(calibration.order(0), wanted);
+    assert_eq!(channel_order.order(0), wanted);
 }
 
 #[test]
@@ -241,10 +241,10 @@ fn a_small_order_by_hand() {
     let wanted: Vec<u16> = (0..64).map(|place| place * 37 % 64).collect();
     let mut score = vec![0.0; 64];
     wanted.iter().zip(0..).for_each(|(c, place)| score[usize::from(*c)] = f64::from(place) - 20.0);
-    let calibration = ChannelOrder::from_sums(&shape, 1, Reach::Global, "", 1, vec![rotate_group_exact(&score, 64)]).unwrap();
-    assert_eq!(calibration.order(0), wanted);
-    assert_eq!(calibration.order(0)[..4], [0, 37, 10, 47]);
-    assert_eq!(calibration.places(0)[..3], [0, 45, 26]);
+    let channel_order = ChannelOrder::from_sums(&shape, 1, Reach::Global, "", 1, vec![rotate_group_exact(&score, 64)]).unwrap();
+    assert_eq!(channel_order.order(0), wanted);
+    assert_eq!(channel_order.order(0)[..4], [0, 37, 10, 47]);
+    assert_eq!(channel_order.places(0)[..3], [0, 45, 26]);
 }
 
 #[test]
@@ -255,7 +255,7 @@ fn item_8_the_score_is_taken_on_rotated_keys_before_rope() {
     let keys = keys(&mut random, 96, 256);
     let collector = OrderCollector::new(&gpu, &shape, 4).unwrap();
     add(&gpu, &collector, 0, &keys, 256, Element::F32);
-    let calibration = finish(&collector, Reach::Global).unwrap();
+    let channel_order = finish(&collector, Reach::Global).unwrap();
     // Rotating every token and adding up, as the paper does, gives the same: the rotation is linear.
     let argsort = |score: &[f64]| {
         let mut order: Vec<u16> = (0..256).collect();
@@ -274,16 +274,16 @@ fn item_8_the_score_is_taken_on_rotated_keys_before_rope() {
         score
     };
     let rotated_score = turn(0, rotated);
-    assert!(calibration.order(0).is_sorted_by_key(|c| rotated_score[usize::from(*c)]));
+    assert!(channel_order.order(0).is_sorted_by_key(|c| rotated_score[usize::from(*c)]));
     // Other scores give other orders: of keys that are not rotated, and of keys after RoPE, where positions matter.
-    assert_ne!(calibration.order(0), argsort(&turn(0, |row, _, _| row.to_vec())));
+    assert_ne!(channel_order.order(0), argsort(&turn(0, |row, _, _| row.to_vec())));
     let turned = [1, 1001].map(|by| argsort(&turn(by, rotated)));
-    assert!(turned[0] != turned[1] && turned.iter().all(|order| calibration.order(0) != order));
+    assert!(turned[0] != turned[1] && turned.iter().all(|order| channel_order.order(0) != order));
 }
 
 // Files.
 
-/// A calibration whose file is small.
+/// An order whose file is small.
 fn small() -> ChannelOrder {
     let sums: Vec<f64> = (0..64).map(|i| f64::from(i * i % 23) - 7.25).collect();
     ChannelOrder::from_sums(&shape(1, 1, 64), 1, Reach::Global, "a \"small\" model [1]", 12, vec![sums]).unwrap()
@@ -305,12 +305,12 @@ fn a_file_returns_what_was_written() {
     for (layers, kv_heads, head_dim, heads_per_group, reach) in [(1, 1, 64, 1, Reach::Global), (3, 8, 128, 4, Reach::Global), (2, 8, 80, 2, Reach::Local)] {
         let shape = shape(layers, kv_heads, head_dim);
         let sums = (0..layers).map(|_| normals(&mut random, (kv_heads * head_dim) as usize).into_iter().map(|x| f64::from(x) * 1e3).collect()).collect();
-        let calibration = ChannelOrder::from_sums(&shape, heads_per_group, reach, "org/model \u{e9}\n\"[[", u64::MAX, sums).unwrap();
-        let bytes = calibration.to_bytes().unwrap();
-        assert_eq!(ChannelOrder::from_bytes(&bytes).unwrap(), calibration);
-        let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("calibration-{kv_heads}-{head_dim}.safetensors"));
-        calibration.save(&path).unwrap();
-        assert_eq!(ChannelOrder::load(&path).unwrap(), calibration);
+        let channel_order = ChannelOrder::from_sums(&shape, heads_per_group, reach, "org/model \u{e9}\n\"[[", u64::MAX, sums).unwrap();
+        let bytes = channel_order.to_bytes().unwrap();
+        assert_eq!(ChannelOrder::from_bytes(&bytes).unwrap(), channel_order);
+        let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("channel-order-{kv_heads}-{head_dim}.safetensors"));
+        channel_order.save(&path).unwrap();
+        assert_eq!(ChannelOrder::load(&path).unwrap(), channel_order);
     }
     let natural = ChannelOrder::natural(&shape(2, 2, 64), 2).unwrap();
     assert_eq!(ChannelOrder::from_bytes(&natural.to_bytes().unwrap()).unwrap(), natural);
@@ -326,10 +326,10 @@ fn a_file_returns_what_was_written() {
 
 #[test]
 fn another_model_is_refused() {
-    let calibration = small();
-    assert_eq!(calibration.expect_model("a \"small\" model [1]"), Ok(()));
+    let channel_order = small();
+    assert_eq!(channel_order.expect_model("a \"small\" model [1]"), Ok(()));
     for other in ["", "a model", "A \"small\" model [1]"] {
-        assert!(matches!(calibration.expect_model(other), Err(Error::Mismatch { of: Thing::ChannelOrder, name, .. }) if name == "model"), "{other}");
+        assert!(matches!(channel_order.expect_model(other), Err(Error::Mismatch { of: Thing::ChannelOrder, name, .. }) if name == "model"), "{other}");
     }
     assert_eq!(ChannelOrder::natural(&shape(1, 1, 64), 1).unwrap().expect_model("any"), Ok(()), "no sample, no model");
     let unnamed = ChannelOrder::from_sums(&shape(1, 1, 64), 1, Reach::Global, "", 3, vec![vec![0.0; 64]]).unwrap();
@@ -338,8 +338,8 @@ fn another_model_is_refused() {
 
 #[test]
 fn every_flipped_bit_and_every_cut_is_refused() {
-    let calibration = small();
-    let bytes = calibration.to_bytes().unwrap();
+    let channel_order = small();
+    let bytes = channel_order.to_bytes().unwrap();
     for at in 0..bytes.len() {
         for bit in 0..8 {
             let mut flipped = bytes.clone();
@@ -372,7 +372,7 @@ fn random_bytes_are_refused_without_panic() {
 }
 
 #[test]
-fn files_that_are_not_calibrations_are_refused_by_name() {
+fn files_that_are_not_orders_are_refused_by_name() {
     let parts = || Parts::of(&small().to_bytes().unwrap());
     // Each key must be there, and say what is served.
     for key in parts().metadata.keys() {
@@ -444,7 +444,7 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
     assert!(read(parts().with("reach", "local")).is_ok());
 }
 
-/// A file of this header and so many bytes of data.
+/// A file of this header and some bytes of data.
 fn raw(header: &str, data: usize) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; data]].concat()
 }

@@ -1,6 +1,7 @@
 //! Contexts split by tokens over devices: each device stores what one device would of its tokens, and outputs merged are attention over
 //! everything that is stored. On a host with several GPUs each has its own, otherwise they are logical devices of one.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use rand::rngs::StdRng;
 use wgkv_testing::*;
 

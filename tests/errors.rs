@@ -135,14 +135,14 @@ fn more_rows_than_one_binding_holds_are_refused() {
     let sequence = cache.begin().unwrap();
     let step = cache.step(&[Chunk { sequence, tokens }]).unwrap();
     let need = 256 * u64::from(tokens);
-    let rows = poisoned(&gpu, 64 * tokens as usize);
+    let rows = poisoned(gpu, 64 * tokens as usize);
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     let limit = Error::Limit { what: "max_storage_buffer_binding_size", reason: "keys", need, have: 16 << 20 };
     refused(cache.append(&mut encoder, &step, 0, Rows::f32(&rows), Rows::f32(&rows)), &limit, &["keys", "17920000", "16777216"]);
 }
 
 #[test]
-fn a_calibration_must_be_there_and_fit() {
+fn an_order_must_be_there_and_fit() {
     let gpu = &*GPU;
     let shape = shape();
     let format = Format::new(Codec::RotateKv, Bits::Two, Bits::Two, 64);
@@ -163,7 +163,7 @@ fn a_calibration_must_be_there_and_fit() {
     let order = ChannelOrder::natural(&shape, 2).unwrap();
     let other = Plan::builder(shape.clone(), Format::f16()).learned(order.clone()).build(gpu.capability());
     refused(other, &Error::mismatch(Thing::ChannelOrder, "codec", "rotate-kv", "f16"), &["rotate-kv", "f16"]);
-    assert!(Cache::new(&gpu, builder.learned(order).build(gpu.capability()).unwrap()).is_ok());
+    assert!(Cache::new(gpu, builder.learned(order).build(gpu.capability()).unwrap()).is_ok());
 }
 
 #[test]
@@ -284,7 +284,7 @@ fn a_plan_for_a_larger_device_is_refused_by_the_cache() {
     // One made for the smaller device has fewer invocations, and is not refused.
     let small = gpu.pretend(Capability { invocations: 256, ..*gpu.capability() });
     let make = |gpu: &Gpu| Cache::new(&small, plan(shape(), Format::f16(), Protection::NONE, Capacity::tokens(1, 1), gpu.capability()).unwrap());
-    let error = make(&gpu).expect_err("more invocations than the device allows");
+    let error = make(gpu).expect_err("more invocations than the device allows");
     assert!(matches!(error, Error::Limit { what: "max_compute_invocations_per_workgroup", need: 512.., have: 256, .. }), "{error:?}");
     make(&small).unwrap();
     // One that packs by blocks shuffles between the lanes of a subgroup; one that need not is not refused.
@@ -299,8 +299,8 @@ fn a_plan_for_a_larger_device_is_refused_by_the_cache() {
 fn rows_that_rotate_cannot_take_are_refused() {
     let gpu = &*GPU;
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    let buffer = upload(&gpu, &[0.0; 1024]);
-    let mut rotate = |rows: Rows<'_>, count, head_dim| rotate::record(&gpu, &mut encoder, rows, count, head_dim);
+    let buffer = upload(gpu, &[0.0; 1024]);
+    let mut rotate = |rows: Rows<'_>, count, head_dim| rotate::record(gpu, &mut encoder, rows, count, head_dim);
     refused(rotate(Rows::f32(&buffer), 1, 100), &Error::argument("order", "64, 80, 96, 128, 256, 512 or 1024", "100"), &["order", "100"]);
     refused(rotate(Rows::f16(&buffer), 1, 64), &Error::argument("rows", "f32", "f16"), &["rows", "f32", "f16"]);
     refused(rotate(Rows::f32(&buffer), 17, 64), &Error::Rows { name: "rows", need: 17 * 256, have: 4096 }, &["rows", "4352", "4096"]);
@@ -600,11 +600,11 @@ fn rows_that_cannot_be_dequantized_are_refused() {
 #[test]
 fn a_step_of_no_chunks_does_nothing() {
     let gpu = &*GPU;
-    let mut walk = Walk::new(&gpu, case("nothing", 64, 2, 1, rtn(Bits::Four, Bits::Four, 64)));
+    let mut walk = Walk::new(gpu, case("nothing", 64, 2, 1, rtn(Bits::Four, Bits::Four, 64)));
     let state = walk.state();
     let step = walk.cache.step(&[]).unwrap();
     assert_eq!(step.rows(), 0);
-    let empty = upload(&gpu, &[0.0]);
+    let empty = upload(gpu, &[0.0]);
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     walk.cache.append(&mut encoder, &step, 0, Rows::f32(&empty), Rows::f32(&empty)).unwrap();
     walk.cache.attend(&mut encoder, &step, 0, Rows::f32(&empty), Rows::f32(&empty)).unwrap();

@@ -1,5 +1,6 @@
 //! The whole way: append and attend against attention in f64 on the same numbers.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use rand::rngs::StdRng;
 use wgkv::low_level::reference::attention_exact;
 use wgkv_testing::*;

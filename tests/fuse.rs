@@ -1,4 +1,4 @@
-//! Rotations folded into weights leave the model as it was. The numbers are those of the list in section 4 of our notes on
+//! Rotations folded into weights leave the model as it was. The numbers are those of docs/testing.md's table of
 //! RotateKV (2501.16383): 9 fused keys, 10 a whole attention block, 11 positions, 12 what must break it, 13 values and biases.
 //!
 //! The quantizer is the identity here. Weights are multiples of 1/32 and rotations are over 64, 256 or 1024 channels, whose scales are
@@ -67,7 +67,7 @@ fn block(random: &mut StdRng, shape: Shape) -> Block {
 }
 
 /// An order that is far from the natural one in both layers.
-fn calibration(random: &mut StdRng, shape: &Shape, heads_per_group: u32, reach: Reach) -> ChannelOrder {
+fn channel_order(random: &mut StdRng, shape: &Shape, heads_per_group: u32, reach: Reach) -> ChannelOrder {
     let sums = (0..shape.layers).map(|_| doubles(&normals(random, (shape.kv_heads * shape.head_dim) as usize))).collect();
     ChannelOrder::from_sums(shape, heads_per_group, reach, "", 1, sums).unwrap()
 }
@@ -164,10 +164,10 @@ impl Block {
     }
 
     /// The block with its weights fused.
-    fn fused(&self, calibration: &ChannelOrder, layer: u32) -> Self {
+    fn fused(&self, channel_order: &ChannelOrder, layer: u32) -> Self {
         let mut fused = self.clone();
-        fuse::keys(&mut fused.wk, calibration, layer).unwrap();
-        fuse::keys(&mut fused.key_bias, calibration, layer).unwrap();
+        fuse::keys(&mut fused.wk, channel_order, layer).unwrap();
+        fuse::keys(&mut fused.key_bias, channel_order, layer).unwrap();
         fuse::values(&mut fused.wv, &self.shape).unwrap();
         fuse::values(&mut fused.value_bias, &self.shape).unwrap();
         fuse::output(&mut fused.wo, &self.shape).unwrap();
@@ -175,16 +175,16 @@ impl Block {
     }
 
     /// The fused block, as an engine runs it. `plain` is the block before.
-    fn run(&self, plain: &Self, calibration: &ChannelOrder, layer: u32, x: &[f64], first: u32, way: Way) -> Vec<f64> {
+    fn run(&self, plain: &Self, channel_order: &ChannelOrder, layer: u32, x: &[f64], first: u32, way: Way) -> Vec<f64> {
         let (shape, d) = (&self.shape, self.shape.head_dim);
-        let b = |rows: &[f64]| rotated(rows, d, calibration.heads_per_group());
-        let places = calibration.places(layer);
+        let b = |rows: &[f64]| rotated(rows, d, channel_order.heads_per_group());
+        let places = channel_order.places(layer);
         let cached = project(&self.wk, Some(&self.key_bias), x);
         let keys = match way {
             Way::RopeBeforeRotation => b(&turned(shape, &gathered(&cached, &places), first)),
             Way::NoOrder => turned(shape, &b(&cached), first),
             Way::OrderAfterRotation => turned(shape, &gathered(&b(&cached), &places), first),
-            Way::OrderTwice => turned(shape, &b(&gathered(&cached, calibration.order(layer))), first),
+            Way::OrderTwice => turned(shape, &b(&gathered(&cached, channel_order.order(layer))), first),
             _ => turned(shape, &b(&gathered(&cached, &places)), first),
         };
         let mut queries = turned(shape, &project(&self.wq, None, x), first);
@@ -193,7 +193,7 @@ impl Block {
         }
         let mut values = project(&self.wv, Some(&self.value_bias), x);
         if way == Way::ValuesOrdered {
-            values = gathered(&values, calibration.order(layer));
+            values = gathered(&values, channel_order.order(layer));
         }
         let wo = if way == Way::OutputPlain { &plain.wo } else { &self.wo };
         project(wo, None, &attend(shape, &queries, &keys, &values))
@@ -220,20 +220,20 @@ fn item_9_fused_weights_project_rotated_and_ordered_keys() {
     for (kv_heads, head_dim, heads_per_group) in [(4, 64, 1), (8, 64, 4), (4, 256, 1), (4, 256, 4), (8, 128, 8), (4, 128, 2)] {
         for reach in [Reach::Global, Reach::Local] {
             let plain = block(&mut random, shape(kv_heads, kv_heads, head_dim));
-            let calibration = calibration(&mut random, &plain.shape, heads_per_group, reach);
+            let channel_order = channel_order(&mut random, &plain.shape, heads_per_group, reach);
             let x = doubles(&normals(&mut random, TOKENS * HIDDEN));
             let keys = project(&plain.wk, Some(&plain.key_bias), &x);
             for layer in 0..2 {
-                let fused = plain.fused(&calibration, layer);
+                let fused = plain.fused(&channel_order, layer);
                 let got = project(&fused.wk, Some(&fused.key_bias), &x);
-                let want = gathered(&rotated(&keys, head_dim, heads_per_group), calibration.order(layer));
+                let want = gathered(&rotated(&keys, head_dim, heads_per_group), channel_order.order(layer));
                 let name = format!("{kv_heads} heads of {head_dim}, {heads_per_group} together, layer {layer}. WGKV_SEED={seed}");
                 assert!(apart(&got, &want) < KEY_ERROR, "Wk' x against P B Wk x: {:e}, {name}", apart(&got, &want));
-                let back = rotated(&gathered(&got, &calibration.places(layer)), head_dim, heads_per_group);
+                let back = rotated(&gathered(&got, &channel_order.places(layer)), head_dim, heads_per_group);
                 assert!(apart(&back, &keys) < KEY_ERROR, "B P^-1 Wk' x against Wk x: {:e}, {name}", apart(&back, &keys));
                 // The same by the library, in rows of f32.
                 let mut rows: Vec<f32> = got.iter().map(|x| *x as f32).collect();
-                fuse::unfuse_keys(&mut rows, &calibration, layer).unwrap();
+                fuse::unfuse_keys(&mut rows, &channel_order, layer).unwrap();
                 assert!(apart(&doubles(&rows), &keys) < FLOAT_ERROR, "unfuse_keys: {:e}, {name}", apart(&doubles(&rows), &keys));
                 let mut rows: Vec<f32> = project(&fused.wv, Some(&fused.value_bias), &x).iter().map(|x| *x as f32).collect();
                 fuse::unfuse_values(&mut rows, &plain.shape).unwrap();
@@ -269,10 +269,10 @@ fn weights_of_any_head_dim_are_rounded_once() {
         };
         let weights = normals(&mut random, width * 3);
         for heads_per_group in [1, 2, 4, 8].into_iter().filter(|n| kv_heads % n == 0) {
-            let calibration = calibration(&mut random, &shape, heads_per_group, Reach::Global);
+            let channel_order = channel_order(&mut random, &shape, heads_per_group, Reach::Global);
             let mut got = weights.clone();
-            fuse::keys(&mut got, &calibration, 1).unwrap();
-            let want = columns(&weights, width, &|column| gathered(&rotated(&column, head_dim, heads_per_group), calibration.order(1)));
+            fuse::keys(&mut got, &channel_order, 1).unwrap();
+            let want = columns(&weights, width, &|column| gathered(&rotated(&column, head_dim, heads_per_group), channel_order.order(1)));
             close(&format!("keys of {head_dim}, {heads_per_group} heads"), &got, &want);
         }
         let mut got = weights.clone();
@@ -291,11 +291,11 @@ fn item_10_the_fused_block_is_the_block() {
     for share in [1, 2, 4, 8] {
         for (kv_heads, heads_per_group, reach) in [(4, 4, Reach::Global), (8, 4, Reach::Global), (8, 4, Reach::Local), (2, 1, Reach::Global)] {
             let plain = block(&mut random, shape(share * kv_heads, kv_heads, 64));
-            let calibration = calibration(&mut random, &plain.shape, heads_per_group, reach);
+            let channel_order = channel_order(&mut random, &plain.shape, heads_per_group, reach);
             let x = doubles(&normals(&mut random, TOKENS * HIDDEN));
             let want = plain.plain(&x, 0);
             for layer in 0..2 {
-                let got = plain.fused(&calibration, layer).run(&plain, &calibration, layer, &x, 0, Way::Right);
+                let got = plain.fused(&channel_order, layer).run(&plain, &channel_order, layer, &x, 0, Way::Right);
                 assert!(apart(&got, &want) < BLOCK_ERROR, "{kv_heads} KV heads, share {share}: {:e}. WGKV_SEED={seed}", apart(&got, &want));
             }
         }
@@ -306,11 +306,11 @@ fn item_10_the_fused_block_is_the_block() {
 fn item_11_scores_see_only_the_distance_of_positions() {
     let (mut random, seed) = seeded();
     let plain = block(&mut random, shape(8, 4, 64));
-    let calibration = calibration(&mut random, &plain.shape, 4, Reach::Global);
-    let fused = plain.fused(&calibration, 0);
+    let channel_order = channel_order(&mut random, &plain.shape, 4, Reach::Global);
+    let fused = plain.fused(&channel_order, 0);
     let x = doubles(&normals(&mut random, TOKENS * HIDDEN));
     let queries = project(&plain.wq, None, &x);
-    let restored = rotated(&gathered(&project(&fused.wk, Some(&fused.key_bias), &x), &calibration.places(0)), 64, 4);
+    let restored = rotated(&gathered(&project(&fused.wk, Some(&fused.key_bias), &x), &channel_order.places(0)), 64, 4);
     let keys = project(&plain.wk, Some(&plain.key_bias), &x);
     let flat = |scores: Vec<Vec<Vec<f64>>>| scores.concat().concat();
     let at = |first| flat(scores(&plain.shape, &turned(&plain.shape, &queries, first), &turned(&plain.shape, &restored, first)));
@@ -327,7 +327,7 @@ fn item_11_scores_see_only_the_distance_of_positions() {
     for first in [1, 100, 4096] {
         // Angles of thousands of radians lose three more digits.
         assert!(apart(&at(first), &at(0)) < 1e3 * BLOCK_ERROR, "shifted by {first}: {:e}. WGKV_SEED={seed}", apart(&at(first), &at(0)));
-        let output = fused.run(&plain, &calibration, 0, &x, first, Way::Right);
+        let output = fused.run(&plain, &channel_order, 0, &x, first, Way::Right);
         assert!(apart(&output, &plain.plain(&x, 0)) < 1e3 * BLOCK_ERROR, "shifted by {first}. WGKV_SEED={seed}");
     }
 }
@@ -337,18 +337,18 @@ fn item_12_and_13_mistakes_break_the_block() {
     let (mut random, seed) = seeded();
     for (query_heads, kv_heads) in [(8, 8), (8, 4)] {
         let plain = block(&mut random, shape(query_heads, kv_heads, 64));
-        let calibration = calibration(&mut random, &plain.shape, 4, Reach::Global);
+        let channel_order = channel_order(&mut random, &plain.shape, 4, Reach::Global);
         let x = doubles(&normals(&mut random, TOKENS * HIDDEN));
         let want = plain.plain(&x, 3);
-        let fused = plain.fused(&calibration, 1);
-        assert!(apart(&fused.run(&plain, &calibration, 1, &x, 3, Way::Right), &want) < BLOCK_ERROR);
+        let fused = plain.fused(&channel_order, 1);
+        assert!(apart(&fused.run(&plain, &channel_order, 1, &x, 3, Way::Right), &want) < BLOCK_ERROR);
         use Way::*;
         for way in [RopeBeforeRotation, QueriesRotated, NoOrder, OrderAfterRotation, OrderTwice, ValuesOrdered, OutputPlain] {
-            let off = apart(&fused.run(&plain, &calibration, 1, &x, 3, way), &want);
+            let off = apart(&fused.run(&plain, &channel_order, 1, &x, 3, way), &want);
             assert!(off > BROKEN, "{way:?} changes the output by {off:e} only. WGKV_SEED={seed}");
         }
         // The other layer's order, a bias that stayed as it was, and one that was rotated but not ordered.
-        let off = apart(&fused.run(&plain, &calibration, 0, &x, 3, Right), &want);
+        let off = apart(&fused.run(&plain, &channel_order, 0, &x, 3, Right), &want);
         assert!(off > BROKEN, "the order of another layer: {off:e}. WGKV_SEED={seed}");
         let only_rotated: Vec<f32> = rotated(&doubles(&plain.key_bias), 64, 4).iter().map(|x| *x as f32).collect();
         for (name, key_bias, value_bias) in [
@@ -362,8 +362,8 @@ fn item_12_and_13_mistakes_break_the_block() {
             let right = Block { key_bias: large(&fused.key_bias), value_bias: large(&fused.value_bias), ..fused.clone() };
             let wrong = Block { key_bias: large(key_bias), value_bias: large(value_bias), ..fused.clone() };
             let want = before.plain(&x, 3);
-            assert!(apart(&right.run(&before, &calibration, 1, &x, 3, Right), &want) < BLOCK_ERROR);
-            let off = apart(&wrong.run(&before, &calibration, 1, &x, 3, Right), &want);
+            assert!(apart(&right.run(&before, &channel_order, 1, &x, 3, Right), &want) < BLOCK_ERROR);
+            let off = apart(&wrong.run(&before, &channel_order, 1, &x, 3, Right), &want);
             assert!(off > BROKEN, "{name}: {off:e}. WGKV_SEED={seed}");
         }
     }
@@ -373,8 +373,8 @@ fn item_12_and_13_mistakes_break_the_block() {
 fn item_13_rotating_attentions_output_is_the_same_as_fusing_it() {
     let (mut random, seed) = seeded();
     let plain = block(&mut random, shape(8, 2, 64));
-    let calibration = calibration(&mut random, &plain.shape, 2, Reach::Global);
-    let fused = plain.fused(&calibration, 0);
+    let channel_order = channel_order(&mut random, &plain.shape, 2, Reach::Global);
+    let fused = plain.fused(&channel_order, 0);
     let rows = doubles(&normals(&mut random, TOKENS * 8 * 64));
     let online = project(&plain.wo, None, &by_head(&rows, 64, rotate_exact));
     let got = project(&fused.wo, None, &rows);
@@ -385,14 +385,14 @@ fn item_13_rotating_attentions_output_is_the_same_as_fusing_it() {
 fn wrong_lengths_and_layers_are_refused() {
     let (mut random, _) = seeded();
     let shape = shape(8, 4, 64);
-    let calibration = calibration(&mut random, &shape, 4, Reach::Global);
+    let channel_order = channel_order(&mut random, &shape, 4, Reach::Global);
     for n in [0, 1, 255, 257, 256 * 3 - 1] {
         let mut numbers = vec![1.0; n];
         for error in [
-            fuse::keys(&mut numbers, &calibration, 0).unwrap_err(),
+            fuse::keys(&mut numbers, &channel_order, 0).unwrap_err(),
             fuse::values(&mut numbers, &shape).unwrap_err(),
             fuse::output(&mut numbers, &shape).unwrap_err(),
-            fuse::unfuse_keys(&mut numbers, &calibration, 0).unwrap_err(),
+            fuse::unfuse_keys(&mut numbers, &channel_order, 0).unwrap_err(),
             fuse::unfuse_values(&mut numbers, &shape).unwrap_err(),
         ] {
             assert!(matches!(&error, Error::Mismatch { of: Thing::Argument, had, .. } if *had == n.to_string()), "{error:?}");
@@ -401,8 +401,8 @@ fn wrong_lengths_and_layers_are_refused() {
     }
     let mut numbers = vec![1.0; 256];
     assert!(fuse::output(&mut numbers, &shape).is_err(), "half a row of the output's weights");
-    assert_eq!(fuse::keys(&mut numbers, &calibration, 2), Err(Error::Layer { had: 2, layers: 2 }));
-    assert_eq!(fuse::unfuse_keys(&mut numbers, &calibration, 2), Err(Error::Layer { had: 2, layers: 2 }));
+    assert_eq!(fuse::keys(&mut numbers, &channel_order, 2), Err(Error::Layer { had: 2, layers: 2 }));
+    assert_eq!(fuse::unfuse_keys(&mut numbers, &channel_order, 2), Err(Error::Layer { had: 2, layers: 2 }));
     let broken = Shape { head_dim: 0, ..shape };
     assert!(
         fuse::values(&mut numbers, &broken).is_err() && fuse::output(&mut numbers, &broken).is_err() && fuse::unfuse_values(&mut numbers, &broken).is_err()

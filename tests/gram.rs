@@ -22,7 +22,7 @@ const SUM_ROUNDINGS: f64 = 22.0;
 const TWIN_ERROR: f64 = 2.0 * SUM_ROUNDINGS * ROUNDING;
 
 /// The same against f64, where each of a product's two differences was rounded, too. It is 1.4e-6: far less than the 1e-4 of a
-/// matrix's largest number that a calibration would not notice.
+/// matrix's largest number that an order of channels would not notice.
 const EXACT_ERROR: f64 = (SUM_ROUNDINGS + 2.0) * ROUNDING;
 
 /// (head_dim, heads, rows, why)

@@ -1,6 +1,7 @@
 //! KV heads spread over devices: every device stores what one device would, and outputs put together are those of one device. On a host with
 //! several GPUs each has its own, otherwise they are logical devices of one.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use wgkv_testing::*;
 
 /// Partial results of a row are merged in another order where fewer heads share the machine: 2^-24 for each of some 20 additions, and as much
@@ -18,7 +19,7 @@ fn plans(gpu: &Gpu, random: &mut rand::rngs::StdRng) -> Vec<Plan> {
     let plan = |format, protection| Plan::builder(shape.clone(), format).protection(protection).capacity(budget);
     let channels = (shape.kv_heads * shape.head_dim) as usize;
     let layer = |random: &mut _| [normals(random, channels), vec![0.5; channels], normals(random, channels)];
-    let centre = Means::new(&shape, "test", vec![layer(random), layer(random)]).unwrap();
+    let learned = Means::new(&shape, "test", vec![layer(random), layer(random)]).unwrap();
     let rotate = rotated(Two, Four, 64, 2);
     let order = random_order(&shape, &rotate, Reach::Local, random);
     let of = |bits| [Precision::new(bits, 64), Precision::new(Four, 32)];
@@ -27,7 +28,7 @@ fn plans(gpu: &Gpu, random: &mut rand::rngs::StdRng) -> Vec<Plan> {
         plan(Format::f16(), Protection::NONE),
         plan(rtn(Four, Two, 32), protect(4, 0)),
         plan(hadamard(Two, Three, 64), protect(4, 128)),
-        plan(centred(Three, Two, 64), protect(4, 64)).learned(centre),
+        plan(centred(Three, Two, 64), protect(4, 64)).learned(learned),
         plan(rotate, massive(4, 0)).learned(order),
         plan(hadamard(Four, Four, 64), Protection::NONE).alignment(Alignment::budget(0.5, 0.5)),
         Plan::builder(shape.clone(), mixed).protection(protect(0, 40)).capacity(budget),
@@ -87,7 +88,7 @@ impl Pair {
         }
     }
 
-    /// Do all hold the same, bit for bit?
+    /// Asserts that all hold the same, bit for bit.
     fn stored(&self, (one, many): &(Sequence, HeadSequence), name: &str) {
         let tokens = self.one.tokens(*one).unwrap();
         assert_eq!(self.many.tokens(many).unwrap(), tokens);

@@ -1,6 +1,7 @@
 //! A device without memory. By itself in its process, of which it limits the address space.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![cfg(target_os = "linux")]
+
 use pollster::block_on;
 use std::process::Command;
 use wgkv_testing::*;

@@ -93,12 +93,12 @@ fn the_closed_form_holds_to_a_thousandth_of_a_logit_far_out() {
         // Logits of about 30 at the most: query and mean are alike where they point.
         let means: Vec<f32> = normals(random, d).iter().map(|x| 1.5 * x).collect();
         let query: Vec<f32> = means.iter().map(|x| x + 0.5 * normal(random)).collect();
-        let centre = Means::new(&shape, "test", vec![[means.clone(), vec![1.0; d], vec![0.0; d]]]).unwrap();
+        let learned = Means::new(&shape, "test", vec![[means.clone(), vec![1.0; d], vec![0.0; d]]]).unwrap();
         let format = centred(Bits::Two, Bits::Two, 128);
         let plan = Plan::builder(shape.clone(), format)
             .protection(Protection::NONE)
             .capacity(Capacity::tokens(1, 131_072))
-            .learned(centre)
+            .learned(learned)
             .build(gpu.capability())
             .unwrap();
         let turns = reference::turns(&plan);

@@ -1,6 +1,7 @@
-//! PrefixIndex of one cache: found by their tokens, shared at the cost of their pages once, read as if each sequence had been appended by
+//! Prefixes of one cache: found by their tokens, shared at the cost of their pages once, read as if each sequence had been appended by
 //! itself, and given back when room is wanted.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use rand::RngExt;
 use rand::rngs::StdRng;
 use std::sync::LazyLock;
@@ -74,7 +75,7 @@ fn shared_prefixes_cost_their_pages_once_and_read_as_ones_own() {
     use Bits::{Eight, Four, Three, Two};
     let random = &mut generator();
     let text = Text::normal(random, &shape(), 420);
-    // (format, protection, how the first text is read, of which so many tokens are remembered, and how a control reads what is found)
+    // (format, protection, how the first text is read, how many of its tokens are remembered, and how a control reads what is found)
     let cases = [
         (hadamard(Four, Two, 64), Protection::NONE, vec![300], 300, vec![100, 156]),
         (Format::f16(), Protection::default(), vec![100, 1, 155, 1], 257, vec![256]),

@@ -101,7 +101,7 @@ fn exact(row: &[f32]) -> Vec<f32> {
     reference::rotate_exact(&row.iter().map(|x| f64::from(*x)).collect::<Vec<_>>()).iter().map(|x| *x as f32).collect()
 }
 
-/// Natural order back to front: which row of Sylvester's matrix has so many changes of sign.
+/// Natural order back to front: which row of Sylvester's matrix has a given number of changes of sign.
 fn sequency(natural: &[f32]) -> Vec<f32> {
     let n = natural.len() as u32;
     let changes = |row: &u32| (1..n).filter(|j| (row & j).count_ones() % 2 != (row & (j - 1)).count_ones() % 2).count();

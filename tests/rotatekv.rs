@@ -98,14 +98,14 @@ fn item_4_orders_that_do_not_divide_are_refused() {
 fn item_5_groups_are_independent_before_the_order_and_not_after() {
     let (mut random, _) = seeded();
     let shape = Shape { layers: 1, query_heads: 8, kv_heads: 8, head_dim: 64, rope: Rope::none() };
-    let calibration = ChannelOrder::from_sums(&shape, 4, Reach::Global, "", 1, vec![doubles(&normals(&mut random, 512))]).unwrap();
+    let channel_order = ChannelOrder::from_sums(&shape, 4, Reach::Global, "", 1, vec![doubles(&normals(&mut random, 512))]).unwrap();
     let row = doubles(&normals(&mut random, 512));
     let mut other = row.clone();
     other[..256].iter_mut().for_each(|x| *x = 2.0 * *x + 1.0);
     let rotated = |row: &[f64]| -> Vec<f64> { row.chunks_exact(256).flat_map(|block| rotate_group_exact(block, 64)).collect() };
     let changed: Vec<bool> = rotated(&row).iter().zip(rotated(&other)).map(|(a, b)| *a != b).collect();
     assert!(changed[..256].iter().all(|c| *c) && changed[256..].iter().all(|c| !c));
-    let places: Vec<usize> = calibration.order(0).iter().enumerate().filter(|(_, c)| changed[usize::from(**c)]).map(|(place, _)| place).collect();
+    let places: Vec<usize> = channel_order.order(0).iter().enumerate().filter(|(_, c)| changed[usize::from(**c)]).map(|(place, _)| place).collect();
     assert!(places[0] < 16 && places[255] >= 496, "the first group's channels lie all over the row");
 }
 
@@ -320,7 +320,7 @@ fn stored(row: &[f64], clip: f32, bits: u32, group: usize) -> Vec<f64> {
 }
 
 /// What a sample of a model's keys gives.
-fn calibration(random: &mut StdRng, means: &[f64], heads_per_group: u32, reach: Reach) -> ChannelOrder {
+fn channel_order(random: &mut StdRng, means: &[f64], heads_per_group: u32, reach: Reach) -> ChannelOrder {
     let shape = Shape { layers: 1, query_heads: HEADS, kv_heads: HEADS, head_dim: HEAD_DIM, rope: Rope::none() };
     let mut sums = vec![0.0; WIDTH];
     draw(random, means, 64).iter().for_each(|row| sums.iter_mut().zip(row).for_each(|(s, x)| *s += x));
@@ -341,8 +341,8 @@ fn squares(a: &[f64], b: &[f64]) -> f64 {
 fn item_23_the_error_of_keys_is_the_error_of_codes() {
     let (mut random, seed) = seeded();
     let means = means(&mut random);
-    let calibration = calibration(&mut random, &means, 4, Reach::Global);
-    let (order, places) = (calibration.order(0).to_vec(), calibration.places(0));
+    let channel_order = channel_order(&mut random, &means, 4, Reach::Global);
+    let (order, places) = (channel_order.order(0).to_vec(), channel_order.places(0));
     for row in draw(&mut random, &means, 4) {
         let y = gathered(&rotated(&row, 4), &order);
         let numbers: Vec<f32> = y.iter().map(|x| *x as f32).collect();
@@ -369,7 +369,7 @@ fn item_23_the_error_of_keys_is_the_error_of_codes() {
 fn item_24_what_each_step_of_the_method_gains() {
     let (mut random, seed) = seeded();
     let means = means(&mut random);
-    let [global, local] = [Reach::Global, Reach::Local].map(|reach| calibration(&mut random, &means, 4, reach));
+    let [global, local] = [Reach::Global, Reach::Local].map(|reach| channel_order(&mut random, &means, 4, reach));
     // Of keys as they are.
     let plain = argsort(global.sums(0));
     let rows = draw(&mut random, &means, 12);
@@ -413,8 +413,8 @@ fn item_24_what_each_step_of_the_method_gains() {
 fn item_24_scales_of_a_byte_cost_little() {
     let (mut random, seed) = seeded();
     let means = means(&mut random);
-    let calibration = calibration(&mut random, &means, 4, Reach::Global);
-    let rows: Vec<Vec<f64>> = draw(&mut random, &means, 12).iter().map(|row| gathered(&rotated(row, 4), calibration.order(0))).collect();
+    let channel_order = channel_order(&mut random, &means, 4, Reach::Global);
+    let rows: Vec<Vec<f64>> = draw(&mut random, &means, 12).iter().map(|row| gathered(&rotated(row, 4), channel_order.order(0))).collect();
     for clip in [1.0, 0.8] {
         let [half, byte] = [Scales::Half, Scales::Byte].map(|form| {
             let error = |y: &[f64]| {
@@ -434,8 +434,8 @@ fn item_24_scales_of_a_byte_cost_little() {
 fn item_25_more_bits_and_smaller_groups_lose_less() {
     let (mut random, seed) = seeded();
     let means = means(&mut random);
-    let calibration = calibration(&mut random, &means, 4, Reach::Global);
-    let rows: Vec<Vec<f64>> = draw(&mut random, &means, 8).iter().map(|row| gathered(&rotated(row, 4), calibration.order(0))).collect();
+    let channel_order = channel_order(&mut random, &means, 4, Reach::Global);
+    let rows: Vec<Vec<f64>> = draw(&mut random, &means, 8).iter().map(|row| gathered(&rotated(row, 4), channel_order.order(0))).collect();
     let mse = |clip, bits, group| rows.iter().map(|y| squares(&stored(y, clip, bits, group), y)).sum::<f64>() / (rows.len() * WIDTH) as f64;
     for clip in [1.0, 0.8] {
         let errors = [32, 64, 128].map(|group| mse(clip, 2, group));

@@ -59,14 +59,15 @@ struct Setting {
     format: Format,
     candidates: Vec<Precision>,
     sinks: Sinks,
-    calibration: Option<ChannelOrder>,
+    /// What the codec learned from sample text.
+    learned: Option<Learned>,
     /// By layer: `[HIDDEN, query_heads, head_dim]`; none where they are not told.
     projections: Vec<Vec<f32>>,
 }
 
 impl Setting {
     fn new(shape: Shape, format: Format, candidates: Vec<Precision>) -> Self {
-        Self { shape, format, candidates, sinks: Sinks::None, calibration: None, projections: Vec::new() }
+        Self { shape, format, candidates, sinks: Sinks::None, learned: None, projections: Vec::new() }
     }
 
     /// The same with random output projections.
@@ -77,9 +78,8 @@ impl Setting {
     }
 
     fn begin(&self, tokens: usize) -> Result<Probe> {
-        let Self { shape, format, candidates, sinks, calibration, projections } = self;
+        let Self { shape, format, candidates, sinks, learned, projections } = self;
         let gpu = gpu_of(format);
-        let learned = calibration.clone().map(Learned::from);
         let mut probe = block_on(Sensitivity::probe(gpu, shape, *format, candidates, learned.as_ref(), *sinks, tokens as u32))?;
         for (layer, weights) in (0..).zip(projections) {
             block_on(probe.output_projection(layer, Rows::f32(&upload(gpu, weights)), HIDDEN))?;
@@ -114,12 +114,12 @@ impl Setting {
     /// A real cache with these precisions for all heads; exact ones have no sinks.
     fn reader(&self, format: Format, [key, value]: [Precision; 2], text: &Text) -> (Reader, Sequence) {
         let gpu = gpu_of(&self.format);
-        let allocation = BitPlan::new(&self.shape, format, |_, _| [key, value]).unwrap();
+        let bit_plan = BitPlan::new(&self.shape, format, |_, _| [key, value]).unwrap();
         let sinks = if format.codec() == Codec::F16 { Sinks::None } else { self.sinks };
         let (tokens, protection) = (text.tokens(), Protection { sinks, window: 0 });
-        let builder = Plan::builder(self.shape.clone(), allocation).protection(protection).capacity(Capacity::tokens(1, tokens as u32));
-        let order = self.calibration.as_ref().filter(|_| format.codec() == Codec::RotateKv);
-        let mut reader = Reader::new(gpu, learning(builder, order).build(gpu.capability()).unwrap());
+        let builder = Plan::builder(self.shape.clone(), bit_plan).protection(protection).capacity(Capacity::tokens(1, tokens as u32));
+        let learned = self.learned.as_ref().filter(|_| format.codec() == self.format.codec());
+        let mut reader = Reader::new(gpu, learning(builder, learned).build(gpu.capability()).unwrap());
         let sequence = reader.cache.begin().unwrap();
         (reader, sequence)
     }
@@ -216,12 +216,17 @@ fn what_is_measured_is_what_f64_says() {
         Setting { sinks: Sinks::First(4), ..of(plain(Codec::Hadamard), mixed) },
         Setting {
             sinks: Sinks::Massive(9),
-            calibration: Some(random_order(&shape, &rotating(2), Reach::Global, &mut random)),
+            learned: Some(random_order(&shape, &rotating(2), Reach::Global, &mut random).into()),
             ..of(rotating(2), candidates(&[Two, Four], 64)).projected(&mut random)
         },
         Setting {
-            calibration: Some(random_order(&shape, &rotating(1), Reach::Global, &mut random)),
+            learned: Some(random_order(&shape, &rotating(1), Reach::Global, &mut random).into()),
             ..of(rotating(1).with_scales(Scales::Byte), candidates(&[Three], 64))
+        },
+        // With the means that the cache to come is given: without them its codes would hold more.
+        Setting {
+            learned: Some(random_means(&shape, &normals(&mut random, 128), &mut random).into()),
+            ..of(plain(Codec::Centred), candidates(&[Two, Four], 64))
         },
     ];
     for setting in settings {
@@ -360,8 +365,8 @@ fn a_models_gauge_changes_nothing() {
             let norms = weights.iter().map(|[k, v]| [k * f64::from(key), v * f64::from(value)]).collect();
             setting.measure(&text).with_weight_norms(norms).unwrap()
         };
-        let allocate = |sensitivity: &Sensitivity, bits: f64, allocator: &str| {
-            BitPlan::choose(&shape, sensitivity, BitBudget::BitsPerElement(bits), allocator.parse().unwrap()).unwrap()
+        let choose = |sensitivity: &Sensitivity, bits: f64, rule: &str| {
+            BitPlan::choose(&shape, sensitivity, BitBudget::BitsPerElement(bits), rule.parse().unwrap()).unwrap()
         };
         let plain = measure(1.0, 1.0);
         for (key, value) in [(GAUGE, 1.0), (1.0 / GAUGE, GAUGE)] {
@@ -377,19 +382,19 @@ fn a_models_gauge_changes_nothing() {
                 assert_eq!(other.layer_weight(layer), plain.layer_weight(layer), "{name}");
             }
             for bits in [2.5, 3.0, 3.25, 3.5, 4.0] {
-                for allocator in ["measured", "measured:fill", "measured:layer"] {
-                    assert_eq!(allocate(&other, bits, allocator), allocate(&plain, bits, allocator), "{allocator} at {bits}: {name}");
+                for rule in ["measured", "measured:fill", "measured:layer"] {
+                    assert_eq!(choose(&other, bits, rule), choose(&plain, bits, rule), "{rule} at {bits}: {name}");
                 }
             }
-            for allocator in ["cache-norm", "repo-norm"] {
-                let changed = [&other, &plain].map(|sensitivity| allocate(sensitivity, 3.5, allocator).mean_bits());
-                assert_ne!(changed[0], changed[1], "{allocator}: {name}");
+            for rule in ["cache-norm", "repo-norm"] {
+                let changed = [&other, &plain].map(|sensitivity| choose(sensitivity, 3.5, rule).mean_bits());
+                assert_ne!(changed[0], changed[1], "{rule}: {name}");
             }
         }
     }
 }
 
-/// Errors of all heads where keys and values have so many bits.
+/// Errors of all heads where keys and values have these bits.
 fn pair(sensitivity: &Sensitivity, key: Bits, value: Bits) -> f64 {
     let at = |bits| sensitivity.candidates().iter().position(|candidate| candidate.bits == bits).unwrap();
     let heads = (0..sensitivity.layers()).flat_map(|layer| (0..sensitivity.kv_heads()).map(move |head| (layer, head)));
@@ -414,8 +419,7 @@ fn the_spread_of_logits_decides_who_comes_first() {
         (*keys, *queries) = (scaled(keys, 8.0), scaled(queries, deviation / 8.0));
         setting.measure(&text)
     };
-    let allocate =
-        |sensitivity: &Sensitivity, allocator: &str| BitPlan::choose(&shape, sensitivity, BitBudget::BitsPerElement(3.25), allocator.parse().unwrap()).unwrap();
+    let choose = |sensitivity: &Sensitivity, rule: &str| BitPlan::choose(&shape, sensitivity, BitBudget::BitsPerElement(3.25), rule.parse().unwrap()).unwrap();
     let sharp = measure(2.0);
     let [k4v2, k2v4, k3v3] = [(Four, Two), (Two, Four), (Three, Three)].map(|(key, value)| pair(&sharp, key, value));
     println!("sharp: K2V4 {:.2} times K4V2, K3V3 {:.2} times", k2v4 / k4v2, k3v3 / k4v2);
@@ -426,25 +430,25 @@ fn the_spread_of_logits_decides_who_comes_first() {
     let [k4v2, k2v4] = [(Four, Two), (Two, Four)].map(|(key, value)| pair(&flat, key, value));
     println!("flat: K4V2 {:.2} times K2V4", k4v2 / k2v4);
     assert!(k4v2 >= VALUES_FIRST * k2v4, "K4V2 errs {k4v2}, K2V4 {k2v4}. WGKV_SEED={seed}");
-    let measured = allocate(&flat, "measured");
+    let measured = choose(&flat, "measured");
     let [keys, values] = measured.mean_bits();
     assert!(values > keys && measured.favours_values() == Some([keys, values]), "{keys}, {values}. WGKV_SEED={seed}");
     for sensitivity in [&flat, &sharp] {
-        let [keys, values] = allocate(sensitivity, "cache-norm").mean_bits();
+        let [keys, values] = choose(sensitivity, "cache-norm").mean_bits();
         assert!(keys > values, "norms say {keys}, {values}. WGKV_SEED={seed}");
     }
-    let [keys, values] = allocate(&sharp, "measured").mean_bits();
+    let [keys, values] = choose(&sharp, "measured").mean_bits();
     assert!(keys >= values, "{keys}, {values}. WGKV_SEED={seed}");
 }
 
-/// Errors of an allocation by another's table.
-fn score(allocation: &BitPlan, by: &Sensitivity) -> f64 {
+/// Errors of a plan of bits by another's table.
+fn score(bit_plan: &BitPlan, by: &Sensitivity) -> f64 {
     let heads = (0..by.layers()).flat_map(|layer| (0..by.kv_heads()).map(move |head| (layer, head)));
     let error = |(layer, head)| {
         let of = |(kind, precision): (Kind, Precision)| {
             by.layer_weight(layer) * by.output_errors(layer, head, kind)[by.candidates().iter().position(|c| *c == precision).unwrap()]
         };
-        Kind::BOTH.into_iter().zip(allocation.of(layer, head)).map(of).sum::<f64>()
+        Kind::BOTH.into_iter().zip(bit_plan.of(layer, head)).map(of).sum::<f64>()
     };
     heads.map(error).sum()
 }
@@ -473,9 +477,9 @@ fn measured_bits_beat_the_best_fixed_pair_on_other_queries() {
             text
         };
         let [one, other] = [(); 2].map(|()| asked(&mut random)).map(|text| setting.measure(&text));
-        let allocate = |by: &Sensitivity, allocator| BitPlan::choose(&shape, by, BitBudget::BitsPerElement(3.5), allocator).unwrap();
-        let [held_out, own] = [&one, &other].map(|by| score(&allocate(by, BitRule::default()), &other));
-        let pairs = ["K3V3", "K4V2", "K2V4"].map(|pair| (pair, score(&allocate(&one, pair.parse().unwrap()), &other)));
+        let choose = |by: &Sensitivity, rule| BitPlan::choose(&shape, by, BitBudget::BitsPerElement(3.5), rule).unwrap();
+        let [held_out, own] = [&one, &other].map(|by| score(&choose(by, BitRule::default()), &other));
+        let pairs = ["K3V3", "K4V2", "K2V4"].map(|pair| (pair, score(&choose(&one, pair.parse().unwrap()), &other)));
         println!("{codec}: {held_out:.4}, on its own queries {own:.4}, {pairs:.4?}");
         let best = pairs.iter().map(|(_, error)| *error).fold(f64::INFINITY, f64::min);
         assert!(held_out <= BETTER * best, "{codec}: {held_out} against {pairs:?}. WGKV_SEED={seed}");
@@ -595,8 +599,10 @@ fn what_cannot_be_measured_is_refused() {
         refused(begin(plain(codec), &four, Sinks::None), &not_of("codec", "one that has codes", &codec.to_string()));
     }
     refused(begin(plain(Codec::Rtn), &[precision(Bits::Four, 48)], Sinks::None), &Error::Group { group: 48, head_dim: 64 });
-    let wanted = "given by Plan::with_calibration, as rotate-kv needs one".to_owned();
+    let wanted = "given by PlanBuilder::learned, as rotate-kv needs one".to_owned();
     refused(begin(rotating(2), &four, Sinks::None), &Error::mismatch(Thing::ChannelOrder, "presence", wanted, "none"));
+    let means = Setting { learned: Some(Means::natural(&shape).into()), ..Setting::new(shape.clone(), plain(Codec::Rtn), four.clone()) };
+    refused(means.begin(100), &Error::mismatch(Thing::Means, "codec", "centred", "rtn"));
     let wanted = "rotate-kv".to_owned();
     refused(begin(plain(Codec::Rtn), &four, Sinks::Massive(4)), &Error::argument("the codec of massive sinks", wanted, "rtn"));
 
@@ -652,7 +658,7 @@ fn what_cannot_be_measured_is_refused() {
     // Sinks that are elected need the residual stream.
     let setting = Setting {
         sinks: Sinks::Massive(4),
-        calibration: Some(random_order(&shape, &rotating(2), Reach::Global, &mut random)),
+        learned: Some(random_order(&shape, &rotating(2), Reach::Global, &mut random).into()),
         ..Setting::new(shape.clone(), rotating(2), candidates(&[Bits::Two], 64))
     };
     let mut probe = setting.begin(100).unwrap();

@@ -1,6 +1,7 @@
 //! Sequences that let go of old tokens: under a sliding window nothing that a query sees changes, and an endless stream needs few pages.
 //! (That what is seen is what should be, sinks and windows of any length: `tests/attend_merge.rs`, `tests/attend_prefill.rs`.)
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use rand::rngs::StdRng;
 use wgkv_testing::*;
 

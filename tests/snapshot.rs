@@ -1,6 +1,7 @@
 //! Snapshots: what is loaded is what was saved and goes on as it would have, in a cache of other pages, other slots and other
 //! buffers; nothing else gets into the bytes; damaged and foreign ones are refused, and change nothing.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use rand::RngExt;
 use rand::rngs::StdRng;
 use safetensors::Dtype;
@@ -49,7 +50,7 @@ fn ways(random: &mut StdRng) -> Vec<Way> {
     let values = |layer, head| [of(if layer == 0 { Three } else { Two }, 64), of([Two, Four][head as usize / 2], 64)];
     ways.push((BitPlan::new(&shape, rotated(Two, Two, 64, 2), values).unwrap(), massive(6, 0)));
     let order = |format: &Format, random: &mut StdRng| random_order(&shape, format, Reach::Global, random);
-    let rotates = |allocation: &BitPlan| allocation.format().codec() == Codec::RotateKv;
+    let rotates = |bit_plan: &BitPlan| bit_plan.format().codec() == Codec::RotateKv;
     let mut ways: Vec<Way> = ways.into_iter().map(|(a, p)| (a.clone(), p, rotates(&a).then(|| order(a.format(), random)), Alignment::EVERYTHING)).collect();
     let planes = Alignment::budget(0.25, 1.0);
     ways.push((uniform(rtn(Eight, Four, 32)), protect(3, 0), None, planes));
@@ -57,9 +58,9 @@ fn ways(random: &mut StdRng) -> Vec<Way> {
     ways
 }
 
-fn plan(gpu: &Gpu, (allocation, protection, calibration, alignment): &Way, budget: Capacity) -> Plan {
-    let builder = Plan::builder(shape(), allocation.clone()).protection(*protection).capacity(budget).alignment(*alignment);
-    learning(builder, calibration.as_ref()).build(gpu.capability()).unwrap()
+fn plan(gpu: &Gpu, (bit_plan, protection, channel_order, alignment): &Way, budget: Capacity) -> Plan {
+    let builder = Plan::builder(shape(), bit_plan.clone()).protection(*protection).capacity(budget).alignment(*alignment);
+    learning(builder, channel_order.as_ref()).build(gpu.capability()).unwrap()
 }
 
 /// A cache whose memory is full of what others left there: finite halves.
@@ -154,7 +155,7 @@ fn buffers_that_hold_other_heads_load_the_same() {
     let text = Text::normal(random, &shape(), 400);
     for way in &ways(random) {
         let mut saved = stale(gpu, plan(gpu, way, Capacity::tokens(1, 400)), STALE[0]);
-        // So many pages that a buffer holds no more heads than are rotated together.
+        // As many pages as leave a buffer no more heads than are rotated together.
         let small = gpu.pretend(Capability { binding_bytes: 9 << 20, ..*gpu.capability() });
         let slabs = || (0..2).flat_map(|layer| saved.cache.plan().slabs(layer));
         let bunch = slabs().map(|slab| slab.layout().bytes()).max().unwrap() * u64::from(saved.cache.plan().group_heads());
@@ -536,10 +537,10 @@ fn snapshots_of_other_plans_are_refused() {
     assert!(alike.map(|plan| plan.fingerprint() == base().fingerprint()) == [true, false, true]);
     case.unharmed();
 
-    let (allocation, protection, _, alignment) = every_tensor();
+    let (bit_plan, protection, _, alignment) = every_tensor();
     let [one, other] = [(); 2].map(|()| every_tensor().2);
-    let mut case = Refusing::new(&(allocation.clone(), protection, one, alignment), Capacity::tokens(2, 300));
-    let foreign = Refusing::new(&(allocation, protection, other, alignment), Capacity::tokens(2, 300));
+    let mut case = Refusing::new(&(bit_plan.clone(), protection, one, alignment), Capacity::tokens(2, 300));
+    let foreign = Refusing::new(&(bit_plan, protection, other, alignment), Capacity::tokens(2, 300));
     assert_eq!(case.refuse(&foreign.bytes), "calibration");
     case.unharmed();
 }

@@ -1,5 +1,6 @@
-//! PrefixIndex in a folder: who has the same tokens, plan, calibration and model finds them, whole or not at all.
+//! Snapshots in a folder: who has the same tokens, plan, channel order and model finds them, whole or not at all.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use pollster::block_on;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -2,6 +2,7 @@
 //! what it must; what it holds reads bit for bit as in a cache where it is alone. The pool's bookkeeping by itself is soaked in
 //! `src/pool.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::sync::LazyLock;
@@ -24,7 +25,7 @@ const VOCABULARY: u32 = 300;
 enum Done {
     Appended(Vec<u32>),
     Cut(u32),
-    /// Slid to keep so many tokens.
+    /// Slid to keep this number of tokens.
     Slid(u32),
 }
 
@@ -71,7 +72,7 @@ impl Tokens {
         Self { cache: Cache::new(&GPU, plan).unwrap(), table: table.clone() }
     }
 
-    /// Grows sequences by tokens; answers what their queries find if `attend`, bit for bit.
+    /// Grows sequences by tokens; returns what their queries find if `attend`, bit for bit.
     fn grow(&mut self, chunks: &[(Sequence, Vec<u32>)], attend: bool) -> Result<Vec<u32>> {
         let named: Vec<Chunk> = chunks.iter().map(|(sequence, tokens)| Chunk { sequence: *sequence, tokens: tokens.len() as u32 }).collect();
         let step = self.cache.step(&named)?;

@@ -5,15 +5,9 @@
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use std::time::Instant;
 use wgkv::Error;
 use wgkv::bits::solve::{Candidate, Choice, Fill, Ties, exact, favours_values, norm_bits, norm_groups, relax};
 use wgkv_testing::{normal, seeded};
-
-/// How far [`Fill::Skip`] is above the best choice, on average and at most: what the notes on the measured rule promise of 32 and 64 units; these
-/// tests' own are printed.
-const MEAN_GAP: f64 = 0.001;
-const WORST_GAP: f64 = 0.01;
 
 /// Sums of the same errors in another order differ by rounding: a few units in the last place for 64 of them.
 const ROUNDING: f64 = 1e-12;
@@ -364,11 +358,12 @@ fn exact_is_the_best_of_all_combinations() {
     }
 }
 
-/// (4) The bound is below the best and the best below the choice, which misses 1% at most and 0.1% on average.
+/// (4) The bound is below the best and the best below the choice, which is the best where what is left is filled: costs of a few bits have
+/// fewer different sums than the search keeps.
 #[test]
 fn choices_are_near_the_best_and_the_bound_holds() {
     let (mut random, seed) = seeded();
-    let (mut sum, mut worst, mut rounds) = (0.0, 0.0_f64, 0);
+    let (mut worst, mut rounds) = (0.0_f64, 0);
     for bits in [&[0, 1, 2, 3, 4, 6, 8][..], &[2, 3, 4, 8]] {
         for count in [32, 64] {
             for round in 0..500 {
@@ -381,16 +376,14 @@ fn choices_are_near_the_best_and_the_bound_holds() {
                     assert!(best.error <= choice.error * (1.0 + ROUNDING), "{} for {}, WGKV_SEED={seed}", choice.error, best.error);
                     assert_eq!(choice.multiplier, best.multiplier);
                     if fill == Fill::Skip {
-                        let gap = choice.error / best.error - 1.0;
-                        (sum, worst, rounds) = (sum + gap, worst.max(gap), rounds + 1);
+                        (worst, rounds) = (worst.max(choice.error / best.error - 1.0), rounds + 1);
                     }
                 }
             }
         }
     }
-    let mean = sum / f64::from(rounds);
-    println!("above the best: {:.5}% on average, {:.5}% at most, of {rounds}", 100.0 * mean, 100.0 * worst);
-    assert!(mean <= MEAN_GAP && worst <= WORST_GAP, "mean {mean}, worst {worst}, WGKV_SEED={seed}");
+    println!("above the best: {worst:e} at most, of {rounds} rounds");
+    assert!(worst <= ROUNDING, "{worst} above the best, WGKV_SEED={seed}");
 }
 
 /// (5) The authors' widths for all models and norms of the notes, by their rule of ties.
@@ -578,7 +571,7 @@ fn one_bit_is_never_chosen() {
 #[test]
 fn choices_are_repeatable() {
     let (mut random, seed) = seeded();
-    // Many ties, and costs with so many sums that not all can be kept.
+    // Many ties, and costs with more sums than can be kept.
     let near = |random: &mut StdRng, i: u64| Candidate { cost: i * 1_000_000 + random.random_range(0..1000), error: 0.2_f64.powi(i as i32) };
     let tied: Vec<Vec<Candidate>> = (0..64).map(|_| (0..8).map(|i| near(&mut random, i)).collect()).collect();
     for (units, budget) in [(anything(&mut random, 40, 8), None), (tied, Some(200_000_000))] {
@@ -618,8 +611,11 @@ fn values_before_keys_are_noticed() {
 
 /// A unit for keys and one for values of every head of a model with 32 layers of 8 KV heads takes milliseconds; asserted with
 /// room for a slow machine and for code that is not optimized.
+/// A model's 512 units. How long that takes is told by `benches/bit_rules.rs`.
 #[test]
-fn many_units_take_little_time() {
+fn many_units_are_near_the_bound() {
+    // The bound is below the best by less than one step of one unit, of 512 whose errors differ by factors of e^1.5.
+    const GAP: f64 = 0.01;
     let (mut random, seed) = seeded();
     let factor = |random: &mut StdRng, spread: f64| (spread * f64::from(normal(random))).exp();
     // Two group sizes by five widths, costs in 1/128 bits per token of 128 channels.
@@ -636,12 +632,9 @@ fn many_units_take_little_time() {
     for fill in FILLS {
         for eighths in 1..8 {
             let budget = cheapest(&units) + (dearest(&units) - cheapest(&units)) * eighths / 8;
-            let start = Instant::now();
             let choice = relax(&units, budget, fill).unwrap();
-            let taken = start.elapsed();
-            println!("512 units of 10, {eighths}/8, {fill:?}: {taken:?}, gap {:.5}%", 100.0 * choice.gap());
-            assert!(taken.as_secs_f64() < 1.0, "{taken:?}, WGKV_SEED={seed}");
-            assert!(choice.gap() < 0.01 || fill == Fill::Nested, "{}, WGKV_SEED={seed}", choice.gap());
+            println!("512 units of 10, {eighths}/8, {fill:?}: gap {:.5}%", 100.0 * choice.gap());
+            assert!(choice.gap() < GAP || fill == Fill::Nested, "{}, WGKV_SEED={seed}", choice.gap());
             consistent(&choice, &units, budget, seed);
         }
     }

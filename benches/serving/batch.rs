@@ -39,7 +39,7 @@ impl Clock {
         wgpu::ComputePassTimestampWrites { query_set: &self.queries, beginning_of_pass_write_index: Some(first), end_of_pass_write_index: Some(first + 1) }
     }
 
-    /// Waits, and answers the seconds of all passes since the last time.
+    /// Waits, and returns the seconds of all passes since the last time.
     fn take(&mut self, gpu: &Gpu) -> f64 {
         let used = std::mem::take(&mut self.used);
         if used == 0 {
@@ -139,7 +139,7 @@ pub struct Batch {
     prompt_clock: Option<Clock>,
     /// Since when steps are timed, if they are.
     started: Option<Instant>,
-    /// Do prompts attend?
+    /// Whether prompts attend.
     prefill: bool,
 }
 
@@ -160,7 +160,7 @@ impl Batch {
         }
     }
 
-    /// Appends prompts whole, as many in a step as its rows allow; answers the row that each begins at.
+    /// Appends prompts whole, as many in a step as its rows allow; returns the row that each begins at.
     pub fn append(&mut self, inputs: &Inputs, chunks: &[Chunk]) -> Result<Vec<u32>> {
         let mut first_rows = Vec::with_capacity(chunks.len());
         let mut from = 0;
@@ -236,7 +236,7 @@ impl Batch {
         self.started = Some(Instant::now());
     }
 
-    /// Waits for the steps since [`Batch::start`], and answers what they took.
+    /// Waits for the steps since [`Batch::start`], and returns what they took.
     pub fn stop(&mut self) -> Sums {
         let gpu = self.cache.gpu();
         wgkv_testing::wait(gpu);

@@ -21,7 +21,7 @@ const COMPARED: u32 = 4096;
 pub enum Done {
     /// Tokens were appended from this row of the keys and values on.
     Appended { row: u32, tokens: u32 },
-    /// It was cut back to so many tokens.
+    /// It was cut back to this number of tokens.
     Cut(u32),
 }
 

@@ -101,7 +101,7 @@ impl Words {
         if (least..=most).contains(&number) { Ok(number) } else { Err(format!("{name} {number}: must be {least} to {most}")) }
     }
 
-    /// So many numbers with something between them.
+    /// `N` numbers with something between them.
     fn numbers<const N: usize>(&self, name: &str, between: char, usual: [u32; N]) -> Result<[u32; N], String> {
         let Some(text) = self.0.get(name) else { return Ok(usual) };
         let numbers: Option<Vec<u32>> = text.split(between).map(|number| number.parse().ok()).collect();

@@ -19,7 +19,7 @@ const HISTORY: usize = 256;
 /// Sequences of a step that grows some.
 const GROWN: usize = 64;
 
-/// Of so many sequences one is ended where a step found no pages.
+/// One of this number of sequences is ended where a step found no pages.
 const PREEMPTED: usize = 16;
 
 /// One live sequence, and how it came to what it holds.
@@ -145,7 +145,7 @@ impl Soak<'_> {
         }
     }
 
-    /// A step of these sequences by so many tokens; tells whether there was room.
+    /// Takes a step of these sequences, each by its tokens; tells whether there was room.
     fn step(&mut self, chunks: &[(usize, u32)], attend: bool) -> bool {
         if chunks.is_empty() {
             return false;
