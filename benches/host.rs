@@ -172,7 +172,7 @@ fn main() {
     for case in &CASES {
         let packed = |codec| Format::new(codec, Bits::Four, Bits::Four, 128);
         for format in [Format::f16(), packed(Codec::Hadamard), packed(Codec::Centred)] {
-            [false, true].map(|one_pass| measure(&gpu, case, format, one_pass));
+            [false, true].into_iter().for_each(|one_pass| measure(&gpu, case, format, one_pass));
         }
     }
 }

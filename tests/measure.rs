@@ -35,11 +35,11 @@ struct Batch {
 fn batch(numbers: Vec<f32>, element: Element) -> Batch {
     let words: Vec<u32> = match element {
         Element::F32 => numbers.iter().map(|x| x.to_bits()).collect(),
-        Element::F16 => numbers.chunks_exact(2).map(|p| p.iter().rev().fold(0, |word, x| word << 16 | u32::from(half::f16::from_f32(*x).to_bits()))).collect(),
+        _ => numbers.chunks_exact(2).map(|p| p.iter().rev().fold(0, |word, x| word << 16 | u32::from(half::f16::from_f32(*x).to_bits()))).collect(),
     };
     let numbers = match element {
         Element::F32 => numbers,
-        Element::F16 => words.iter().flat_map(|w| [*w as u16, (*w >> 16) as u16]).map(|bits| half::f16::from_bits(bits).to_f32()).collect(),
+        _ => words.iter().flat_map(|w| [*w as u16, (*w >> 16) as u16]).map(|bits| half::f16::from_bits(bits).to_f32()).collect(),
     };
     Batch { words, numbers }
 }

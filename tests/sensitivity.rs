@@ -240,7 +240,7 @@ fn what_is_measured_is_what_f64_says() {
         let key = match (restores, setting.format.scales()) {
             (false, _) => Precision::F16,
             (true, Scales::Half) => precision(Eight, 128),
-            (true, Scales::Byte | Scales::Symmetric) => precision(Four, 128),
+            (true, _) => precision(Four, 128),
         };
         let control = if restores { setting.stored(setting.format, [key, Precision::F16], &text) } else { exact.clone() };
         let attend = |layer: usize, stored: &[Vec<f32>; 2]| sampled_attention(&shape, [&stored[0], &stored[1]], &text.layers[layer][2]);
