@@ -3,10 +3,10 @@
 use crate::cache::{Cache, Step};
 use crate::error::Result;
 use crate::format::PAGE_TOKENS;
+use crate::format::codes::aligned::{Planes, ulp, variation};
+use crate::format::codes::code_planes;
 use crate::kernel::align_plan::{AlignPlanParams, PLAN_BOUND, PLAN_KEYS, PLAN_MAXIMA, PLAN_NORM, PLAN_WORDS, SUM_ENTRIES};
 use crate::kernel::align_values::LEDGER_VECS;
-use crate::kernel::reference::aligned::{Planes, ulp, variation};
-use crate::kernel::reference::code_planes;
 
 /// Bytes that one attend of one layer read from packed pages, by plane: of halves eight bits of a number, then four, then four; of codes
 /// of 8 bits four, two and two, of 4 bits two and two.
