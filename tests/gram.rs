@@ -284,7 +284,7 @@ fn what_is_not_finite_is_refused_by_the_sum() {
         planted[at] = bad;
         let head = at as u32 / head_dim % heads;
         let refused = sample.sum(&gpu, &sample.made(&gpu));
-        let Some((_, had)) = refused.as_ref().err().and_then(|error| error.wanted_of(Thing::ChannelOrder, "Gram matrix")) else {
+        let Some((_, had)) = refused.as_ref().err().and_then(|error| error.wanted_of(Thing::Sensitivity, "Gram matrix of the rows or the outputs")) else {
             panic!("{bad} at {at} must be refused, but {:?}. WGKV_SEED={seed}", refused.map(|sums| sums.len()));
         };
         assert!(had.ends_with(&format!("in head {head}")), "{bad} in head {head}: {had}. WGKV_SEED={seed}");
