@@ -1,14 +1,17 @@
-//! One decode step of one layer from planes, AlignedKV (2409.16546): reading the planes that a criterion asks for, against the same kernels
-//! reading everything, and against a plain cache of the same numbers: f16, or the same codes without planes.
+//! One decode step of one layer from planes, AlignedKV (2409.16546): reading the planes that a
+//! criterion asks for, against the same kernels reading everything, and against a plain cache of
+//! the same numbers: f16, or the same codes without planes.
 //!
 //! ```text
 //! cargo bench --bench aligned -- [--numbers f16,k8v8,k4v4] [--shapes 64x8192,8x32768] [--heads 32/8/128,32/32/128]
 //!     [--align published,phi-k:64+phi-v:256] [--spread 1] [--kernels]
 //! ```
-//! Codes are of `Codec::Hadamard` in groups of 128. The three are timed in turn, again and again, and the medians compared. Buffers rotate over 200 MB or more, so that no cache holds
-//! them. Channels of keys and queries differ in size by `2^(spread * normal)`, and so do scores, as those of models do: what can stay
-//! unread depends on nothing else. Every result is compared with reading everything before it is timed. `bytes` are of keys and values
-//! read; `gain` is the share of time saved over the share of bytes saved.
+//! Codes are of `Codec::Hadamard` in groups of 128. The three are timed in turn, again and again,
+//! and the medians compared. Buffers rotate over 200 MB or more, so that no cache holds them.
+//! Channels of keys and queries differ in size by `2^(spread * normal)`, and so do scores, as those
+//! of models do: what can stay unread depends on nothing else. Every result is compared with
+//! reading everything before it is timed. `bytes` are of keys and values read; `gain` is the share
+//! of time saved over the share of bytes saved.
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 #![allow(missing_docs, reason = "a bench has no readers")]
 
@@ -17,16 +20,19 @@ use wgkv::aligned::{Alignment, AlignmentReport};
 use wgkv::{Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Sequence, Step};
 use wgkv_testing::bench::*;
 
-/// Relative error of an output against reading everything: what budgets of hundreds of halves' last places leave.
+/// Relative error of an output against reading everything: what budgets of hundreds of halves' last
+/// places leave.
 const ALIGN_ERROR: f64 = 0.05;
 
 /// The same of codes, of which budgets allow as much as rounding to them did, or a part of it.
 const CODE_ALIGN_ERROR: f64 = 0.5;
 
-/// Relative error of reading everything against the plain cache: f32's; and of codes what rounds weights to 8 bits there.
+/// Relative error of reading everything against the plain cache: f32's; and of codes what rounds
+/// weights to 8 bits there.
 const PLAIN_ERROR: [f64; 2] = [1e-3, 0.03];
 
-/// What is stored in planes, how it is stored without, and what is asked of it unless told otherwise.
+/// What is stored in planes, how it is stored without, and what is asked of it unless told
+/// otherwise.
 struct Numbers {
     name: &'static str,
     planes: Format,

@@ -1,13 +1,15 @@
-//! Every kernel by itself, by the GPU's own clock: `query`, `append` (or `append_block`), `protect`, `dequantize`, `position`, `attend_split`,
-//! `attend_prefill`, `attend_merge`, `measure`, `gram`, `append_reordered`, `elect`. `rotate` has a bench of its own.
+//! Every kernel by itself, by the GPU's own clock: `query`, `append` (or `append_block`),
+//! `protect`, `dequantize`, `position`, `attend_split`, `attend_prefill`, `attend_merge`,
+//! `measure`, `gram`, `append_reordered`, `elect`. `rotate` has a bench of its own.
 //!
 //! ```text
 //! cargo bench --bench kernels -- [--appends] [--workgroup]
 //! ```
 //! With `--appends`, only what packs, in more formats.
 //!
-//! Each line is the median over its dispatches. `GB/s` counts the bytes that the kernel must at least read and write, beside
-//! the copy bandwidth of the same run; the results are checked before anything is timed.
+//! Each line is the median over its dispatches. `GB/s` counts the bytes that the kernel must at
+//! least read and write, beside the copy bandwidth of the same run; the results are checked before
+//! anything is timed.
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 #![allow(missing_docs, reason = "a bench has no readers")]
 
@@ -15,16 +17,19 @@ use wgkv::low_level::kernel;
 use wgkv::{Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Sinks};
 use wgkv_testing::bench::*;
 
-/// Half a step of 4-bit codes over rotated uniform numbers, as relative RMS: 0.10 in theory. A wrong plane gives 1.
+/// Half a step of 4-bit codes over rotated uniform numbers, as relative RMS: 0.10 in theory. A
+/// wrong plane gives 1.
 const CODE_ERROR: f64 = 0.15;
 
 /// The same of 2 and 3 bits: a third to a half by the fit, and half of that.
 const COARSE_ERRORS: [f64; 2] = [0.55, 0.28];
 
-/// Sums of pairs of floats over numbers below 1: 2^-47 an addition. Plain sums of f32 lose about 2^-24.
+/// Sums of pairs of floats over numbers below 1: 2^-47 an addition. Plain sums of f32 lose about
+/// 2^-24.
 const SUM_ERROR: f64 = 1e-11;
 
-/// Gram matrices, relative to the root of two numbers on the diagonal: 24 roundings of 2^-24 (`tests/gram.rs`).
+/// Gram matrices, relative to the root of two numbers on the diagonal: 24 roundings of 2^-24
+/// (`tests/gram.rs`).
 const GRAM_ERROR: f64 = 24.0 / 16_777_216.0;
 
 /// Runs a recording several times and returns each kernel's median seconds.
@@ -123,7 +128,8 @@ fn measure(gpu: &Gpu, rows: u32) {
     line("measure", &format!("{rows} rows of {width}"), find(&times, "measure"), 4.0 * f64::from(rows * width));
 }
 
-/// Gram matrices of the difference of two buffers of rows, and of rows alone, as they are taken of sample text.
+/// Gram matrices of the difference of two buffers of rows, and of rows alone, as they are taken of
+/// sample text.
 fn gram(gpu: &Gpu, rows: u32) {
     let (heads, head_dim) = (8, 128);
     let (width, d) = ((heads * head_dim) as usize, head_dim as usize);
@@ -140,7 +146,8 @@ fn gram(gpu: &Gpu, rows: u32) {
         record(&mut encoder).unwrap();
         submit(gpu, encoder);
         let got = pollster::block_on(kernel::gram::sum(gpu, &grams, rows, heads, head_dim)).unwrap();
-        // In f64 one line of each head's matrix (not the same in all), and the diagonal, which tells what is allowed.
+        // In f64 one line of each head's matrix (not the same in all), and the diagonal, which
+        // tells what is allowed.
         let (mut want, mut squares) = (vec![0.0_f64; width], vec![0.0_f64; width]);
         let x = |i: usize| f64::from(row_numbers[i]) - if difference { f64::from(minus_numbers[i]) } else { 0.0 };
         let fixed = |head: usize| 17 * head % d;

@@ -3,9 +3,10 @@
 //! ```text
 //! cargo bench --bench rotate -- [--orders 64,512] [--invocations 32,64,128] [--elements 134217728] [--json FILE]
 //! ```
-//! Times are medians over submissions of many calls, a submission of copies before each of rotations, so that both see the same
-//! clocks. `GB/s` counts 8 bytes a number, read and written once; `share` is of the copy's. Before an order is timed, rows of its
-//! start, middle and end are compared with the CPU twin, and with themselves after rotating twice.
+//! Times are medians over submissions of many calls, a submission of copies before each of
+//! rotations, so that both see the same clocks. `GB/s` counts 8 bytes a number, read and written
+//! once; `share` is of the copy's. Before an order is timed, rows of its start, middle and end are
+//! compared with the CPU twin, and with themselves after rotating twice.
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 #![allow(missing_docs, reason = "a bench has no readers")]
 
@@ -15,7 +16,8 @@ use wgkv::low_level::reference::{self, Constants};
 use wgkv::{Gpu, Rows};
 use wgkv_testing::bench::*;
 
-/// Relative to the length of the row: 11 roundings of 2^-24 a number, in each of the two results compared.
+/// Relative to the length of the row: 11 roundings of 2^-24 a number, in each of the two results
+/// compared.
 const ROTATE_ERROR: f32 = 22.0 / 16_777_216.0;
 
 /// Rows compared at each of the three places.
@@ -143,7 +145,8 @@ impl Bench {
         let mut encoder = encoder(&self.gpu);
         (0..calls).for_each(|_| record(&mut encoder));
         let commands = encoder.finish();
-        // The parameters' first contents are uploaded with the next submission, which shall not be the one that is timed.
+        // The parameters' first contents are uploaded with the next submission, which shall not be
+        // the one that is timed.
         self.gpu.queue().submit([]);
         wait(&self.gpu);
         let start = Instant::now();

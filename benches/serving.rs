@@ -1,23 +1,28 @@
-//! Continuous batching: decode steps of many sequences of different lengths, which end and begin all the time, against the same
-//! number of cached tokens in sequences of one length.
+//! Continuous batching: decode steps of many sequences of different lengths, which end and begin
+//! all the time, against the same number of cached tokens in sequences of one length.
 //!
 //! ```text
 //! cargo bench --bench serving -- [--sequences 4096] [--shortest 16] [--longest 8192] [--steps 10000] [--codec hadamard] [--bits 2,2] ...
 //! cargo bench --bench serving -- --minutes 30 --sequences 1000
 //! ```
-//! `--help` lists all options. Lengths are drawn log-uniformly between the shortest and the longest, and a part of each, drawn uniformly, is the
-//! prompt. Long sequences live longer, so those that live at one time are longer than those drawn: the first ones are drawn as they would be found in
-//! a batch that has run for ever, whose number of cached tokens stays about the same.
+//! `--help` lists all options. Lengths are drawn log-uniformly between the shortest and the
+//! longest, and a part of each, drawn uniformly, is the prompt. Long sequences live longer, so
+//! those that live at one time are longer than those drawn: the first ones are drawn as they would
+//! be found in a batch that has run for ever, whose number of cached tokens stays about the same.
 //!
-//! A step of the ragged batch first ends the sequences that have their length and begins as many others, whose prompts are appended whole in a step
-//! (or more) of their own. Then every sequence decodes a token: one `Cache::step`, one `append`, one `attend`, one submission. The two are timed
-//! apart, and the decode steps alone are compared with those of the equal batch: as many sequences, in a cache of their own, all of the
-//! mean length. Blocks of steps of the two batches take turns; after each, the equal batch is cut back or grows to the ragged one's mean. GPU times are
-//! of a step's whole compute pass, with the prompts' apart; wall times have everything in them.
-//! Gtok/s = cached tokens x kv_heads / time of the decode steps. A step appends and attends in one layer.
+//! A step of the ragged batch first ends the sequences that have their length and begins as many
+//! others, whose prompts are appended whole in a step (or more) of their own. Then every sequence
+//! decodes a token: one `Cache::step`, one `append`, one `attend`, one submission. The two are
+//! timed apart, and the decode steps alone are compared with those of the equal batch: as many
+//! sequences, in a cache of their own, all of the mean length. Blocks of steps of the two batches
+//! take turns; after each, the equal batch is cut back or grows to the ragged one's mean. GPU times
+//! are of a step's whole compute pass, with the prompts' apart; wall times have everything in them.
+//! Gtok/s = cached tokens x kv_heads / time of the decode steps. A step appends and attends in one
+//! layer.
 //!
-//! Every few steps the pages are checked, a sequence is compared bit for bit with the same alone in another cache, and its output with attention
-//! in f64. Memory may not grow. With `--minutes`, random operations are checked in the same way instead, and nothing is timed.
+//! Every few steps the pages are checked, a sequence is compared bit for bit with the same alone in
+//! another cache, and its output with attention in f64. Memory may not grow. With `--minutes`,
+//! random operations are checked in the same way instead, and nothing is timed.
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 #![allow(missing_docs, reason = "a bench has no readers")]
 
@@ -82,8 +87,9 @@ impl Life {
         Self { target, prompt: random.random_range(1..target), row: 0, begun: steps }
     }
 
-    /// One that is found in a batch which has run for ever. A sequence is found the more often the longer it lives, which makes
-    /// log-uniform lengths uniform; of its length, the share that it has reached is the root of a uniform number.
+    /// One that is found in a batch which has run for ever. A sequence is found the more often the
+    /// longer it lives, which makes log-uniform lengths uniform; of its length, the share that it
+    /// has reached is the root of a uniform number.
     fn found(random: &mut StdRng, options: &Options) -> Self {
         let target = random.random_range(options.shortest..=options.longest);
         let reached = (f64::from(target) * random.random::<f64>().sqrt()) as u32;
@@ -95,10 +101,12 @@ impl Life {
     }
 }
 
-/// Tokens a sequence that the ragged batch has pages for, unless told: the mean of what is found, and what it may exceed that by.
+/// Tokens a sequence that the ragged batch has pages for, unless told: the mean of what is found,
+/// and what it may exceed that by.
 fn pool_tokens(options: &Options) -> u32 {
     let [shortest, longest] = [options.shortest, options.longest].map(f64::from);
-    // Two thirds of a uniform length; a single sequence's tokens deviate from that by a quarter of the longest.
+    // Two thirds of a uniform length; a single sequence's tokens deviate from that by a quarter of
+    // the longest.
     let most = (shortest + longest) / 3.0 + DEVIATIONS * longest / 4.0 / f64::from(options.sequences).sqrt();
     // A page that is not full yet for each.
     (most.min(longest) as u32).next_multiple_of(128) + 128
@@ -153,7 +161,8 @@ impl Ragged {
         Ok(self.batch.stop())
     }
 
-    /// Checks the pages, what every sequence's length is, and all of one sequence, drawn; returns its output's error.
+    /// Checks the pages, what every sequence's length is, and all of one sequence, drawn; returns
+    /// its output's error.
     fn check(&mut self, inputs: &Inputs, alone: &mut Alone, bytes: u64) -> f64 {
         let (batch, steps) = (&self.batch, self.batch.steps);
         assert_eq!(batch.cache.check_pages(), Ok(self.lives.len() as u32));

@@ -1,9 +1,11 @@
 //! `align_plan` chooses the planes that decoding reads of the packed keys and values.
 //!
-//! - It agrees with its twin on the same queries, scores and pages: levels of channels, thresholds, exponents. A weight that is within
-//!   f32's rounding of a quarter of a binade may be counted beside it, and move a threshold by one: that is rare, and counted.
-//! - Under a budget the levels' errors, summed in f64 for every query head of a reading, stay within it, and a budget a little larger
-//!   than what the next threshold costs is not needed: the threshold is the largest.
+//! - It agrees with its twin on the same queries, scores and pages: levels of channels, thresholds,
+//!   exponents. A weight that is within f32's rounding of a quarter of a binade may be counted
+//!   beside it, and move a threshold by one: that is rare, and counted.
+//! - Under a budget the levels' errors, summed in f64 for every query head of a reading, stay
+//!   within it, and a budget a little larger than what the next threshold costs is not needed: the
+//!   threshold is the largest.
 //! - Numbers that are not finite in a query read everything.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
@@ -13,7 +15,8 @@ use wgkv::low_level::reference::{self, aligned::Planes};
 use wgkv::{Bits, Format};
 use wgkv_testing::*;
 
-/// Relative error of a sum of weights, or of one over it: `exp2`'s of each weight, and a division's.
+/// Relative error of a sum of weights, or of one over it: `exp2`'s of each weight, and a
+/// division's.
 const SUM_ERROR: f32 = 2e-5;
 
 /// Share of the plans whose threshold or exponent may be the next.
@@ -170,7 +173,8 @@ fn a_query_that_is_not_finite_reads_everything() {
             let mut rows = spread(&mut walk, &[(0, 1)]);
             rows[2][5] = broken;
             let taken = walk.take_rows(&[(0, 1)], rows, true);
-            // Rotary pairs take their partner with them; channels of zero weigh nothing, and none of these is zero.
+            // Rotary pairs take their partner with them; channels of zero weigh nothing, and none
+            // of these is zero.
             assert_eq!(taken.aligned[1][..4], [0; 4], "{alignment} with {broken}");
             assert!(floats(&taken.output).iter().all(|x| x.is_nan()), "{alignment} with {broken}");
         }

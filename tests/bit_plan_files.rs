@@ -1,5 +1,5 @@
-//! Files of plans of bits: they come back as they were, and damaged ones are refused. The numbers in brackets are those of
-//! docs/testing.md's table of KV-AdaQuant (2502.15075).
+//! Files of plans of bits: they come back as they were, and damaged ones are refused. The numbers
+//! in brackets are those of docs/testing.md's table of KV-AdaQuant (2502.15075).
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use serde_json::{Value, json};
@@ -93,7 +93,8 @@ fn damaged_bit_plans_are_refused() {
     // Which group is met first depends on what was drawn.
     let narrow = BitPlan::from_json(&with_value(&file, "/head_dim", json!(80)));
     assert!(matches!(narrow, Err(Error::Group { group: 32 | 64, head_dim: 80 })), "{narrow:?}");
-    // What is not JSON of this form at all: another type, a number too large for it, a field too few or too many, a text cut short.
+    // What is not JSON of this form at all: another type, a number too large for it, a field too
+    // few or too many, a text cut short.
     let unreadable = |text: &str| matches!(BitPlan::from_json(text), Err(Error::Mismatch { of: Thing::BitPlan, name, wanted, .. }) if name == "file" && wanted == "what wgkv writes");
     for (place, value) in [
         ("/layers", json!(-1)),

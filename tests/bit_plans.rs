@@ -1,5 +1,6 @@
-//! Plans of bits: what cannot be stored is refused, and what one costs is what the plan says, bit by bit. The numbers in brackets are
-//! those of docs/testing.md's table of KV-AdaQuant (2502.15075).
+//! Plans of bits: what cannot be stored is refused, and what one costs is what the plan says, bit
+//! by bit. The numbers in brackets are those of docs/testing.md's table of KV-AdaQuant
+//! (2502.15075).
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use rand::RngExt;
@@ -23,7 +24,8 @@ fn heads_that_a_codec_cannot_tell_apart_are_refused() {
     ] {
         refused(differ(at, two), &want);
     }
-    // Layers may differ in keys, pairs in values; and all of it where heads are rotated alone, but for keys.
+    // Layers may differ in keys, pairs in values; and all of it where heads are rotated alone, but
+    // for keys.
     assert!(BitPlan::new(&shape, format, |layer, head| [[narrow, wide][layer as usize], [narrow, wide][head as usize / 2]]).is_ok());
     let alone = rotated(Bits::Four, Bits::Four, 64, 1);
     assert!(BitPlan::new(&shape, alone, |_, head| [wide, [narrow, wide][head as usize % 2]]).is_ok());
@@ -135,7 +137,8 @@ fn every_bit_is_accounted_for() {
     }
 }
 
-/// Every head has a place, among heads that are stored as it is, in no more buffers than bindings of this size ask for.
+/// Every head has a place, among heads that are stored as it is, in no more buffers than bindings
+/// of this size ask for.
 #[test]
 fn every_head_lies_in_one_slab() {
     let (mut random, seed) = seeded();
@@ -210,7 +213,8 @@ fn bits_are_those_of_the_groups() {
     ] {
         assert_eq!(bits(128, precision, scales), want, "{precision} {scales}");
     }
-    // The third bits of 80 channels take 2.5 words, of which a key has 3; values' third bits are of 128 tokens.
+    // The third bits of 80 channels take 2.5 words, of which a key has 3; values' third bits are of
+    // 128 tokens.
     assert_eq!(bits(80, precision(Three, 128), Scales::Half), (256.0 + 32.0 + 240.0 + 32.0) / 160.0);
     assert_eq!(bits(80, precision(Two, 128), Scales::Half), 2.4);
 }

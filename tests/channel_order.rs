@@ -1,6 +1,6 @@
-//! Orders of channels: what is collected on the GPU, the order that follows from it, and files of it. The numbers are those of
-//! docs/testing.md's table of RotateKV (2501.16383): 6 the order is a permutation and its inverse, 7 sorted means,
-//! 8 the score is taken on rotated keys before RoPE.
+//! Orders of channels: what is collected on the GPU, the order that follows from it, and files of
+//! it. The numbers are those of docs/testing.md's table of RotateKV (2501.16383): 6 the order is a
+//! permutation and its inverse, 7 sorted means, 8 the score is taken on rotated keys before RoPE.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use rand::RngExt;
@@ -20,7 +20,8 @@ fn rotated(row: &[f64], head_dim: u32, heads_per_group: u32) -> Vec<f64> {
     row.chunks_exact((heads_per_group * head_dim) as usize).flat_map(|block| rotate_group_exact(block, head_dim)).collect()
 }
 
-/// Multiples of 1/8 up to 8 with signed means by channel: sums of them are exact in any order, as halves and as floats.
+/// Multiples of 1/8 up to 8 with signed means by channel: sums of them are exact in any order, as
+/// halves and as floats.
 fn keys(random: &mut StdRng, tokens: usize, width: usize) -> Vec<f32> {
     (0..tokens * width).map(|i| f32::from(random.random_range(-32_i8..32) + (i % width % 11) as i8 * 3 - 15) / 8.0).collect()
 }
@@ -224,8 +225,8 @@ fn item_7_ties_keep_the_lower_channel_first() {
         assert!(channel_order.order(1).iter().copied().eq(0..128));
     }
     assert!(ChannelOrder::natural(&shape, 2).unwrap().order(0).iter().copied().eq(0..128));
-    // One key channel of 1 rotates to 1 / sqrt(128) with the signs of Sylvester's column 3: channels whose lowest two bits
-    // have one bit set go first, and among equals the lower index.
+    // One key channel of 1 rotates to 1 / sqrt(128) with the signs of Sylvester's column 3:
+    // channels whose lowest two bits have one bit set go first, and among equals the lower index.
     let mut sums = vec![0.0; 128];
     sums[3] = 1.0;
     let channel_order = ChannelOrder::from_sums(&shape, 2, Reach::Global, "", 1, vec![sums; 2]).unwrap();
@@ -256,7 +257,8 @@ fn item_8_the_score_is_taken_on_rotated_keys_before_rope() {
     let collector = OrderCollector::new(&gpu, &shape, 4).unwrap();
     add(&gpu, &collector, 0, &keys, 256, Element::F32);
     let channel_order = finish(&collector, Reach::Global).unwrap();
-    // Rotating every token and adding up, as the paper does, gives the same: the rotation is linear.
+    // Rotating every token and adding up, as the paper does, gives the same: the rotation is
+    // linear.
     let argsort = |score: &[f64]| {
         let mut order: Vec<u16> = (0..256).collect();
         order.sort_by(|a, b| score[usize::from(*a)].total_cmp(&score[usize::from(*b)]));
@@ -269,13 +271,15 @@ fn item_8_the_score_is_taken_on_rotated_keys_before_rope() {
             let turned: Vec<f64> = if by == 0 { row } else { row.chunks_exact(64).flat_map(|head| turn_exact(&shape.rope, head, t as u32 + by - 1)).collect() };
             score.iter_mut().zip(of(&turned, 64, 4)).for_each(|(s, x)| *s += x);
         }
-        // Sums of tokens in f64 carry roundings of 1e-13, sums of sums do not; scores are apart by more, or equal.
+        // Sums of tokens in f64 carry roundings of 1e-13, sums of sums do not; scores are apart by
+        // more, or equal.
         score.iter_mut().for_each(|s| *s = (*s * 1e6).round());
         score
     };
     let rotated_score = turn(0, rotated);
     assert!(channel_order.order(0).is_sorted_by_key(|c| rotated_score[usize::from(*c)]));
-    // Other scores give other orders: of keys that are not rotated, and of keys after RoPE, where positions matter.
+    // Other scores give other orders: of keys that are not rotated, and of keys after RoPE, where
+    // positions matter.
     assert_ne!(channel_order.order(0), argsort(&turn(0, |row, _, _| row.to_vec())));
     let turned = [1, 1001].map(|by| argsort(&turn(by, rotated)));
     assert!(turned[0] != turned[1] && turned.iter().all(|order| channel_order.order(0) != order));

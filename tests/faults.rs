@@ -1,4 +1,5 @@
-//! Faults of the device: lost at any moment, without memory. Each is told by a typed error, and what was saved goes on elsewhere.
+//! Faults of the device: lost at any moment, without memory. Each is told by a typed error, and
+//! what was saved goes on elsewhere.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use pollster::block_on;

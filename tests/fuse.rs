@@ -1,9 +1,10 @@
-//! Rotations folded into weights leave the model as it was. The numbers are those of docs/testing.md's table of
-//! RotateKV (2501.16383): 9 fused keys, 10 a whole attention block, 11 positions, 12 what must break it, 13 values and biases.
+//! Rotations folded into weights leave the model as it was. The numbers are those of
+//! docs/testing.md's table of RotateKV (2501.16383): 9 fused keys, 10 a whole attention block, 11
+//! positions, 12 what must break it, 13 values and biases.
 //!
-//! The quantizer is the identity here. Weights are multiples of 1/32 and rotations are over 64, 256 or 1024 channels, whose scales are
-//! powers of two, so that fused weights are exact in f32 and the algebra can be checked to f64's precision; other sizes are
-//! checked to f32's.
+//! The quantizer is the identity here. Weights are multiples of 1/32 and rotations are over 64, 256
+//! or 1024 channels, whose scales are powers of two, so that fused weights are exact in f32 and the
+//! algebra can be checked to f64's precision; other sizes are checked to f32's.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use rand::RngExt;
@@ -13,17 +14,19 @@ use wgkv::low_level::reference::{attention_exact, rotate_exact, rotate_group_exa
 use wgkv::{ChannelOrder, Error, Rope, Shape};
 use wgkv_testing::*;
 
-/// Relative to the length of a row. A key passes sums of 48, 64 and 4 terms twice, of 2^-53 each by rounding, on terms that
-/// add up to a few lengths of the row.
+/// Relative to the length of a row. A key passes sums of 48, 64 and 4 terms twice, of 2^-53 each by
+/// rounding, on terms that add up to a few lengths of the row.
 const KEY_ERROR: f64 = 1e-13;
 
-/// The same through scores, softmax and three more products. A mistake of the algebra is 1e-2 or more.
+/// The same through scores, softmax and three more products. A mistake of the algebra is 1e-2 or
+/// more.
 const BLOCK_ERROR: f64 = 1e-12;
 
 /// What item 12 must break, relative to the length of the block's output.
 const BROKEN: f64 = 1e-2;
 
-/// Weights and rows in f32: one rounding of 2^-24 to store each number, which adds up over a row like its length.
+/// Weights and rows in f32: one rounding of 2^-24 to store each number, which adds up over a row
+/// like its length.
 const FLOAT_ERROR: f64 = 2.0 / 16_777_216.0;
 
 const HIDDEN: usize = 48;
@@ -253,7 +256,8 @@ fn weights_of_any_head_dim_are_rounded_once() {
         let close = |name: &str, got: &[f32], want: &[f64]| {
             for (line, (got, want)) in got.chunks_exact(3).zip(want.chunks_exact(3)).enumerate() {
                 for (got, want) in got.iter().zip(want) {
-                    // Half a unit of the last place, and where numbers cancel what f64 lost of 1024 of about 1.
+                    // Half a unit of the last place, and where numbers cancel what f64 lost of 1024
+                    // of about 1.
                     let off = (f64::from(*got) - want).abs();
                     assert!(off <= 0.5 * f64::from(f32::EPSILON) * want.abs() + 1e-12, "{name}, line {line}: {got}, wanted {want}. WGKV_SEED={seed}");
                 }
@@ -347,7 +351,8 @@ fn item_12_and_13_mistakes_break_the_block() {
             let off = apart(&fused.run(&plain, &channel_order, 1, &x, 3, way), &want);
             assert!(off > BROKEN, "{way:?} changes the output by {off:e} only. WGKV_SEED={seed}");
         }
-        // The other layer's order, a bias that stayed as it was, and one that was rotated but not ordered.
+        // The other layer's order, a bias that stayed as it was, and one that was rotated but not
+        // ordered.
         let off = apart(&fused.run(&plain, &channel_order, 0, &x, 3, Right), &want);
         assert!(off > BROKEN, "the order of another layer: {off:e}. WGKV_SEED={seed}");
         let only_rotated: Vec<f32> = rotated(&doubles(&plain.key_bias), 64, 4).iter().map(|x| *x as f32).collect();

@@ -1,11 +1,13 @@
-//! KV heads spread over devices: every device stores what one device would, and outputs put together are those of one device. On a host with
-//! several GPUs each has its own, otherwise they are logical devices of one.
+//! KV heads spread over devices: every device stores what one device would, and outputs put
+//! together are those of one device. On a host with several GPUs each has its own, otherwise they
+//! are logical devices of one.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use wgkv_testing::*;
 
-/// Partial results of a row are merged in another order where fewer heads share the machine: 2^-24 for each of some 20 additions, and as much
-/// again for the sums that are divided by, of numbers of the size of 1.
+/// Partial results of a row are merged in another order where fewer heads share the machine: 2^-24
+/// for each of some 20 additions, and as much again for the sums that are divided by, of numbers of
+/// the size of 1.
 const MERGE_ERROR: f32 = 40.0 / 16_777_216.0;
 
 fn shape() -> Shape {
@@ -121,7 +123,8 @@ fn stored(cache: &Cache, sequence: Sequence, layer: u32, tokens: u32) -> [Vec<u3
 #[test]
 fn heads_on_several_devices_are_those_of_one() {
     let random = &mut generator();
-    // Three devices have 1, 1 and 2 of four heads; heads that are rotated together go round for two.
+    // Three devices have 1, 1 and 2 of four heads; heads that are rotated together go round for
+    // two.
     let gpus = devices(3);
     for plan in plans(&gpus[0], random) {
         let count = if plan.group_heads() == 2 { 2 } else { 3 };

@@ -18,8 +18,8 @@ fn limit(more: Option<u64>) {
 
 #[test]
 fn memory_that_the_device_has_not_is_refused() {
-    // Adapters that tell how much memory is in use are to use a hundredth of it: of none, they would not give the device. The
-    // software adapter tells nothing, but has this process's.
+    // Adapters that tell how much memory is in use are to use a hundredth of it: of none, they
+    // would not give the device. The software adapter tells nothing, but has this process's.
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
     descriptor.memory_budget_thresholds.for_resource_creation = Some(1);
     let instance = wgpu::Instance::new(descriptor);

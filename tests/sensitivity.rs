@@ -1,6 +1,7 @@
-//! A probe measures what storing keys or values with fewer bits does to the output of attention: against attention in f64 over what a
-//! real cache stores; the same whatever a model's gauge; what it says decides well, for keys and values in its terms and for
-//! queries it never saw. The numbers in brackets are those of docs/testing.md's table of KV-AdaQuant (2502.15075).
+//! A probe measures what storing keys or values with fewer bits does to the output of attention:
+//! against attention in f64 over what a real cache stores; the same whatever a model's gauge; what
+//! it says decides well, for keys and values in its terms and for queries it never saw. The numbers
+//! in brackets are those of docs/testing.md's table of KV-AdaQuant (2502.15075).
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use pollster::block_on;
@@ -12,22 +13,25 @@ use wgkv_testing::*;
 /// One device for all tests, so that pipelines are compiled once.
 static GPU: LazyLock<Gpu> = LazyLock::new(gpu);
 
-/// The same for RotateKV: in loops, since straight-line code takes a software adapter seconds to compile.
+/// The same for RotateKV: in loops, since straight-line code takes a software adapter seconds to
+/// compile.
 static ROLLED: LazyLock<Gpu> = LazyLock::new(|| GPU.pretend(Capability { straight: false, ..*GPU.capability() }));
 
-/// Relative error of an output error against f64: attention over past positions is f32's, 1e-6 of the output, of which the changes
-/// measured here are a thousandth at least (8 bits), and as their squares are what counts, twice that; and as much to spare.
+/// Relative error of an output error against f64: attention over past positions is f32's, 1e-6 of
+/// the output, of which the changes measured here are a thousandth at least (8 bits), and as their
+/// squares are what counts, twice that; and as much to spare.
 const OUTPUT_ERROR: f64 = 2e-4;
 
-/// The same for RotateKV, whose keys are restored to halves: 2^-11 of a key, which moves outputs by 1e-3, against changes of a tenth.
+/// The same for RotateKV, whose keys are restored to halves: 2^-11 of a key, which moves outputs by
+/// 1e-3, against changes of a tenth.
 const RESTORED_ERROR: f64 = 3e-3;
 
-/// Relative error of sums of squares of numbers that are equal on both sides: a difference's rounding in f32, and that of sums of up
-/// to 512 products as a tree of 21 roundings.
+/// Relative error of sums of squares of numbers that are equal on both sides: a difference's
+/// rounding in f32, and that of sums of up to 512 products as a tree of 21 roundings.
 const SUM_ERROR: f64 = 4e-6;
 
-/// Relative error of singular values from a Gram matrix: that of the matrix, over the square of the smallest by the largest, which is
-/// a third at least for 300 rows of 64 random numbers.
+/// Relative error of singular values from a Gram matrix: that of the matrix, over the square of the
+/// smallest by the largest, which is a third at least for 300 rows of 64 random numbers.
 const SPECTRUM_ERROR: f64 = 20.0 * SUM_ERROR;
 
 /// Relative error of sums of few terms in another order, in f64.
@@ -132,7 +136,8 @@ impl Setting {
     }
 }
 
-/// Attention in f64 of the sampled queries of a layer over what is stored: `[sampled, query_heads, head_dim]`.
+/// Attention in f64 of the sampled queries of a layer over what is stored: `[sampled, query_heads,
+/// head_dim]`.
 fn sampled_attention(shape: &Shape, [keys, values]: [&[f32]; 2], queries: &[f32]) -> Vec<f64> {
     let width = (shape.query_heads * shape.head_dim) as usize;
     let of = |range: Range<u32>| attention_over(shape, [keys, values], &queries[range.start as usize * width..], range.start, range.end - range.start);
@@ -174,8 +179,8 @@ fn near(name: &str, got: f64, want: f64, tolerance: f64) {
     assert!((got - want).abs() <= tolerance * want, "{name}: {got:e}, wanted {want:e}: {:e} apart, allowed are {tolerance:e}", (got - want).abs() / want);
 }
 
-/// Singular values of a matrix, descending: rotations of two columns each (Hestenes' one-sided Jacobi method), until all are
-/// orthogonal. No Gram matrix is made.
+/// Singular values of a matrix, descending: rotations of two columns each (Hestenes' one-sided
+/// Jacobi method), until all are orthogonal. No Gram matrix is made.
 fn singular_values(rows: &[Vec<f64>]) -> Vec<f64> {
     let mut columns: Vec<Vec<f64>> = (0..rows[0].len()).map(|i| rows.iter().map(|row| row[i]).collect()).collect();
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
@@ -236,7 +241,8 @@ fn what_is_measured_is_what_f64_says() {
         let restores = setting.format.codec() == Codec::RotateKv;
         let tolerance = if restores { RESTORED_ERROR } else { OUTPUT_ERROR };
         let exact = setting.stored(Format::f16(), [Precision::F16; 2], &text);
-        // RotateKV's keys are codes: values are compared under keys of 8 bits, or 4 where bytes for scales have no more.
+        // RotateKV's keys are codes: values are compared under keys of 8 bits, or 4 where bytes for
+        // scales have no more.
         let key = match (restores, setting.format.scales()) {
             (false, _) => Precision::F16,
             (true, Scales::Half) => precision(Eight, 128),
@@ -324,7 +330,8 @@ fn sampled_positions_are_spread_over_the_window() {
             assert!((32 + 8..=32 + 64).contains(&sampled) && ranges[0].start == 64, "{tokens}: {ranges:?}");
         }
         if tokens >= 1024 {
-            // As many in every part of the logarithm; a run's first position is rounded down to a token, of 64 or more.
+            // As many in every part of the logarithm; a run's first position is rounded down to a
+            // token, of 64 or more.
             const ROUNDED: f64 = 2.0 / 64.0;
             assert_eq!((ranges.len(), sampled), (9, 96), "{tokens}: {ranges:?}");
             let steps: Vec<f64> = ranges.windows(2).map(|two| f64::from(two[1].start) / f64::from(two[0].start)).collect();
@@ -342,8 +349,9 @@ fn scaled(numbers: &[f32], by: f32) -> Vec<f32> {
     numbers.iter().map(|x| x * by).collect()
 }
 
-/// (21) A model that divides its scale otherwise between keys and queries, or between values and the output projection, has the same
-/// table and the same bits, to the last bit; but the norms that the published rule decides by are others.
+/// (21) A model that divides its scale otherwise between keys and queries, or between values and
+/// the output projection, has the same table and the same bits, to the last bit; but the norms that
+/// the published rule decides by are others.
 #[test]
 fn a_models_gauge_changes_nothing() {
     const GAUGE: f32 = 8.0;
@@ -401,7 +409,8 @@ fn pair(sensitivity: &Sensitivity, key: Bits, value: Bits) -> f64 {
     heads.map(|(layer, head)| sensitivity.output_errors(layer, head, Kind::Key)[at(key)] + sensitivity.output_errors(layer, head, Kind::Value)[at(value)]).sum()
 }
 
-/// (18, 19) Keys come first where attention is sharp, values where it is flat: whatever their norms.
+/// (18, 19) Keys come first where attention is sharp, values where it is flat: whatever their
+/// norms.
 #[test]
 fn the_spread_of_logits_decides_who_comes_first() {
     /// The notes expect 2.0 and more; 2.25 to 2.45 is what seeds give here.
@@ -453,8 +462,8 @@ fn score(bit_plan: &BitPlan, by: &Sensitivity) -> f64 {
     heads.map(error).sum()
 }
 
-/// (23, 24) Heads differ, and bits that follow what was measured beat the best pair for all of them, also by queries that were not
-/// sampled. The 24 heads are those of section 5.7.
+/// (23, 24) Heads differ, and bits that follow what was measured beat the best pair for all of
+/// them, also by queries that were not sampled. The 24 heads are those of section 5.7.
 #[test]
 fn measured_bits_beat_the_best_fixed_pair_on_other_queries() {
     /// Invariant 23, for each seed.
@@ -467,7 +476,8 @@ fn measured_bits_beat_the_best_fixed_pair_on_other_queries() {
         let (mut random, seed) = seeded();
         let setting = Setting::new(shape.clone(), plain(codec), candidates(&[Two, Three, Four], 64));
         let mut text = Text::normal(&mut random, &shape, 512);
-        // 60 % of the heads have keys with 4 channels off by 8; logits spread by 1.3 in the median, and heads by 0.7 around it.
+        // 60 % of the heads have keys with 4 channels off by 8; logits spread by 1.3 in the median,
+        // and heads by 0.7 around it.
         let offsets: Vec<f32> = (0..24 * 64).map(|i| if i / 64 % 5 < 3 && i % 16 == 3 { 8.0 } else { 0.0 }).collect();
         text.layers[0][0].iter_mut().zip(offsets.iter().cycle()).for_each(|(key, offset)| *key += offset);
         let deviations: Vec<f32> = (0..24).map(|_| 1.3 * (0.7 * normal(&mut random)).exp()).collect();
@@ -487,7 +497,8 @@ fn measured_bits_beat_the_best_fixed_pair_on_other_queries() {
     }
 }
 
-/// (22) What all units do together is about the sum of what each does alone: so a table of units is enough.
+/// (22) What all units do together is about the sum of what each does alone: so a table of units is
+/// enough.
 #[test]
 fn errors_of_units_add_up() {
     /// Invariant 22, and a little for what heads have in common in the block's output.
@@ -552,8 +563,10 @@ fn windows_add_up() {
             }
         }
     }
-    // Two tokens, of which three sinks would be kept, lose nothing but the rounding to halves: of each number's square 2^-22 at most. Codes
-    // of 4 bits lose 0.8 % (`normal_numbers_lose_what_the_quantizers_distortion_says`), of which the sinks among 40 tokens take little.
+    // Two tokens, of which three sinks would be kept, lose nothing but the rounding to halves: of
+    // each number's square 2^-22 at most. Codes of 4 bits lose 0.8 %
+    // (`normal_numbers_lose_what_the_quantizers_distortion_says`), of which the sinks among 40
+    // tokens take little.
     const HALVES_LOSE: f64 = 1.0 / 4_194_304.0;
     const CODES_LOSE: f64 = 0.004;
     let errors = |text: usize| Kind::BOTH.map(|kind| each[text].code_errors(0, 0, kind)[1]);

@@ -1,5 +1,6 @@
-//! Sequences that let go of old tokens: under a sliding window nothing that a query sees changes, and an endless stream needs few pages.
-//! (That what is seen is what should be, sinks and windows of any length: `tests/attend_merge.rs`, `tests/attend_prefill.rs`.)
+//! Sequences that let go of old tokens: under a sliding window nothing that a query sees changes,
+//! and an endless stream needs few pages. (That what is seen is what should be, sinks and windows
+//! of any length: `tests/attend_merge.rs`, `tests/attend_prefill.rs`.)
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use rand::rngs::StdRng;
@@ -128,7 +129,8 @@ fn a_sequence_that_slid_is_forked_cut_saved_and_loaded() {
         assert_eq!(prefixes.remember(&mut reader.cache, &mut encoder, loaded, &ids), Ok(0));
         drop(encoder);
 
-        // Sliding no further changes nothing; further, steps of before name pages that are given back.
+        // Sliding no further changes nothing; further, steps of before name pages that are given
+        // back.
         let step = reader.cache.step(&[Chunk { sequence: loaded, tokens: 1 }]).unwrap();
         let free = reader.cache.free_pages();
         assert_eq!(reader.cache.slide(loaded, 400), Ok(256));

@@ -1,5 +1,6 @@
-//! Snapshots: what is loaded is what was saved and goes on as it would have, in a cache of other pages, other slots and other
-//! buffers; nothing else gets into the bytes; damaged and foreign ones are refused, and change nothing.
+//! Snapshots: what is loaded is what was saved and goes on as it would have, in a cache of other
+//! pages, other slots and other buffers; nothing else gets into the bytes; damaged and foreign ones
+//! are refused, and change nothing.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use rand::RngExt;
@@ -19,7 +20,8 @@ fn shape() -> Shape {
 /// How tokens are stored.
 type Way = (BitPlan, Protection, Option<ChannelOrder>, Alignment);
 
-/// Every codec, protection and form of scales, widths that differ by layer and head, and codes in planes.
+/// Every codec, protection and form of scales, widths that differ by layer and head, and codes in
+/// planes.
 fn ways(random: &mut StdRng) -> Vec<Way> {
     use Bits::{Eight, Four, Sixteen, Three, Two};
     let shape = shape();
@@ -68,7 +70,8 @@ fn stale(gpu: &Gpu, plan: Plan, what: u32) -> Reader {
     let reader = Reader::new(gpu, plan);
     let plan = reader.cache.plan();
     let channels = u64::from(plan.shape().kv_heads * plan.shape().head_dim);
-    // The groups of channels, or their means and weights, are the cache's own; elected sinks of another sequence follow.
+    // The groups of channels, or their means and weights, are the cache's own; elected sinks of
+    // another sequence follow.
     let own = match plan.format().codec() {
         Codec::RotateKv => channels,
         Codec::Centred => 12 * channels,
@@ -100,7 +103,8 @@ fn what_is_loaded_goes_on_as_what_was_saved() {
     let gpu = &*GPU;
     let random = &mut generator();
     let text = Text::normal(random, &shape(), 900);
-    // One token; fewer than the sinks; a whole page; the middle of a page; a window that has gone round.
+    // One token; fewer than the sinks; a whole page; the middle of a page; a window that has gone
+    // round.
     let begins: [&[usize]; 6] = [&[1], &[3], &[128], &[140, 1, 1], &[200, 1, 130, 1], &[100, 1, 90, 400]];
     for (w, way) in ways(random).iter().enumerate() {
         let mut saved = stale(gpu, plan(gpu, way, Capacity::tokens(2, 900)), STALE[0]);
@@ -253,7 +257,8 @@ fn loading_takes_its_turn_among_what_is_recorded() {
     plain.store(control, &other, 200);
     let bytes = save(&plain, control);
 
-    // The first sequence appends and attends, ends, and its pages and slot are the loaded one's; all in one submission.
+    // The first sequence appends and attends, ends, and its pages and slot are the loaded one's;
+    // all in one submission.
     let [kv, _, q, _] = Text::widths(&shape());
     let step = reader.cache.step(&[Chunk { sequence: first, tokens: 1 }]).unwrap();
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -341,7 +346,8 @@ fn snapshots_have_the_tensors_that_are_written_down() {
     let parts = Parts::of(&case.bytes);
     assert_eq!(forged(parts.clone()).len(), case.bytes.len());
     assert_eq!(Parts::of(&forged(parts.clone())), parts, "the hashes are those that are written down");
-    // Two pages. Of codes 128 * 64 of 2 bits in each head's keys and values, and its values' scales; scales of 4 groups of keys.
+    // Two pages. Of codes 128 * 64 of 2 bits in each head's keys and values, and its values'
+    // scales; scales of 4 groups of keys.
     let shapes: Vec<_> = parts.tensors.iter().map(|(name, dtype, shape, _)| (name.as_str(), *dtype, shape.clone())).collect();
     let layer = |n| {
         [
@@ -381,7 +387,8 @@ fn damage_is_found() {
     for bit in bits {
         let mut flipped = bytes.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
-        // Two kinds of white space after the header's end are one bit apart nowhere in JSON: every flip is found.
+        // Two kinds of white space after the header's end are one bit apart nowhere in JSON: every
+        // flip is found.
         case.refuse(&flipped);
     }
     for length in (0..header + 9).chain((0..200).map(|_| random.random_range(0..bytes.len()))).chain([bytes.len() - 1]) {

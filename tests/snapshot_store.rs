@@ -1,4 +1,5 @@
-//! Snapshots in a folder: who has the same tokens, plan, channel order and model finds them, whole or not at all.
+//! Snapshots in a folder: who has the same tokens, plan, channel order and model finds them, whole
+//! or not at all.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use pollster::block_on;
@@ -100,7 +101,8 @@ fn many_write_at_once_and_nobody_sees_a_part() {
     let text = Text::normal(&mut generator(), &shape(), 300);
     let folder = folder("at once");
     let tokens: Vec<u32> = (0..300).collect();
-    // Several writers of one prefix, each with a snapshot of its own (the order of the metadata differs), and readers.
+    // Several writers of one prefix, each with a snapshot of its own (the order of the metadata
+    // differs), and readers.
     let (reader, sequence, _) = read(&gpu, plan(&gpu, Format::f16()), &text, 300);
     let snapshots: Vec<Vec<u8>> = (0..3).map(|_| block_on(reader.cache.save(sequence)).unwrap()).collect();
     let (plan, parts) = (reader.cache.plan(), Parts::of(&snapshots[0]));

@@ -55,7 +55,8 @@ impl Clock {
     }
 }
 
-/// Submissions that the GPU has not finished: the host waits for the oldest when there are too many.
+/// Submissions that the GPU has not finished: the host waits for the oldest when there are too
+/// many.
 pub struct InFlight {
     depth: usize,
     submissions: VecDeque<wgpu::SubmissionIndex>,
@@ -97,7 +98,8 @@ pub struct Sums {
     /// Sequences that began, and their prompts' tokens.
     pub begun: u64,
     pub prompt_tokens: u64,
-    /// Of the host: ending sequences and beginning others, and their prompts' steps, recording and submitting.
+    /// Of the host: ending sequences and beginning others, and their prompts' steps, recording and
+    /// submitting.
     pub turn_over: f64,
     pub prompt_host: f64,
 }
@@ -160,7 +162,8 @@ impl Batch {
         }
     }
 
-    /// Appends prompts whole, as many in a step as its rows allow; returns the row that each begins at.
+    /// Appends prompts whole, as many in a step as its rows allow; returns the row that each begins
+    /// at.
     pub fn append(&mut self, inputs: &Inputs, chunks: &[Chunk]) -> Result<Vec<u32>> {
         let mut first_rows = Vec::with_capacity(chunks.len());
         let mut from = 0;
@@ -198,7 +201,8 @@ impl Batch {
         Ok(())
     }
 
-    /// One token more of every sequence, attended to: one step, one append, one attend, one submission.
+    /// One token more of every sequence, attended to: one step, one append, one attend, one
+    /// submission.
     pub fn decode(&mut self, inputs: &Inputs) -> Result<()> {
         let chunks: Vec<Chunk> = self.sequences.iter().map(|sequence| Chunk { sequence: *sequence, tokens: 1 }).collect();
         let start = Instant::now();

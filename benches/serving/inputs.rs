@@ -1,10 +1,12 @@
-//! Rows that steps append and attend with, and a second cache in which a sequence is made again, alone.
+//! Rows that steps append and attend with, and a second cache in which a sequence is made again,
+//! alone.
 
 use crate::options::Options;
 use wgkv::{Cache, Chunk, Element, Error, Gpu, Plan, Result, Rows, Sequence};
 use wgkv_testing::bench::*;
 
-/// Rows between two places that steps take their rows from: whatever the heads, a row that may be bound.
+/// Rows between two places that steps take their rows from: whatever the heads, a row that may be
+/// bound.
 const PLACE_ROWS: u32 = 64;
 
 /// Places, so that a sequence's tokens differ from one step to the next.
@@ -74,7 +76,8 @@ impl Inputs {
         [&self.keys, &self.values].map(|buffer| Rows { buffer, offset: u64::from(row) * self.row_bytes(), element: Element::F32 })
     }
 
-    /// Checks what the last step gave for the sequence of one of its rows: against attention in f64 over the cache's rows.
+    /// Checks what the last step gave for the sequence of one of its rows: against attention in f64
+    /// over the cache's rows.
     pub fn check_output(&self, cache: &Cache, sequence: Sequence, row: u32) -> f64 {
         let share = u64::from(self.case.query_heads / self.case.kv_heads * self.case.head_dim);
         let offset = 4 * u64::from(row) * u64::from(self.case.query_heads * self.case.head_dim);

@@ -3,9 +3,10 @@
 use wgkv::Gpu;
 use wgkv_testing::wait;
 
-/// What either may grow by while the same amount of work goes on: the allocators' own blocks come and go.
-/// Vulkan's validation layers, which wgpu loads where debug assertions are on, keep the name of every bind group there ever was, half a kilobyte
-/// a step: long runs want a release build, as `cargo bench` makes it, or `WGPU_VALIDATION=0`.
+/// What either may grow by while the same amount of work goes on: the allocators' own blocks come
+/// and go. Vulkan's validation layers, which wgpu loads where debug assertions are on, keep the
+/// name of every bind group there ever was, half a kilobyte a step: long runs want a release build,
+/// as `cargo bench` makes it, or `WGPU_VALIDATION=0`.
 const GROWTH: u64 = 64 << 20;
 
 #[derive(Clone, Copy)]

@@ -1,4 +1,5 @@
-//! What is asked for on the command line. Everything that cannot be is refused with the option's name.
+//! What is asked for on the command line. Everything that cannot be is refused with the option's
+//! name.
 
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -122,7 +123,8 @@ impl Words {
 }
 
 impl Options {
-    /// A software adapter gets small numbers unless told otherwise: they only show that the bench runs.
+    /// A software adapter gets small numbers unless told otherwise: they only show that the bench
+    /// runs.
     pub fn new(words: &Words, software: bool) -> Result<Self, String> {
         let usual = |large, small| if software { small } else { large };
         let longest = words.number("--longest", usual(8192, 256), 2, 1 << 20)?;

@@ -13,7 +13,8 @@ use wgkv_testing::encoder;
 /// Operations between two sequences that are compared with the same alone.
 const CHECKED: u64 = 100;
 
-/// Sequences that were grown and cut more often are not forked: their forks' forks would take ever longer to make again.
+/// Sequences that were grown and cut more often are not forked: their forks' forks would take ever
+/// longer to make again.
 const HISTORY: usize = 256;
 
 /// Sequences of a step that grows some.
@@ -61,7 +62,8 @@ impl Soak<'_> {
         self.in_flight.wait(self.cache.gpu());
     }
 
-    /// What came of an operation, or nothing if it was refused because sequences or pages are short, and nothing else is wrong.
+    /// What came of an operation, or nothing if it was refused because sequences or pages are
+    /// short, and nothing else is wrong.
     fn short<T>(&mut self, result: Result<T>) -> Option<T> {
         match result {
             Ok(done) => return Some(done),
@@ -215,7 +217,8 @@ impl Soak<'_> {
 }
 
 pub fn run(gpu: &Gpu, options: &Options, minutes: f64, random: StdRng) -> Result<()> {
-    // A third of the tokens that sequences of these lengths would hold on average, or the longest one's: pages run out again and again.
+    // A third of the tokens that sequences of these lengths would hold on average, or the longest
+    // one's: pages run out again and again.
     let pool = options.pool.unwrap_or((options.shortest + options.longest) / 12).max(options.longest.div_ceil(options.sequences));
     let plan = crate::plan(gpu, options, options.sequences, pool)?;
     let alone = crate::plan(gpu, options, 1, options.longest)?;

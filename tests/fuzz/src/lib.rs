@@ -1,5 +1,6 @@
-//! What fuzzing asks of everything that reads a file or a word: bytes that mean nothing are an error, never a panic, and take no more memory
-//! than such a file may; what is read comes out again as it went in.
+//! What fuzzing asks of everything that reads a file or a word: bytes that mean nothing are an
+//! error, never a panic, and take no more memory than such a file may; what is read comes out again
+//! as it went in.
 #![allow(clippy::expect_used, reason = "what goes wrong here must panic")]
 
 mod meter;
@@ -16,8 +17,8 @@ use wgkv::prefix::SnapshotStore;
 use wgkv::prefix::object_store::memory::InMemory;
 use wgkv::{ChannelOrder, Codec, Error, Means, Plan, Precision, Result, Scales, Sinks, Thing};
 
-/// Bytes that reading may hold at once: so many for each byte of the input (a list of JSON takes two bytes a number, and grows by doubling),
-/// and so many in any case.
+/// Bytes that reading may hold at once: some for each byte of the input (a list of JSON takes
+/// two bytes a number, and grows by doubling), and some in any case.
 const BYTES_PER_BYTE: usize = 40;
 const BYTES: usize = 1 << 16;
 
@@ -26,7 +27,7 @@ const BYTES: usize = 1 << 16;
 pub struct Target {
     /// Its name, and that of its folder in `corpus`.
     pub name: &'static str,
-    /// Reads bytes. Was there anything in them that could be read?
+    /// Reads bytes; returns whether there was anything in them that could be read.
     pub read: fn(&[u8]) -> bool,
 }
 
@@ -75,7 +76,8 @@ fn json<T: Debug + PartialEq>(bytes: &[u8], read: impl Fn(&str) -> Result<T>, wr
     true
 }
 
-/// A file of safetensors. Checksums that are wrong are put right, as a forger would, so that what lies behind them is reached.
+/// A file of safetensors. Checksums that are wrong are put right, as a forger would, so that what
+/// lies behind them is reached.
 fn tensors<T: Debug + PartialEq>(bytes: &[u8], read: impl Fn(&[u8]) -> Result<T>, write: impl Fn(&T) -> Result<Vec<u8>>) -> bool {
     let mut bytes = bytes.to_vec();
     // A snapshot has as many checksums as tensors, and one more.
@@ -109,7 +111,8 @@ fn forged(bytes: &[u8], error: &Error) -> Option<Vec<u8>> {
     Some([&bytes[..at], wanted.as_bytes(), &bytes[at + HEX..]].concat())
 }
 
-/// Bytes that a cache would load, by way of a store, which looks at them as the cache does and needs no GPU.
+/// Bytes that a cache would load, by way of a store, which looks at them as the cache does and
+/// needs no GPU.
 fn snapshot(bytes: &[u8]) -> Result<Vec<u8>> {
     static PLAN: LazyLock<Plan> = LazyLock::new(snapshot_plan);
     static STORE: LazyLock<SnapshotStore> = LazyLock::new(|| SnapshotStore::new(Arc::new(InMemory::new()), "", ""));

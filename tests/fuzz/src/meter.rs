@@ -9,7 +9,8 @@ struct Meter;
 static METER: Meter = Meter;
 
 thread_local! {
-    /// Bytes that this thread holds, or fewer than none where it gave back another's; and the most of them since [`peak`] began.
+    /// Bytes that this thread holds, or fewer than none where it gave back another's; and the most
+    /// of them since [`peak`] began.
     static HELD: Cell<(isize, isize)> = const { Cell::new((0, 0)) };
 }
 

@@ -1,5 +1,6 @@
-//! A server that speaks S3 and keeps objects in a folder: `wgkv-s3 FOLDER PORT ACCESS_KEY SECRET_KEY`. Port 0 is any that is free. The
-//! first line of its output is its port; it ends with its input, so that it does not outlive the test.
+//! A server that speaks S3 and keeps objects in a folder: `wgkv-s3 FOLDER PORT ACCESS_KEY
+//! SECRET_KEY`. Port 0 is any that is free. The first line of its output is its port; it ends with
+//! its input, so that it does not outlive the test.
 
 use hyper_util::rt::TokioIo;
 use s3s::access::{S3Access, S3AccessContext};
@@ -9,7 +10,8 @@ use std::error::Error;
 use std::path::PathBuf;
 use tokio::net::TcpListener;
 
-/// Lets who has the key do anything, but in buckets that are there: the file system would make them.
+/// Lets who has the key do anything, but in buckets that are there: the file system would make
+/// them.
 struct Buckets(PathBuf);
 
 #[async_trait::async_trait]

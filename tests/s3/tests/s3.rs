@@ -1,4 +1,5 @@
-//! `SnapshotStore` against a server that speaks S3: whole or not at all, whoever dies; errors that say what is wrong, in bounded time.
+//! `SnapshotStore` against a server that speaks S3: whole or not at all, whoever dies; errors that
+//! say what is wrong, in bounded time.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod server;
@@ -23,11 +24,12 @@ static CRYPTOGRAPHY: LazyLock<()> = LazyLock::new(|| rustls::crypto::ring::defau
 
 const TOKENS: u32 = 300;
 
-/// What the client may do: so many requests, and so long for each.
+/// What the client may do: how many requests, and how long for each.
 const RETRIES: usize = 3;
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// All requests of a call, and the pauses between them, of 100 ms at most. The rest is for a slow machine.
+/// All requests of a call, and the pauses between them, of 100 ms at most. The rest is for a slow
+/// machine.
 const PATIENCE: Duration = Duration::from_secs(4 * 2 + 5);
 
 fn shape() -> Shape {
@@ -84,7 +86,8 @@ impl Saved {
         self.reader.cache.plan()
     }
 
-    /// The bytes, loaded beside the sequence that they are of, go on as it does, which is what it was.
+    /// The bytes, loaded beside the sequence that they are of, go on as it does, which is what it
+    /// was.
     fn loads(&mut self, bytes: &[u8]) {
         assert!(Parts::of(&block_on(self.reader.cache.save(self.sequence)).unwrap()) == Parts::of(&self.bytes));
         let loaded = self.reader.recorded(|cache, encoder| cache.load(encoder, bytes));
@@ -149,7 +152,8 @@ fn prefixes_are_found_and_damage_is_refused() {
 fn many_write_at_once_and_nobody_sees_a_part() {
     const PREFIXES: u32 = 3;
     let server = Server::start("at once");
-    // Each prefix has a snapshot of its own, and the order of the metadata differs from save to save.
+    // Each prefix has a snapshot of its own, and the order of the metadata differs from save to
+    // save.
     let saved: Vec<Saved> = (0..PREFIXES).map(|_| Saved::new()).collect();
     let plan = saved[0].plan();
     let (writing, seen) = (AtomicBool::new(true), [const { AtomicU32::new(0) }; PREFIXES as usize]);
@@ -302,7 +306,8 @@ fn what_is_wrong_with_an_account_is_told() {
         let put = failed("writing", started, wait(store.put(plan, &tokens, saved.bytes.clone())));
         let get = failed("reading", started, wait(store.get(plan, &tokens)));
         assert!(codes.iter().all(|code| put.contains(code) && get.contains(code)), "{put}\n{get}");
-        // No text comes with the answer to this, so that a bucket that is not there is one that has nothing.
+        // No text comes with the answer to this, so that a bucket that is not there is one that has
+        // nothing.
         match wait(store.has(plan, &tokens)) {
             Ok(false) => assert_eq!(codes[1], "NoSuchBucket"),
             has => assert!(failed("looking for", started, has).contains(codes[0])),

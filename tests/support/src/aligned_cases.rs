@@ -4,7 +4,8 @@ use crate::{Case, Taken, Walk, case, centred, hadamard, protect, rtn};
 use wgkv::aligned::{Alignment, Criterion};
 use wgkv::{Bits, Element, Format, Gpu, Means, Precision, Rope, Scales};
 
-/// Shapes, protections and ways of choosing planes; in each, the last step decodes one token of every sequence.
+/// Returns shapes, protections and ways of choosing planes; in each, the last step decodes one
+/// token of every sequence.
 pub fn aligned_cases(gpu: &Gpu) -> Vec<Case> {
     let long = vec![vec![(0, 140), (1, 300), (2, 5)], vec![(2, 1), (0, 1), (1, 1)]];
     let of = |why, head_dim, query_heads, kv_heads, alignment| {
@@ -49,7 +50,8 @@ pub fn aligned_cases(gpu: &Gpu) -> Vec<Case> {
         codes("codes: budgets of nothing", 128, 2, 1, rtn(Four, Eight, 128), 0.0, 0.0),
         codes("codes: budgets without end", 64, 4, 1, hadamard(Eight, Four, 64), 1e9, 1e9),
     ]);
-    // What the mean of the keys adds to a score, by waves and by polynomials, is beside what the planes say.
+    // What the mean of the keys adds to a score, by waves and by polynomials, is beside what the
+    // planes say.
     cases.extend([
         codes("Centred: 4 bits, a share of 4, one group", 128, 4, 1, centred(Four, Four, 128), 0.5, 1.0),
         codes(
@@ -103,8 +105,8 @@ pub fn decoded(gpu: &Gpu, case: Case) -> (Walk, Taken) {
     (walk, taken)
 }
 
-/// Keys, values and queries whose channels differ by some binades, as those of models do: for Centred, keys and values by as much about
-/// the means that it takes off.
+/// Returns keys, values and queries whose channels differ by some binades, as those of models do:
+/// for Centred, keys and values by as much about the means that it takes off.
 pub fn spread(walk: &mut Walk, chunks: &[(usize, u32)]) -> [Vec<f32>; 3] {
     let mut rows = walk.draw(chunks.iter().map(|(_, n)| n).sum());
     let d = walk.case.shape.head_dim as usize;

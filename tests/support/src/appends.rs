@@ -7,11 +7,12 @@ use crate::{
 use wgkv::low_level::reference;
 use wgkv::{Bits, Codec, Element, Flag, Format, Gpu, Plan, Rope, Scales, Status};
 
-/// Error of a number of a turned and rotated row, relative to the row's length: at most 11 roundings in the rotation (see
-/// tests/rotate.rs) and 5 in the turn (two of the composed cosine, two of the table's, one of the sum), of 2^-24 each.
+/// Error of a number of a turned and rotated row, relative to the row's length: at most 11
+/// roundings in the rotation (see tests/rotate.rs) and 5 in the turn (two of the composed cosine,
+/// two of the table's, one of the sum), of 2^-24 each.
 const ROW_ERROR: f64 = 16.0 / 16_777_216.0;
 
-/// Tokens of a page's place that a chunk packs in this step.
+/// Returns whether a chunk packs a token in this step.
 fn packs(plan: &Plan, record: &Record, token: u32) -> bool {
     (record.old_packed.max(unpacked(plan))..record.new_packed).contains(&token)
 }
@@ -104,7 +105,8 @@ pub fn check_append(walk: &Walk, taken: &Taken, count: &mut Count) {
     }
 }
 
-/// The page's largest exponents are those of what it holds, also of tokens packed in steps before.
+/// Asserts that the page's largest exponents are those of what it holds, also of tokens packed in
+/// steps before.
 fn check_maxima(walk: &Walk, record: &Record, number: u32, head: u32, page: Page<'_>) {
     let tokens = (128 * number).max(unpacked(walk.plan()))..(128 * number + 128).min(record.new_packed);
     if tokens.is_empty() {
@@ -122,7 +124,7 @@ fn same(a: &Packed, b: &Packed) -> bool {
     a.codes == b.codes && a.scales == b.scales && a.zeros == b.zeros
 }
 
-/// What all that pack must do.
+/// Returns the cases of all that pack.
 pub fn append_cases() -> Vec<Case> {
     use wgkv::Bits::*;
     let steps: Vec<Vec<(usize, u32)>> = vec![vec![(0, 150), (1, 7)], vec![(0, 20)], vec![(1, 300), (0, 1)], vec![(0, 120), (1, 1)]];
@@ -210,7 +212,8 @@ pub fn harmed(gpu: &Gpu, case: &Case, harms: &[Harm], flags: &[Flag]) {
             }
         }
         let (a, b) = (broken.take_rows(chunks, bad, true), zeroed.take_rows(chunks, zero, true));
-        // RoPE turns zeros into zeros of either sign, so halves are compared with that sign taken off.
+        // RoPE turns zeros into zeros of either sign, so halves are compared with that sign taken
+        // off.
         let halves = |words: &[u32]| words.iter().map(|w| [w & 0xffff, w >> 16].map(|h| if h == 0x8000 { 0 } else { h })).collect::<Vec<_>>();
         assert!(halves(&a.after.protected_rows) == halves(&b.after.protected_rows), "{}: step {s} left other f16 rows", case.why);
         let alike = |(a, b): (&Vec<u32>, &Vec<u32>)| if case.format.codec() == Codec::F16 { halves(a) == halves(b) } else { a == b };

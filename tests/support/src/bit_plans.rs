@@ -12,17 +12,18 @@ use wgkv::{Bits, Capability, Capacity, Codec, Format, Plan, Precision, Protectio
 /// Sums of the same errors in another order differ by rounding: a few units in the last place.
 pub const ROUNDING: f64 = 1e-12;
 
-/// A precision.
+/// Returns a precision.
 pub fn precision(bits: Bits, group: u32) -> Precision {
     Precision::new(bits, group)
 }
 
-/// A shape of `layers` layers with full RoPE.
+/// Returns a shape of `layers` layers with full RoPE.
 pub fn full_rope(layers: u32, query_heads: u32, kv_heads: u32, head_dim: u32) -> Shape {
     Shape { layers, query_heads, kv_heads, head_dim, rope: Rope::new(10_000.0, head_dim) }
 }
 
-/// Bits of one token's keys and of its values of one head: codes, and scales that lie with them.
+/// Returns the bits of one token's keys and of its values of one head: codes, and scales that lie with
+/// them.
 pub fn head_bits(shape: &Shape, format: &Format, [key, value]: [Precision; 2]) -> [[u64; 2]; 2] {
     let d = u64::from(shape.head_dim);
     let codes = |p: Precision| d * u64::from(p.bits.get());
@@ -33,15 +34,15 @@ pub fn head_bits(shape: &Shape, format: &Format, [key, value]: [Precision; 2]) -
     [[key_codes, key_scales], [codes(value), scales(value)]]
 }
 
-/// Bits of the scales that RotateKV's keys of one token have in one layer: groups go on from one head to the next where they divide
-/// the row.
+/// Returns the bits of the scales that RotateKV's keys of one token have in one layer: groups go on
+/// from one head to the next where they divide the row.
 pub fn row_bits(shape: &Shape, format: &Format, key: Precision) -> u64 {
     let channels = shape.kv_heads * shape.head_dim;
     let group = [128, 64, 32].into_iter().find(|g| *g <= key.group && channels.is_multiple_of(*g)).unwrap_or(shape.head_dim);
     if format.codec() == Codec::RotateKv { u64::from(channels / group * format.scales().bits()) } else { 0 }
 }
 
-/// Bits of one token over all layers: key codes, key scales, value codes, value scales.
+/// Returns the bits of one token over all layers: key codes, key scales, value codes, value scales.
 pub fn token_bits(shape: &Shape, format: &Format, bit_plan: &BitPlan) -> [u64; 4] {
     let mut sum = [0; 4];
     for layer in 0..shape.layers {
@@ -56,7 +57,7 @@ pub fn token_bits(shape: &Shape, format: &Format, bit_plan: &BitPlan) -> [u64; 4
     sum
 }
 
-/// A shape, a codec, and precisions that fit both.
+/// Draws a shape, a codec, and precisions that fit both.
 pub fn any_bit_plan(random: &mut StdRng) -> (Shape, Format, BitPlan) {
     let head_dim = [64, 80, 96, 128, 256][random.random_range(0..5)];
     let kv_heads = random.random_range(1..=8);
@@ -93,7 +94,8 @@ pub fn any_bit_plan(random: &mut StdRng) -> (Shape, Format, BitPlan) {
     (shape, format, bit_plan)
 }
 
-/// A sensitivity of these numbers: of a layer, head and kind the norm, and by candidate the error of the codes and of the output.
+/// Returns a sensitivity of these numbers: of a layer, head and kind the norm, and by candidate the
+/// error of the codes and of the output.
 pub fn told(
     shape: &Shape,
     format: &Format,
@@ -135,7 +137,7 @@ pub fn told(
     Sensitivity::from_json(&text.to_string()).unwrap()
 }
 
-/// Distortion of an asymmetric quantizer on normal numbers in groups of 64.
+/// Returns the distortion of an asymmetric quantizer on normal numbers in groups of 64.
 pub fn distortion(bits: Bits) -> f64 {
     match bits {
         Bits::Two => 0.2029,
@@ -147,12 +149,13 @@ pub fn distortion(bits: Bits) -> f64 {
     }
 }
 
-/// Log-normal numbers.
+/// Draws a log-normal number.
 fn factor(random: &mut StdRng, spread: f64) -> f64 {
     (spread * f64::from(normal(random))).exp()
 }
 
-/// Units of log-normal norms and sensitivities; finer groups and more bits err less, nearly always.
+/// Makes up a sensitivity of log-normal norms and errors; finer groups and more bits err less,
+/// nearly always.
 pub fn made_up(random: &mut StdRng, shape: &Shape, format: &Format, candidates: &[Precision]) -> Sensitivity {
     let layer_weights: Vec<f64> = (0..shape.layers).map(|_| factor(random, 0.5)).collect();
     told(shape, format, candidates, &layer_weights, |_, _, _| {
@@ -163,13 +166,13 @@ pub fn made_up(random: &mut StdRng, shape: &Shape, format: &Format, candidates: 
     })
 }
 
-/// Weight norms for all its layers.
+/// Adds weight norms for all layers.
 pub fn with_norms(random: &mut StdRng, sensitivity: Sensitivity) -> Sensitivity {
     let norms = (0..sensitivity.layers()).map(|_| [20.0 * factor(random, 0.3), 10.0 * factor(random, 0.3)]).collect();
     sensitivity.with_weight_norms(norms).unwrap()
 }
 
-/// Every bit width in every group that is served.
+/// Returns every bit width in every group that is served.
 pub fn all_candidates(shape: &Shape, format: &Format) -> Vec<Precision> {
     let groups: Vec<u32> = [32, 64, 128].into_iter().filter(|g| shape.head_dim.is_multiple_of(*g) || *g == 128 && !shape.head_dim.is_multiple_of(32)).collect();
     let bits: &[Bits] =
@@ -189,7 +192,7 @@ pub const BIT_RULES: [BitRule; 8] = [
     BitRule::Fixed { key: Precision { bits: Bits::Four, group: 128 }, value: Precision { bits: Bits::Two, group: 128 } },
 ];
 
-/// Shapes and formats to choose for.
+/// Returns the shapes and formats to choose for.
 pub fn places() -> Vec<(Shape, Format)> {
     let of = |codec| Format::new(codec, Bits::Four, Bits::Four, 128);
     vec![
@@ -201,14 +204,14 @@ pub fn places() -> Vec<(Shape, Format)> {
     ]
 }
 
-/// The plan of one sequence without room to spare, on a device whose bindings hold it.
+/// Returns the plan of one sequence without room to spare, on a device whose bindings hold it.
 pub fn one_sequence(shape: &Shape, bit_plan: &BitPlan, protection: Protection, tokens: u32) -> Plan {
     let capability = Capability { binding_bytes: 1 << 31, buffer_bytes: 1 << 31, workgroup_bytes: 1 << 16, ..Capability::webgpu_default() };
     let builder = Plan::builder(shape.clone(), bit_plan.clone()).protection(protection).capacity(Capacity::tokens(1, tokens));
     learning(builder, natural_order(shape, bit_plan.format()).as_ref()).build(&capability).unwrap()
 }
 
-/// What must hold of whatever a rule chooses.
+/// Asserts what must hold of whatever a rule chooses.
 #[track_caller]
 pub fn consistent(shape: &Shape, sensitivity: &Sensitivity, bit_plan: &BitPlan, name: &str) {
     let report = bit_plan.report().unwrap();
@@ -239,7 +242,7 @@ pub fn consistent(shape: &Shape, sensitivity: &Sensitivity, bit_plan: &BitPlan, 
     assert_eq!(bit_plan.model(), sensitivity.model());
 }
 
-/// A small plan of bits and the sensitivity that it was made of, as files.
+/// Returns a small plan of bits and the sensitivity that it was made of, as files.
 pub fn bit_files(random: &mut StdRng, codec: Codec) -> [Value; 2] {
     let (shape, format) = (full_rope(2, 4, 2, 64), Format::new(codec, Bits::Four, Bits::Four, 64));
     let sensitivity = made_up(random, &shape, &format, &Sensitivity::default_candidates(&shape, &format));

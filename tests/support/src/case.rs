@@ -7,7 +7,8 @@ use wgkv::{Bits, Capability, Capacity, ChannelOrder, Codec, Element, Format, Gpu
 
 use crate::learning;
 
-/// One row of a test's table: made by [`case`], changed by its methods, walked by a [`Walk`](crate::Walk).
+/// One row of a test's table: made by [`case`], changed by its methods, walked by a
+/// [`Walk`](crate::Walk).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Case {
@@ -21,14 +22,16 @@ pub struct Case {
     pub protection: Protection,
     /// The type of the caller's rows.
     pub element: Element,
-    /// For Centred: means and weights, drawn by [`Walk::new`](crate::Walk::new) if there are none. The means of the keys are then what
-    /// keys have in common.
+    /// For Centred: means and weights, drawn by [`Walk::new`](crate::Walk::new) if there are none.
+    /// The means of the keys are then what keys have in common.
     pub means: Option<Means>,
-    /// For RotateKV: the order of channels, drawn by [`Walk::new`](crate::Walk::new) if there is none.
+    /// For RotateKV: the order of channels, drawn by [`Walk::new`](crate::Walk::new) if there is
+    /// none.
     pub channel_order: Option<ChannelOrder>,
     /// For RotateKV: how far the order of channels reaches.
     pub reach: Reach,
-    /// For AlignedF16, and where integer codes are stored in planes: the planes that decoding reads.
+    /// For AlignedF16, and where integer codes are stored in planes: the planes that decoding
+    /// reads.
     pub alignment: Alignment,
     /// Tokens that a query sees, if not all.
     pub sliding_window: Option<u32>,
@@ -47,8 +50,8 @@ pub struct Case {
     workgroups: Option<u32>,
 }
 
-/// A case of f32 rows with full RoPE in split halves, nothing protected, and two sequences whose chunks begin inside a block
-/// of 32 and inside a page, with a decode step between.
+/// Returns a case of f32 rows with full RoPE in split halves, nothing protected, and two sequences
+/// whose chunks begin inside a block of 32 and inside a page, with a decode step between.
 pub fn case(why: &'static str, head_dim: u32, query_heads: u32, kv_heads: u32, format: Format) -> Case {
     Case {
         why,
@@ -99,14 +102,15 @@ impl Case {
         self
     }
 
-    /// Gives every KV head a precision of its keys and one of its values, which are otherwise the format's.
+    /// Gives every KV head a precision of its keys and one of its values, which are otherwise the
+    /// format's.
     pub fn precisions(mut self, precisions: Vec<[Precision; 2]>) -> Self {
         self.precisions = precisions;
         self
     }
 
-    /// Stores the keys and values of four KV heads in three ways, the first and the last alike. Half of the keys and a fourth of the
-    /// values are not codes but halves.
+    /// Stores the keys and values of four KV heads in three ways, the first and the last alike.
+    /// Half of the keys and a fourth of the values are not codes but halves.
     pub fn three_ways(self) -> Self {
         let alike = [Precision::new(Bits::Two, 32), Precision::new(Bits::Eight, 64)];
         let precisions = vec![alike, [Precision::F16, Precision::new(Bits::Three, 32)], [Precision::new(Bits::Four, 128), Precision::F16], alike];
@@ -167,7 +171,8 @@ impl Case {
         self
     }
 
-    /// Lets all sequences slide before every step, so that they hold `tokens` tokens or up to 127 more.
+    /// Lets all sequences slide before every step, so that they hold `tokens` tokens or up to 127
+    /// more.
     pub fn keep(mut self, tokens: u32) -> Self {
         self.keep = Some(tokens);
         self
@@ -197,7 +202,8 @@ impl Case {
         self
     }
 
-    /// Pretends a device whose shaders have no subgroup operations: attend_split then reduces through workgroup memory.
+    /// Pretends a device whose shaders have no subgroup operations: attend_split then reduces
+    /// through workgroup memory.
     pub fn no_subgroups(mut self) -> Self {
         self.subgroups = false;
         self
@@ -215,7 +221,7 @@ impl Case {
         self
     }
 
-    /// The number of sequences, and the most tokens that one of them reaches.
+    /// Returns the number of sequences, and the most tokens that one of them reaches.
     pub(crate) fn size(&self) -> (u32, u32) {
         let mut tokens = Vec::new();
         for (sequence, new) in self.steps.iter().flatten() {
@@ -225,7 +231,7 @@ impl Case {
         (tokens.len() as u32, tokens.into_iter().max().expect("a step"))
     }
 
-    /// The device as the case pretends it, but for small bindings.
+    /// Returns the device as the case pretends it, but for small bindings.
     pub(crate) fn pretend(&self, gpu: &Gpu) -> Gpu {
         let mut capability = *gpu.capability();
         capability.straight = self.straight.unwrap_or(capability.straight);
@@ -238,7 +244,7 @@ impl Case {
         if capability == *gpu.capability() { gpu.clone() } else { gpu.pretend(capability) }
     }
 
-    /// The plan, with room for `sequences` sequences of `tokens` tokens.
+    /// Returns the plan, with room for `sequences` sequences of `tokens` tokens.
     pub(crate) fn plan(&self, sequences: u32, tokens: u32, capability: &Capability) -> Plan {
         let precisions = |_: u32, head: u32| self.precisions.get(head as usize).copied().unwrap_or([self.format.key(), self.format.value()]);
         let bits = BitPlan::new(&self.shape, self.format, precisions).expect("the case's precisions fit");
@@ -261,32 +267,32 @@ impl Case {
     }
 }
 
-/// Round to nearest.
+/// Returns the format of rounding to nearest.
 pub fn rtn(key: Bits, value: Bits, group: u32) -> Format {
     Format::new(Codec::Rtn, key, value, group)
 }
 
-/// Hadamard.
+/// Returns Hadamard's format.
 pub fn hadamard(key: Bits, value: Bits, group: u32) -> Format {
     Format::new(Codec::Hadamard, key, value, group)
 }
 
-/// Centred.
+/// Returns Centred's format.
 pub fn centred(key: Bits, value: Bits, group: u32) -> Format {
     Format::new(Codec::Centred, key, value, group)
 }
 
-/// RotateKV with `heads` KV heads rotated together.
+/// Returns RotateKV's format with `heads` KV heads rotated together.
 pub fn rotated(key: Bits, value: Bits, group: u32, heads: u32) -> Format {
     Format::new(Codec::RotateKv, key, value, group).with_heads_per_group(heads)
 }
 
-/// The first `sinks` tokens and a window.
+/// Returns the protection of the first `sinks` tokens and of a window.
 pub fn protect(sinks: u32, window: u32) -> Protection {
     Protection { sinks: if sinks == 0 { Sinks::None } else { Sinks::First(sinks) }, window }
 }
 
-/// Sinks that are elected, and a window.
+/// Returns the protection of elected sinks and of a window.
 pub fn massive(sinks: u32, window: u32) -> Protection {
     Protection { sinks: Sinks::Massive(sinks), window }
 }

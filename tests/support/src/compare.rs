@@ -2,7 +2,7 @@
 
 use wgkv::{Error, Result};
 
-/// The length of a row.
+/// Returns the length of a row.
 pub fn norm(row: &[f32]) -> f32 {
     row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt() as f32
 }

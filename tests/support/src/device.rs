@@ -2,12 +2,12 @@
 
 use wgkv::Gpu;
 
-/// The device. A machine without an adapter fails the test: nothing here skips itself.
+/// Returns the device. A machine without an adapter fails the test: nothing here skips itself.
 pub fn gpu() -> Gpu {
     pollster::block_on(Gpu::request()).expect("these tests need a GPU adapter; lavapipe (mesa-vulkan-drivers) will do")
 }
 
-/// `count` devices: the host's GPUs in turn, a device of its own each.
+/// Returns `count` devices: the host's GPUs in turn, a device of its own each.
 pub fn devices(count: usize) -> Vec<Gpu> {
     let mut devices = Vec::new();
     while devices.len() < count {
@@ -17,7 +17,7 @@ pub fn devices(count: usize) -> Vec<Gpu> {
     devices
 }
 
-/// An encoder of commands.
+/// Returns an encoder of commands.
 pub fn encoder(gpu: &Gpu) -> wgpu::CommandEncoder {
     gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
 }
@@ -32,7 +32,7 @@ pub fn wait(gpu: &Gpu) {
     gpu.device().poll(wgpu::PollType::wait_indefinitely()).expect("the device works");
 }
 
-/// A storage buffer with these numbers.
+/// Returns a storage buffer with these numbers.
 pub fn upload(gpu: &Gpu, numbers: &[f32]) -> wgpu::Buffer {
     use wgpu::util::DeviceExt;
     gpu.device().create_buffer_init(&wgpu::util::BufferInitDescriptor {
@@ -45,7 +45,7 @@ pub fn upload(gpu: &Gpu, numbers: &[f32]) -> wgpu::Buffer {
 /// What poisoned outputs hold: no kernel writes it, so a number never written shows.
 pub const POISON: u32 = 0xffff_a5a5;
 
-/// A storage buffer of poison.
+/// Returns a storage buffer of poison.
 pub fn poisoned(gpu: &Gpu, words: usize) -> wgpu::Buffer {
     upload(gpu, bytemuck::cast_slice(&vec![POISON; words]))
 }
@@ -61,7 +61,7 @@ pub fn words(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<u32> {
     pollster::block_on(gpu.read(buffer, 0, buffer.size() / 4)).expect("the buffer can be read back")
 }
 
-/// As f32 numbers.
+/// Returns words as f32 numbers.
 pub fn floats(words: &[u32]) -> &[f32] {
     bytemuck::cast_slice(words)
 }

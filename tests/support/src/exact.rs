@@ -4,22 +4,25 @@ use crate::{Taken, Walk, f16_row, norm, records};
 use wgkv::low_level::reference;
 use wgkv::{Rope, Shape};
 
-/// Relative RMS of a decode step's output against f64 attention over the stored rows: the int8 query moves a score by 1/254 of the
-/// largest channel's share, the u8 weights move a weight by 1/510 of the largest.
+/// Relative RMS of a decode step's output against f64 attention over the stored rows: the int8
+/// query moves a score by 1/254 of the largest channel's share, the u8 weights move a weight by
+/// 1/510 of the largest.
 pub const DECODE_RMS: f64 = 0.03;
 
-/// The same of Centred: the tests' weights, e to a normal number between 0.3 and 3, are not those of the data, so that query and key as
-/// they are stored are longer, together by the root of the mean of w^2 and of 1 / w^2: 2.7.
+/// The same of Centred: the tests' weights, e to a normal number between 0.3 and 3, are not those
+/// of the data, so that query and key as they are stored are longer, together by the root of the
+/// mean of w^2 and of 1 / w^2: 2.7.
 pub const CENTRED_RMS: f64 = 2.7 * DECODE_RMS;
 
-/// The distance of the first numbers from those wanted, over the length of these. A NaN makes it one.
+/// Returns the distance of the first numbers from those wanted, over the length of these. A NaN
+/// makes it one.
 pub fn relative_rms(got: &[f32], want: &[f64]) -> f64 {
     assert!(got.len() >= want.len());
     let (error, length) = got.iter().zip(want).fold((0.0, 0.0), |(e, l), (a, b)| (e + (f64::from(*a) - b).powi(2), l + b * b));
     (error / length).sqrt()
 }
 
-/// A token's key or value as the codec stores it, before it is rounded, in f64.
+/// Returns a token's key or value as the codec stores it, before it is rounded, in f64.
 pub fn basis(walk: &Walk, row: &[f32], head: u32, token: u32, key: bool) -> Vec<f64> {
     use reference::{rotate_exact, turn_exact};
     let (shape, codec) = (&walk.case.shape, walk.case.format.codec());
@@ -40,7 +43,8 @@ pub fn basis(walk: &Walk, row: &[f32], head: u32, token: u32, key: bool) -> Vec<
     if rotates { rotate_exact(&row) } else { row }
 }
 
-/// The length that f32's errors in the same are relative to: that of the row and of its mean, times the largest weight.
+/// Returns the length that f32's errors in the same are relative to: that of the row and of its
+/// mean, times the largest weight.
 pub fn basis_length(walk: &Walk, row: &[f32], head: u32, key: bool) -> f64 {
     let length = f64::from(norm(row));
     let Some(learned) = &walk.case.means else {
@@ -52,8 +56,9 @@ pub fn basis_length(walk: &Walk, row: &[f32], head: u32, key: bool) -> f64 {
     (length + f64::from(norm(&means))) * f64::from(weight)
 }
 
-/// Attention in f64 of `rows` rows of a step, from row `first`, over what their sequence has stored: `[rows, query_heads, head_dim]`.
-/// The rows must be the sequence's last tokens. Stored keys are turned already, so the queries are, too.
+/// Returns attention in f64 of `rows` rows of a step, from row `first`, over what their sequence
+/// has stored: `[rows, query_heads, head_dim]`. The rows must be the sequence's last tokens. Stored
+/// keys are turned already, so the queries are, too.
 pub fn exact_over_stored(walk: &Walk, taken: &Taken, sequence: usize, first: u32, rows: u32) -> Vec<f64> {
     let shape = &walk.case.shape;
     let [keys, values] = walk.dequantize(sequence);
@@ -80,20 +85,20 @@ pub fn exact_over_stored(walk: &Walk, taken: &Taken, sequence: usize, first: u32
     (0..rows).flat_map(row).collect()
 }
 
-/// Attention in f64 of `rows` queries (before RoPE) from position `first` on, over rows as they are stored, keys after RoPE:
-/// `[rows, query_heads, head_dim]`.
+/// Returns attention in f64 of `rows` queries (before RoPE) from position `first` on, over rows as
+/// they are stored, keys after RoPE: `[rows, query_heads, head_dim]`.
 pub fn attention_over(shape: &Shape, [keys, values]: [&[f32]; 2], queries: &[f32], first: u32, rows: u32) -> Vec<f64> {
     let seen = ((first + rows) * shape.kv_heads * shape.head_dim) as usize;
     let still = Shape { rope: Rope::none(), ..shape.clone() };
     reference::attention_exact(&still, &keys[..seen], &values[..seen], &turned(shape, queries, first, rows), rows as usize)
 }
 
-/// The same of one query, over all of these rows, whatever their positions were.
+/// Returns the same of one query, over all of these rows, whatever their positions were.
 pub fn attention_seen(shape: &Shape, [keys, values]: [&[f32]; 2], query: &[f32], position: u32) -> Vec<f64> {
     reference::attention_exact(&Shape { rope: Rope::none(), ..shape.clone() }, keys, values, &turned(shape, query, position, 1), 1)
 }
 
-/// Queries turned to their positions.
+/// Returns queries turned to their positions.
 fn turned(shape: &Shape, queries: &[f32], first: u32, rows: u32) -> Vec<f32> {
     let (d, heads) = (shape.head_dim as usize, shape.query_heads as usize);
     queries[..rows as usize * heads * d]

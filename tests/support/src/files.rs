@@ -27,30 +27,30 @@ impl Parts {
         Self { metadata: header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(), tensors }
     }
 
-    /// Another text in the place of one.
+    /// Puts another text in the place of one.
     pub fn with(mut self, key: &str, value: &str) -> Self {
         self.metadata.insert(key.to_owned(), value.to_owned());
         self
     }
 
-    /// Without a text.
+    /// Takes a text away.
     pub fn without(mut self, key: &str) -> Self {
         self.metadata.remove(key).expect("a text of this name");
         self
     }
 
-    /// Another tensor in the place of one.
+    /// Puts another tensor in the place of one.
     pub fn tensor(mut self, name: &str, change: impl FnOnce(&mut Tensor)) -> Self {
         change(self.tensors.iter_mut().find(|t| t.0 == name).expect("a tensor of this name"));
         self
     }
 
-    /// The texts but the hash, each key and value, as they are hashed.
+    /// Returns the texts but the hash, each key and value, as they are hashed.
     pub fn texts(&self) -> impl Iterator<Item = &[u8]> {
         self.metadata.iter().filter(|(k, _)| *k != "hash").flat_map(|(k, v)| [k.as_bytes(), v.as_bytes()])
     }
 
-    /// The bytes.
+    /// Returns the file's bytes.
     pub fn write(&self) -> Vec<u8> {
         let views: Vec<(&str, TensorView<'_>)> = self
             .tensors
@@ -61,7 +61,7 @@ impl Parts {
     }
 }
 
-/// SHA-256 in hex over pieces, each after its length.
+/// Returns the SHA-256 in hex over pieces, each after its length.
 pub fn hash<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> String {
     let mut hasher = Sha256::new();
     for bytes in pieces {
@@ -71,7 +71,7 @@ pub fn hash<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> String {
     hex(&hasher.finalize())
 }
 
-/// SHA-256 in hex of bytes as they are.
+/// Returns the SHA-256 in hex of bytes as they are.
 pub fn checksum(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
@@ -80,8 +80,9 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Files of headers that no writer makes, about tensors of these names: no JSON, places that overlap, leave a gap or run backwards, sizes that
-/// are no file's and that add up beyond 64 bits.
+/// Returns files of headers that no writer makes, about tensors of these names: no JSON, places
+/// that overlap, leave a gap or run backwards, sizes that are no file's and that add up beyond 64
+/// bits.
 pub fn hostile([first, second]: [&str; 2]) -> Vec<Vec<u8>> {
     let tensor = |name: &str, shape: &str, first: u64, end: u64| format!("\"{name}\":{{\"dtype\":\"U8\",\"shape\":{shape},\"data_offsets\":[{first},{end}]}}");
     let most = (1_u64 << 61) - 1;

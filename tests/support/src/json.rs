@@ -4,7 +4,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
 
-/// A file with something else in one place; a field that is not there is added.
+/// Returns a file with something else in one place; a field that is not there is added.
 pub fn with_value(file: &Value, place: &str, value: Value) -> String {
     let mut file = file.clone();
     let (parent, name) = place.rsplit_once('/').unwrap();
@@ -15,7 +15,7 @@ pub fn with_value(file: &Value, place: &str, value: Value) -> String {
     file.to_string()
 }
 
-/// A list of a file without its last item.
+/// Returns a list of a file without its last item.
 pub fn shorter(file: &Value, place: &str) -> Value {
     let items = file.pointer(place).unwrap().as_array().unwrap();
     items[..items.len() - 1].into()
@@ -63,7 +63,7 @@ pub fn any_value(random: &mut StdRng, file: &Value) -> Value {
     }
 }
 
-/// A file's text with one to three bytes that are others.
+/// Returns a file's text with one to three bytes that are others.
 pub fn any_bytes(random: &mut StdRng, file: &Value) -> String {
     let mut bytes = file.to_string().into_bytes();
     for _ in 0..random.random_range(1..=3) {
@@ -74,7 +74,7 @@ pub fn any_bytes(random: &mut StdRng, file: &Value) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// A file's text with another number, word or piece of the file in one place.
+/// Returns a file's text with another number, word or piece of the file in one place.
 pub fn any_change(random: &mut StdRng, file: &Value) -> String {
     let mut changed = file.clone();
     let value = any_value(random, file);

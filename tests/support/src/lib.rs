@@ -1,5 +1,6 @@
-//! What wgkv's tests and benches share: a device, seeded numbers, comparison; cases that are walked step by step, with all that kernels
-//! read and wrote; texts that caches read; files in their parts; for benches, caches that are filled and timed.
+//! What wgkv's tests and benches share: a device, seeded numbers, comparison; cases that are walked
+//! step by step, with all that kernels read and wrote; texts that caches read; files in their
+//! parts; for benches, caches that are filled and timed.
 //!
 //! A helper that finds something amiss panics: that fails the test.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a helper fails the test that calls it")]

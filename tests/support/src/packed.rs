@@ -1,5 +1,5 @@
-//! What lies in a page and in RotateKV's plane of key scales, read from the description of [`PageLayout`](wgkv::low_level::PageLayout), not from
-//! the kernels.
+//! What lies in a page and in RotateKV's plane of key scales, read from the description of
+//! [`PageLayout`](wgkv::low_level::PageLayout), not from the kernels.
 
 use wgkv::aligned::Alignment;
 use wgkv::low_level::Slab;
@@ -30,12 +30,12 @@ pub struct Page<'a> {
     pub words: &'a [u32],
 }
 
-/// One head's page of layer 0.
+/// Returns one head's page of layer 0.
 pub fn page<'a>(plan: &'a Plan, slabs: &'a [Vec<u32>], physical: u32, head: u32) -> Page<'a> {
     page_of(plan, 0, slabs, physical, head)
 }
 
-/// One head's page of a layer.
+/// Returns one head's page of a layer.
 pub fn page_of<'a>(plan: &'a Plan, layer: u32, slabs: &'a [Vec<u32>], physical: u32, head: u32) -> Page<'a> {
     let (slab, words) = plan.slabs(layer).iter().zip(slabs).find(|(slab, _)| slab.heads().contains(&head)).expect("a slab has every head");
     let vecs = slab.layout().vecs as usize;
@@ -45,13 +45,13 @@ pub fn page_of<'a>(plan: &'a Plan, layer: u32, slabs: &'a [Vec<u32>], physical: 
     Page { slab, head_dim: plan.shape().head_dim, code_planes, words: &words[at..at + 4 * vecs] }
 }
 
-/// An E4M3 float: four bits of exponent, biased by 7, three of fraction; no infinity.
+/// Returns an E4M3 float: four bits of exponent, biased by 7, three of fraction; no infinity.
 fn float8(bits: u32) -> f32 {
     let (exponent, fraction) = ((bits >> 3 & 15) as i32, (bits & 7) as f32);
     if exponent == 0 { fraction * 2_f32.powi(-9) } else { (8.0 + fraction) * 2_f32.powi(exponent - 10) }
 }
 
-/// Scale and zero of a token (0 to 127) in a group's plane, which begins with these words.
+/// Returns the scale and zero of a token (0 to 127) in a group's plane, which begins with these words.
 fn scale(slab: &Slab, plane: &[u32], token: u32) -> (f32, f32) {
     match slab.format().scales() {
         Scales::Half => {
@@ -79,19 +79,21 @@ fn scales(slab: &Slab, page: &[u32], plane: u32, groups: u32, token: u32, offset
         .unzip()
 }
 
-/// Scales and zeros of RotateKV's keys of one token (0 to 127 in its page), by group of its whole row.
+/// Returns the scales and zeros of RotateKV's keys of one token (0 to 127 in its page), by group of its
+/// whole row.
 pub fn row_scales(plan: &Plan, key_scales: &[u32], physical: u32, token: u32) -> (Vec<f32>, Vec<f32>) {
     let slab = &plan.slabs(0)[0];
     let layout = slab.layout();
     scales(slab, key_scales, physical * layout.row_groups * layout.scale_vecs, layout.row_groups, token, signed(slab.format().key().bits))
 }
 
-/// What is taken from zeros of keys, whose bytes are signed.
+/// Returns what is taken from zeros of keys, whose bytes are signed.
 fn signed(bits: Bits) -> f32 {
     if bits == Bits::Eight { 128.0 } else { 0.0 }
 }
 
-/// A half of AlignedF16's planes, which begin with these words: number `n` of a row of `length`.
+/// Returns a half of AlignedF16's planes, which begin with these words: number `n` of a row of
+/// `length`.
 fn planes(words: &[u32], head_dim: u32, length: u32, row: u32, n: u32) -> u32 {
     let byte = [0, 2, 1, 3].iter().position(|of| *of == n % 4).expect("one of four");
     let nibble = [0, 2, 4, 6, 1, 3, 5, 7].iter().position(|of| *of == n % 8).expect("one of eight");
@@ -100,7 +102,8 @@ fn planes(words: &[u32], head_dim: u32, length: u32, row: u32, n: u32) -> u32 {
     first << 8 | middle << 4 | last
 }
 
-/// A code of planes, which begin with these words: of channel (or token) `unit`, among `quads` times four tokens (channels) number `n`.
+/// Returns a code of planes, which begin with these words: of channel (or token) `unit`, among
+/// `quads` times four tokens (channels) number `n`.
 fn code_planes(words: &[u32], head_dim: u32, bits: u32, quads: u32, unit: u32, n: u32) -> u32 {
     let take = |at: u32, shift: u32, width: u32| words[at as usize] >> (8 * (unit % 4) + shift) & ((1 << width) - 1);
     let row = unit / 4 * quads + n / 4;
@@ -112,13 +115,13 @@ fn code_planes(words: &[u32], head_dim: u32, bits: u32, quads: u32, unit: u32, n
     first << 4 | two(16 * head_dim) << 2 | two(24 * head_dim)
 }
 
-/// The largest exponent of each channel's keys, then of its values, of AlignedF16's page.
+/// Returns the largest exponent of each channel's keys, then of its values, of AlignedF16's page.
 pub fn maxima(page: Page<'_>) -> Vec<u32> {
     let words = &page.words[4 * page.slab.layout().maxima as usize..];
     (0..2 * page.head_dim as usize).map(|i| words[i / 4] >> (8 * (i % 4)) & 255).collect()
 }
 
-/// The key of a token (0 to 127 in its page).
+/// Returns the key of a token (0 to 127 in its page).
 pub fn key(page: Page<'_>, token: u32) -> Packed {
     let (layout, bits) = (page.slab.layout(), page.slab.format().key().bits.get());
     let word = |w: u32| page.words[(4 * (w * 32 + token / 4) + token % 4) as usize];
@@ -141,7 +144,7 @@ pub fn key(page: Page<'_>, token: u32) -> Packed {
     Packed { codes: (0..page.head_dim).map(code).collect(), scales, zeros }
 }
 
-/// The value of a token (0 to 127 in its page).
+/// Returns the value of a token (0 to 127 in its page).
 pub fn value(page: Page<'_>, token: u32) -> Packed {
     let (layout, bits, head_dim) = (page.slab.layout(), page.slab.format().value().bits.get(), page.head_dim);
     let (quad, byte) = (token / 4, token % 4);

@@ -9,17 +9,17 @@ pub const QUOTIENT_ERROR: f64 = 3.0 / 8_388_608.0;
 /// Codes, scales and zeros that may be rounded otherwise than the twin does it.
 pub const TIES: f64 = 0.001;
 
-/// The same for the halves of f16 pages, whose steps are finer: f32's error is 2^-13 of a half's last place, and more for numbers
-/// much smaller than their row.
+/// The same for the halves of f16 pages, whose steps are finer: f32's error is 2^-13 of a half's
+/// last place, and more for numbers much smaller than their row.
 pub const HALF_TIES: f64 = 0.01;
 
-/// Half a unit in the last place of a half near x.
+/// Returns half a unit in the last place of a half near x.
 pub fn half_step(x: f64) -> f64 {
     let exponent = x.abs().log2().floor().clamp(-14.0, 15.0);
     (exponent - 11.0).exp2()
 }
 
-/// Half a unit in the last place of an E4M3 float near x.
+/// Returns half a unit in the last place of an E4M3 float near x.
 fn float8_step(x: f64) -> f64 {
     let exponent = x.abs().log2().floor().clamp(-6.0, 8.0);
     (exponent - 4.0).exp2()
@@ -50,8 +50,9 @@ pub struct Exact {
     pub error: f64,
 }
 
-/// How far a number that all of its group are may come back from it: half a step, which is 2^-10 of the number or 2^-14 where a group
-/// has no range, and is stored as a half, up to 2^-11 more; a little is f32's own.
+/// Returns how far a number that all of its group are may come back from it: half a step, which is
+/// 2^-10 of the number or 2^-14 where a group has no range, and is stored as a half, up to 2^-11
+/// more; a little is f32's own.
 pub fn flat_group_error(x: f32) -> f32 {
     0.501 * (x.abs() / 1024.0).max(2_f32.powi(-14))
 }
@@ -94,7 +95,8 @@ pub fn check_row(context: &str, packing: Packing, group: usize, got: &Packed, tw
     }
 }
 
-/// Checks numbers that share a scale: the scale is the rounding of the step, the zero and the codes follow from the stored scale.
+/// Checks numbers that share a scale: the scale is the rounding of the step, the zero and the codes
+/// follow from the stored scale.
 pub fn check_group(context: &str, packing: Packing, got: &Group, twin: &Group, row: &[f64], error: f64, count: &mut Count) {
     let (levels, clip) = (f64::from((1_u32 << packing.bits) - 1), f64::from(packing.clip));
     let (low, high) = row.iter().fold((f64::MAX, f64::MIN), |(l, h), x| (l.min(*x), h.max(*x)));
@@ -125,7 +127,8 @@ pub fn check_group(context: &str, packing: Packing, got: &Group, twin: &Group, r
         let error = error / scale + QUOTIENT_ERROR * quotient.abs();
         let off = (quotient + zero).clamp(0.0, levels) - code;
         assert!(off.abs() <= 0.5 + error, "{context}: number {i} is {x}, {} codes, but has code {code} at scale {scale} and zero {zero}", quotient + zero);
-        // What rounding to nearest gives where no tie is in reach, and the twin's code if its scale and zero are the same.
+        // What rounding to nearest gives where no tie is in reach, and the twin's code if its scale
+        // and zero are the same.
         count.add((quotient.round_ties_even() + zero).clamp(0.0, levels) == code);
         if alike {
             let twin = f64::from(twin.codes[i]);
@@ -135,12 +138,13 @@ pub fn check_group(context: &str, packing: Packing, got: &Group, twin: &Group, r
     }
 }
 
-/// Codes that are rounded otherwise in the rounds of a group's fit: one of the first round, and two that the step, moved by it, lets
-/// cross a border in the second.
+/// Codes that are rounded otherwise in the rounds of a group's fit: one of the first round, and two
+/// that the step, moved by it, lets cross a border in the second.
 const STEP_FLIPS: f64 = 3.0;
 
-/// Checks numbers that share a scale and have no zero: the stored scale is the one that keeps inner products their size with the stored
-/// codes; the codes are those of the step that f64 fits, but for the little that another rounding on the way may move it.
+/// Checks numbers that share a scale and have no zero: the stored scale is the one that keeps inner
+/// products their size with the stored codes; the codes are those of the step that f64 fits, but
+/// for the little that another rounding on the way may move it.
 pub fn check_symmetric(context: &str, packing: Packing, got: &Group, twin: &Group, row: &[f64], error: f64, count: &mut Count) {
     let half = 2_f64.powi(packing.bits as i32 - 1);
     let level = |x: f64, step: f64| (x / step).floor().clamp(-half, half - 1.0) + 0.5;
@@ -155,8 +159,8 @@ pub fn check_symmetric(context: &str, packing: Packing, got: &Group, twin: &Grou
     for _ in 0..2 {
         step = sum(&|x| x * level(x, step)) / sum(&|x| level(x, step).powi(2));
     }
-    // The step is a quotient of sums: a number at border k, k steps from zero, that changes sides moves it by k parts in the sum of the
-    // squared levels.
+    // The step is a quotient of sums: a number at border k, k steps from zero, that changes sides
+    // moves it by k parts in the sum of the squared levels.
     let moved = STEP_FLIPS * (half - 1.0) / sum(&|x| level(x, step).powi(2));
     for (i, x) in row.iter().enumerate() {
         let code = f64::from(got.codes[i]);

@@ -15,24 +15,24 @@ pub struct Text {
 }
 
 impl Text {
-    /// Numbers that are normal.
+    /// Returns numbers that are normal.
     pub fn normal(random: &mut StdRng, shape: &Shape, tokens: usize) -> Self {
         let widths = Self::widths(shape);
         Self { layers: (0..shape.layers).map(|_| widths.map(|width| normals(random, tokens * width))).collect() }
     }
 
-    /// Numbers of one token's keys, values, queries and residual stream.
+    /// Returns numbers of one token's keys, values, queries and residual stream.
     pub fn widths(shape: &Shape) -> [usize; 4] {
         let [kv, q] = [shape.kv_heads, shape.query_heads].map(|heads| (heads * shape.head_dim) as usize);
         [kv, kv, q, STREAM]
     }
 
-    /// Its tokens.
+    /// Returns how many tokens it has.
     pub fn tokens(&self) -> usize {
         self.layers[0][3].len() / STREAM
     }
 
-    /// Another text that begins with this one's first tokens.
+    /// Draws another text that begins with this one's first tokens.
     pub fn branch(&self, random: &mut StdRng, shape: &Shape, tokens: usize) -> Self {
         let mut other = Self::normal(random, shape, self.tokens());
         for (other, own) in other.layers.iter_mut().flatten().zip(self.layers.iter().flatten()) {
@@ -93,7 +93,8 @@ impl Reader {
         outputs.iter().map(|out| words(&self.gpu, out)).collect()
     }
 
-    /// Keys (after RoPE) and values of one layer, as they are stored: `[tokens, kv_heads, head_dim]`.
+    /// Returns keys (after RoPE) and values of one layer, as they are stored: `[tokens, kv_heads,
+    /// head_dim]`.
     pub fn stored(&self, sequence: Sequence, layer: u32) -> [Vec<f32>; 2] {
         let tokens = self.cache.tokens(sequence).expect("a live sequence");
         let shape = self.cache.plan().shape();
@@ -110,7 +111,7 @@ impl Reader {
         self.tried(record).expect("the test's call is allowed")
     }
 
-    /// The same of a call that may be refused.
+    /// Does the same with a call that may be refused.
     pub fn tried<T>(&mut self, record: impl FnOnce(&mut Cache, &mut wgpu::CommandEncoder) -> Result<T>) -> Result<T> {
         let mut encoder = encoder(&self.gpu);
         let answer = record(&mut self.cache, &mut encoder);

@@ -1,4 +1,5 @@
-//! One case of a table, walked step by step: a cache, its inputs, and what every kernel read and wrote.
+//! One case of a table, walked step by step: a cache, its inputs, and what every kernel read and
+//! wrote.
 
 use crate::{Case, POISON, download, encoder, floats, normal, poisoned, random_means, random_order, seeded, submit, upload, words};
 use rand::rngs::StdRng;
@@ -18,7 +19,8 @@ pub struct State {
     pub marks: Vec<u32>,
 }
 
-/// Rows of a step: as numbers, and as the words that were uploaded. f16 rows hold only numbers that are halves.
+/// Rows of a step: as numbers, and as the words that were uploaded. f16 rows hold only numbers that
+/// are halves.
 #[derive(Clone, Debug, Default)]
 pub struct Input {
     /// As numbers.
@@ -84,13 +86,13 @@ pub struct Walk {
 /// Numbers of a row of the residual stream: few, so that several of the largest are of one token.
 pub const RESIDUAL_WIDTH: u32 = 6;
 
-/// First tokens of a sequence that no page holds.
+/// Returns first tokens of a sequence that no page holds.
 pub fn unpacked(plan: &Plan) -> u32 {
     if plan.elects() { 0 } else { plan.sinks() }
 }
 
-/// What pages and f16 rows hold before anything is written: a finite half, since a token that is not visible is weighed by
-/// 0 times its scale, and so large that it shows wherever it leaks in.
+/// What pages and f16 rows hold before anything is written: a finite half, since a token that is
+/// not visible is weighed by 0 times its scale, and so large that it shows wherever it leaks in.
 const STALE: u32 = 0x7b5a_7b5a;
 
 impl Walk {
@@ -109,7 +111,8 @@ impl Walk {
         let mut gpu = case.pretend(gpu);
         let mut plan = case.plan(sequences, tokens, gpu.capability());
         if case.slabs {
-            // Scratch must fit the same bindings, so one head's pages must be larger than it (which grows with them a little).
+            // Scratch must fit the same bindings, so one head's pages must be larger than it (which
+            // grows with them a little).
             let scratch = |pages: u32| case.plan(sequences, pages / sequences * 128, gpu.capability()).cost().scratch;
             // Heads that are rotated together share a slab.
             let page_bytes = plan.slabs(0)[0].layout().bytes() * u64::from(plan.group_heads());
@@ -117,7 +120,8 @@ impl Walk {
             while u64::from(pages) * page_bytes < scratch(pages) + scratch(pages) / 4 {
                 pages += 64 * sequences;
             }
-            // Fewer heads a slab are more splits, and those more scratch; a slab with a little room left is still one head's.
+            // Fewer heads a slab are more splits, and those more scratch; a slab with a little room
+            // left is still one head's.
             let binding_bytes = u64::from(pages) * page_bytes * 3 / 2;
             gpu = gpu.pretend(Capability { binding_bytes, ..*gpu.capability() });
             plan = case.plan(sequences, pages / sequences * 128, gpu.capability());
@@ -135,19 +139,19 @@ impl Walk {
         Self { constants: slab_constants[0], slab_constants, turns: turns(cache.plan()), gpu, cache, case, sequences, random, seed, means, gone }
     }
 
-    /// The cache's plan.
+    /// Returns the cache's plan.
     pub fn plan(&self) -> &Plan {
         self.cache.plan()
     }
 
-    /// What the layer holds now.
+    /// Returns what the layer holds now.
     pub fn state(&self) -> State {
         let (pages, protected_rows) = self.cache.layer_buffers(0).expect("layer 0");
         let [key_scales, marks] = self.cache.reordered_buffers(0).expect("layer 0").map(|b| words(&self.gpu, b));
         State { pages: pages.iter().map(|b| words(&self.gpu, b)).collect(), protected_rows: words(&self.gpu, protected_rows), key_scales, marks }
     }
 
-    /// Numbers as the caller's rows.
+    /// Returns numbers as the caller's rows.
     pub fn input(&self, numbers: Vec<f32>) -> Input {
         match self.case.element {
             Element::F32 => Input { words: numbers.iter().map(|x| x.to_bits()).collect(), numbers },
@@ -160,7 +164,7 @@ impl Walk {
         }
     }
 
-    /// Fresh keys, values and queries for `tokens` tokens.
+    /// Draws fresh keys, values and queries for `tokens` tokens.
     pub fn draw(&mut self, tokens: u32) -> [Vec<f32>; 3] {
         let shape = &self.case.shape;
         let (row, queries) = (self.means.len(), (shape.query_heads * shape.head_dim) as usize);
@@ -186,7 +190,8 @@ impl Walk {
         self.take_all(chunks, rows, residual, attend)
     }
 
-    /// Takes a step on these keys, values, queries, and rows of the residual stream (none if nothing is to be elected).
+    /// Takes a step on these keys, values, queries, and rows of the residual stream (none if
+    /// nothing is to be elected).
     pub fn take_all(&mut self, chunks: &[(usize, u32)], rows: [Vec<f32>; 3], residual: Vec<f32>, attend: bool) -> Taken {
         let [keys, values, queries] = rows.map(|numbers| self.input(numbers));
         let residual = self.input(residual);
@@ -233,12 +238,12 @@ impl Walk {
         }
     }
 
-    /// The first token that a sequence did not slide beyond.
+    /// Returns the first token that a sequence did not slide beyond.
     pub fn first(&self, sequence: usize) -> u32 {
         self.gone[sequence][0].len() as u32 / (self.case.shape.kv_heads * self.case.shape.head_dim)
     }
 
-    /// The numbers of an output.
+    /// Returns the numbers of an output.
     pub fn output(&self, taken: &Taken) -> Vec<f32> {
         match self.case.element {
             Element::F32 => floats(&taken.output).to_vec(),
@@ -247,7 +252,8 @@ impl Walk {
         }
     }
 
-    /// Keys (after RoPE) and values that a sequence holds, or held before it slid, in f32: `[tokens, kv_heads, head_dim]`.
+    /// Returns keys (after RoPE) and values that a sequence holds, or held before it slid, in f32:
+    /// `[tokens, kv_heads, head_dim]`.
     pub fn dequantize(&self, sequence: usize) -> [Vec<f32>; 2] {
         let (first, tokens) = (self.first(sequence), self.cache.tokens(self.sequences[sequence]).expect("a live sequence"));
         let n = ((tokens - first) * self.case.shape.kv_heads * self.case.shape.head_dim) as usize;
@@ -284,7 +290,7 @@ pub struct Record {
     pub limit: u32,
 }
 
-/// The records of a step's chunks.
+/// Returns the records of a step's chunks.
 pub fn records(taken: &Taken) -> Vec<Record> {
     let tables = &taken.step.words().tables;
     let mut at = 0;
@@ -311,7 +317,8 @@ pub fn records(taken: &Taken) -> Vec<Record> {
         .collect()
 }
 
-/// Where the f16 row of a token of one head lies among the words of `protected_rows`, if it has one.
+/// Returns where the f16 row of a token of one head lies among the words of `protected_rows`, if it
+/// has one.
 pub fn f16_row(walk: &Walk, state: &State, record: &Record, head: u32, token: u32) -> Option<usize> {
     use reference::cached::{Place, Store};
     let store = Store { constants: &walk.constants, tables: &[], marks: &state.marks, pages: &[], protected_rows: &[] };
@@ -320,7 +327,7 @@ pub fn f16_row(walk: &Walk, state: &State, record: &Record, head: u32, token: u3
     store.row(&place, token).map(|at| at as usize)
 }
 
-/// Where the f16 row of the window that a token has (or had) lies.
+/// Returns where the f16 row of the window that a token has (or had) lies.
 pub fn window_row(walk: &Walk, slot: u32, head: u32, token: u32) -> usize {
     use reference::cached::{offset, window_row};
     offset(&walk.constants, slot, walk.case.shape.kv_heads, head, window_row(&walk.constants, token)) as usize

@@ -1,4 +1,5 @@
-//! The server as a process that can be killed, and a line to it that can be held in the middle of an object.
+//! The server as a process that can be killed, and a line to it that can be held in the middle of
+//! an object.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -77,7 +78,8 @@ struct State {
     connections: usize,
 }
 
-/// A line to a server through a port of its own, which passes everything on until it is told to hold.
+/// A line to a server through a port of its own, which passes everything on until it is told to
+/// hold.
 #[derive(Clone)]
 pub struct Line {
     pub port: u16,
@@ -130,7 +132,7 @@ impl Line {
         _ = from.shutdown(Shutdown::Both);
     }
 
-    /// Holds what comes after so many more bytes of a way.
+    /// Holds what comes after some more bytes of a way.
     pub fn hold_after(&self, way: Way, bytes: usize) {
         let mut state = self.lock();
         (state.hold, state.held) = (Some((way, bytes)), false);

@@ -9,8 +9,9 @@ use wgkv::bits::BitPlan;
 use wgkv::learned::Reach;
 use wgkv::{Cache, Capacity, ChannelOrder, Chunk, Codec, Format, Gpu, Means, Plan, Precision, Protection, Rope, Rows, Sequence, Shape};
 
-/// Relative error of attend against f32 attention over the dequantized rows: int8 queries and u8 weights, at short and long
-/// contexts of the bench's uniform numbers. A wrong plane or scale gives errors near 1.
+/// Relative error of attend against f32 attention over the dequantized rows: int8 queries and u8
+/// weights, at short and long contexts of the bench's uniform numbers. A wrong plane or scale gives
+/// errors near 1.
 const ATTEND_ERROR: f64 = 0.05;
 
 /// One shape to measure.
@@ -30,19 +31,19 @@ pub struct Case {
     pub tokens: u32,
 }
 
-/// The value of `--name value` on the command line.
+/// Returns the value of `--name value` on the command line.
 pub fn argument(name: &str) -> Option<String> {
     let mut arguments = std::env::args();
     arguments.find(|a| a == name)?;
     arguments.next()
 }
 
-/// Whether `--name` is on the command line.
+/// Returns whether `--name` is on the command line.
 pub fn flag(name: &str) -> bool {
     std::env::args().any(|a| a == name)
 }
 
-/// Uniform numbers in [-1, 1) from a fixed seed: the time of no kernel depends on them.
+/// Returns uniform numbers in [-1, 1) from a fixed seed: the time of no kernel depends on them.
 pub fn numbers(n: usize) -> Vec<f32> {
     let mut state = 0x9e37_79b9_u32;
     (0..n)
@@ -53,12 +54,12 @@ pub fn numbers(n: usize) -> Vec<f32> {
         .collect()
 }
 
-/// The plan of a case, with as many layers as make the packed bytes `rotate_bytes` or more.
+/// Returns the plan of a case, with as many layers as make the packed bytes `rotate_bytes` or more.
 pub fn plan(gpu: &Gpu, case: Case, format: Format, protection: Protection, rotate_bytes: u64) -> wgkv::Result<Plan> {
     plan_mixed(gpu, case, format, &[[format.key(), format.value()]], protection, rotate_bytes)
 }
 
-/// The same with precisions that the KV heads take in turn.
+/// Returns the same with precisions that the KV heads take in turn.
 pub fn plan_mixed(gpu: &Gpu, case: Case, format: Format, precisions: &[[Precision; 2]], protection: Protection, rotate_bytes: u64) -> wgkv::Result<Plan> {
     let shape =
         |layers| Shape { layers, query_heads: case.query_heads, kv_heads: case.kv_heads, head_dim: case.head_dim, rope: Rope::new(500_000.0, case.head_dim) };
@@ -88,7 +89,7 @@ pub fn plan_mixed(gpu: &Gpu, case: Case, format: Format, precisions: &[[Precisio
     plan(layers as u32)
 }
 
-/// A cache filled with all but one token of each sequence, in every layer.
+/// Returns a cache filled with all but one token of each sequence, in every layer.
 pub fn filled(gpu: &Gpu, plan: Plan, case: Case) -> (Cache, Vec<Sequence>) {
     pollster::block_on(gpu.prepare(&plan)).unwrap();
     let mut cache = Cache::new(gpu, plan).unwrap();
@@ -115,7 +116,8 @@ pub fn filled(gpu: &Gpu, plan: Plan, case: Case) -> (Cache, Vec<Sequence>) {
     (cache, sequences)
 }
 
-/// The relative error of decoding one sequence's last token, against f64 attention over the cache's own rows.
+/// Returns the relative error of decoding one sequence's last token, against f64 attention over the
+/// cache's own rows.
 ///
 /// # Panics
 /// If it is more than [`ATTEND_ERROR`], or a number is not finite.

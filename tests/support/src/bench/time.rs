@@ -8,7 +8,8 @@ use wgkv::Gpu;
 /// How long a GPU works before it is timed.
 const WARM: Duration = Duration::from_millis(100);
 
-/// Seconds of one call: the median of `samples`, each the mean over a submission of `calls`.
+/// Returns the seconds of one call: the median of `samples`, each the mean over a submission of
+/// `calls`.
 pub fn seconds(gpu: &Gpu, samples: usize, calls: u32, mut record: impl FnMut(&mut wgpu::CommandEncoder, u32)) -> f64 {
     warm(gpu);
     let mut times: Vec<f64> = (0..=samples)
@@ -30,7 +31,7 @@ pub fn seconds(gpu: &Gpu, samples: usize, calls: u32, mut record: impl FnMut(&mu
     times[times.len() / 2]
 }
 
-/// A shader from one buffer to another, bound to the two.
+/// Returns a shader from one buffer to another, bound to the two.
 pub fn between(device: &wgpu::Device, source: &str, from: &wgpu::Buffer, to: &wgpu::Buffer) -> (wgpu::ComputePipeline, wgpu::BindGroup) {
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label: None, source: wgpu::ShaderSource::Wgsl(source.into()) });
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
@@ -52,7 +53,7 @@ pub fn between(device: &wgpu::Device, source: &str, from: &wgpu::Buffer, to: &wg
     (pipeline, group)
 }
 
-/// A kernel of 16-byte loads that reads a buffer of `bytes` bytes.
+/// Returns a kernel of 16-byte loads that reads a buffer of `bytes` bytes.
 fn reader(gpu: &Gpu, bytes: u64) -> (wgpu::ComputePipeline, wgpu::BindGroup) {
     let source = "
         @group(0) @binding(0) var<storage, read> data: array<vec4<u32>>;
@@ -74,12 +75,13 @@ fn storage(gpu: &Gpu, size: u64) -> wgpu::Buffer {
     gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage: wgpu::BufferUsages::STORAGE, mapped_at_creation: false })
 }
 
-/// Bytes that one binding holds, of those that are wanted.
+/// Returns the bytes that one binding holds, of those that are wanted.
 fn bindable(gpu: &Gpu, bytes: u64) -> u64 {
     bytes.min(gpu.capability().binding_bytes).min(gpu.capability().buffer_bytes) / 16 * 16
 }
 
-/// Keeps the GPU at work for a while: it clocks down while the host prepares something, and does not come back for small submissions.
+/// Keeps the GPU at work for a while: it clocks down while the host prepares something, and does
+/// not come back for small submissions.
 pub fn warm(gpu: &Gpu) {
     static READER: OnceLock<(wgpu::ComputePipeline, wgpu::BindGroup)> = OnceLock::new();
     let (pipeline, group) = READER.get_or_init(|| reader(gpu, bindable(gpu, if gpu.capability().straight { 256 << 20 } else { 1 << 20 })));
@@ -94,14 +96,15 @@ pub fn warm(gpu: &Gpu) {
     }
 }
 
-/// Bytes a second that a kernel of 16-byte loads reads, from a buffer of `bytes`.
+/// Returns the bytes a second that a kernel of 16-byte loads reads, from a buffer of `bytes`.
 pub fn read_bandwidth(gpu: &Gpu, bytes: u64) -> f64 {
     let bytes = bindable(gpu, bytes);
     let (pipeline, group) = reader(gpu, bytes);
     bytes as f64 / sweep(gpu, &pipeline, &group)
 }
 
-/// Bytes a second, read and written, of a kernel that copies `bytes` bytes into another buffer.
+/// Returns the bytes a second, read and written, of a kernel that copies `bytes` bytes into another
+/// buffer.
 pub fn copy_bandwidth(gpu: &Gpu, bytes: u64) -> f64 {
     let source = "
         @group(0) @binding(0) var<storage, read> data: array<vec4<u32>>;
@@ -115,7 +118,7 @@ pub fn copy_bandwidth(gpu: &Gpu, bytes: u64) -> f64 {
     2.0 * bytes as f64 / sweep(gpu, &pipeline, &group)
 }
 
-/// Seconds of a kernel that goes through its buffers in strides.
+/// Returns the seconds of a kernel that goes through its buffers in strides.
 fn sweep(gpu: &Gpu, pipeline: &wgpu::ComputePipeline, group: &wgpu::BindGroup) -> f64 {
     seconds(gpu, 5, 4, |encoder, _| record_sweep(encoder, pipeline, group))
 }
