@@ -92,10 +92,12 @@ fn condition(taken: &BTreeSet<&Traits>, left: &BTreeSet<&Traits>) -> Option<Stri
     Some(conditions.collect::<Vec<_>>().join(", "))
 }
 
+/// The traits of a kernel's variants, and by slot and part those of the variants that link it.
+type KernelTraits<'a> = (BTreeSet<Traits>, BTreeMap<(&'a str, &'a str), BTreeSet<Traits>>);
+
 /// Returns the text of `shaders/PARTS.md` for these plans.
 pub fn listing(plans: &[Plan]) -> String {
-    // By kernel: the traits of its variants, and of those that link a part.
-    let mut kernels: BTreeMap<&str, (BTreeSet<Traits>, BTreeMap<(&str, &str), BTreeSet<Traits>>)> = BTreeMap::new();
+    let mut kernels: BTreeMap<&str, KernelTraits<'_>> = BTreeMap::new();
     let mut add = |plan: Option<&Plan>, turns: bool, variant: &Variant| {
         let traits = traits(plan, turns, variant);
         let (all, parts) = kernels.entry(variant.kernel.name).or_default();
