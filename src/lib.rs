@@ -17,11 +17,12 @@ pub use gpu::{Capability, Gpu, Rows};
 pub use plan::{Capacity, Cost, Plan, PlanBuilder, Storage};
 pub use wgpu;
 
-/// The pages of `docs/`: how the crate is built, what each codec stores, how to serve with it, and how it was measured and tested.
-/// They exist in this documentation only.
+/// The pages of `docs/`: how the crate is built, what each codec stores, how to serve with it, and
+/// how it was measured and tested. They exist in this documentation only.
 #[cfg(any(doc, doctest))]
 pub mod guide {
-    /// A page: the links between pages first, so that they win over those at its end, which are for reading the file as it lies.
+    /// Includes a page, with the links between pages first, so that they win over those at its end,
+    /// which are for reading the file as it lies.
     macro_rules! page {
         ($name:ident, $file:literal) => {
             #[doc = include_str!("guide_links.md")]
@@ -41,7 +42,8 @@ pub mod guide {
     page!(testing, "../docs/testing.md");
 }
 
-/// Bits of their own for layers, KV heads, keys and values: what each precision costs in accuracy, and rules that choose.
+/// Different bits for layers, KV heads, keys and values: what each precision costs in accuracy, and
+/// rules that choose.
 pub mod bits {
     pub use crate::format::{BitPlan, Kind, Report, Unit};
     pub use crate::tune::{BitBudget, BitRule, Grain, Probe, Sensitivity, solve};
@@ -53,7 +55,7 @@ pub mod learned {
     pub use crate::tune::{MeansCollector, OrderCollector, fuse};
 }
 
-/// Reading only the bits that matter: AlignedKV (2409.16546), and the same of integer codes.
+/// Reading only the bits that matter: AlignedKV (2409.16546), and the same for integer codes.
 pub mod aligned {
     pub use crate::cache::{AlignmentReport, Certificate, Traffic};
     pub use crate::format::{Alignment, Criterion};
@@ -65,15 +67,16 @@ pub mod devices {
     pub use crate::serve::{ContextParallel, ContextSequence, ContextStep, HeadParallel, HeadSequence, HeadStep};
 }
 
-/// Beginnings that sequences have in common, kept on the device or in a store.
+/// Prefixes that sequences share, kept on the device or in a store.
 pub mod prefix {
     pub use crate::serve::{Begun, PrefixCounters, PrefixIndex};
     #[cfg(feature = "store")]
     pub use crate::serve::{SnapshotStore, object_store};
 }
 
-/// The kernels, their twins on the processor, and where things lie: for tests of shaders and for the curious. These change with any
-/// version: they are outside of what this crate's version number promises.
+/// The kernels, their twins on the processor, and where things lie, for tests of shaders and for
+/// reading along. Any version may change these: this crate's version number promises nothing about
+/// them.
 pub mod low_level {
     pub use crate::cache::Words;
     pub use crate::format::PageLayout;

@@ -17,8 +17,8 @@ pub struct Memory {
     pub pages: u64,
     /// f16 rows of sinks and windows, over all layers.
     pub protected: u64,
-    /// What the codec learned, over all layers: for RotateKV key scales, which group every key channel is of, and which tokens are
-    /// sinks; for Centred means and weights.
+    /// What the codec learned, over all layers: for RotateKV key scales, the group of each key
+    /// channel, and the tokens that are sinks; for Centred means and weights.
     pub marks: u64,
     /// Queries and partial results of one pass, and the table of RoPE's turns.
     pub scratch: u64,
@@ -33,8 +33,9 @@ pub(super) struct Layer {
     pub protected_rows: wgpu::Buffer,
     /// For RotateKV: `[physical page, row_groups, scale_vecs]`.
     pub key_scales: wgpu::Buffer,
-    /// For RotateKV: the group of each key channel, a byte each (or for Centred, `[kv_heads, 3, head_dim]` means of keys, weights,
-    /// means of values); then `[slot, 3 * sinks]` words of elected sinks.
+    /// For RotateKV: the group of each key channel, a byte each (or for Centred,
+    /// `[kv_heads, 3, head_dim]` means of keys, weights, means of values); then `[slot, 3 * sinks]`
+    /// words of elected sinks.
     pub marks: wgpu::Buffer,
 }
 
@@ -58,7 +59,7 @@ pub(super) struct Shared {
     pub plans: wgpu::Buffer,
     /// For Centred: terms of what the mean of the keys adds to the scores of a pass's pages.
     pub position_terms: wgpu::Buffer,
-    /// In the place of logarithms that the caller does not want.
+    /// Bound in place of logarithms that the caller does not want.
     pub no_log_sums: wgpu::Buffer,
     pub status: wgpu::Buffer,
 }
@@ -78,7 +79,7 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
-    /// Makes and fills them.
+    /// Makes all buffers and fills those that have contents.
     pub fn new(gpu: &Gpu, plan: &Plan) -> Self {
         let device = gpu.device();
         let buffer = |label, bytes: u64| {
@@ -89,7 +90,8 @@ impl Buffers {
                 mapped_at_creation: false,
             })
         };
-        // A buffer that there was no memory for cannot be written, which is no fault of its own: the refusal tells.
+        // A buffer that could not be allocated cannot be written either; the allocation has already
+        // reported why.
         let write = |buffer: &wgpu::Buffer, contents: &[u8]| {
             let _scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
             gpu.queue().write_buffer(buffer, 0, contents);
@@ -184,7 +186,8 @@ impl Cache {
         }
     }
 
-    /// Copies bytes inside a buffer, by way of another, since WebGPU refuses a copy from a buffer to itself.
+    /// Copies bytes inside a buffer, by way of another, since WebGPU refuses a copy from a buffer
+    /// to itself.
     pub(super) fn copy_within(&self, encoder: &mut wgpu::CommandEncoder, buffer: &wgpu::Buffer, from: u64, to: u64, bytes: u64) {
         if bytes == 0 {
             return;
@@ -204,8 +207,9 @@ impl Cache {
         self.buffers.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.plan.shape().layers })
     }
 
-    /// Returns the buffers of one layer, for snapshots and for comparing kernels with their [twins](crate::low_level::reference): the
-    /// pages by slab, and the f16 rows. All have usage `COPY_SRC` and `COPY_DST`.
+    /// Returns the buffers of one layer, for snapshots and for comparing kernels with their
+    /// [twins](crate::low_level::reference): the pages by slab, and the f16 rows. All have usage
+    /// `COPY_SRC` and `COPY_DST`.
     ///
     /// # Errors
     /// [`Error::Layer`].
@@ -215,28 +219,31 @@ impl Cache {
         Ok((&buffers.pages, &buffers.protected_rows))
     }
 
-    /// Returns a layer's key scales and marks, for comparing kernels with their [twins](crate::low_level::reference).
+    /// Returns a layer's key scales and marks, for comparing kernels with their
+    /// [twins](crate::low_level::reference).
     #[doc(hidden)]
     pub fn reordered_buffers(&self, layer: u32) -> Result<[&wgpu::Buffer; 2]> {
         let buffers = self.layer(layer)?;
         Ok([&buffers.key_scales, &buffers.marks])
     }
 
-    /// Returns the terms of positions, for comparing kernels with their [twins](crate::low_level::reference).
+    /// Returns the terms of positions, for comparing kernels with their
+    /// [twins](crate::low_level::reference).
     #[doc(hidden)]
     pub fn position_terms(&self) -> &wgpu::Buffer {
         &self.buffers.shared.position_terms
     }
 
-    /// Returns what the kernels of planes hand each other, scores and plans, for comparing them with their
-    /// [twins](crate::low_level::reference).
+    /// Returns what the kernels of planes hand each other, scores and plans, for comparing them
+    /// with their [twins](crate::low_level::reference).
     #[doc(hidden)]
     pub fn align_buffers(&self) -> [&wgpu::Buffer; 2] {
         [&self.buffers.shared.scores, &self.buffers.shared.plans]
     }
 
-    /// Returns the buffers that the attention kernels hand each other (query_rows, query_codes, partials, row_partials of the last
-    /// pass recorded), for comparing them with their [twins](crate::low_level::reference).
+    /// Returns the buffers that the attention kernels hand each other (query_rows, query_codes,
+    /// partials, row_partials of the last pass recorded), for comparing them with their
+    /// [twins](crate::low_level::reference).
     #[doc(hidden)]
     pub fn scratch_buffers(&self) -> [&wgpu::Buffer; 4] {
         let shared = &self.buffers.shared;

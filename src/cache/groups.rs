@@ -1,5 +1,6 @@
-//! The bind groups of a cache. Group 0 of every kernel is of the cache's own buffers and made once; group 1 is a step's parameters and
-//! tables and made once a step; group 2 is of the caller's rows and made once a step for rows that come again in every layer.
+//! The bind groups of a cache. Group 0 of every kernel holds the cache's own buffers and is made
+//! once; group 1 holds a step's parameters and tables and is made once a step; group 2 holds the
+//! caller's rows, and is made once a step for rows that come again in every layer.
 
 use super::buffers::Buffers;
 use crate::gpu::{Gpu, Pipeline};
@@ -25,7 +26,7 @@ pub(super) enum Role {
 
 const ROLES: usize = Role::Dequantize as usize + 1;
 
-/// What group 2 is of.
+/// What a group 2 binds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RowsOf {
     KeysAndValues,
@@ -39,7 +40,7 @@ pub(super) enum RowsOf {
 /// The caller's rows of one call, in the order of their bindings.
 type Bound<'a> = [wgpu::BufferBinding<'a>];
 
-/// A group 2, and what it is of.
+/// A group 2, and what it binds.
 #[derive(Debug)]
 struct RowGroup {
     of: RowsOf,
@@ -55,7 +56,8 @@ impl RowGroup {
     }
 }
 
-/// Groups of the caller's rows that are kept at most: an engine with other buffers in every layer shall not fill the memory.
+/// Groups of the caller's rows that are kept at most: an engine with other buffers in every layer
+/// must not fill the memory.
 const KEPT: usize = 8;
 
 /// The bind groups of a cache.
@@ -67,7 +69,7 @@ pub(super) struct Groups {
 }
 
 impl Groups {
-    /// Makes none yet.
+    /// Makes an empty set: groups are made when they are first needed.
     pub fn new(buffers: &Buffers) -> Self {
         let layer = |layer: &super::buffers::Layer| layer.pages.iter().map(|_| Default::default()).collect();
         Self { own: buffers.layers.iter().map(layer).collect(), rows: Mutex::default() }
@@ -77,7 +79,7 @@ impl Groups {
     pub fn own(&self, gpu: &Gpu, buffers: &Buffers, role: Role, pipeline: &Pipeline, layer: usize, slab: usize) -> &wgpu::BindGroup {
         self.own[layer][slab][role as usize].get_or_init(|| {
             pipeline.bind(gpu, 0, |name| {
-                // tests/layering.rs has every kernel's names looked up; none is missing.
+                // tests/layering.rs looks up every kernel's names; none is missing.
                 let buffer = buffers.named(name, layer, slab);
                 debug_assert!(buffer.is_some(), "no buffer is called {name}");
                 buffer.unwrap_or(&buffers.shared.no_log_sums).as_entire_binding()
@@ -85,7 +87,8 @@ impl Groups {
         })
     }
 
-    /// Returns the bind group of a caller's rows: the one of the layer before, where it is of the same.
+    /// Returns the bind group of a caller's rows: that of the layer before, where it binds the
+    /// same.
     pub fn rows(&self, gpu: &Gpu, of: RowsOf, pipeline: &Pipeline, rows: &Bound<'_>) -> wgpu::BindGroup {
         let mut kept = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = kept.iter().find(|known| known.is_of(of, rows)) {
@@ -100,7 +103,7 @@ impl Groups {
         group
     }
 
-    /// Forgets the caller's rows, so that their buffers are held no longer than to the next step.
+    /// Drops the caller's rows, so that their buffers are held no longer than to the next step.
     pub fn forget_rows(&self) {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }

@@ -1,4 +1,4 @@
-//! The cache: packed pages, f16 rows, and who holds which.
+//! The cache: packed pages, f16 rows, and which sequence holds which of them.
 
 mod buffers;
 mod groups;
@@ -38,14 +38,15 @@ use status::STATUS_WORDS;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Identities of caches, so that a handle of one is not taken by another.
+/// Identities of caches, so that one cache refuses the handles of another.
 static CACHES: AtomicU64 = AtomicU64::new(1);
 
 /// Keys and values of many sequences, packed, on one device.
 ///
-/// Every step of the model goes: [`Cache::step`] once, then for each layer [`Cache::append`] and [`Cache::attend`] on the
-/// caller's encoder (and before them [`Cache::elect`], where the plan's sinks are massive activations). Nothing here submits, waits or maps, but [`Cache::status`] and
-/// [`Cache::save`].
+/// Every step of the model goes: [`Cache::step`] once, then for each layer [`Cache::append`] and
+/// [`Cache::attend`] on the caller's encoder (and before them [`Cache::elect`], where the plan's
+/// sinks are massive activations). Nothing here submits or waits but [`Cache::request`],
+/// [`Cache::status`], [`Cache::traffic`], [`Cache::save`] and [`Cache::save_prefix`].
 #[derive(Debug)]
 pub struct Cache {
     id: u64,
@@ -54,26 +55,27 @@ pub struct Cache {
     buffers: Buffers,
     pipelines: Pipelines,
     groups: Groups,
-    /// Of what each dispatch of a step reads.
+    /// The layout of the bind group that holds what each dispatch of a step reads.
     step_layout: wgpu::BindGroupLayout,
     pool: Pool,
     serial: u64,
 }
 
 impl Cache {
-    /// Allocates everything that the plan says. In browsers, which answer later, a device that has no memory for it is found by
-    /// [`Cache::request`] only.
+    /// Makes a cache and allocates everything that the plan lists. Browsers report later whether a
+    /// device had the memory for it, so there only [`Cache::request`] finds that it had not.
     ///
     /// # Errors
-    /// [`Error::Limit`] if the plan was made for a device that can do more than this one, [`Error::Mismatch`] if its codec
-    /// needs a calibration and it has none, [`Error::Memory`], [`Error::Lost`].
+    /// [`Error::Limit`] if the plan was made for a device that can do more than this one,
+    /// [`Error::Memory`], [`Error::Lost`].
     pub fn new(gpu: &Gpu, plan: Plan) -> Result<Self> {
         let (cache, answer) = Self::make(gpu, plan)?;
         answer.now_or_never().unwrap_or(Ok(()))?;
         Ok(cache)
     }
 
-    /// [`Cache::new`] that waits for the device's answer.
+    /// Makes a cache as [`Cache::new`] does, and waits until the device has reported whether it had
+    /// the memory.
     ///
     /// # Errors
     /// As [`Cache::new`].
@@ -98,7 +100,7 @@ impl Cache {
         Ok((cache, enough(scope, need)))
     }
 
-    /// Makes its buffers.
+    /// Makes the cache and its buffers.
     fn on(gpu: &Gpu, plan: Plan) -> Self {
         let id = CACHES.fetch_add(1, Ordering::Relaxed);
         let buffers = Buffers::new(gpu, &plan);
@@ -115,18 +117,19 @@ impl Cache {
         }
     }
 
-    /// Gives the memory back at once; work that is recorded but not submitted may not refer to the cache any more. Dropping it is
-    /// enough natively, but leaves the buffers to the garbage collector in a browser.
+    /// Gives the memory back at once. Work that is recorded but not submitted may no longer refer
+    /// to the cache. Dropping the cache is enough natively, but leaves the buffers to the garbage
+    /// collector in a browser.
     pub fn destroy(self) {
         self.buffers.destroy();
     }
 
-    /// The plan.
+    /// Returns the plan.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// The device it lives on.
+    /// Returns the device that the cache lives on.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
@@ -139,13 +142,16 @@ impl Cache {
         self.pool.begin()
     }
 
-    /// Begins a sequence of which the tokens before `position` lie in other caches, on other devices or hosts: the part of a context that is
-    /// split by tokens. It goes on with [`Cache::step_parts`] and is attended to with [`Cache::attend_part`]; its sinks are in the cache that
-    /// has the first tokens. [`ContextParallel`](crate::ContextParallel) does all that for several devices of a host.
+    /// Begins a sequence whose tokens before `position` lie in other caches, on other devices or
+    /// hosts: one part of a context that is split by tokens. It grows by [`Cache::step_parts`] and
+    /// is attended to by [`Cache::attend_part`]; its sinks are in the cache that has the first
+    /// tokens. [`ContextParallel`](crate::devices::ContextParallel) does all of this for several
+    /// devices of a host.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for a position that is not a multiple of 128 and for sinks that are elected, [`Error::Length`] for one beyond the
-    /// plan's [`max_tokens`](Plan::max_tokens), [`Error::Sequences`].
+    /// [`Error::Mismatch`] for a position that is not a multiple of 128 and for sinks that are
+    /// elected, [`Error::Length`] for a position beyond the plan's
+    /// [`max_tokens`](Plan::max_tokens), [`Error::Sequences`].
     pub fn begin_at(&mut self, position: u32) -> Result<Sequence> {
         if !position.is_multiple_of(PAGE_TOKENS) {
             return Err(Error::argument("the position that a sequence begins at", "a multiple of 128", position));
@@ -157,7 +163,8 @@ impl Cache {
         self.pool.begin_at(position / PAGE_TOKENS)
     }
 
-    /// Refuses sinks that are elected among all tokens of a prompt, which no cache of some of them can hold an election of.
+    /// Refuses elected sinks: they are chosen among all tokens of a prompt, which no cache of a
+    /// split context has.
     pub(crate) fn expect_split(&self) -> Result<()> {
         if self.plan.elects() {
             let wanted = "the first tokens, or none, where a context is split";
@@ -173,26 +180,30 @@ impl Cache {
     pub fn end(&mut self, sequence: Sequence) -> Result<()> {
         self.pool.end(sequence)?;
         event!(DEBUG, slot = sequence.slot(), pages_free = self.free_pages(), "freed");
-        // A step made before may name the sequence: its tables point at pages that now belong to nobody.
+        // A step made before may name the sequence, and its tables then point at pages that nobody
+        // holds.
         self.serial += 1;
         Ok(())
     }
 
-    /// Begins a sequence that holds what another holds: it shares the other's full pages and has a copy, recorded on
-    /// `encoder`, of the last page where that is not full, of the f16 rows and of the elected sinks. Both grow on their own.
+    /// Begins a sequence that holds what another holds: it shares the other's full pages and gets a
+    /// copy, recorded on `encoder`, of the last page where that is not full, of the f16 rows and of
+    /// the elected sinks. Either can then grow without the other.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`], [`Error::Sequences`], [`Error::Pages`], [`Error::Lost`]; then nothing has changed.
+    /// [`Error::UnknownSequence`], [`Error::Sequences`], [`Error::Pages`], [`Error::Lost`]; then
+    /// nothing has changed.
     pub fn fork(&mut self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence) -> Result<Sequence> {
         let tokens = self.tokens(sequence)?;
         self.fork_prefix(encoder, sequence, tokens)
     }
 
-    /// [`Cache::fork`] of a sequence's first `tokens` tokens, as if the other had been [cut back](Cache::truncate) to them: pages
-    /// beyond are not shared, and none is needed where they end with a page.
+    /// Does what [`Cache::fork`] does with a sequence's first `tokens` tokens, as if the other had
+    /// been [cut back](Cache::truncate) to them: pages beyond are not shared, and no page is copied
+    /// where they end with one.
     ///
     /// # Errors
-    /// As [`Cache::fork`], [`Error::Range`] and [`Error::Dropped`].
+    /// Those of [`Cache::fork`], [`Error::Range`] and [`Error::Dropped`].
     pub fn fork_prefix(&mut self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, tokens: u32) -> Result<Sequence> {
         let _span = span!("fork", slot = sequence.slot(), tokens);
         self.gpu.alive()?;
@@ -211,15 +222,18 @@ impl Cache {
         Ok(forked)
     }
 
-    /// Cuts a sequence back to its first `tokens` tokens, as speculative decoding does with tokens it takes back. Pages and
-    /// sinks beyond are given back. A page that other sequences hold too, and that ends inside, is copied on `encoder`.
+    /// Cuts a sequence back to its first `tokens` tokens, as speculative decoding does with
+    /// rejected tokens. Pages and sinks beyond are given back. A page that ends inside and that
+    /// other sequences hold too is copied on `encoder`.
     ///
-    /// With a window, tokens of the pages stay packed even where they are recent now. The last step must have been appended
-    /// in every layer before: what it was to pack cannot be had otherwise.
+    /// With a window, tokens that are packed stay packed, even where they are recent now. The last
+    /// step must have been appended in every layer before, since what it packs cannot be recovered
+    /// otherwise.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Dropped`] for a length before what it [slid](Cache::slide) beyond,
-    /// [`Error::Pages`] where a shared page must be copied and none is free, [`Error::Lost`]; then nothing has changed.
+    /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Dropped`] for a length before the
+    /// first token that [`Cache::slide`] left, [`Error::Pages`] where a shared page must be copied
+    /// and none is free, [`Error::Lost`]; then nothing has changed.
     pub fn truncate(&mut self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, tokens: u32) -> Result<()> {
         let _span = span!("truncate", slot = sequence.slot(), tokens);
         self.gpu.alive()?;
@@ -229,12 +243,14 @@ impl Cache {
         Ok(())
     }
 
-    /// Lets a sequence go of old tokens, as attention over a sliding window or an endless stream does (StreamingLLM, 2309.17453): the pages
-    /// that all its tokens but the last `keep` fill are given back. Its sinks stay, and so do the tokens in a page with others that are kept:
-    /// up to 127 more than `keep`. All keep their positions, so a stream ends with the plan's [`max_tokens`](Plan::max_tokens). Answers the
-    /// first token that is still held.
+    /// Drops old tokens of a sequence, as attention over a sliding window or an endless stream does
+    /// (StreamingLLM, 2309.17453), and returns the first token that it still holds. The pages
+    /// filled by all but the last `keep` tokens are given back. The sinks stay, and so do tokens
+    /// that share a page with tokens that are kept: up to 127 more than `keep`. All keep their
+    /// positions, so a stream ends at the plan's [`max_tokens`](Plan::max_tokens).
     ///
-    /// Under [`Plan::with_sliding_window`] of W tokens no query misses a token if `keep` is W, or more by the tokens that may be cut off again.
+    /// Under a [`PlanBuilder::sliding_window`](crate::PlanBuilder::sliding_window) of W tokens no
+    /// query misses a token if `keep` is W, plus the number of tokens that may be cut off again.
     /// Without it, queries see all that is held. `F16` keeps no sinks.
     ///
     /// # Errors
@@ -248,7 +264,7 @@ impl Cache {
         Ok(self.pool.find(sequence)?.at.first())
     }
 
-    /// How many tokens a sequence holds.
+    /// Returns how many tokens a sequence holds.
     ///
     /// # Errors
     /// [`Error::UnknownSequence`].
@@ -256,29 +272,31 @@ impl Cache {
         Ok(self.pool.find(sequence)?.at.tokens)
     }
 
-    /// Bytes allocated for keys and values: pages, f16 rows, scales.
+    /// Returns the bytes allocated for keys and values: pages, f16 rows, scales.
     pub fn bytes(&self) -> u64 {
         let memory = self.memory();
         memory.pages + memory.protected + memory.marks
     }
 
-    /// Bytes that the tokens of all live sequences need: codes, scales, zeros, and f16 rows in use. Pages that sequences share
-    /// count for each.
+    /// Returns the bytes that the tokens of all live sequences need: codes, scales, zeros, and f16
+    /// rows in use. Pages that sequences share count for each of them.
     pub fn bytes_used(&self) -> u64 {
         let page = self.plan.page_bytes();
         self.pool.sequences().map(|live| self.plan.bits(u64::from(live.at.tokens)).div_ceil(8) - page * u64::from(live.at.dropped)).sum()
     }
 
-    /// Pages that no sequence holds.
+    /// Returns the number of pages that no sequence holds.
     pub fn free_pages(&self) -> u32 {
         self.pool.free_pages()
     }
 
-    /// What a [step](Cache::step) of these chunks would take of the cache's pages, and what is there. Nothing changes. A step made
-    /// next succeeds if [it fits](Admission::fits), and fails with [`Error::Pages`] of the same numbers if not.
+    /// Returns what a [step](Cache::step) of these chunks would take of the cache's pages, and what
+    /// is free, without changing anything. A step made next succeeds if [it fits](Admission::fits),
+    /// and fails with [`Error::Pages`] and the same numbers if not.
     ///
     /// # Errors
-    /// Those of [`Cache::step`] that freeing other sequences would not help: all but [`Error::Pages`].
+    /// Those of [`Cache::step`] that ending other sequences would not help with: all but
+    /// [`Error::Pages`].
     pub fn can_append(&self, chunks: &[Chunk]) -> Result<Admission> {
         self.gpu.alive()?;
         self.pool.admit(&self.plan, chunks)
@@ -288,13 +306,14 @@ impl Cache {
         &self.pool
     }
 
-    /// Grows sequences by new tokens: takes the pages they need and makes the tables that all layers read. The new tokens
-    /// count from here on, so every layer must be given their keys and values by [`Cache::append`], with this step, before
-    /// the next step is made or the sequence is cut back.
+    /// Grows sequences by new tokens: takes the pages they need and makes the tables that all
+    /// layers read. The new tokens count from here on, so every layer must be given their keys and
+    /// values by [`Cache::append`] with this step before the next step is made or the sequence is
+    /// cut back.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`], [`Error::RepeatedSequence`], [`Error::EmptyChunk`], [`Error::Length`],
-    /// [`Error::Pages`], [`Error::Lost`]. After an error no sequence has grown.
+    /// [`Error::UnknownSequence`], [`Error::RepeatedSequence`], [`Error::EmptyChunk`],
+    /// [`Error::Length`], [`Error::Pages`], [`Error::Lost`]. After an error no sequence has grown.
     pub fn step(&mut self, chunks: &[Chunk]) -> Result<Step> {
         let _span = span!("step", chunks = chunks.len());
         self.gpu.alive()?;
@@ -305,7 +324,7 @@ impl Cache {
         Ok(step)
     }
 
-    /// [`Cache::can_append`] of a step of parts.
+    /// Returns what [`Cache::can_append`] does, for a step of parts.
     ///
     /// # Errors
     /// Those of [`Cache::step_parts`] but [`Error::Pages`].
@@ -315,12 +334,13 @@ impl Cache {
         self.pool.admit_parts(&self.plan, parts)
     }
 
-    /// [`Cache::step`] where other caches hold tokens of the sequences, too: queries attend, from positions of their own, to what lies here,
-    /// and only some of their tokens are appended here, if any. Rows of keys and values are as many as queries; those of tokens that are not
-    /// appended here are not read.
+    /// Makes a step as [`Cache::step`] does, where other caches hold tokens of the sequences, too:
+    /// queries attend, from positions of their own, to what lies here, and some of their tokens, or
+    /// none, are appended here. Keys and values have a row for every query; rows of tokens that are
+    /// not appended here are not read.
     ///
     /// # Errors
-    /// As [`Cache::step`], and [`Error::Share`]. After an error no sequence has grown.
+    /// Those of [`Cache::step`], and [`Error::Share`]. After an error no sequence has grown.
     pub fn step_parts(&mut self, parts: &[Share]) -> Result<Step> {
         let _span = span!("step", chunks = parts.len());
         self.gpu.alive()?;
@@ -330,7 +350,7 @@ impl Cache {
         Ok(self.step_of(&growths))
     }
 
-    /// Makes the steps so far stale. What they bound of the caller's is let go of.
+    /// Makes all steps so far stale, and drops the bind groups of the caller's rows.
     fn outdate(&mut self) {
         self.serial += 1;
         self.groups.forget_rows();
@@ -340,8 +360,9 @@ impl Cache {
         Step::new(&self.gpu, &self.plan, &self.step_layout, growths, (self.id, self.serial))
     }
 
-    /// A step that attends once more from positions whose tokens a sequence holds already, each range of two or more. It appends
-    /// nothing, and is the latest step's equal until the next is made. The ranges must lie in the pages.
+    /// Makes a step that attends once more from positions whose tokens a sequence already holds, in
+    /// ranges of two or more. It appends nothing and does not make the latest step stale; both are
+    /// valid until the next is made. The ranges must lie in the pages.
     pub(crate) fn revisit(&self, sequence: Sequence, ranges: &[Range<u32>]) -> Result<Step> {
         self.gpu.alive()?;
         let live = self.pool.find(sequence)?;
@@ -368,16 +389,20 @@ impl Cache {
         self.layer(layer).map(|_| ())
     }
 
-    /// Chooses the planes that decoding reads in another way from the next step on, where the plan has planes.
+    /// Chooses the planes that decoding reads in another way from the next step on, where the plan
+    /// has planes.
     ///
     /// # Errors
-    /// As [`Plan::with_alignment`].
+    /// [`Error::Mismatch`] for an alignment that
+    /// [`PlanBuilder::alignment`](crate::PlanBuilder::alignment) would not take, or that the plan's
+    /// storage does not serve.
     pub fn align(&mut self, alignment: Alignment) -> Result<()> {
         self.plan.align(alignment)
     }
 
-    /// Waits for all submitted work and tells which keys and values had numbers that were not finite since the last call.
-    /// Those were stored as zeros, so that no other token's codes or output is harmed.
+    /// Waits for all submitted work and returns which keys and values had numbers that were not
+    /// finite since the last call. Those were stored as zeros, so that no other token's codes or
+    /// output is harmed.
     ///
     /// # Errors
     /// [`Error::Readback`], [`Error::Lost`].
@@ -387,7 +412,8 @@ impl Cache {
         Ok(Status::from_words(&words))
     }
 
-    /// Checks what must hold of pages and sequences at any time; answers what does not, or how many sequences are live. For tests.
+    /// Checks the invariants of pages and sequences, for tests. Returns the number of live
+    /// sequences, or what does not hold.
     #[doc(hidden)]
     pub fn check_pages(&self) -> std::result::Result<u32, String> {
         self.pool.check(&self.plan)

@@ -1,4 +1,5 @@
-//! What every dispatch of a step reads, as the GPU has it: parameters, and the tables that they point into.
+//! What every dispatch of a step reads, in the GPU's layout: parameters, and the tables that they
+//! point into.
 
 use crate::gpu::Gpu;
 use crate::gpu::bind_group;
@@ -36,7 +37,7 @@ impl Params {
         self.align();
         let at = self.bytes.len();
         self.bytes.extend_from_slice(bytemuck::bytes_of(params));
-        // As much as is bound must be there.
+        // The binding spans this many bytes, so they must be there after the last parameters, too.
         self.bytes.resize(at + PARAMS_BYTES as usize, 0);
         at as u32
     }
@@ -53,7 +54,7 @@ impl Params {
 
     /// Makes the bind group of these parameters and of tables, in one buffer.
     pub fn bind_with(mut self, gpu: &Gpu, layout: &wgpu::BindGroupLayout, tables: &[u32]) -> (wgpu::BindGroup, Tables) {
-        // A binding of nothing is refused.
+        // WebGPU refuses an empty binding.
         if self.bytes.is_empty() {
             self.bytes.resize(PARAMS_BYTES as usize, 0);
         }

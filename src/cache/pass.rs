@@ -1,4 +1,5 @@
-//! The passes of a step: query rows that are attended together, because scratch holds no more, and the tables of each.
+//! The passes of a step: query rows that are attended together, because scratch holds no more, and
+//! the tables of each.
 
 use super::records::{AlignRow, MergeRow, PositionItem, PrefillItem, SplitItem};
 use super::sequence::Growth;
@@ -43,7 +44,7 @@ pub(super) struct Arranged {
     pub align: Vec<Align>,
 }
 
-/// A run of one chunk's query rows that falls into one pass.
+/// A run of one chunk's query rows that falls within one pass.
 struct Run<'a> {
     growth: &'a Growth,
     record: u32,
@@ -55,34 +56,35 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// A single query decodes: its pages are split. Several are a prefill.
+    /// Returns whether the run decodes: then its pages are split. Several queries are a prefill.
     fn decodes(&self) -> bool {
         self.growth.rows == 1
     }
 
-    /// The first token that a query at this position may see, but for sinks.
+    /// Returns the first token that a query at this position may see, apart from sinks.
     fn visible(&self, plan: &Plan, position: u32) -> u32 {
         (position + 1).saturating_sub(plan.reach()).max(self.growth.first())
     }
 
-    /// The first token that its decoding row sees in pages.
+    /// Returns the first token in pages that its decoding row sees.
     fn visible_packed(&self, plan: &Plan) -> u32 {
         self.visible(plan, self.growth.old_tokens).max(plan.unpacked())
     }
 
-    /// Its pages that its decoding row sees tokens of: none where it does not decode.
+    /// Returns the pages in which its decoding row sees tokens: none where it does not decode.
     fn pages(&self, plan: &Plan) -> Range<u32> {
         let first = self.visible_packed(plan);
         if self.decodes() && first < self.growth.new_packed { first / PAGE_TOKENS..self.growth.new_packed.div_ceil(PAGE_TOKENS) } else { 0..0 }
     }
 
-    /// Where the tiles of tokens that so many of its queries, from `first` on, look at begin again after those of the sinks; 0 where they are
-    /// those of all tokens.
+    /// Returns where the tiles of tokens begin again after those of the sinks, for its queries from
+    /// `first` on; 0 where the tiles are those of all tokens.
     fn after(&self, plan: &Plan, first: u32) -> u32 {
         if self.decodes() { self.growth.new_packed } else { self.visible(plan, self.growth.old_tokens + first) / PAGE_TOKENS * PAGE_TOKENS }
     }
 
-    /// Tiles of sinks that lie before `after`, then of all tokens from there on that are seen before `end`. Without sinks theirs are passed by.
+    /// Returns the tiles of sinks before `after`, then those of all tokens from there on that are
+    /// seen before `end`. A sequence that never had its sinks skips their tiles.
     fn tiles(&self, plan: &Plan, after: u32, end: u32) -> Range<u32> {
         let sinks = match after {
             0 => 0,
@@ -94,13 +96,14 @@ impl Run<'_> {
         (if self.growth.headless { sinks } else { 0 })..sinks + tokens.div_ceil(TILE_TOKENS)
     }
 
-    /// Tiles of the tokens that are f16: sinks that would lie in pages, then all that no page holds yet.
+    /// Returns the tiles of the f16 tokens: sinks that would lie in pages, then all tokens that no
+    /// page holds yet.
     fn protected_tiles(&self, plan: &Plan) -> Range<u32> {
         self.tiles(plan, self.growth.new_packed, self.growth.new_tokens)
     }
 }
 
-/// Shares the rows of a step out among passes.
+/// Distributes the rows of a step over passes.
 pub(super) fn passes(maker: &mut StepMaker<'_>) -> Vec<Pass> {
     let (plan, growths, records) = (maker.plan, maker.growths, maker.records.clone());
     let most = plan.query_rows();
@@ -114,7 +117,8 @@ pub(super) fn passes(maker: &mut StepMaker<'_>) -> Vec<Pass> {
         *rows = 0;
     };
     for (growth, record) in growths.iter().zip(records) {
-        // Scores (or terms of positions) are kept of as many pages as there are; sequences that share pages may together have more.
+        // There is scratch for the scores (or terms of positions) of as many pages as the cache
+        // has; sequences that share pages may have more between them.
         pages += growth.pages.len() as u32;
         if plan.places_pages() && pages > plan.pages() && rows > 0 {
             close(maker, &mut runs, &mut rows);
@@ -137,14 +141,14 @@ pub(super) fn passes(maker: &mut StepMaker<'_>) -> Vec<Pass> {
     passes
 }
 
-/// A list in the tables: where it begins, and what of it is each run's.
+/// A list in the tables: where it begins, and which part belongs to each run.
 struct Listed {
     at: u32,
     count: u32,
     by_run: Vec<Range<u32>>,
 }
 
-/// A pass on its way.
+/// A pass being made.
 struct PassTables<'m, 's, 'r> {
     maker: &'m mut StepMaker<'s>,
     runs: &'r [Run<'r>],
@@ -178,7 +182,7 @@ impl PassTables<'_, '_, '_> {
         self.maker.words.list(&positions)
     }
 
-    /// By run: the place of its first page among those of all runs, for scores or terms.
+    /// Returns, by run, the place of its first page among those of all runs, for scores or terms.
     fn page_places(&self) -> Vec<u32> {
         let mut pages = 0;
         let place = |run: &Run<'_>| {
@@ -189,8 +193,9 @@ impl PassTables<'_, '_, '_> {
         self.runs.iter().map(place).collect()
     }
 
-    /// Lists the pages of decoding rows in slices of about equal size, 256 a row at most. Those with the most pages come first: the
-    /// others fill what is left at the end, when there are more items than run at once.
+    /// Lists the pages of decoding rows in slices of about equal size, 256 a row at most. Slices
+    /// with the most pages come first, so that shorter ones fill the gaps at the end when there are
+    /// more items than run at once.
     fn splits(&mut self, places: &[u32]) -> Listed {
         let plan = self.maker.plan;
         let all: u32 = self.runs.iter().map(|run| run.pages(plan).len() as u32).sum();
@@ -222,9 +227,10 @@ impl PassTables<'_, '_, '_> {
         Listed { at: self.maker.words.list(&items), count: items.len() as u32, by_run }
     }
 
-    /// Lists, of prefilling rows, as many tokens as make a tile of rows, over everything they see; of decoding rows their f16 tokens, a
-    /// tile or a few an item, since one row alone would walk the tiles one after another. Returns the items, and by run the partial
-    /// results.
+    /// Lists the items of `attend_prefill`. Prefilling rows come a tile of rows at a time, over
+    /// everything they see. The f16 tokens of a decoding row come a tile or a few an item, since
+    /// one row alone would walk the tiles one after another. Returns the items, and by run the
+    /// partial results.
     fn prefills(&mut self) -> ((u32, u32), Vec<Range<u32>>) {
         let plan = self.maker.plan;
         let most = TILE_ROWS / plan.shape().share();

@@ -9,7 +9,7 @@ use crate::kernel::{
 use crate::plan::{Plan, Slab};
 use std::sync::OnceLock;
 
-/// A pipeline, once it was needed.
+/// A pipeline, once it has been needed.
 #[derive(Debug, Default)]
 struct Slot(OnceLock<Pipeline>);
 
@@ -51,7 +51,7 @@ pub(super) struct Pipelines {
 }
 
 impl Pipelines {
-    /// Looks none up yet.
+    /// Makes an empty set: pipelines are looked up when they are first needed.
     pub fn new(plan: &Plan) -> Self {
         Self {
             query: Default::default(),
@@ -64,7 +64,7 @@ impl Pipelines {
     }
 }
 
-/// The pipelines of a cache with what makes those that were not needed before.
+/// The pipelines of a cache, with what is needed to make the missing ones.
 pub(super) struct Lookup<'a> {
     pub gpu: &'a Gpu,
     pub plan: &'a Plan,
@@ -88,13 +88,13 @@ impl<'a> Lookup<'a> {
         self.pipelines.elect[usize::from(merge)][element as usize].get(self.gpu, || elect::variant(self.plan, element, merge))
     }
 
-    /// That of the choice of this number among [`Plan::merge_choices`].
+    /// Returns the pipeline for this choice among [`Plan::merge_choices`].
     pub fn attend_merge(&self, element: Element, choice: usize, log_sums: bool) -> &'a Pipeline {
         let variant = || attend_merge::variant(self.plan, element, self.plan.merge_choices()[choice], log_sums);
         self.pipelines.attend_merge[choice][usize::from(log_sums)][element as usize].get(self.gpu, variant)
     }
 
-    /// Those of a slab of a layer.
+    /// Returns the pipelines of a slab of a layer.
     pub fn slab(&self, layer: u32, slab: usize) -> SlabLookup<'a> {
         let arrangement = self.plan.arrangement(layer);
         let slabs = &self.plan.arrangements()[arrangement];
@@ -102,7 +102,7 @@ impl<'a> Lookup<'a> {
     }
 }
 
-/// The same of one slab.
+/// The pipelines of one slab, with what is needed to make the missing ones.
 pub(super) struct SlabLookup<'a> {
     gpu: &'a Gpu,
     plan: &'a Plan,

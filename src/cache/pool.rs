@@ -1,4 +1,4 @@
-//! The pool: which sequences are live, where each stands, and who holds which page. It touches no GPU.
+//! The pool: the live sequences, where each stands, and which pages each holds. It touches no GPU.
 
 use super::sequence::{Admission, Chunk, Growth, Sequence, Share, Standing};
 use crate::error::{Error, Result};
@@ -11,12 +11,13 @@ use std::ops::RangeInclusive;
 pub(crate) struct Live {
     generation: u64,
     pub at: Standing,
-    /// But for those that it slid beyond.
+    /// Its pages, without those that it slid beyond.
     pub pages: Vec<u32>,
 }
 
 impl Live {
-    /// Where it stands when it is cut back to its first `tokens` tokens: the pages beyond are not its own any more.
+    /// Returns where it stands when it is cut back to its first `tokens` tokens, without its claim
+    /// to the pages beyond.
     pub fn cut(&self, tokens: u32) -> Result<Self> {
         let Standing { tokens: held, packed, dropped, headless, limit, before } = self.at;
         if tokens > held {
@@ -27,26 +28,28 @@ impl Live {
             return Ok(self.clone());
         }
         let packed = packed.min(tokens);
-        // A step that is taken back whole may never have held its election: what was void before is void again.
+        // A step that is taken back whole may never have held its election, so sinks that were void
+        // before it are void again.
         let limit = if tokens <= before.0 { before.1 } else { limit };
         let at = Standing { tokens, packed, dropped, headless, limit: limit.min(tokens), before };
         Ok(Self { pages: self.pages[..at.pages() as usize].to_vec(), at, ..*self })
     }
 
-    /// Refuses tokens that it slid beyond: they are gone.
+    /// Refuses tokens that it slid beyond, since they are gone.
     pub fn expect_held(&self, first: u32) -> Result<()> {
         if first < self.at.first() { Err(Error::Dropped { token: first, first: self.at.first() }) } else { Ok(()) }
     }
 
-    /// The lengths that it can be cut back to and be as if nothing had ever followed, if there are any.
+    /// Returns the lengths to which it can be cut back and be as if nothing had ever followed, if
+    /// there are any.
     pub fn exact_lengths(&self, plan: &Plan) -> Option<RangeInclusive<u32>> {
         let Standing { tokens, packed, dropped, limit, .. } = self.at;
-        // What a page holds by now was f16 when the sequence was shorter; and pages may be gone.
+        // What a page holds by now was f16 when the sequence was shorter, and pages may be gone.
         if plan.packed(tokens) != packed || dropped > 0 {
             return None;
         }
         let first = match (plan.elects(), plan.ring()) {
-            // Sinks are elected among all tokens of a prompt: those of a shorter one are others.
+            // Sinks are elected among all tokens of a prompt, so a shorter prompt has others.
             (true, _) if limit < u32::MAX => return None,
             (true, _) => tokens,
             (false, 0) => 0,
@@ -56,12 +59,12 @@ impl Live {
         Some(first..=tokens)
     }
 
-    /// As the kernels are told of it when it does not grow.
+    /// Returns the growth by which kernels read it when it does not grow.
     pub fn still(&self, slot: u32) -> Growth {
         Growth { pages: self.pages.clone(), ..self.pageless(slot) }
     }
 
-    /// The same without its pages.
+    /// Returns the same without its pages.
     fn pageless(&self, slot: u32) -> Growth {
         let Standing { tokens, packed, dropped, headless, limit, .. } = self.at;
         let pages = Vec::new();
@@ -85,14 +88,14 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// All pages free. `cache` tells its handles from those of others.
+    /// Makes a pool with all pages free. `cache` is the number that marks its handles.
     pub fn new(cache: u64, plan: &Plan) -> Self {
         let (sequences, pages) = (plan.sequences() as usize, plan.pages());
         // Pages are handed out from the first.
         Self { cache, live: vec![None; sequences], free: (0..pages).rev().collect(), users: vec![0; pages as usize], generation: 0 }
     }
 
-    /// Every live sequence.
+    /// Returns every live sequence.
     pub fn sequences(&self) -> impl Iterator<Item = &Live> {
         self.live.iter().flatten()
     }
@@ -167,15 +170,16 @@ impl Pool {
         if need > self.free_pages() { Err(Error::Pages { need, have: self.free_pages() }) } else { Ok(()) }
     }
 
-    /// Takes so many pages that nobody holds. The caller has made sure that they are there.
+    /// Takes `count` pages that nobody holds. The caller has made sure that there are as many.
     fn take(&mut self, count: u32) -> Vec<u32> {
         let pages: Vec<u32> = (0..count).filter_map(|_| self.free.pop()).collect();
         pages.iter().for_each(|page| self.users[*page as usize] = 1);
         pages
     }
 
-    /// Begins a sequence that holds another's first `tokens` tokens: it shares the full pages and has the last for itself, of which
-    /// the contents must be copied, where that is not full.
+    /// Begins a sequence that holds another's first `tokens` tokens: it shares the full pages, and
+    /// gets a page of its own, whose contents must be copied, in place of a last one that is not
+    /// full.
     pub fn fork(&mut self, sequence: Sequence, tokens: u32) -> Result<(Sequence, PageCopy)> {
         let Live { at, mut pages, .. } = self.find(sequence)?.cut(tokens)?;
         let partial = if at.packed.is_multiple_of(PAGE_TOKENS) { None } else { pages.last().copied() };
@@ -186,7 +190,8 @@ impl Pool {
         Ok((self.place(at, pages)?, copy))
     }
 
-    /// Cuts a sequence back to its first `tokens` tokens. A page that others hold too, and that ends inside, becomes another.
+    /// Cuts a sequence back to its first `tokens` tokens. A page that ends inside and that others
+    /// hold too is replaced by a copy.
     pub fn truncate(&mut self, sequence: Sequence, tokens: u32) -> Result<PageCopy> {
         let live = self.find(sequence)?;
         let mut cut = live.cut(tokens)?;
@@ -202,7 +207,8 @@ impl Pool {
         Ok(copy)
     }
 
-    /// Lets a sequence go of the full pages that all its tokens but the last `keep` fill. Answers how many pages it let go of.
+    /// Gives back the full pages that all but a sequence's last `keep` tokens fill, and returns how
+    /// many they are.
     pub fn slide(&mut self, sequence: Sequence, keep: u32) -> Result<u32> {
         let at = &self.find(sequence)?.at;
         let dropped = (at.tokens.saturating_sub(keep).min(at.packed) / PAGE_TOKENS).max(at.dropped);
@@ -215,7 +221,8 @@ impl Pool {
         Ok(count)
     }
 
-    /// Puts a page that nobody holds in the place of a sequence's last. The caller has made sure that there is one.
+    /// Puts a page that nobody holds in the place of a sequence's last. The caller has made sure
+    /// that there is one.
     fn own_last(&mut self, pages: &mut [u32]) -> PageCopy {
         let (last, page) = (pages.last_mut()?, self.take(1).pop()?);
         let copy = (std::mem::replace(last, page), page);
@@ -223,13 +230,14 @@ impl Pool {
         Some(copy)
     }
 
-    /// A chunk as the part that it is where no other cache holds tokens of it.
+    /// Returns a chunk as a part, for a sequence of which no other cache holds tokens.
     pub fn whole(&self, chunk: &Chunk) -> Result<Share> {
         let first = self.find(chunk.sequence)?.at.tokens;
         Ok(Share { sequence: chunk.sequence, first, queries: chunk.tokens, tokens: chunk.tokens })
     }
 
-    /// How the sequences of these parts would grow, still without pages.
+    /// Returns how the sequences of these parts would grow, still without pages, and what that
+    /// takes of the pool.
     fn growths(&self, plan: &Plan, parts: impl IntoIterator<Item = Result<Share>>) -> Result<(Vec<Growth>, Admission)> {
         let mut growths = Vec::new();
         let mut named = vec![false; self.live.len()];
@@ -254,7 +262,8 @@ impl Pool {
             let length = |count: u32| Error::Length { slot, need: u64::from(first) + u64::from(count), have };
             fits(queries).ok_or_else(|| length(queries))?;
             let new_tokens = if tokens > 0 { fits(tokens).ok_or_else(|| length(tokens))? } else { still.new_tokens };
-            // A sequence that was cut back inside its pages is packed beyond what its length asks for.
+            // A sequence that was cut back inside its pages is packed beyond what its length
+            // requires.
             let new_packed = plan.packed(new_tokens).max(still.old_packed);
             let growth = Growth { old_tokens: first, new_tokens, rows: queries, new_packed, ..still };
             need = need.saturating_add(growth.pages_lacking(live.pages.len() as u32));
@@ -263,12 +272,12 @@ impl Pool {
         Ok((growths, Admission { pages_needed: need, pages_free: self.free_pages() }))
     }
 
-    /// What a step would need; its errors but for pages.
+    /// Returns what a step would take; its errors are all but those of missing pages.
     pub fn admit(&self, plan: &Plan, chunks: &[Chunk]) -> Result<Admission> {
         Ok(self.growths(plan, chunks.iter().map(|chunk| self.whole(chunk)))?.1)
     }
 
-    /// The same of parts.
+    /// Returns the same for a step of parts.
     pub fn admit_parts(&self, plan: &Plan, parts: &[Share]) -> Result<Admission> {
         Ok(self.growths(plan, parts.iter().copied().map(Ok))?.1)
     }
@@ -291,7 +300,7 @@ impl Pool {
             let Some(mut live) = self.live[growth.slot as usize].take() else { continue };
             live.pages.extend(self.take(growth.pages_lacking(live.pages.len() as u32)));
             growth.pages.clone_from(&live.pages);
-            // A part may have queries only.
+            // A part may have queries alone.
             if live.at.tokens < growth.new_tokens {
                 live.at = Standing {
                     tokens: growth.new_tokens,
@@ -306,7 +315,8 @@ impl Pool {
         Ok(growths)
     }
 
-    /// How many pages would be free if these sequences ended, beyond those that are; and by sequence, whether it holds one of them.
+    /// Returns how many more pages would be free if these sequences ended, and for each sequence
+    /// whether it holds one of those pages.
     pub fn held_only_by(&self, sequences: &[Sequence]) -> Result<(u32, Vec<bool>)> {
         let mut users = self.users.clone();
         let held = sequences.iter().map(|sequence| Ok(&self.find(*sequence)?.pages)).collect::<Result<Vec<_>>>()?;
@@ -315,9 +325,9 @@ impl Pool {
         Ok((freed, held.iter().map(|pages| pages.iter().any(|page| users[*page as usize] == 0)).collect()))
     }
 
-    /// Checks what must hold of it at any time: every page is free once or held by as many sequences as are counted, by each once,
-    /// and every sequence has the pages that it stands in, which others share only where they are full. Answers what does not,
-    /// or how many sequences are live.
+    /// Checks the invariants: every page is free once, or held by as many sequences as its counter
+    /// says, once by each, and every sequence has the pages that its length requires, shared only
+    /// where they are full. Returns the number of live sequences, or what does not hold.
     pub fn check(&self, plan: &Plan) -> std::result::Result<u32, String> {
         let mut holders = vec![0; self.users.len()];
         let mut last = vec![None; self.users.len()];
@@ -362,7 +372,8 @@ mod tests {
 
     const PAGE: usize = PAGE_TOKENS as usize;
 
-    /// What a sequence must hold: its tokens by a number of each, how many of them are packed, and pages that forks share.
+    /// What a sequence must hold: a number for each of its tokens, how many of them are packed, and
+    /// pages that forks share.
     #[derive(Clone)]
     struct Model {
         handle: Sequence,
@@ -373,7 +384,7 @@ mod tests {
         pages: Vec<Rc<()>>,
     }
 
-    /// A pool, memory that its answers are carried out on, and a plain model of both.
+    /// A pool, a memory on which its page copies are carried out, and a plain model of both.
     struct Soak {
         plan: Plan,
         pool: Pool,
@@ -401,7 +412,7 @@ mod tests {
             self.random.random_range(0..end)
         }
 
-        /// Carries a copy out, and tells whether there was one.
+        /// Carries a copy out, and returns whether there was one.
         fn copied(&mut self, copy: PageCopy) -> bool {
             if let Some((from, to)) = copy {
                 self.memory[to as usize] = self.memory[from as usize];
@@ -409,7 +420,8 @@ mod tests {
             copy.is_some()
         }
 
-        /// One operation, drawn: the pool does what the model does, or refuses for the reason that the model has.
+        /// Draws one operation: the pool must do what the model does, or refuse it for the model's
+        /// reason.
         fn turn(&mut self) {
             let (live, have, sequences) = (self.model.len(), self.free(), self.plan.sequences());
             match self.below(16) {
@@ -479,7 +491,7 @@ mod tests {
             cut.tokens.truncate(kept);
             cut.packed = cut.packed.min(kept);
             cut.pages.truncate(cut.packed.div_ceil(PAGE) - cut.dropped);
-            // The model's own handle is one more.
+            // The model's own reference is one more.
             let shared = !cut.packed.is_multiple_of(PAGE) && cut.pages.last().is_some_and(|page| Rc::strong_count(page) > 2);
             let freed = self.model[n].pages[cut.pages.len()..].iter().any(|page| Rc::strong_count(page) == 1);
             let answer = self.pool.truncate(cut.handle, kept as u32);
@@ -505,7 +517,7 @@ mod tests {
             assert_eq!(self.pool.slide(*handle, keep), Ok((now - std::mem::replace(dropped, now)) as u32));
         }
 
-        /// Handles of other caches, and of sequences that ended.
+        /// Checks that handles of other caches and of ended sequences are refused.
         fn stranger(&mut self) {
             let mut handle = Sequence { cache: 8, generation: 1, slot: self.random.random_range(0..9) };
             if !self.gone.is_empty() && self.below(2) == 0 {
@@ -553,7 +565,7 @@ mod tests {
             let named: Vec<Chunk> = chunks.iter().map(|(n, tokens)| Chunk { sequence: self.model[*n].handle, tokens: *tokens }).collect();
             let admission = self.pool.admit(&self.plan, &named);
             let grown = self.pool.grow(&self.plan, &named);
-            // What the model says of the same.
+            // What the model expects of the same step.
             let mut need = 0;
             for (i, (n, tokens)) in chunks.iter().enumerate() {
                 let Model { handle, tokens: held, packed, dropped, pages } = &self.model[*n];
@@ -589,7 +601,8 @@ mod tests {
             }
         }
 
-        /// Every page is where the model has it, and a sequence reads what it must.
+        /// Checks that every page is where the model has it, and that a sequence reads what it
+        /// must.
         fn check(&mut self) {
             assert_eq!(self.pool.check(&self.plan), Ok(self.model.len() as u32));
             assert_eq!(self.pool.free_pages(), self.free());
@@ -606,7 +619,7 @@ mod tests {
         }
     }
 
-    /// Seeds that once failed: they are run besides the fresh one.
+    /// Seeds that once failed, which run besides the fresh one.
     const FAILED: [u64; 0] = [];
 
     #[test]
@@ -617,7 +630,7 @@ mod tests {
         let shape = Shape { layers: 1, query_heads: 1, kv_heads: 1, head_dim: 64, rope: Rope::none() };
         let hadamard = Format::new(Codec::Hadamard, Bits::Two, Bits::Two, 64);
         let protect = |sinks, window| Protection { sinks: Sinks::First(sinks), window };
-        // Tight and roomy pools; windows of nothing, less than a page, a page, and more.
+        // Tight and roomy pools; windows of nothing, of less than a page, of a page, and of more.
         let ways = [
             (hadamard, protect(0, 0), 4, 300),
             (hadamard, protect(4, 128), 6, 200),
@@ -636,7 +649,7 @@ mod tests {
                     soak.turn();
                     soak.check();
                 }
-                // All of it comes back.
+                // Everything can be given back.
                 soak.model.drain(..).for_each(|model| soak.pool.end(model.handle).unwrap());
                 soak.check();
                 assert_eq!(soak.pool.free_pages(), soak.plan.pages());

@@ -1,4 +1,5 @@
-//! Recording a step's work on one layer: election, append, attention, and reading back what is stored.
+//! Recording a step's work on one layer: election, append, attention, and reading back what is
+//! stored.
 
 use super::Cache;
 use super::groups::{Role, RowsOf};
@@ -16,7 +17,7 @@ use crate::plan::Plan;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-/// What all dispatches of one call have in common.
+/// What all dispatches of one call share.
 struct Recorder<'a, 'p> {
     cache: &'a Cache,
     pass: &'a mut wgpu::ComputePass<'p>,
@@ -47,13 +48,13 @@ impl<'a> Recorder<'a, '_> {
         pipeline.dispatch(gpu, self.pass, &bound[..if rows.is_some() { 3 } else { 2 }], workgroups);
     }
 
-    /// A grid for the items of a dispatch.
+    /// Returns a grid for the items of a dispatch.
     fn grid(&self, items: u32, across: u32) -> [u32; 3] {
         let [x, y] = fold(items, self.cache.gpu.capability().workgroups);
         [x, y, across]
     }
 
-    /// New tokens into the pages, and into the f16 rows.
+    /// Records the packing of new tokens into the pages, and the copies into the f16 rows.
     fn append(&mut self, step: &Step, element: Element, keys: wgpu::BufferBinding<'_>, values: wgpu::BufferBinding<'_>) {
         let (plan, layer) = (self.plan(), self.layer as usize);
         // Pages first: they take what leaves the window, before its rows are overwritten.
@@ -82,7 +83,8 @@ impl<'a> Recorder<'a, '_> {
         }
     }
 
-    /// Attention of all rows of a step. Where log-sums are not wanted, those that are bound are not written.
+    /// Records the attention of all rows of a step. Log-sums that are not wanted are not written,
+    /// whatever buffer is bound for them.
     fn attend(&mut self, step: &Step, element: Element, queries: wgpu::BufferBinding<'_>, output: [wgpu::BufferBinding<'_>; 2], log_sums: bool) {
         let plan = self.plan();
         let (slabs, arrangement, query_heads) = (plan.slabs(self.layer), plan.arrangement(self.layer), plan.shape().query_heads);
@@ -94,7 +96,8 @@ impl<'a> Recorder<'a, '_> {
                 continue;
             };
             self.run(Role::Query, query, 0, Some(&query_group), part.query, [pass.rows, query_heads, 1]);
-            // It reads nothing that `query` writes, and so need not wait for it, unless the compute pass has used the terms before.
+            // It reads nothing that `query` writes, so it need not wait for it, unless the compute
+            // pass has used the terms before.
             if part.position.items > 0 {
                 let grid = [part.position.items, plan.readings() as u32, 1];
                 self.run(Role::Position, pipelines.position(element), 0, Some(&query_group), part.position.params, grid);
@@ -111,7 +114,7 @@ impl<'a> Recorder<'a, '_> {
                     self.run(Role::AttendPrefill, pipelines.slab(self.layer, n).attend_prefill(), n, None, dispatch.params, grid);
                 }
             }
-            // Not before the f16 tokens were attended to: their weights count in the softmax.
+            // After the f16 tokens, since their weights count in the softmax.
             self.align(&part.align);
             let merge = pipelines.attend_merge(element, pass.merge_choice, log_sums);
             let output_group = self.rows(RowsOf::Output, merge, &output);
@@ -119,7 +122,8 @@ impl<'a> Recorder<'a, '_> {
         }
     }
 
-    /// Decoding from planes: what to read of the keys, their scores, what to read of the values, their weighted sums.
+    /// Records decoding from planes: what to read of the keys, their scores, what to read of the
+    /// values, their weighted sums.
     fn align(&mut self, align: &[Align]) {
         let plan = self.plan();
         for (n, (slab, align)) in plan.slabs(self.layer).iter().zip(align).enumerate() {
@@ -152,29 +156,34 @@ impl Cache {
         Recorder { cache: self, pass, layer, step }
     }
 
-    /// Records the election of one layer's sinks from the residual stream that enters the layer, before its norm (for the first
-    /// layer: the embeddings): `[rows, width]` in f32 or f16, the chunks of the step one after another. RotateKV (2501.16383)
-    /// section 4.3.
+    /// Records the election of one layer's sinks from the residual stream that enters the layer,
+    /// before its norm (for the first layer: the embeddings): `[rows, width]` in f32 or f16, the
+    /// chunks of the step one after another. This is RotateKV's choice of sinks (2501.16383,
+    /// section 4.3).
     ///
-    /// To be called before [`Cache::append`] where the plan's sinks are [`Sinks::Massive`](crate::Sinks::Massive) and a chunk has
-    /// more than one token. A chunk of one token decodes: nothing is elected, and without other chunks nothing is recorded.
+    /// Must come before [`Cache::append`] where the plan's sinks are
+    /// [`Sinks::Massive`](crate::Sinks::Massive) and a chunk has more than one token. A chunk of
+    /// one token decodes: it elects nothing, and without other chunks nothing is recorded.
     ///
-    /// Any chunk of several tokens counts as a prompt's, also one of drafted tokens that may be taken back.
+    /// Any chunk of several tokens counts as part of a prompt, including one of drafted tokens that
+    /// may be taken back.
     ///
-    /// A prompt that comes in several chunks keeps a list of the largest magnitudes so far. A token of a later chunk that gets
-    /// on it gets a row while one is free; tokens of earlier chunks are packed by then; none loses its row.
+    /// A prompt that comes in several chunks keeps a list of the largest magnitudes so far. A token
+    /// of a later chunk that reaches the list gets a row while one is free. Tokens of earlier
+    /// chunks are packed by then, and none loses its row.
     ///
     /// # Errors
-    /// [`Error::Stale`], [`Error::Lost`], [`Error::Layer`], [`Error::Mismatch`] for a width of 0 or an odd one, [`Error::Rows`], [`Error::Offset`],
-    /// [`Error::Usage`], [`Error::Limit`] for more rows than one binding holds; then nothing was recorded.
+    /// [`Error::Stale`], [`Error::Lost`], [`Error::Layer`], [`Error::Mismatch`] for a width of 0 or
+    /// an odd one, [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], [`Error::Limit`] for more
+    /// rows than one binding holds; then nothing was recorded.
     pub fn elect(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, residual: Rows<'_>, width: u32) -> Result<()> {
         self.elect_in(&mut begin(encoder, "wgkv elect"), step, layer, residual, width)
     }
 
-    /// [`Cache::elect`] within a compute pass of the caller's.
+    /// Records the election as [`Cache::elect`] does, within a compute pass of the caller's.
     ///
     /// # Errors
-    /// As [`Cache::elect`].
+    /// Those of [`Cache::elect`].
     pub fn elect_in(&self, pass: &mut wgpu::ComputePass<'_>, step: &Step, layer: u32, residual: Rows<'_>, width: u32) -> Result<()> {
         let _span = span!("elect", layer, rows = step.rows);
         self.check(step, layer)?;
@@ -200,20 +209,23 @@ impl Cache {
         Ok(())
     }
 
-    /// Records the new tokens' keys and values of one layer: `[rows, kv_heads, head_dim]` each, keys before RoPE, the
-    /// chunks of the step one after another. Both may be f32 or f16, alike.
+    /// Records the new tokens' keys and values of one layer: `[rows, kv_heads, head_dim]` each,
+    /// keys before RoPE, the chunks of the step one after another. Both may be f32 or f16, alike.
     ///
     /// # Errors
-    /// [`Error::Stale`], [`Error::Lost`], [`Error::Layer`], [`Error::Mismatch`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`],
-    /// [`Error::Limit`] for more rows than one binding holds, and [`Error::Unelected`] where [`Cache::elect`] had to come first; then nothing was recorded.
+    /// [`Error::Stale`], [`Error::Lost`], [`Error::Layer`], [`Error::Mismatch`], [`Error::Rows`],
+    /// [`Error::Offset`], [`Error::Usage`], [`Error::Limit`] for more rows than one binding holds,
+    /// and [`Error::Unelected`] where [`Cache::elect`] had to come first; then nothing was
+    /// recorded.
     pub fn append(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, keys: Rows<'_>, values: Rows<'_>) -> Result<()> {
         self.append_in(&mut begin(encoder, "wgkv append"), step, layer, keys, values)
     }
 
-    /// [`Cache::append`] within a compute pass of the caller's: cheaper where many dispatches follow each other.
+    /// Records what [`Cache::append`] does, within a compute pass of the caller's: cheaper where
+    /// many dispatches follow each other.
     ///
     /// # Errors
-    /// As [`Cache::append`].
+    /// Those of [`Cache::append`].
     pub fn append_in(&self, pass: &mut wgpu::ComputePass<'_>, step: &Step, layer: u32, keys: Rows<'_>, values: Rows<'_>) -> Result<()> {
         let _span = span!("append", layer, rows = step.rows);
         self.check(step, layer)?;
@@ -231,31 +243,34 @@ impl Cache {
         Ok(())
     }
 
-    /// Records causal attention of the step's tokens over everything their sequences hold in one layer, themselves
-    /// included: `queries` and `output` are `[rows, query_heads, head_dim]`, queries before RoPE, scores times
-    /// `1 / sqrt(head_dim)`. Both may be f32 or f16, alike.
+    /// Records causal attention of the step's tokens over everything their sequences hold in one
+    /// layer, themselves included: `queries` and `output` are `[rows, query_heads, head_dim]`,
+    /// queries before RoPE, scores times `1 / sqrt(head_dim)`. Both may be f32 or f16, alike.
     ///
     /// # Errors
-    /// As [`Cache::append`].
+    /// Those of [`Cache::append`], but [`Error::Unelected`].
     pub fn attend(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, queries: Rows<'_>, output: Rows<'_>) -> Result<()> {
         self.attend_in(&mut begin(encoder, "wgkv attend"), step, layer, queries, output)
     }
 
-    /// [`Cache::attend`] within a compute pass of the caller's: cheaper where many dispatches follow each other.
+    /// Records what [`Cache::attend`] does, within a compute pass of the caller's: cheaper where
+    /// many dispatches follow each other.
     ///
     /// # Errors
-    /// As [`Cache::attend`].
+    /// Those of [`Cache::attend`].
     pub fn attend_in(&self, pass: &mut wgpu::ComputePass<'_>, step: &Step, layer: u32, queries: Rows<'_>, output: Rows<'_>) -> Result<()> {
         self.attend_to(pass, step, layer, queries, output, None)
     }
 
-    /// [`Cache::attend`] that also writes how much each output weighs beside those of other caches, over other tokens: the logarithm of the
-    /// sum of `exp(score)`, in f32, `[rows, query_heads]`; -1e30 where a query saw no token, whose output is 0. Outputs over all tokens are the
-    /// mean of the parts' by `exp` of that. (Of `Centred` it lacks what is the same for all tokens of a query, so all parts must be of one
-    /// plan.)
+    /// Records what [`Cache::attend`] does, and also writes the weight of each output beside those
+    /// of other caches, over other tokens: the logarithm of the sum of `exp(score)`, in f32,
+    /// `[rows, query_heads]`; -1e30 where a query saw no token, whose output is 0. The output over
+    /// all tokens is the mean of the parts' outputs, weighted by `exp` of that. (For `Centred` the
+    /// logarithm lacks a term that is the same for all tokens of a query, so all parts must be of
+    /// one plan.)
     ///
     /// # Errors
-    /// As [`Cache::append`].
+    /// Those of [`Cache::attend`].
     pub fn attend_part(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -268,10 +283,10 @@ impl Cache {
         self.attend_part_in(&mut begin(encoder, "wgkv attend"), step, layer, queries, output, log_sums)
     }
 
-    /// [`Cache::attend_part`] within a compute pass of the caller's.
+    /// Records what [`Cache::attend_part`] does, within a compute pass of the caller's.
     ///
     /// # Errors
-    /// As [`Cache::attend_part`].
+    /// Those of [`Cache::attend_part`].
     pub fn attend_part_in(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
@@ -312,12 +327,13 @@ impl Cache {
         Ok(())
     }
 
-    /// Records the restoring of cached tokens of one layer to f32 rows `[tokens, kv_heads, head_dim]`: keys as they were
-    /// after RoPE, values as they came, both with the error of their codes.
+    /// Records the restoring of cached tokens of one layer to f32 rows
+    /// `[tokens, kv_heads, head_dim]`: keys as they were after RoPE, values as they came, both with
+    /// the error of their codes.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Dropped`], [`Error::Layer`], [`Error::Mismatch`], [`Error::Rows`],
-    /// [`Error::Offset`], [`Error::Usage`], [`Error::Lost`].
+    /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Dropped`], [`Error::Layer`],
+    /// [`Error::Mismatch`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], [`Error::Lost`].
     pub fn dequantize(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -330,10 +346,10 @@ impl Cache {
         self.dequantize_in(&mut begin(encoder, "wgkv dequantize"), sequence, layer, tokens, keys, values)
     }
 
-    /// [`Cache::dequantize`] within a compute pass of the caller's.
+    /// Records what [`Cache::dequantize`] does, within a compute pass of the caller's.
     ///
     /// # Errors
-    /// As [`Cache::dequantize`].
+    /// Those of [`Cache::dequantize`].
     pub fn dequantize_in(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
@@ -383,7 +399,7 @@ impl Cache {
     }
 }
 
-/// All of a buffer.
+/// Returns the binding of a whole buffer.
 fn whole(buffer: &wgpu::Buffer) -> wgpu::BufferBinding<'_> {
     buffer.as_entire_buffer_binding()
 }

@@ -1,4 +1,4 @@
-//! The records of the tables, as the kernels read them: one type a list.
+//! The records of the tables as the kernels read them, one type for each list.
 
 /// A token of this number and more stands for a row of the elected sinks.
 pub(super) const SINK_ROW: u32 = 1 << 31;
@@ -13,7 +13,8 @@ macro_rules! record {
 }
 
 record! {
-    /// An item of `append` and `append_block` (a block of tokens) or of `append_reordered` (four tokens).
+    /// An item of `append` and `append_block` (a block of tokens) or of `append_reordered` (four
+    /// tokens).
     PackItem {
         /// The chunk's record.
         record: u32,
@@ -70,7 +71,8 @@ record! {
         visible: u32,
         /// Tokens before this one lie in pages.
         packed: u32,
-        /// The slot, or the place of page 0 among scores or terms where pages have places of their own.
+        /// The slot, or the place of page 0 among scores or terms where pages have places of their
+        /// own.
         place: u32,
         limit: u32,
     }
@@ -86,7 +88,8 @@ record! {
         tokens: u32,
         /// First row of the pass.
         row: u32,
-        /// Where tiles of tokens begin again after those of the sinks; 0 where they are those of all tokens.
+        /// Where tiles of tokens begin again after those of the sinks; 0 where they are those of
+        /// all tokens.
         after: u32,
         first_tile: u32,
         end_tile: u32,

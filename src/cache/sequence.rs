@@ -1,4 +1,5 @@
-//! What names sequences and how they grow: handles, chunks, where a sequence stands, and the record of it that kernels read.
+//! How sequences are named and how they grow: handles, chunks, where a sequence stands, and the
+//! record of it that kernels read.
 
 use crate::format::PAGE_TOKENS;
 
@@ -11,7 +12,7 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// The sequence's place in its cache, below the plan's number of sequences.
+    /// Returns the sequence's place in its cache, below the plan's number of sequences.
     pub fn slot(&self) -> u32 {
         self.slot
     }
@@ -26,7 +27,7 @@ pub struct Chunk {
     pub tokens: u32,
 }
 
-/// What a step has to do with one cache of several that hold a sequence together, each some of its tokens.
+/// What a step does in one cache of several that hold a sequence together, each some of its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Share {
     /// The sequence.
@@ -35,32 +36,35 @@ pub struct Share {
     pub first: u32,
     /// How many queries there are.
     pub queries: u32,
-    /// How many tokens the sequence grows by: those of the first queries. 0 where `first` is more than its length.
+    /// How many tokens the sequence grows by: those of the first queries. 0 where `first` is more
+    /// than its length.
     pub tokens: u32,
 }
 
-/// One chunk with where its sequence stands: the record of 8 words that the kernels read.
+/// One chunk and where its sequence stands: the record of 8 words that the kernels read.
 #[derive(Clone, Debug)]
 pub(crate) struct Growth {
     pub slot: u32,
-    /// Position of its first query. Where other caches hold tokens, it may lie beyond the new tokens.
+    /// Position of its first query. Where other caches hold tokens, it may lie beyond the new
+    /// tokens.
     pub old_tokens: u32,
     pub new_tokens: u32,
     /// Its queries.
     pub rows: u32,
     pub old_packed: u32,
     pub new_packed: u32,
-    /// Its first pages that are gone.
+    /// Its first pages, which are gone.
     pub dropped: u32,
-    /// Does it lack the first tokens, and so the sinks, because another cache has them?
+    /// Whether it lacks the first tokens, and so the sinks, because another cache has them.
     pub headless: bool,
     /// Sinks elected before from this token on are void.
     pub limit: u32,
-    /// But for those that are gone.
+    /// Its pages, without those that are gone.
     pub pages: Vec<u32>,
 }
 
-/// What a step would take of a cache's pages, and what is there: the answer of [`Cache::can_append`](crate::Cache::can_append).
+/// What a step would take of a cache's pages, and how many are free; made by
+/// [`Cache::can_append`](crate::Cache::can_append).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Admission {
     /// Pages that the step would take from the pool.
@@ -70,12 +74,12 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Would the step find its pages?
+    /// Returns whether the step would find its pages.
     pub fn fits(&self) -> bool {
         self.pages_needed <= self.pages_free
     }
 
-    /// Pages that are missing; 0 if it fits.
+    /// Returns the number of pages that are missing; 0 if the step fits.
     pub fn pages_missing(&self) -> u32 {
         self.pages_needed.saturating_sub(self.pages_free)
     }
@@ -85,25 +89,26 @@ impl Admission {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Standing {
     pub tokens: u32,
-    /// Tokens before this one lie in pages (but for sinks).
+    /// Tokens before this one lie in pages (apart from sinks).
     pub packed: u32,
-    /// Pages that it slid beyond: the first ones, which it holds no more.
+    /// The first pages, which it slid beyond and no longer holds.
     pub dropped: u32,
-    /// Did it never hold its first tokens, among them the sinks?
+    /// Whether it never held its first tokens, among them the sinks.
     pub headless: bool,
     /// Sinks elected before from this token on are void.
     pub limit: u32,
-    /// Its tokens before the last step, and `limit` then: what a step that is taken back returns to.
+    /// Its tokens before the last step, and `limit` then: where it returns to when that step is
+    /// taken back.
     pub before: (u32, u32),
 }
 
 impl Standing {
-    /// Pages that it lies in.
+    /// Returns how many pages it lies in.
     pub fn pages(&self) -> u32 {
         self.packed.div_ceil(PAGE_TOKENS) - self.dropped
     }
 
-    /// The first token that it did not slide beyond.
+    /// Returns the first token that it did not slide beyond.
     pub fn first(&self) -> u32 {
         self.dropped * PAGE_TOKENS
     }
@@ -113,38 +118,40 @@ impl Standing {
 pub(crate) const CHUNK_WORDS: u32 = 8;
 
 impl Growth {
-    /// Pages that its sequence lacks, which has so many.
+    /// Returns how many pages its sequence lacks if it has `pages`.
     pub fn pages_lacking(&self, pages: u32) -> u32 {
         self.new_packed.div_ceil(PAGE_TOKENS) - self.dropped - pages
     }
 
-    /// Pages that it has beyond those it had before.
+    /// Returns how many pages it has beyond those it had before.
     #[cfg(feature = "tracing")]
     pub fn pages_taken(&self) -> u32 {
         self.new_packed.div_ceil(PAGE_TOKENS) - self.old_packed.div_ceil(PAGE_TOKENS)
     }
 
-    /// Does it prefill? Then its layers' sinks are elected anew.
+    /// Returns whether it prefills. Then its layers' sinks are elected anew.
     pub fn prefills(&self) -> bool {
         self.new_tokens > self.old_tokens + 1
     }
 
-    /// Elected sinks from this token on are void, once this step's election was held.
+    /// Returns the token from which on elected sinks are void once this step's election has been
+    /// held.
     pub fn limit_now(&self) -> u32 {
         if self.prefills() { u32::MAX } else { self.limit }
     }
 
-    /// The first token that is not gone, but for sinks.
+    /// Returns the first token that is not gone, apart from sinks.
     pub fn first(&self) -> u32 {
         self.dropped * PAGE_TOKENS
     }
 
-    /// Where page 0 would be in the list of pages after this record, which begins with the first that is not gone: places wrap around.
+    /// Returns where page 0 would be in the list of pages after this record. The list begins with
+    /// the first page that is not gone, so places wrap around.
     pub fn list(&self, record: u32) -> u32 {
         (record + CHUNK_WORDS).wrapping_sub(self.dropped)
     }
 
-    /// Writes the record; answers where it lies.
+    /// Writes the record, and returns where it lies.
     pub fn record(&self, tables: &mut Vec<u32>, row_first: u32) -> u32 {
         let at = tables.len() as u32;
         let pages_at = self.list(at);

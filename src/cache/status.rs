@@ -17,24 +17,26 @@ pub struct Flag {
     pub token: u32,
     /// The KV head.
     pub head: u32,
-    /// Was it the key?
+    /// Whether it was the key.
     pub key: bool,
-    /// Was it the value?
+    /// Whether it was the value.
     pub value: bool,
 }
 
-/// What the kernels found in the rows they were given since the last time it was asked.
+/// What the kernels found in the rows they were given since the last
+/// [`Cache::status`](crate::Cache::status).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
-    /// How many rows (of one token and KV head) had a number that was not finite. A row that several kernels were given (a key
-    /// and a value by RotateKV's two, a sink that is also recent) counts for each.
+    /// How many rows (of one token and KV head) had a number that was not finite. A row that is
+    /// given to several kernels (a key and a value of RotateKV to two, a sink that is also recent
+    /// to two) counts once for each.
     pub rows: u32,
     /// The first of them, in order, 256 at most.
     pub flags: Vec<Flag>,
 }
 
 impl Status {
-    /// Was everything finite?
+    /// Returns whether every number was finite.
     pub fn is_clean(&self) -> bool {
         self.rows == 0
     }

@@ -1,4 +1,5 @@
-//! One step of the model: which sequences grow by how many tokens, and the tables that tell the kernels so.
+//! One step of the model: which sequences grow by how many tokens, and the tables from which the
+//! kernels read it.
 
 use super::params::{Params, Tables};
 use super::pass::{Pass, passes};
@@ -20,7 +21,7 @@ use crate::kernel::query::QueryParams;
 use crate::plan::{Plan, Slab};
 use std::sync::atomic::AtomicBool;
 
-/// What one dispatch reads: its parameters' place, and how many workgroups it is.
+/// What one dispatch reads and how large it is: the place of its parameters, and its items.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Dispatch {
     /// Dynamic offset of the parameters.
@@ -29,7 +30,7 @@ pub(super) struct Dispatch {
     pub items: u32,
 }
 
-/// What decoding from planes dispatches in the place of attend_split.
+/// What decoding from planes dispatches in place of attend_split.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Align {
     pub keys: Dispatch,
@@ -41,13 +42,15 @@ pub(super) struct Align {
 /// Where the tables list the heads of a plan's arrangement.
 #[derive(Clone, Debug)]
 pub(super) struct Arrangement {
-    /// By KV head: channels that share a key scale, or 0 where attend_split takes the queries in f32.
+    /// By KV head: channels that share a key scale, or 0 where attend_split takes the queries in
+    /// f32.
     pub groups_at: u32,
     /// By slab: its heads; and after them, for RotateKV, by KV head its place in the slab.
     pub heads_at: Vec<u32>,
 }
 
-/// Lists the heads of a slab, and for RotateKV the place of every head in it; returns where.
+/// Lists the heads of a slab, and for RotateKV the place of every head in it; returns where they
+/// lie.
 pub(super) fn list_heads(plan: &Plan, slab: &Slab, tables: &mut Vec<u32>) -> u32 {
     let at = tables.len() as u32;
     tables.extend(slab.heads());
@@ -58,9 +61,9 @@ pub(super) fn list_heads(plan: &Plan, slab: &Slab, tables: &mut Vec<u32>) -> u32
     at
 }
 
-/// A step on its way: made by [`Cache::step`](crate::Cache::step), used for every layer. Any [end](crate::Cache::end),
-/// [fork](crate::Cache::fork), [truncate](crate::Cache::truncate) or [slide](crate::Cache::slide) of any sequence makes it stale, and so does
-/// the next step.
+/// A step being taken: made by [`Cache::step`](crate::Cache::step), used for every layer. Any
+/// [end](crate::Cache::end), [fork](crate::Cache::fork), [truncate](crate::Cache::truncate) or
+/// [slide](crate::Cache::slide) of any sequence makes it stale, and so does the next step.
 #[derive(Debug)]
 pub struct Step {
     pub(super) cache: u64,
@@ -88,7 +91,7 @@ pub(super) struct Election {
     pub blocks: (u32, u32),
     pub chunks: (u32, u32),
     pub candidates: wgpu::Buffer,
-    /// By layer: whether it was held.
+    /// By layer: whether the election was held.
     pub held: Vec<AtomicBool>,
 }
 
@@ -106,17 +109,18 @@ pub struct Words {
     pub elect: [(u32, u32); 2],
     /// Parameters of `protect`, by layer.
     pub protect: Vec<ProtectParams>,
-    /// Parameters of `query`, by pass and arrangement: each way in which a layer's heads are spread over slabs, of which a plan
-    /// that stores all heads alike has one.
+    /// Parameters of `query`, by pass and arrangement: each way in which a layer's heads are spread
+    /// over slabs, of which a plan that stores all heads alike has one.
     pub query: Vec<QueryParams>,
-    /// Parameters of `position` and its items, by pass and arrangement; no items unless the codec is Centred.
+    /// Parameters of `position` and its items, by pass and arrangement; no items unless the codec
+    /// is Centred.
     pub position: Vec<(PositionParams, u32)>,
     /// Parameters of `attend_split` and its items, by pass, arrangement and slab.
     pub attend_split: Vec<(AttendSplitParams, u32)>,
     /// Parameters of `attend_prefill` and its items, by pass, arrangement and slab.
     pub attend_prefill: Vec<(AttendPrefillParams, u32)>,
-    /// Parameters of `align_plan` and its rows, by pass, arrangement and slab: for keys, then for values. Empty for codecs without
-    /// planes, like the two that follow.
+    /// Parameters of `align_plan` and its rows, by pass, arrangement and slab: for keys, then for
+    /// values. Empty for codecs without planes, like the two that follow.
     pub align_plan: Vec<([AlignPlanParams; 2], u32)>,
     /// Parameters of `align_scores` and its items.
     pub align_scores: Vec<(AlignScoresParams, u32)>,
@@ -136,18 +140,20 @@ impl Words {
 }
 
 impl Step {
-    /// Returns the rows of keys, values, queries and output: the tokens of all chunks, in their order.
+    /// Returns the number of rows of keys, values, queries and output: the tokens of all chunks, in
+    /// their order.
     pub fn rows(&self) -> u32 {
         self.rows
     }
 
-    /// Returns what the kernels read, for comparing a kernel with its [twin](crate::low_level::reference).
+    /// Returns what the kernels read, for comparing a kernel with its
+    /// [twin](crate::low_level::reference).
     #[doc(hidden)]
     pub fn words(&self) -> &Words {
         &self.words
     }
 
-    /// Makes a step of the cache of this number.
+    /// Makes a step for the cache of this number.
     pub(super) fn new(gpu: &Gpu, plan: &Plan, layout: &wgpu::BindGroupLayout, growths: &[Growth], (cache, serial): (u64, u64)) -> Self {
         let mut maker = StepMaker::new(gpu, plan, growths);
         let append = maker.append();
@@ -161,7 +167,7 @@ impl Step {
     }
 }
 
-/// A step on its way: what it is made from, and what it has so far.
+/// A step being made: what it is made from, and what it has so far.
 pub(super) struct StepMaker<'a> {
     pub plan: &'a Plan,
     pub growths: &'a [Growth],
@@ -194,7 +200,8 @@ impl<'a> StepMaker<'a> {
         Arrangement { groups_at, heads_at: slabs.iter().map(|slab| list_heads(self.plan, slab, &mut self.words.tables)).collect() }
     }
 
-    /// Lists the blocks of `block` tokens that new tokens of the pages lie in; returns where, and how many there are.
+    /// Lists the blocks of `block` tokens that new tokens of the pages lie in; returns where, and
+    /// how many there are.
     fn packed_blocks(&mut self, block: u32) -> (u32, u32) {
         let mut items = Vec::new();
         for (growth, record) in self.growths.iter().zip(&self.records) {
@@ -243,7 +250,8 @@ impl<'a> StepMaker<'a> {
                 heads_at,
                 kv_heads,
                 places_at: heads_at + slab.count(),
-                // Every slab's keys have the same scales: they go with the slab of head 0.
+                // Every slab's keys have the same scales, so they are written with the slab of head
+                // 0.
                 scales: u32::from(slab.heads().contains(&0)),
             };
             maker.words.append_reordered.push(params);

@@ -8,47 +8,50 @@ use crate::format::codes::code_planes;
 use crate::kernel::align_plan::{AlignPlanParams, PLAN_BOUND, PLAN_KEYS, PLAN_MAXIMA, PLAN_NORM, PLAN_WORDS, SUM_ENTRIES};
 use crate::kernel::align_values::LEDGER_VECS;
 
-/// Bytes that one attend of one layer read from packed pages, by plane: of halves eight bits of a number, then four, then four; of codes
-/// of 8 bits four, two and two, of 4 bits two and two.
+/// Bytes that one attend of one layer read from packed pages, by plane. Halves have planes of
+/// eight, four and four bits of a number; codes of 8 bits have planes of four, two and two, and
+/// codes of 4 bits of two and two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Of the keys.
+    /// Bytes of the keys.
     pub keys: [u64; 3],
-    /// Of the values.
+    /// Bytes of the values.
     pub values: [u64; 3],
-    /// Of keys and values, if all planes were read.
+    /// Bytes of keys and values, had all planes been read.
     pub full: u64,
-    /// What planes are chosen and codes read by: the pages' largest exponents; of codes the scales and zeros of keys, and twice those of
-    /// values.
+    /// Bytes of what planes are chosen and codes read by: the pages' largest exponents; for codes
+    /// the scales and zeros of keys, and twice those of values.
     pub metadata: u64,
-    /// Scores between the two passes, written once and read twice; of codes read once, and a fourth as much beside them is written and read.
+    /// Bytes of the scores between the two passes. They are written once and read twice; for codes
+    /// they are read once, and a quarter as much again is written and read beside them.
     pub scores: u64,
     /// Keys (or values) in the pages read, counted once for each reading. A page counts whole.
     pub elements: u64,
 }
 
 impl Traffic {
-    /// Bytes of keys and values.
+    /// Returns the bytes of keys and values.
     pub fn read(&self) -> u64 {
         self.keys.iter().chain(&self.values).sum()
     }
 
-    /// The share of the bytes of keys and values that stayed unread; 0 where there were none.
+    /// Returns the share of the bytes of keys and values that stayed unread; 0 where there were
+    /// none.
     pub fn saved(&self) -> f64 {
         if self.full == 0 { 0.0 } else { 1.0 - self.read() as f64 / self.full as f64 }
     }
 
-    /// Bits read of a key.
+    /// Returns the bits read of a key.
     pub fn key_bits(&self) -> f64 {
         8.0 * self.keys.iter().sum::<u64>() as f64 / self.elements.max(1) as f64
     }
 
-    /// Bits read of a value.
+    /// Returns the bits read of a value.
     pub fn value_bits(&self) -> f64 {
         8.0 * self.values.iter().sum::<u64>() as f64 / self.elements.max(1) as f64
     }
 
-    /// Both together.
+    /// Adds another's numbers to its own.
     pub fn add(&mut self, other: &Self) {
         for (sum, n) in self.keys.iter_mut().chain(&mut self.values).zip(other.keys.iter().chain(&other.values)) {
             *sum += n;
@@ -59,12 +62,13 @@ impl Traffic {
         self.elements += other.elements;
     }
 
-    /// Bytes by plane of rows of so many numbers, by level.
+    /// Returns the bytes by plane, for rows of `numbers` numbers, given how many rows there are of
+    /// each level.
     fn planes(bits: u32, levels: [u64; 4], numbers: u64) -> [u64; 3] {
         let planes = Planes::of(bits);
         let mut bytes = [0; 3];
         for ((plane, byte), width) in (0..).zip(&mut bytes).zip(if bits == 16 { &[8, 4, 4][..] } else { code_planes::widths(bits) }) {
-            // Level 1 leaves the last plane unread, level 2 the one before it, too.
+            // Level 1 leaves the last plane unread, level 2 also the one before it.
             let rows: u64 = levels.iter().zip(0..).filter(|(_, level)| level + plane < planes.count()).map(|(rows, _)| rows).sum();
             *byte = rows * numbers * u64::from(*width) / 8;
         }
@@ -72,7 +76,8 @@ impl Traffic {
     }
 }
 
-/// How far one query head's result can be from reading all planes (of the packed pages), in the worst case.
+/// How far one query head's result can be from reading all planes (of the packed pages), in the
+/// worst case.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Certificate {
     /// Row of the step.
@@ -81,23 +86,25 @@ pub struct Certificate {
     pub head: u32,
     /// A bound on the error of every score, in nats.
     pub score_error: f64,
-    /// A bound on the total variation between the softmax of those scores and the exact one: times the range of a channel's values it
-    /// bounds what the keys' unread planes do to the output.
+    /// A bound on the total variation between the softmax of those scores and the exact one. Times
+    /// the range of a channel's values it bounds the effect of the keys' unread planes on the
+    /// output.
     pub variation: f64,
-    /// A bound on what the values' unread planes do to any channel of the output. (Where the codec rotates values it is the square root of
-    /// `head_dim` times what bounds it in the root mean square over channels.)
+    /// A bound on the effect of the values' unread planes on any channel of the output. (Where the
+    /// codec rotates values it is the square root of `head_dim` times the bound on the root mean
+    /// square over channels.)
     pub value_error: f64,
 }
 
-/// What one attend read, by [`Cache::traffic`].
+/// What one attend read; made by [`Cache::traffic`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AlignmentReport {
-    /// Bytes.
+    /// The bytes read.
     pub traffic: Traffic,
     /// By decoding row that has packed pages, and query head.
     pub certificates: Vec<Certificate>,
-    /// Loads of the planes that may stay unread, of keys and of values, in bytes as the kernels counted them; zeros unless
-    /// the plan has kernels that count.
+    /// Loads of the planes that may stay unread, of keys and of values, in bytes as the kernels
+    /// counted them; zeros unless the plan has kernels that count.
     #[doc(hidden)]
     pub counted: [[u64; 3]; 2],
 }
@@ -116,15 +123,17 @@ fn row(tables: &[u32], params: &AlignPlanParams, n: u32) -> Row {
 }
 
 impl Cache {
-    /// Waits for all submitted work and tells what the last attend of a layer read from planes, and how far its result can be from
-    /// reading everything: AlignedKV (2409.16546). All layers use the same scratch, so it is to be asked after the layer's work was
-    /// submitted and before the next layer's is. Of a step whose rows are attended to in several passes it tells of the last.
+    /// Waits for all submitted work and returns what the last attend of a layer read from planes,
+    /// and how far its result can be from reading everything: AlignedKV (2409.16546). All layers
+    /// use the same scratch, so call this after the layer's work was submitted and before the next
+    /// layer's is. For a step whose rows are attended to in several passes it covers the last pass.
     ///
-    /// Rows that prefill read everything and are not counted; plans without planes have nothing to report.
+    /// Rows that prefill read everything and are not counted; plans without planes have nothing to
+    /// report.
     ///
     /// # Errors
-    /// [`Error::Stale`](crate::Error::Stale), [`Error::Layer`](crate::Error::Layer), [`Error::Readback`](crate::Error::Readback),
-    /// [`Error::Lost`](crate::Error::Lost).
+    /// [`Error::Stale`](crate::Error::Stale), [`Error::Layer`](crate::Error::Layer),
+    /// [`Error::Readback`](crate::Error::Readback), [`Error::Lost`](crate::Error::Lost).
     pub async fn traffic(&self, step: &Step, layer: u32) -> Result<AlignmentReport> {
         self.check(step, layer)?;
         let plan = self.plan();
@@ -144,7 +153,7 @@ impl Cache {
         }
         let [scores, plans] = self.align_buffers();
         let [_, _, partials, _] = self.scratch_buffers();
-        // Only what is looked at: the sums of the items, the rows' plans, the ledgers.
+        // Reads back only what is used: the sums of the items, the rows' plans, the ledgers.
         let items = words.align_scores.get(first).map_or(0, |(_, items)| u64::from(*items));
         let (sums, ledgers) = (4 * u64::from(plan.heads_per_reading()) * plan.score_sums(), 16 * plan.ledgers());
         let (entries, ledger_words) = (u64::from(SUM_ENTRIES), 4 * u64::from(LEDGER_VECS));
@@ -178,7 +187,8 @@ impl Cache {
                     let sum = |entry: u64, h: u64| float(&sum_words, sums + entry * heads + h);
                     score_errors.iter_mut().zip(0..heads).for_each(|(error, h)| *error = error.max(sum(3, h)));
                     for plane in 0..3 {
-                        // What all lanes load at once: of codes a word of each lane, or two of planes of 4 bits; of halves lanes share words.
+                        // What all lanes load at once: for codes a word for each lane, or two from
+                        // planes of 4 bits; for halves lanes share words.
                         let words = |bits: u32| match bits {
                             16 => 0.5,
                             8 if plane == 0 => 2.0,
@@ -204,8 +214,9 @@ impl Cache {
                 for h in (0..plan.heads_per_reading()).filter(|h| block * plan.heads_per_reading() + h < shape.share()) {
                     let codes = together > 1;
                     let score_error = if codes { score_errors[h as usize] } else { float(&plan_words, at + u64::from(PLAN_BOUND + h)) };
-                    // The unit of a value's error: a step, of which an output is made of as many as there are channels where values are rotated; or
-                    // the last place of the largest.
+                    // The unit of a value's error: for codes a step, times the root of the channels
+                    // that an output sums where values are rotated; for halves the last place of
+                    // the largest.
                     let unit = match (codes, slab.format().codec().rotates_values()) {
                         (true, true) => f64::from(shape.head_dim).sqrt(),
                         (true, false) => 1.0,

@@ -2,7 +2,7 @@
 //! exact products in f64. Orders of key channels that files hold come from these.
 
 /// Returns Hadamard's factors (outer, inner) of a head dimension, as in
-/// `shaders/part/hadamard.wgsl`.
+/// `shaders/part/shared/hadamard.wgsl`.
 pub fn factors(head_dim: u32) -> (u32, u32) {
     match head_dim {
         80 => (20, 4),

@@ -11,17 +11,18 @@ pub enum Reduce {
     Workgroup,
 }
 
-/// What a device can do, as far as the kernels are concerned. No kernel needs the feature `shader-f16`, since halves travel
-/// packed in 32-bit words; one is faster with it. Nor are integer dot products: WGSL always has
-/// `dot4I8Packed`, and drivers without the instruction compute it in a few others.
+/// What a device can do, as far as the kernels are concerned. No kernel needs the feature
+/// `shader-f16`, since halves travel packed in 32-bit words; one is faster with it. Integer dot
+/// products are not needed either: WGSL always has `dot4I8Packed`, and drivers without the
+/// instruction compute it in a few others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Capability {
-    /// Whose WGSL the device's compiler reads.
+    /// The WGSL dialect that the device's compiler reads.
     pub dialect: Dialect,
-    /// Are long straight-line shaders worth compiling? On a GPU they run up to four times as fast as loops; on a software
-    /// adapter they run no faster and take seconds to compile.
+    /// Whether long straight-line shaders are worth compiling. On a GPU they run up to four times
+    /// as fast as loops; on a software adapter they run no faster and take seconds to compile.
     pub straight: bool,
-    /// May shaders compute in halves (the feature `shader-f16`)?
+    /// Whether shaders may compute in halves (the feature `shader-f16`).
     pub halves: bool,
     /// Smallest and largest subgroup, if shaders may use subgroups.
     pub subgroups: Option<(u32, u32)>,
@@ -46,7 +47,7 @@ pub struct Capability {
 }
 
 impl Capability {
-    /// Reads it from a device.
+    /// Reads the capability of a device.
     pub fn of(device: &wgpu::Device) -> Self {
         let info = device.adapter_info();
         let mut capability = Self::from_limits(&device.limits());
@@ -58,7 +59,7 @@ impl Capability {
         capability
     }
 
-    /// A GPU with these limits and no subgroups.
+    /// Makes the capability of a GPU with these limits and no subgroups.
     pub fn from_limits(limits: &wgpu::Limits) -> Self {
         Self {
             dialect: Dialect::TARGET,
@@ -77,18 +78,20 @@ impl Capability {
         }
     }
 
-    /// The device that every WebGPU implementation offers: default limits, no subgroups.
+    /// Returns the capability that every WebGPU implementation offers: default limits, no
+    /// subgroups.
     pub fn webgpu_default() -> Self {
         Self::from_limits(&wgpu::Limits::default())
     }
 
-    /// The same without subgroups.
+    /// Returns the same capability without subgroups.
     pub fn without_subgroups(mut self) -> Self {
         self.subgroups = None;
         self
     }
 
-    /// What both can do, in the dialect of the first, with loops or straight-line code as the other has it.
+    /// Returns what both can do, in the dialect of the first, with loops or straight-line code as
+    /// the other has it.
     pub fn at_most(&self, other: Self) -> Self {
         Self {
             dialect: self.dialect,
@@ -107,13 +110,14 @@ impl Capability {
         }
     }
 
-    /// Neighbouring lanes that surely share a subgroup: 0 where shaders may not use subgroups.
+    /// Returns how many neighbouring lanes are certain to share a subgroup: 0 where shaders may not
+    /// use subgroups.
     pub(crate) fn lanes(&self) -> u32 {
         self.subgroups.map_or(0, |(smallest, _)| smallest)
     }
 
-    /// The reduction that `attend_split` uses here: subgroups where every subgroup has 32 lanes or more, so that the
-    /// workgroup of 32 is one; otherwise workgroup memory.
+    /// Returns the reduction that `attend_split` uses here: subgroups where every subgroup has 32
+    /// lanes or more, so that the workgroup of 32 is one; otherwise workgroup memory.
     pub fn reduce(&self) -> Reduce {
         match self.subgroups {
             Some((smallest, _)) if smallest >= 32 => Reduce::Subgroup,
@@ -121,7 +125,8 @@ impl Capability {
         }
     }
 
-    /// The same where a workgroup is several units of 32: each must be a subgroup of its own.
+    /// Returns the reduction to use where a workgroup is several units of 32, each of which must be
+    /// a subgroup.
     pub fn reduce_units(&self) -> Reduce {
         if self.subgroups == Some((32, 32)) { Reduce::Subgroup } else { Reduce::Workgroup }
     }

@@ -1,10 +1,10 @@
-//! The loss of a device: told once, asked often, waited for.
+//! The loss of a device: reported once, looked up often, and awaited.
 
 use crate::gpu::trace::event;
 use futures::channel::oneshot;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// Why a device was lost, once it is, and who waits for it.
+/// Why a device was lost, once it is, and the tasks that wait for it.
 #[derive(Debug, Default)]
 pub(super) struct Loss {
     reason: OnceLock<String>,
@@ -12,7 +12,7 @@ pub(super) struct Loss {
 }
 
 impl Loss {
-    /// The first reason stays.
+    /// Records the loss. The first reason stays.
     pub fn report(&self, reason: String) {
         if self.reason.set(reason).is_ok() {
             event!(ERROR, reason = self.reason(), "lost");
@@ -27,12 +27,13 @@ impl Loss {
         self.reason.get().map(String::as_str)
     }
 
-    /// Waits for it.
+    /// Waits for the loss, and returns its reason.
     pub async fn wait(self: Arc<Self>) -> String {
         loop {
             let told = {
                 let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-                // Under the lock: who reports drains the list afterwards.
+                // Checked under the lock, since the reporter drains the list after it has set the
+                // reason.
                 if let Some(reason) = self.reason() {
                     return reason.to_owned();
                 }
@@ -40,7 +41,7 @@ impl Loss {
                 waiting.push(sender);
                 told
             };
-            // Only a report ends it, since the list is not dropped while it is waited for.
+            // Only a report ends the wait, since the list is not dropped while it lasts.
             let _ = told.await;
         }
     }

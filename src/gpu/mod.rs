@@ -30,7 +30,7 @@ pub struct Gpu {
     adapter_name: String,
     pipelines: Arc<Mutex<HashMap<Variant, Pipeline>>>,
     profile: Option<Arc<Profile>>,
-    /// What the driver made of pipelines.
+    /// The driver's compiled form of the pipelines.
     pipeline_cache: Option<wgpu::PipelineCache>,
     loss: Arc<Loss>,
 }
@@ -41,8 +41,9 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Gpu {
-    /// Wraps a device and queue of the caller's. The device keeps its handlers of errors and of its loss: wgkv installs none. wgpu tells
-    /// one callback only that a device is lost, so have yours call [`Gpu::report_loss`].
+    /// Wraps a device and queue of the caller's. The device keeps the caller's error and loss
+    /// handlers: wgkv installs none. wgpu has a single callback for the loss of a device, so have
+    /// yours call [`Gpu::report_loss`].
     pub fn new(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let info = device.adapter_info();
         Self {
@@ -57,9 +58,10 @@ impl Gpu {
         }
     }
 
-    /// Makes a device of its own, for programs that have none: the adapter named by the environment variable
-    /// `WGPU_ADAPTER_NAME` (a part of its name) or the fastest, with all its limits and the features that the kernels use. The callback for
-    /// the device's loss is wgkv's: ask [`Gpu::lost`], or await [`Gpu::until_lost`].
+    /// Requests a device, for programs that have none: that of the adapter named by the environment
+    /// variable `WGPU_ADAPTER_NAME` (part of its name) or of the fastest one, with all its limits
+    /// and the features that the kernels use. Its loss callback is wgkv's: check [`Gpu::lost`], or
+    /// await [`Gpu::until_lost`].
     ///
     /// # Errors
     /// [`Error::NoAdapter`] and [`Error::Device`].
@@ -69,8 +71,9 @@ impl Gpu {
         Self::of(&adapter).await
     }
 
-    /// One device on every GPU of the host, for a cache over all of them ([`HeadParallel`](crate::HeadParallel)): those that the backend of
-    /// [`Gpu::request`] reaches, without software adapters unless there is nothing else.
+    /// Requests a device on every GPU of the host, for a cache over all of them
+    /// ([`HeadParallel`](crate::devices::HeadParallel)): those that the backend of [`Gpu::request`]
+    /// reaches, without software adapters unless there is nothing else.
     ///
     /// # Errors
     /// [`Error::NoAdapter`] and [`Error::Device`].
@@ -87,7 +90,7 @@ impl Gpu {
         Ok(gpus)
     }
 
-    /// A device with all limits of an adapter, and the features that the kernels use.
+    /// Requests a device with all limits of an adapter, and the features that the kernels use.
     async fn of(adapter: &wgpu::Adapter) -> Result<Self> {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("wgkv"),
@@ -107,37 +110,39 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// Tells that the device was lost, and why. For callers of [`Gpu::new`], from their callback or when they see it otherwise; every
-    /// clone knows. The first reason stays.
+    /// Reports that the device was lost, and why. For callers of [`Gpu::new`], from their callback
+    /// or when they notice it otherwise; every clone then knows. The first reason stays.
     pub fn report_loss(&self, reason: impl Into<String>) {
         self.loss.report(reason.into());
     }
 
-    /// Why the device was lost, if it is known to be. Then nothing that lies on it can be had any more: make another [`Gpu`] and other
-    /// caches, and [load](crate::Cache::load) what was saved.
+    /// Returns why the device was lost, if it is known to be. Nothing that lies on it can be
+    /// recovered then: make another [`Gpu`] and other caches, and [load](crate::Cache::load) what
+    /// was saved.
     ///
-    /// wgpu tells of a loss when the device fails at something, or when it is polled and has nothing left to do. What is
-    /// recorded before is not carried out.
+    /// wgpu reports a loss when the device fails at something, or when it is polled and has nothing
+    /// left to do. What is recorded between the loss and the report is not carried out.
     pub fn lost(&self) -> Option<&str> {
         self.loss.reason()
     }
 
-    /// Waits until the device is lost; answers why.
+    /// Waits until the device is lost, and returns why.
     pub fn until_lost(&self) -> impl Future<Output = String> + use<> {
         self.loss.clone().wait()
     }
 
-    /// An error if the device is lost.
+    /// Fails with [`Error::Lost`] if the device is lost.
     pub(crate) fn alive(&self) -> Result<()> {
         self.lost().map_or(Ok(()), |reason| Err(Error::Lost { reason: reason.to_owned() }))
     }
 
-    /// Notices from here on, until [`enough`] is asked, whether the device has memory for what is made.
+    /// Opens an error scope in which [`enough`] finds whether the device had memory for what is
+    /// made.
     pub(crate) fn watch_memory(&self) -> wgpu::ErrorScopeGuard {
         self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory)
     }
 
-    /// The adapter that [`Gpu::request`] uses.
+    /// Returns the adapter that [`Gpu::request`] uses.
     ///
     /// # Errors
     /// [`Error::NoAdapter`].
@@ -156,14 +161,16 @@ impl Gpu {
         instance.request_adapter(&options).await.map_err(|e| Error::NoAdapter(e.to_string()))
     }
 
-    /// The same device, treated as if it could do no more than `capability` says: to test the portable variants on a
-    /// capable machine. Nothing is pretended that the device cannot do.
+    /// Returns the same device, treated as if it could do no more than `capability` says, so that
+    /// the portable variants can be tested on a capable machine. Nothing is claimed that the device
+    /// cannot do.
     pub fn pretend(&self, capability: Capability) -> Self {
         Self { capability: self.capability.at_most(capability), pipelines: Arc::default(), ..self.clone() }
     }
 
-    /// The same device, whose shaders may use subgroup operations although wgpu does not say so: in browsers it cannot ask for the
-    /// feature. For callers whose device has it all the same; nothing changes where the adapter tells no sizes of subgroups.
+    /// Returns the same device, whose shaders may use subgroup operations although wgpu does not
+    /// report them: in browsers it cannot request the feature. For callers who know that their
+    /// device has it; nothing changes where the adapter does not report its subgroup sizes.
     pub fn with_subgroups(&self) -> Self {
         let info = self.device.adapter_info();
         let sizes = Some((info.subgroup_min_size, info.subgroup_max_size)).filter(|(smallest, _)| *smallest > 0);
@@ -171,12 +178,13 @@ impl Gpu {
         Self { capability, pipelines: Arc::default(), ..self.clone() }
     }
 
-    /// The same device, whose pipelines are made from what [`Gpu::pipeline_cache`] gave in an earlier run, as far as the driver takes it; and
-    /// which keeps what it compiles for the next. Most drivers keep such files of their own already.
+    /// Returns the same device with a pipeline cache: pipelines are made from what
+    /// [`Gpu::pipeline_cache`] returned in an earlier run, as far as the driver accepts it, and
+    /// what is compiled is kept for the next. Most drivers already keep such files themselves.
     ///
     /// # Safety
-    /// `earlier` must be what [`Gpu::pipeline_cache`] gave, unchanged: drivers need not check it. That of another adapter or driver, or of
-    /// another version of this crate, is left aside.
+    /// `earlier` must be what [`Gpu::pipeline_cache`] returned, unchanged: drivers need not check
+    /// it. Data of another adapter or driver, or of another version of this crate, is ignored.
     ///
     /// # Errors
     /// [`Error::Device`] without the feature `pipeline-cache` (wgpu has it on Vulkan only).
@@ -190,40 +198,43 @@ impl Gpu {
         Ok(Self { pipeline_cache: Some(pipeline_cache), pipelines: Arc::default(), ..self.clone() })
     }
 
-    /// What the driver made of the pipelines so far, if this is of [`Gpu::with_pipeline_cache`].
+    /// Returns the driver's compiled form of the pipelines so far, if this device was made by
+    /// [`Gpu::with_pipeline_cache`].
     pub fn pipeline_cache(&self) -> Option<Vec<u8>> {
         self.pipeline_cache.as_ref().and_then(wgpu::PipelineCache::get_data)
     }
 
-    /// The same device, with timestamps around the first so many dispatches of the caches made on it.
+    /// Returns the same device, with timestamps around the first `dispatches` dispatches of the
+    /// caches made on it.
     ///
     /// # Errors
-    /// [`Error::Device`] without the feature `timestamp-query-inside-passes` (wgpu has it on native adapters only).
+    /// [`Error::Device`] without the feature `timestamp-query-inside-passes` (wgpu has it on native
+    /// adapters only).
     pub fn profiled(&self, dispatches: u32) -> Result<Self> {
         Ok(Self { profile: Some(Arc::new(Profile::new(&self.device, dispatches)?)), ..self.clone() })
     }
 
-    /// The timestamps, if it was made by [`Gpu::profiled`].
+    /// Returns the timestamps, if the device was made by [`Gpu::profiled`].
     pub fn profile(&self) -> Option<&Profile> {
         self.profile.as_deref()
     }
 
-    /// The device.
+    /// Returns the device.
     pub fn device(&self) -> &wgpu::Device {
         &self.device
     }
 
-    /// The queue.
+    /// Returns the queue.
     pub fn queue(&self) -> &wgpu::Queue {
         &self.queue
     }
 
-    /// What the device can do, as far as the kernels are concerned.
+    /// Returns what the device can do, as far as the kernels are concerned.
     pub fn capability(&self) -> &Capability {
         &self.capability
     }
 
-    /// The adapter's name.
+    /// Returns the adapter's name.
     pub fn adapter_name(&self) -> &str {
         &self.adapter_name
     }
@@ -247,7 +258,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Compiles variants, each with what the compiler will have said of it.
+    /// Compiles variants, and returns each with the compiler's result.
     #[cfg(not(target_arch = "wasm32"))]
     fn compile(&self, variants: Vec<Variant>) -> Vec<(Variant, Pipeline, impl Future<Output = Option<wgpu::Error>> + use<>)> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(variants.len());
@@ -262,7 +273,8 @@ impl Gpu {
         compiled.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Compiles variants, each with what the compiler will have said of it. The browser has processes of its own for it.
+    /// Compiles variants, and returns each with the compiler's result, for which the browser has
+    /// processes of its own.
     #[cfg(target_arch = "wasm32")]
     fn compile(&self, variants: Vec<Variant>) -> Vec<(Variant, Pipeline, impl Future<Output = Option<wgpu::Error>> + use<>)> {
         let one = |variant: Variant| {
@@ -282,7 +294,7 @@ impl Gpu {
         Pipeline::new(&self.device, variant, self.capability.dialect, self.pipeline_cache.as_ref())
     }
 
-    /// The pipeline of a variant, made now if it was not prepared.
+    /// Returns the pipeline of a variant, and makes it now if it was not prepared.
     pub fn pipeline(&self, variant: &Variant) -> Pipeline {
         if let Some(pipeline) = self.known(variant) {
             return pipeline;
@@ -300,7 +312,8 @@ impl Gpu {
         locked(&self.pipelines).insert(variant, pipeline);
     }
 
-    /// Waits for all submitted work and copies `words` 32-bit words of a buffer (made with usage `COPY_SRC`) to the host.
+    /// Waits for all submitted work and copies `words` 32-bit words of a buffer (made with usage
+    /// `COPY_SRC`) to the host.
     ///
     /// # Errors
     /// [`Error::Lost`] and [`Error::Readback`].
@@ -318,7 +331,8 @@ impl Gpu {
         self.fetch(&staging).await
     }
 
-    /// A buffer that [`Gpu::gather`] can write these pieces to, not all empty, and [`Gpu::fetch`] reads.
+    /// Makes a buffer that [`Gpu::gather`] can write these pieces to and [`Gpu::fetch`] reads. The
+    /// pieces must not all be empty.
     pub(crate) fn staging(&self, pieces: &[Range<u64>]) -> wgpu::Buffer {
         self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("wgkv readback"),
@@ -342,7 +356,8 @@ impl Gpu {
         pipeline::group_layout(&self.device, label, group)
     }
 
-    /// A buffer with these contents, as wgpu's `create_buffer_init` makes them, which panics on a lost device.
+    /// Makes a buffer with these contents. wgpu's `create_buffer_init` does the same, but panics on
+    /// a lost device.
     pub(crate) fn filled(&self, label: &'static str, contents: &[u8], usage: wgpu::BufferUsages) -> wgpu::Buffer {
         let mapped_at_creation = !contents.is_empty();
         let buffer = self.device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size: contents.len() as u64, usage, mapped_at_creation });
@@ -354,42 +369,45 @@ impl Gpu {
         buffer
     }
 
-    /// A small uniform buffer with these contents.
+    /// Makes a small uniform buffer with these contents.
     pub(crate) fn uniform(&self, bytes: &[u8]) -> wgpu::Buffer {
         self.filled("wgkv params", bytes, wgpu::BufferUsages::UNIFORM)
     }
 
-    /// Waits for all submitted work and takes what it copied to a staging buffer.
+    /// Waits for all submitted work and returns what it copied to a staging buffer.
     pub(crate) async fn fetch(&self, staging: &wgpu::Buffer) -> Result<Vec<u32>> {
         let (sender, receiver) = futures::channel::oneshot::channel();
-        // What was made on a device that is lost cannot be mapped, which is no error for the device's handlers: the callback tells.
+        // Mapping a buffer of a lost device is an error that the device's handlers need not see:
+        // the callback reports it.
         {
             let _scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
             staging.map_async(wgpu::MapMode::Read, .., move |result| {
-                // The receiver is gone only if the caller dropped the future; then nobody waits for the answer.
+                // The receiver is gone only if the caller dropped the future; then nobody waits for
+                // the result.
                 let _ = sender.send(result);
             });
         }
-        // A device that cannot map may be lost, of which waiting has told by then.
+        // A device that cannot map may be lost, which is known after the wait.
         let failed = |e: &dyn std::error::Error| self.alive().err().unwrap_or_else(|| Error::Readback(e.to_string()));
         self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| failed(&e))?;
         receiver.await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
         let view = staging.get_mapped_range(..).map_err(|e| failed(&e))?;
         let numbers = bytemuck::pod_collect_to_vec(&view);
         drop(view);
-        // A browser would keep the memory until its garbage collector comes by.
+        // A browser would otherwise keep the memory until its garbage collector runs.
         staging.destroy();
         Ok(numbers)
     }
 }
 
-/// Was there memory for `need` bytes, since [`Gpu::watch_memory`]? Natively it is known at once.
+/// Fails if there was no memory for `need` bytes since [`Gpu::watch_memory`]. Natively the result
+/// is there at once.
 pub(crate) fn enough(scope: wgpu::ErrorScopeGuard, need: u64) -> impl Future<Output = Result<()>> {
     let refused = scope.pop();
     async move { refused.await.map_or(Ok(()), |_| Err(Error::Memory { need })) }
 }
 
-/// A grid of two dimensions that holds `count` workgroups where one dimension holds `most`.
+/// Returns a grid of two dimensions that holds `count` workgroups where one dimension holds `most`.
 pub(crate) fn fold(count: u32, most: u32) -> [u32; 2] {
     let down = count.div_ceil(most).max(1);
     [count.div_ceil(down), down]

@@ -62,7 +62,8 @@ impl Pipeline {
             entry_point: Some(kernel.name),
             compilation_options: wgpu::PipelineCompilationOptions {
                 constants: &[],
-                // Only `protect` relies on zeroed workgroup memory (its flag of bad numbers); the others write before they read.
+                // Only `protect` relies on zeroed workgroup memory (its flag of bad numbers); the
+                // others write before they read.
                 zero_initialize_workgroup_memory: kernel.zeroed,
             },
             cache: pipeline_cache,
@@ -85,7 +86,8 @@ impl Pipeline {
         gpu.device().create_bind_group(&wgpu::BindGroupDescriptor { label: Some(self.label), layout: &self.layouts[group], entries: &entries })
     }
 
-    /// Records one dispatch of a kernel with one bind group, which it makes of these resources, in the order of the kernel's bindings.
+    /// Records one dispatch of a kernel with a single bind group, made of these resources in the
+    /// order of the kernel's bindings.
     pub(crate) fn dispatch_once(&self, gpu: &Gpu, pass: &mut wgpu::ComputePass<'_>, bindings: &[wgpu::BindingResource<'_>], workgroups: [u32; 3]) {
         let entries: Vec<wgpu::BindGroupEntry<'_>> =
             bindings.iter().enumerate().map(|(i, resource)| wgpu::BindGroupEntry { binding: i as u32, resource: resource.clone() }).collect();

@@ -3,7 +3,8 @@
 use crate::error::{Error, Result};
 use std::sync::{Mutex, PoisonError};
 
-/// Timestamps around dispatches, up to a number of them. Made by [`Gpu::profiled`](super::Gpu::profiled).
+/// Timestamps around dispatches, up to a number of them. Made by
+/// [`Gpu::profiled`](super::Gpu::profiled).
 #[derive(Debug)]
 pub struct Profile {
     queries: wgpu::QuerySet,
@@ -32,7 +33,7 @@ impl Profile {
         })
     }
 
-    /// Marks the start of a dispatch; nothing once the set is full.
+    /// Marks the start of a dispatch, and returns its number; nothing once the set is full.
     pub(crate) fn begin(&self, pass: &mut wgpu::ComputePass<'_>, label: &'static str) -> Option<u32> {
         let mut labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner);
         let n = labels.len() as u32;
@@ -49,7 +50,8 @@ impl Profile {
         pass.write_timestamp(&self.queries, 2 * n + 1);
     }
 
-    /// Waits for the submitted dispatches and answers kernel and seconds of each since the last time, in order.
+    /// Waits for the submitted dispatches and returns kernel and seconds of each since the last
+    /// call, in order.
     ///
     /// # Errors
     /// [`Error::Readback`].

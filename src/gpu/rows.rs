@@ -9,24 +9,26 @@ use crate::gpu::Capability;
 pub struct Rows<'a> {
     /// The buffer.
     pub buffer: &'a wgpu::Buffer,
-    /// Bytes from the buffer's start to the first row: a multiple of the device's storage alignment (256 at most).
+    /// Bytes from the buffer's start to the first row: a multiple of the device's storage alignment
+    /// (256 at most).
     pub offset: u64,
     /// The type of the numbers.
     pub element: Element,
 }
 
 impl<'a> Rows<'a> {
-    /// Rows of f32 from the buffer's start.
+    /// Makes rows of f32 from the buffer's start.
     pub fn f32(buffer: &'a wgpu::Buffer) -> Self {
         Self { buffer, offset: 0, element: Element::F32 }
     }
 
-    /// Rows of f16 from the buffer's start.
+    /// Makes rows of f16 from the buffer's start.
     pub fn f16(buffer: &'a wgpu::Buffer) -> Self {
         Self { buffer, offset: 0, element: Element::F16 }
     }
 
-    /// Checks that `elements` numbers lie there and that one binding holds them, and answers the binding of just those.
+    /// Checks that `elements` numbers lie there and that one binding holds them, and returns a
+    /// binding of just those.
     pub(crate) fn binding(&self, name: &'static str, elements: u64, capability: &Capability) -> Result<wgpu::BufferBinding<'a>> {
         let alignment = capability.storage_alignment;
         let need = elements * self.element.bytes();

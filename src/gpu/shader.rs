@@ -1,15 +1,16 @@
-//! Kernels as data, their variants, and the linker: it joins the plain WGSL parts of a kernel into one module, and finds the part
-//! that a line came from.
+//! Kernels as data, their variants, and the linker: it joins the plain WGSL parts of a kernel into
+//! one module, and finds the part that a line came from.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
-/// Whose WGSL a module is. They differ in one line: operations on subgroups need the directive `enable subgroups;` by the
-/// standard, and naga knows the operations but refuses the line.
+/// A dialect of WGSL. The two differ in one line: operations on subgroups need the directive
+/// `enable subgroups;` by the standard, and naga knows the operations but refuses the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dialect {
-    /// What naga reads: wgpu on native adapters, and browsers that are made with it, which offer no subgroups.
+    /// What naga reads: wgpu on native adapters, and browsers that are made with it, which offer no
+    /// subgroups.
     Naga,
     /// The standard's: Chromium, whose compiler is Tint.
     Standard,
@@ -20,7 +21,7 @@ impl Dialect {
     pub const TARGET: Self = if cfg!(target_arch = "wasm32") { Self::Standard } else { Self::Naga };
 }
 
-/// A WGSL text of its own file.
+/// A WGSL text from a file of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     /// The path below `shaders/`.
@@ -30,18 +31,18 @@ pub struct Source {
 }
 
 impl Source {
-    /// What a part is called: its path below `shaders/part/`, without the ending.
+    /// Returns a part's name: its path below `shaders/part/`, without the ending.
     pub fn name(&self) -> &'static str {
         self.path.trim_start_matches("part/").trim_end_matches(".wgsl")
     }
 
-    /// The folder of a part: the slot that it fills, or `shared`.
+    /// Returns the folder of a part: the slot that it fills, or `shared`.
     pub fn slot(&self) -> &'static str {
         self.name().rsplit_once('/').map_or("", |(slot, _)| slot)
     }
 }
 
-/// By the path alone, since texts are long.
+/// Hashes the path alone, since texts are long.
 impl Hash for Source {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.path.hash(state);
@@ -58,7 +59,8 @@ pub struct Linked {
 }
 
 impl Linked {
-    /// Joins parts below a header of directives. WGSL's module scope has no order, so any order does.
+    /// Joins parts below a header of directives. WGSL's module scope has no order, so any order
+    /// does.
     pub fn new(header: &str, parts: &[Source]) -> Self {
         let mut source = String::from(header);
         let mut lines = Vec::new();
@@ -111,7 +113,7 @@ pub type Bindings = &'static [(&'static str, Binding)];
 /// A kernel: what its shader file declares.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Kernel {
-    /// The one word: shader file, entry point, module, twin, test.
+    /// The one name of shader file, entry point, module, twin and test.
     pub name: &'static str,
     /// The shader file's text.
     pub source: &'static str,
@@ -123,7 +125,7 @@ pub struct Kernel {
     pub zeroed: bool,
 }
 
-/// By the name alone, which no two have.
+/// Hashes the name alone, which no two kernels share.
 impl Hash for Kernel {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.name.hash(state);
@@ -137,8 +139,9 @@ pub struct Variant {
     pub kernel: &'static Kernel,
     /// The parts joined to its source.
     pub parts: Vec<Source>,
-    /// What overrides are to be, by name; those too that only a part declares which this variant does not link. The numbers as the
-    /// bits of f64, so that variants can be compared and hashed.
+    /// The values of overrides by name, including those that only a part declares which this
+    /// variant does not link. They are the bits of f64 numbers, so that variants can be compared
+    /// and hashed.
     constants: Vec<(&'static str, u64)>,
     /// Whether it uses subgroup operations.
     pub subgroups: bool,
@@ -156,7 +159,7 @@ struct Override<'a> {
 }
 
 impl<'a> Override<'a> {
-    /// Reads a line, if it declares one.
+    /// Reads a line, and returns its declaration if it has one.
     pub fn of(line: &'a str) -> Option<Self> {
         let (declaration, _) = line.strip_prefix("override ")?.split_once(';')?;
         let (name, kind) = declaration.split_once(": ")?;
@@ -169,12 +172,12 @@ impl Variant {
         Self { kernel, parts: parts.to_vec(), constants: constants.iter().map(|(n, x)| (*n, x.to_bits())).collect(), subgroups: false, halves: false }
     }
 
-    /// Returns what overrides are to be, by name.
+    /// Returns the values of overrides, by name.
     pub fn constants(&self) -> Vec<(&'static str, f64)> {
         self.constants.iter().map(|(n, x)| (*n, f64::from_bits(*x))).collect()
     }
 
-    /// The whole WGSL module, for a compiler that reads this dialect.
+    /// Links the whole WGSL module, for a compiler that reads this dialect.
     pub fn link(&self, dialect: Dialect) -> Linked {
         let subgroups = if self.subgroups && dialect == Dialect::Standard { "enable subgroups;\n" } else { "" };
         let halves = if self.halves { "enable f16;\n" } else { "" };
@@ -186,10 +189,10 @@ impl Variant {
         linked
     }
 
-    /// Turns the first declaration of an override into one of a constant, and later ones, by parts that use it too, into empty
-    /// lines, so that places stay what they are. naga's handling of overrides as array sizes is not to be relied on (it can
-    /// lose the order of types), drivers fold constants sooner, and a variant has a module of its own anyway, since its parts
-    /// differ.
+    /// Turns the first declaration of an override into one of a constant, and later ones, by parts
+    /// that use it too, into empty lines, so that line numbers stay the same. naga's handling of
+    /// overrides as array sizes cannot be relied on (it can lose the order of types), drivers fold
+    /// constants sooner, and a variant has a module of its own anyway, since its parts differ.
     fn fix(&self, line: &str, declared: &mut HashSet<String>) -> String {
         let Some(Override { name, kind }) = Override::of(line) else {
             return line.to_owned();

@@ -1,5 +1,5 @@
-//! What `tracing` is told, with the feature of that name: spans around what is recorded, events with the numbers that a program that serves
-//! watches. Without the feature nothing is compiled of it.
+//! Reports to `tracing`, with the feature of that name: spans around what is recorded, and events
+//! with the numbers that a server watches. Without the feature none of it is compiled.
 
 /// An event of target `wgkv`.
 macro_rules! event {
@@ -9,7 +9,7 @@ macro_rules! event {
     }};
 }
 
-/// A span of target `wgkv`, until what it gives is dropped.
+/// A span of target `wgkv`, until the guard that it returns is dropped.
 macro_rules! span {
     ($name:literal, $($fields:tt)+) => {{
         #[cfg(feature = "tracing")]
@@ -22,6 +22,6 @@ macro_rules! span {
 
 pub(crate) use {event, span};
 
-/// What stands for a span where there is none.
+/// Stands for a span where there is none.
 #[cfg(not(feature = "tracing"))]
 pub(crate) struct NoSpan;

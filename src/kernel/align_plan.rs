@@ -1,6 +1,8 @@
-//! Which planes of the packed keys, and then of the packed values, one query row has to read: AlignedKV (2409.16546).
+//! Which planes of the packed keys, and then of the packed values, one query row has to read:
+//! AlignedKV (2409.16546).
 //!
-//! Shader: `shaders/align_plan.wgsl`. Twin: [`reference::align_plan`](crate::kernel::reference::align_plan).
+//! Shader: `shaders/align_plan.wgsl`. Twin:
+//! [`reference::align_plan`](crate::low_level::reference::align_plan).
 
 use super::parts::{self, shared};
 use super::{Binding, Kernel, STEP, Variant, flag};
@@ -47,7 +49,8 @@ pub const PLAN_FACTOR: u32 = 20;
 pub const PLAN_BOUND: u32 = 24;
 /// The published rule's exponent.
 pub const PLAN_BASE: u32 = 28;
-/// How many channels have each level, and the threshold; of integer codes how many quads of channels have each of four levels.
+/// How many channels have each level, and the threshold; of integer codes how many quads of
+/// channels have each of four levels.
 pub const PLAN_KEYS: u32 = 32;
 /// The threshold of values is its fourth word.
 pub const PLAN_VALUES: u32 = 36;
@@ -57,10 +60,11 @@ pub const PLAN_NORM: u32 = 40;
 pub const PLAN_MAXIMA: u32 = 48;
 /// Of integer codes, by group and head: what the middles of unread bits add to the dot products.
 pub const PLAN_FILLS: u32 = 48;
-/// Of integer codes, by group and head: what a key's scale times it bounds the error of its score by, in nats.
+/// Of integer codes, by group and head: what a key's scale times it bounds the error of its score
+/// by, in nats.
 pub const PLAN_ERRORS: u32 = 80;
 
-/// The variant for a slab of a plan, for its keys or for its values.
+/// Returns the variant for a slab of a plan, for its keys or for its values.
 pub fn variant(plan: &Plan, slab: &Slab, keys: bool) -> Variant {
     let head_dim = plan.shape().head_dim;
     let layout = slab.layout();
@@ -94,7 +98,7 @@ pub fn variant(plan: &Plan, slab: &Slab, keys: bool) -> Variant {
     )
 }
 
-/// The factor that takes the softmax's from a query: sqrt(head_dim) / log2(e).
+/// Returns the factor that takes the softmax's from a query: sqrt(head_dim) / log2(e).
 pub fn unscale(head_dim: u32) -> f32 {
     (f64::from(head_dim).sqrt() / std::f64::consts::LOG2_E) as f32
 }

@@ -1,7 +1,8 @@
-//! The scores of one query row against one slice of the packed pages, from the planes of the keys that
-//! [`align_plan`](super::align_plan) chose: AlignedKV (2409.16546).
+//! The scores of one query row against one slice of the packed pages, from the planes of the keys
+//! that [`align_plan`](super::align_plan) chose: AlignedKV (2409.16546).
 //!
-//! Shader: `shaders/align_scores.wgsl`. Twin: [`reference::align_scores`](crate::kernel::reference::align_scores).
+//! Shader: `shaders/align_scores.wgsl`. Twin:
+//! [`reference::align_scores`](crate::low_level::reference::align_scores).
 
 use super::parts::{self, shared};
 use super::{Binding, Kernel, STEP, Variant, flag, position_constants, position_parts};
@@ -42,7 +43,8 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// The parts that read planes of numbers of these bits, for a kernel whose own part for codes, and for halves, is given.
+/// Returns the parts that read planes of numbers with `bits` bits, given the kernel's own part for
+/// codes and for halves.
 pub(super) fn number_parts(plan: &Plan, bits: Bits, code: Source, half: Source) -> Vec<Source> {
     match bits {
         Bits::Four => vec![code, parts::LEVELS.of(bits), parts::PLANES.four, parts::SCALES.of(plan.format().scales()), shared::PAGE_SCALES],
@@ -51,7 +53,7 @@ pub(super) fn number_parts(plan: &Plan, bits: Bits, code: Source, half: Source) 
     }
 }
 
-/// The variant for a slab of a plan.
+/// Returns the variant for a slab of a plan.
 pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     let layout = slab.layout();
     let mut parts = vec![parts::HEADS.of(plan.heads_per_reading()), parts::REDUCE.of(plan.reduce()), parts::QUERIES.stored, shared::TURN_AT];

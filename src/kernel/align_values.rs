@@ -1,7 +1,8 @@
-//! The weighted values of one query row over one slice of the packed pages, from the planes that a token's softmax weight asks for:
-//! AlignedKV (2409.16546).
+//! The weighted values of one query row over one slice of the packed pages, from the planes that a
+//! token's softmax weight calls for: AlignedKV (2409.16546).
 //!
-//! Shader: `shaders/align_values.wgsl`. Twin: [`reference::align_values`](crate::kernel::reference::align_values).
+//! Shader: `shaders/align_values.wgsl`. Twin:
+//! [`reference::align_values`](crate::low_level::reference::align_values).
 
 use super::align_scores::number_parts;
 use super::parts::{self, shared};
@@ -37,7 +38,7 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// The variant for a slab of a plan.
+/// Returns the variant for a slab of a plan.
 pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     let layout = slab.layout();
     let bits = slab.format().value().bits;
@@ -58,7 +59,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
             ("VALUE_GROUP", layout.value_group.into()),
             ("VALUE_GROUPS", layout.value_groups.into()),
             ("VALUE_SCALES", layout.value_scales.into()),
-            // A single group's scales go with the weights.
+            // The scales of a single group are multiplied into the weights.
             ("STEPS", if layout.value_groups > 1 { f64::from(128 * layout.value_groups) } else { 1.0 }),
             ("LEDGERS", plan.ledgers() as f64),
             ("UNITS", 1.0),

@@ -1,7 +1,7 @@
-//! New keys and values into the packed pages: RoPE, rotation, scale, codes, in one pass over both. For RotateKV, whose keys
-//! [`append_reordered`](super::append_reordered) packs, values only.
+//! New keys and values into the packed pages: RoPE, rotation, scale, codes, in one pass over both.
+//! For RotateKV, whose keys [`append_reordered`](super::append_reordered) packs, values only.
 //!
-//! Shader: `shaders/append.wgsl`. Twin: [`reference::append`](crate::kernel::reference::append).
+//! Shader: `shaders/append.wgsl`. Twin: [`reference::append`](crate::low_level::reference::append).
 
 use super::parts::{self, shared};
 use super::{Binding, Constants, Kernel, STEP, Variant, centred, fit_parts, flag, hadamard_constants, half_rows, page_constants, rope_constants};
@@ -41,7 +41,7 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// What both kernels that pack are told.
+/// Returns the constants that both packing kernels take.
 pub(super) fn packing_constants(plan: &Plan, slab: &Slab, element: Element) -> Constants {
     let mut constants = rope_constants(plan);
     constants.extend(page_constants(plan, slab));
@@ -58,7 +58,7 @@ pub(super) fn packing_constants(plan: &Plan, slab: &Slab, element: Element) -> C
     constants
 }
 
-/// The variant for a slab of a plan and the type of the caller's rows.
+/// Returns the variant for a slab of a plan and the type of the caller's rows.
 pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
     let head_dim = plan.shape().head_dim;
     let mut constants = hadamard_constants(head_dim);

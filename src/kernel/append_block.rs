@@ -1,7 +1,9 @@
-//! What [`append`](super::append) does, a whole block at once, with the rows of its tokens in registers: where a head has 64, 128 or 256
-//! channels of which RoPE turns all or none, for integer codes that are not in planes, on GPUs with subgroups.
+//! The same as [`append`](super::append), a whole block at once, with the rows of its tokens in
+//! registers: where a head has 64, 128 or 256 channels of which RoPE turns all or none, for integer
+//! codes that are not in planes, on GPUs with subgroups.
 //!
-//! Shader: `shaders/append_block.wgsl`. Twin: [`reference::append_block`](crate::kernel::reference::append_block()).
+//! Shader: `shaders/append_block.wgsl`. Twin:
+//! [`reference::append_block`](crate::low_level::reference::append_block()).
 
 use super::append::packing_constants;
 use super::parts::{self, shared};
@@ -21,7 +23,7 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// The variant for a slab of a plan and the type of the caller's rows.
+/// Returns the variant for a slab of a plan and the type of the caller's rows.
 pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
     let head_dim = plan.shape().head_dim;
     let mut constants = packing_constants(plan, slab, element);

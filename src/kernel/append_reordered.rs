@@ -1,7 +1,9 @@
-//! New keys of RotateKV into the packed pages: rotated over groups of KV heads before RoPE, in groups by the calibrated order.
+//! Packs RotateKV's new keys into pages: rotated over groups of KV heads before RoPE, with scales
+//! shared in the learned order of channels.
 //!
-//! Reads each key twice, since a token's whole row may be larger than workgroup memory.
-//! Shader: `shaders/append_reordered.wgsl`. Twin: [`reference::append_reordered`](crate::kernel::reference::append_reordered).
+//! Reads each key twice, since a token's whole row may be larger than workgroup memory. Shader:
+//! `shaders/append_reordered.wgsl`. Twin:
+//! [`reference::append_reordered`](crate::low_level::reference::append_reordered).
 
 use super::parts::{self, shared};
 use super::{Binding, Kernel, STEP, Variant, group_constants, hadamard_constants, half_rows, rope_constants};
@@ -50,7 +52,7 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// The variant for a slab of a plan and the type of the caller's rows.
+/// Returns the variant for a slab of a plan and the type of the caller's rows.
 pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
     let mut constants = hadamard_constants(plan.shape().head_dim);
     constants.extend(rope_constants(plan));

@@ -1,6 +1,7 @@
-//! The partial results of one query row into its output row, with the value rotation undone.
+//! Merges the partial results of one query row into its output row, and undoes the value rotation.
 //!
-//! Shader: `shaders/attend_merge.wgsl`. Twin: [`reference::attend_merge`](crate::kernel::reference::attend_merge).
+//! Shader: `shaders/attend_merge.wgsl`. Twin:
+//! [`reference::attend_merge`](crate::low_level::reference::attend_merge).
 
 use super::parts::shared;
 use super::{Binding, Kernel, STEP, Variant, centred, flag, hadamard_constants, half_rows};
@@ -35,8 +36,8 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// The variant for a plan and the type of the caller's rows, for items shared out among `parts`, and for outputs that are merged with
-/// those of other caches.
+/// Returns the variant for a plan and the type of the caller's rows, with items distributed among
+/// `parts`, and with log-sums where outputs are merged with those of other caches.
 pub fn variant(plan: &Plan, element: Element, parts: u32, log_sums: bool) -> Variant {
     let head_dim = plan.shape().head_dim;
     let mut constants = hadamard_constants(head_dim);

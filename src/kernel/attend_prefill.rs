@@ -1,6 +1,8 @@
-//! A block of query rows against cached tokens, causal, in f32; also the f16 rows of a decode step.
+//! Attends a block of query rows to cached tokens, causally, in f32; also to the f16 rows of a
+//! decode step.
 //!
-//! Shader: `shaders/attend_prefill.wgsl`. Twin: [`reference::attend_prefill`](crate::kernel::reference::attend_prefill).
+//! Shader: `shaders/attend_prefill.wgsl`. Twin:
+//! [`reference::attend_prefill`](crate::low_level::reference::attend_prefill).
 
 use super::parts::{self, shared};
 use super::{Binding, Kernel, STEP, Variant, elected_constants, group_constants, hadamard_constants, page_constants, position_quads, rope_constants};
@@ -47,7 +49,7 @@ pub const TILE_ROWS: u32 = 32;
 /// Tokens of a tile.
 pub const TILE_TOKENS: u32 = 32;
 
-/// The variant for a slab of a plan.
+/// Returns the variant for a slab of a plan.
 pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     let mut constants = page_constants(plan, slab);
     let head_dim = plan.shape().head_dim;

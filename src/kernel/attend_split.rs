@@ -1,9 +1,10 @@
 //! Attention of one query row over one slice of the packed pages, straight from the codes.
 //!
-//! Per page and KV head it reads the page once for up to four query heads; integer dot products for the keys against int8
-//! queries, and for the values against u8 weights. RotateKV's keys are restored first, in registers or workgroup memory (the
-//! rotation over a group of heads undone, RoPE), and meet the queries as halves or f32. Shader: `shaders/attend_split.wgsl`.
-//! Twin: [`reference::attend_split`](crate::kernel::reference::attend_split).
+//! Per page and KV head it reads the page once for up to four query heads, with integer dot
+//! products for the keys against int8 queries, and for the values against u8 weights. RotateKV's
+//! keys are restored first, in registers or workgroup memory (the rotation over a group of heads
+//! undone, RoPE), and meet the queries as halves or f32. Shader: `shaders/attend_split.wgsl`. Twin:
+//! [`reference::attend_split`](crate::low_level::reference::attend_split).
 
 use super::parts::{self, shared};
 use super::{Binding, Kernel, STEP, Variant, elected_constants, group_constants, hadamard_constants, position_constants, position_parts, rope_constants};
@@ -45,7 +46,7 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// The parts that make scores of the keys.
+/// Returns the parts that compute scores from the keys.
 fn key_parts(plan: &Plan, slab: &Slab) -> Vec<Source> {
     let bits = slab.format().key().bits;
     if plan.restores() {
@@ -65,7 +66,7 @@ fn key_parts(plan: &Plan, slab: &Slab) -> Vec<Source> {
     parts
 }
 
-/// The parts that add the weighted values.
+/// Returns the parts that add the weighted values.
 fn value_parts(plan: &Plan, slab: &Slab) -> Vec<Source> {
     match slab.format().value().bits {
         Bits::Sixteen => vec![parts::VALUES.f16],
@@ -73,7 +74,7 @@ fn value_parts(plan: &Plan, slab: &Slab) -> Vec<Source> {
     }
 }
 
-/// The variant for a slab of a plan.
+/// Returns the variant for a slab of a plan.
 pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     let layout = slab.layout();
     let head_dim = plan.shape().head_dim;

@@ -1,6 +1,7 @@
-//! Cached tokens back to rows in f32: keys as they were after RoPE, values as they came.
+//! Turns cached tokens back into rows in f32: keys as they were after RoPE, values as they came.
 //!
-//! Shader: `shaders/dequantize.wgsl`. Twin: [`reference::dequantize`](crate::kernel::reference::dequantize).
+//! Shader: `shaders/dequantize.wgsl`. Twin:
+//! [`reference::dequantize`](crate::low_level::reference::dequantize).
 
 use super::parts::{self, shared};
 use super::{Binding, Kernel, STEP, Variant, centred, elected_constants, flag, group_constants, hadamard_constants, page_constants, rope_constants};
@@ -41,7 +42,7 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// The variant for a slab of a plan.
+/// Returns the variant for a slab of a plan.
 pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     let mut constants = hadamard_constants(plan.shape().head_dim);
     constants.extend(page_constants(plan, slab));

@@ -1,7 +1,9 @@
-//! Which tokens of a prompt stay f16 in a layer: those with the largest magnitudes of the residual stream (RotateKV's sinks).
+//! Elects the tokens of a prompt that stay f16 in a layer: those with the largest magnitudes of the
+//! residual stream (RotateKV's sinks).
 //!
-//! Two variants, one after the other: the largest of each block of rows, then of a chunk's blocks and of what its sequence
-//! had before. Shader: `shaders/elect.wgsl`. Twin: [`reference::elect`](crate::kernel::reference::elect).
+//! Two variants run one after the other: the first finds the largest of each block of rows, the
+//! second the largest among a chunk's blocks and those that its sequence had before. Shader:
+//! `shaders/elect.wgsl`. Twin: [`reference::elect`](crate::low_level::reference::elect).
 
 use super::parts::shared;
 use super::{Binding, Kernel, STEP, Variant, flag, half_rows};
@@ -31,11 +33,11 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// Rows of the residual stream that one workgroup searches. Few, because after each of the largest one invocation alone looks
-/// through its share again.
+/// Rows of the residual stream that one workgroup searches. Few, because after each of the largest
+/// one invocation alone looks through its share again.
 pub const BLOCK_ROWS: u32 = 4;
 
-/// The variant for a plan, the type of the caller's rows and the stage.
+/// Returns the variant for a plan, the type of the caller's rows and the stage.
 pub fn variant(plan: &Plan, element: Element, merge: bool) -> Variant {
     let constants = [flag("MERGE", merge), half_rows(element), ("SINKS", plan.sinks().into()), ("ELECTED_AT", plan.elected_at().into())];
     Variant::new(&KERNEL, &[shared::PLACE], &constants)

@@ -1,10 +1,11 @@
-//! Gram matrices of rows, head by head, or of the difference of two buffers of rows, for calibrations that weigh channels by
-//! how they go together.
+//! Gram matrices of rows, head by head, or of the difference of two buffers of rows, for learning
+//! weights that depend on how channels go together.
 //!
-//! `G[h] = sum of x x^T` over all rows, with `x` the channels of head `h`. The rows are cut into chunks of [`CHUNK`], and the
-//! matrix of each is written apart, so that [`sum`] adds them in f64. Each workgroup makes a tile of 16 x 16 numbers and reads
-//! its two strips of channels; tiles above the diagonal are copies of those below.
-//! Shader: `shaders/gram.wgsl`. Twin: [`reference::gram`](crate::kernel::reference::gram).
+//! `G[h] = sum of x x^T` over all rows, with `x` the channels of head `h`. The rows are cut into
+//! chunks of [`CHUNK`], and the matrix of each is written apart, so that [`sum`] can add them in
+//! f64. Each workgroup makes a tile of 16 x 16 numbers and reads its two strips of channels; tiles
+//! above the diagonal are copies of those below. Shader: `shaders/gram.wgsl`. Twin:
+//! [`reference::gram`](crate::low_level::reference::gram).
 
 use super::{Binding, Kernel, Variant, flag};
 use crate::error::{Error, Result, Thing};
@@ -41,17 +42,17 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// The variant for a head dimension, and for rows alone or their difference to others.
+/// Returns the variant for a head dimension, and for rows alone or their difference from others.
 pub fn variant(head_dim: u32, difference: bool) -> Variant {
     Variant::new(&KERNEL, &[], &[("HEAD_DIM", head_dim.into()), flag("DIFFERENCE", difference)])
 }
 
-/// Chunks of so many rows: matrices a head in `grams`.
+/// Returns the number of chunks that `rows` rows make: matrices a head in `grams`.
 pub fn chunks(rows: u32) -> u32 {
     rows.div_ceil(CHUNK)
 }
 
-/// Numbers of `grams`: `[chunks(rows), heads, head_dim, head_dim]`.
+/// Returns how many numbers `grams` has: `[chunks(rows), heads, head_dim, head_dim]`.
 fn numbers(rows: u32, heads: u32, head_dim: u32) -> u64 {
     let matrices = u64::from(chunks(rows)) * u64::from(heads);
     matrices.saturating_mul(u64::from(head_dim * head_dim))
@@ -67,17 +68,20 @@ fn check(heads: u32, head_dim: u32) -> Result<()> {
     Ok(())
 }
 
-/// Records the Gram matrices of `count` f32 rows of `heads` heads, or of those rows less `minus`, into `grams`
-/// (`[chunks(count), heads, head_dim, head_dim]` f32, whose numbers are all written; a head's matrix is the sum of its chunks,
-/// which [`sum`] takes). `rows` and `minus` may lie in one buffer.
+/// Records the Gram matrices of `count` f32 rows of `heads` heads, or of those rows less `minus`,
+/// into `grams` (`[chunks(count), heads, head_dim, head_dim]` f32, whose numbers are all written; a
+/// head's matrix is the sum of its chunks, which [`sum`] takes). `rows` and `minus` may lie in one
+/// buffer.
 ///
-/// A number that is not finite makes the matrix of its head and chunk not finite, which [`sum`] refuses.
+/// A number that is not finite makes the matrix of its head and chunk not finite, which [`sum`]
+/// refuses.
 ///
 /// # Errors
-/// [`Error::Mismatch`] for a head dimension that is not served, no heads, and where `grams` is the buffer of the rows (a device
-/// cannot read a buffer through one binding and write it through another); [`Error::Mismatch`] for rows that are not f32;
-/// [`Error::Limit`] for more rows, matrices or workgroups than the device can bind and dispatch; and [`Error::Rows`],
-/// [`Error::Offset`], [`Error::Usage`] for buffers that cannot hold them. Then nothing was recorded.
+/// [`Error::Mismatch`] for a head dimension that is not served, for no heads, for rows that are not
+/// f32, and where `grams` is the buffer of the rows (a device cannot read a buffer through one
+/// binding and write it through another); [`Error::Limit`] for more rows, matrices or workgroups
+/// than the device can bind and dispatch; and [`Error::Rows`], [`Error::Offset`], [`Error::Usage`]
+/// for buffers that cannot hold them. Then nothing was recorded.
 #[expect(clippy::too_many_arguments, reason = "three buffers and what they hold")]
 pub fn record(
     gpu: &Gpu,
@@ -121,7 +125,8 @@ pub fn record(
         return Ok(());
     }
     let row_binding = rows.binding("rows", row_numbers, capability)?;
-    // A binding cannot stay empty. Without `minus` the rows lie there again, and the shader never reads them from there.
+    // A binding cannot stay empty. Without `minus` the rows are bound there again, and the shader
+    // never reads them there.
     let minus_binding = minus.map_or(Ok(row_binding.clone()), |minus| minus.binding("minus", row_numbers, capability))?;
     let gram_binding = Rows::f32(grams).binding("grams", gram_numbers, capability)?;
     let params = gpu.uniform(bytemuck::bytes_of(&GramParams { rows: count, heads, pad: [0; 2] }));
@@ -132,13 +137,15 @@ pub fn record(
     Ok(())
 }
 
-/// Waits for all submitted work and adds up the chunks that [`record`] wrote for `count` rows, in f64: for each head a matrix of
-/// `head_dim * head_dim` numbers, row by row. No rows have matrices of zeros.
+/// Waits for all submitted work, adds up in f64 the chunks that [`record`] wrote for `count` rows,
+/// and returns for each head a matrix of `head_dim * head_dim` numbers, row by row. Without rows
+/// the matrices are zeros.
 ///
 /// # Errors
-/// [`Error::Mismatch`] for a matrix that is not finite, since a row was not or a product of two numbers left the range of
-/// f32; [`Error::Mismatch`] as [`record`]; [`Error::Rows`] and [`Error::Usage`] where `grams` does not hold so many chunks or was
-/// made without `COPY_SRC`; [`Error::Readback`].
+/// [`Error::Mismatch`] for a head dimension that is not served, for no heads, and for a matrix that
+/// is not finite, since a row was not or a product of two numbers left the range of f32;
+/// [`Error::Rows`] and [`Error::Usage`] where `grams` does not hold that many chunks or was made
+/// without `COPY_SRC`; [`Error::Readback`].
 pub async fn sum(gpu: &Gpu, grams: &wgpu::Buffer, count: u32, heads: u32, head_dim: u32) -> Result<Vec<Vec<f64>>> {
     check(heads, head_dim)?;
     let words = numbers(count, heads, head_dim);

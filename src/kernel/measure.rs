@@ -1,7 +1,9 @@
-//! Column sums over tokens of keys before RoPE, for RotateKV's calibration; and for Centred's also of values and queries, and of squares.
+//! Adds up columns over tokens: of keys before RoPE, from which RotateKV's channel order follows,
+//! and for Centred's means and weights also of values and queries, and of squares.
 //!
-//! Reads every number twice (the second time from a cache, where blocks of 32 rows fit one) and writes nothing but sums.
-//! Shader: `shaders/measure.wgsl`. Twin: [`reference::measure`](crate::kernel::reference::measure).
+//! Reads every number twice (the second time from a cache, where blocks of 32 rows fit one) and
+//! writes nothing but sums. Shader: `shaders/measure.wgsl`. Twin:
+//! [`reference::measure`](crate::low_level::reference::measure).
 
 use super::parts::shared;
 use super::{Binding, Kernel, Variant, flag, half_rows};
@@ -38,23 +40,26 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// The variant for the type of the caller's rows, for sums of the numbers or of their squares.
+/// Returns the variant for the type of the caller's rows, for sums of the numbers or of their
+/// squares.
 pub fn variant(element: Element, squares: bool) -> Variant {
     Variant::new(&KERNEL, &[shared::FINITE], &[half_rows(element), flag("SQUARES", squares)])
 }
 
-/// Workgroups for so many rows.
+/// Returns the number of workgroups for `rows` rows.
 pub fn workgroups(rows: u32) -> u32 {
     rows.div_ceil(BLOCK).min(LINES)
 }
 
-/// Records adding `rows` rows of `width` numbers (or their squares) to `sums` (`[LINES, width]` pairs of f32, the sum and what its roundings
-/// lost) and `counts` (`[LINES]` pairs of u32, rows added and rows left out because of a number that is not finite). Column
-/// sums are those of the lines together.
+/// Records adding `rows` rows of `width` numbers (or their squares) to `sums` (`[LINES, width]`
+/// pairs of f32, the sum and what its roundings lost) and `counts` (`[LINES]` pairs of u32, rows
+/// added and rows left out because of a number that is not finite). The sum of a column is that
+/// over all lines.
 ///
 /// # Errors
-/// [`Error::Mismatch`] for an odd width, [`Error::Limit`] for more rows than one binding holds, and [`Error::Rows`],
-/// [`Error::Offset`], [`Error::Usage`] for buffers that cannot hold them; then nothing was recorded.
+/// [`Error::Mismatch`] for an odd width, [`Error::Limit`] for more rows than one binding holds, and
+/// [`Error::Rows`], [`Error::Offset`], [`Error::Usage`] for buffers that cannot hold them; then
+/// nothing was recorded.
 #[expect(clippy::too_many_arguments, reason = "what it reads, then what it writes to")]
 pub fn record(
     gpu: &Gpu,

@@ -1,7 +1,8 @@
-//! The kernels: one file each here, in `shaders/`, in [`reference`](crate::kernel::reference) and in `tests/`, under one name.
+//! The kernels: each has one file here, in `shaders/`, in
+//! [`reference`](crate::low_level::reference) and in `tests/`, under the same name.
 //!
-//! A [`Kernel`] is data: its source, its bindings, the size of its parameters. A [`Variant`] is a kernel with the parts and
-//! the constants that one plan needs; it is the key of a pipeline.
+//! A [`Kernel`] is data: its source, its bindings, the size of its parameters. A [`Variant`] is a
+//! kernel with the parts and the constants that one plan needs; it is the key of a pipeline.
 
 pub mod align_plan;
 pub mod align_scores;
@@ -35,7 +36,8 @@ pub use crate::gpu::{Binding, Bindings, Kernel, Variant};
 use crate::plan::{Plan, Slab};
 use parts::shared;
 
-/// What each dispatch of a step reads: its parameters, of [`PARAMS_BYTES`] at most, and the step's tables. One bind group a step.
+/// What each dispatch of a step reads: its parameters, of [`PARAMS_BYTES`] at most, and the step's
+/// tables. One bind group a step.
 pub(crate) const STEP: Bindings = &[("params", Binding::Dynamic), ("tables", Binding::Read)];
 
 /// Bytes of a dispatch's parameters, as they are bound.
@@ -74,7 +76,7 @@ pub(crate) fn hadamard_constants(head_dim: u32) -> Constants {
     ]
 }
 
-/// ROPE and ROPE_PAIRS.
+/// Returns ROPE and ROPE_PAIRS.
 pub(crate) fn rope_constants(plan: &Plan) -> Constants {
     let rope = &plan.shape().rope;
     let kind = match (rope.frequencies().is_empty(), rope.layout()) {
@@ -85,7 +87,7 @@ pub(crate) fn rope_constants(plan: &Plan) -> Constants {
     vec![("ROPE", kind.into()), ("ROPE_PAIRS", rope.frequencies().len() as f64)]
 }
 
-/// Where everything lies in a page of a slab.
+/// Returns where everything lies in a page of a slab.
 pub(crate) fn page_constants(plan: &Plan, slab: &Slab) -> Constants {
     let layout = slab.layout();
     vec![
@@ -104,18 +106,19 @@ pub(crate) fn page_constants(plan: &Plan, slab: &Slab) -> Constants {
     ]
 }
 
-/// What RotateKV's keys need: the rotation over a group of heads, and the groups of the whole row.
+/// Returns what RotateKV's keys need: the rotation over a group of heads, and the groups of the
+/// whole row.
 pub(crate) fn group_constants(plan: &Plan, slab: &Slab) -> Constants {
     let heads = plan.group_heads();
     vec![("GROUP_HEADS", heads.into()), ("GROUP_SCALE", (1.0 / f64::from(heads).sqrt()) as f32 as f64), ("ROW_GROUPS", slab.layout().row_groups.max(1).into())]
 }
 
-/// MASSIVE and ELECTED_AT.
+/// Returns MASSIVE and ELECTED_AT.
 pub(crate) fn elected_constants(plan: &Plan) -> Constants {
     vec![flag("MASSIVE", plan.elects()), ("ELECTED_AT", plan.elected_at().into())]
 }
 
-/// How a group becomes a scale and codes.
+/// Returns the parts that turn a group into a scale and codes.
 pub(crate) fn fit_parts(plan: &Plan) -> Vec<Source> {
     let scales = plan.format().scales();
     let mut parts = vec![parts::GROUP_PLANE.of(scales)];
@@ -126,12 +129,13 @@ pub(crate) fn fit_parts(plan: &Plan) -> Vec<Source> {
     parts
 }
 
-/// CENTRED.
+/// Returns CENTRED.
 pub(crate) fn centred(plan: &Plan) -> (&'static str, f64) {
     flag("CENTRED", plan.format().codec() == Codec::Centred)
 }
 
-/// What the mean of the keys adds to the scores of a page: nothing, or by the walk and the exchange that suit the plan.
+/// Returns the parts for what the mean of the keys adds to the scores of a page: nothing, or the
+/// walk and the exchange that suit the plan.
 pub(crate) fn position_parts(plan: &Plan) -> Vec<Source> {
     if plan.position_quads() == 0 {
         return vec![parts::POSITIONS.none];
@@ -139,12 +143,12 @@ pub(crate) fn position_parts(plan: &Plan) -> Vec<Source> {
     vec![parts::POSITIONS.added, parts::POSITIONS_WALK.of(plan.straight()), parts::MIRROR.of(plan.reduce())]
 }
 
-/// Where the tables of positions and the terms lie.
+/// Returns where the tables of positions and the terms lie.
 pub(crate) fn position_constants(plan: &Plan) -> Constants {
     vec![("POSITION_CENTRE", plan.position_centre().into()), ("POSITION_WAVES", plan.position_waves().into()), ("POSITION_PLACES", plan.pages().into())]
 }
 
-/// POSITION_QUADS.
+/// Returns POSITION_QUADS.
 pub(crate) fn position_quads(plan: &Plan) -> (&'static str, f64) {
     ("POSITION_QUADS", plan.position_quads().into())
 }

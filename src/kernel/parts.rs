@@ -1,7 +1,8 @@
 //! The parts that kernels link, by slot.
 //!
-//! A slot is a choice: its folder in `shaders/part/` holds the alternatives, which define the same functions, and a variant links one
-//! of them. What has no alternative lies in `shaders/part/shared/`. `shaders/PARTS.md` lists which kernel links what.
+//! A slot is a choice: its folder in `shaders/part/` holds the alternatives, which define the same
+//! functions, and a variant links one of them. Parts without an alternative lie in
+//! `shaders/part/shared/`. `shaders/PARTS.md` lists what each kernel links.
 
 use crate::format::{Bits, Scales};
 use crate::gpu::{Reduce, Source};
@@ -13,7 +14,7 @@ macro_rules! part {
     };
 }
 
-/// What has no alternative.
+/// Parts without an alternative.
 pub(super) mod shared {
     use crate::gpu::Source;
 
@@ -42,7 +43,8 @@ pub(super) mod shared {
     pub(in crate::kernel) const TURN_AT: Source = part!("shared/turn_at");
 }
 
-/// Declares slots that are filled by name alone, `SLOT.alternative`, each as a struct of its alternatives.
+/// Declares slots that are filled by name alone, `SLOT.alternative`, each as a struct of its
+/// alternatives.
 macro_rules! slots {
     ($($(#[$doc:meta])* $slot:ident: $kind:ident { $($name:ident: $path:literal),+ $(,)? })+) => {
         $(
@@ -81,7 +83,7 @@ slots! {
     TILE: Tiles { stored: "tile/stored", restored: "tile/restored" }
     /// How many planes of a number stay unread.
     LEVELS: Levels { half: "levels/half", four: "levels/4", eight: "levels/8" }
-    /// Integer codes from the planes that a level asks for.
+    /// Integer codes from the planes that a level reads.
     PLANES: Planes { four: "planes/4", eight: "planes/8" }
     /// Scores from planes of keys.
     ALIGN_KEYS: AlignKeys { half: "align_keys/half", code: "align_keys/code" }
@@ -99,7 +101,7 @@ pub(super) struct ByReduce {
 
 /// How the lanes of a unit come to a common maximum or sum.
 pub(super) const REDUCE: ByReduce = ByReduce { subgroup: part!("reduce/subgroup"), workgroup: part!("reduce/workgroup") };
-/// How a lane learns what the lane mirrored about the unit's middle has.
+/// How a lane gets what the lane mirrored about the unit's middle has.
 pub(super) const MIRROR: ByReduce = ByReduce { subgroup: part!("mirror/subgroup"), workgroup: part!("mirror/workgroup") };
 
 /// A slot filled by the bits of an integer code.
@@ -130,7 +132,8 @@ pub(super) const RESTORE_CODES: ByBits = by_bits!("restore/codes");
 /// The same for lanes that hold words of their own and shuffle.
 pub(super) const RESTORE_WORDS: ByBits = by_bits!("restore/words");
 
-/// A slot filled by how loops are written: as straight-line code for GPUs, or rolled for software adapters.
+/// A slot filled by how loops are written: as straight-line code for GPUs, or rolled for software
+/// adapters.
 pub(super) struct ByWalk {
     pub(super) straight: Source,
     pub(super) rolled: Source,

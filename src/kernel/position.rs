@@ -1,7 +1,9 @@
-//! What the mean of the keys adds to the scores of each page, as far as it turns slowly: terms of polynomials, for
-//! [`attend_split`](super::attend_split) or [`align_scores`](super::align_scores). For Centred only.
+//! What the mean of the keys adds to the scores of each page, as far as it turns slowly: terms of
+//! polynomials, for [`attend_split`](super::attend_split) or [`align_scores`](super::align_scores).
+//! For Centred only.
 //!
-//! Shader: `shaders/position.wgsl`. Twin: [`reference::position`](crate::kernel::reference::position()).
+//! Shader: `shaders/position.wgsl`. Twin:
+//! [`reference::position`](crate::low_level::reference::position()).
 
 use super::parts::{self, shared};
 use super::{Binding, Kernel, STEP, Variant, centred, half_rows, position_constants, query, rope_constants};
@@ -39,7 +41,7 @@ pub static KERNEL: Kernel = Kernel {
 /// Pages of an item, at most.
 pub const PAGES: u32 = 16;
 
-/// The variant for a plan and the type of the caller's rows.
+/// Returns the variant for a plan and the type of the caller's rows.
 pub fn variant(plan: &Plan, element: Element) -> Variant {
     let head_dim = plan.shape().head_dim;
     let mut constants = rope_constants(plan);

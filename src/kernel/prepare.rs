@@ -1,4 +1,4 @@
-//! Compiling what a plan needs before it is used.
+//! Compiles what a plan needs before it is used.
 
 use super::variants;
 use crate::error::Result;
@@ -6,11 +6,12 @@ use crate::gpu::Gpu;
 use crate::plan::Plan;
 
 impl Gpu {
-    /// Compiles every pipeline that a cache of this plan can use, on all processors, so that the first token waits for none.
+    /// Compiles every pipeline that a cache of this plan can use, on all processors, so that the
+    /// first token waits for none.
     ///
     /// # Errors
-    /// [`Error::Shader`](crate::Error::Shader) with the compiler's message and the place in our sources;
-    /// [`Error::Lost`](crate::Error::Lost).
+    /// [`Error::Shader`](crate::Error::Shader) with the compiler's message and the place in the
+    /// shader's source; [`Error::Lost`](crate::Error::Lost).
     pub async fn prepare(&self, plan: &Plan) -> Result<()> {
         self.prepare_variants(variants(plan)).await
     }

@@ -1,6 +1,7 @@
-//! New keys and values that stay f16: sinks and the window.
+//! Stores new keys and values that stay f16: sinks and the window.
 //!
-//! Shader: `shaders/protect.wgsl`. Twin: [`reference::protect`](crate::kernel::reference::protect).
+//! Shader: `shaders/protect.wgsl`. Twin:
+//! [`reference::protect`](crate::low_level::reference::protect).
 
 use super::parts::shared;
 use super::{Binding, Kernel, STEP, Variant, centred, elected_constants, flag, hadamard_constants, half_rows, rope_constants};
@@ -34,7 +35,7 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: true,
 };
 
-/// The variant for a plan and the type of the caller's rows.
+/// Returns the variant for a plan and the type of the caller's rows.
 pub fn variant(plan: &Plan, element: Element) -> Variant {
     let mut constants = hadamard_constants(plan.shape().head_dim);
     constants.extend(rope_constants(plan));

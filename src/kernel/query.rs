@@ -1,6 +1,7 @@
-//! Query rows into the basis of the codec: RoPE, rotation, the softmax scale, and int8 codes for [`attend_split`](super::attend_split).
+//! Brings query rows into the basis of the codec: RoPE, rotation, the softmax scale, and int8 codes
+//! for [`attend_split`](super::attend_split).
 //!
-//! Shader: `shaders/query.wgsl`. Twin: [`reference::query`](crate::kernel::reference::query).
+//! Shader: `shaders/query.wgsl`. Twin: [`reference::query`](crate::low_level::reference::query).
 
 use super::parts::{self, shared};
 use super::{Binding, Kernel, STEP, Variant, centred, flag, hadamard_constants, half_rows, position_quads, rope_constants};
@@ -19,7 +20,8 @@ pub struct QueryParams {
     pub query_heads: u32,
     /// KV heads.
     pub kv_heads: u32,
-    /// In tables, by KV head: channels that share a key scale, or 0 where attend_split takes the queries in f32.
+    /// In tables, by KV head: channels that share a key scale, or 0 where attend_split takes the
+    /// queries in f32.
     pub groups_at: u32,
     /// Unused.
     pub pad: [u32; 3],
@@ -38,12 +40,12 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// The factor on queries: log2(e) / sqrt(head_dim), so that `exp2` serves the softmax.
+/// Returns the factor on queries: log2(e) / sqrt(head_dim), so that `exp2` serves the softmax.
 pub fn scale(head_dim: u32) -> f32 {
     (std::f64::consts::LOG2_E / f64::from(head_dim).sqrt()) as f32
 }
 
-/// The variant for a plan and the type of the caller's rows.
+/// Returns the variant for a plan and the type of the caller's rows.
 pub fn variant(plan: &Plan, element: Element) -> Variant {
     let head_dim = plan.shape().head_dim;
     let mut constants = hadamard_constants(head_dim);

@@ -1,10 +1,11 @@
-//! Rows times the orthonormal Hadamard matrix of an order: `y = H x`. Applied twice it returns the row.
+//! Multiplies rows by the orthonormal Hadamard matrix of an order: `y = H x`. Applied twice it
+//! returns the row.
 //!
 //! The order is a head dimension, or that of the KV heads that RotateKV rotates together
-//! (2501.16383). Powers of two
-//! take butterflies: every number is read and written once, 16 bytes an access, with two barriers in between. 80 and 96 take
-//! two dense factors of at most 20 additions each.
-//! Shader: `shaders/rotate.wgsl`. Twin: [`reference::rotate`](crate::kernel::reference::rotate).
+//! (2501.16383). Powers of two take butterflies: every number is read and written once, 16 bytes an
+//! access, with two barriers in between. 80 and 96 take two dense factors of at most 20 additions
+//! each. Shader: `shaders/rotate.wgsl`. Twin:
+//! [`reference::rotate`](crate::low_level::reference::rotate).
 
 use super::parts::{self, shared};
 use super::{Binding, Kernel, Variant, flag, hadamard_constants};
@@ -15,8 +16,8 @@ use crate::gpu::{Gpu, Rows};
 /// The orders that are served.
 pub const ORDERS: [u32; 7] = [64, 80, 96, 128, 256, 512, 1024];
 
-/// Invocations of a workgroup of butterflies. Each holds 32 numbers, so this is what a workgroup reads before it writes. 32
-/// and 64 are right too.
+/// Invocations of a workgroup of butterflies. Each holds 32 numbers, so this sets how much a
+/// workgroup reads before it writes. 32 and 64 give right results too.
 pub const INVOCATIONS: u32 = 64;
 
 /// `RotateParams` of `shaders/rotate.wgsl`.
@@ -38,7 +39,8 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// The variant for an order. `invocations` are those of a workgroup of butterflies, [`INVOCATIONS`] for one.
+/// Returns the variant for an order. `invocations` are those of a workgroup of butterflies,
+/// [`INVOCATIONS`] in general.
 pub fn variant(order: u32, in_place: bool, invocations: u32) -> Variant {
     let butterflies = order.is_power_of_two();
     let parts = if butterflies { [shared::PLACE, shared::BUTTERFLY, parts::ROTATE.butterfly] } else { [shared::PLACE, shared::HADAMARD, parts::ROTATE.dense] };
@@ -50,22 +52,26 @@ pub fn variant(order: u32, in_place: bool, invocations: u32) -> Variant {
 /// Records the rotation, in place, of `count` f32 rows of `order` numbers.
 ///
 /// # Errors
-/// [`Error::Mismatch`] for an order that is not served, [`Error::Mismatch`] for rows that are not f32, [`Error::Limit`] for more
-/// than the device can bind, and [`Error::Rows`], [`Error::Offset`], [`Error::Usage`] for a buffer that cannot hold them.
+/// [`Error::Mismatch`] for an order that is not served and for rows that are not f32,
+/// [`Error::Limit`] for more than the device can bind, and [`Error::Rows`], [`Error::Offset`],
+/// [`Error::Usage`] for a buffer that cannot hold them.
 pub fn record(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, rows: Rows<'_>, count: u32, order: u32) -> Result<()> {
     record_with(gpu, encoder, None, rows, count, order, INVOCATIONS)
 }
 
-/// Records the rotation of `count` f32 rows of `order` numbers into `rotated`, which is another buffer. `rows` stays as it is.
+/// Records the rotation of `count` f32 rows of `order` numbers into `rotated`, which is another
+/// buffer. `rows` stays as it is.
 ///
 /// # Errors
-/// Those of [`record`], for either buffer, and [`Error::Mismatch`] where both are the same: a device cannot read a buffer through
-/// one binding and write it through another, wherever in it the rows lie.
+/// Those of [`record`], for either buffer, and [`Error::Mismatch`] where both are the same: a
+/// device cannot read a buffer through one binding and write it through another, wherever in it the
+/// rows lie.
 pub fn record_into(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, rows: Rows<'_>, rotated: Rows<'_>, count: u32, order: u32) -> Result<()> {
     record_with(gpu, encoder, Some(rows), rotated, count, order, INVOCATIONS)
 }
 
-/// Both of them, with another workgroup: for measurements. Without `rows`, `rotated` holds them.
+/// Records either of the two, with another size of workgroup, for measurements. Without `rows` it
+/// rotates `rotated` in place.
 ///
 /// # Errors
 /// Those of [`record_into`], and [`Error::Mismatch`] for `invocations` other than 32, 64 or 128.
@@ -95,7 +101,7 @@ pub fn record_with(
     if count == 0 {
         return Ok(());
     }
-    // In place, the parameters lie at the binding of the rows, which the shader then never reads.
+    // In place, the parameters stand at the binding of the rows, which the shader then never reads.
     let contents = RotateParams { rows: count, pad: [0; 3] };
     let params = gpu.filled("wgkv params", bytemuck::bytes_of(&contents), wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE);
     let bindings = [params.as_entire_binding(), rows.map_or(params.as_entire_binding(), wgpu::BindingResource::Buffer), wgpu::BindingResource::Buffer(rotated)];
@@ -106,7 +112,7 @@ pub fn record_with(
     Ok(())
 }
 
-/// Checks that so many f32 numbers lie there, and answers their binding.
+/// Checks that `elements` f32 numbers lie there, and returns their binding.
 fn bind<'a>(gpu: &Gpu, name: &'static str, rows: Rows<'a>, elements: u64) -> Result<wgpu::BufferBinding<'a>> {
     if rows.element != Element::F32 {
         return Err(Error::argument(name, "f32", rows.element.name()));

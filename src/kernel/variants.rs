@@ -26,7 +26,7 @@ pub(crate) fn packing_variant(plan: &Plan, slab: &Slab, element: Element) -> Var
     if plan.packs_blocks(slab) { append_block::variant(plan, slab, element) } else { append::variant(plan, slab, element) }
 }
 
-/// Returns the pipelines that know nothing of pages.
+/// Returns the pipelines that do not depend on the layout of pages.
 fn common_variants(plan: &Plan) -> Vec<Variant> {
     let element = plan.element();
     let mut variants = vec![query::variant(plan, element)];

@@ -1,4 +1,4 @@
-//! Making a plan: what it is given, and the order in which its sizes follow from each other.
+//! Making a plan: what it is given, and the order in which its sizes follow from one another.
 
 use super::slabs::heads_of_a_slab;
 use super::{Capacity, Plan, choices};
@@ -7,10 +7,12 @@ use crate::format::{Alignment, BitPlan, Codec, Element, Format, Learned, PAGE_TO
 use crate::gpu::Capability;
 use std::sync::Arc;
 
-/// Query rows that one pass of [`Cache::attend`](crate::Cache::attend) works on, unless the plan says otherwise.
+/// Query rows that one pass of [`Cache::attend`](crate::Cache::attend) works on, unless the builder
+/// sets another number.
 const QUERY_ROWS: u32 = 512;
 
-/// Workgroups that a decode pass is split into, at least, as far as there are pages: enough to fill a large GPU.
+/// Workgroups that a decode pass is split into, at least, as far as there are pages: enough to fill
+/// a large GPU.
 const SPLIT_WORKGROUPS: u32 = 4096;
 
 /// How a plan's layers and heads are stored.
@@ -45,7 +47,8 @@ enum Pages {
     },
 }
 
-/// Collects what a plan is made from; [`PlanBuilder::build`] checks all of it and makes the [`Plan`].
+/// Collects what a plan is made from; [`PlanBuilder::build`] checks all of it and makes the
+/// [`Plan`].
 ///
 /// ```
 /// use wgkv::{Bits, Capability, Capacity, Codec, Format, Plan, Rope, Shape};
@@ -66,7 +69,8 @@ pub struct PlanBuilder {
     pages: Pages,
     learned: Option<Learned>,
     alignment: Alignment,
-    /// Whether codes lie in planes whatever the alignment says, as in the plan that this one is made from.
+    /// Whether codes lie in planes whatever the alignment says, as in the plan that this one is
+    /// made from.
     keeps_planes: bool,
     element: Element,
     query_rows: u32,
@@ -117,76 +121,84 @@ impl PlanBuilder {
         }
     }
 
-    /// Replaces the shape and how it is stored.
+    /// Replaces the shape and the way it is stored.
     pub(super) fn stores(mut self, shape: Shape, storage: impl Into<Storage>) -> Self {
         (self.shape, self.storage) = (shape, storage.into());
         self
     }
 
-    /// Sets which tokens stay f16: 4 sinks and a window of 128 unless told.
+    /// Sets which tokens stay f16. The default is 4 sinks and a window of 128.
     pub fn protection(mut self, protection: Protection) -> Self {
         self.protection = protection;
         self
     }
 
-    /// Sets how much the cache may hold: one sequence of 4096 tokens unless told.
+    /// Sets how much the cache may hold. The default is one sequence of 4096 tokens.
     pub fn capacity(mut self, capacity: Capacity) -> Self {
         self.pages = Pages::Of(capacity);
         self
     }
 
-    /// Gives the plan what its codec learned: the [`ChannelOrder`](crate::ChannelOrder) that [`Codec::RotateKv`] needs, or the [`Means`](crate::Means) of
-    /// [`Codec::Centred`]. Without them Centred's means are 0 and its weights 1, which costs most of what it gains.
+    /// Gives the plan what its codec learned: the [`ChannelOrder`](crate::ChannelOrder) that
+    /// [`Codec::RotateKv`] needs, or the [`Means`](crate::Means) of [`Codec::Centred`]. Without
+    /// them Centred takes means of 0 and weights of 1, which costs most of what it gains.
     pub fn learned(mut self, learned: impl Into<Option<Learned>>) -> Self {
         self.learned = learned.into();
         self
     }
 
-    /// Chooses the planes that decoding reads in another way than reading all of them: for [`Codec::AlignedF16`], and for
-    /// [`Codec::Rtn`], [`Codec::Hadamard`] and [`Codec::Centred`] with keys and values of 4 or 8 bits, whose codes are then stored in
-    /// planes of 2 and 2, or 4, 2 and 2 bits. Those take budgets only, of which 0 reads everything; [`Alignment::EVERYTHING`] leaves
-    /// their codes as they are without planes. [`Cache::align`](crate::Cache::align) changes it later.
+    /// Sets which planes decoding reads; the default is all of them. This is for
+    /// [`Codec::AlignedF16`], and for [`Codec::Rtn`], [`Codec::Hadamard`] and [`Codec::Centred`]
+    /// with keys and values of 4 or 8 bits, whose codes are then stored in planes of 2 and 2, or 4,
+    /// 2 and 2 bits. The latter take budgets only, and a budget of 0 reads everything;
+    /// [`Alignment::EVERYTHING`] leaves their codes without planes.
+    /// [`Cache::align`](crate::Cache::align) changes it later.
     pub fn alignment(mut self, alignment: Alignment) -> Self {
         (self.alignment, self.keeps_planes) = (alignment, false);
         self
     }
 
-    /// Sets the type of the caller's rows, f32 unless told: only decides which pipelines [`Gpu::prepare`](crate::Gpu::prepare) compiles.
+    /// Sets the type of the caller's rows. The default is f32. It only decides which pipelines
+    /// [`Gpu::prepare`](crate::Gpu::prepare) compiles.
     pub fn element(mut self, element: Element) -> Self {
         self.element = element;
         self
     }
 
-    /// Sets how many query rows are attended at once, 1 to 16384, 512 unless told: a step of more takes several passes, one after
-    /// another. Decoding thousands of sequences at once takes fewer passes with more. The scratch grows with it.
+    /// Sets how many query rows are attended at once, 1 to 16384. The default is 512. A step of
+    /// more takes several passes, one after another, so decoding thousands of sequences at once
+    /// takes fewer passes with a larger number. The scratch grows with it.
     pub fn query_rows(mut self, rows: u32) -> Self {
         self.query_rows = rows.clamp(1, 1 << 14);
         self
     }
 
-    /// Sets how many workgroups a decode pass is split into, as far as there are pages: 1 to 16384, 4096 unless told. The scratch
-    /// grows with it.
+    /// Sets how many workgroups a decode pass is split into, as far as there are pages: 1 to 16384.
+    /// The default is 4096. The scratch grows with it.
     pub fn split_workgroups(mut self, workgroups: u32) -> Self {
         self.split_workgroups = workgroups.clamp(1, 1 << 14);
         self
     }
 
-    /// Sets sliding-window attention: every query sees `tokens` tokens, its own the last of them, and no sink beyond.
-    /// [`Cache::slide`](crate::Cache::slide) gives back the pages that no query will see any more. Models of which only some layers
-    /// slide keep those in a cache of their own.
+    /// Sets sliding-window attention: every query sees `tokens` tokens, its own the last of them,
+    /// and no sink beyond. [`Cache::slide`](crate::Cache::slide) gives back the pages that no query
+    /// will see any more. For models in which only some layers slide, keep those in a cache of
+    /// their own.
     pub fn sliding_window(mut self, tokens: u32) -> Self {
         self.sliding_window = Some(tokens);
         self
     }
 
-    /// Sets the length that a sequence can reach, 1 to 2^30 tokens: more than its pages hold at once, where it
-    /// [slides](crate::Cache::slide), or fewer. The tables of positions grow with it.
+    /// Sets the length that a sequence can reach, 1 to 2^30 tokens: more than its pages hold at
+    /// once, where it [slides](crate::Cache::slide), or fewer. The tables of positions grow with
+    /// it.
     pub fn max_tokens(mut self, tokens: u32) -> Self {
         self.max_tokens = Some(tokens);
         self
     }
 
-    /// Lets kernels count their loads of planes, for confirming what [`Cache::traffic`](crate::Cache::traffic) says.
+    /// Makes kernels count their loads of planes, to confirm what
+    /// [`Cache::traffic`](crate::Cache::traffic) reports.
     #[doc(hidden)]
     pub fn counted_loads(mut self) -> Self {
         self.counts_loads = true;
@@ -196,9 +208,10 @@ impl PlanBuilder {
     /// Makes the plan for a device.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for numbers that are not served, and where bits, channel order or means are of another shape or codec, or
-    /// [`Codec::RotateKv`] has no channel order; [`Error::Group`], [`Error::Capacity`] and [`Error::Limit`], each with the number
-    /// wanted and had.
+    /// [`Error::Mismatch`] for numbers that are not served, for a bit plan, channel order or means
+    /// of another shape or codec, and for [`Codec::RotateKv`] without a channel order;
+    /// [`Error::Group`], [`Error::Capacity`] and [`Error::Limit`], each with the number wanted and
+    /// the number there is.
     pub fn build(self, capability: &Capability) -> Result<Plan> {
         self.shape.check()?;
         let bit_plan = match self.storage.clone() {
@@ -253,7 +266,7 @@ impl PlanBuilder {
             bit_plan,
             protection: self.protection,
         };
-        // Heads that are stored alike, before it is known how many of them a binding holds.
+        // Groups heads that are stored alike, before it is known how many of them a binding holds.
         plan.arrange(|slab| Ok(slab.count()))?;
         plan.set_alignment(self.alignment, self.keeps_planes)?;
         plan.fit_workgroup_memory(capability);
@@ -298,7 +311,7 @@ impl PlanBuilder {
 }
 
 impl Plan {
-    /// Stores codes in planes where an alignment asks for them, or they are to stay there.
+    /// Stores codes in planes where an alignment needs them, or where they must stay there.
     fn set_alignment(&mut self, alignment: Alignment, keeps_planes: bool) -> Result<()> {
         alignment.check()?;
         self.code_planes = (keeps_planes || alignment != Alignment::EVERYTHING) && self.format().codec() != Codec::AlignedF16;
@@ -308,8 +321,9 @@ impl Plan {
         self.align(alignment)
     }
 
-    /// Restoring keys takes workgroup memory for every query head: where it is short, fewer heads share a reading, and where that is
-    /// not enough, keys are restored in the way that takes least.
+    /// Makes restoring keys fit into workgroup memory, of which it takes some for every query head:
+    /// where that is short, fewer heads share a reading, and where that is not enough, keys are
+    /// restored in the way that takes least.
     fn fit_workgroup_memory(&mut self, capability: &Capability) {
         if !self.restores() {
             return;
@@ -327,7 +341,7 @@ impl Plan {
         }
     }
 
-    /// Returns how many pages a capacity is.
+    /// Returns how many pages a capacity comes to.
     fn pages_for(&self, capacity: Capacity) -> Result<u32> {
         let pages = match capacity {
             Capacity::Tokens { sequences, tokens } => {

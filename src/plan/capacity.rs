@@ -4,14 +4,16 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Capacity {
-    /// Pages for so many sequences of so many tokens each. One sequence may be longer if others are shorter.
+    /// Pages for `sequences` sequences of `tokens` tokens each. One sequence may be longer if
+    /// others are shorter.
     Tokens {
         /// Sequences that can be live at once.
         sequences: u32,
         /// Tokens of each.
         tokens: u32,
     },
-    /// As many pages as so many bytes hold, over all layers, after the sequences' f16 rows are paid for.
+    /// As many pages as `bytes` bytes hold, over all layers, after the sequences' f16 rows are paid
+    /// for.
     Bytes {
         /// Sequences that can be live at once.
         sequences: u32,
@@ -21,17 +23,17 @@ pub enum Capacity {
 }
 
 impl Capacity {
-    /// Pages for `sequences` of `tokens` each.
+    /// Makes a capacity of the pages for `sequences` sequences of `tokens` tokens each.
     pub fn tokens(sequences: u32, tokens: u32) -> Self {
         Self::Tokens { sequences, tokens }
     }
 
-    /// As many pages as `bytes` hold for `sequences`.
+    /// Makes a capacity of as many pages as `bytes` bytes hold, for `sequences` sequences.
     pub fn bytes(sequences: u32, bytes: u64) -> Self {
         Self::Bytes { sequences, bytes }
     }
 
-    /// Sequences that can be live at once.
+    /// Returns the number of sequences that can be live at once.
     pub fn sequences(&self) -> u32 {
         match *self {
             Self::Tokens { sequences, .. } | Self::Bytes { sequences, .. } => sequences,

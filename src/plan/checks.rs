@@ -6,8 +6,8 @@ use crate::format::{Bits, Codec};
 use crate::gpu::{Capability, Reduce};
 
 impl Plan {
-    /// Can a device do what the plan needs? Asked when the plan is made, and again when a cache is made of it, which may be
-    /// on another device.
+    /// Checks that a device can do what the plan needs. This is called when the plan is made, and
+    /// again when a cache is made of it, which may be on another device.
     pub(crate) fn check(&self, capability: &Capability) -> Result<()> {
         self.check_kernels(capability)?;
         self.check_buffers(capability)?;
@@ -35,7 +35,7 @@ impl Plan {
         let limit = |what, reason, need: u32, have: u32| {
             if need > have { Err(Error::Limit { what, reason, need: need.into(), have: have.into() }) } else { Ok(()) }
         };
-        // What other kernels have, 256 at most, every device must allow.
+        // The other kernels have 256 invocations at most, which every device must allow.
         let invocations = (self.shape.head_dim * self.merge_parts).max(256);
         limit("max_compute_invocations_per_workgroup", "attend_merge", invocations, capability.invocations)?;
         limit("max_compute_workgroup_size_x", "attend_merge", invocations, capability.workgroup_size_x)?;
@@ -77,7 +77,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Can these codes be stored in planes?
+    /// Checks that these codes can be stored in planes.
     pub(crate) fn check_code_planes(&self) -> Result<()> {
         let wrong = |name: &'static str, wanted: &str, had: String| Err(Error::argument(name, wanted, had));
         let codec = self.format().codec();

@@ -1,10 +1,12 @@
-//! What a plan chooses for the kernels: which parts, how many heads and rows at once, and where things lie.
+//! What a plan chooses for the kernels: which parts, how many heads and rows at once, and where
+//! things lie.
 
 use super::{Plan, Slab, position};
 use crate::format::{Bits, Codec, Format, PAGE_TOKENS, RopeLayout, Shape, Sinks};
 use crate::gpu::{Capability, Reduce};
 
-/// How attend_split restores the keys of [`Codec::RotateKv`]: parts of the shader under the same function names.
+/// How attend_split restores the keys of [`Codec::RotateKv`]: each way is a part of the shader,
+/// with the same function names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Restore {
     /// In registers, by subgroup shuffles, in halves.
@@ -16,32 +18,35 @@ pub enum Restore {
 }
 
 impl Plan {
-    /// Quads of channels that carry what the mean of the keys adds to a score: none where it adds the same everywhere.
+    /// Returns how many quads of channels carry what the mean of the keys adds to a score: none
+    /// where it adds the same everywhere.
     pub(crate) fn position_quads(&self) -> u32 {
         self.position_quads
     }
 
-    /// The first pairs of RoPE, which turn too fast for a short polynomial.
+    /// Returns how many of RoPE's first pairs turn too fast for a short polynomial.
     pub(crate) fn position_waves(&self) -> u32 {
         if self.position_quads() == 0 { 0 } else { position::waves(&self.shape.rope) as u32 }
     }
 
-    /// Pages that a sequence can have.
+    /// Returns how many pages a sequence can have.
     pub(crate) fn position_pages(&self) -> u32 {
         (self.turn_rows() - u64::from(PAGE_TOKENS)) as u32
     }
 
-    /// Where the tables of part position begin in the table of turns: an even number.
+    /// Returns where the tables of the part `positions` begin in the table of turns: an even
+    /// number.
     pub(crate) fn position_centre(&self) -> u32 {
         if self.position_quads() == 0 { 0 } else { (self.turn_rows() as u32 * self.shape.rope.frequencies().len() as u32).next_multiple_of(2) }
     }
 
-    /// Do rows of a decode pass have a place for each of their pages: for scores, or for terms of positions?
+    /// Returns whether rows of a decode pass have a place for each of their pages: for scores, or
+    /// for terms of positions.
     pub(crate) fn places_pages(&self) -> bool {
         self.aligns() || self.position_quads() > 0
     }
 
-    /// How attend_split restores RotateKV's keys.
+    /// Returns how attend_split restores RotateKV's keys.
     pub fn restore(&self) -> Restore {
         let groups = self.slab_kinds().iter().map(|slab| slab.layout.row_groups).max().unwrap_or(0);
         match (self.straight, self.reduce) {
@@ -51,42 +56,45 @@ impl Plan {
         }
     }
 
-    /// Are keys stored before RoPE and rotated over several heads, so that attention restores them?
+    /// Returns whether keys are stored before RoPE and rotated over several heads, so that
+    /// attention restores them.
     pub(crate) fn restores(&self) -> bool {
         self.format().codec() == Codec::RotateKv
     }
 
-    /// Are numbers stored in planes, of which attention reads those that matter?
+    /// Returns whether numbers are stored in planes, of which attention reads those that matter.
     pub(crate) fn aligns(&self) -> bool {
         self.format().codec() == Codec::AlignedF16 || self.code_planes
     }
 
-    /// Are they integer codes?
+    /// Returns whether those numbers are integer codes.
     pub(crate) fn aligns_codes(&self) -> bool {
         self.code_planes
     }
 
-    /// Tokens of a block that one workgroup of append packs: a page where it writes what the page's tokens have in common.
+    /// Returns how many tokens of a block one workgroup of append packs: a page where it writes
+    /// what the page's tokens have in common.
     pub(crate) fn append_block(&self) -> u32 {
         if self.aligns() && !self.code_planes { PAGE_TOKENS } else { 32 }
     }
 
-    /// KV heads that are rotated together.
+    /// Returns how many KV heads are rotated together.
     pub fn group_heads(&self) -> u32 {
         self.format().heads_per_group(self.shape.kv_heads)
     }
 
-    /// Are the sinks elected by the residual stream?
+    /// Returns whether the sinks are elected by the residual stream.
     pub fn elects(&self) -> bool {
         matches!(self.protection.sinks, Sinks::Massive(_)) && self.sinks() > 0
     }
 
-    /// First tokens of a sequence that no page holds, though they have a place there: sinks that are known beforehand.
+    /// Returns how many of a sequence's first tokens no page holds, though they have a place there:
+    /// sinks that are known beforehand.
     pub(crate) fn unpacked(&self) -> u32 {
         if self.elects() { 0 } else { self.sinks() }
     }
 
-    /// First word of the elected sinks in a layer's marks.
+    /// Returns the first word of the elected sinks in a layer's marks.
     pub(crate) fn elected_at(&self) -> u32 {
         let channels = self.shape.kv_heads * self.shape.head_dim;
         match self.format().codec() {
@@ -98,52 +106,55 @@ impl Plan {
         }
     }
 
-    /// How attend_split reduces.
+    /// Returns how attend_split reduces.
     pub fn reduce(&self) -> Reduce {
         self.reduce
     }
 
-    /// Neighbouring lanes that surely share a subgroup, as far as kernels may shuffle between them.
+    /// Returns how many neighbouring lanes are certain to share a subgroup, as far as kernels may
+    /// shuffle between them.
     pub(crate) fn lanes(&self) -> u32 {
         self.lanes
     }
 
-    /// Does attend_split run as straight-line code?
+    /// Returns whether attend_split runs as straight-line code.
     pub fn straight(&self) -> bool {
         self.straight
     }
 
-    /// Parts that attend_merge shares a row's items out among, at most.
+    /// Returns among how many parts attend_merge distributes a row's items, at most.
     pub(crate) fn merge_parts(&self) -> u32 {
         self.merge_parts
     }
 
-    /// Query heads that share one reading of the cache: 1, 2 or 4.
+    /// Returns how many query heads share one reading of the cache: 1, 2 or 4.
     pub fn heads_per_reading(&self) -> u32 {
         self.heads
     }
 
-    /// Readings of the cache that one KV head's query heads need.
+    /// Returns how many readings of the cache one KV head's query heads need.
     pub fn blocks(&self) -> u32 {
         self.shape.share().div_ceil(self.heads_per_reading())
     }
 
-    /// Entries of one block of heads among the query codes, but for what positions are known by.
+    /// Returns the entries of one block of heads among the query codes, without those for
+    /// positions.
     pub(crate) fn positions_at(&self) -> u32 {
         self.most(|slab| slab.code_entries(self.shape.head_dim))
     }
 
-    /// Entries of one block of heads among the query codes.
+    /// Returns the entries of one block of heads among the query codes.
     pub fn query_stride(&self) -> u32 {
         self.positions_at() + 2 * self.position_waves()
     }
 
-    /// Query rows that one pass works on ([`Plan::with_query_rows`]).
+    /// Returns how many query rows one pass works on
+    /// ([`PlanBuilder::query_rows`](crate::PlanBuilder::query_rows)).
     pub fn query_rows(&self) -> u32 {
         self.query_rows
     }
 
-    /// Items that one decode pass is split into, at least, as far as there are pages.
+    /// Returns how many items one decode pass is split into, at least, as far as there are pages.
     pub(crate) fn split_items(&self) -> u32 {
         // A slab's heads run together; further slabs come after it.
         let heads = self.most(Slab::count) / self.group_heads();
@@ -154,12 +165,14 @@ impl Plan {
         self.counts_loads
     }
 
-    /// Readings of a layer's pages by one query row: one a KV head and block of query heads.
+    /// Returns how many readings of a layer's pages one query row needs: one for each KV head and
+    /// block of query heads.
     pub(crate) fn readings(&self) -> u64 {
         u64::from(self.shape.kv_heads * self.blocks())
     }
 
-    /// Cells of workgroup memory that keys pass through in attend_split; runs of cells in straight-line code.
+    /// Returns the cells of workgroup memory that keys pass through in attend_split; runs of cells
+    /// in straight-line code.
     pub(crate) fn restore_cells(&self) -> u32 {
         let units = self.group_heads();
         if self.straight {
@@ -170,42 +183,48 @@ impl Plan {
         }
     }
 
-    /// Vectors of attend_prefill's tile of keys or values.
+    /// Returns the vectors of attend_prefill's tile of keys or values.
     pub(crate) fn tile_vecs(&self) -> u32 {
         if self.restores() { (4 * self.shape.head_dim).max(256) } else { 256 }
     }
 
-    /// Does the table of turns end with the low positions once more, as attend_split takes them?
+    /// Returns whether the table of turns ends with the low positions once more, in the form that
+    /// attend_split takes.
     pub(crate) fn turn_columns(&self) -> bool {
         self.restores() && self.straight && !self.shape.rope.frequencies().is_empty()
     }
 
-    /// Tokens that a query sees, its own the last: the largest number where it sees all.
+    /// Returns how many tokens a query sees, its own the last: the largest number where it sees
+    /// all.
     pub(crate) fn reach(&self) -> u32 {
         self.sliding_window.unwrap_or(u32::MAX)
     }
 
-    /// f16 rows kept for the window: it, and the page that gathers before it is packed. 0 where every token is packed at once.
+    /// Returns how many f16 rows are kept for the window: the window itself, and the page that
+    /// gathers before it is packed. 0 where every token is packed at once.
     pub fn ring(&self) -> u32 {
         if self.format().codec() == Codec::F16 || self.protection.window == 0 { 0 } else { self.protection.window + PAGE_TOKENS }
     }
 
-    /// f16 rows kept for sinks.
+    /// Returns how many f16 rows are kept for sinks.
     pub fn sinks(&self) -> u32 {
         if self.format().codec() == Codec::F16 { 0 } else { self.protection.sinks.rows() }
     }
 
-    /// How many of a sequence's first tokens lie in pages, when it holds `tokens`. (Sinks have a place there too, unused.)
+    /// Returns how many of a sequence's first tokens lie in pages when it holds `tokens`. (Sinks
+    /// have a place there too, unused.)
     pub fn packed(&self, tokens: u32) -> u32 {
         if self.ring() == 0 { tokens } else { self.protection.packed(tokens) }
     }
 
-    /// Rows of the table of turns: 128 low positions, then one for every 128 positions a sequence can reach.
+    /// Returns the rows of the table of turns: 128 low positions, then one for every 128 positions
+    /// that a sequence can reach.
     pub(crate) fn turn_rows(&self) -> u64 {
         u64::from(PAGE_TOKENS) + self.max_tokens() / u64::from(PAGE_TOKENS) + 1
     }
 
-    /// Words of a layer's marks: the group of every key channel, a byte each (or for Centred, means and weights), then by slot the elected sinks.
+    /// Returns the words of a layer's marks: the group of every key channel, a byte each (or for
+    /// Centred, means and weights), then by slot the elected sinks.
     pub(crate) fn marks_words(&self) -> u64 {
         let elected = if self.elects() { 3 * u64::from(self.sinks()) * u64::from(self.sequences) } else { 0 };
         (u64::from(self.elected_at()) + elected).next_multiple_of(4)
@@ -218,14 +237,16 @@ const MERGE_THREADS: u32 = 1024;
 /// Items whose loads a part of attend_merge has in flight together.
 const TURN_ITEMS: u32 = 16;
 
-/// Returns among how many parts attend_merge shares a row's items out, at most: as many as a device allows.
+/// Returns among how many parts attend_merge distributes a row's items, at most: as many as a
+/// device allows.
 pub(super) fn most_merge_parts(head_dim: u32, capability: &Capability) -> u32 {
     let threads = MERGE_THREADS.min(capability.invocations).min(capability.workgroup_size_x);
     let room = capability.workgroup_bytes.saturating_sub(4 * head_dim) / (16 * head_dim);
     (threads / head_dim).min(room).max(1)
 }
 
-/// Returns the workgroup memory of attend_merge: the output row, and three numbers for every invocation, which lie as four.
+/// Returns the workgroup memory of attend_merge: the output row, and three numbers for every
+/// invocation, which lie as four.
 pub(super) fn merge_workgroup_bytes(head_dim: u32, parts: u32) -> u32 {
     4 * head_dim + 16 * head_dim * parts
 }
@@ -236,7 +257,8 @@ pub(crate) fn block_lanes(head_dim: u32) -> u32 {
 }
 
 impl Plan {
-    /// Returns the numbers of parts that the plan has pipelines of attend_merge for, ascending: few, since each takes time to compile.
+    /// Returns the numbers of parts that the plan has pipelines of attend_merge for, ascending:
+    /// few, since each takes time to compile.
     pub(crate) fn merge_choices(&self) -> Vec<u32> {
         let most = self.merge_parts();
         let mut choices = vec![1, most.min(4), most];
@@ -244,14 +266,14 @@ impl Plan {
         choices
     }
 
-    /// Returns among how many parts a row's items are shared out in a pass whose rows have `items` from attend_split, at most: enough
-    /// for one turn each, if the plan has as many.
+    /// Returns among how many parts a row's items are distributed in a pass whose rows have at most
+    /// `items` items from attend_split: enough for one turn each, if the plan has as many.
     #[doc(hidden)]
     pub fn merge_parts_for(&self, items: u32) -> u32 {
         self.merge_choices()[self.merge_choice(items)]
     }
 
-    /// Returns which of the [`Plan::merge_choices`] that is.
+    /// Returns which of the [`Plan::merge_choices`] that number of parts is.
     pub(crate) fn merge_choice(&self, items: u32) -> usize {
         let choices = self.merge_choices();
         choices.iter().position(|parts| parts * TURN_ITEMS >= items).unwrap_or(choices.len() - 1)
@@ -271,8 +293,8 @@ impl Plan {
     }
 }
 
-/// Can RotateKV's keys be restored by straight-line code? It is written for rotations of a power of two, RoPE over whole
-/// heads in halves (or none), and packed halves.
+/// Returns whether straight-line code can restore RotateKV's keys. It is written for rotations of a
+/// power of two, RoPE over whole heads in halves (or none), and packed halves.
 pub(super) fn restores_straight(shape: &Shape, format: &Format, capability: &Capability) -> bool {
     let rope = &shape.rope;
     let whole = rope.layout() == RopeLayout::SplitHalves && 2 * rope.frequencies().len() == shape.head_dim as usize;

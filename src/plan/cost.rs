@@ -17,21 +17,22 @@ pub struct Cost {
     pub value_scales: u64,
     /// f16 rows of sinks and windows.
     pub protected: u64,
-    /// For [`Codec::RotateKv`]: which group every key channel is of, and which tokens are sinks. For [`Codec::Centred`]: means and weights.
+    /// For [`Codec::RotateKv`](crate::Codec::RotateKv): the group of every key channel, and the
+    /// tokens that are sinks. For [`Codec::Centred`](crate::Codec::Centred): means and weights.
     pub marks: u64,
     /// Queries and partial results of one pass; shared by all layers.
     pub scratch: u64,
 }
 
 impl Cost {
-    /// The cache proper: everything but the scratch.
+    /// Returns the bytes of the cache proper: everything but the scratch.
     pub fn cache(&self) -> u64 {
         self.key_codes + self.key_scales + self.value_codes + self.value_scales + self.protected + self.marks
     }
 }
 
 impl Plan {
-    /// What the cache will cost.
+    /// Returns what the cache will cost.
     pub fn cost(&self) -> Cost {
         let mut cost = Cost {
             key_codes: 0,
@@ -67,17 +68,19 @@ impl Plan {
         cost
     }
 
-    /// Bits that `tokens` tokens of one sequence need: codes, scales and zeros of the packed ones, f16 rows of the others.
+    /// Returns the bits that `tokens` tokens of one sequence need: codes, scales and zeros of the
+    /// packed ones, f16 rows of the others.
     pub fn bits(&self, tokens: u64) -> u64 {
         let packed = u64::from(self.packed(u32::try_from(tokens).unwrap_or(u32::MAX)));
         let token = 8 * self.page_bytes() / u64::from(PAGE_TOKENS);
         let row = 16 * self.shape.elements_per_token();
-        // Elected sinks are as many as there are rows, at most.
+        // There are as many elected sinks as rows, at most.
         let rows = (tokens - packed.min(tokens)) + u64::from(self.sinks()).min(packed);
         packed * token + rows * row
     }
 
-    /// All stored bits of a sequence of `tokens` tokens, divided by the numbers they stand for.
+    /// Returns all stored bits of a sequence of `tokens` tokens, divided by the count of numbers
+    /// that they stand for.
     pub fn bits_per_element(&self, tokens: u64) -> f64 {
         self.bits(tokens) as f64 / (tokens.max(1) * self.shape.elements_per_token()) as f64
     }

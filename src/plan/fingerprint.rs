@@ -4,9 +4,10 @@ use super::Plan;
 use crate::format::{Learned, Shape, tensors};
 
 impl Plan {
-    /// SHA-256, in hex, of what decides how tokens are stored: shape, RoPE, codec, the bits of every layer and head, sinks and
-    /// window. Caches whose plans have the same one, and the same [learned](crate::learned::Learned::fingerprint) fingerprint, can load each other's
-    /// [snapshots](crate::Cache::save), whatever their budgets and devices.
+    /// Returns the SHA-256, in hex, of everything that decides how tokens are stored: shape, RoPE,
+    /// codec, the bits of every layer and head, sinks and window. Caches whose plans share it, and
+    /// share the fingerprint of what was [learned](crate::learned::Learned::fingerprint), can load
+    /// each other's [snapshots](crate::Cache::save), whatever their capacities and devices.
     pub fn fingerprint(&self) -> String {
         let Shape { layers, query_heads, kv_heads, head_dim, rope } = &self.shape;
         let format = self.format();
@@ -19,8 +20,9 @@ impl Plan {
             self.group_heads(),
             rope.layout(),
         );
-        // Numbers by their bits: nothing that stores tokens alike prints differently, and the other way round. Frequencies are powers, of
-        // which the last bit of an f64 depends on the platform.
+        // Numbers go in by their bits, so that two plans have the same text exactly if they store
+        // tokens alike. Frequencies are rounded to f32: they are powers, and the last bit of an f64
+        // power depends on the platform.
         text.extend(rope.frequencies().iter().map(|frequency| format!(" {:x}", (*frequency as f32).to_bits())));
         for (layer, head) in (0..*layers).flat_map(|layer| (0..*kv_heads).map(move |head| (layer, head))) {
             text.extend(self.bit_plan.of(layer, head).map(|precision| {
@@ -31,7 +33,7 @@ impl Plan {
         tensors::hash([text.as_bytes()])
     }
 
-    /// Returns the fingerprint of what the codec learned, if the plan was given any.
+    /// Returns the fingerprint of what the codec learned, if the plan was given any of it.
     pub(crate) fn learned_fingerprint(&self) -> Option<String> {
         self.learned().map(Learned::fingerprint)
     }

@@ -1,4 +1,5 @@
-//! What one cache will be: every size and every choice, made from shape, format, protection, capacity and device.
+//! What one cache will be: every size and every choice, made from shape, format, protection,
+//! capacity and device.
 
 mod builder;
 mod capacity;
@@ -25,8 +26,8 @@ use crate::gpu::{Capability, Reduce};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What one cache will be. A plan is pure: making it touches no GPU, and everything that can be refused is refused when
-/// [`PlanBuilder::build`] makes it.
+/// What one cache will be. A plan is pure: making it touches no GPU, and everything that can be
+/// refused is refused when [`PlanBuilder::build`] makes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     shape: Shape,
@@ -48,7 +49,8 @@ pub struct Plan {
     /// Query heads that share one reading of the cache.
     heads: u32,
     learned: Option<Arc<Learned>>,
-    /// Quads of channels that carry what the mean of the keys adds to a score; read for every dispatch.
+    /// Quads of channels that carry what the mean of the keys adds to a score; read for every
+    /// dispatch.
     position_quads: u32,
     alignment: Alignment,
     /// Tokens that a query sees, itself the last, if not all.
@@ -61,25 +63,27 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Begins a plan of a cache that stores tokens as a [`Format`] says, or, where layers and heads differ, as a [`BitPlan`] says.
-    /// [`PlanBuilder::build`] checks it.
+    /// Begins a plan of a cache that stores tokens as a [`Format`] says, or, where layers and heads
+    /// differ, as a [`BitPlan`] says. [`PlanBuilder::build`] checks it.
     pub fn builder(shape: Shape, storage: impl Into<Storage>) -> PlanBuilder {
         PlanBuilder::new(shape, storage.into())
     }
 
-    /// Returns a builder that makes this plan, with as many pages, for changing some of it or for another device.
+    /// Returns a builder that makes this plan, with as many pages, so that some of it can be
+    /// changed, or the device.
     pub fn to_builder(&self) -> PlanBuilder {
         PlanBuilder::of(self)
     }
 
-    /// Returns what is left of the plan for a device that holds only some of every layer's KV heads, with the query heads that share
-    /// them: as many sequences and pages, the heads' own bits, means and weights. RotateKV's order is made of the heads' own sums, so
-    /// it is the same order only where it reaches no further than the heads that are rotated together
+    /// Returns the plan for a device that holds only some of every layer's KV heads, with the query
+    /// heads that share them: as many sequences and pages, and these heads' own bits, means and
+    /// weights. RotateKV's channel order is made from these heads' own sums, so it is the same
+    /// order only where it reaches no further than the heads that are rotated together
     /// ([`Reach::Local`](crate::learned::Reach::Local)).
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for heads that do not exist, for none, and where heads that are rotated together would be parted; those of
-    /// [`PlanBuilder::build`].
+    /// [`Error::Mismatch`] for heads that do not exist, for none, and where heads that are rotated
+    /// together would be parted; those of [`PlanBuilder::build`].
     pub fn shard(&self, heads: Range<u32>, capability: &Capability) -> Result<Self> {
         let (have, together) = (self.shape.kv_heads, self.group_heads());
         if heads.is_empty() || heads.end > have || [heads.start, heads.end].iter().any(|head| !head.is_multiple_of(together)) {
@@ -120,7 +124,8 @@ impl Plan {
         &self.shape
     }
 
-    /// Returns what all heads have in common of how they are stored; all of it, unless a [`BitPlan`] gave them bits of their own.
+    /// Returns the format that all heads share: all of how they are stored, unless a [`BitPlan`]
+    /// gave them different bits.
     pub fn format(&self) -> &Format {
         self.bit_plan.format()
     }
@@ -150,7 +155,7 @@ impl Plan {
         self.learned()?.means()
     }
 
-    /// Returns by what the planes to read are chosen.
+    /// Returns how the planes to read are chosen.
     pub fn alignment(&self) -> Alignment {
         self.alignment
     }
@@ -160,7 +165,8 @@ impl Plan {
         self.sliding_window
     }
 
-    /// Returns the type of the caller's rows that [`Gpu::prepare`](crate::Gpu::prepare) compiles for.
+    /// Returns the type of the caller's rows that [`Gpu::prepare`](crate::Gpu::prepare) compiles
+    /// for.
     pub fn element(&self) -> Element {
         self.element
     }
@@ -175,8 +181,8 @@ impl Plan {
         self.pages
     }
 
-    /// Returns how many tokens one sequence can reach: what it can hold if it has all pages, or what
-    /// [`PlanBuilder::max_tokens`] says.
+    /// Returns how many tokens one sequence can reach: what it can hold if it has all pages, or
+    /// what [`PlanBuilder::max_tokens`] says.
     pub fn max_tokens(&self) -> u64 {
         self.longest.map_or_else(|| self.held_tokens(), u64::from)
     }

@@ -1,15 +1,18 @@
-//! What the mean of the keys adds to a score, in closed form: tables for `shaders/position.wgsl` and `shaders/part/positions.wgsl`.
+//! What the mean of the keys adds to a score, in closed form: tables for `shaders/position.wgsl`
+//! and `shaders/part/positions/added.wgsl`.
 //!
-//! A key is stored without its mean `m`. What is missing in the score of query `q` at token `t` is `q . RoPE_t(m)`, which is
-//! `sum_p a_p cos(t angle_p) + b_p sin(t angle_p)` over the pairs of RoPE: no memory is read for it, only the query's `a` and `b`.
+//! A key is stored without its mean `m`. What is missing in the score of query `q` at token `t` is
+//! `q . RoPE_t(m)`, which is `sum_p a_p cos(t angle_p) + b_p sin(t angle_p)` over the pairs of
+//! RoPE: no memory is read for it, only the query's `a` and `b`.
 
 use crate::format::{PAGE_TOKENS, Rope};
 
-/// Positions from the middle of a page to its ends, and a bit.
+/// Positions from the middle of a page to its ends, and half of one more.
 const REACH: f64 = 64.0;
 
-/// Pairs that turn by no more than this between the middle of a page and its ends are polynomials of [`TERMS`] terms, even and odd:
-/// the error is 4^12 / 12! / 2^11, 2e-5 of the pair's share, at most.
+/// Pairs that turn by no more than this between the middle of a page and its ends are polynomials
+/// of [`TERMS`] terms, even and odd: the error is 4^12 / 12! / 2^11, 2e-5 of the pair's share, at
+/// most.
 const SLOW: f64 = 4.0;
 
 /// Terms of a polynomial in the square of the place.
@@ -18,19 +21,21 @@ const TERMS: usize = 6;
 /// Lanes of a unit.
 const LANES: usize = 32;
 
-/// How many of a RoPE's first pairs are summed one by one: all that turn fast are among them.
+/// Returns how many of a RoPE's first pairs are summed one by one: all that turn fast are among
+/// them.
 pub(crate) fn waves(rope: &Rope) -> usize {
     rope.frequencies().iter().rposition(|f| f.abs() * REACH > SLOW).map_or(0, |last| last + 1)
 }
 
-/// Numbers of the tables, in pairs of f32: the turns by 63.5 positions (an even number, the last perhaps unused), then the waves, the
-/// polynomials, and the turns of the slow pairs by so many pages.
+/// Returns how many pairs of f32 the tables have: the turns by 63.5 positions (an even number of
+/// them, the last perhaps unused), then the waves, the polynomials, and the turns of the slow pairs
+/// by each number of pages.
 pub(crate) fn pairs(rope: &Rope, pages: usize) -> usize {
     let (pairs, waves) = (rope.frequencies().len(), waves(rope));
     pairs.next_multiple_of(2) + 2 * LANES * waves + (TERMS + pages) * (pairs - waves)
 }
 
-/// The terms of the polynomial in y, 0 to 1, that meets a function at Chebyshev's nodes.
+/// Returns the terms of the polynomial in y, 0 to 1, that meets a function at Chebyshev's nodes.
 fn fit(of: impl Fn(f64) -> f64) -> [f64; TERMS] {
     let node = |k: usize| 0.5 + 0.5 * (std::f64::consts::PI * (k as f64 + 0.5) / TERMS as f64).cos();
     // Newton's divided differences, then from Newton's form to powers.
@@ -51,7 +56,7 @@ fn fit(of: impl Fn(f64) -> f64) -> [f64; TERMS] {
     terms
 }
 
-/// The tables, [`pairs`] pairs.
+/// Returns the tables, [`pairs`] pairs.
 pub(crate) fn tables(rope: &Rope, pages: usize) -> Vec<[f32; 2]> {
     let frequencies = rope.frequencies();
     let waves = waves(rope);
@@ -69,7 +74,7 @@ pub(crate) fn tables(rope: &Rope, pages: usize) -> Vec<[f32; 2]> {
     for frequency in &frequencies[waves..] {
         let angle = |y: f64| frequency * REACH * y.sqrt();
         numbers.extend(fit(|y| angle(y).cos()));
-        // The sine over the place: no node is at 0.
+        // The sine is divided by the place, which is safe since no node is at 0.
         numbers.extend(fit(|y| angle(y).sin() / y.sqrt()));
     }
     for frequency in &frequencies[waves..] {

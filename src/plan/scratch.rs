@@ -5,33 +5,36 @@ use super::{Plan, Restore, position};
 use crate::format::PAGE_TOKENS;
 
 impl Plan {
-    /// Bytes of the terms of a pass.
+    /// Returns the bytes of the terms of a pass.
     pub(crate) fn position_terms_bytes(&self) -> u64 {
         if self.position_quads() == 0 { 0 } else { 4 * u64::from(self.pages) * self.readings() * u64::from(self.heads * POSITION_TERMS) }
     }
 
-    /// Entries of the scores of a pass, each of as many numbers as share a reading.
+    /// Returns the entries of the scores of a pass, each of as many numbers as there are heads that
+    /// share a reading.
     pub(crate) fn score_sums(&self) -> u64 {
         u64::from(self.pages) * self.readings() * u64::from(PAGE_TOKENS)
     }
 
-    /// Entries before those of four tokens' values together, which integer codes in planes have.
+    /// Returns the entries before those of four tokens' values together, which integer codes in
+    /// planes have.
     pub(crate) fn score_quads(&self) -> u64 {
         self.score_sums() + u64::from(SUM_ENTRIES) * self.partial_items() * self.readings()
     }
 
-    /// Bytes of the scores of a pass, of their sums by item, and of the quads.
+    /// Returns the bytes of the scores of a pass, of their sums by item, and of the quads.
     pub(crate) fn scores_bytes(&self) -> u64 {
         let quads = if self.code_planes { self.score_sums() / 4 } else { 0 };
         if self.aligns() { 4 * u64::from(self.heads) * (self.score_quads() + quads) } else { 0 }
     }
 
-    /// Bytes of the plans of a pass.
+    /// Returns the bytes of the plans of a pass.
     pub(crate) fn plans_bytes(&self) -> u64 {
         if self.aligns() { 4 * u64::from(self.query_rows) * self.readings() * u64::from(PLAN_WORDS) } else { 0 }
     }
 
-    /// Units of 16 bytes of the partial results, after which the ledgers of align_values lie.
+    /// Returns the size of the partial results in units of 16 bytes, after which the ledgers of
+    /// align_values lie.
     pub(crate) fn ledgers(&self) -> u64 {
         self.partial_items() * self.readings() * u64::from(self.heads * (self.shape.head_dim / 4 + 1))
     }
@@ -44,7 +47,8 @@ impl Plan {
         4 * u64::from(self.query_rows) * u64::from(self.shape.kv_heads * self.blocks() * self.heads_per_reading()) * u64::from(self.query_stride())
     }
 
-    /// Items of one decode pass, at most: the target, and one more for each row since a row's pages are split evenly.
+    /// Returns the items of one decode pass, at most: the target, and one more for each row since a
+    /// row's pages are split evenly.
     pub(crate) fn partial_items(&self) -> u64 {
         u64::from(self.split_items()) + u64::from(self.query_rows)
     }
@@ -53,7 +57,8 @@ impl Plan {
         16 * self.ledgers() + if self.aligns() { 16 * u64::from(LEDGER_VECS) * self.partial_items() * self.readings() } else { 0 }
     }
 
-    /// One partial result a prefilling row, or those of a decode pass.
+    /// Returns the bytes of row partials: one partial result for each prefilling row, or those of a
+    /// decode pass.
     pub(crate) fn row_partials_bytes(&self) -> u64 {
         4 * u64::from(self.query_rows + DECODE_PARTIALS) * u64::from(self.shape.query_heads) * u64::from(self.shape.head_dim + 2)
     }
@@ -73,8 +78,8 @@ impl Plan {
         }
     }
 
-    /// Workgroup memory of attend_split: queries, weights, peaks, and the lanes of a reduction; for RotateKV also the keys on
-    /// their way and the scores of a page.
+    /// Returns the workgroup memory of attend_split: queries, weights, peaks, and the lanes of a
+    /// reduction; for RotateKV also the keys on their way and the scores of a page.
     pub(crate) fn split_workgroup_bytes(&self) -> u32 {
         let weights = self.most(|slab| if slab.layout.value_groups == 0 { 128 } else { 32 * slab.layout.value_groups });
         let unit = 4 * self.heads_per_reading() * (weights + 8 + 32);

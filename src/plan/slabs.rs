@@ -5,7 +5,8 @@ use crate::error::{Error, Result};
 use crate::format::{Bits, Codec, Format, PageLayout};
 use crate::gpu::Capability;
 
-/// KV heads of one layer whose pages share a buffer: they are stored alike, and a binding may hold no more.
+/// KV heads of one layer whose pages share a buffer: they are stored alike, and a binding may hold
+/// no more.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Slab {
     pub(super) heads: Vec<u32>,
@@ -14,40 +15,41 @@ pub struct Slab {
 }
 
 impl Slab {
-    /// The KV heads, ascending.
+    /// Returns the KV heads, ascending.
     pub fn heads(&self) -> &[u32] {
         &self.heads
     }
 
-    /// How many they are.
+    /// Returns how many they are.
     pub fn count(&self) -> u32 {
         self.heads.len() as u32
     }
 
-    /// How they are stored.
+    /// Returns how they are stored.
     pub fn format(&self) -> &Format {
         &self.format
     }
 
-    /// Where everything lies in a page.
+    /// Returns where everything lies in a page.
     pub fn layout(&self) -> &PageLayout {
         &self.layout
     }
 
-    /// Does attend_split take the queries of these heads in f32?
+    /// Returns whether attend_split takes the queries of these heads in f32.
     pub(crate) fn float_queries(&self) -> bool {
         self.format.codec() == Codec::RotateKv || self.format.key().bits == Bits::Sixteen
     }
 
-    /// Entries of one block of these heads among the query codes, but for what their positions are known by.
+    /// Returns the entries of one block of these heads among the query codes, without those for
+    /// positions.
     pub(crate) fn code_entries(&self, head_dim: u32) -> u32 {
         if self.float_queries() { head_dim } else { head_dim / 4 + 1 + self.layout.key_groups }
     }
 }
 
 impl Plan {
-    /// Spreads every layer's KV heads over slabs: heads of one format together, as many as `most` says, as evenly as can be, so
-    /// that no slab's dispatch is a remnant.
+    /// Distributes every layer's KV heads over slabs: heads of one format together, as many as
+    /// `most` allows, as evenly as can be, so that no slab's dispatch is a small remainder.
     pub(crate) fn arrange(&mut self, most: impl Fn(&Slab) -> Result<u32>) -> Result<()> {
         let together = self.group_heads() as usize;
         let (mut arrangements, mut arranged) = (Vec::<Vec<Slab>>::new(), Vec::new());
@@ -77,27 +79,27 @@ impl Plan {
         Ok(())
     }
 
-    /// Bytes of one page of all layers.
+    /// Returns the bytes of one page of all layers.
     pub(crate) fn page_bytes(&self) -> u64 {
         (0..self.shape.layers).map(|layer| self.layer_page_bytes(layer)).sum()
     }
 
-    /// Bytes of one slab's pages.
+    /// Returns the bytes of one slab's pages.
     pub(crate) fn slab_bytes(&self, slab: &Slab) -> u64 {
         slab.layout.bytes() * u64::from(self.pages) * u64::from(slab.count())
     }
 
-    /// Every way in which a layer's KV heads are spread over slabs.
+    /// Returns every way in which a layer's KV heads are spread over slabs.
     pub(crate) fn arrangements(&self) -> &[Vec<Slab>] {
         &self.arrangements
     }
 
-    /// Which of [`Plan::arrangements`] a layer has.
+    /// Returns which of [`Plan::arrangements`] a layer has.
     pub(crate) fn arrangement(&self, layer: u32) -> usize {
         self.arranged[layer as usize] as usize
     }
 
-    /// All slabs that differ in more than their heads, each once.
+    /// Returns all slabs that differ in more than their heads, each once.
     pub(crate) fn slab_kinds(&self) -> Vec<&Slab> {
         let mut kinds: Vec<&Slab> = Vec::new();
         for slab in self.arrangements.iter().flatten() {
@@ -108,39 +110,42 @@ impl Plan {
         kinds
     }
 
-    /// What a page of all KV heads of one layer takes, in bytes, with the key scales beside it.
+    /// Returns the bytes that a page of all KV heads of one layer takes, with the key scales beside
+    /// it.
     pub(crate) fn layer_page_bytes(&self, layer: u32) -> u64 {
         let slabs = self.slabs(layer);
         slabs.iter().map(|slab| slab.layout.bytes() * u64::from(slab.count())).sum::<u64>() + self.layout_of(layer).row_scale_bytes()
     }
 
-    /// A layout of a layer's, for what all its slabs have in common.
+    /// Returns one of a layer's layouts, for what all its slabs have in common.
     pub(crate) fn layout_of(&self, layer: u32) -> &PageLayout {
         &self.slabs(layer)[0].layout
     }
 
-    /// How a layer's KV heads are spread over buffers; none for a layer that does not exist.
+    /// Returns how a layer's KV heads are spread over buffers; nothing for a layer that does not
+    /// exist.
     pub fn slabs(&self, layer: u32) -> &[Slab] {
         self.arranged.get(layer as usize).map_or(&[], |n| &self.arrangements[*n as usize])
     }
 
-    /// The largest of something over all slabs.
+    /// Returns the largest result of `of` over all slabs.
     pub(crate) fn most(&self, of: impl Fn(&Slab) -> u32) -> u32 {
         self.arrangements.iter().flatten().map(of).max().unwrap_or(0)
     }
 
-    /// Bytes of one layer's plane of key scales.
+    /// Returns the bytes of one layer's plane of key scales.
     pub(crate) fn key_scales_bytes(&self, layer: u32) -> u64 {
         self.layout_of(layer).row_scale_bytes() * u64::from(self.pages)
     }
 
-    /// Bytes of one layer's f16 rows.
+    /// Returns the bytes of one layer's f16 rows.
     pub(crate) fn protected_bytes(&self) -> u64 {
         4 * u64::from(self.sequences) * u64::from(self.shape.kv_heads) * u64::from(self.sinks() + self.ring()) * u64::from(self.shape.head_dim)
     }
 }
 
-/// How many of a slab's heads a buffer can hold; heads that are rotated together count together.
+/// Returns how many of a slab's heads a buffer can hold; heads that are rotated together count
+/// together.
 pub(super) fn heads_of_a_slab(slab: &Slab, pages: u32, together: u32, capability: &Capability) -> Result<u32> {
     let head_bytes = slab.layout.bytes() * u64::from(pages);
     let have = capability.binding_bytes.min(capability.buffer_bytes);

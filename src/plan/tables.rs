@@ -1,10 +1,11 @@
-//! The tables that a cache writes once: RoPE's turns, and what each layer has learned.
+//! The tables that a cache writes once: RoPE's turns, and what the codec learned for each layer.
 
 use super::{Plan, Restore, position};
 use crate::format::codes::half::half_pair;
 use crate::format::{Codec, Means, PAGE_TOKENS};
 
-/// Cosine and sine of every pair at positions 0 to 127, then at every multiple of 128 that a sequence can reach.
+/// Returns cosine and sine of every pair at positions 0 to 127, then at every multiple of 128 that
+/// a sequence can reach.
 pub(crate) fn turns(plan: &Plan) -> Vec<[f32; 2]> {
     let frequencies = plan.shape().rope.frequencies();
     let high = plan.turn_rows() - u64::from(PAGE_TOKENS);
@@ -43,7 +44,8 @@ pub(crate) fn turns(plan: &Plan) -> Vec<[f32; 2]> {
     turns
 }
 
-/// A layer's marks as they begin: the group of each key channel, and no sinks; or for Centred, the means and weights of each KV head.
+/// Returns a layer's marks as they begin: the group of each key channel, and no sinks; or for
+/// Centred, the means and weights of each KV head.
 pub(crate) fn marks(plan: &Plan, layer: u32) -> Vec<u32> {
     if plan.format().codec() == Codec::Centred {
         let mut words = plan.means().map_or_else(|| Means::natural_words(plan.shape()), |means| means.words(layer));

@@ -1,4 +1,5 @@
-//! Zeros for what a sequence does not use of the places that are copied with it: they hold what others left there.
+//! Zeros for the places that a snapshot copies and its sequence does not use: they hold what others
+//! left there.
 
 use super::{Standing, Tensors, runs};
 use crate::format::codes::{code_planes, planes, scales};
@@ -29,13 +30,13 @@ pub(super) fn clear(plan: &Plan, layer: u32, standing: &Standing, tensors: &mut 
     }
 }
 
-/// Which tokens the sequence has in a page of those that it holds.
+/// Returns which tokens the sequence has in one of its pages.
 fn used(plan: &Plan, standing: &Standing, page: u32) -> Range<u32> {
     let first = standing.first() + page * PAGE_TOKENS;
     plan.unpacked().clamp(first, first + PAGE_TOKENS) - first..(standing.packed - first).min(PAGE_TOKENS)
 }
 
-/// Clears all tokens but those used; where none is, also what they have in common.
+/// Clears all tokens but those used; where none is used, also what they have in common.
 fn clear_tokens(words: &mut [u32], used: &Range<u32>, clear: impl Fn(&mut [u32], u32)) {
     if used.is_empty() {
         words.fill(0);
@@ -44,7 +45,8 @@ fn clear_tokens(words: &mut [u32], used: &Range<u32>, clear: impl Fn(&mut [u32],
     }
 }
 
-/// Clears codes and scales of one token of a page, which lie as [`PageLayout`](crate::PageLayout) says.
+/// Clears codes and scales of one token of a page, which lie as
+/// [`PageLayout`](crate::low_level::PageLayout) says.
 fn clear_token(page: &mut [u32], plan: &Plan, slab: &Slab, t: u32) {
     let (layout, format, head_dim) = (slab.layout(), slab.format(), plan.shape().head_dim);
     let values = 4 * layout.values as usize;
@@ -79,7 +81,8 @@ fn clear_token(page: &mut [u32], plan: &Plan, slab: &Slab, t: u32) {
     }
 }
 
-/// Empties the elected rows that are void: of a past that was cut off, or of another sequence.
+/// Empties the elected rows that are void: those of a past that was cut off, or of another
+/// sequence.
 fn clear_sinks(plan: &Plan, standing: &Standing, tensors: &mut Tensors<Vec<u32>>) {
     let (kept, largest) = tensors.sinks.split_at_mut(plan.sinks() as usize);
     let head_dim = plan.shape().head_dim as usize;

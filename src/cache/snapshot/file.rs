@@ -1,4 +1,4 @@
-//! Snapshots as safetensors. What lies in them is told at [`Cache::save`](crate::Cache::save).
+//! Snapshots as safetensors. [`Cache::save`](crate::Cache::save) documents their contents.
 
 use super::{page_words, rows};
 use crate::cache::sequence::Standing;
@@ -12,7 +12,8 @@ use std::str::FromStr;
 const FORMAT: &str = "wgkv-snapshot";
 const VERSION: &str = "1";
 
-/// Bytes of the header at most, by layer: the tensors' names, shapes, places and checksums take less than half of it.
+/// Bytes of the header at most, by layer: the tensors' names, shapes, places and checksums take
+/// less than half of it.
 const HEADER_BYTES: usize = 2048;
 
 /// What a sequence has in one layer: words, or their bytes.
@@ -24,7 +25,7 @@ pub(super) struct Tensors<T> {
     pub sinks: T,
 }
 
-/// Name, type and shape of each of a layer's tensors.
+/// Returns name, type and shape of each of a layer's tensors.
 fn shapes(plan: &Plan, standing: &Standing, layer: u32) -> [(String, Dtype, Vec<usize>); 4] {
     let shape = plan.shape();
     let pages = standing.pages() as usize;
@@ -47,7 +48,7 @@ fn calibration(plan: &Plan) -> String {
     plan.learned_fingerprint().unwrap_or_else(|| "none".to_owned())
 }
 
-/// The file of a sequence, from each layer's words.
+/// Returns the file of a sequence, from each layer's words.
 pub(super) fn to_bytes(plan: &Plan, standing: &Standing, layers: &[Tensors<Vec<u32>>]) -> Result<Vec<u8>> {
     let mut tensors = Vec::new();
     for (layer, words) in (0..).zip(layers) {
@@ -80,7 +81,8 @@ pub(super) fn to_bytes(plan: &Plan, standing: &Standing, layers: &[Tensors<Vec<u
     tensors::write(tensors, &texts, |e| error("tensors", "as safetensors wants them", e))
 }
 
-/// Where a saved sequence stands, and the bytes of each layer's tensors; empty for those that it does not have.
+/// Returns where a saved sequence stands, and the bytes of each layer's tensors; empty for those
+/// that it does not have.
 pub(super) fn from_bytes<'a>(plan: &Plan, bytes: &'a [u8]) -> Result<(Standing, Vec<Tensors<&'a [u8]>>)> {
     let (metadata, data) = tensors::header(bytes, HEADER_BYTES * (1 + plan.shape().layers as usize), error)?;
     let mut texts = tensors::texts(&metadata);

@@ -1,4 +1,4 @@
-//! Snapshots: a sequence as bytes, and back, in any cache that stores tokens alike.
+//! Snapshots: a sequence as bytes, and back, in any cache that stores tokens the same way.
 
 mod clear;
 mod file;
@@ -14,7 +14,8 @@ use file::Tensors;
 use futures::FutureExt;
 use std::ops::Range;
 
-/// A run of words in a layer's buffer of one slab, `[page, slab head, word]`, and of the same in a snapshot, `[page, head, word]`.
+/// A run of words in a layer's buffer of one slab, `[page, slab head, word]`, and of the same in a
+/// snapshot, `[page, head, word]`.
 struct Run {
     slab: usize,
     /// The page among those that the sequence holds.
@@ -23,12 +24,13 @@ struct Run {
     in_snapshot: Range<usize>,
 }
 
-/// Words of a page of all heads of a layer.
+/// Returns the words of a page over all heads of a layer.
 fn page_words(plan: &Plan, layer: u32) -> usize {
     plan.slabs(layer).iter().map(|slab| slab.layout().words() * slab.heads().len()).sum()
 }
 
-/// So many pages of a layer, a head at a time. Which heads share a slab depends on the device, so a snapshot has them in their order.
+/// Returns the runs of a layer's first `pages` pages, a head at a time. Which heads share a slab
+/// depends on the device, so a snapshot has them in their own order.
 fn runs(plan: &Plan, layer: u32, pages: u32) -> Vec<Run> {
     let slabs = plan.slabs(layer);
     let mut firsts = vec![0; plan.shape().kv_heads as usize];
@@ -51,7 +53,8 @@ fn runs(plan: &Plan, layer: u32, pages: u32) -> Vec<Run> {
     runs
 }
 
-/// f16 rows of a head that a sequence uses, in the order of a snapshot: those of its sinks, then those of the tokens that no page holds.
+/// Returns the f16 rows of a head that a sequence uses, in the order of a snapshot: those of its
+/// sinks, then those of the tokens that no page holds.
 fn rows(plan: &Plan, standing: &Standing) -> Vec<Range<u32>> {
     let sinks = plan.sinks();
     let kept = match () {
@@ -61,14 +64,15 @@ fn rows(plan: &Plan, standing: &Standing) -> Vec<Range<u32>> {
     };
     let ring = plan.ring();
     let first = standing.packed.max(plan.unpacked()).min(standing.tokens);
-    // The ring may be used from the middle on, and then from its start.
+    // The rows in use may begin in the middle of the ring and wrap to its start.
     let place = first.checked_rem(ring).unwrap_or(0);
     let end = if ring == 0 { 0 } else { place + (standing.tokens - first) };
     let rows = [0..kept, sinks + place..sinks + end.min(ring), sinks..sinks + end.saturating_sub(ring)];
     rows.into_iter().filter(|rows| !rows.is_empty()).collect()
 }
 
-/// Bytes of one layer's buffers that a sequence uses, in the order of [`Layer::buffers`](super::buffers::Layer::buffers), without empty pieces.
+/// Returns the byte ranges of one layer's buffers that a sequence uses, in the order of
+/// [`Layer::buffers`](super::buffers::Layer::buffers), without empty pieces.
 fn pieces(plan: &Plan, layer: u32, live: &Live, slot: u32) -> Vec<Vec<Range<u64>>> {
     let shape = plan.shape();
     let by_page = |bytes: u64| live.pages.iter().map(|page| u64::from(*page) * bytes..(u64::from(*page) + 1) * bytes).collect();
@@ -87,7 +91,8 @@ fn pieces(plan: &Plan, layer: u32, live: &Live, slot: u32) -> Vec<Vec<Range<u64>
     pieces
 }
 
-/// Are these the bytes of a snapshot of so many tokens that a cache of this plan would load?
+/// Checks that these are the bytes of a snapshot of `tokens` tokens that a cache of this plan would
+/// load.
 #[cfg(feature = "store")]
 pub(crate) fn check_snapshot(plan: &Plan, tokens: usize, bytes: &[u8]) -> Result<()> {
     use crate::error::{Error, Thing};
@@ -98,12 +103,13 @@ pub(crate) fn check_snapshot(plan: &Plan, tokens: usize, bytes: &[u8]) -> Result
     Err(Error::mismatch(Thing::Snapshot, "tokens", format!("{tokens}, as many as it is stored for"), standing.tokens))
 }
 
-/// A sequence on its way to the host.
+/// A sequence being copied to the host.
 struct Staged {
     gpu: Gpu,
     plan: Plan,
     standing: Standing,
-    /// By layer and buffer, in the order of [`pieces`]; none for a buffer that the sequence has nothing in.
+    /// By layer and buffer, in the order of [`pieces`]; none for a buffer that the sequence has
+    /// nothing in.
     layers: Vec<Vec<Option<wgpu::Buffer>>>,
 }
 
@@ -137,39 +143,46 @@ impl Staged {
 }
 
 impl Cache {
-    /// A sequence as the bytes of a safetensors file, which [`Cache::load`] turns into a sequence of this or another cache, on
-    /// this or another device, bit for bit.
+    /// Returns a sequence as the bytes of a safetensors file, which [`Cache::load`] turns into a
+    /// sequence of this or another cache, on this or another device, bit for bit.
     ///
-    /// What is copied is what the sequence holds after all work submitted so far; the copy is submitted by this call, not by
-    /// the future, and the cache can be used on meanwhile. The last step must have been appended in every layer, and submitted.
-    /// Until the future is done, the device has a copy of the sequence in memory that the host can read.
+    /// The bytes are those that the sequence holds after all work submitted so far. This call
+    /// submits the copy, not the future, so the cache can be used in the meantime. The last step
+    /// must have been appended in every layer, and submitted. Until the future is done, the device
+    /// has a copy of the sequence in memory that the host can read.
     ///
     /// | tensor | type, shape | what |
     /// |---|---|---|
-    /// | `pages.LAYER` | U32 `[pages, words]` | codes and scales: a page's KV heads in their order, each as its [`PageLayout`](crate::PageLayout) says |
+    /// | `pages.LAYER` | U32 `[pages, words]` | codes and scales: a page's KV heads in their order, each as its [`PageLayout`](crate::low_level::PageLayout) says |
     /// | `key_scales.LAYER` | U32 `[pages, words]` | for RotateKV: key scales of groups over all heads |
     /// | `rows.LAYER` | F16 `[kv_heads, rows, 2, head_dim]` | keys and values of the sinks, then of the tokens that no page holds, by position; as attention reads them |
     /// | `sinks.LAYER` | U32 `[3 * sinks]` | for elected sinks: the token of each row, then magnitude (as bits of f32) and token of the largest so far |
     ///
-    /// A tensor without elements is left out. Places that no token of the sequence has are zeros: nothing of other sequences, or of
-    /// tokens beyond, gets into the bytes. Metadata: `format`, `version`, `plan` and `calibration`
-    /// (their [fingerprints](Plan::fingerprint), or `none`), `tokens` and where the sequence stands (`packed`, `limit`,
-    /// `before_tokens`, `before_limit`, and `dropped`, the pages that it [slid](Cache::slide) beyond, and `headless`, 1 where it
-    /// [never had](Cache::begin_at) them, if so), by tensor `sha256.NAME`, and `hash`, the SHA-256 over all others. They find damage; who
-    /// can write the bytes can forge them.
+    /// A tensor without elements is left out. Places that no token of the sequence has are zeros,
+    /// so nothing of other sequences, or of tokens beyond, gets into the bytes. Metadata: `format`,
+    /// `version`, `plan` and `calibration` (the fingerprints of the [plan](Plan::fingerprint) and
+    /// of what the codec [learned](crate::learned::Learned::fingerprint), or `none`), `tokens`,
+    /// where the sequence stands (`packed`, `limit`, `before_tokens`, `before_limit`, and if they
+    /// apply `dropped`, the number of pages that it [slid](Cache::slide) beyond, and `headless`, 1
+    /// where it [never had](Cache::begin_at) its first tokens), a `sha256.NAME` for each tensor,
+    /// and `hash`, the SHA-256 over all others. The hashes find damage, not forgery: anyone who can
+    /// write the bytes can also write the hashes.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`](crate::Error::UnknownSequence), [`Error::Readback`](crate::Error::Readback),
-    /// [`Error::Lost`](crate::Error::Lost), [`Error::Memory`](crate::Error::Memory) for that copy.
+    /// [`Error::UnknownSequence`](crate::Error::UnknownSequence),
+    /// [`Error::Readback`](crate::Error::Readback), [`Error::Lost`](crate::Error::Lost),
+    /// [`Error::Memory`](crate::Error::Memory) for that copy.
     pub fn save(&self, sequence: Sequence) -> impl Future<Output = Result<Vec<u8>>> + use<> {
         let staged = self.tokens(sequence).and_then(|tokens| self.stage(sequence, tokens));
         async { staged?.finish().await }
     }
 
-    /// [`Cache::save`] of a sequence's first `tokens` tokens, as if it had been [cut back](Cache::truncate) to them.
+    /// Returns what [`Cache::save`] would, for a sequence's first `tokens` tokens, as if it had
+    /// been [cut back](Cache::truncate) to them.
     ///
     /// # Errors
-    /// As [`Cache::save`], [`Error::Range`](crate::Error::Range) and [`Error::Dropped`](crate::Error::Dropped).
+    /// Those of [`Cache::save`], [`Error::Range`](crate::Error::Range) and
+    /// [`Error::Dropped`](crate::Error::Dropped).
     pub fn save_prefix(&self, sequence: Sequence, tokens: u32) -> impl Future<Output = Result<Vec<u8>>> + use<> {
         let staged = self.stage(sequence, tokens);
         async { staged?.finish().await }
@@ -183,7 +196,8 @@ impl Cache {
         let scope = self.gpu.watch_memory();
         let staging = |pieces: &Vec<_>| (!pieces.is_empty()).then(|| self.gpu.staging(pieces));
         let layers: Vec<Vec<_>> = by_layer.iter().map(|(_, pieces)| pieces.iter().map(staging).collect()).collect();
-        // In browsers the answer comes later: then the copies fail, which is no error for the device's handlers, and so does reading back.
+        // Browsers report later whether there was memory. Without it the copies fail, which the
+        // device's error handlers need not see, and so does reading back.
         enough(scope, need).now_or_never().unwrap_or(Ok(()))?;
         let _scope = self.gpu.device().push_error_scope(wgpu::ErrorFilter::Validation);
         let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("wgkv save") });
@@ -198,13 +212,15 @@ impl Cache {
         Ok(Staged { gpu: self.gpu.clone(), plan: self.plan.clone(), standing: live.at, layers })
     }
 
-    /// Begins a sequence that holds what a snapshot holds, copied by commands on `encoder`. It goes on as the saved one
-    /// would have: the same tokens give the same cache and the same attention, bit for bit on the same device.
+    /// Begins a sequence that holds what a snapshot holds, copied by commands on `encoder`. It goes
+    /// on as the saved one would have: the same tokens give the same cache and the same attention,
+    /// bit for bit on the same device.
     ///
     /// # Errors
-    /// [`Error::Mismatch`](crate::Error::Mismatch) for bytes that are damaged, of another version, plan or calibration;
-    /// [`Error::Sequences`](crate::Error::Sequences), [`Error::Pages`](crate::Error::Pages) and [`Error::Length`](crate::Error::Length)
-    /// where there is no room; [`Error::Lost`](crate::Error::Lost). Then nothing has changed.
+    /// [`Error::Mismatch`](crate::Error::Mismatch) for bytes that are damaged, of another version
+    /// or plan, or saved with other learned data; [`Error::Sequences`](crate::Error::Sequences),
+    /// [`Error::Pages`](crate::Error::Pages) and [`Error::Length`](crate::Error::Length) where
+    /// there is no room; [`Error::Lost`](crate::Error::Lost). Then nothing has changed.
     pub fn load(&mut self, encoder: &mut wgpu::CommandEncoder, bytes: &[u8]) -> Result<Sequence> {
         self.gpu.alive()?;
         let (standing, layers) = file::from_bytes(&self.plan, bytes)?;

@@ -1,5 +1,5 @@
 //! Integer codes cut into planes, as they lie in a page: 4 bits in two planes of 2, 8 bits in
-//! planes of 4, 2 and 2. Shader: `shaders/part/code_planes.wgsl`.
+//! planes of 4, 2 and 2. Shader: `shaders/part/shared/code_planes.wgsl`.
 
 /// Returns the bits of each plane, the high ones first.
 pub fn widths(bits: u32) -> &'static [u32] {

@@ -1,4 +1,4 @@
-//! f32 to IEEE half in integer arithmetic. Shader: `shaders/part/half.wgsl`.
+//! f32 to IEEE half in integer arithmetic. Shader: `shaders/part/shared/half.wgsl`.
 
 /// Rounds to nearest, ties to even; beyond the largest half it saturates at 65504. NaN must have
 /// been removed.

@@ -1,5 +1,5 @@
 //! Halves cut into planes of 8, 4 and 4 bits, as they lie in a page. Shader:
-//! `shaders/part/planes.wgsl`.
+//! `shaders/part/shared/planes.wgsl`.
 
 use super::aligned::{join, split};
 

@@ -1,6 +1,6 @@
 //! The pairs (scale, zero) of a group, as they lie in a plane. Shaders:
-//! `shaders/part/scales_half.wgsl`, `shaders/part/scales_byte.wgsl` and
-//! `shaders/part/scales_symmetric.wgsl`.
+//! `shaders/part/scales/half.wgsl`, `shaders/part/scales/byte.wgsl` and
+//! `shaders/part/scales/symmetric.wgsl`.
 
 use super::half::unpack;
 use crate::format::Scales;

@@ -10,25 +10,25 @@ use crate::kernel::align_plan::{
 
 const HIDDEN: f32 = -1e30;
 
-/// The key of the lightest weight that is told apart, 2^-48.
+/// The key of the lightest weight that has a key of its own, 2^-48.
 const FIRST_KEY: i32 = 316;
 
-/// The largest error of a number at a level, in units of the last place or in steps.
+/// Returns the largest error of a number at a level, in units of the last place or in steps.
 pub(super) fn error_of(planes: Planes, level: u32) -> f32 {
     planes.error(planes.dropped(level)) as f32
 }
 
-/// The level of a weight's key at a threshold.
+/// Returns the level of a weight's key at a threshold.
 fn level_at(planes: Planes, key: u32, threshold: u32) -> u32 {
     planes.drops.iter().filter(|drop| key + 4 * (**drop - 2) <= threshold).count() as u32
 }
 
-/// The level of a weight at a threshold.
+/// Returns the level of a weight at a threshold.
 pub(super) fn level_of(planes: Planes, w: f32, threshold: u32) -> u32 {
     level_at(planes, if w == 0.0 { 0 } else { quarter(w).max(FIRST_KEY) } as u32, threshold)
 }
 
-/// The shader's reductions: 256 cells, halved again and again.
+/// Reduces as the shader does: 256 cells, halved again and again.
 fn tree(cells: &[f32], of: impl Fn(f32, f32) -> f32) -> f32 {
     let mut cells: Vec<f32> = cells.to_vec();
     while cells.len() > 1 {
@@ -47,13 +47,13 @@ fn inverse(sum: f32, phi: f32) -> f32 {
     if share > 1e-37 && sum < 1e37 { 2.0 / share.max(1e-37) } else { 3e38 }
 }
 
-/// The largest threshold that a budget of 1 allows, by its cost.
+/// Returns the largest threshold that a budget of 1 allows, given the cost of each.
 fn largest_threshold(cost: impl Fn(usize) -> f32) -> u32 {
     let best = (0..280).filter(|n| cost(*n) * 1.00001_f32 <= 1.0).max().unwrap_or(0);
     FIRST_KEY as u32 - 1 + best as u32
 }
 
-/// The largest threshold that the budget allows, of these weights.
+/// Returns the largest threshold that the budget allows for these weights.
 fn threshold(planes: Planes, weights: impl Iterator<Item = f32>) -> u32 {
     let mut counts = [0_u32; 256];
     for w in weights.filter(|w| *w > 0.0) {
@@ -79,11 +79,14 @@ fn threshold(planes: Planes, weights: impl Iterator<Item = f32>) -> u32 {
     })
 }
 
-/// Which planes one query row has to read, for `rows` rows: of the keys, or of the values. Shader: `shaders/align_plan.wgsl`.
+/// Chooses which planes one query row has to read, for `rows` rows: of the keys, or of the values.
+/// Shader: `shaders/align_plan.wgsl`.
 ///
-/// `tables` holds the rows' records (8 words) and lists of physical pages, `query_codes` is `[row, kv_heads, blocks, query_stride, heads]`,
-/// `scores` `[page of the pass, kv_heads, blocks, 128, heads]`, the items' sums and the quads, `row_partials` `[partial, query_heads, head_dim + 2]`,
-/// `pages` `[physical page, slab head, 4 * page_vecs]`, `plans` `[row, kv_heads, blocks, 112]`.
+/// `tables` holds the rows' records (8 words) and lists of physical pages, `query_codes` is
+/// `[row, kv_heads, blocks, query_stride, heads]`, `scores`
+/// `[page of the pass, kv_heads, blocks, 128, heads]`, the items' sums and the quads,
+/// `row_partials` `[partial, query_heads, head_dim + 2]`, `pages`
+/// `[physical page, slab head, 4 * page_vecs]`, `plans` `[row, kv_heads, blocks, 112]`.
 #[expect(clippy::too_many_arguments, reason = "the shader's variant and bindings, in their order")]
 pub fn align_plan(
     params: &AlignPlanParams,
@@ -176,13 +179,13 @@ pub fn align_plan(
     }
 }
 
-/// The exponent that the published rule aligns values with, for one head.
+/// Returns the exponent that the published rule aligns values with, for one head.
 fn base<'a>(c: &Constants, scores: &[f32], weights: &[f32], norm: f32, page: &dyn Fn(usize) -> &'a [u32], plan: &[u32]) -> i32 {
     let sample = super::aligned::sample(scores);
     let groups = 256 / (c.head_dim / 4) as usize;
     (0..c.head_dim)
         .map(|i| {
-            // Some of the tokens by each group of invocations, then the groups.
+            // Each group of invocations takes some of the tokens; then the groups are added up.
             let mut parts = vec![0.0_f32; groups];
             for (s, t) in sample.iter().enumerate() {
                 let half = planes::take(c.head_dim, &page(*t)[4 * c.values as usize..], c.head_dim, *t as u32 % 128, i);
@@ -196,14 +199,14 @@ fn base<'a>(c: &Constants, scores: &[f32], weights: &[f32], norm: f32, page: &dy
         .unwrap_or(0)
 }
 
-/// Two bits for each level.
+/// Writes the levels, two bits each.
 fn put_levels(levels: &[u32], plan: &mut [u32]) {
     for (i, word) in plan[..16].iter_mut().enumerate() {
         *word = levels.iter().skip(16 * i).take(16).rev().fold(0, |word, level| word << 2 | level);
     }
 }
 
-/// The plan for keys of integer codes: by group of channels, four at a time.
+/// Makes the plan for keys of integer codes: by group of channels, four at a time.
 fn code_key_plan(c: &Constants, criterion: u32, phi: f32, heads: u32, queries: &[u32], plan: &mut [u32]) {
     let planes = Planes::of(c.key_bits);
     let (quads, group) = (c.head_dim as usize / 4, c.key_group as usize / 4);
@@ -236,7 +239,7 @@ fn code_key_plan(c: &Constants, criterion: u32, phi: f32, heads: u32, queries: &
     }
     for (g, h) in (0..quads / group).flat_map(|g| (0..c.heads as usize).map(move |h| (g, h))) {
         let sum = |of: &dyn Fn(usize) -> f32| (g * group..(g + 1) * group).map(of).sum::<f32>();
-        // Signed bytes are read as -128 where nothing is.
+        // Where nothing is read, signed bytes are read as -128.
         let middle = |level: u32| error_of(planes, level) - if c.key_bits == 8 && level == planes.count() { 128.0 } else { 0.0 };
         plan[PLAN_FILLS as usize + 4 * g + h] = sum(&|i| middle(levels[i]) * codes(i, h).iter().sum::<f32>()).to_bits();
         let error = sum(&|i| products(i, h) * error_of(planes, levels[i]));

@@ -21,7 +21,7 @@ struct Reading<'a> {
     h: u32,
 }
 
-/// The level of a channel, or of a quad of them.
+/// Returns the level of a channel, or of a quad of channels.
 fn level(plan: &[u32], i: u32) -> u32 {
     plan[(i / 16) as usize] >> (2 * (i % 16)) & 3
 }
@@ -32,7 +32,7 @@ impl Reading<'_> {
         (0..self.c.head_dim).fold(0.0, |s, i| s + key(i) * f32::from_bits((self.query)(i)))
     }
 
-    /// The score, and the bound on its error in nats.
+    /// Returns the score, and the bound on its error in nats.
     fn code(&self, t: u32) -> [f32; 2] {
         let (c, planes) = (self.c, Planes::of(self.c.key_bits));
         let quads = c.head_dim / 4;
@@ -40,7 +40,7 @@ impl Reading<'_> {
         for g in 0..c.head_dim / c.key_group {
             let product = |i: u32| {
                 let unread = planes.dropped(level(self.plan, i / 4));
-                // Nothing read is nothing added: the middle of all bits is in the fill.
+                // Where nothing is read, nothing is added: the middle of all bits is in the fill.
                 let code = if unread == c.key_bits { 0 } else { code_planes::take(c.head_dim, c.key_bits, self.page, 32, i, t) >> unread << unread };
                 i32::from(code as u8 as i8) * i32::from((self.query)(i / 4).to_le_bytes()[i as usize % 4] as i8)
             };
@@ -54,18 +54,20 @@ impl Reading<'_> {
     }
 }
 
-/// The largest scale of a token's value.
+/// Returns the largest scale of a token's value.
 pub(super) fn step(c: &Constants, page: &[u32], t: u32) -> f32 {
     (0..c.head_dim / c.value_group).map(|g| scales::take(c, page, c.value_scales + g * scales::vecs(c.scales), t)[0]).fold(0.0, f32::max)
 }
 
-/// The scores of one query row against one slice of the packed pages, for `items` slices. Shader: `shaders/align_scores.wgsl`.
+/// Computes the scores of one query row against one slice of the packed pages, for `items` slices.
+/// Shader: `shaders/align_scores.wgsl`.
 ///
-/// `tables` holds the items (8 words) and lists of physical pages, `turns` is as [`turns`](super::turns), `query_codes`
-/// `[row, kv_heads, blocks, query_stride, heads]`, `plans` `[row, kv_heads, blocks, 112]`, `pages`
-/// `[physical page, slab head, 4 * page_vecs]`, `position_terms` `[kv_heads, blocks, 12, page of the pass, heads]` for Centred, `scores`
-/// `[page of the pass, kv_heads, blocks, 128, heads]`, then seven entries an item, then (of integer codes)
-/// `[page of the pass, kv_heads, blocks, 32, heads]`.
+/// `tables` holds the items (8 words) and lists of physical pages, `turns` is as
+/// [`turns`](super::turns), `query_codes` `[row, kv_heads, blocks, query_stride, heads]`, `plans`
+/// `[row, kv_heads, blocks, 112]`, `pages` `[physical page, slab head, 4 * page_vecs]`,
+/// `position_terms` `[kv_heads, blocks, 12, page of the pass, heads]` for Centred, `scores`
+/// `[page of the pass, kv_heads, blocks, 128, heads]`, then seven entries an item, then (of integer
+/// codes) `[page of the pass, kv_heads, blocks, 32, heads]`.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn align_scores(
     params: &AlignScoresParams,

@@ -9,7 +9,7 @@ use super::{Constants, code_planes, planes, scales};
 use crate::kernel::align_plan::{PLAN_BASE, PLAN_FACTOR, PLAN_PEAK, PLAN_VALUES, PLAN_WORDS};
 use crate::kernel::align_values::{AlignValuesParams, LEDGER_VECS};
 
-/// The levels of the tokens of a page, from their weights by head.
+/// Returns the levels of the tokens of a page, from their weights by head.
 fn levels(criterion: u32, heads: u32, weights: &[[f32; 128]], plan: &[u32]) -> [u32; 128] {
     let word = |at: u32, h: usize| plan[at as usize + h];
     std::array::from_fn(|t| {
@@ -31,7 +31,7 @@ struct Sums {
 }
 
 impl Sums {
-    /// A page of halves.
+    /// Adds a page of halves.
     fn add_halves(&mut self, c: &Constants, page: &[u32], weights: &[[f32; 128]], levels: &[u32; 128]) {
         for level in levels {
             self.counts[*level as usize] += 1;
@@ -50,7 +50,7 @@ impl Sums {
         }
     }
 
-    /// A page of integer codes: four tokens are read alike.
+    /// Adds a page of integer codes, of which four tokens are read alike.
     fn add_codes(&mut self, c: &Constants, page: &[u32], weights: &[[f32; 128]], params: &AlignValuesParams, plan: &[u32], heads: u32) {
         let planes = Planes::of(c.value_bits);
         let levels: [u32; 32] = std::array::from_fn(|lane| {
@@ -87,11 +87,14 @@ impl Sums {
     }
 }
 
-/// The weighted values of one query row over one slice of the packed pages, for `items` slices. Shader: `shaders/align_values.wgsl`.
+/// Adds up the weighted values of one query row over one slice of the packed pages, for `items`
+/// slices. Shader: `shaders/align_values.wgsl`.
 ///
-/// `tables` holds the items (8 words) and lists of physical pages, `scores` is `[page of the pass, kv_heads, blocks, 128, heads]`, `plans`
-/// `[row, kv_heads, blocks, 112]`, `pages` `[physical page, slab head, 4 * page_vecs]`, `partials`
-/// `[item, kv_heads, blocks, heads, head_dim + 4]`, then ledgers of twelve numbers, `[item, kv_heads, blocks, 12]`.
+/// `tables` holds the items (8 words) and lists of physical pages, `scores` is
+/// `[page of the pass, kv_heads, blocks, 128, heads]`, `plans` `[row, kv_heads, blocks, 112]`,
+/// `pages` `[physical page, slab head, 4 * page_vecs]`, `partials`
+/// `[item, kv_heads, blocks, heads, head_dim + 4]`, then ledgers of twelve numbers,
+/// `[item, kv_heads, blocks, 12]`.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn align_values(
     params: &AlignValuesParams,

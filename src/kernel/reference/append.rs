@@ -8,10 +8,12 @@ use super::protect::fresh;
 use super::{Constants, code_planes, finite, planes, report, scales};
 use crate::kernel::append::AppendParams;
 
-/// New keys and values into the packed pages; for RotateKV the values only. Shader: `shaders/append.wgsl`.
+/// Packs new keys and values into pages; for RotateKV the values only. Shader:
+/// `shaders/append.wgsl`.
 ///
-/// `turns` is as [`turns`](super::turns), `keys` and `values` `[rows, kv_heads, head_dim]` in f32 or f16, `protected_rows`
-/// `[slot, kv_heads, sinks + ring, head_dim]`, `marks` for Centred means and weights, `pages` `[physical page, slab head, 4 * page_vecs]`, `status` the count, three
+/// `turns` is as [`turns`](super::turns), `keys` and `values` `[rows, kv_heads, head_dim]` in f32
+/// or f16, `protected_rows` `[slot, kv_heads, sinks + ring, head_dim]`, `marks` for Centred means
+/// and weights, `pages` `[physical page, slab head, 4 * page_vecs]`, `status` the count, three
 /// words of padding, then entries of four words.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn append(
@@ -29,7 +31,7 @@ pub fn append(
     pack(Order::Eights, params, constants, tables, turns, keys, values, protected_rows, marks, pages, status);
 }
 
-/// What both kernels store, which add up a group's numbers in an order of their own.
+/// Packs as either kernel does. The two add up a group's numbers in different orders.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub(super) fn pack(
     order: Order,
@@ -95,7 +97,7 @@ impl Largest {
         first..first + c.head_dim as usize / 2
     }
 
-    /// Those of the page's tokens before, or none.
+    /// Returns the exponents of the page's earlier tokens, or none.
     fn of(c: &Constants, page: &[u32], continued: bool) -> Self {
         let exponents =
             if c.planes && continued { page[Self::words(c)].iter().flat_map(|word| word.to_le_bytes()).collect() } else { vec![0; 2 * c.head_dim as usize] };
@@ -118,7 +120,8 @@ impl Largest {
     }
 }
 
-/// A token that leaves the window: it was turned and rotated when it entered.
+/// Returns the key and value of a token that leaves the window, which were turned and rotated when
+/// it entered.
 fn kept(c: &Constants, protected_rows: &[u32], at: u32) -> (Vec<f32>, Vec<f32>, u32) {
     let take = |first: u32| -> Vec<f32> {
         let row: Vec<f32> = (0..c.head_dim / 2).flat_map(|i| unpack(protected_rows[(first + i) as usize])).collect();
@@ -138,7 +141,8 @@ fn pack_key(c: &Constants, order: Order, page: &mut [u32], t: u32, key: &[f32]) 
         }
         return;
     }
-    // Eight bits lie in memory as signed bytes, so that one signed dot product serves every width.
+    // Codes of eight bits lie in memory as signed bytes, so that one signed dot product serves
+    // every width.
     let (flip, less) = if c.key_bits == 8 { (128, 128.0) } else { (0, 0.0) };
     let mut codes = Vec::new();
     for (g, group) in key.chunks_exact(c.key_group as usize).enumerate() {
@@ -149,7 +153,8 @@ fn pack_key(c: &Constants, order: Order, page: &mut [u32], t: u32, key: &[f32]) 
     key_words(c, page, t, &codes);
 }
 
-/// The words of one token's key codes into its head's page. Shader: `shaders/part/shared/key_words.wgsl`.
+/// Writes the words of one token's key codes into its head's page. Shader:
+/// `shaders/part/shared/key_words.wgsl`.
 pub(super) fn key_words(c: &Constants, page: &mut [u32], t: u32, codes: &[u32]) {
     if c.code_planes {
         (0..).zip(codes).for_each(|(i, code)| code_planes::put(c.head_dim, c.key_bits, page, 32, i, t % 128, *code));
@@ -158,7 +163,7 @@ pub(super) fn key_words(c: &Constants, page: &mut [u32], t: u32, codes: &[u32]) 
     let key_at = |word: u32| (128 * word + t % 128) as usize;
     let bits = if c.key_bits == 3 { 2 } else { c.key_bits };
     let shifts = 8 / bits as usize;
-    // Four consecutive channels a byte lane, by shifts of `bits`.
+    // A byte lane holds four consecutive channels, at multiples of `bits`.
     for (w, channels) in codes.chunks(4 * shifts).enumerate() {
         let quad = |quad: &[u32]| quad.iter().rev().fold(0, |word, code| word << 8 | (code & ((1 << bits) - 1)));
         page[key_at(w as u32)] = channels.chunks_exact(4).enumerate().fold(0, |word, (j, channels)| word | quad(channels) << (j as u32 * bits));

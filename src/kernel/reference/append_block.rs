@@ -5,7 +5,8 @@ use super::append::pack;
 use super::fit::Order;
 use crate::kernel::append_block::AppendBlockParams;
 
-/// What [`append`](super::append()) does, with a group's numbers added up in another order. Shader: `shaders/append_block.wgsl`.
+/// Packs as [`append`](super::append()) does, with a group's numbers added up in another order.
+/// Shader: `shaders/append_block.wgsl`.
 ///
 /// The slices are those of `append`.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]

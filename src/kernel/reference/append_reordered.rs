@@ -9,13 +9,15 @@ use super::half::unpack;
 use super::{Constants, finite, hadamard, report, scales, turn};
 use crate::kernel::append_reordered::AppendReorderedParams;
 
-/// RotateKV's keys into the packed pages: rotated over groups of KV heads, before RoPE, with scales that channels share as the
-/// calibration says. Shader: `shaders/append_reordered.wgsl`.
+/// Packs RotateKV's keys into pages: rotated over groups of KV heads, before RoPE, with scales that
+/// channels share as the channel order says. Shader: `shaders/append_reordered.wgsl`.
 ///
-/// `turns` is as [`turns`](super::turns), `keys` `[rows, kv_heads, head_dim]` in f32 or f16, `protected_rows`
-/// `[slot, kv_heads, sinks + ring, head_dim]`, `marks` the group of each of `[kv_heads, head_dim]` channels, a byte each, `pages`
-/// `[physical page, slab head, 4 * page_vecs]`, `key_scales` `[physical page, row_groups, scale_vecs]` vec4s, `status` the count,
-/// three words of padding, then entries of four words.
+/// `turns` is as [`turns`](super::turns), `keys` `[rows, kv_heads, head_dim]` in f32 or f16,
+/// `protected_rows` `[slot, kv_heads, sinks + ring, head_dim]`, `marks` the group of each of
+/// `[kv_heads, head_dim]` channels, a byte each, `pages`
+/// `[physical page, slab head, 4 * page_vecs]`, `key_scales`
+/// `[physical page, row_groups, scale_vecs]` vec4s, `status` the count, three words of padding,
+/// then entries of four words.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn append_reordered(
     params: &AppendReorderedParams,
@@ -88,7 +90,7 @@ pub fn append_reordered(
     }
 }
 
-/// The factor over the heads of a group.
+/// Applies the factor over the heads of a group.
 fn mixed_heads(c: &Constants, row: &[f32]) -> Vec<f32> {
     let head_dim = c.head_dim as usize;
     (0..row.len())

@@ -7,11 +7,14 @@ use crate::kernel::attend_merge::AttendMergeParams;
 
 const HIDDEN: f32 = -1e30;
 
-/// The partial results of `rows` query rows into their output rows. Shader: `shaders/attend_merge.wgsl`.
+/// Merges the partial results of `rows` query rows into their output rows. Shader:
+/// `shaders/attend_merge.wgsl`.
 ///
-/// `tables` holds the records (4 words), `partials` is `[item, kv_heads, blocks, heads, head_dim + 4]`, `row_partials`
-/// `[partial, query_heads, head_dim + 2]`, `marks` for Centred means and weights, `output` `[rows, query_heads, head_dim]` in f32 or f16,
-/// `log_sums` `[rows, query_heads]`, if they are asked for.
+/// `tables` holds the records (4 words), `partials` is
+/// `[item, kv_heads, blocks, heads, head_dim + 4]`, `row_partials`
+/// `[partial, query_heads, head_dim + 2]`, `marks` for Centred means and weights, `output`
+/// `[rows, query_heads, head_dim]` in f32 or f16, `log_sums` `[rows, query_heads]`, if they are
+/// wanted.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn attend_merge(
     params: &AttendMergeParams,
@@ -80,7 +83,7 @@ pub fn attend_merge(
     }
 }
 
-/// Some items merged: largest score, sum of weights, one channel of the weighted rows.
+/// Merges two partial results: largest score, sum of weights, one channel of the weighted rows.
 fn merge_two(a: [f32; 3], b: [f32; 3]) -> [f32; 3] {
     let peak = a[0].max(b[0]);
     let (x, y) = ((a[0] - peak).exp2(), (b[0] - peak).exp2());
@@ -97,7 +100,7 @@ struct List<'a> {
 }
 
 impl List<'_> {
-    /// Channel `i` of four items from `s` on, those beyond the last left out.
+    /// Returns channel `i` of the four items from `s` on, without those beyond the last.
     fn four(&self, s: usize, i: usize) -> [f32; 3] {
         let entry = |k: usize, e: usize| self.partials[self.at + (s + k).min(self.count - 1) * self.stride + e];
         let there = |k: usize| s + k < self.count;

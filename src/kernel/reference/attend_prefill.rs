@@ -11,13 +11,16 @@ const HIDDEN: f32 = -1e30;
 /// A token of a tile: its position, and where its f16 row begins, if it has one.
 type Token = (u32, Option<u32>);
 
-/// A block of query rows against cached tokens, causal, for `items` blocks. Shader: `shaders/attend_prefill.wgsl`.
+/// Attends a block of query rows to cached tokens, causally, for `items` blocks. Shader:
+/// `shaders/attend_prefill.wgsl`.
 ///
-/// `tables` holds the items (8 words), chunks (8 words) and lists of physical pages, `query_rows` is
-/// `[row, query_heads, head_dim + 4 * position_quads]`,
-/// `turns` as [`turns`](super::turns), `marks` the groups of key channels and the elected sinks, `key_scales`
-/// `[physical page, row_groups, scale_vecs]` vec4s, `pages` `[physical page, slab head, 4 * page_vecs]`, `protected_rows`
-/// `[slot, kv_heads, sinks + ring, head_dim]`, `row_partials` `[partial, query_heads, head_dim + 2]`.
+/// `tables` holds the items (8 words), chunks (8 words) and lists of physical pages, `query_rows`
+/// is `[row, query_heads, head_dim + 4 * position_quads]`, `turns` as [`turns`](super::turns),
+/// `marks` the groups of key channels and the elected sinks, `key_scales`
+/// `[physical page, row_groups, scale_vecs]` vec4s, `pages`
+/// `[physical page, slab head, 4 * page_vecs]`, `protected_rows`
+/// `[slot, kv_heads, sinks + ring, head_dim]`, `row_partials`
+/// `[partial, query_heads, head_dim + 2]`.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn attend_prefill(
     params: &AttendPrefillParams,
@@ -53,7 +56,8 @@ pub fn attend_prefill(
             limit: tables[chunk + 7],
         };
         let query_first = tables[chunk + 1] + token_first;
-        // Two ranges of places: before the end of the sinks, then from `after` on; just this when everything is covered.
+        // Two ranges of places: before the end of the sinks, then from `after` on; only the latter
+        // when everything is covered.
         let seen_end = (query_first + tokens).min(tables[chunk + 2]);
         let before_end = match after {
             0 => 0,
@@ -66,7 +70,8 @@ pub fn attend_prefill(
             if !c.massive {
                 return token(n);
             }
-            // Here the places are those of the sinks' rows. A later sink is met among the other tokens.
+            // The places here are those of the sinks' rows. A later sink comes among the other
+            // tokens.
             Some((store.sink(&place, n), Some(store.offset(&place, n)))).filter(|(t, _)| *t < after)
         };
         let tiles: Vec<Vec<Option<Token>>> = (0..before_end)
@@ -85,7 +90,8 @@ pub fn attend_prefill(
                 quads(&|quad| store.key(&place, t, row, quad))
             }
         };
-        // For Centred, what the mean of the keys adds to a score are further channels.
+        // For Centred, what the mean of the keys adds to a score takes the form of further
+        // channels.
         let key = |t: u32, row: Option<u32>| {
             let mut key = stored(t, row);
             key.extend((0..2 * c.position_quads).flat_map(|pair| turn::at(c, turns, pair.min(c.rope_pairs.max(1) - 1), t)));
@@ -105,7 +111,7 @@ pub fn attend_prefill(
             let end = query_first + r / c.share + 1;
             let seen = end.saturating_sub(c.sliding_window)..end;
             let mut peak = HIDDEN;
-            // By the invocation's place across the tile: four tokens each.
+            // By the invocation's place across the tile, four tokens each.
             let mut sums = [0.0; 8];
             let mut out = vec![0.0; head_dim];
             for ((tile, keys), values) in tiles.iter().zip(&keys).zip(&values) {
@@ -138,7 +144,7 @@ pub fn attend_prefill(
     }
 }
 
-/// A score in log2 units, four channels at a time.
+/// Returns a score in log2 units, summed four channels at a time.
 fn score(query: &[f32], key: &[f32]) -> f32 {
     let mut score = 0.0;
     for (q, k) in query.chunks_exact(4).zip(key.chunks_exact(4)) {
@@ -147,7 +153,8 @@ fn score(query: &[f32], key: &[f32]) -> f32 {
     score
 }
 
-/// A key of RotateKV restored, turned to its position, as halves. Shader: `shaders/part/tile/restored.wgsl`.
+/// Returns a key of RotateKV restored and turned to its position, as halves. Shader:
+/// `shaders/part/tile/restored.wgsl`.
 fn restored(c: &Constants, turns: &[[f32; 2]], grouped: &Grouped<'_>, spot: &Spot, t: u32) -> Vec<f32> {
     let spread = grouped.spread(spot, t);
     let plain: Vec<f32> = (0..c.head_dim).map(|i| hadamard::outer(c, &spread, i)).collect();

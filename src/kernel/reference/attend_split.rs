@@ -10,7 +10,7 @@ use crate::kernel::position::TERMS;
 
 const HIDDEN: f32 = -1e30;
 
-/// What one KV head's page and one query head's codes are to the functions below.
+/// One KV head's page and one query head's codes, as the functions below read them.
 struct Reading<'a> {
     c: &'a Constants,
     /// One head's page.
@@ -19,20 +19,25 @@ struct Reading<'a> {
     queries: &'a [u32],
     /// The query head among `heads`.
     h: usize,
-    /// For RotateKV: the keys of the page's 128 tokens without the rotation, before RoPE; and the page's number in the sequence.
+    /// For RotateKV: the keys of the page's 128 tokens without the rotation, before RoPE; and the
+    /// page's number in the sequence.
     restored: &'a [Vec<f32>],
     n: u32,
 }
 
-/// Attention of one query row over one slice of the packed pages, for `items` slices. Shader: `shaders/attend_split.wgsl`.
+/// Attends one query row to one slice of the packed pages, for `items` slices. Shader:
+/// `shaders/attend_split.wgsl`.
 ///
-/// `tables` holds the items (8 words) and lists of physical pages, `turns` is as [`turns`](super::turns), `query_codes`
-/// `[row, kv_heads, blocks, query_stride, heads]`, `marks` the groups of key channels and the elected sinks, `key_scales`
-/// `[physical page, row_groups, scale_vecs]` vec4s, `pages` `[physical page, slab head, 4 * page_vecs]`, `position_terms`
+/// `tables` holds the items (8 words) and lists of physical pages, `turns` is as
+/// [`turns`](super::turns), `query_codes` `[row, kv_heads, blocks, query_stride, heads]`, `marks`
+/// the groups of key channels and the elected sinks, `key_scales`
+/// `[physical page, row_groups, scale_vecs]` vec4s, `pages`
+/// `[physical page, slab head, 4 * page_vecs]`, `position_terms`
 /// `[kv_heads, blocks, 12, page of the pass, heads]` for Centred, `partials`
 /// `[item, kv_heads, blocks, heads, head_dim + 4]`.
 ///
-/// RotateKV's keys are restored in f32 in the shape of `shaders/part/restore/rolled.wgsl`; `restore/straight` does it in halves.
+/// RotateKV's keys are restored in f32 as `shaders/part/restore/rolled.wgsl` does it;
+/// `restore/straight` does it in halves.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn attend_split(
     params: &AttendSplitParams,
@@ -85,7 +90,8 @@ pub fn attend_split(
                 let reading = Reading { c, page, queries, h: h as usize, restored, n };
                 let mut s = reading.scores(turns);
                 if c.position_quads > 0 {
-                    // In the place of the slot stands where the row's pages begin among the terms.
+                    // The item holds, in place of the slot, where the row's pages begin among the
+                    // terms.
                     let first = (head * c.blocks + block) * TERMS;
                     let term = |k: usize| position_terms[(((first + k as u32) * c.position_places + slot.wrapping_add(n)) * c.heads + h) as usize];
                     let more = positions(c, turns, n, |entry| f32::from_bits(reading.query(entry)), term);
@@ -131,13 +137,13 @@ pub fn attend_split(
     }
 }
 
-/// The sum over the lanes, in the order of `part/reduce_workgroup.wgsl`.
+/// Returns the sum over the lanes, in the order of `shaders/part/reduce/workgroup.wgsl`.
 pub(super) fn reduce_add(lanes: &[f32; 32]) -> f32 {
     let eight = |n: usize| ((lanes[n] + lanes[n + 1]) + (lanes[n + 2] + lanes[n + 3])) + ((lanes[n + 4] + lanes[n + 5]) + (lanes[n + 6] + lanes[n + 7]));
     (eight(0) + eight(8)) + (eight(16) + eight(24))
 }
 
-/// WGSL's `dot4I8Packed`.
+/// Returns what WGSL's `dot4I8Packed` does.
 fn dot_i8(a: u32, b: u32) -> i32 {
     a.to_le_bytes().iter().zip(b.to_le_bytes()).map(|(a, b)| i32::from(*a as i8) * i32::from(b as i8)).sum()
 }
@@ -147,7 +153,7 @@ impl Reading<'_> {
         self.queries[(entry * self.c.heads) as usize + self.h]
     }
 
-    /// Scores of the page's 128 tokens, in log2 units.
+    /// Returns the scores of the page's 128 tokens, in log2 units.
     fn scores(&self, turns: &[[f32; 2]]) -> [f32; 128] {
         std::array::from_fn(|t| match self.c.key_bits {
             _ if self.c.restore => self.score_restored(turns, t),
@@ -156,7 +162,7 @@ impl Reading<'_> {
         })
     }
 
-    /// `q . RoPE(k)` as the sum of `k_c (q_c cos - s q_p sin)`, by lanes.
+    /// Returns `q . RoPE(k)` as the sum of `k_c (q_c cos - s q_p sin)`, by lanes.
     fn score_restored(&self, turns: &[[f32; 2]], t: usize) -> f32 {
         let c = self.c;
         let key = &self.restored[t];
@@ -179,7 +185,7 @@ impl Reading<'_> {
         score
     }
 
-    /// Word `w` of the keys of token `t`.
+    /// Returns word `w` of the keys of token `t`.
     fn key(&self, w: u32, t: usize) -> u32 {
         self.page[w as usize * 128 + t]
     }
@@ -205,7 +211,8 @@ impl Reading<'_> {
                 codes |= ((self.key(c.head_dim / 16 + quad / 8, t) >> (quad % 8)) & 0x0101_0101) << 2;
             }
             dot += dot_i8(codes, self.query(quad));
-            // Closes a group: its integer dot becomes a score through the token's scale and zero.
+            // The last quad of a group: its integer dot becomes a score through the token's scale
+            // and zero.
             if 4 * (quad + 1) % c.key_group == 0 {
                 let g = 4 * quad / c.key_group;
                 let [scale, zero] = scales::key(c, self.page, c.key_scales + g * scales::vecs(c.scales), t as u32);
@@ -226,7 +233,8 @@ impl Reading<'_> {
         }
     }
 
-    /// The group's weights quantized to u8, then its channels' sums over the page's tokens, all integers.
+    /// Quantizes the group's weights to u8, then sums its channels over the page's tokens, all in
+    /// integers.
     fn values_integer(&self, g: usize, p: &[f32; 128], shrink: f32, zeros: &mut [f32; 32], row: &mut [f32]) {
         let c = self.c;
         const UNIT: f32 = (1.0 / 255.0_f64) as f32;

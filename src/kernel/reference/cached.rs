@@ -1,4 +1,5 @@
-//! Four consecutive channels of one cached token, wherever it lies. Shader: `shaders/part/shared/cached.wgsl`.
+//! Four consecutive channels of one cached token, wherever it lies. Shader:
+//! `shaders/part/shared/cached.wgsl`.
 
 use super::half::unpack;
 use super::{Constants, code_planes, planes, scales};
@@ -39,23 +40,23 @@ pub struct Store<'a> {
     pub protected_rows: &'a [u32],
 }
 
-/// Where an f16 row begins in `protected_rows`.
+/// Returns where an f16 row begins in `protected_rows`.
 pub fn offset(constants: &Constants, slot: u32, kv_heads: u32, head: u32, s: u32) -> u32 {
     ((slot * kv_heads + head) * (constants.sinks + constants.ring) + s) * constants.head_dim
 }
 
-/// The f16 row of the window that a token has.
+/// Returns the f16 row of the window that a token has.
 pub fn window_row(constants: &Constants, t: u32) -> u32 {
     constants.sinks + t % constants.ring.max(1)
 }
 
-/// Where a slot's elected sinks begin in the marks.
+/// Returns where a slot's elected sinks begin in the marks.
 pub fn elected(constants: &Constants, slot: u32) -> usize {
     (constants.elected_at + slot * 3 * constants.sinks) as usize
 }
 
 impl Store<'_> {
-    /// The token that f16 row `s` of the sinks keeps, or one beyond all.
+    /// Returns the token that f16 row `s` of the sinks keeps, or one beyond all.
     pub fn sink(&self, place: &Place, s: u32) -> u32 {
         if !self.constants.massive {
             return s;
@@ -64,12 +65,12 @@ impl Store<'_> {
         if t < place.limit { t } else { u32::MAX }
     }
 
-    /// Where the f16 row `s` of the place begins.
+    /// Returns where the f16 row `s` of the place begins.
     pub fn offset(&self, place: &Place, s: u32) -> u32 {
         offset(self.constants, place.slot, place.kv_heads, place.head, s)
     }
 
-    /// Where the token's f16 row begins, if it has one.
+    /// Returns where the token's f16 row begins, if it has one.
     pub fn row(&self, place: &Place, t: u32) -> Option<u32> {
         let c = self.constants;
         let mut row = (t >= place.packed).then(|| self.offset(place, window_row(c, t)));
@@ -95,12 +96,12 @@ impl Store<'_> {
         (self.tables[place.list.wrapping_add(t / 128) as usize] * place.slab_heads + place.slab_head) * self.constants.page_vecs
     }
 
-    /// Component `corner` of a `vec4<u32>` of the pages.
+    /// Returns component `corner` of a `vec4<u32>` of the pages.
     fn vec(&self, at: u32, corner: u32) -> u32 {
         self.pages[(4 * at + corner) as usize]
     }
 
-    /// Channels `4 * quad ..` of the key of token `t`, whose [`Store::row`] is `row`.
+    /// Returns channels `4 * quad ..` of the key of token `t`, whose [`Store::row`] is `row`.
     pub fn key(&self, place: &Place, t: u32, row: Option<u32>, quad: u32) -> [f32; 4] {
         let c = self.constants;
         if let Some(row) = row {
@@ -133,7 +134,7 @@ impl Store<'_> {
         word.to_le_bytes().map(|code| scale * (f32::from(code as i8) - zero))
     }
 
-    /// Channels `4 * quad ..` of the value of token `t`, whose [`Store::row`] is `row`.
+    /// Returns channels `4 * quad ..` of the value of token `t`, whose [`Store::row`] is `row`.
     pub fn value(&self, place: &Place, t: u32, row: Option<u32>, quad: u32) -> [f32; 4] {
         let c = self.constants;
         if let Some(row) = row {

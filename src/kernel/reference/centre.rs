@@ -1,20 +1,21 @@
-//! The means and weights of a KV head, as the codec Centred takes them. Shader: `shaders/part/shared/centre.wgsl`.
+//! The means and weights of a KV head, as the codec Centred takes them. Shader:
+//! `shaders/part/shared/centre.wgsl`.
 
 use super::Constants;
 
 /// The means of a head's key and value channels, and the weights of its key channels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Centred {
-    /// Of the keys, before RoPE.
+    /// Means of the keys, before RoPE.
     pub key_means: Vec<f32>,
-    /// Of the keys, after RoPE.
+    /// Weights of the keys, after RoPE.
     pub weights: Vec<f32>,
-    /// Of the values.
+    /// Means of the values.
     pub value_means: Vec<f32>,
 }
 
 impl Centred {
-    /// Those of a head in the marks, or means of 0 and weights of 1 for other codecs.
+    /// Reads those of a head from the marks; other codecs have means of 0 and weights of 1.
     pub fn of(constants: &Constants, marks: &[u32], head: u32) -> Self {
         let d = constants.head_dim as usize;
         if !constants.centred {

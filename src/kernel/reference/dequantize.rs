@@ -6,12 +6,13 @@ use super::grouped::{Grouped, Spot};
 use super::{Constants, hadamard, turn};
 use crate::kernel::dequantize::DequantizeParams;
 
-/// Cached tokens back to rows in f32. Shader: `shaders/dequantize.wgsl`.
+/// Turns cached tokens back into rows in f32. Shader: `shaders/dequantize.wgsl`.
 ///
-/// `turns` is as [`turns`](super::turns), `marks` the groups of key channels and the elected sinks, `key_scales`
-/// `[physical page, row_groups, scale_vecs]` vec4s, `pages` `[physical page, slab head, 4 * page_vecs]`, `protected_rows`
-/// `[slot, kv_heads, sinks + ring, head_dim]`, `keys` and `values` `[tokens, kv_heads, head_dim]`, of which the slab's heads are
-/// written.
+/// `turns` is as [`turns`](super::turns), `marks` the groups of key channels and the elected sinks,
+/// `key_scales` `[physical page, row_groups, scale_vecs]` vec4s, `pages`
+/// `[physical page, slab head, 4 * page_vecs]`, `protected_rows`
+/// `[slot, kv_heads, sinks + ring, head_dim]`, `keys` and `values` `[tokens, kv_heads, head_dim]`,
+/// of which the slab's heads are written.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn dequantize(
     params: &DequantizeParams,

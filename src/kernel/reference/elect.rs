@@ -4,15 +4,16 @@ use super::Constants;
 use super::cached::elected;
 use crate::kernel::elect::ElectParams;
 
-/// No token, no place.
+/// Stands where there is no token or no place.
 const NOBODY: u32 = u32::MAX;
 
-/// Which tokens of a prompt stay f16 in a layer: those with the largest magnitudes of the residual stream. Shader:
-/// `shaders/elect.wgsl`, in the variant that [`Constants::merge`] tells.
+/// Elects the tokens of a prompt that stay f16 in a layer: those with the largest magnitudes of the
+/// residual stream. Shader: `shaders/elect.wgsl`, in the variant that [`Constants::merge`] names.
 ///
-/// `tables` holds items of 4 words (8 when merging), `residual` is `[rows, width]` in f32 or f16, `candidates` `[block, sinks, 2]`
-/// (magnitude as bits, token), `marks` ends with `[slot, 3 * sinks]`: the token of each row, then magnitude and token of each of the
-/// largest so far.
+/// `tables` holds items of 4 words (8 when merging), `residual` is `[rows, width]` in f32 or f16,
+/// `candidates` `[block, sinks, 2]` (magnitude as bits, token), `marks` ends with
+/// `[slot, 3 * sinks]`: the token of each row, then magnitude and token of each of the largest so
+/// far.
 pub fn elect(params: &ElectParams, constants: &Constants, tables: &[u32], residual: &[u32], candidates: &mut [u32], marks: &mut [u32]) {
     let c = constants;
     let sinks = c.sinks as usize;
@@ -44,13 +45,13 @@ pub fn elect(params: &ElectParams, constants: &Constants, tables: &[u32], residu
     }
 }
 
-/// The bits of a magnitude; zero where it is not finite.
+/// Returns the bits of a magnitude; zero where it is not finite.
 fn magnitude(x: f32) -> u32 {
     let bits = x.to_bits() & 0x7fff_ffff;
     if bits < 0x7f80_0000 { bits } else { 0 }
 }
 
-/// The largest of (magnitude, token), the earlier of equals first; zeros are nobody's.
+/// Returns the largest of (magnitude, token), the earlier of equals first. Zeros elect nobody.
 fn largest(numbers: impl Iterator<Item = (u32, u32)>, sinks: usize) -> Vec<(u32, u32)> {
     let mut taken: Vec<(u32, u32)> = numbers.filter(|(magnitude, _)| *magnitude > 0).collect();
     taken.sort_by_key(|(magnitude, _)| std::cmp::Reverse(*magnitude));

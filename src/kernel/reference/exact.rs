@@ -2,7 +2,7 @@
 
 use crate::format::{Rope, RopeLayout, Shape};
 
-/// A row turned to its position by RoPE.
+/// Returns a row turned to its position by RoPE.
 pub fn turn_exact(rope: &Rope, row: &[f64], position: u32) -> Vec<f64> {
     let frequencies = rope.frequencies();
     let mut turned = row.to_vec();
@@ -18,10 +18,11 @@ pub fn turn_exact(rope: &Rope, row: &[f64], position: u32) -> Vec<f64> {
     turned
 }
 
-/// Causal softmax attention of the last `rows` tokens of one sequence over all its tokens, before any quantization.
+/// Returns the causal softmax attention of the last `rows` tokens of one sequence over all its
+/// tokens, before any quantization.
 ///
-/// `keys` and `values` are `[tokens, kv_heads, head_dim]`, `queries` and the answer `[rows, query_heads, head_dim]`; keys and
-/// queries are before RoPE, which `shape` tells.
+/// `keys` and `values` are `[tokens, kv_heads, head_dim]`, `queries` and the result
+/// `[rows, query_heads, head_dim]`; keys and queries are before RoPE, which `shape` holds.
 pub fn attention_exact(shape: &Shape, keys: &[f32], values: &[f32], queries: &[f32], rows: usize) -> Vec<f64> {
     let head_dim = shape.head_dim as usize;
     let (query_heads, kv_heads) = (shape.query_heads as usize, shape.kv_heads as usize);

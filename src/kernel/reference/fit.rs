@@ -1,5 +1,5 @@
-//! The scale of numbers that share one, and their codes: what `append` makes of a group. Shaders: `shaders/part/fit/extent.wgsl` and
-//! `shaders/part/fit/symmetric.wgsl`.
+//! The scale of numbers that share one, and their codes, as `append` fits them to a group. Shaders:
+//! `shaders/part/fit/extent.wgsl` and `shaders/part/fit/symmetric.wgsl`.
 
 use super::group::{group_code, group_pack, group_scale, group_zero};
 use super::half::half_bits;
@@ -14,7 +14,7 @@ pub struct Fit {
     pub pair: u32,
 }
 
-/// Adds up the terms of a group's numbers, in the order of one of the kernels that pack.
+/// The order in which a packing kernel adds up the terms of a group's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// By eights, then over the eights: `append`.
@@ -39,8 +39,8 @@ impl Order {
     }
 }
 
-/// Fits numbers that share a scale with codes of so many bits. `clip` is for asymmetric codes; so is `less`, taken from their zero: 128
-/// where codes will be stored as signed bytes.
+/// Fits numbers that share a scale with codes of `bits` bits. `clip` is for asymmetric codes; so is
+/// `less`, which is taken from their zero: 128 where codes will be stored as signed bytes.
 pub fn fit(form: Scales, order: Order, numbers: &[f32], bits: u32, clip: f32, less: f32) -> Fit {
     if form == Scales::Symmetric {
         return symmetric(order, numbers, bits);
@@ -53,7 +53,7 @@ pub fn fit(form: Scales, order: Order, numbers: &[f32], bits: u32, clip: f32, le
     Fit { codes: numbers.iter().map(|x| group_code(*x, scale, zero, levels)).collect(), pair: group_pack(form, scale, zero - less) }
 }
 
-/// The number's code: `inverse` brings the whole range of the levels to -1/2..1/2.
+/// Returns the number's code: `inverse` brings the whole range of the levels to -1/2..1/2.
 fn code(x: f32, inverse: f32, bits: u32) -> f32 {
     ((x * inverse + 0.5).clamp(0.0, 1.0) * largest(bits)).round_ties_even()
 }
@@ -74,7 +74,8 @@ fn symmetric(order: Order, numbers: &[f32], bits: u32) -> Fit {
     let inverse = |step: f32| 1.0 / (step.max(SMALLEST) * largest(bits));
     let at = |x, inverse| code(x, inverse, bits) - 0.5 * largest(bits);
     let (squares, sizes) = (sum(&|x| x * x), sum(&f32::abs));
-    // Of two bits, only what outer codes have more than middle ones is added up; but the scale is that of the codes as they are stored.
+    // For two bits, only what outer codes have beyond middle ones is added up; but the scale is
+    // that of the codes as they are stored.
     let outer = |x: f32, inverse: f32| (x.abs() * (inverse * 16_777_216.0) - 5_592_405.5).clamp(0.0, 1.0);
     let products = |inverse| if bits == 2 { 0.5 * sizes + sum(&|x| outer(x, inverse) * x.abs()) } else { sum(&|x| x * at(x, inverse)) };
     let levels = |inverse| {
@@ -88,7 +89,7 @@ fn symmetric(order: Order, numbers: &[f32], bits: u32) -> Fit {
     Fit { codes: numbers.iter().map(|x| code(*x, fitted, bits) as u32).collect(), pair: symmetric_pack(scale) }
 }
 
-/// A half, but none of the subnormal ones, which drivers may take for 0.
+/// Rounds to a half, but to no subnormal one, since drivers may take those for 0.
 fn symmetric_pack(scale: f32) -> u32 {
     half_bits(if scale < 1.0 / 32_768.0 { 0.0 } else { scale.max(1.0 / 16_384.0) })
 }

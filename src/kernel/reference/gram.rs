@@ -3,7 +3,7 @@
 use super::Constants;
 use crate::kernel::gram::{BLOCK, CHUNK, GramParams, chunks};
 
-/// The sum of a block's products of two channels, in the shader's order.
+/// Returns the sum of a block's products of two channels, in the shader's order.
 fn block_sum(down: &[f32], across: &[f32]) -> f32 {
     let [x, y, z, w] = [0, 1, 2, 3].map(|lane| {
         let product = |quad: usize| down[4 * quad + lane] * across[4 * quad + lane];
@@ -12,16 +12,19 @@ fn block_sum(down: &[f32], across: &[f32]) -> f32 {
     (x + y) + (z + w)
 }
 
-/// Gram matrices of rows less `minus`, by chunk and head; of `rows` alone where `minus` is empty. Shader: `shaders/gram.wgsl`.
+/// Computes the Gram matrices of rows less `minus`, by chunk and head; of `rows` alone where
+/// `minus` is empty. Shader: `shaders/gram.wgsl`.
 ///
-/// `rows` and `minus` are `[row, heads, head_dim]`, `grams` is `[chunk, heads, head_dim, head_dim]`.
+/// `rows` and `minus` are `[row, heads, head_dim]`, `grams` is
+/// `[chunk, heads, head_dim, head_dim]`.
 pub fn gram(params: &GramParams, constants: &Constants, rows: &[f32], minus: &[f32], grams: &mut [f32]) {
     let (count, heads, d) = (params.rows as usize, params.heads as usize, constants.head_dim as usize);
     let (chunk_rows, block) = (CHUNK as usize, BLOCK as usize);
     for (chunk, head) in (0..chunks(params.rows) as usize).flat_map(|chunk| (0..heads).map(move |head| (chunk, head))) {
         let first = chunk * chunk_rows;
         let taken = (count - first).min(chunk_rows);
-        // Each channel's numbers side by side: what the strips hold of all blocks, with zeros after the last row.
+        // Each channel's numbers side by side: what the strips hold of all blocks, with zeros after
+        // the last row.
         let length = taken.next_multiple_of(block);
         let mut columns = vec![0.0; d * length];
         for (r, channel) in (0..taken).flat_map(|r| (0..d).map(move |channel| (r, channel))) {

@@ -1,11 +1,13 @@
-//! Asymmetric quantization of numbers that share a scale. Shaders: `shaders/part/shared/group.wgsl`, and how scale and zero are rounded
-//! and stored in `shaders/part/group/half.wgsl` and `shaders/part/group/byte.wgsl`.
+//! Asymmetric quantization of numbers that share a scale. Shaders:
+//! `shaders/part/shared/group.wgsl`, and how scale and zero are rounded and stored in
+//! `shaders/part/group/half.wgsl` and `shaders/part/group/byte.wgsl`.
 
 use super::half::{half_pair, half_round};
 use super::scales;
 use crate::format::Scales;
 
-/// The bits of the nearest E4M3 float, ties to even, 448 at most. The number must not be negative.
+/// Returns the bits of the nearest E4M3 float, ties to even, 448 at most. The number must not be
+/// negative.
 pub fn group_float8(x: f32) -> u32 {
     let bits = x.to_bits();
     let normal = bits.wrapping_sub(0x3c00_0000).wrapping_add(0x7_ffff).wrapping_add((bits >> 20) & 1) >> 20;
@@ -14,14 +16,16 @@ pub fn group_float8(x: f32) -> u32 {
     (if bits < 0x3c80_0000 { subnormal } else { normal }).min(0x7e)
 }
 
-/// The step between codes, as the float that is stored.
+/// Returns the step between codes, as the float that is stored.
 pub fn group_scale(form: Scales, low: f32, high: f32, clip: f32, levels: f32) -> f32 {
     let top = clip * high;
     let bottom = clip * low;
     let (share, smallest) = match form {
-        // 2^-10 of the larger end keeps the zero within the integers a half holds exactly; 2^-14 is the smallest normal half.
+        // 2^-10 of the larger end keeps the zero within the integers a half holds exactly; 2^-14 is
+        // the smallest normal half.
         Scales::Half | Scales::Symmetric => (1.0 / 1024.0, 1.0 / 16_384.0),
-        // This share keeps the zero within a byte, also where rounding makes the step a third smaller; 2^-9 is the smallest step.
+        // This share keeps the zero within a byte, also where rounding makes the step a third
+        // smaller; 2^-9 is the smallest step.
         Scales::Byte => (0.012, 1.0 / 512.0),
     };
     let step = ((top - bottom) / levels).max((top.abs().max(bottom.abs()) * share).max(smallest));
@@ -31,17 +35,17 @@ pub fn group_scale(form: Scales, low: f32, high: f32, clip: f32, levels: f32) ->
     }
 }
 
-/// The code that stands for zero; an integer that may lie outside the codes.
+/// Returns the code that stands for zero; an integer that may lie outside the codes.
 pub fn group_zero(low: f32, clip: f32, scale: f32) -> f32 {
     (-(clip * low) / scale).round_ties_even()
 }
 
-/// The code of a number.
+/// Returns the code of a number.
 pub fn group_code(x: f32, scale: f32, zero: f32, levels: f32) -> u32 {
     ((x / scale).round_ties_even() + zero).clamp(0.0, levels) as u32
 }
 
-/// Scale and zero as they are stored.
+/// Returns scale and zero as they are stored.
 pub fn group_pack(form: Scales, scale: f32, zero: f32) -> u32 {
     match form {
         Scales::Half | Scales::Symmetric => half_pair(scale, zero + 0.0),
@@ -87,7 +91,8 @@ mod tests {
                 let scale = group_scale(Scales::Half, low, high, 1.0, levels);
                 let zero = group_zero(low, 1.0, scale);
                 assert_eq!(group_code(low, scale, zero, levels), 0);
-                // The half nearest the step may be smaller or larger than it, which moves the last code by one at most.
+                // The half nearest the step may be smaller or larger than it, which moves the last
+                // code by one at most.
                 assert!(levels as u32 - group_code(high, scale, zero, levels) <= 1);
             }
         }

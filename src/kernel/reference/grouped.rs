@@ -1,5 +1,5 @@
-//! RotateKV's keys as their codes say, and the factor of the rotation over the KV heads of a group undone. Shader:
-//! `shaders/part/shared/grouped.wgsl`, which takes four tokens at a time.
+//! RotateKV's keys from their codes, with the factor of the rotation over the KV heads of a group
+//! undone. Shader: `shaders/part/shared/grouped.wgsl`, which takes four tokens at a time.
 
 use super::hadamard::{mask, sign};
 use super::{Constants, scales};
@@ -30,7 +30,7 @@ pub struct Spot {
     pub head: u32,
 }
 
-/// Which group a channel of a token's whole key row is of.
+/// Returns the group that a channel of a token's whole key row belongs to.
 pub fn group_of(marks: &[u32], channel: u32) -> u32 {
     (marks[channel as usize / 4] >> (8 * (channel % 4))) & 0xff
 }
@@ -51,7 +51,7 @@ impl Grouped<'_> {
         }
     }
 
-    /// Channel `channel` of one head, in the rotated basis.
+    /// Returns channel `channel` of one head, in the rotated basis.
     fn channel(&self, spot: &Spot, t: u32, channel: u32) -> f32 {
         let c = self.constants;
         let g = group_of(self.marks, spot.head * c.head_dim + channel);
@@ -60,7 +60,7 @@ impl Grouped<'_> {
         scale * (self.code(spot, t, channel) - zero)
     }
 
-    /// The same with the factor over the heads undone.
+    /// Returns the same with the factor over the heads undone.
     pub fn mixed(&self, spot: &Spot, t: u32, channel: u32) -> f32 {
         let c = self.constants;
         let place = spot.head % c.group_heads;
@@ -73,8 +73,8 @@ impl Grouped<'_> {
         sum * c.group_scale
     }
 
-    /// All channels of one head with the inner factor undone as well, in the order of the loops of `restore/rolled` and
-    /// `tile_restored`. What remains is `hadamard::outer`.
+    /// Returns all channels of one head with the inner factor undone as well, in the order of the
+    /// loops of `restore/rolled` and `tile/restored`. What remains is `hadamard::outer`.
     pub fn spread(&self, spot: &Spot, t: u32) -> Vec<f32> {
         let c = self.constants;
         let x: Vec<f32> = (0..c.head_dim).map(|channel| self.mixed(spot, t, channel)).collect();

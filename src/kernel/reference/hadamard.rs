@@ -1,4 +1,5 @@
-//! The two factors of the orthonormal Hadamard matrix of order `head_dim`, on rows of one or more heads. Shader: `shaders/part/shared/hadamard.wgsl`.
+//! The two factors of the orthonormal Hadamard matrix of order `head_dim`, on rows of one or more
+//! heads. Shader: `shaders/part/shared/hadamard.wgsl`.
 
 use super::Constants;
 pub use crate::format::hadamard::{mask, sign};
@@ -8,7 +9,8 @@ fn four(row: &[f32], mask: u32, j: u32, base: u32, stride: u32) -> f32 {
     (term(j) + term(j + 1)) + (term(j + 2) + term(j + 3))
 }
 
-/// The factor over blocks: element `i` gathers the same place of every block of `hadamard_inner` elements.
+/// Applies the factor over blocks: element `i` gathers the same place of every block of
+/// `hadamard_inner` elements.
 pub fn outer(constants: &Constants, row: &[f32], i: u32) -> f32 {
     let (order, inner) = (constants.hadamard_outer, constants.hadamard_inner);
     let mask = mask(order, i % constants.head_dim / inner);
@@ -23,7 +25,7 @@ pub fn outer(constants: &Constants, row: &[f32], i: u32) -> f32 {
     }
 }
 
-/// The factor within a block, and the scale that makes the whole orthonormal.
+/// Applies the factor within a block, and the scale that makes the whole orthonormal.
 pub fn inner(constants: &Constants, row: &[f32], i: u32) -> f32 {
     let order = constants.hadamard_inner;
     let mask = mask(16, i % order);
@@ -38,7 +40,7 @@ pub fn inner(constants: &Constants, row: &[f32], i: u32) -> f32 {
     sum * constants.hadamard_scale
 }
 
-/// Both factors on every head of a row.
+/// Applies both factors to every head of a row.
 pub fn row(constants: &Constants, row: &[f32]) -> Vec<f32> {
     let half_way: Vec<f32> = (0..row.len() as u32).map(|i| outer(constants, row, i)).collect();
     (0..row.len() as u32).map(|i| inner(constants, &half_way, i)).collect()

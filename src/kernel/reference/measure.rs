@@ -3,7 +3,7 @@
 use super::{Constants, finite};
 use crate::kernel::measure::{BLOCK, MeasureParams};
 
-/// A number added to a sum of two floats: the sum, and what its roundings lost.
+/// Returns a number added to a sum of two floats: the sum, and what its roundings lost.
 fn added([high, low]: [f32; 2], x: f32) -> [f32; 2] {
     let total = high + x;
     let share = total - high;
@@ -13,9 +13,11 @@ fn added([high, low]: [f32; 2], x: f32) -> [f32; 2] {
     [sum, rest - (sum - total)]
 }
 
-/// Adds rows to column sums; rows with a number that is not finite are left out and counted. Shader: `shaders/measure.wgsl`.
+/// Adds rows to column sums; rows with a number that is not finite are left out and counted.
+/// Shader: `shaders/measure.wgsl`.
 ///
-/// `keys` is `[rows, width]` in f32 or f16, `sums` `[workgroup, width]`, `counts` `[workgroup]`: rows added, rows left out.
+/// `keys` is `[rows, width]` in f32 or f16, `sums` `[workgroup, width]`, `counts` `[workgroup]`:
+/// rows added, rows left out.
 pub fn measure(params: &MeasureParams, constants: &Constants, workgroups: u32, keys: &[u32], sums: &mut [[f32; 2]], counts: &mut [[u32; 2]]) {
     let MeasureParams { rows, width, .. } = *params;
     for n in 0..workgroups {

@@ -1,14 +1,17 @@
-//! Plain CPU versions of the kernels, one function each under the kernel's name: slow, in the shader's shape.
+//! Plain CPU versions of the kernels, one function each under the kernel's name: slow, in the
+//! shader's shape.
 //!
-//! A twin takes the parameters, the [`Constants`] (the shader's overrides) and one slice for each of the shader's bindings,
-//! in their order, and runs all workgroups. Where the shader's parameters do not hold the number of workgroups, the twin takes
-//! it after the constants. All arithmetic is f32 in the shader's order of operations, so that a kernel and its twin differ by
-//! what a compiler may do (contract a product and a sum, approximate a division or `exp2`) and by nothing else; integers agree
-//! exactly. The twins of the shader's parts are modules here: [`half`], [`turn`], [`hadamard`], [`centre`], [`group`], [`fit`], [`scales`],
-//! [`cached`], [`positions`], [`grouped`], [`planes`], [`code_planes`].
+//! A twin takes the parameters, the [`Constants`] (the shader's overrides) and one slice for each
+//! of the shader's bindings, in their order, and runs all workgroups. Where the shader's parameters
+//! do not hold the number of workgroups, the twin takes it after the constants. All arithmetic is
+//! f32 in the shader's order of operations, so that a kernel and its twin differ by what a compiler
+//! may do (contract a product and a sum, approximate a division or `exp2`) and by nothing else;
+//! integers agree exactly. The twins of the shader's parts are modules here: [`half`], [`turn`],
+//! [`hadamard`], [`centre`], [`group`], [`fit`], [`scales`], [`cached`], [`positions`],
+//! [`grouped`], [`planes`], [`code_planes`].
 //!
-//! The functions in f64 ([`rotate_exact`], [`rotate_group_exact`], [`turn_exact`], [`attention_exact`]) are what the kernels approximate: they tell
-//! which error is honest.
+//! The functions in f64 ([`rotate_exact`], [`rotate_group_exact`], [`turn_exact`],
+//! [`attention_exact`]) are what the kernels approximate: they show which error is honest.
 
 pub use crate::format::codes::{aligned, code_planes, half, planes};
 
@@ -84,21 +87,23 @@ pub struct Constants {
     pub rotate_keys: bool,
     /// Whether it rotates every head's values.
     pub rotate_values: bool,
-    /// Centred: whether the means are taken off, and keys weighted.
+    /// Whether the codec is Centred, which takes means off and weights keys.
     pub centred: bool,
-    /// Quads of channels that carry what the mean of the keys adds to a score; 0 where nothing.
+    /// Quads of channels that carry what the mean of the keys adds to a score; 0 where it adds
+    /// nothing.
     pub position_quads: u32,
-    /// Entries of the query codes before those that positions are known by.
+    /// Entries of the query codes before those for positions.
     pub positions_at: u32,
     /// In `turns`: the turn by 63.5 positions, and after it the tables of `position`.
     pub position_centre: u32,
-    /// First pairs of RoPE, which turn too fast for a short polynomial: the query codes have their factors.
+    /// First pairs of RoPE, which turn too fast for a short polynomial: the query codes have their
+    /// factors.
     pub position_waves: u32,
     /// Pages that a sequence can have, where something turns.
     pub position_pages: u32,
     /// Pages of a pass.
     pub position_places: u32,
-    /// RotateKV: whether keys are stored before RoPE, rotated over a group of heads.
+    /// Whether keys are stored before RoPE, rotated over a group of heads, as RotateKV does.
     pub restore: bool,
     /// KV heads that are rotated together.
     pub group_heads: u32,
@@ -126,7 +131,8 @@ pub struct Constants {
     pub key_group: u32,
     /// Channels that share a value scale.
     pub value_group: u32,
-    /// How scales and zeros are stored: the parts `scales/half` and `group/half`, or `scales/byte` and `group/byte`.
+    /// How scales and zeros are stored: the parts `scales/half` and `group/half`, or `scales/byte`
+    /// and `group/byte`.
     pub scales: Scales,
     /// vec4s from a page's start to its key scales.
     pub key_scales: u32,
@@ -138,13 +144,14 @@ pub struct Constants {
     pub page_vecs: u32,
     /// Whether a half is stored in planes.
     pub planes: bool,
-    /// Whether an integer code is.
+    /// Whether an integer code is stored in planes.
     pub code_planes: bool,
     /// vec4s from a page's start to its channels' largest exponents.
     pub maxima: u32,
     /// Tokens of a block of `append`.
     pub block: u32,
-    /// Entries of `scores` before the sums of the items; 0 for codecs without planes, like the four that follow.
+    /// Entries of `scores` before the sums of the items; 0 for codecs without planes, like the four
+    /// that follow.
     pub score_sums: u32,
     /// Entries of `scores` before those of four tokens' values together.
     pub score_quads: u32,
@@ -162,7 +169,8 @@ pub struct Constants {
     pub massive: bool,
     /// First elected sink in the marks.
     pub elected_at: u32,
-    /// Whether it is the second variant of `elect`, which merges blocks. [`Constants::of`] says so where sinks are elected.
+    /// Whether it is the second variant of `elect`, which merges blocks. [`Constants::of`] sets it
+    /// where sinks are elected.
     pub merge: bool,
     /// f16 rows of the window, used in turn.
     pub ring: u32,
@@ -184,14 +192,14 @@ pub struct Constants {
     pub sliding_window: u32,
     /// Query heads a KV head.
     pub share: u32,
-    /// Runs of `head_dim` invocations of `attend_merge` that share a row's items, for rows of many. [`parts`](Plan::merge_parts_for)
-    /// tells what a pass has.
+    /// Runs of `head_dim` invocations of `attend_merge` that share a row's items, for rows of many
+    /// items. [`merge_parts_for`](Plan::merge_parts_for) returns how many a pass has.
     pub parts: u32,
 }
 
 impl Constants {
-    /// The constants of the variants that have to do with one slab of a plan, for rows of the type that [`Plan::with_element`]
-    /// told.
+    /// Returns the constants of the variants that work on one slab of a plan, for rows of the type
+    /// that [`PlanBuilder::element`](crate::PlanBuilder::element) set.
     pub fn of(plan: &Plan, slab: &Slab) -> Self {
         let mut numbers: HashMap<&str, f64> = HashMap::new();
         for (name, x) in variants_of(plan, slab).iter().flat_map(crate::kernel::Variant::constants) {
@@ -199,7 +207,8 @@ impl Constants {
             numbers.entry(name).and_modify(|n| *n = n.max(x)).or_insert(x);
         }
         let number = |name| {
-            // Planes are attended to without attend_split, the only kernel to know of some.
+            // Planes are attended to without attend_split, the only kernel with some of these
+            // overrides.
             debug_assert!(plan.aligns() || numbers.contains_key(name), "no variant has an override {name}");
             numbers.get(name).copied().unwrap_or_default()
         };
@@ -269,20 +278,20 @@ impl Constants {
         }
     }
 
-    /// The constants that `rotate` needs, for a head dimension; all others are zero.
+    /// Returns the constants that `rotate` needs, for a head dimension; all others are zero.
     pub fn rotation(head_dim: u32) -> Self {
         let (hadamard_outer, hadamard_inner) = crate::format::hadamard::factors(head_dim);
         Self { head_dim, hadamard_outer, hadamard_inner, hadamard_scale: (1.0 / f64::from(head_dim).sqrt()) as f32, ..Self::default() }
     }
 
-    /// Number `i` of the caller's rows, f32 or f16, bit for bit as they lie in memory.
+    /// Returns number `i` of the caller's rows, f32 or f16, bit for bit as they lie in memory.
     pub(crate) fn input(&self, rows: &[u32], i: u32) -> f32 {
         if self.half_rows { half::unpack(rows[i as usize / 2])[i as usize % 2] } else { f32::from_bits(rows[i as usize]) }
     }
 }
 
-/// Cosine and sine of every RoPE pair at positions 0 to 127, then at every multiple of 128 that a sequence can reach:
-/// `[128 low + high positions, pairs]`, the binding `turns`.
+/// Returns cosine and sine of every RoPE pair at positions 0 to 127, then at every multiple of 128
+/// that a sequence can reach: `[128 low + high positions, pairs]`, the binding `turns`.
 pub fn turns(plan: &Plan) -> Vec<[f32; 2]> {
     crate::plan::tables::turns(plan)
 }
@@ -292,7 +301,8 @@ pub(crate) fn finite(x: f32) -> bool {
     x.to_bits() & 0x7f80_0000 != 0x7f80_0000
 }
 
-/// Lists a row with a number that is not finite: `what` is 1 for the key, 2 for the value, 3 for both.
+/// Lists a row with a number that is not finite: `what` is 1 for the key, 2 for the value, 3 for
+/// both.
 pub(crate) fn report(status: &mut [u32], layer: u32, slot: u32, token: u32, head: u32, what: u32) {
     let n = status[0];
     status[0] += 1;

@@ -5,13 +5,15 @@ use super::factors::factors;
 use super::{Constants, turn};
 use crate::kernel::position::{PAGES, PositionParams, TERMS};
 
-/// Sums that the pairs go round, which are added up at the end.
+/// Partial sums among which the pairs alternate, and which are added up at the end.
 const PARTS: usize = 4;
 
-/// What the mean of the keys adds to the scores of each page, as far as it turns slowly, for `items` items. Shader: `shaders/position.wgsl`.
+/// Computes what the mean of the keys adds to the scores of each page, as far as it turns slowly,
+/// for `items` items. Shader: `shaders/position.wgsl`.
 ///
-/// `tables` holds the items (4 words) and the rows' positions, `turns` is as [`turns`](super::turns), `queries` `[rows, query_heads, head_dim]` in
-/// f32 or f16, `marks` means and weights, `position_terms` `[kv_heads, blocks, 12, page of the pass, heads]`.
+/// `tables` holds the items (4 words) and the rows' positions, `turns` is as
+/// [`turns`](super::turns), `queries` `[rows, query_heads, head_dim]` in f32 or f16, `marks` means
+/// and weights, `position_terms` `[kv_heads, blocks, 12, page of the pass, heads]`.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn position(
     params: &PositionParams,
@@ -34,7 +36,7 @@ pub fn position(
         let head = reading / c.blocks;
         let means = Centred::of(c, marks, head).key_means;
         for h in 0..c.heads {
-            // Places beyond the share hold the last head again.
+            // Places beyond the share repeat the last head.
             let query_head = head * share + (reading % c.blocks * c.heads + h).min(share - 1);
             let at = ((params.row_first + row) * params.query_heads + query_head) * c.head_dim;
             let query: Vec<f32> = (0..c.head_dim).map(|i| c.input(queries, at + i)).collect();
@@ -58,12 +60,12 @@ pub fn position(
     }
 }
 
-/// Where the tables of waves begin in `turns`.
+/// Returns where the tables of waves begin in `turns`.
 pub(super) fn waves(c: &Constants) -> usize {
     (c.position_centre + c.rope_pairs).next_multiple_of(2) as usize
 }
 
-/// Where the polynomials begin.
+/// Returns where the polynomials begin.
 fn polynomials(c: &Constants) -> usize {
     waves(c) + 64 * c.position_waves as usize
 }

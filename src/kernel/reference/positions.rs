@@ -1,10 +1,12 @@
-//! What the mean of the keys adds to the scores of a page, from the position alone. Shader: `shaders/part/positions/added.wgsl`.
+//! What the mean of the keys adds to the scores of a page, from the position alone. Shader:
+//! `shaders/part/positions/added.wgsl`.
 
 use super::position::waves;
 use super::{Constants, turn};
 
-/// What it adds to the scores of the page of number `n` for one query head, by the token's place. `query(entry)` tells the head's entries of
-/// the query codes, `term(k)` the page's terms of the pairs that turn slowly.
+/// Returns what it adds to the scores of page number `n` for one query head, by the token's place.
+/// `query(entry)` returns the head's entries of the query codes, `term(k)` the page's terms of the
+/// pairs that turn slowly.
 pub fn positions(constants: &Constants, turns: &[[f32; 2]], n: u32, query: impl Fn(u32) -> f32, term: impl Fn(usize) -> f32) -> [f32; 128] {
     let c = constants;
     let pairs: Vec<[f32; 2]> = (0..c.position_waves)

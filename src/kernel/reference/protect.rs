@@ -9,10 +9,12 @@ use crate::kernel::protect::ProtectParams;
 /// Items from here on name a row of the elected sinks.
 const SINK_ROW: u32 = 1 << 31;
 
-/// New keys and values that stay f16. Shader: `shaders/protect.wgsl`.
+/// Stores new keys and values that stay f16. Shader: `shaders/protect.wgsl`.
 ///
-/// `turns` is as [`turns`](super::turns), `keys` and `values` `[rows, kv_heads, head_dim]` in f32 or f16, `protected_rows`
-/// `[slot, kv_heads, sinks + ring, head_dim]`, `marks` the groups of key channels and the elected sinks, `status` the count, three words of padding, then entries of four words.
+/// `turns` is as [`turns`](super::turns), `keys` and `values` `[rows, kv_heads, head_dim]` in f32
+/// or f16, `protected_rows` `[slot, kv_heads, sinks + ring, head_dim]`, `marks` the groups of key
+/// channels and the elected sinks, `status` the count, three words of padding, then entries of four
+/// words.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn protect(
     params: &ProtectParams,
@@ -37,7 +39,7 @@ pub fn protect(
             if t >= SINK_ROW {
                 s = t - SINK_ROW;
                 t = marks[elected(c, slot) + s as usize];
-                // An empty row, or one that was filled by an earlier step.
+                // A row that is empty, or that an earlier step filled.
                 if t < old_tokens || t >= tables[chunk + 2] {
                     continue;
                 }
@@ -58,8 +60,9 @@ pub fn protect(
     }
 }
 
-/// A token's key and value as attention reads them, from the caller's rows: centred, turned, weighted and rotated, or zeros where a number is not
-/// finite; and which of them (1 the key, 2 the value) had such a number.
+/// Returns a token's key and value as attention reads them, from the caller's rows: centred,
+/// turned, weighted and rotated, or zeros where a number is not finite; and which of them (1 the
+/// key, 2 the value) had such a number.
 pub(super) fn fresh(c: &Constants, turns: &[[f32; 2]], keys: &[u32], values: &[u32], centred: &Centred, first: u32, t: u32) -> (Vec<f32>, Vec<f32>, u32) {
     let take = |rows: &[u32], means: &[f32]| -> Vec<f32> { (0..c.head_dim).zip(means).map(|(i, mean)| c.input(rows, first + i) - mean).collect() };
     let broken = |row: &[f32]| !row.iter().all(|x| finite(*x));

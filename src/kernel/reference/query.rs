@@ -5,11 +5,13 @@ use super::factors::factors;
 use super::{Constants, finite, hadamard, turn};
 use crate::kernel::query::QueryParams;
 
-/// Query rows into the basis of the codec, for `rows` rows of all query heads. Shader: `shaders/query.wgsl`.
+/// Brings query rows into the basis of the codec, for `rows` rows of all query heads. Shader:
+/// `shaders/query.wgsl`.
 ///
-/// `turns` is as [`turns`](super::turns), `queries` `[rows, query_heads, head_dim]` in f32 or f16, `marks` for Centred means and weights,
-/// `query_rows` `[row, query_heads, head_dim + 4 * position_quads]`,
-/// `query_codes` `[row, kv_heads, blocks, query_stride, heads]`.
+/// `turns` is as [`turns`](super::turns), `queries` `[rows, query_heads, head_dim]` in f32 or f16,
+/// `marks` for Centred means and weights, `query_rows`
+/// `[row, query_heads, head_dim + 4 * position_quads]`, `query_codes`
+/// `[row, kv_heads, blocks, query_stride, heads]`.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn query(
     params: &QueryParams,

@@ -1,27 +1,29 @@
-//! Scales and zeros of keys and values as the kernels take them. Shaders: `shaders/part/scales/half.wgsl`,
-//! `shaders/part/scales/byte.wgsl` and `shaders/part/scales/symmetric.wgsl`.
+//! Scales and zeros of keys and values as the kernels take them. Shaders:
+//! `shaders/part/scales/half.wgsl`, `shaders/part/scales/byte.wgsl` and
+//! `shaders/part/scales/symmetric.wgsl`.
 
 use super::Constants;
 use crate::format::Scales;
 pub use crate::format::codes::scales::{pair, put, raw, vecs};
 
-/// Scale and zero of a token's group in a plane, where both are stored.
+/// Returns scale and zero of a token's group in a plane, where both are stored.
 pub fn take(constants: &Constants, plane: &[u32], vec: u32, t: u32) -> [f32; 2] {
     pair(constants.scales, raw(constants.scales, plane, vec, t))
 }
 
-/// Scale and zero of the keys of a token's group in a plane, to codes as they lie in memory: those of eight bits are signed.
+/// Returns scale and zero of the keys of a token's group in a plane, for codes as they lie in
+/// memory: those of eight bits are signed.
 pub fn key(constants: &Constants, plane: &[u32], vec: u32, t: u32) -> [f32; 2] {
     let bits = constants.key_bits;
     symmetric(constants, if bits == 8 { -0.5 } else { middle(bits) }, take(constants, plane, vec, t))
 }
 
-/// Scale and zero of the values of a token's group in a plane.
+/// Returns scale and zero of the values of a token's group in a plane.
 pub fn value(constants: &Constants, plane: &[u32], vec: u32, t: u32) -> [f32; 2] {
     symmetric(constants, middle(constants.value_bits), take(constants, plane, vec, t))
 }
 
-/// Between the two middle codes.
+/// Returns the level between the two middle codes.
 fn middle(bits: u32) -> f32 {
     (1_u32 << (bits - 1)) as f32 - 0.5
 }
