@@ -527,7 +527,7 @@ fn steps_that_a_later_one_replaced_are_refused() {
     let chunks: Vec<Chunk> = used.walk.sequences.iter().map(|sequence| chunk(*sequence, 1)).collect();
     let cache = &mut used.walk.cache;
     let new = cache.step(&chunks).unwrap();
-    let later = Error::Stale { reason: "a later step was made, or a sequence was freed, forked, cut back or slid" };
+    let later = Error::Stale { reason: "a later step was made, or a sequence was ended, forked, cut back or slid" };
     refused(cache.append(&mut encoder, &old, 0, Rows::f32(&keys), Rows::f32(&values)), &later, &["later step"]);
     refused(cache.attend(&mut encoder, &old, 0, Rows::f32(&queries), Rows::f32(&output)), &later, &["later step"]);
     cache.end(chunks[0].sequence).unwrap();

@@ -384,7 +384,7 @@ impl Cache {
             return Err(Error::Stale { reason: "another cache made it" });
         }
         if step.serial != self.serial {
-            return Err(Error::Stale { reason: "a later step was made, or a sequence was freed, forked, cut back or slid" });
+            return Err(Error::Stale { reason: "a later step was made, or a sequence was ended, forked, cut back or slid" });
         }
         self.layer(layer).map(|_| ())
     }

@@ -120,7 +120,7 @@ pub fn filled(gpu: &Gpu, plan: Plan, case: Case) -> (Cache, Vec<Sequence>) {
 /// cache's own rows.
 ///
 /// # Panics
-/// If it is more than [`ATTEND_ERROR`], or a number is not finite.
+/// If it is more than `ATTEND_ERROR`, or a number is not finite.
 pub fn check(gpu: &Gpu, cache: &Cache, case: Case, sequence: Sequence, queries: &[f32], output: &[f32]) -> f64 {
     let (d, kv) = (case.head_dim as usize, case.kv_heads as usize);
     let share = (case.query_heads / case.kv_heads) as usize;
