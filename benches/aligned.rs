@@ -1,14 +1,17 @@
-//! One decode step of one layer from planes, AlignedKV (2409.16546): reading the planes that a criterion asks for, against the same kernels
-//! reading everything, and against a plain cache of the same numbers: f16, or the same codes without planes.
+//! One decode step of one layer from planes, AlignedKV (2409.16546): reading the planes that a
+//! criterion chooses, against the same kernels reading everything, and against a plain cache of the
+//! same numbers: f16, or the same codes without planes.
 //!
 //! ```text
 //! cargo bench --bench aligned -- [--numbers f16,k8v8,k4v4] [--shapes 64x8192,8x32768] [--heads 32/8/128,32/32/128]
 //!     [--align published,phi-k:64+phi-v:256] [--spread 1] [--kernels]
 //! ```
-//! Codes are of `Codec::Hadamard` in groups of 128. The three are timed in turn, again and again, and the medians compared. Buffers rotate over 200 MB or more, so that no cache holds
-//! them. Channels of keys and queries differ in size by `2^(spread * normal)`, and so do scores, as those of models do: what can stay
-//! unread depends on nothing else. Every result is compared with reading everything before it is timed. `bytes` are of keys and values
-//! read; `gain` is the share of time saved over the share of bytes saved.
+//! Codes are of `Codec::Hadamard` in groups of 128. The three are timed in turn, again and again,
+//! and the medians compared. Buffers rotate over 200 MB or more, so that no cache holds them.
+//! Channels of keys and queries differ in size by `2^(spread * normal)`, and so do scores, as those
+//! of models do: what can stay unread depends on nothing else. Every result is compared with
+//! reading everything before it is timed. `bytes` are of keys and values read; `gain` is the share
+//! of time saved over the share of bytes saved.
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 #![allow(missing_docs, reason = "a bench has no readers")]
 
@@ -17,16 +20,19 @@ use wgkv::aligned::{Alignment, AlignmentReport};
 use wgkv::{Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Sequence, Step};
 use wgkv_testing::bench::*;
 
-/// Relative error of an output against reading everything: what budgets of hundreds of halves' last places leave.
+/// Relative error of an output against reading everything: what budgets of hundreds of halves' last
+/// places leave.
 const ALIGN_ERROR: f64 = 0.05;
 
 /// The same of codes, of which budgets allow as much as rounding to them did, or a part of it.
 const CODE_ALIGN_ERROR: f64 = 0.5;
 
-/// Relative error of reading everything against the plain cache: f32's; and of codes what rounds weights to 8 bits there.
+/// Relative error of reading everything against the plain cache: f32's; and of codes what rounds
+/// weights to 8 bits there.
 const PLAIN_ERROR: [f64; 2] = [1e-3, 0.03];
 
-/// What is stored in planes, how it is stored without, and what is asked of it unless told otherwise.
+/// What is stored in planes, how it is stored without, and the criteria to measure unless the
+/// command line names others.
 struct Numbers {
     name: &'static str,
     planes: Format,
@@ -49,13 +55,13 @@ fn all_numbers() -> [Numbers; 3] {
     ]
 }
 
-/// Numbers whose channels differ in size.
+/// Returns numbers whose channels differ in size.
 fn spread(n: usize, head_dim: usize, strength: f32) -> Vec<f32> {
     let sizes: Vec<f32> = numbers(4 * head_dim).chunks(4).map(|four| (strength * four.iter().sum::<f32>() * 0.87).exp2()).collect();
     numbers(n).into_iter().enumerate().map(|(i, x)| 1.7 * x * sizes[i % head_dim % (head_dim / 2)]).collect()
 }
 
-/// A cache filled with all but one token of each sequence, and what its next step is made of.
+/// A cache filled with all but one token of each sequence, and the inputs of its next step.
 struct Filled {
     cache: Cache,
     sequences: Vec<Sequence>,
@@ -88,15 +94,16 @@ impl Filled {
         }
         wait(gpu);
         let elements = (case.sequences * case.query_heads * case.head_dim) as usize;
-        // Of about the size that gives scores a standard deviation of the spread, in nats.
+        // Sized so that scores have a standard deviation of about the spread, in nats.
         let queries = upload(gpu, &spread(elements, d, strength).iter().map(|x| x * 0.5).collect::<Vec<f32>>());
         Self { cache, sequences, queries, output: upload(gpu, &vec![f32::NAN; elements]), elements }
     }
 
-    /// A step that appends and attends once, in every layer, and its output in the first.
+    /// Takes a step that appends and attends once, in every layer, and returns its output in the
+    /// first.
     fn step(&mut self, gpu: &Gpu, case: Case, align: Alignment) -> (Step, Vec<f32>, AlignmentReport) {
         self.cache.align(align).unwrap();
-        // The same token again and again: what the last step took is taken back.
+        // The same token again and again: the last step's is taken back first.
         let mut encoder = encoder(gpu);
         for sequence in &self.sequences {
             self.cache.truncate(&mut encoder, *sequence, case.tokens).unwrap();
@@ -172,11 +179,11 @@ fn main() {
             kv_heads: of_heads[1],
             head_dim: of_heads[2],
             sequences: sequences.parse().unwrap(),
-            // With room for the token that every step appends.
+            // Leaves room for the token that every step appends.
             tokens: tokens.parse::<u32>().unwrap() - 1,
         };
         let planned = |format| plan(&gpu, Case { tokens: case.tokens + 1, ..case }, format, Protection::NONE, rotate);
-        // Codes are stored in planes for any budget; which is told before every step.
+        // Codes are stored in planes for any budget; which one is set before every step.
         let stored = if coded { Alignment::budget(0.0, 0.0) } else { Alignment::EVERYTHING };
         let plans = planned(*planes).and_then(|plan| Ok((plan.to_builder().alignment(stored).build(gpu.capability())?, planned(*plain)?)));
         let (aligned, plain) = match plans {
@@ -197,11 +204,11 @@ fn main() {
             let (step, output, report) = aligned.step(&gpu, case, align);
             let error = difference(&output, &all_output);
             assert!(output.iter().all(|x| x.is_finite()), "outputs must be finite");
-            // Without a bound on the error there is none to assert: as little is read as can be.
+            // Without a bound on the error there is none to assert: as little is read as possible.
             assert!(error < if coded { CODE_ALIGN_ERROR } else { ALIGN_ERROR } || text.contains("1e9"), "{align}: relative error {error}");
             let layers = aligned.cache.plan().shape().layers;
             let calls = ((0.02 / aligned.time(&gpu, &step, layers)) as u32).clamp(4, 200).next_multiple_of(layers.min(64));
-            // A step that was made before the next is stale: each is made anew before it is timed.
+            // A step becomes stale when the next is made, so each is made anew before it is timed.
             let (mut plain_times, mut all_times, mut times) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..if software { 1 } else { 9 } {
                 plain_times.push(plain.time(&gpu, &plain_step, calls));

@@ -3,12 +3,14 @@
 //! ```text
 //! cargo bench --bench attention -- [--shapes 64x32768,28/4/128:8x32768] [--formats hadamard:2:2,hadamard:2+4:2+4,f16] [--kernels] [--json FILE]
 //! ```
-//! A shape is sequences x tokens, after query heads, KV heads and head_dim if they are not those of `--heads`.
-//! Bits such as `2+4` are those that the KV heads have in turn: two ways of storing heads are two dispatches.
-//! Gtok/s = sequences x kv_heads x tokens / time. Buffers rotate over 200 MB or more, so that no cache holds them; every
-//! result is compared with attention over the dequantized rows before it is timed. `MB` are those of the pages that one
-//! step reads; `share` is of the read bandwidth measured in the same run; `f16` how many times faster than our own kernel on
-//! halves, where the formats begin with it; `ready` the seconds until all pipelines of the plan were compiled.
+//! A shape is sequences x tokens, after query heads, KV heads and head_dim if they are not those of
+//! `--heads`. Bits such as `2+4` are those that the KV heads have in turn: two ways of storing
+//! heads are two dispatches. Gtok/s = sequences x kv_heads x tokens / time. Buffers rotate over 200
+//! MB or more, so that no cache holds them; every result is compared with attention over the
+//! dequantized rows before it is timed. `MB` are those of the pages that one step reads; `share` is
+//! of the read bandwidth measured in the same run; `f16` is the speedup over this crate's kernel on
+//! halves, where the formats begin with it; `ready` the seconds until all pipelines of the plan
+//! were compiled.
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 #![allow(missing_docs, reason = "a bench has no readers")]
 
@@ -16,13 +18,14 @@ use std::time::Instant;
 use wgkv::{Bits, Chunk, Codec, Format, Gpu, Plan, Precision, Protection, Rows, Scales, Step};
 use wgkv_testing::bench::*;
 
-/// Llama-3.1-8B's heads at growing contexts and batches, Llama-3.1-70B's, Qwen2.5-7B's, a KV head for every query head, heads of 64.
+/// Llama-3.1-8B's heads at growing contexts and batches, Llama-3.1-70B's, Qwen2.5-7B's, a KV head
+/// for every query head, heads of 64.
 const SHAPES: &str = "1x4096,1x32768,1x131072,8x32768,64x4096,64x8192,64x32768,16x131072,64/8/128:8x32768,28/4/128:8x32768,32/32/128:8x8192,32/8/64:8x32768";
 
 const FORMATS: &str = "f16,centred:2:2,centred:3:3,centred:4:4,centred:8:8,centred:4:2,centred:3:2,centred:2:4,hadamard:2:2,hadamard:3:3,hadamard:4:4,\
 hadamard:8:8,hadamard:4:2,rtn:2:2,rtn:4:4,rotate-kv:2:2,rotate-kv:4:4";
 
-/// The format, and the precisions that KV heads take in turn.
+/// Parses a format, and the precisions that KV heads take in turn.
 fn format(text: &str) -> (Format, Vec<[Precision; 2]>) {
     let mut fields = text.split(':');
     let codec: Codec = fields.next().unwrap().parse().unwrap();
@@ -42,12 +45,12 @@ struct Row {
     seconds: f64,
     error: f64,
     bytes: f64,
-    /// Until the pipelines were compiled, as far as they were not before.
+    /// Seconds until the pipelines were compiled, as far as they were not before.
     ready: f64,
     kernels: Vec<(&'static str, f64)>,
 }
 
-/// Query heads, KV heads and head_dim.
+/// Parses query heads, KV heads and head_dim.
 fn heads(text: &str) -> [u32; 3] {
     let numbers: Vec<u32> = text.split('/').map(|h| h.parse().unwrap()).collect();
     numbers.try_into().unwrap()
@@ -82,7 +85,8 @@ fn measure(gpu: &Gpu, case: Case, (format, precisions): (Format, Vec<[Precision;
 
     let once = seconds(gpu, 2, 4, |encoder, call| cache.attend(encoder, &step, call % layers, Rows::f32(&queries), Rows::f32(&output)).unwrap());
     let calls = ((0.015 / once) as u32).clamp(4, 200).next_multiple_of(layers.min(64));
-    // Now and then the GPU's clock dips, to a half or less, for as long as a row is measured: the least of three medians.
+    // Now and then the GPU's clock drops to a half or less for as long as a row is measured, so
+    // this takes the least of three medians.
     let seconds = (0..3)
         .map(|_| seconds(gpu, 5, calls, |encoder, call| cache.attend(encoder, &step, call % layers, Rows::f32(&queries), Rows::f32(&output)).unwrap()))
         .fold(f64::INFINITY, f64::min);
@@ -148,7 +152,7 @@ fn main() {
                         "bytes": row.bytes, "share": share, "times_f16": times, "error": row.error, "ready_s": row.ready,
                     }));
                 }
-                // Not measured is not a number: the reason stands in its place.
+                // A shape that was not measured has no number: the reason stands in its place.
                 Err(error) => println!("{shape:>22} {name:>20} does not fit: {error}"),
             }
         }

@@ -1,7 +1,9 @@
-//! How long each rule takes to choose the bits of every head of a model: `cargo bench --bench bit_rules`.
+//! How long each rule takes to choose the bits of every head of a model:
+//! `cargo bench --bench bit_rules`.
 //!
-//! The units are those of Llama-3.1-8B, 512 of them with 10 candidates each, with numbers that are made up. A rule is run on the host alone
-//! and is to take less than a second, so that budgets can be tried one after another.
+//! The units are those of Llama-3.1-8B, 512 of them with 10 candidates each, with invented numbers.
+//! A rule runs on the host alone and should take less than a second, so that budgets can be tried
+//! one after another.
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 
 use std::time::Instant;

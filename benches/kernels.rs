@@ -1,13 +1,15 @@
-//! Every kernel by itself, by the GPU's own clock: `query`, `append` (or `append_block`), `protect`, `dequantize`, `position`, `attend_split`,
-//! `attend_prefill`, `attend_merge`, `measure`, `gram`, `append_reordered`, `elect`. `rotate` has a bench of its own.
+//! Every kernel by itself, by the GPU's own clock: `query`, `append` (or `append_block`),
+//! `protect`, `dequantize`, `position`, `attend_split`, `attend_prefill`, `attend_merge`,
+//! `measure`, `gram`, `append_reordered`, `elect`. `rotate` has its own bench.
 //!
 //! ```text
 //! cargo bench --bench kernels -- [--appends] [--workgroup]
 //! ```
-//! With `--appends`, only what packs, in more formats.
+//! With `--appends`, only the kernels that pack, in more formats.
 //!
-//! Each line is the median over its dispatches. `GB/s` counts the bytes that the kernel must at least read and write, beside
-//! the copy bandwidth of the same run; the results are checked before anything is timed.
+//! Each line is the median over its dispatches. `GB/s` counts the bytes that the kernel must at
+//! least read and write, beside the copy bandwidth of the same run; the results are checked before
+//! anything is timed.
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 #![allow(missing_docs, reason = "a bench has no readers")]
 
@@ -15,16 +17,19 @@ use wgkv::low_level::kernel;
 use wgkv::{Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Sinks};
 use wgkv_testing::bench::*;
 
-/// Half a step of 4-bit codes over rotated uniform numbers, as relative RMS: 0.10 in theory. A wrong plane gives 1.
+/// Half a step of 4-bit codes over rotated uniform numbers, as relative RMS: 0.10 in theory. A
+/// wrong plane gives 1.
 const CODE_ERROR: f64 = 0.15;
 
 /// The same of 2 and 3 bits: a third to a half by the fit, and half of that.
 const COARSE_ERRORS: [f64; 2] = [0.55, 0.28];
 
-/// Sums of pairs of floats over numbers below 1: 2^-47 an addition. Plain sums of f32 lose about 2^-24.
+/// Sums of pairs of floats over numbers below 1: 2^-47 an addition. Plain sums of f32 lose about
+/// 2^-24.
 const SUM_ERROR: f64 = 1e-11;
 
-/// Gram matrices, relative to the root of two numbers on the diagonal: 24 roundings of 2^-24 (`tests/gram.rs`).
+/// Gram matrices, relative to the root of two numbers on the diagonal: 24 roundings of 2^-24
+/// (`tests/gram.rs`).
 const GRAM_ERROR: f64 = 24.0 / 16_777_216.0;
 
 /// Runs a recording several times and returns each kernel's median seconds.
@@ -61,12 +66,12 @@ fn find(times: &[(&'static str, f64)], kernel: &str) -> f64 {
     times.iter().find(|(k, _)| *k == kernel).unwrap().1
 }
 
-/// Which kernel packed, and its seconds.
+/// Returns which kernel packed, and its seconds.
 fn packing(times: &[(&'static str, f64)]) -> (&'static str, f64) {
     *times.iter().find(|(kernel, _)| ["append", "append_block"].contains(kernel)).unwrap()
 }
 
-/// Relative error of dequantized rows.
+/// Returns the relative error of dequantized rows.
 fn error(got: &[f32], data: &[f32]) -> f64 {
     let error: f64 = got.iter().zip(data).map(|(a, b)| f64::from(a - b).powi(2)).sum();
     let norm: f64 = data[..got.len()].iter().map(|x| f64::from(x * x)).sum();
@@ -104,7 +109,7 @@ fn appends(gpu: &Gpu, sequences: u32, tokens: u32, format: Format) {
     assert!(error < allowed, "relative error {error} of dequantized values of {format}");
 }
 
-/// Adds up rows of keys, by which RotateKV orders channels.
+/// Times adding up rows of keys, from which RotateKV's order of channels follows.
 fn measure(gpu: &Gpu, rows: u32) {
     let width = 1024;
     let data = numbers((rows * width) as usize);
@@ -123,7 +128,8 @@ fn measure(gpu: &Gpu, rows: u32) {
     line("measure", &format!("{rows} rows of {width}"), find(&times, "measure"), 4.0 * f64::from(rows * width));
 }
 
-/// Gram matrices of the difference of two buffers of rows, and of rows alone, as they are taken of sample text.
+/// Times the Gram matrices of the difference of two buffers of rows, and of rows alone, as they are
+/// taken of sample text.
 fn gram(gpu: &Gpu, rows: u32) {
     let (heads, head_dim) = (8, 128);
     let (width, d) = ((heads * head_dim) as usize, head_dim as usize);
@@ -140,7 +146,8 @@ fn gram(gpu: &Gpu, rows: u32) {
         record(&mut encoder).unwrap();
         submit(gpu, encoder);
         let got = pollster::block_on(kernel::gram::sum(gpu, &grams, rows, heads, head_dim)).unwrap();
-        // In f64 one line of each head's matrix (not the same in all), and the diagonal, which tells what is allowed.
+        // In f64, one line of each head's matrix (not the same in all), and the diagonal, from
+        // which the allowed error follows.
         let (mut want, mut squares) = (vec![0.0_f64; width], vec![0.0_f64; width]);
         let x = |i: usize| f64::from(row_numbers[i]) - if difference { f64::from(minus_numbers[i]) } else { 0.0 };
         let fixed = |head: usize| 17 * head % d;
@@ -167,7 +174,7 @@ fn gram(gpu: &Gpu, rows: u32) {
     }
 }
 
-/// Appends, decodes, prefills and dequantizes one cache.
+/// Times appending, decoding, prefilling and dequantizing of one cache.
 fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Protection) {
     let case = Case { name: "", query_heads: 32, kv_heads: 8, head_dim: 128, sequences, tokens: tokens + 1 };
     let plan: Plan = plan(gpu, case, format, protection, 0).unwrap();
@@ -203,7 +210,7 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
         line("append_reordered", &format!("{sequences}x{tokens}: {name}"), find(&times, "append_reordered"), key_bytes);
     }
     if elects {
-        // The median is of both its stages, the long and the short.
+        // The median is over both its stages, the long and the short.
         line("elect", &format!("{sequences}x{tokens}x{query_row}: {name}"), find(&times, "elect"), rows(query_row, count));
     }
     if protection != Protection::NONE {

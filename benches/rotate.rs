@@ -3,9 +3,10 @@
 //! ```text
 //! cargo bench --bench rotate -- [--orders 64,512] [--invocations 32,64,128] [--elements 134217728] [--json FILE]
 //! ```
-//! Times are medians over submissions of many calls, a submission of copies before each of rotations, so that both see the same
-//! clocks. `GB/s` counts 8 bytes a number, read and written once; `share` is of the copy's. Before an order is timed, rows of its
-//! start, middle and end are compared with the CPU twin, and with themselves after rotating twice.
+//! Times are medians over submissions of many calls, a submission of copies before each of
+//! rotations, so that both see the same clocks. `GB/s` counts 8 bytes a number, read and written
+//! once; `share` is of the copy's. Before an order is timed, rows of its start, middle and end are
+//! compared with the CPU twin, and with themselves after rotating twice.
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 #![allow(missing_docs, reason = "a bench has no readers")]
 
@@ -15,7 +16,8 @@ use wgkv::low_level::reference::{self, Constants};
 use wgkv::{Gpu, Rows};
 use wgkv_testing::bench::*;
 
-/// Relative to the length of the row: 11 roundings of 2^-24 a number, in each of the two results compared.
+/// Relative to the length of the row: 11 roundings of 2^-24 a number, in each of the two results
+/// compared.
 const ROTATE_ERROR: f32 = 22.0 / 16_777_216.0;
 
 /// Rows compared at each of the three places.
@@ -73,7 +75,7 @@ impl Bench {
         Self { elements, rows, rotated, copy, group, gpu }
     }
 
-    /// Numbers in all rows, zeros in the room beside them.
+    /// Fills all rows with numbers, and the room beside them with zeros.
     fn fill(&self) {
         let part = numbers(self.elements.min(1 << 20));
         let source = upload(&self.gpu, &part);
@@ -101,7 +103,7 @@ impl Bench {
         pass.dispatch_workgroups(workgroups.div_ceil(down), down, 1);
     }
 
-    /// The rows at three places, one after the other.
+    /// Returns the rows at three places, one after the other.
     fn sample(&self, buffer: &wgpu::Buffer, order: usize) -> Vec<f32> {
         let count = self.elements / order;
         let most = SAMPLE.min(count);
@@ -138,12 +140,13 @@ impl Bench {
         }
     }
 
-    /// Seconds of one call, from a submission of several.
+    /// Returns the seconds of one call, from a submission of several.
     fn time(&self, calls: u32, record: impl Fn(&mut wgpu::CommandEncoder)) -> f64 {
         let mut encoder = encoder(&self.gpu);
         (0..calls).for_each(|_| record(&mut encoder));
         let commands = encoder.finish();
-        // The parameters' first contents are uploaded with the next submission, which shall not be the one that is timed.
+        // The parameters' first contents are uploaded with the next submission, which must not be
+        // the one that is timed.
         self.gpu.queue().submit([]);
         wait(&self.gpu);
         let start = Instant::now();
@@ -152,7 +155,7 @@ impl Bench {
         start.elapsed().as_secs_f64() / f64::from(calls)
     }
 
-    /// Seconds of a copy and of a rotation.
+    /// Returns the seconds of a copy and of a rotation.
     fn measure(&self, run: Run, samples: usize, calls: u32) -> (f64, f64) {
         let median = |mut times: Vec<f64>| {
             times.sort_by(f64::total_cmp);

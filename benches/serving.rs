@@ -1,23 +1,28 @@
-//! Continuous batching: decode steps of many sequences of different lengths, which end and begin all the time, against the same
-//! number of cached tokens in sequences of one length.
+//! Continuous batching: decode steps of many sequences of different lengths, which end and begin
+//! all the time, against the same number of cached tokens in sequences of one length.
 //!
 //! ```text
 //! cargo bench --bench serving -- [--sequences 4096] [--shortest 16] [--longest 8192] [--steps 10000] [--codec hadamard] [--bits 2,2] ...
 //! cargo bench --bench serving -- --minutes 30 --sequences 1000
 //! ```
-//! `--help` lists all options. Lengths are drawn log-uniformly between the shortest and the longest, and a part of each, drawn uniformly, is the
-//! prompt. Long sequences live longer, so those that live at one time are longer than those drawn: the first ones are drawn as they would be found in
-//! a batch that has run for ever, whose number of cached tokens stays about the same.
+//! `--help` lists all options. Lengths are drawn log-uniformly between the shortest and the
+//! longest, and a part of each, drawn uniformly, is the prompt. Long sequences live longer, so
+//! those that live at one time are longer than those drawn: the first ones are drawn as they would
+//! be found in a batch that has run for ever, whose number of cached tokens stays about the same.
 //!
-//! A step of the ragged batch first ends the sequences that have their length and begins as many others, whose prompts are appended whole in a step
-//! (or more) of their own. Then every sequence decodes a token: one `Cache::step`, one `append`, one `attend`, one submission. The two are timed
-//! apart, and the decode steps alone are compared with those of the equal batch: as many sequences, in a cache of their own, all of the
-//! mean length. Blocks of steps of the two batches take turns; after each, the equal batch is cut back or grows to the ragged one's mean. GPU times are
-//! of a step's whole compute pass, with the prompts' apart; wall times have everything in them.
-//! Gtok/s = cached tokens x kv_heads / time of the decode steps. A step appends and attends in one layer.
+//! A step of the ragged batch first ends the sequences that have reached their length and begins as
+//! many others, whose prompts are appended whole in a separate step (or more). Then every sequence
+//! decodes a token: one `Cache::step`, one `append`, one `attend`, one submission. The two are
+//! timed apart, and the decode steps alone are compared with those of the equal batch: as many
+//! sequences, in another cache, all of the mean length. Blocks of steps of the two batches
+//! alternate; after each, the equal batch is cut back or grows to the ragged one's mean. GPU times
+//! are of a step's whole compute pass, with the prompts' apart; wall times include everything.
+//! Gtok/s = cached tokens x kv_heads / time of the decode steps. A step appends and attends in one
+//! layer.
 //!
-//! Every few steps the pages are checked, a sequence is compared bit for bit with the same alone in another cache, and its output with attention
-//! in f64. Memory may not grow. With `--minutes`, random operations are checked in the same way instead, and nothing is timed.
+//! Every few steps the pages are checked, a sequence is compared bit for bit with the same alone in
+//! another cache, and its output with attention in f64. Memory may not grow. With `--minutes`,
+//! random operations are checked in the same way instead, and nothing is timed.
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 #![allow(missing_docs, reason = "a bench has no readers")]
 
@@ -49,14 +54,14 @@ const WARM_UP: u32 = 4;
 /// By how many standard deviations the cached tokens may exceed their mean before pages run out.
 const DEVIATIONS: f64 = 6.0;
 
-/// A plan of one layer, for `tokens` tokens a sequence.
+/// Makes a plan of one layer, for `tokens` tokens a sequence.
 fn plan(gpu: &Gpu, options: &Options, sequences: u32, tokens: u32) -> Result<Plan> {
     let [query_heads, kv_heads, head_dim] = options.heads;
     let plan = bench::plan(gpu, Case { name: "", query_heads, kv_heads, head_dim, sequences, tokens }, options.format, options.protection, 0)?;
     plan.to_builder().query_rows(options.rows).build(gpu.capability())
 }
 
-/// A length from the shortest to the longest, log-uniformly.
+/// Draws a length from the shortest to the longest, log-uniformly.
 fn length(random: &mut StdRng, options: &Options) -> u32 {
     let [shortest, longest] = [options.shortest, options.longest].map(|tokens| f64::from(tokens).ln());
     let drawn = shortest + (longest - shortest) * random.random::<f64>();
@@ -76,14 +81,15 @@ struct Life {
 }
 
 impl Life {
-    /// One that begins now.
+    /// Draws one that begins now.
     fn begin(random: &mut StdRng, options: &Options, steps: u64) -> Self {
         let target = length(random, options);
         Self { target, prompt: random.random_range(1..target), row: 0, begun: steps }
     }
 
-    /// One that is found in a batch which has run for ever. A sequence is found the more often the longer it lives, which makes
-    /// log-uniform lengths uniform; of its length, the share that it has reached is the root of a uniform number.
+    /// Draws one as it is found in a batch that has run for ever. A sequence is found the more
+    /// often the longer it lives, which makes log-uniform lengths uniform; of its length, the share
+    /// that it has reached is the root of a uniform number.
     fn found(random: &mut StdRng, options: &Options) -> Self {
         let target = random.random_range(options.shortest..=options.longest);
         let reached = (f64::from(target) * random.random::<f64>().sqrt()) as u32;
@@ -95,12 +101,14 @@ impl Life {
     }
 }
 
-/// Tokens a sequence that the ragged batch has pages for, unless told: the mean of what is found, and what it may exceed that by.
+/// Returns the tokens a sequence that the ragged batch has pages for by default: the mean of what
+/// is found, and the margin above it.
 fn pool_tokens(options: &Options) -> u32 {
     let [shortest, longest] = [options.shortest, options.longest].map(f64::from);
-    // Two thirds of a uniform length; a single sequence's tokens deviate from that by a quarter of the longest.
+    // Two thirds of a uniform length; a single sequence's tokens deviate from that by a quarter of
+    // the longest.
     let most = (shortest + longest) / 3.0 + DEVIATIONS * longest / 4.0 / f64::from(options.sequences).sqrt();
-    // A page that is not full yet for each.
+    // Each may have a page that is not full yet.
     (most.min(longest) as u32).next_multiple_of(128) + 128
 }
 
@@ -121,7 +129,7 @@ impl Ragged {
         Ok(Self { batch, lives, random })
     }
 
-    /// Ends the sequences that have their length, and begins others in their places.
+    /// Ends the sequences that have reached their length, and begins others in their places.
     fn turn_over(&mut self, inputs: &Inputs, options: &Options) -> Result<()> {
         let start = Instant::now();
         let steps = self.batch.steps;
@@ -153,7 +161,8 @@ impl Ragged {
         Ok(self.batch.stop())
     }
 
-    /// Checks the pages, what every sequence's length is, and all of one sequence, drawn; returns its output's error.
+    /// Checks the pages, the length of every sequence, and all of one sequence, drawn at random;
+    /// returns its output's error.
     fn check(&mut self, inputs: &Inputs, alone: &mut Alone, bytes: u64) -> f64 {
         let (batch, steps) = (&self.batch, self.batch.steps);
         assert_eq!(batch.cache.check_pages(), Ok(self.lives.len() as u32));
@@ -179,7 +188,7 @@ impl Ragged {
     }
 }
 
-/// Brings all sequences of the equal batch to this length.
+/// Brings all sequences of the equal batch to `length` tokens.
 fn level(gpu: &Gpu, inputs: &Inputs, batch: &mut Batch, length: u32) -> Result<()> {
     let mut encoder = wgkv_testing::encoder(gpu);
     let mut chunks = Vec::new();
@@ -197,7 +206,8 @@ fn level(gpu: &Gpu, inputs: &Inputs, batch: &mut Batch, length: u32) -> Result<(
     Ok(())
 }
 
-/// A block of the equal batch, which holds as many tokens on average as the ragged one holds now.
+/// Runs a block of the equal batch, brought to as many tokens on average as the ragged one holds
+/// now.
 fn equal_block(gpu: &Gpu, inputs: &Inputs, batch: &mut Batch, steps: u32, mean: u32) -> Result<Sums> {
     level(gpu, inputs, batch, mean.saturating_sub(steps / 2).max(1))?;
     batch.start();
@@ -207,7 +217,7 @@ fn equal_block(gpu: &Gpu, inputs: &Inputs, batch: &mut Batch, steps: u32, mean: 
     Ok(batch.stop())
 }
 
-/// A line of the report: of the ragged batch, then of the equal one.
+/// Prints a line of the report: the ragged batch, then the equal one.
 fn line(what: &str, of: [Option<f64>; 2], decimals: usize) {
     let [ragged, equal] = of.map(|number| number.map_or("-".into(), |number| format!("{number:.decimals$}")));
     println!("{what:>44} {ragged:>12} {equal:>12}");
@@ -235,7 +245,7 @@ fn report(sums: &[Sums; 2], kv_heads: u32) {
 fn throughput(gpu: &Gpu, options: &Options, random: StdRng) -> Result<()> {
     let pool = options.pool.unwrap_or_else(|| pool_tokens(options));
     let ragged_plan = plan(gpu, options, options.sequences, pool)?;
-    // With room for a block's own tokens.
+    // Leaves room for a block's own tokens.
     let equal_plan = plan(gpu, options, options.sequences, pool + options.block)?;
     let alone_plan = plan(gpu, options, 1, options.longest)?;
     for plan in [&ragged_plan, &equal_plan, &alone_plan] {

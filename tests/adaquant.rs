@@ -1,6 +1,8 @@
-//! What KV-AdaQuant (2502.15075) says of quantizers and norms, for the quantizer that the cache has. Nothing here needs a GPU.
+//! What KV-AdaQuant (2502.15075) states about quantizers and norms, checked for the cache's
+//! quantizer. Nothing here needs a GPU.
 //!
-//! That a number is off by half a step at most, which the paper's bounds (its appendix B) follow from, is in `tests/rotatekv.rs`.
+//! That a number is off by half a step at most, which the paper's bounds (its appendix B) follow
+//! from, is in `tests/rotatekv.rs`.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use wgkv::low_level::reference::attention_exact;
@@ -8,7 +10,7 @@ use wgkv::low_level::reference::group::{group_code, group_scale, group_zero};
 use wgkv::{Rope, Scales, Shape};
 use wgkv_testing::*;
 
-/// Groups as the cache stores them, without a clip, and back.
+/// Returns groups as the cache stores them, without a clip, and back.
 fn stored(row: &[f32], bits: u32, group: usize) -> Vec<f32> {
     let levels = ((1_u32 << bits) - 1) as f32;
     row.chunks(group)
@@ -25,15 +27,16 @@ fn squared(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
 }
 
-/// Squared error over squared numbers.
+/// Returns the squared error over the squared numbers.
 fn distortion(row: &[f32], bits: u32, group: usize) -> f64 {
     squared(&stored(row, bits, group), row) / row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()
 }
 
 #[test]
 fn normal_numbers_lose_what_the_quantizers_distortion_says() {
-    // Mean squared errors of a min-max quantizer whose range begins at the least number exactly, computed independently for the notes on
-    // the paper. Ours has integer zeros, so its range is off by up to half a step and cuts one end by as much: less than a tenth more.
+    // Mean squared errors of a min-max quantizer whose range begins at the least number exactly,
+    // computed independently. The cache's has integer zeros, so its range is off by up to half a
+    // step and cuts one end by as much: less than a tenth more.
     const INTEGER_ZERO: f64 = 0.1;
     // A million numbers leave half a per cent of noise.
     const NOISE: f64 = 0.005;
@@ -54,8 +57,9 @@ fn normal_numbers_lose_what_the_quantizers_distortion_says() {
 
 #[test]
 fn four_and_two_bits_beat_three_and_three_only_where_norms_differ_enough() {
-    // The paper's law, for raw squared errors: keys of r times the norm of values. K4V2 beats K2V4 as soon as r is above 1, and K3V3 only
-    // where r² is above (D2 - D3) / (D3 - D4), 5.7 in groups of 64.
+    // The paper's law, for raw squared errors: keys of r times the norm of values. K4V2 beats K2V4
+    // as soon as r is above 1, and K3V3 only where r² is above (D2 - D3) / (D3 - D4), 5.7 in groups
+    // of 64.
     let (mut random, seed) = seeded();
     let (keys, values) = (normals(&mut random, 1 << 18), normals(&mut random, 1 << 18));
     for (r, beats) in [(1.1, false), (2.2, false), (2.6, true), (4.0, true)] {
@@ -68,7 +72,8 @@ fn four_and_two_bits_beat_three_and_three_only_where_norms_differ_enough() {
 
 #[test]
 fn what_all_keys_have_in_common_does_nothing_to_attention_but_costs_codes() {
-    // Softmax takes no notice of a term that all scores share; a group of a token's channels does.
+    // Softmax does not change with a term that all scores share; a group of a token's channels
+    // does.
     const OUTPUT_ERROR: f64 = 1e-5;
     let (mut random, seed) = seeded();
     let (tokens, d) = (96, 64);
@@ -82,8 +87,9 @@ fn what_all_keys_have_in_common_does_nothing_to_attention_but_costs_codes() {
     assert!(largest < OUTPUT_ERROR, "the output moved by {largest}. WGKV_SEED={seed}");
     let (own, with) = (squared(&stored(&keys, 2, 64), &keys), squared(&stored(&moved, 2, 64), &moved));
     assert!(with > 4.0 * own, "an offset of 4 costs {with} against {own}. WGKV_SEED={seed}");
-    // Across tokens, channel by channel, it costs nothing but roundings of scale and zero. An integer zero costs up to a tenth, by where in
-    // a step it falls, which the offset moves: of a mean over 64 channels that is a hundredth, and five of its deviations.
+    // Across tokens, channel by channel, it costs nothing but roundings of scale and zero. An
+    // integer zero costs up to a tenth, by where in a step it falls, which the offset moves: of a
+    // mean over 64 channels that is a hundredth, and five of its deviations.
     const ZERO_MOVED: f64 = 0.05;
     let turned = |rows: &[f32]| -> Vec<f32> { (0..d * tokens).map(|i| rows[i % tokens * d + i / tokens]).collect() };
     let (own, with) = [&keys, &moved].map(|rows| squared(&stored(&turned(rows), 2, tokens), &turned(rows))).into();

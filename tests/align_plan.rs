@@ -1,9 +1,11 @@
 //! `align_plan` chooses the planes that decoding reads of the packed keys and values.
 //!
-//! - It agrees with its twin on the same queries, scores and pages: levels of channels, thresholds, exponents. A weight that is within
-//!   f32's rounding of a quarter of a binade may be counted beside it, and move a threshold by one: that is rare, and counted.
-//! - Under a budget the levels' errors, summed in f64 for every query head of a reading, stay within it, and a budget a little larger
-//!   than what the next threshold costs is not needed: the threshold is the largest.
+//! - It agrees with its twin on the same queries, scores and pages: levels of channels, thresholds,
+//!   exponents. A weight that is within f32's rounding of a quarter of a binade may be counted
+//!   beside it, and move a threshold by one: that is rare, and counted.
+//! - Under a budget the levels' errors, summed in f64 for every query head of a reading, stay
+//!   within it, and a budget a little larger than what the next threshold costs is not needed: the
+//!   threshold is the largest.
 //! - Numbers that are not finite in a query read everything.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
@@ -13,7 +15,8 @@ use wgkv::low_level::reference::{self, aligned::Planes};
 use wgkv::{Bits, Format};
 use wgkv_testing::*;
 
-/// Relative error of a sum of weights, or of one over it: `exp2`'s of each weight, and a division's.
+/// Relative error of a sum of weights, or of one over it: `exp2`'s of each weight, and a
+/// division's.
 const SUM_ERROR: f32 = 2e-5;
 
 /// Share of the plans whose threshold or exponent may be the next.
@@ -22,7 +25,7 @@ const NEXT: f64 = 0.1;
 /// What the kernel's f32 sums and its factor of 1.00001 leave of a budget.
 const BUDGET_ERROR: f64 = 1e-4;
 
-/// The plans of a taken step as the twin makes them.
+/// Returns the plans of a taken step as the twin makes them.
 fn twin(walk: &Walk, taken: &Taken) -> Vec<u32> {
     let words = taken.step.words();
     let [scores, plans] = &taken.aligned;
@@ -140,7 +143,7 @@ fn budgets_of_coded_keys_are_kept_by_every_query_head_and_token() {
         let plan = &taken.aligned[1][..PLAN_WORDS as usize];
         let level = |quad: usize| plan[quad / 16] >> (2 * (quad % 16)) & 3;
         for h in 0..4 {
-            // The query's scale is a factor of both sides.
+            // The query's scale is a factor on both sides.
             let code = |i: usize| f64::from(taken.scratch[1][i / 4 * 4 + h].to_le_bytes()[i % 4] as i8);
             for t in 0..301 {
                 let scales = key(page(walk.plan(), &taken.after.pages, records(&taken)[0].pages[t as usize / 128], 0), t % 128).scales;
@@ -170,7 +173,8 @@ fn a_query_that_is_not_finite_reads_everything() {
             let mut rows = spread(&mut walk, &[(0, 1)]);
             rows[2][5] = broken;
             let taken = walk.take_rows(&[(0, 1)], rows, true);
-            // Rotary pairs take their partner with them; channels of zero weigh nothing, and none of these is zero.
+            // Rotary pairs take their partner with them; channels of zero weigh nothing, and none
+            // of these is zero.
             assert_eq!(taken.aligned[1][..4], [0; 4], "{alignment} with {broken}");
             assert!(floats(&taken.output).iter().all(|x| x.is_nan()), "{alignment} with {broken}");
         }

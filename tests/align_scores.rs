@@ -1,8 +1,9 @@
-//! `align_scores` computes the scores of decoding rows from the planes of the keys that `align_plan` chose.
+//! `align_scores` computes the scores of decoding rows from the planes of the keys that
+//! `align_plan` chose.
 //!
-//! - It agrees with its twin on the same query codes, plans and pages up to the rounding of f32 sums, and so do what tokens' values weigh,
-//!   four together, and what scores may be off by; tokens that are not visible are
-//!   hidden; scores of no page are not written.
+//! - It agrees with its twin on the same query codes, plans and pages up to the rounding of f32
+//!   sums, and so do what tokens' values weigh, four together, and what scores may be off by;
+//!   tokens that are not visible are hidden; scores of no page are not written.
 //! - Loads that it counts are those of the levels it was given.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
@@ -10,8 +11,9 @@ use wgkv::low_level::kernel::align_plan::SUM_ENTRIES;
 use wgkv::low_level::reference;
 use wgkv_testing::*;
 
-/// Error of a score, in log2 units: 2^-24 for each of up to 256 additions, of partial sums of less than 40 in these tests, as a random
-/// walk with six standard deviations: 6 sqrt(256) 0.29 of the last place of 40.
+/// Error of a score, in log2 units: 2^-24 for each of up to 256 additions, of partial sums of less
+/// than 40 in these tests, as a random walk with six standard deviations: 6 sqrt(256) 0.29 of the
+/// last place of 40.
 const SCORE_ERROR: f32 = 1e-4;
 
 /// Of a sum of weights: each is off by the error of its score times ln 2, and `exp2`'s.
@@ -44,7 +46,8 @@ fn align_scores_agrees_with_its_reference() {
             block * heads + i % heads < shape.share() as usize
         };
         let numbers = floats(scores);
-        // Places without a head are made of poisoned queries: what is made of those may look like poison, or not.
+        // Places without a head are made of poisoned queries: what is made of those may look like
+        // poison, or not.
         for (i, (got, want)) in numbers.iter().zip(&twin).enumerate().filter(|(i, _)| used(*i)) {
             let name = format!("{}: entry {i}", walk.case.why);
             if want.to_bits() == POISON {

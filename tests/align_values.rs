@@ -1,12 +1,15 @@
-//! `align_values` weighs the values of decoding rows, reading the planes that each token's weight asks for; and with it the whole way
-//! of decoding from planes.
+//! `align_values` weighs the values of decoding rows, reading the planes that each token's weight
+//! calls for; these tests also cover decoding from planes as a whole.
 //!
-//! - It agrees with its twin on the same scores, plans and pages up to the rounding of f32 sums; partial results of no item are not
-//!   written; its count of tokens by level, and of loads, is that of the twin.
+//! - It agrees with its twin on the same scores, plans and pages up to the rounding of f32 sums;
+//!   partial results of no item are not written; its count of tokens by level, and of loads, is
+//!   that of the twin.
 //! - Planes that stay unread may hold anything: the output is the same, bit for bit.
-//! - Budgets of nothing give the output of reading everything, bit for bit, and that is attention over what is stored; its scores are
-//!   those of the stored keys, for Centred with their mean, which is not stored.
-//! - No score and no output is further from reading everything than the certificate says; loads that were counted are those reported.
+//! - Budgets of nothing give the output of reading everything, bit for bit, and that is attention
+//!   over what is stored; its scores are those of the stored keys, for Centred with their mean,
+//!   which is not stored.
+//! - No score and no output is further from reading everything than the certificate says; loads
+//!   that were counted are those reported.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use rand::RngExt;
@@ -20,16 +23,19 @@ use wgkv_testing::*;
 /// Error of a weight: `exp2`'s own, 2^-22 near zero and more for arguments that are large.
 const WEIGHT_ERROR: f32 = 4e-5;
 
-/// Rows of a case in which a token's weight is so near the edge of a level that the twin reads other planes of it: of the 20 000 weights
-/// that a case has at most, each within [`WEIGHT_ERROR`] of one of three edges in levels a factor of 4 apart, that is of one or two, and
-/// of more than four in one run of a hundred.
+/// Rows of a case in which a token's weight is so near the edge of a level that the twin reads
+/// other planes of it: of the 20 000 weights that a case has at most, each within [`WEIGHT_ERROR`]
+/// of one of three edges in levels a factor of 4 apart, that is of one or two, and of more than
+/// four in one run of a hundred.
 const EDGES: usize = 4;
 
-/// Relative error of the output against f64 over the same halves: f32's in scores of some ten, and weights'.
+/// Relative error of the output against f64 over the same halves: f32's in scores of some ten, and
+/// weights'.
 const EXACT_ERROR: f64 = 1e-4;
 
-/// The same for codes, whose queries are rounded to 8 bits: by 1/254 of the largest channel at most, which moves scores of some ten by as
-/// much as a few hundredths where channels differ in size.
+/// The same for codes, whose queries are rounded to 8 bits: by 1/254 of the largest channel at
+/// most, which moves scores of some ten by as much as a few hundredths where channels differ in
+/// size.
 const CODED_ERROR: f64 = 0.05;
 
 /// What f32 adds to an output beside the certificate, for outputs of unit scale.
@@ -65,8 +71,8 @@ fn align_values_agrees_with_its_reference() {
             }
             close(&format!("{name}: sum"), &got[d + 1..d + 2], &want[d + 1..d + 2], 1e-30, WEIGHT_ERROR, walk.seed);
             assert_eq!(got[d], want[d], "{name}: the largest score");
-            // A token whose weight is at the edge of a level may be read otherwise.
-            // Of codes whole steps are at stake, so those are compared where as many tokens were read alike.
+            // A token whose weight is at the edge of a level may be read otherwise. Of codes whole
+            // steps are at stake, so those are compared where as many tokens were read alike.
             let ledger = |partials: &[f32]| partials[ledgers + 12 * (n / c.heads as usize) + 4..][..4].to_vec();
             if c.code_planes && ledger(floats(partials)) != ledger(&twin) {
                 otherwise += 1;
@@ -91,7 +97,7 @@ fn align_values_agrees_with_its_reference() {
     }
 }
 
-/// Attends once more with the last step.
+/// Attends once more with the last step, and returns the output's bits.
 fn again(walk: &Walk, taken: &Taken) -> Vec<u32> {
     let element = walk.case.element;
     let queries = upload(&walk.gpu, bytemuck::cast_slice(&taken.queries.words));
@@ -192,7 +198,7 @@ fn poison(c: &Constants, planes: &mut [u32], length: u32, row: u32, n: u32, leve
     level as usize
 }
 
-/// The same of a code.
+/// Does the same to a code.
 #[expect(clippy::too_many_arguments, reason = "as many as the code's place has")]
 fn poison_code(c: &Constants, planes: &mut [u32], bits: u32, quads: u32, unit: u32, n: u32, level: u32, random: &mut rand::rngs::StdRng) -> usize {
     let places = reference::code_planes::places(c.head_dim, bits, quads, unit, n);
@@ -204,7 +210,7 @@ fn poison_code(c: &Constants, planes: &mut [u32], bits: u32, quads: u32, unit: u
     level as usize
 }
 
-/// What a token's value weighs beside its softmax weight: the largest scale of its groups.
+/// Returns what a token's value weighs beside its softmax weight: the largest scale of its groups.
 fn value_step(c: &Constants, page: &[u32], t: u32) -> f32 {
     let groups = 0..c.head_dim / c.value_group;
     groups.map(|g| reference::scales::take(c, page, c.value_scales + g * reference::scales::vecs(c.scales), t)[0]).fold(0.0, f32::max)
@@ -221,7 +227,7 @@ fn value_level(planes: Planes, criterion: Criterion, plan: &[u32], weights: &[f3
     planes.drops.iter().filter(|drop| key + 4 * (**drop - 2) <= threshold).count() as u32
 }
 
-/// A row's and query head's scores of the tokens that lie in pages, in log2 units.
+/// Returns a row's and query head's scores of the tokens that lie in pages, in log2 units.
 fn scores(walk: &Walk, taken: &Taken, row: u32, query_head: u32) -> Vec<f32> {
     let (c, shape, records) = (&walk.constants, &walk.case.shape, records(taken));
     let first: usize = records[..row as usize].iter().map(|record| record.pages.len()).sum();
@@ -231,7 +237,7 @@ fn scores(walk: &Walk, taken: &Taken, row: u32, query_head: u32) -> Vec<f32> {
     tokens.map(|t| floats(&taken.aligned[0])[entry(t) * c.heads as usize + (h % c.heads) as usize]).collect()
 }
 
-/// The same in f64 over what is stored.
+/// Returns the same in f64 over what is stored.
 fn exact_scores(walk: &Walk, taken: &Taken, row: u32, sequence: usize, query_head: u32) -> Vec<f64> {
     let (shape, record) = (&walk.case.shape, &records(taken)[row as usize]);
     let d = shape.head_dim as usize;
@@ -274,7 +280,8 @@ fn budgets_of_nothing_are_reading_everything_and_errors_stay_within_certificates
         let everything = walk.take_rows(&steps[1], second.clone(), true);
         let d = head_dim as usize;
         let output = |taken: &Taken| floats(&taken.output).iter().map(|x| f64::from(*x)).collect::<Vec<f64>>();
-        // Attention in f64 over what is stored: the chunk's rows are sequence 1's, then sequence 0's.
+        // Attention in f64 over what is stored: the chunk's rows are sequence 1's, then sequence
+        // 0's.
         for (row, sequence) in [(0, 1), (1, 0)] {
             let want = exact_over_stored(&walk, &everything, sequence, row, 1);
             let got = &output(&everything)[row as usize * query_heads as usize * d..][..query_heads as usize * d];
@@ -303,7 +310,8 @@ fn budgets_of_nothing_are_reading_everything_and_errors_stay_within_certificates
             let report = report(&other, &taken);
             let traffic = report.traffic;
             assert_eq!(traffic.full, whole.full, "{name}");
-            // What the kernels counted is what the plan says; the first planes of halves are not counted, since they are always read.
+            // What the kernels counted is what the plan says; the first planes of halves are not
+            // counted, since they are always read.
             let skipped = usize::from(!coded);
             assert_eq!(report.counted.map(|n| n[skipped..].to_vec()), [traffic.keys, traffic.values].map(|n| n[skipped..].to_vec()), "{name}");
             println!("{alignment}: {:.2} bits of a key, {:.2} of a value", traffic.key_bits(), traffic.value_bits());
@@ -312,7 +320,7 @@ fn budgets_of_nothing_are_reading_everything_and_errors_stay_within_certificates
                 // Places of pages that no token has yet weigh nothing.
                 assert_eq!(traffic.keys, whole.keys, "{name}");
             } else if alignment != Alignment::PUBLISHED {
-                // 7
+                // 7: a larger budget reads no more.
                 let now = [traffic.keys, traffic.values].map(|planes| planes.iter().sum());
                 assert!(now[0] <= read[0] && now[1] <= read[1], "{name}: a larger budget reads more");
                 read = now;
@@ -348,7 +356,8 @@ fn budgets_of_nothing_are_reading_everything_and_errors_stay_within_certificates
 
 #[test]
 fn adversarial_codes_meet_the_bounds() {
-    // 22: keys whose unread bits all push a score the same way, and a channel of values whose unread bits all do.
+    // 22: keys whose unread bits all push a score the same way, and a channel of values whose
+    // unread bits all do.
     let gpu = gpu();
     let plain = case("adversarial codes", 64, 1, 1, rtn(Bits::Four, Bits::Four, 64)).rope(wgkv::Rope::none());
     let rows = |first: u32, n: u32| -> [Vec<f32>; 3] {
@@ -368,9 +377,9 @@ fn adversarial_codes_meet_the_bounds() {
     let back = rope.clone().with_frequencies(rope.frequencies().iter().map(|frequency| -frequency).collect());
     let rows = |first: u32, n: u32| -> [Vec<f32>; 3] {
         let part = |numbers: &[f32], i: usize| f64::from(numbers[i]);
-        // What is stored, in the codec's basis: levels that are mixed so that the fit finds the step they are made with. The low bits of
-        // the codes are 00 where the query is positive and 11 elsewhere, and 00 everywhere in values, which the rotation's first channel
-        // adds up.
+        // What is stored, in the codec's basis: levels that are mixed so that the fit finds the
+        // step they are made with. The low bits of the codes are 00 where the query is positive and
+        // 11 elsewhere, and 00 everywhere in values, which the rotation's first channel adds up.
         let level = |i: usize| [0.5, 4.5, 0.5, -3.5][i / 2 % 4];
         let stored = |t: u32, of: &dyn Fn(usize) -> f64| -> Vec<f64> { (0..64).map(|i| 0.03 * 2_f64.powi((t % 3) as i32) * of(i)).collect() };
         let sign = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
@@ -390,7 +399,8 @@ fn adversarial_codes_meet_the_bounds() {
     meets_the_bounds(&gpu, moved, &rows, &[4.0]);
 }
 
-/// Of 201 tokens' rows, the errors of scores and of outputs are nine tenths of what is certified, and no more than that.
+/// Checks that, for 201 tokens' rows, the errors of scores and of outputs reach nine tenths of
+/// their certificates, and no more than the whole.
 fn meets_the_bounds(gpu: &wgkv::Gpu, base: Case, rows: &dyn Fn(u32, u32) -> [Vec<f32>; 3], phis: &[f32]) {
     let steps = [(0, 200), (0, 1)];
     let of = |alignment| {

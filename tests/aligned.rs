@@ -1,5 +1,6 @@
-//! Precision alignment without a GPU: the published rule by its vectors, the budgeted rule and its certificates by what must hold of
-//! them for any numbers. The numbers in the tests' comments are those of the table in `docs/testing.md`.
+//! Precision alignment without a GPU: the published rule by its vectors, the budgeted rule and its
+//! certificates by what must hold of them for any numbers. The numbers in the tests' comments are
+//! those of the table in `docs/testing.md`.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use half::f16;
@@ -20,7 +21,7 @@ fn exact(half: u16) -> f64 {
     f16::from_bits(half).to_f64()
 }
 
-/// Weights over many binades.
+/// Draws weights over many binades.
 fn weights(random: &mut StdRng, n: usize, spread: f32) -> Vec<f32> {
     (0..n).map(|_| (spread * normal(random)).exp2()).collect()
 }
@@ -153,7 +154,8 @@ fn keys_of_weights_are_quarters_of_binades() {
 
 #[test]
 fn the_threshold_cuts_all_weights_at_one_place() {
-    // A threshold of 1: the key of 1.0. Weights of a key share a level, so 0.26 to 0.31 have the level of 0.25.
+    // A threshold of 1: the key of 1.0. Weights of a key share a level, so 0.26 to 0.31 have the
+    // level of 0.25.
     let at = |weight: f32| unread(quarter(1.0), quarter(weight), 4);
     assert_eq!([0.25, 0.26, 0.5, 1.0, 1.0001, 2.0, 4.0, 8.0].map(at), [4, 4, 3, 2, 2, 1, 0, 0]);
     let cut = |weight: f32| f64::from(weight) * Planes::BYTE.error(unread(quarter(1.0), quarter(weight), 8));
@@ -163,7 +165,8 @@ fn the_threshold_cuts_all_weights_at_one_place() {
     }
 }
 
-/// The most planes that can stay unread: the cheapest increments first, as long as the budget lasts.
+/// Returns the most planes that can stay unread: the cheapest increments first, as long as the
+/// budget lasts.
 fn greedy(planes: Planes, weights: &[f32], budget: f64) -> u64 {
     let mut increments: Vec<(f64, u64)> = Vec::new();
     for w in weights {
@@ -194,7 +197,8 @@ fn a_budget_is_kept_and_nearly_used_up() {
     let (mut random, seed) = seeded();
     for case in 0..200 {
         let n = 1 + case * 5;
-        // Weights that are all alike have one key, and are then all read or not: what this loses is not bounded here.
+        // Weights that are all alike have one key, and are then all read or not: what this loses is
+        // not bounded here.
         let spread = 1.0 + 4.0 * random.random::<f32>();
         let w = weights(&mut random, n, spread);
         let total: f64 = w.iter().map(|w| f64::from(*w)).sum();
@@ -349,7 +353,7 @@ impl Codes {
         output
     }
 
-    /// The range of what channel j may hold.
+    /// Returns the range of what channel j may hold.
     fn range(&self) -> f64 {
         self.value_scales.iter().copied().fold(0.0, f64::max) * f64::from((1 << self.width) - 1)
     }
@@ -437,7 +441,8 @@ fn the_total_variation_of_a_softmax_is_bounded_by_the_hyperbolic_tangent() {
     // 14
     for (error, wanted) in [(0.01, 0.004_999_958_3), (0.1, 0.049_958_374_9), (0.5, 0.244_918_662_4), (1.0, 0.462_117_157_3), (2.0, 0.761_594_156_0)] {
         assert!((variation(error) - wanted).abs() < 1e-10);
-        // Met by two tokens (or two kinds of tokens) of which the lighter gains and the heavier loses.
+        // Met by two tokens (or two kinds of tokens) of which the lighter gains and the heavier
+        // loses.
         let share: f64 = 1.0 / (1.0 + f64::exp(error));
         let (exact, off) = ([share.ln(), (1.0 - share).ln()], [share.ln() + error, (1.0 - share).ln() - error]);
         assert!((variation_of(&softmax(&exact), &softmax(&off)) - wanted).abs() < 1e-10);
@@ -530,7 +535,8 @@ fn every_query_head_of_a_reading_keeps_its_own_budget() {
 
 #[test]
 fn tokens_that_are_read_alike_count_by_their_sum() {
-    // 24: a tile's weight is the mean of its tokens' with their number, so its cost is that of its tokens.
+    // 24: a tile's weight is the mean of its tokens' with their number, so its cost is that of its
+    // tokens.
     let mut random = generator();
     let w = weights(&mut random, 512, 4.0);
     let total: f64 = w.iter().map(|w| f64::from(*w)).sum();

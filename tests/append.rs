@@ -1,11 +1,12 @@
 //! `append` packs exactly the new tokens, and packs them as its twin does.
 //!
-//! - Every scale, zero and code is the rounding of a number within f32's error of the one computed in f64: scales as halves,
-//!   zeros from the stored scale, codes from the stored scale and zero.
-//! - It is the rounding that the twin makes, ties to even included, except where the number before rounding is within that error
-//!   of a tie. Such exceptions are rare, and counted.
-//! - Tokens that were packed before, and pages of other sequences, keep every bit. (Pages hold stale halves at first. The words
-//!   of value codes are read, changed and written, so what was in them shows only where it should have stayed.)
+//! - Every scale, zero and code is the rounding of a number within f32's error of the one computed
+//!   in f64: scales as halves, zeros from the stored scale, codes from the stored scale and zero.
+//! - It is the rounding that the twin makes, ties to even included, except where the number before
+//!   rounding is within that error of a tie. Such exceptions are rare, and counted.
+//! - Tokens that were packed before, and pages of other sequences, keep every bit. (Pages hold
+//!   stale halves at first. The words of value codes are read, changed and written, so what was in
+//!   them shows only where it should have stayed.)
 //! - A key or value that is not finite is stored as zeros and listed; nothing else changes.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
@@ -23,7 +24,8 @@ fn append_agrees_with_its_reference_at_every_bit_width() {
 
 #[test]
 fn groups_without_a_range_come_back() {
-    // All numbers of a group alike: the scale is bounded below so that the zero stays an integer that a half holds.
+    // All numbers of a group alike: the scale is bounded below so that the zero stays an integer
+    // that a half holds.
     let gpu = gpu();
     for bits in [Bits::Two, Bits::Three, Bits::Four, Bits::Eight] {
         let mut walk = Walk::new(
@@ -102,7 +104,8 @@ fn the_twin_lists_what_the_kernel_lists() {
 
 #[test]
 fn planes_are_the_same_however_the_tokens_come() {
-    // Heads that differ in size by 2^6, and a channel that is negative throughout: exponents are of magnitudes, and each head's own.
+    // Heads that differ in size by 2^6, and a channel that is negative throughout: exponents are of
+    // magnitudes, and each head's own.
     let gpu = gpu();
     // Codes of tokens that were halves in a window differ from those of tokens that were not.
     for (format, protection) in [
@@ -157,7 +160,8 @@ fn planes_are_the_same_however_the_tokens_come() {
                 .collect::<Vec<_>>()
         });
         assert!(got == want, "{protection:?}. WGKV_SEED={}", whole.seed);
-        // -20 and less is 16 to 32, or more where the other numbers are: the negative channel has the exponent of its magnitude.
+        // -20 and less is 16 to 32, or more where the other numbers are: the negative channel has
+        // the exponent of its magnitude.
         assert!(coded || (got[0].0[5] >= 19 && got[1].0[5] >= 25), "{:?}", &got[..2]);
     }
 }

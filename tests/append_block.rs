@@ -1,5 +1,5 @@
-//! `append_block` packs what `append` packs, where it takes its place, and as its own twin does: the cases and what must hold are those of
-//! tests/append.rs.
+//! `append_block` packs what `append` packs, where it takes its place, and as its own twin does.
+//! The cases and the checks are those of tests/append.rs.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use wgkv_testing::*;

@@ -1,10 +1,13 @@
-//! `append_reordered` packs exactly the new tokens' keys for RotateKV: rotated over groups of KV heads before RoPE, with scales that
-//! channels share in the order that was collected; and it packs them as its twin does.
+//! `append_reordered` packs exactly the new tokens' keys for RotateKV: rotated over groups of KV
+//! heads before RoPE, with scales that channels share in the order that was collected; and it packs
+//! them as its twin does.
 //!
-//! - Every scale, zero and code is the rounding of a number within f32's error of `P B k` computed in f64; it is the rounding that the
-//!   twin makes except where that error reaches a tie: rarely, and counted.
+//! - Every scale, zero and code is the rounding of a number within f32's error of `P B k` computed
+//!   in f64; it is the rounding that the twin makes except where that error reaches a tie: rarely,
+//!   and counted.
 //! - A code lies at its channel's place in `B k`; the order decides only which scale it has.
-//! - Tokens that leave the window are turned back: what is packed is `P B` of the f16 row before RoPE.
+//! - Tokens that leave the window are turned back: what is packed is `P B` of the f16 row before
+//!   RoPE.
 //! - Tokens that were packed before, pages of other sequences and their scales keep every bit.
 //! - A key that is not finite zeros its group of heads and no other, and lists each of its heads.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
@@ -12,8 +15,9 @@
 use wgkv::low_level::reference::{self, rotate_group_exact, turn_exact};
 use wgkv_testing::*;
 
-/// Error of a number of a rotated row, relative to the length of its group of heads: at most 11 roundings in the rotation of a head
-/// (see tests/rotate.rs), 9 in the sum over eight heads and its factor, and 5 where the row is turned back, of 2^-24 each.
+/// Error of a number of a rotated row, relative to the length of its group of heads: at most 11
+/// roundings in the rotation of a head (see tests/rotate.rs), 9 in the sum over eight heads and its
+/// factor, and 5 where the row is turned back, of 2^-24 each.
 const ROW_ERROR: f64 = 25.0 / 16_777_216.0;
 
 fn cases() -> Vec<Case> {
@@ -52,7 +56,8 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// The keys of one token of all heads as they are to be packed, in f64, and f32's error of each group of heads.
+/// Returns the keys of one token of all heads as they are to be packed, in f64, and f32's error of
+/// each group of heads.
 fn exact_row(walk: &Walk, taken: &Taken, record: &Record, token: u32) -> Exact {
     let shape = &walk.case.shape;
     let d = shape.head_dim as usize;
@@ -73,7 +78,7 @@ fn exact_row(walk: &Walk, taken: &Taken, record: &Record, token: u32) -> Exact {
     Exact { row: rows.iter().flat_map(|row| rotate_group_exact(row, shape.head_dim)).collect(), error }
 }
 
-/// What the twin makes of a step, from what the kernel began with.
+/// Returns what the twin makes of a step, from what the kernel began with.
 fn twin(walk: &Walk, taken: &Taken) -> (State, Vec<u32>) {
     let words = taken.step.words();
     let (mut state, mut status) = (taken.before.clone(), vec![0; 1028]);
@@ -95,7 +100,7 @@ fn twin(walk: &Walk, taken: &Taken) -> (State, Vec<u32>) {
     (state, status)
 }
 
-/// Codes of one token of all heads.
+/// Returns the codes of one token of all heads.
 fn codes(plan: &Plan, state: &State, physical: u32, token: u32) -> Vec<u32> {
     (0..plan.shape().kv_heads).flat_map(|head| key(page(plan, &state.pages, physical, head), token).codes).collect()
 }
@@ -204,7 +209,8 @@ fn a_key_that_is_not_finite_zeros_its_group_of_heads() {
 
 #[test]
 fn groups_without_a_range_come_back() {
-    // A row whose rotation is one number at the first channel of each group of heads, and zeros elsewhere; and one all zeros.
+    // A row whose rotation is one number at the first channel of each group of heads, and zeros
+    // elsewhere; and one all zeros.
     let gpu = gpu();
     for scales in [Scales::Half, Scales::Byte] {
         for bits in [Bits::Two, Bits::Three, Bits::Four] {
@@ -217,10 +223,12 @@ fn groups_without_a_range_come_back() {
             assert!(taken.after.key_scales.len() > 16);
             let [keys, _] = walk.dequantize(0);
             for (row, x) in keys.chunks_exact(128).zip(numbers) {
-                // The rotation of a row of one number is its length in one place: one code of its step, or the smallest step.
+                // The rotation of a row of one number is its length in one place: one code of its
+                // step, or the smallest step.
                 let length = x.abs() * 128_f32.sqrt();
                 let step = (length / ((1 << bits.get()) - 1) as f32).max(if scales == Scales::Half { 2_f32.powi(-14) } else { 2_f32.powi(-9) });
-                // Half a code; with a scale of a byte, which is off by a sixteenth at most, up to a whole code at the range's end.
+                // Half a code; with a scale of a byte, which is off by a sixteenth at most, up to a
+                // whole code at the range's end.
                 let codes = if scales == Scales::Half { 0.6 } else { 1.0 };
                 let error = row.iter().map(|y| (y - x).powi(2)).sum::<f32>().sqrt();
                 assert!(error <= codes * step * 1.1, "{x} at {bits:?}, {scales} came back with an error of {error}, step {step}");

@@ -1,7 +1,10 @@
-//! `attend_merge` makes each output row of its partial results: from the slices of the pages and from the f16 rows.
+//! `attend_merge` makes each output row of its partial results: from the slices of the pages and
+//! from the f16 rows.
 //!
-//! - It agrees with its twin on the same partial results up to f32's rounding, in f32 and (one rounding more) in f16.
-//! - The output of a decode step is f64 attention over the stored rows, up to the int8 query and the u8 weights.
+//! - It agrees with its twin on the same partial results up to f32's rounding, in f32 and (one
+//!   rounding more) in f16.
+//! - The output of a decode step is f64 attention over the stored rows, up to the int8 query and
+//!   the u8 weights.
 //! - It writes every row, and nothing beyond the last.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
@@ -9,11 +12,13 @@ use wgkv::Capability;
 use wgkv::low_level::reference::{self, Constants};
 use wgkv_testing::*;
 
-/// Error of a number of the output, relative to the length of its row: a weighted mean over at most 256 partial results in groups of
-/// eight, `exp2` of each weight (2^-22 and more for small ones), the quotient, and the rotation's 11 roundings of 2^-24.
+/// Error of a number of the output, relative to the length of its row: a weighted mean over at most
+/// 256 partial results in groups of eight, `exp2` of each weight (2^-22 and more for small ones),
+/// the quotient, and the rotation's 11 roundings of 2^-24.
 const MERGE_ERROR: f32 = 4e-6;
 
-/// Error of a logarithm of a sum, and relative to it: that of the merge, `log2`'s own, which is absolute near 1, and two roundings.
+/// Error of a logarithm of a sum, and relative to it: that of the merge, `log2`'s own, which is
+/// absolute near 1, and two roundings.
 const LOG_SUM_ERROR: f32 = 2e-6;
 
 /// A unit in the last place of a half.
@@ -42,7 +47,8 @@ fn cases() -> Vec<Case> {
         long(135, case("no more parts than every device allows", 128, 1, 1, hadamard(Four, Four, 128))).invocations(256),
         long(40, case("one part that takes turns", 256, 1, 1, hadamard(Four, Four, 128))).invocations(256),
     ];
-    // RotateKV: shares of 1, 2, 4, 7, 8 and 16; 1, 2, 4 and 8 heads together; heads of every size; what f16 there can be.
+    // RotateKV: shares of 1, 2, 4, 7, 8 and 16; 1, 2, 4 and 8 heads together; heads of every size;
+    // what f16 there can be.
     let steps = vec![vec![(0, 150), (1, 30), (2, 260)], vec![(2, 1), (0, 1), (1, 1)], vec![(1, 3), (2, 1)]];
     let of = |why, head_dim, query_heads, kv_heads, format| case(why, head_dim, query_heads, kv_heads, format).steps(steps.clone());
     let mut rotated = vec![
@@ -73,7 +79,7 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// A sequence of `pages` pages and one that has none, which decode together.
+/// Returns a case of a sequence of `pages` pages and one that has none, which decode together.
 fn long(pages: u32, case: Case) -> Case {
     case.protection(protect(0, 16)).steps(vec![vec![(0, 128 * pages + 100), (1, 3)], vec![(0, 1), (1, 1)]])
 }
@@ -132,7 +138,8 @@ fn attend_merge_agrees_with_its_reference() {
     }
 }
 
-/// With the logarithms of the sums the output is the same, bit for bit, and they are the twin's.
+/// Checks that the output is the same, bit for bit, with the logarithms of the sums, and that these
+/// are the twin's.
 fn beside_others(walk: &Walk, taken: &Taken, want: &[f32]) {
     let gpu = &walk.gpu;
     let element = walk.case.element;

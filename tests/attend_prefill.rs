@@ -1,32 +1,38 @@
-//! `attend_prefill` computes, for each query row, the largest score, the sum of the weights and the weighted row of values over the
-//! tokens that the row may see: all of them in a chunk of several tokens, those kept in f16 in a decode step.
+//! `attend_prefill` computes, for each query row, the largest score, the sum of the weights and the
+//! weighted row of values over the tokens that the row may see: all of them in a chunk of several
+//! tokens, those kept in f16 in a decode step.
 //!
 //! - It agrees with its twin on the same query rows, pages and f16 rows, up to f32's rounding.
-//! - The output is f64 attention over the stored rows, up to f32's rounding: nothing else is lost on this path.
+//! - The output is f64 attention over the stored rows, up to f32's rounding: nothing else is lost
+//!   on this path.
 //! - It writes the rows of its items and no others.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use wgkv::low_level::reference;
 use wgkv_testing::*;
 
-/// Error of a score, in log2 units: 2^-24 for each rounding of a sum of head_dim / 4 terms of four products, on magnitudes that sum to
+/// Error of a score, in log2 units: 2^-24 for each rounding of a sum of head_dim / 4 terms of four
+/// products, on magnitudes that sum to
 /// |q| |k| at most, less than 60 in these tests; errors of a sum of random terms grow as the root of their count.
 const SCORE_ERROR: f32 = 3e-5;
 
-/// The same for RotateKV's keys, which are halves after the rotation and the turn: where f32's error in those reaches a tie between two
-/// halves (about one number in a hundred), kernel and twin take different ones, 2^-10 of the number apart. A few such channels, each
-/// with its share of |q| |k| (4 of the magnitude 2 of a query times 20 of a key, over 64 channels), can meet in a score.
+/// The same for RotateKV's keys, which are halves after the rotation and the turn: where f32's
+/// error in those reaches a tie between two halves (about one number in a hundred), kernel and twin
+/// take different ones, 2^-10 of the number apart. A few such channels, each with its share of |q|
+/// |k| (4 of the magnitude 2 of a query times 20 of a key, over 64 channels), can meet in a score.
 const RESTORED_SCORE_ERROR: f32 = 2e-3;
 
 /// Error of a weight: that of the score times ln 2, and `exp2`'s own.
 const WEIGHT_ERROR: f32 = 4e-5;
 
-/// Error of the output against f64: weights and sums as above, the query's own rounding, and the merge's rotation.
+/// Error of the output against f64: weights and sums as above, the query's own rounding, and the
+/// merge's rotation.
 const OUTPUT_ERROR: f32 = 1e-4;
 
-/// The same for RotateKV's keys, which are rounded to halves: by 0.29 * 2^-11 of a channel in the mean square, which moves a score by as
-/// much of |q| |k| / sqrt(head_dim) (less than 8 in these tests), a weight by ln 2 of that, and an output by its distance from the
-/// largest values, 3; half of that, as for the others, and twice to spare.
+/// The same for RotateKV's keys, which are rounded to halves: by 0.29 * 2^-11 of a channel in the
+/// mean square, which moves a score by as much of |q| |k| / sqrt(head_dim) (less than 8 in these
+/// tests), a weight by ln 2 of that, and an output by its distance from the largest values, 3; half
+/// of that, as for the others, and twice to spare.
 const RESTORED_OUTPUT_ERROR: f32 = 2.5e-3;
 
 /// Of an output in f16: half a unit in the last place of a number below 4.
@@ -153,7 +159,7 @@ fn check_partials(walk: &Walk, taken: &Taken) {
     }
 }
 
-/// Chunks of several tokens: their output against f64.
+/// Checks the output of chunks of several tokens against f64.
 fn check_output(walk: &Walk, taken: &Taken) {
     let output = walk.output(taken);
     let row = (walk.case.shape.query_heads * walk.case.shape.head_dim) as usize;

@@ -1,10 +1,12 @@
-//! `attend_split` computes, for each slice of the packed pages and each query head, the largest score, the sum of the weights and
-//! the weighted row of values, from the codes.
+//! `attend_split` computes, for each slice of the packed pages and each query head, the largest
+//! score, the sum of the weights and the weighted row of values, from the codes.
 //!
-//! - It agrees with its twin on the same query codes and the same pages: integer dot products exactly, the rest up to f32's rounding.
-//! - The u8 weight of a token may be rounded otherwise where `exp2`'s error reaches a tie: then the row is off by 1/255 of the largest
-//!   weight at most. That is rare, and counted.
-//! - Tokens that are not visible (sinks, tokens not yet written) weigh nothing, whatever their place in the page holds.
+//! - It agrees with its twin on the same query codes and the same pages: integer dot products
+//!   exactly, the rest up to f32's rounding.
+//! - The u8 weight of a token may be rounded otherwise where `exp2`'s error reaches a tie: then the
+//!   row is off by 1/255 of the largest weight at most. That is rare, and counted.
+//! - Tokens that are not visible (sinks, tokens not yet written) weigh nothing, whatever their
+//!   place in the page holds.
 //! - It writes the partial results of its items and no others.
 //!
 //! Everything is read back from the GPU, so the twin starts from the kernel's own inputs.
@@ -13,24 +15,30 @@
 use wgkv::low_level::reference;
 use wgkv_testing::*;
 
-/// Error of a score, in log2 units: 2^-24 for each of at most 12 roundings, on terms whose magnitudes sum to less than 40 in these
-/// tests (a scale times a zero times the sum of a group's codes can be several times the score).
+/// Error of a score, in log2 units: 2^-24 for each of at most 12 roundings, on terms whose
+/// magnitudes sum to less than 40 in these tests (a scale times a zero times the sum of a group's
+/// codes can be several times the score).
 const SCORE_ERROR: f32 = 3e-5;
 
-/// Error of a weight: that of the score times ln 2, and `exp2`'s own, 2^-22 by WGSL's accuracy for arguments near zero, and more for
-/// weights that are small.
+/// Error of a weight: that of the score times ln 2, and `exp2`'s own, 2^-22 by WGSL's accuracy for
+/// arguments near zero, and more for weights that are small.
 const WEIGHT_ERROR: f32 = 4e-5;
 
-/// The same for RotateKV's keys restored in f32: 8 + 16 + 8 additions of the rotation's three factors, 4 roundings of the turn and 36
-/// of the dot product, of 2^-24 each, on channels whose products have a root mean square of |q| |k| / sqrt(head_dim), less than 8 in
-/// these tests: sqrt(72) times that, and four standard deviations.
+/// The same for RotateKV's keys restored in f32: 8 + 16 + 8 additions of the rotation's three
+/// factors, 4 roundings of the turn and 36 of the dot product, of 2^-24 each, on channels whose
+/// products have a root mean square of |q| |k| / sqrt(head_dim), less than 8 in these tests:
+/// sqrt(72) times that, and four standard deviations.
 const RESTORED_SCORE_ERROR: f32 = 2e-5;
 
-/// Of RotateKV's keys restored in halves, as a multiple of |q| |k| / sqrt(head_dim), k the key in the mean over its group of heads:
-/// - a key's channel is rounded to 11 bits about 12 times (code, nine additions of the rotation, two products and the sum of the turn),
-///   and the query's once; the step and the base of its group are each rounded, which moves a channel by as much of the group's range,
-///   five times the channel together: sqrt(13 + 25) times 0.29 * 2^-11 of the channel in the mean square, 1.8 * 2^-11;
-/// - the products of eight channels are summed in halves, by 16 workers: 128 roundings, of partial sums of a third of the score;
+/// Of RotateKV's keys restored in halves, as a multiple of |q| |k| / sqrt(head_dim), k the key in
+/// the mean over its group of heads:
+/// - a key's channel is rounded to 11 bits about 12 times (code, nine additions of the rotation,
+///   two products and the sum of the turn), and the query's once; the step and the base of its
+///   group are each rounded, which moves a channel by as much of the group's range, five times the
+///   channel together: sqrt(13 + 25) times 0.29 * 2^-11 of the channel in the mean square, 1.8 *
+///   2^-11;
+/// - the products of eight channels are summed in halves, by 16 workers: 128 roundings, of partial
+///   sums of a third of the score;
 /// - six standard deviations, for the worst of some ten thousand scores in some ten cases.
 const RESTORE_HALF_ERROR: f32 = 12.0 / 2048.0;
 
@@ -66,7 +74,8 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         of("sequences that slid", 64, 4, 2, hadamard(Two, Four, 64)).keep(140).protection(protect(4, 0)),
         of("a sliding window that begins inside a page, the same", 64, 2, 1, rtn(Four, Three, 32)).sliding_window(150).keep(150),
     ];
-    // What the mean of the keys adds to a score is in its closed form here, by polynomials and waves.
+    // What the mean of the keys adds to a score is in its closed form here, by polynomials and
+    // waves.
     cases.extend([
         of("Centred: 2 bits, a share of 4", 128, 4, 1, centred(Two, Two, 128)),
         of("Centred: sequences that slid, a sliding window", 64, 4, 2, centred(Two, Four, 64)).sliding_window(150).keep(150),
@@ -104,7 +113,8 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         of("RotateKV: the largest head, two together", 256, 2, 2, rotated(Two, Two, 128, 2)).reach(Reach::Local),
     ];
     cases.extend(loops.into_iter().map(rolled));
-    // RotateKV in halves, as straight-line code, which a software adapter takes seconds to compile: few.
+    // RotateKV in halves, as straight-line code, which a software adapter takes seconds to compile:
+    // few.
     let half = |why, head_dim, query_heads, kv_heads, format| case(why, head_dim, query_heads, kv_heads, format).straight(true);
     let halves = [
         half("halves: 2 bits, 4 heads of 128, a share of 4", 128, 16, 4, rotated(Two, Two, 128, 4)),
@@ -201,7 +211,8 @@ fn check(walk: &Walk, taken: &Taken) {
     assert!(f64::from(flipped) <= (FLIPPED_ROWS * f64::from(rows)).max(1.0), "{flipped} of {rows}");
 }
 
-/// The allowed error of scores in halves: by the longest query and the longest group of keys.
+/// Returns the allowed error of scores in halves: by the longest query and the longest group of
+/// keys.
 fn half_error(walk: &Walk, taken: &Taken) -> f32 {
     let (shape, c) = (&walk.case.shape, &walk.constants);
     let d = shape.head_dim as usize;
@@ -212,15 +223,16 @@ fn half_error(walk: &Walk, taken: &Taken) -> f32 {
     RESTORE_HALF_ERROR * query * key / (d as f32).sqrt()
 }
 
-/// A bound on the magnitude of a stored value: five standard deviations, or the step's own largest. (Rotated rows of normal numbers are
-/// normal, too.)
+/// Returns a bound on the magnitude of a stored value: five standard deviations, or the step's own
+/// largest. (Rotated rows of normal numbers are normal, too.)
 fn largest_value(taken: &Taken) -> f32 {
     taken.values.numbers.iter().fold(5.0_f32, |l, x| l.max(x.abs()))
 }
 
 #[test]
 fn attend_split_is_near_exact_attention_over_the_stored_rows() {
-    // Against f64 attention over the dequantized rows: what remains is the int8 query and the u8 weights.
+    // Against f64 attention over the dequantized rows: what remains is the int8 query and the u8
+    // weights.
     const RMS: f64 = 0.02;
     let gpu = gpu();
     let mut walk = Walk::new(&gpu, case("four full pages", 64, 2, 1, hadamard(Bits::Four, Bits::Four, 64)).steps(vec![vec![(0, 511)], vec![(0, 1)]]));

@@ -1,5 +1,5 @@
-//! Files of plans of bits: they come back as they were, and damaged ones are refused. The numbers in brackets are those of
-//! docs/testing.md's table of KV-AdaQuant (2502.15075).
+//! Files of plans of bits: they come back as they were, and damaged ones are refused. The numbers
+//! in brackets are those of docs/testing.md's table of KV-AdaQuant (2502.15075).
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use serde_json::{Value, json};
@@ -31,7 +31,7 @@ fn bit_plans_come_back_as_they_were() {
             assert_eq!(back, bit_plan, "{rule}. WGKV_SEED={seed}");
             assert_eq!(back.report().unwrap().to_string(), bit_plan.report().unwrap().to_string());
             assert_eq!(back.model(), "made up");
-            // The bits count, not who decided on them.
+            // The bits count, not how they were chosen.
             let mut bare: Value = serde_json::from_str(&bit_plan.to_json().unwrap()).unwrap();
             bare["report"] = Value::Null;
             let bare = BitPlan::from_json(&bare.to_string()).unwrap();
@@ -93,7 +93,8 @@ fn damaged_bit_plans_are_refused() {
     // Which group is met first depends on what was drawn.
     let narrow = BitPlan::from_json(&with_value(&file, "/head_dim", json!(80)));
     assert!(matches!(narrow, Err(Error::Group { group: 32 | 64, head_dim: 80 })), "{narrow:?}");
-    // What is not JSON of this form at all: another type, a number too large for it, a field too few or too many, a text cut short.
+    // What is not JSON of this form at all: another type, a number too large for it, a field too
+    // few or too many, a text cut short.
     let unreadable = |text: &str| matches!(BitPlan::from_json(text), Err(Error::Mismatch { of: Thing::BitPlan, name, wanted, .. }) if name == "file" && wanted == "what wgkv writes");
     for (place, value) in [
         ("/layers", json!(-1)),

@@ -1,5 +1,6 @@
-//! Plans of bits: what cannot be stored is refused, and what one costs is what the plan says, bit by bit. The numbers in brackets are
-//! those of docs/testing.md's table of KV-AdaQuant (2502.15075).
+//! Plans of bits: what cannot be stored is refused, and what is stored costs what the plan says,
+//! bit by bit. The numbers in brackets are those of docs/testing.md's table of KV-AdaQuant
+//! (2502.15075).
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use rand::RngExt;
@@ -23,7 +24,8 @@ fn heads_that_a_codec_cannot_tell_apart_are_refused() {
     ] {
         refused(differ(at, two), &want);
     }
-    // Layers may differ in keys, pairs in values; and all of it where heads are rotated alone, but for keys.
+    // Layers may differ in keys, pairs in values; and all of it where heads are rotated alone, but
+    // for keys.
     assert!(BitPlan::new(&shape, format, |layer, head| [[narrow, wide][layer as usize], [narrow, wide][head as usize / 2]]).is_ok());
     let alone = rotated(Bits::Four, Bits::Four, 64, 1);
     assert!(BitPlan::new(&shape, alone, |_, head| [wide, [narrow, wide][head as usize % 2]]).is_ok());
@@ -31,7 +33,7 @@ fn heads_that_a_codec_cannot_tell_apart_are_refused() {
         BitPlan::new(&shape, alone, |_, head| [[narrow, wide][head as usize % 2], wide]),
         &not_of("K of layer 0, head 1", "2/64 as of head 0 (rotate-kv stores them together)", "4/64"),
     );
-    // Codecs that rotate by head, or not at all, tell all heads apart.
+    // Codecs that rotate by head, or not at all, let every head differ.
     for codec in [Codec::Rtn, Codec::Hadamard] {
         let format = Format::new(codec, Bits::Four, Bits::Four, 64);
         assert!(BitPlan::new(&shape, format, |layer, head| [[narrow, wide][head as usize % 2], [wide, narrow][layer as usize]]).is_ok());
@@ -64,7 +66,7 @@ fn precisions_that_do_not_fit_are_refused() {
     refused(BitPlan::uniform(&full_rope(1, 1, 1, 64), rotated(Bits::Sixteen, Bits::Four, 128, 1)), &wrong("key bits", "2, 3, 4 or 8 with rotate-kv", "16"));
     let clipped = rtn(Bits::Four, Bits::Four, 128).with_clip(1.5);
     refused(BitPlan::new(&full_rope(2, 2, 2, 64), clipped, last([four; 2])), &wrong("clip", "above 0 and at most 1", "1.5"));
-    // f16 has one way of storing, whatever is asked.
+    // f16 has one way of storing, whatever precision is given.
     let half = BitPlan::new(&full_rope(2, 2, 2, 64), Format::f16(), last([precision(Bits::Two, 48); 2])).unwrap();
     assert!(half.is_uniform() && half.of(1, 1) == [Precision::F16; 2]);
 }
@@ -77,7 +79,7 @@ fn a_bit_plan_of_another_shape_is_refused() {
         Plan::builder(shape.clone(), bit_plan.clone()).protection(Protection::NONE).capacity(Capacity::tokens(1, 128)).build(&Capability::webgpu_default())
     };
     assert!(plan(&own).is_ok());
-    // How many query heads share a KV head, and RoPE, are no matter of bits.
+    // How many query heads share a KV head, and RoPE, do not matter to bits.
     assert!(plan(&Shape { query_heads: 4, rope: Rope::none(), ..own.clone() }).is_ok());
     refused(plan(&Shape { layers: 3, ..own.clone() }), &not_of("layers", "3", "2"));
     refused(plan(&Shape { kv_heads: 8, ..own.clone() }), &not_of("kv_heads", "8", "4"));
@@ -135,7 +137,8 @@ fn every_bit_is_accounted_for() {
     }
 }
 
-/// Every head has a place, among heads that are stored as it is, in no more buffers than bindings of this size ask for.
+/// Every head has a place, among heads that are stored as it is, in no more buffers than bindings
+/// of this size ask for.
 #[test]
 fn every_head_lies_in_one_slab() {
     let (mut random, seed) = seeded();
@@ -210,7 +213,8 @@ fn bits_are_those_of_the_groups() {
     ] {
         assert_eq!(bits(128, precision, scales), want, "{precision} {scales}");
     }
-    // The third bits of 80 channels take 2.5 words, of which a key has 3; values' third bits are of 128 tokens.
+    // The third bits of 80 channels take 2.5 words, of which a key has 3; values' third bits are of
+    // 128 tokens.
     assert_eq!(bits(80, precision(Three, 128), Scales::Half), (256.0 + 32.0 + 240.0 + 32.0) / 160.0);
     assert_eq!(bits(80, precision(Two, 128), Scales::Half), 2.4);
 }

@@ -1,5 +1,6 @@
-//! Rules that choose bits: none exceeds its budget, more is never worse, and the published ones are those that were published. The
-//! numbers in brackets are those of docs/testing.md's table of KV-AdaQuant (2502.15075).
+//! Rules that choose bits: none exceeds its budget, more is never worse, and the published ones
+//! choose what was published. The numbers in brackets are those of docs/testing.md's table of
+//! KV-AdaQuant (2502.15075).
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use rand::RngExt;
@@ -7,7 +8,8 @@ use rand::rngs::StdRng;
 use wgkv::bits::solve::{Fill, Ties, norm_bits, norm_groups};
 use wgkv_testing::*;
 
-/// [`Fill::Skip`] comes within this of the best choice, so a budget that grows may cost as much (invariant 3).
+/// [`Fill::Skip`] comes within this of the best choice, so a budget that grows may cost as much
+/// (invariant 3).
 const SKIP_SLACK: f64 = 1.01;
 
 #[test]
@@ -238,7 +240,8 @@ fn rules_are_written_and_read() {
     refused("fixed:K4,V2/64".parse::<BitRule>(), &Error::argument("precision", "BITS/GROUP, or 16", "4"));
 }
 
-/// A fixed pair is what it says, wherever it fits; groups that come to the same in a head are the same.
+/// A fixed pair is what it says, wherever it fits; groups that come to the same in a head are the
+/// same.
 #[test]
 fn fixed_pairs_are_what_they_say() {
     let (mut random, seed) = seeded();
@@ -354,7 +357,8 @@ const QWEN: [&str; 2] = [
      25.434 26.475 26.306 27.240 26.020 26.449 27.688 29.503 29.529 28.779 28.548 31.488 30.266 33.087",
 ];
 
-/// (28) The published rule starves the keys of a model whose key projections have small norms, and it is said.
+/// (28) The published rule starves the keys of a model whose key projections have small norms, and
+/// reports it.
 #[test]
 fn values_before_keys_are_noticed() {
     let (mut random, seed) = seeded();
@@ -367,14 +371,16 @@ fn values_before_keys_are_noticed() {
         BitPlan::choose(&shape, &sensitivity, BitBudget::BitsPerElement(3.25), BIT_RULES[5]).unwrap()
     };
     let starved = choose(&[Bits::Two, Bits::Four, Bits::Eight], &mut random);
-    // What the repository makes of these norms: of 28 layers, 10 have keys of 4 bits, and 18 values.
+    // What the authors' repository makes of these norms: of 28 layers, 10 have keys of 4 bits, and
+    // 18 values.
     assert_eq!(starved.favours_values(), Some([(10.0 * 4.0 + 18.0 * 2.0) / 28.0, (18.0 * 4.0 + 10.0 * 2.0) / 28.0]), "WGKV_SEED={seed}");
     // With 3 bits there is nothing to choose.
     let even = choose(&[Bits::Two, Bits::Three, Bits::Four, Bits::Eight], &mut random);
     assert_eq!((even.favours_values(), even.mean_bits()), (None, [3.0, 3.0]), "WGKV_SEED={seed}");
 }
 
-/// Every head of Llama-3.1-8B: 512 units of 10 candidates. How long that takes is told by `benches/bit_rules.rs`.
+/// Every head of Llama-3.1-8B: 512 units of 10 candidates. `benches/bit_rules.rs` measures how long
+/// that takes.
 #[test]
 fn every_head_of_a_model_has_bits() {
     let (mut random, seed) = seeded();

@@ -1,6 +1,6 @@
-//! Orders of channels: what is collected on the GPU, the order that follows from it, and files of it. The numbers are those of
-//! docs/testing.md's table of RotateKV (2501.16383): 6 the order is a permutation and its inverse, 7 sorted means,
-//! 8 the score is taken on rotated keys before RoPE.
+//! Orders of channels: what is collected on the GPU, the order that follows from it, and files of
+//! it. The numbers are those of docs/testing.md's table of RotateKV (2501.16383): 6 the order is a
+//! permutation and its inverse, 7 sorted means, 8 the score is taken on rotated keys before RoPE.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use rand::RngExt;
@@ -15,12 +15,13 @@ fn shape(layers: u32, kv_heads: u32, head_dim: u32) -> Shape {
     Shape { layers, query_heads: kv_heads, kv_heads, head_dim, rope: Rope::new(10_000.0, head_dim) }
 }
 
-/// Rows times `B`: the rotation over groups of KV heads.
+/// Returns rows times `B`: the rotation over groups of KV heads.
 fn rotated(row: &[f64], head_dim: u32, heads_per_group: u32) -> Vec<f64> {
     row.chunks_exact((heads_per_group * head_dim) as usize).flat_map(|block| rotate_group_exact(block, head_dim)).collect()
 }
 
-/// Multiples of 1/8 up to 8 with signed means by channel: sums of them are exact in any order, as halves and as floats.
+/// Draws multiples of 1/8 up to 8 with signed means by channel: sums of them are exact in any
+/// order, as halves and as floats.
 fn keys(random: &mut StdRng, tokens: usize, width: usize) -> Vec<f32> {
     (0..tokens * width).map(|i| f32::from(random.random_range(-32_i8..32) + (i % width % 11) as i8 * 3 - 15) / 8.0).collect()
 }
@@ -48,7 +49,7 @@ fn finish(collector: &OrderCollector, reach: Reach) -> Result<ChannelOrder> {
     pollster::block_on(collector.finish("a model", reach))
 }
 
-/// What is refused, by the name of the thing.
+/// Asserts that the error is a refusal of the thing of this name.
 #[track_caller]
 fn refused(result: Result<ChannelOrder>, what: &str) {
     match result {
@@ -72,7 +73,7 @@ fn what_the_gpu_collects_is_what_f64_sums_give_in_any_order_and_batches() {
             for (batches, element) in [(vec![150], Element::F32), (vec![1, 33, 0, 116], Element::F16), (vec![64, 86], Element::F32)] {
                 let collector = OrderCollector::new(&gpu, &shape, heads_per_group).unwrap();
                 for (layer, keys) in layers.iter().zip(0..).map(|(k, l)| (l, k)) {
-                    // Tokens in another order, which the sums do not tell.
+                    // Tokens in another order, which does not show in the sums.
                     let mut tokens: Vec<&[f32]> = keys.chunks_exact(width).collect();
                     tokens.shuffle(&mut random);
                     let mut tokens = tokens.into_iter();
@@ -224,8 +225,8 @@ fn item_7_ties_keep_the_lower_channel_first() {
         assert!(channel_order.order(1).iter().copied().eq(0..128));
     }
     assert!(ChannelOrder::natural(&shape, 2).unwrap().order(0).iter().copied().eq(0..128));
-    // One key channel of 1 rotates to 1 / sqrt(128) with the signs of Sylvester's column 3: channels whose lowest two bits
-    // have one bit set go first, and among equals the lower index.
+    // One key channel of 1 rotates to 1 / sqrt(128) with the signs of Sylvester's column 3:
+    // channels whose lowest two bits have one bit set go first, and among equals the lower index.
     let mut sums = vec![0.0; 128];
     sums[3] = 1.0;
     let channel_order = ChannelOrder::from_sums(&shape, 2, Reach::Global, "", 1, vec![sums; 2]).unwrap();
@@ -236,7 +237,7 @@ fn item_7_ties_keep_the_lower_channel_first() {
 
 #[test]
 fn a_small_order_by_hand() {
-    // Sums that rotate to 0, 1, 2, .. in an order of our own: B is its own inverse.
+    // Sums that rotate to 0, 1, 2, .. in an order made up here: B is its own inverse.
     let shape = shape(1, 1, 64);
     let wanted: Vec<u16> = (0..64).map(|place| place * 37 % 64).collect();
     let mut score = vec![0.0; 64];
@@ -256,7 +257,8 @@ fn item_8_the_score_is_taken_on_rotated_keys_before_rope() {
     let collector = OrderCollector::new(&gpu, &shape, 4).unwrap();
     add(&gpu, &collector, 0, &keys, 256, Element::F32);
     let channel_order = finish(&collector, Reach::Global).unwrap();
-    // Rotating every token and adding up, as the paper does, gives the same: the rotation is linear.
+    // Rotating every token and adding up, as the paper does, gives the same: the rotation is
+    // linear.
     let argsort = |score: &[f64]| {
         let mut order: Vec<u16> = (0..256).collect();
         order.sort_by(|a, b| score[usize::from(*a)].total_cmp(&score[usize::from(*b)]));
@@ -269,13 +271,15 @@ fn item_8_the_score_is_taken_on_rotated_keys_before_rope() {
             let turned: Vec<f64> = if by == 0 { row } else { row.chunks_exact(64).flat_map(|head| turn_exact(&shape.rope, head, t as u32 + by - 1)).collect() };
             score.iter_mut().zip(of(&turned, 64, 4)).for_each(|(s, x)| *s += x);
         }
-        // Sums of tokens in f64 carry roundings of 1e-13, sums of sums do not; scores are apart by more, or equal.
+        // Sums of tokens in f64 carry roundings of 1e-13, sums of sums do not; scores are apart by
+        // more, or equal.
         score.iter_mut().for_each(|s| *s = (*s * 1e6).round());
         score
     };
     let rotated_score = turn(0, rotated);
     assert!(channel_order.order(0).is_sorted_by_key(|c| rotated_score[usize::from(*c)]));
-    // Other scores give other orders: of keys that are not rotated, and of keys after RoPE, where positions matter.
+    // Other scores give other orders: of keys that are not rotated, and of keys after RoPE, where
+    // positions matter.
     assert_ne!(channel_order.order(0), argsort(&turn(0, |row, _, _| row.to_vec())));
     let turned = [1, 1001].map(|by| argsort(&turn(by, rotated)));
     assert!(turned[0] != turned[1] && turned.iter().all(|order| channel_order.order(0) != order));
@@ -283,13 +287,13 @@ fn item_8_the_score_is_taken_on_rotated_keys_before_rope() {
 
 // Files.
 
-/// An order whose file is small.
+/// Makes an order whose file is small.
 fn small() -> ChannelOrder {
     let sums: Vec<f64> = (0..64).map(|i| f64::from(i * i % 23) - 7.25).collect();
     ChannelOrder::from_sums(&shape(1, 1, 64), 1, Reach::Global, "a \"small\" model [1]", 12, vec![sums]).unwrap()
 }
 
-/// A file as one would write it who means harm, with the hash that its content has.
+/// Returns a forged file, whose hash matches its content.
 fn forged(parts: &Parts) -> Vec<u8> {
     let hash = hash(parts.texts().chain(parts.tensors.iter().take(2).map(|t| t.3.as_slice())));
     if parts.metadata.contains_key("hash") { parts.clone().with("hash", &hash).write() } else { parts.write() }
@@ -314,7 +318,8 @@ fn a_file_returns_what_was_written() {
     }
     let natural = ChannelOrder::natural(&shape(2, 2, 64), 2).unwrap();
     assert_eq!(ChannelOrder::from_bytes(&natural.to_bytes().unwrap()).unwrap(), natural);
-    // Other programs find what the documentation says, and our own writing of the parts is read.
+    // Other programs find what the documentation says, and a file that the test writes from its
+    // parts is read.
     let parts = Parts::of(&small().to_bytes().unwrap());
     let keys: Vec<&str> = parts.metadata.keys().map(String::as_str).collect();
     let wanted = ["codec", "format", "hash", "head_dim", "heads_per_group", "kv_heads", "layers", "model", "reach", "skipped", "tokens", "version"];
@@ -406,7 +411,7 @@ fn files_that_are_not_orders_are_refused_by_name() {
     refused(read(parts().with("layers", "4000000000")), "key_sums");
     refused(read(parts().with("kv_heads", "2")), "key_sums");
     refused(read(parts().with("kv_heads", "4000").with("head_dim", "256")), "channels");
-    // Another hash, and content that the hash does not tell.
+    // Another hash, and content that does not match its hash.
     let mut other = forged(&parts());
     let key = b"\"tokens\":\"12\"";
     let at = other.windows(key.len()).position(|text| text == key).unwrap();
@@ -444,7 +449,7 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
     assert!(read(parts().with("reach", "local")).is_ok());
 }
 
-/// A file of this header and some bytes of data.
+/// Returns a file of this header and some bytes of data.
 fn raw(header: &str, data: usize) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; data]].concat()
 }

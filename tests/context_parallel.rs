@@ -1,11 +1,13 @@
-//! Contexts split by tokens over devices: each device stores what one device would of its tokens, and outputs merged are attention over
-//! everything that is stored. On a host with several GPUs each has its own, otherwise they are logical devices of one.
+//! Contexts split by tokens over devices: each device stores what one device would of its tokens,
+//! and outputs merged are attention over everything that is stored. On a host with several GPUs
+//! each has its own, otherwise they are logical devices of one.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use rand::rngs::StdRng;
 use wgkv_testing::*;
 
-/// Relative RMS of a prefill's output in f32 against f64 attention over the stored rows: roundings only, but of RotateKV's keys to halves.
+/// Relative RMS of a prefill's output in f32 against f64 attention over the stored rows: roundings
+/// only, but of RotateKV's keys to halves.
 const PREFILL_RMS: f64 = 1e-4;
 const RESTORED_RMS: f64 = 2.5e-3;
 
@@ -35,7 +37,8 @@ fn plans(gpu: &Gpu, random: &mut StdRng) -> Vec<Plan> {
     .collect()
 }
 
-/// Grows sequences, and compares what their queries find with attention over what all devices store.
+/// Grows sequences, and compares what their queries find with attention over what all devices
+/// store.
 fn grow(cache: &mut ContextParallel, random: &mut StdRng, chunks: &[(&ContextSequence, u32)]) {
     let shape = shape();
     let total: u32 = chunks.iter().map(|(_, tokens)| tokens).sum();
@@ -85,7 +88,8 @@ fn grow(cache: &mut ContextParallel, random: &mut StdRng, chunks: &[(&ContextSeq
     }
 }
 
-/// Keys (after RoPE) and values that all devices store of a sequence, one after another.
+/// Returns the keys (after RoPE) and values that all devices store of a sequence, one after
+/// another.
 fn stored(cache: &ContextParallel, sequence: &ContextSequence) -> [Vec<f32>; 2] {
     let width = (shape().kv_heads * shape().head_dim) as usize;
     let mut stored = [Vec::new(), Vec::new()];
@@ -111,7 +115,8 @@ fn outputs_of_all_parts_are_attention_over_everything() {
         println!("{}, {:?}", plan.format(), plan.protection());
         let mut cache = ContextParallel::new(&gpus, &plan, SPAN).unwrap();
         let [first, second] = [(); 2].map(|()| cache.begin().unwrap());
-        // Chunks within a device, over the border of two and of three, that end at one, and single tokens on each.
+        // Chunks within a device, over the border of two and of three, that end at one, and single
+        // tokens on each.
         grow(&mut cache, random, &[(&first, 100), (&second, 3)]);
         grow(&mut cache, random, &[(&first, 1), (&second, 1)]);
         grow(&mut cache, random, &[(&second, 253), (&first, 154)]);
@@ -155,7 +160,8 @@ fn a_part_is_saved_and_loaded_without_what_it_never_had() {
     let loaded = other.load(&mut encoder, &bytes).unwrap();
     gpus[0].queue().submit([encoder.finish()]);
     assert_eq!((other.tokens(loaded), other.free_pages()), (Ok(450), other.plan().pages() - 1));
-    // Without the first tokens there are no sinks: a query far out sees what the part's own sequence shows.
+    // Without the first tokens there are no sinks: a query far out sees what the part's own
+    // sequence shows.
     let width = (shape().query_heads * shape().head_dim) as usize;
     let queries = normals(random, width);
     let attend = |cache: &mut Cache, sequence: Sequence| {
@@ -173,7 +179,7 @@ fn a_part_is_saved_and_loaded_without_what_it_never_had() {
     let again = part.load(&mut encoder, &bytes).unwrap();
     gpus[1].queue().submit([encoder.finish()]);
     assert!(attend(&mut part, again) == read);
-    // A part that holds nothing says so.
+    // A part that holds nothing has log-sums that show it.
     let empty = other.begin_at(256).unwrap();
     let (output, log_sums) = attend(&mut other, empty);
     assert!(output.iter().all(|word| f32::from_bits(*word) == 0.0) && log_sums.iter().all(|word| f32::from_bits(*word) == -1e30));
@@ -211,7 +217,8 @@ fn what_does_not_fit_is_refused_and_nothing_changes() {
     assert!(matches!(cache.truncate(&mut encoders[..1], &sequence, 3), Err(Error::Mismatch { of: Thing::Argument, name, .. }) if name == "encoders"));
     assert_eq!(cache.fork(&mut encoders, &sequence), Err(Error::Sequences { have: 1 }));
     drop(encoders);
-    // The first device has a page for the new sequence, the second none for the last fork: no device has grown.
+    // The first device has a page for the new sequence, the second none for the last fork: no
+    // device has grown.
     let page = 2 * 2 * 2 * 64 * 128;
     let few = Plan::builder(shape(), Format::f16()).protection(Protection::NONE).capacity(Capacity::bytes(4, 3 * page)).build(gpus[0].capability()).unwrap();
     let mut few = ContextParallel::new(&gpus, &few, SPAN).unwrap();

@@ -1,6 +1,7 @@
-//! `dequantize` restores any range of a sequence's tokens, wherever they lie, to f32: it agrees with its twin exactly where nothing
-//! is rotated (a difference that is exact and one product) and up to the rounding of the rotation's sums where it is; it comes back
-//! within half a step of what was stored; it writes no other rows.
+//! `dequantize` restores any range of a sequence's tokens, wherever they lie, to f32: it agrees
+//! with its twin exactly where nothing is rotated (a difference that is exact and one product) and
+//! up to the rounding of the rotation's sums where it is; it comes back within half a step of what
+//! was stored; it writes no other rows.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use wgkv::low_level::kernel::dequantize::DequantizeParams;
@@ -10,19 +11,22 @@ use wgkv_testing::*;
 /// Relative to the length of the row; see tests/rotate.rs.
 const ROTATE_ERROR: f32 = 22.0 / 16_777_216.0;
 
-/// The same for RotateKV's keys, relative to the length of their group of heads: 11 roundings in the rotation of a head, 9 in the sum
-/// over eight heads and its factor, 5 in the turn, and as many in the twin.
+/// The same for RotateKV's keys, relative to the length of their group of heads: 11 roundings in
+/// the rotation of a head, 9 in the sum over eight heads and its factor, 5 in the turn, and as many
+/// in the twin.
 const RESTORE_ERROR: f32 = 50.0 / 16_777_216.0;
 
-/// The same for Centred's keys: divided by weights that differ up to ten times, and turned means added.
+/// The same for Centred's keys: divided by weights that differ up to ten times, and turned means
+/// added.
 const CENTRED_ERROR: f32 = 10.0 * (22.0 + 8.0) / 16_777_216.0;
 
-/// Centred's keys brought back into its basis by f64 arithmetic on f32 rows, as CENTRED_ERROR counts; means as long as the rows are added
-/// and taken off again.
+/// Centred's keys brought back into its basis by f64 arithmetic on f32 rows, as CENTRED_ERROR
+/// counts; means as long as the rows are added and taken off again.
 const LEVEL_ERROR: f64 = 10.0 * CENTRED_ERROR as f64;
 
-/// Of the energy of a group of normal numbers, what symmetric codes may lose: Max's uniform quantizers lose 0.119, 0.037, 0.012 and 0.0001
-/// of it, the unbiased scale a little more, and a group of 32 may be unlike the distribution: four times that, and ten times at 8 bits.
+/// Of the energy of a group of normal numbers, what symmetric codes may lose: Max's uniform
+/// quantizers lose 0.119, 0.037, 0.012 and 0.0001 of it, the unbiased scale a little more, and a
+/// group of 32 may be unlike the distribution: four times that, and ten times at 8 bits.
 const SHARES: [(Bits, f64); 4] = [(Bits::Two, 0.5), (Bits::Three, 0.15), (Bits::Four, 0.05), (Bits::Eight, 0.001)];
 
 fn cases() -> Vec<Case> {
@@ -101,7 +105,7 @@ fn dequantize_agrees_with_its_reference() {
             let tokens = record.new_tokens;
             for range in [0..tokens, tokens - 1..tokens, tokens / 3..tokens / 2] {
                 let count = range.len();
-                // A row of poison more than is asked for.
+                // A row of poison more than is needed.
                 let buffers = [poisoned(&gpu, (count + 1) * row), poisoned(&gpu, (count + 1) * row)];
                 let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
                 walk.cache.dequantize(&mut encoder, walk.sequences[*s], 0, range.clone(), Rows::f32(&buffers[0]), Rows::f32(&buffers[1])).unwrap();
@@ -153,8 +157,9 @@ fn dequantize_agrees_with_its_reference() {
     }
 }
 
-/// In the codec's basis, every number of a packed token is within half a step of what came (and within a step and a half of it
-/// where a clip cuts the range short, or the half nearest the step is smaller than it).
+/// Checks that, in the codec's basis, every number of a packed token is within half a step of the
+/// original (and within a step and a half of it where a clip cuts the range short, or the half
+/// nearest the step is smaller than it).
 fn check_plain(walk: &Walk, record: &Record, got: &[Vec<f32>; 2], plain: &[Vec<f32>; 2], state: &State) {
     let (plan, shape) = (walk.plan(), &walk.case.shape);
     let d = shape.head_dim as usize;
@@ -176,7 +181,8 @@ fn check_plain(walk: &Walk, record: &Record, got: &[Vec<f32>; 2], plain: &[Vec<f
             let precision = [format.key(), format.value()][which];
             let packed = f16_row(walk, state, record, head, token).is_none() && precision.bits != Bits::Sixteen;
             if packed && format.codec() == Codec::Centred {
-                // What comes back is the level of the stored code times the stored scale, whatever came.
+                // What comes back is the level of the stored code times the stored scale, whatever
+                // came.
                 let page = page(plan, &state.pages, record.pages[token as usize / 128], head);
                 let stored = if is_key { key(page, token % 128) } else { value(page, token % 128) };
                 let (group, half) = (precision.group(shape.head_dim) as usize, 2_f64.powi(precision.bits.get() as i32 - 1));
@@ -185,7 +191,8 @@ fn check_plain(walk: &Walk, record: &Record, got: &[Vec<f32>; 2], plain: &[Vec<f
                     let want = f64::from(stored.scales[i / group]) * (f64::from(stored.codes[i]) - half + 0.5);
                     assert!((x - want).abs() <= LEVEL_ERROR * length, "{}: channel {i} of token {token} is {x}, stored as {want}", walk.case.why);
                 }
-                // What is left out where the codes end has no bound but the number's own; the error of the rest has.
+                // What is left out where the codes end has no bound but the number's own; the error
+                // of the rest has.
                 for (g, (back, came)) in back.chunks(group).zip(came.chunks(group)).enumerate() {
                     let inner = |i: usize| precision.bits != Bits::Eight || ![0, 255].contains(&stored.codes[g * group + i]);
                     let error: f64 = back.iter().zip(came).enumerate().filter(|(i, _)| inner(*i)).map(|(_, (a, b))| (a - b).powi(2)).sum();
@@ -217,15 +224,17 @@ fn check_plain(walk: &Walk, record: &Record, got: &[Vec<f32>; 2], plain: &[Vec<f
     }
 }
 
-/// How many steps a number of a group may be off: half a step; another half where the scale is rounded down, by a byte's sixteenth of
-/// the range at most. Each end loses a tenth of the range, 0.4 steps of 4 - 1, at clip 0.8.
+/// Returns how many steps a number of a group may be off: half a step; another half where the scale
+/// is rounded down, by a byte's sixteenth of the range at most. Each end loses a tenth of the
+/// range, 0.4 steps of 4 - 1, at clip 0.8.
 fn steps(plan: &Plan, clip: f32) -> f64 {
     let steps = if clip < 1.0 { 3.0_f64.mul_add((1.0 / f64::from(clip) - 1.0) * 2.0, 1.0) } else { 1.0 };
     steps + if plan.format().scales() == Scales::Byte { 1.0 } else { 0.0 }
 }
 
-/// RotateKV's keys: turned back and rotated over their group of heads, every number of a packed token is within half a step of what
-/// came (as above); those with an f16 row are the turned keys, to the half.
+/// Checks RotateKV's keys: turned back and rotated over their group of heads, every number of a
+/// packed token is within half a step of the original (as above); those with an f16 row are the
+/// turned keys, to the half.
 fn check_restored(walk: &Walk, record: &Record, got: &[f32], plain: &[f32], state: &State) {
     let (plan, shape) = (walk.plan(), &walk.case.shape);
     let d = shape.head_dim as usize;

@@ -1,10 +1,14 @@
-//! `elect` finds the tokens of a prompt that stay f16 in a layer: those that hold the largest magnitudes of the residual stream, as
-//! RotateKV (2501.16383, section 4.3) does: entries are counted, not tokens, and the tokens that hold them are kept once.
+//! `elect` finds the tokens of a prompt that stay f16 in a layer: those that hold the largest
+//! magnitudes of the residual stream, as RotateKV (2501.16383, section 4.3) does: entries are
+//! counted, not tokens, and the tokens that hold them are kept once.
 //!
-//! - Planted entries give exactly the planted tokens, by sequence, wherever in the prompt they are; kernel and twin agree bit for bit.
-//! - Of equal magnitudes the earlier wins; a number that is not finite counts as zero; zeros elect nobody.
+//! - Planted entries give exactly the planted tokens, by sequence, wherever in the prompt they are;
+//!   kernel and twin agree bit for bit.
+//! - Of equal magnitudes the earlier wins; a number that is not finite counts as zero; zeros elect
+//!   nobody.
 //! - A prompt in chunks keeps one list; a later token takes a free row, and no token loses its row.
-//! - A token that decodes elects nobody. What is cut off is void. A plan that elects refuses keys before the election.
+//! - A token that decodes elects nobody. What is cut off is void. A plan that elects refuses keys
+//!   before the election.
 //! - What an elected token is read back as is its f16 row, and no other token's is.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
@@ -12,10 +16,11 @@ use wgkv::low_level::kernel::elect::ElectParams;
 use wgkv::low_level::reference::{self, Constants, cached};
 use wgkv_testing::*;
 
-/// Error of a prefill's outputs over f16 rows alone, against f64: f32's, as tests/attend_prefill.rs derives it for rows in f32.
+/// Error of a prefill's outputs over f16 rows alone, against f64: f32's, as tests/attend_prefill.rs
+/// derives it for rows in f32.
 const PREFILL_ERROR: f64 = 2e-4;
 
-/// No token has the row.
+/// Marks a row that no token has.
 const NOBODY: u32 = u32::MAX;
 
 fn format() -> Format {
@@ -26,7 +31,8 @@ fn walk(gpu: &Gpu, why: &'static str, sinks: u32, steps: Vec<Vec<(usize, u32)>>)
     Walk::new(gpu, case(why, 64, 1, 1, format()).protection(massive(sinks, 0)).steps(steps))
 }
 
-/// Rows of a residual stream of small numbers, `width` wide, with larger ones planted: (row, channel, number).
+/// Returns rows of a residual stream of small numbers, `width` wide, with larger ones planted:
+/// (row, channel, number).
 fn planted(walk: &mut Walk, rows: u32, width: u32, plants: &[(u32, u32, f32)]) -> Vec<f32> {
     let mut numbers: Vec<f32> = (0..rows * width).map(|_| (0.1 * normal(&mut walk.random)).clamp(-0.9, 0.9)).collect();
     for (row, channel, number) in plants {
@@ -53,7 +59,7 @@ fn take(walk: &mut Walk, chunks: &[(usize, u32)], residual: Vec<f32>) -> Taken {
     taken
 }
 
-/// The tokens that have a row, in ascending order.
+/// Returns the tokens that have a row, in ascending order.
 fn elected(walk: &Walk, sequence: usize) -> Vec<u32> {
     let marks = walk.state().marks;
     let at = cached::elected(&walk.constants, walk.sequences[sequence].slot());
@@ -66,7 +72,8 @@ fn elected(walk: &Walk, sequence: usize) -> Vec<u32> {
 fn planted_entries_elect_exactly_their_tokens() {
     let gpu = gpu();
     for element in [Element::F32, Element::F16] {
-        // Four entries, of which two are of one token: three sinks. The second sequence has others; 110 is far from the first.
+        // Four entries, of which two are of one token: three sinks. The second sequence has others;
+        // 110 is far from the first.
         let mut walk = walk(&gpu, "two sequences", 4, vec![vec![(0, 150), (1, 40)]]);
         if element == Element::F16 {
             let case = walk.case.clone().element(element).why("f16 rows");
@@ -114,7 +121,8 @@ fn a_token_is_elected_by_its_numbers_before_any_norm() {
     take(&mut walk, &[(0, 130)], plain);
     take(&mut walk, &[(1, 130)], scaled);
     assert_eq!(elected(&walk, 0), [10, 64]);
-    // Token 100 now holds 12 and whatever else of its row comes near; token 10's two are behind it at the most.
+    // Token 100 now holds 12 and whatever else of its row comes near; token 10's two are behind it
+    // at the most.
     assert!(elected(&walk, 1).contains(&100));
     assert_ne!(elected(&walk, 0), elected(&walk, 1));
 }
@@ -123,7 +131,8 @@ fn a_token_is_elected_by_its_numbers_before_any_norm() {
 fn of_equal_magnitudes_the_earlier_number_wins_and_those_not_finite_count_as_zero() {
     let gpu = gpu();
     let mut walk = walk(&gpu, "ties", 4, vec![vec![(0, 300)], vec![(1, 100)], vec![(2, 5)]]);
-    // Five entries of one magnitude, of either sign: the last of them is left out. Blocks of 5 tokens each.
+    // Five entries of one magnitude, of either sign: the last of them is left out. Blocks of 5
+    // tokens each.
     let plants = [(3, 1, 7.0), (8, 5, -7.0), (9, 0, 7.0), (200, 3, -7.0), (299, 3, 7.0), (5, 0, f32::NAN), (6, 1, f32::INFINITY), (7, 2, f32::NEG_INFINITY)];
     let residual = planted(&mut walk, 300, 6, &plants);
     take(&mut walk, &[(0, 300)], residual);
@@ -148,7 +157,8 @@ fn a_prompt_in_chunks_keeps_one_list_and_nobody_loses_a_row() {
     let before = walk.state().marks;
     let decode = walk.take_all(&[(0, 1)], rows, vec![1e9; 6], true);
     assert!(decode.step.words().elect == [(0, 0), (0, 0)] && walk.state().marks == before, "a token that decodes elects nobody");
-    // Smaller than the three largest so far: not elected. Larger: the one free row. (Token 41 is the chunk's first.)
+    // Smaller than the three largest so far: not elected. Larger: the one free row. (Token 41 is
+    // the chunk's first.)
     let residual = planted(&mut walk, 72, 6, &[(5, 0, 8.0), (6, 0, 8.5), (70, 0, 5.0), (71, 0, 6.0)]);
     take(&mut walk, &[(0, 70), (1, 2)], residual);
     assert_eq!(elected(&walk, 0), [4, 30]);
@@ -165,7 +175,8 @@ fn a_prompt_in_chunks_keeps_one_list_and_nobody_loses_a_row() {
 fn short_prompts_and_full_ones_work() {
     let gpu = gpu();
     let mut walk = walk(&gpu, "fewer tokens than rows", 20, vec![vec![(0, 7), (1, 1)], vec![(1, 2), (0, 1)], vec![(2, 19)], vec![(2, 1)]]);
-    // Seven tokens of four numbers: at most 20 of 28 entries, so every token may be a sink, and no page is needed by attention.
+    // Seven tokens of four numbers: at most 20 of 28 entries, so every token may be a sink, and no
+    // page is needed by attention.
     let residual: Vec<f32> = (0..7).flat_map(|t| [3.0 + t as f32, 2.0, 1.0, 0.01]).chain([9.0; 4]).collect();
     take(&mut walk, &[(0, 7), (1, 1)], residual);
     assert_eq!(elected(&walk, 0), [0, 1, 2, 3, 4, 5, 6]);
@@ -196,7 +207,8 @@ fn what_is_cut_off_is_void() {
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     walk.cache.truncate(&mut encoder, walk.sequences[0], 140).unwrap();
     gpu.queue().submit([encoder.finish()]);
-    // Decoding past the place of the token that was cut off: the new token 150 is packed, and its f16 row is not taken.
+    // Decoding past the place of the token that was cut off: the new token 150 is packed, and its
+    // f16 row is not taken.
     for _ in 0..12 {
         let taken = walk.take(&[(0, 1)], true);
         let record = &records(&taken)[0];
@@ -207,7 +219,8 @@ fn what_is_cut_off_is_void() {
         let error = relative_rms(&walk.output(&taken), &want);
         assert!(error < DECODE_RMS, "relative error {error}. WGKV_SEED={}", walk.seed);
     }
-    // The next chunk's election fills the row that is free now; the entry of the token that was cut off counts no more.
+    // The next chunk's election fills the row that is free now; the entry of the token that was cut
+    // off counts no more.
     let residual = planted(&mut walk, 40, 6, &[(9, 0, 45.0), (10, 0, 30.0)]);
     take(&mut walk, &[(0, 40)], residual);
     assert_eq!(elected(&walk, 0), [20, 21, 152 + 9]);
@@ -244,7 +257,8 @@ fn keys_before_their_election_are_refused() {
     append(&walk, &mut encoder, 1).unwrap();
     gpu.queue().submit([encoder.finish()]);
     assert!(walk.state() != before);
-    // A later step makes this one stale; a decode step needs no election, and takes one without recording it.
+    // A later step makes this one stale; a decode step needs no election, and takes one without
+    // recording it.
     let next = walk.cache.step(&[Chunk { sequence: walk.sequences[0], tokens: 1 }]).unwrap();
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     assert!(matches!(walk.cache.elect(&mut encoder, &step, 0, Rows::f32(&residual), 6), Err(Error::Stale { .. })));
@@ -253,7 +267,8 @@ fn keys_before_their_election_are_refused() {
     gpu.queue().submit([encoder.finish()]);
 }
 
-/// The step of several tokens never got its residual stream; what was void before it must not count again once it is taken back.
+/// The step of several tokens never got its residual stream; what was void before it must not count
+/// again once it is taken back.
 #[test]
 fn a_step_that_is_taken_back_revives_no_sink() {
     let gpu = gpu();

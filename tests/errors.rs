@@ -1,8 +1,9 @@
-//! Bad input is refused by a typed error that names the thing, the number wanted and the number had; and after a refusal the cache
-//! holds what it held and can be used on.
+//! Bad input is refused by a typed error that names the thing, the number wanted and the number
+//! had; and after a refusal the cache holds what it held and can be used on.
 //!
-//! What is wrong with shape, format, protection, budget or device is refused by `Plan`, without a GPU. What is wrong with a step, a
-//! sequence or a buffer is refused by the cache before anything is recorded.
+//! What is wrong with shape, format, protection, budget or device is refused by `Plan`, without a
+//! GPU. What is wrong with a step, a sequence or a buffer is refused by the cache before anything
+//! is recorded.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use rand::RngExt;
@@ -171,7 +172,8 @@ fn formats_that_do_not_fit_the_head_are_refused() {
     let make = |format, head_dim| {
         plan(Shape { head_dim, rope: Rope::none(), ..shape() }, format, Protection::NONE, Capacity::tokens(1, 1), &Capability::webgpu_default())
     };
-    // (group, head_dim): no such group; not a divisor; larger than the head, but not 128, which means one group.
+    // (group, head_dim): no such group; not a divisor; larger than the head, but not 128, which
+    // means one group.
     for (group, head_dim) in [(48, 96), (16, 64), (0, 64), (256, 256), (32, 80), (64, 80), (64, 96)] {
         refused(make(rtn(Bits::Four, Bits::Four, group), head_dim), &Error::Group { group, head_dim }, &[&group.to_string(), &head_dim.to_string()]);
     }
@@ -199,7 +201,8 @@ fn budgets_that_hold_nothing_are_refused() {
     refused(make(Capacity::tokens(0, 10)), &none("sequences"), &["sequences", "1 or more", "0"]);
     refused(make(Capacity::tokens(10, 0)), &none("tokens"), &["tokens", "1 or more", "0"]);
     refused(make(Capacity::bytes(0, 1 << 20)), &none("sequences"), &["sequences"]);
-    // One sequence's f16 rows: (4 + 128 + 128) rows of 64 words, 2 KV heads, 2 layers; a page is as the layout says.
+    // One sequence's f16 rows: (4 + 128 + 128) rows of 64 words, 2 KV heads, 2 layers; a page is as
+    // the layout says.
     let rows = 4 * 260 * 64 * 2 * 2;
     let page = 4 * make(Capacity::tokens(1, 1)).unwrap().slabs(0)[0].layout().bytes();
     let error = Error::Capacity { reason: "the bytes of the f16 rows of all sequences and one page", need: rows + page, have: rows + page - 1 };
@@ -287,7 +290,8 @@ fn a_plan_for_a_larger_device_is_refused_by_the_cache() {
     let error = make(gpu).expect_err("more invocations than the device allows");
     assert!(matches!(error, Error::Limit { what: "max_compute_invocations_per_workgroup", need: 512.., have: 256, .. }), "{error:?}");
     make(&small).unwrap();
-    // One that packs by blocks shuffles between the lanes of a subgroup; one that need not is not refused.
+    // One that packs by blocks shuffles between the lanes of a subgroup; one that need not is not
+    // refused.
     let small = gpu.pretend(gpu.capability().without_subgroups());
     let make = |format| Cache::new(&small, plan(shape(), format, Protection::NONE, Capacity::tokens(1, 1), gpu.capability()).unwrap());
     let error = make(Format::new(Codec::Rtn, Bits::Four, Bits::Four, 64)).expect_err("more lanes than the device has");
@@ -307,9 +311,10 @@ fn rows_that_rotate_cannot_take_are_refused() {
     assert!(rotate(Rows::f32(&buffer), 0, 64).is_ok(), "no rows are no error");
 }
 
-/// Words of the codes and scales of the two tokens of [`STEP`] that may be rounded otherwise than the twin does it: of 2 KV heads, key and
-/// value, with 65 numbers each they are 520, of which a thousandth may be ties ([`TIES`]); half a word is to be expected, more than two
-/// in one of sixty runs if there were as many ties as there may be.
+/// Words of the codes and scales of the two tokens of [`STEP`] that may be rounded otherwise than
+/// the twin does it: of 2 KV heads, key and value, with 65 numbers each they are 520, of which a
+/// thousandth may be ties ([`TIES`]); half a word is to be expected, more than two in one of sixty
+/// runs if there were as many ties as there may be.
 const TIED_WORDS: usize = 2;
 
 /// The step that a cache in use takes next: a token of either sequence.
@@ -319,7 +324,8 @@ fn chunk(sequence: Sequence, tokens: u32) -> Chunk {
     Chunk { sequence, tokens }
 }
 
-/// A cache in use, with what must not change when it refuses something, and one beside it that has the same and refuses nothing.
+/// A cache in use, with what must not change when it refuses something, and one beside it that has
+/// the same and refuses nothing.
 struct Used {
     walk: Walk,
     control: Walk,
@@ -384,7 +390,8 @@ struct Stepping {
 }
 
 impl Stepping {
-    /// Takes the step on both: what was refused recorded nothing, and left no trace. Returns both, and what the step took.
+    /// Takes the step on both: what was refused recorded nothing, and left no trace. Returns both,
+    /// and what the step took.
     #[track_caller]
     fn goes_on(self) -> (Used, Taken) {
         let Self { mut used, step, numbers, keys, values, queries, output, encoder: refused } = self;

@@ -1,4 +1,5 @@
-//! Faults of the device: lost at any moment, without memory. Each is told by a typed error, and what was saved goes on elsewhere.
+//! Faults of the device: lost at any moment, without memory. Each is reported by a typed error, and
+//! what was saved goes on elsewhere.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use pollster::block_on;
@@ -8,7 +9,8 @@ fn shape() -> Shape {
     Shape { layers: 2, query_heads: 4, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
 }
 
-/// Every kind of buffer: pages, key scales, f16 rows of elected sinks and of a window.
+/// Makes a plan with every kind of buffer: pages, key scales, f16 rows of elected sinks and of a
+/// window.
 fn plan(gpu: &Gpu, order: &ChannelOrder) -> Plan {
     let format = rotated(Bits::Four, Bits::Four, 64, 2);
     let builder = Plan::builder(shape(), format).protection(massive(3, 128)).capacity(Capacity::tokens(3, 512));
@@ -19,7 +21,8 @@ fn order() -> ChannelOrder {
     random_order(&shape(), &rotated(Bits::Four, Bits::Four, 64, 2), Reach::Global, &mut generator())
 }
 
-/// Takes the device away, as a crash of its driver would; it is told when the device is polled.
+/// Takes the device away, as a crash of its driver would; the loss is reported when the device is
+/// polled.
 fn lose(gpu: &Gpu) {
     gpu.device().destroy();
     gpu.device().poll(wgpu::PollType::wait_indefinitely()).unwrap();
@@ -47,7 +50,8 @@ fn every_call_tells_that_the_device_is_lost_and_a_snapshot_goes_on_elsewhere() {
     let step = reader.cache.step(&[Chunk { sequence, tokens: 2 }]).unwrap();
     let rows = upload(&gpu, &[0.0; 2 * 4 * 64]);
     let (free, all) = (reader.cache.free_pages(), reader.cache.plan().pages());
-    // It is told once, by every clone and whatever it pretends; who waits is told, too.
+    // Every clone reports it, whatever capability it pretends to have, and every task that waits
+    // for it wakes.
     let pretended = gpu.pretend(Capability::webgpu_default());
     let (soon, later) = (gpu.until_lost(), gpu.until_lost());
     assert_eq!((gpu.lost(), pretended.lost()), (None, None));
@@ -103,7 +107,8 @@ fn a_device_that_is_lost_before_a_call_knows_is_told_by_the_next() {
     let order = order();
     let text = Text::normal(&mut generator(), &shape(), 300);
     let [kv, _, q, _] = Text::widths(&shape());
-    // What happens between the loss and its telling is recorded to no avail, and nothing panics.
+    // Calls between the loss and its report record work that is not carried out, and nothing
+    // panics.
     for call in ["append", "attend", "dequantize", "step", "truncate"] {
         let gpu = gpu();
         let mut reader = Reader::new(&gpu, plan(&gpu, &order));

@@ -5,9 +5,10 @@ use rand::rngs::StdRng;
 use wgkv::low_level::reference::attention_exact;
 use wgkv_testing::*;
 
-/// Relative RMS error of attention over independent normal numbers, where the values average out and the codes' error does
-/// not: the hardest case there is. f16: half's 2^-11 on keys and values. The others: the quantizer's own error, which for a
-/// group of n normal numbers over b bits is about 2 x 2.6 / (2^b - 1) / sqrt(12), on keys and on values, and half as much
+/// Returns the allowed relative RMS error of attention over independent normal numbers, where the
+/// values average out and the codes' error does not: the hardest case there is. f16: half's 2^-11
+/// on keys and values. The others: the quantizer's own error, which for a group of n normal numbers
+/// over b bits is about 2 x 2.6 / (2^b - 1) / sqrt(12), on keys and on values, and half as much
 /// again to spare. A wrong plane, scale, page or position gives 1 and more.
 fn budget(format: &Format) -> f64 {
     match format.key().bits.min(format.value().bits).get() {
@@ -19,9 +20,10 @@ fn budget(format: &Format) -> f64 {
     }
 }
 
-/// How far outputs are from what they should be. Together they keep within the budget, each counted alike however many tokens it
-/// has. One alone can be further off by chance, where the score of a token that has much of the weight is rounded by three times what
-/// is usual, but by no more than twice the budget, nor near the 1.4 that another text's output would be.
+/// How far outputs are from what they should be. Together they keep within the budget, each counted
+/// alike however many tokens it has. One alone can be further off by chance, where the score of a
+/// token that has much of the weight is rounded by three times what is usual, but by no more than
+/// twice the budget, nor near the 1.4 that another text's output would be.
 #[derive(Default)]
 struct Distance {
     outputs: u32,
@@ -45,16 +47,17 @@ impl Distance {
     }
 }
 
-/// A plan with a random order of channels, or means, where the format needs them.
+/// Makes a plan with a random order of channels, or means, where the format needs them.
 fn planned(gpu: &Gpu, random: &mut StdRng, shape: &Shape, format: Format, protection: Protection, budget: Capacity) -> Plan {
     planning(random, shape, format, protection, budget).build(gpu.capability()).unwrap()
 }
 
-/// The same before it is built.
+/// Returns the builder of that plan.
 fn planning(random: &mut StdRng, shape: &Shape, format: Format, protection: Protection, budget: Capacity) -> PlanBuilder {
     let plan = Plan::builder(shape.clone(), format).protection(protection).capacity(budget);
     if format.codec() == Codec::Centred {
-        // Means that the rows do not have: small ones, since their squares are added to what the codes must hold.
+        // Means that the rows do not have: small ones, since their squares are added to what the
+        // codes must hold.
         let mut means = || normals(random, (shape.kv_heads * shape.head_dim) as usize).iter().map(|x| 0.3 * x).collect::<Vec<f32>>();
         let layer = [means(), vec![1.0; (shape.kv_heads * shape.head_dim) as usize], means()];
         return plan.learned(Means::new(shape, "", vec![layer; shape.layers as usize]).unwrap());
@@ -65,7 +68,8 @@ fn planning(random: &mut StdRng, shape: &Shape, format: Format, protection: Prot
     plan.learned(random_order(shape, &format, Reach::Global, random))
 }
 
-/// A sequence grows by a prefill and then token by token; the outputs of both are compared with f64.
+/// Grows a sequence by a prefill and then token by token, and compares the outputs of both with
+/// f64.
 fn follow(gpu: &Gpu, random: &mut StdRng, shape: &Shape, format: Format, protection: Protection, alignment: Alignment) {
     let (prefill, decode) = (300, 3);
     let d = shape.head_dim as usize;
@@ -116,7 +120,7 @@ fn attention_from_codes_stays_within_the_budget_of_its_bits() {
     let strict = Protection::NONE;
     use Bits::{Eight, Four, Three, Two};
     use Codec::{Hadamard, Rtn};
-    // (head_dim, query heads, KV heads, format, protection), each with what it is there for.
+    // (head_dim, query heads, KV heads, format, protection), each with the reason why it is there.
     let cases = [
         (128, 8, 2, Format::f16(), strict),                                         // the control, two factors of 16 and 8
         (128, 8, 2, coded(Hadamard, Two, Two, 128), window),                        // the format that matters most
@@ -150,7 +154,7 @@ fn attention_from_codes_stays_within_the_budget_of_its_bits() {
         let shape = Shape { layers: 1, query_heads, kv_heads, head_dim, rope: Rope::new(10_000.0, head_dim) };
         follow(&gpu, random, &shape, format, protection, Alignment::EVERYTHING);
     }
-    // Codes in planes, of which so much is read that the budget of their bits still holds.
+    // Codes in planes, of which enough is read that the budget of their bits still holds.
     for (head_dim, query_heads, kv_heads, format, protection) in [
         (128, 8, 2, coded(Hadamard, Four, Four, 128), strict), // the format that planes matter most for
         (80, 3, 1, coded(Rtn, Eight, Eight, 128), window),     // a block with a place to spare; few tokens packed
@@ -189,7 +193,8 @@ fn weaker_devices_give_the_same_attention() {
     let shape = Shape { layers: 1, query_heads: 8, kv_heads: 4, head_dim: 64, rope: Rope::new(10_000.0, 64) };
     let format = coded(Codec::Hadamard, Bits::Four, Bits::Four, 64);
     let capability = *gpu.capability();
-    // Loops where the GPU has straight-line code and the other way round; no subgroups; bindings that hold two heads' pages.
+    // Loops where the GPU has straight-line code and the other way round; no subgroups; bindings
+    // that hold two heads' pages.
     for weaker in [
         Capability { straight: !capability.straight, ..capability },
         capability.without_subgroups(),
@@ -222,7 +227,8 @@ fn passes_of_other_lengths_give_the_same_attention() {
 
 #[test]
 fn bits_are_those_of_the_paper() {
-    // RotateKV (2501.16383): bits of a code, and scale and zero of a group; protected tokens have 16 bits a number besides.
+    // RotateKV (2501.16383): bits of a code, and scale and zero of a group; protected tokens have
+    // 16 bits a number besides.
     let gpu = gpu();
     let random = &mut generator();
     let shape = Shape { layers: 2, query_heads: 8, kv_heads: 8, head_dim: 128, rope: Rope::new(10_000.0, 128) };
@@ -257,7 +263,7 @@ fn small() -> Shape {
     Shape { layers: 2, query_heads: 4, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
 }
 
-/// Formats and protections to fork and cut.
+/// Returns formats and protections to fork and cut.
 fn ways() -> Vec<(Format, Protection)> {
     use Bits::{Eight, Four, Three, Two};
     let strict = Protection::NONE;
@@ -273,7 +279,7 @@ fn ways() -> Vec<(Format, Protection)> {
     ]
 }
 
-/// Two caches alike: one for what is tested, one for sequences that were never forked or cut.
+/// Makes two equal caches: one for what is tested, one for sequences that were never forked or cut.
 fn readers(gpu: &Gpu, random: &mut StdRng, format: Format, protection: Protection, budget: Capacity) -> [Reader; 2] {
     let plan = planned(gpu, random, &small(), format, protection, budget);
     [(); 2].map(|()| Reader::new(gpu, plan.clone()))
@@ -334,7 +340,8 @@ fn what_was_cut_off_leaves_no_trace() {
     let gpu = gpu();
     let random = &mut generator();
     let text = Text::normal(random, &small(), 700);
-    // From where to where: at and around a page's end, at and around a sequence's. Each way takes three of them.
+    // From where to where: at and around a page's end, at and around a sequence's. Each way takes
+    // three of them.
     let cuts = [(270, 270), (270, 269), (270, 256), (270, 130), (150, 3), (150, 0), (130, 1)];
     for (w, (format, protection)) in ways().into_iter().enumerate() {
         let [mut cut, mut plain] = readers(&gpu, random, format, protection, Capacity::tokens(2, 512));
@@ -354,7 +361,8 @@ fn what_was_cut_off_leaves_no_trace() {
                 plain.read_all(control, &other, &[tokens as usize]);
             }
             let strict = protection.window == 0 || format.codec() == Codec::F16;
-            // Sinks are elected among all tokens of a prompt, and those of a shorter one are others.
+            // Sinks are elected among all tokens of a prompt, and those of a shorter one are
+            // others.
             let same = strict && !cut.cache.plan().elects();
             for chunks in [vec![1, 1], vec![120, 1]] {
                 let at = cut.cache.tokens(sequence).unwrap() as usize;
@@ -371,8 +379,8 @@ fn what_was_cut_off_leaves_no_trace() {
     }
 }
 
-/// Outputs against f64 attention over the text's own rows, within the budget of the format's bits. (Tokens that are f16 make the
-/// error less.)
+/// Checks outputs against f64 attention over the text's own rows, within the budget of the format's
+/// bits. (Tokens that are f16 make the error less.)
 fn near_exact(reader: &Reader, sequence: Sequence, text: &Text, at: usize, chunks: &[usize], outputs: &[Vec<u32>], name: &str) {
     let plan = reader.cache.plan();
     let (shape, [kv, _, q, _]) = (plan.shape(), Text::widths(plan.shape()));
@@ -432,7 +440,8 @@ fn forks_and_cuts_that_are_refused_change_nothing() {
         plain.read_all(control, &text, &[256]);
         let state = |reader: &Reader, sequence| (reader.cache.tokens(sequence).unwrap(), reader.cache.free_pages(), reader.cache.bytes_used());
 
-        // Two full pages are shared; the third page is the first sequence's now, so none is left to copy one.
+        // Two full pages are shared; the third page is the first sequence's now, so none is left to
+        // copy one.
         let second = reader.fork(first).unwrap();
         assert_eq!(reader.cache.free_pages(), 1);
         let want = plain.read_all(control, &text, &[1]);
@@ -443,7 +452,8 @@ fn forks_and_cuts_that_are_refused_change_nothing() {
         assert!(matches!(reader.truncate(second, 257), Err(Error::Range { first: 0, end: 257, have: 256 })));
         assert_eq!(state(&reader, first), before);
         assert_eq!(reader.cache.tokens(second).unwrap(), 256);
-        // At a page's end no copy is needed; then a page that only one sequence holds is cut without a copy.
+        // At a page's end no copy is needed; then a page that only one sequence holds is cut
+        // without a copy.
         reader.truncate(second, 128).unwrap();
         let third = reader.fork(second).unwrap();
         assert!(matches!(reader.fork(second), Err(Error::Sequences { have: 3 })));
@@ -500,7 +510,8 @@ fn pipelines_are_kept_for_the_next_run() {
         assert_eq!(gpu.pipeline_cache(), None);
         // SAFETY: nothing, then what a cache of the same driver gave.
         let keeping = unsafe { gpu.with_pipeline_cache(kept.as_deref()) }.unwrap();
-        // As much as the last run left is there before anything is compiled. A software adapter may keep no more than its name.
+        // As much as the last run left is there before anything is compiled. A software adapter may
+        // keep no more than its name.
         let begun = keeping.pipeline_cache().unwrap().len();
         assert!(kept.as_ref().is_none_or(|kept| kept.len() == begun), "{begun} bytes of {}", kept.map_or(0, |kept| kept.len()));
         let [mut reader, _] = readers(&keeping, random, format, Protection::NONE, budget);

@@ -1,9 +1,10 @@
-//! Rotations folded into weights leave the model as it was. The numbers are those of docs/testing.md's table of
-//! RotateKV (2501.16383): 9 fused keys, 10 a whole attention block, 11 positions, 12 what must break it, 13 values and biases.
+//! Rotations folded into weights leave the model as it was. The numbers are those of
+//! docs/testing.md's table of RotateKV (2501.16383): 9 fused keys, 10 a whole attention block, 11
+//! positions, 12 what must break it, 13 values and biases.
 //!
-//! The quantizer is the identity here. Weights are multiples of 1/32 and rotations are over 64, 256 or 1024 channels, whose scales are
-//! powers of two, so that fused weights are exact in f32 and the algebra can be checked to f64's precision; other sizes are
-//! checked to f32's.
+//! The quantizer is the identity here. Weights are multiples of 1/32 and rotations are over 64, 256
+//! or 1024 channels, whose scales are powers of two, so that fused weights are exact in f32 and the
+//! algebra can be checked to f64's precision; other sizes are checked to f32's.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use rand::RngExt;
@@ -13,17 +14,19 @@ use wgkv::low_level::reference::{attention_exact, rotate_exact, rotate_group_exa
 use wgkv::{ChannelOrder, Error, Rope, Shape};
 use wgkv_testing::*;
 
-/// Relative to the length of a row. A key passes sums of 48, 64 and 4 terms twice, of 2^-53 each by rounding, on terms that
-/// add up to a few lengths of the row.
+/// Relative to the length of a row. A key passes sums of 48, 64 and 4 terms twice, of 2^-53 each by
+/// rounding, on terms that add up to a few lengths of the row.
 const KEY_ERROR: f64 = 1e-13;
 
-/// The same through scores, softmax and three more products. A mistake of the algebra is 1e-2 or more.
+/// The same through scores, softmax and three more products. A mistake of the algebra is 1e-2 or
+/// more.
 const BLOCK_ERROR: f64 = 1e-12;
 
 /// What item 12 must break, relative to the length of the block's output.
 const BROKEN: f64 = 1e-2;
 
-/// Weights and rows in f32: one rounding of 2^-24 to store each number, which adds up over a row like its length.
+/// Weights and rows in f32: one rounding of 2^-24 to store each number, which adds up over a row
+/// like its length.
 const FLOAT_ERROR: f64 = 2.0 / 16_777_216.0;
 
 const HIDDEN: usize = 48;
@@ -44,7 +47,7 @@ fn shape(query_heads: u32, kv_heads: u32, head_dim: u32) -> Shape {
     Shape { layers: 2, query_heads, kv_heads, head_dim, rope: Rope::new(100.0, head_dim) }
 }
 
-/// Multiples of 1/32 up to 1/4.
+/// Draws multiples of 1/32 up to 1/4.
 fn weights(random: &mut StdRng, n: usize) -> Vec<f32> {
     (0..n).map(|_| f32::from(random.random_range(-8_i8..=8)) / 32.0).collect()
 }
@@ -66,13 +69,13 @@ fn block(random: &mut StdRng, shape: Shape) -> Block {
     }
 }
 
-/// An order that is far from the natural one in both layers.
+/// Makes an order that is far from the natural one in both layers.
 fn channel_order(random: &mut StdRng, shape: &Shape, heads_per_group: u32, reach: Reach) -> ChannelOrder {
     let sums = (0..shape.layers).map(|_| doubles(&normals(random, (shape.kv_heads * shape.head_dim) as usize))).collect();
     ChannelOrder::from_sums(shape, heads_per_group, reach, "", 1, sums).unwrap()
 }
 
-/// `W x + b` for every row of `x`.
+/// Returns `W x + b` for every row of `x`.
 fn project(weights: &[f32], bias: Option<&[f32]>, x: &[f64]) -> Vec<f64> {
     let columns = x.len() / TOKENS;
     let rows = weights.len() / columns;
@@ -88,7 +91,7 @@ fn by_token(rows: &[f64], f: impl Fn(&[f64], u32) -> Vec<f64>) -> Vec<f64> {
     rows.chunks_exact(rows.len() / TOKENS).zip(0..).flat_map(|(row, t)| f(row, t)).collect()
 }
 
-/// `B` on every row.
+/// Returns `B` applied to every row.
 fn rotated(rows: &[f64], head_dim: u32, heads_per_group: u32) -> Vec<f64> {
     rows.chunks_exact((heads_per_group * head_dim) as usize).flat_map(|block| rotate_group_exact(block, head_dim)).collect()
 }
@@ -101,7 +104,7 @@ fn turned(shape: &Shape, rows: &[f64], first: u32) -> Vec<f64> {
     by_token(rows, |row, t| by_head(row, shape.head_dim, |head| turn_exact(&shape.rope, head, t + first)))
 }
 
-/// Scores of every query and key that are turned already: `[query head][token][key]`.
+/// Returns the scores of every query and key that are already turned: `[query head][token][key]`.
 fn scores(shape: &Shape, queries: &[f64], keys: &[f64]) -> Vec<Vec<Vec<f64>>> {
     let d = shape.head_dim as usize;
     let at = |rows: &[f64], heads: u32, t: usize, head: u32| rows[(t * heads as usize + head as usize) * d..][..d].to_vec();
@@ -114,7 +117,7 @@ fn scores(shape: &Shape, queries: &[f64], keys: &[f64]) -> Vec<Vec<Vec<f64>>> {
         .collect()
 }
 
-/// Causal attention over queries and keys that are turned already.
+/// Returns causal attention over queries and keys that are already turned.
 fn attend(shape: &Shape, queries: &[f64], keys: &[f64], values: &[f64]) -> Vec<f64> {
     let d = shape.head_dim as usize;
     let mut output = vec![0.0; queries.len()];
@@ -136,7 +139,7 @@ fn length(row: &[f64]) -> f64 {
     row.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
-/// The distance of two rows, relative to the length of the second.
+/// Returns the distance of two rows, relative to the length of the second.
 fn apart(got: &[f64], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len());
     length(&got.iter().zip(want).map(|(a, b)| a - b).collect::<Vec<_>>()) / length(want)
@@ -156,14 +159,14 @@ enum Way {
 }
 
 impl Block {
-    /// The block as the model has it.
+    /// Runs the block as the model has it.
     fn plain(&self, x: &[f64], first: u32) -> Vec<f64> {
         let queries = turned(&self.shape, &project(&self.wq, None, x), first);
         let keys = turned(&self.shape, &project(&self.wk, Some(&self.key_bias), x), first);
         project(&self.wo, None, &attend(&self.shape, &queries, &keys, &project(&self.wv, Some(&self.value_bias), x)))
     }
 
-    /// The block with its weights fused.
+    /// Returns the block with its weights fused.
     fn fused(&self, channel_order: &ChannelOrder, layer: u32) -> Self {
         let mut fused = self.clone();
         fuse::keys(&mut fused.wk, channel_order, layer).unwrap();
@@ -174,7 +177,7 @@ impl Block {
         fused
     }
 
-    /// The fused block, as an engine runs it. `plain` is the block before.
+    /// Runs the fused block as an engine does. `plain` is the block before.
     fn run(&self, plain: &Self, channel_order: &ChannelOrder, layer: u32, x: &[f64], first: u32, way: Way) -> Vec<f64> {
         let (shape, d) = (&self.shape, self.shape.head_dim);
         let b = |rows: &[f64]| rotated(rows, d, channel_order.heads_per_group());
@@ -253,7 +256,8 @@ fn weights_of_any_head_dim_are_rounded_once() {
         let close = |name: &str, got: &[f32], want: &[f64]| {
             for (line, (got, want)) in got.chunks_exact(3).zip(want.chunks_exact(3)).enumerate() {
                 for (got, want) in got.iter().zip(want) {
-                    // Half a unit of the last place, and where numbers cancel what f64 lost of 1024 of about 1.
+                    // Half a unit of the last place, and where numbers cancel what f64 lost of 1024
+                    // of about 1.
                     let off = (f64::from(*got) - want).abs();
                     assert!(off <= 0.5 * f64::from(f32::EPSILON) * want.abs() + 1e-12, "{name}, line {line}: {got}, wanted {want}. WGKV_SEED={seed}");
                 }
@@ -347,7 +351,8 @@ fn item_12_and_13_mistakes_break_the_block() {
             let off = apart(&fused.run(&plain, &channel_order, 1, &x, 3, way), &want);
             assert!(off > BROKEN, "{way:?} changes the output by {off:e} only. WGKV_SEED={seed}");
         }
-        // The other layer's order, a bias that stayed as it was, and one that was rotated but not ordered.
+        // The other layer's order, a bias that stayed as it was, and one that was rotated but not
+        // ordered.
         let off = apart(&fused.run(&plain, &channel_order, 0, &x, 3, Right), &want);
         assert!(off > BROKEN, "the order of another layer: {off:e}. WGKV_SEED={seed}");
         let only_rotated: Vec<f32> = rotated(&doubles(&plain.key_bias), 64, 4).iter().map(|x| *x as f32).collect();

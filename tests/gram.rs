@@ -1,6 +1,7 @@
-//! `gram` makes the Gram matrices of rows by head, or of the difference of two buffers of rows: it agrees with its twin up to
-//! the rounding of f32 sums and with sums in f64 as closely as its tree of sums can, also where plain sums of f32 could not;
-//! whole numbers are exact; matrices are symmetric bit for bit; nothing but them is written; what is not finite is refused.
+//! `gram` makes the Gram matrices of rows by head, or of the difference of two buffers of rows: it
+//! agrees with its twin up to the rounding of f32 sums and with sums in f64 as closely as its tree
+//! of sums can, also where plain sums of f32 could not; whole numbers are exact; matrices are
+//! symmetric bit for bit; nothing but them is written; what is not finite is refused.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use rand::RngExt;
@@ -13,16 +14,17 @@ use wgkv_testing::*;
 /// Half a unit of the last place, what one rounding of f32 loses at most.
 const ROUNDING: f64 = 1.0 / 16_777_216.0;
 
-/// A number of a chunk's matrix passes 21 roundings: of its product, three sums of quads of rows, two of a quad's rows, and 15 of
-/// blocks (the first of 16 is added to zero). One more stands for what is of second order.
+/// A number of a chunk's matrix passes 21 roundings: of its product, three sums of quads of rows,
+/// two of a quad's rows, and 15 of blocks (the first of 16 is added to zero). One more stands for
+/// what is of second order.
 const SUM_ROUNDINGS: f64 = 22.0;
 
-/// Relative to the sum of the products' magnitudes: a compiler may contract a product and a sum, and then either side may have
-/// rounded all the other way.
+/// Relative to the sum of the products' magnitudes: a compiler may contract a product and a sum,
+/// and then either side may have rounded all the other way.
 const TWIN_ERROR: f64 = 2.0 * SUM_ROUNDINGS * ROUNDING;
 
-/// The same against f64, where each of a product's two differences was rounded, too. It is 1.4e-6: far less than the 1e-4 of a
-/// matrix's largest number that an order of channels would not notice.
+/// The same against f64, where each of a product's two differences was rounded, too. It is 1.4e-6:
+/// far less than the 1e-4 of a matrix's largest number that an order of channels would not notice.
 const EXACT_ERROR: f64 = (SUM_ROUNDINGS + 2.0) * ROUNDING;
 
 /// (head_dim, heads, rows, why)
@@ -51,7 +53,8 @@ struct Sample {
 }
 
 impl Sample {
-    /// Rows with a mean and a scale of their own in each channel, so that numbers of a matrix differ.
+    /// Draws rows with a different mean and scale in each channel, so that numbers of a matrix
+    /// differ.
     fn new(random: &mut StdRng, head_dim: u32, heads: u32, rows: u32, difference: bool) -> Self {
         let width = heads * head_dim;
         let mut draw = || (0..rows * width).map(|i| (normal(random) + (i % 5) as f32 * 0.3) * (1.0 + (i % width % 11) as f32)).collect();
@@ -62,17 +65,18 @@ impl Sample {
         self.rows.len() as u32 / (self.heads * self.head_dim)
     }
 
-    /// Numbers of a matrix.
+    /// Returns how many numbers a matrix has.
     fn size(&self) -> usize {
         (self.head_dim * self.head_dim) as usize
     }
 
-    /// Matrices of all chunks.
+    /// Returns how many numbers the matrices of all chunks have.
     fn numbers(&self) -> usize {
         (gram::chunks(self.count()) * self.heads) as usize * self.size()
     }
 
-    /// Rows with a row of poison (not finite) more than is asked for, and matrices of poison with one more than is to be written.
+    /// Runs the kernel on rows followed by a row of poison (not finite), and returns matrices that
+    /// began as poison, with one more than is to be written.
     fn made(&self, gpu: &Gpu) -> wgpu::Buffer {
         let poison = vec![f32::from_bits(POISON); (self.heads * self.head_dim) as usize];
         let given = |rows: &Vec<f32>| upload(gpu, &[rows.as_slice(), poison.as_slice()].concat());
@@ -97,7 +101,7 @@ impl Sample {
         grams
     }
 
-    /// In f64, by head.
+    /// Returns the matrices in f64, by head.
     fn exact(&self) -> Vec<Vec<f64>> {
         let d = self.head_dim as usize;
         let mut sums = vec![vec![0.0; self.size()]; self.heads as usize];
@@ -119,8 +123,9 @@ fn encoder(gpu: &Gpu) -> wgpu::CommandEncoder {
     gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
 }
 
-/// Asserts that a matrix is another up to `error`, relative to the sum of the magnitudes of a number's products. By Cauchy and
-/// Schwarz that is at most the root of the two numbers on the diagonal. NaN is refused.
+/// Asserts that a matrix equals another up to `error`, relative to the sum of the magnitudes of a
+/// number's products. By Cauchy and Schwarz that is at most the root of the two numbers on the
+/// diagonal. NaN is refused.
 #[track_caller]
 fn agree(name: &str, got: &[f64], want: &[f64], error: f64, seed: u64) {
     assert_eq!(got.len(), want.len(), "{name}: lengths");
@@ -137,7 +142,8 @@ fn trace(matrix: &[f64]) -> f64 {
     matrix.iter().step_by(matrix.len().isqrt() + 1).sum()
 }
 
-/// The lengths of all rows together: the root of the trace, off by half of what the numbers of the trace are off by at most.
+/// Checks the lengths of all rows together: the root of the trace, off by at most half of what the
+/// numbers of the trace are off by.
 #[track_caller]
 fn lengths_agree(name: &str, got: &[f64], want: &[f64], seed: u64) {
     let (a, b) = (trace(got).sqrt(), trace(want).sqrt());
@@ -205,7 +211,8 @@ fn large_means_under_small_noise_are_summed_as_in_f64() {
     let mut draw = || (0..rows).flat_map(|_| means.clone()).map(|mean| mean + normal(&mut random) / 1024.0).collect::<Vec<f32>>();
     let (rows, minus) = (draw(), draw());
 
-    // One sum after another loses the same again and again, since each product is all but that of the row before.
+    // One sum after another loses the same again and again, since each product is all but that of
+    // the row before.
     let sample = Sample { head_dim, heads, rows: rows.clone(), minus: None };
     let exact = sample.exact();
     let plain = (0..head_dim as usize).map(|c| rows.iter().skip(c).step_by(width as usize).fold(0.0_f32, |sum, x| sum + x * x));
@@ -217,7 +224,8 @@ fn large_means_under_small_noise_are_summed_as_in_f64() {
         lengths_agree(&format!("means, head {head}"), &got[head], &exact[head], seed);
     }
 
-    // The difference leaves only noise, a millionth of the means: it must be taken before anything is summed.
+    // The difference leaves only noise, a millionth of the means: it must be taken before anything
+    // is summed.
     let sample = Sample { head_dim, heads, rows, minus: Some(minus) };
     let (got, exact) = (sample.sum(&gpu, &sample.made(&gpu)).unwrap(), sample.exact());
     for head in 0..heads as usize {

@@ -1,18 +1,21 @@
-//! KV heads spread over devices: every device stores what one device would, and outputs put together are those of one device. On a host with
-//! several GPUs each has its own, otherwise they are logical devices of one.
+//! KV heads spread over devices: every device stores what one device would, and outputs put
+//! together are those of one device. On a host with several GPUs each has its own, otherwise they
+//! are logical devices of one.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use wgkv_testing::*;
 
-/// Partial results of a row are merged in another order where fewer heads share the machine: 2^-24 for each of some 20 additions, and as much
-/// again for the sums that are divided by, of numbers of the size of 1.
+/// Partial results of a row are merged in another order where fewer heads share the machine: 2^-24
+/// for each of some 20 additions, and as much again for the sums that are divided by, of numbers of
+/// the size of 1.
 const MERGE_ERROR: f32 = 40.0 / 16_777_216.0;
 
 fn shape() -> Shape {
     Shape { layers: 2, query_heads: 8, kv_heads: 4, head_dim: 64, rope: Rope::new(10_000.0, 64) }
 }
 
-/// A plan of every kind of codec, with what it learns from sample text, and with bits of their own.
+/// Makes a plan of every kind of codec, with what it learns from sample text, and plans with bits
+/// by layer and head.
 fn plans(gpu: &Gpu, random: &mut rand::rngs::StdRng) -> Vec<Plan> {
     use Bits::{Eight, Four, Sixteen, Three, Two};
     let (shape, budget) = (shape(), Capacity::tokens(3, 400));
@@ -45,7 +48,7 @@ struct Pair {
 }
 
 impl Pair {
-    /// Appends and attends the same on both; compares.
+    /// Appends and attends the same on both, and compares.
     fn grow(&mut self, random: &mut rand::rngs::StdRng, chunks: &[(&(Sequence, HeadSequence), u32)], name: &str) {
         let shape = shape();
         let count: u32 = chunks.iter().map(|(_, tokens)| tokens).sum();
@@ -107,7 +110,7 @@ impl Pair {
     }
 }
 
-/// The bits of what comes back of keys and values.
+/// Returns the bits of the restored keys and values.
 fn stored(cache: &Cache, sequence: Sequence, layer: u32, tokens: u32) -> [Vec<u32>; 2] {
     let gpu = cache.gpu();
     let n = (tokens * cache.plan().shape().kv_heads * cache.plan().shape().head_dim) as usize;
@@ -121,7 +124,8 @@ fn stored(cache: &Cache, sequence: Sequence, layer: u32, tokens: u32) -> [Vec<u3
 #[test]
 fn heads_on_several_devices_are_those_of_one() {
     let random = &mut generator();
-    // Three devices have 1, 1 and 2 of four heads; heads that are rotated together go round for two.
+    // Three devices have 1, 1 and 2 of four heads; heads that are rotated together go round for
+    // two.
     let gpus = devices(3);
     for plan in plans(&gpus[0], random) {
         let count = if plan.group_heads() == 2 { 2 } else { 3 };

@@ -1,4 +1,5 @@
-//! Every module of `src/` imports what its contract in `docs/architecture.md` allows, and nothing else.
+//! Every module of `src/` imports what its contract in `docs/architecture.md` allows, and nothing
+//! else.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -15,20 +16,21 @@ struct Contract {
 }
 
 impl Contract {
-    /// Whether a path such as `gpu::rows::Rows` is allowed: it or something that it lies in is, and nothing that it lies in is forbidden.
+    /// Returns whether a path such as `gpu::rows::Rows` is allowed: it or something that it lies in
+    /// is, and nothing that it lies in is forbidden.
     fn allows(&self, path: &str) -> bool {
         let within = |outer: &String| path == outer || path.strip_prefix(outer.as_str()).is_some_and(|rest| rest.starts_with("::"));
         self.allowed.iter().any(within) && !self.forbidden.iter().any(within)
     }
 }
 
-/// The words between backticks.
+/// Returns the words between backticks.
 fn code(text: &str) -> Vec<String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// Reads the table whose header begins with `| module | contract |`: the module, what it is for, and what it may import (`a`, `b::C`,
-/// but not `a::d`).
+/// Reads the table whose header begins with `| module | contract |`: the module, what it is for,
+/// and what it may import (`a`, `b::C`, but not `a::d`).
 fn contracts(text: &str) -> BTreeMap<String, Contract> {
     let table = text.lines().skip_while(|line| !line.starts_with("| module | contract |")).skip(2).take_while(|line| line.starts_with('|'));
     table
@@ -40,7 +42,7 @@ fn contracts(text: &str) -> BTreeMap<String, Contract> {
         .collect()
 }
 
-/// The code of a file: no comments, no strings, and nothing from its unit tests on.
+/// Returns the code of a file: no comments, no strings, and nothing from its unit tests on.
 fn stripped(source: &str) -> String {
     let source = source.split("\n#[cfg(test)]").next().unwrap_or_default();
     let mut code = String::new();
@@ -58,7 +60,8 @@ fn stripped(source: &str) -> String {
     code
 }
 
-/// The paths that follow `root` in a text, with the groups of a `use` taken apart: `gpu::{A, b::C}` is `gpu::A` and `gpu::b::C`.
+/// Returns the paths that follow `root` in a text, with the groups of a `use` taken apart:
+/// `gpu::{A, b::C}` is `gpu::A` and `gpu::b::C`.
 fn paths(code: &str, root: &str) -> Vec<String> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices(root) {
@@ -96,7 +99,8 @@ fn expand<'a>(prefix: &str, text: &'a str, found: &mut Vec<String>) -> &'a str {
     }
 }
 
-/// What of a file's imports its module's contract does not allow. `file` is its path below `src/`.
+/// Returns which of a file's imports its module's contract does not allow. `file` is its path below
+/// `src/`.
 fn violations(file: &str, source: &str, contracts: &BTreeMap<String, Contract>) -> Vec<String> {
     let mut segments: Vec<&str> = file.trim_end_matches(".rs").split('/').collect();
     if segments.last() == Some(&"mod") {

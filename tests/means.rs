@@ -1,5 +1,6 @@
-//! Means and weights: what the collector finds on the GPU is what f64 finds, a file returns what was saved and refuses everything else, and
-//! a cache that knows the means stores less error than one that does not.
+//! Means and weights: what the collector finds on the GPU is what f64 finds, a file returns what
+//! was saved and refuses everything else, and a cache that knows the means stores less error than
+//! one that does not.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use safetensors::Dtype;
@@ -9,7 +10,7 @@ fn shape() -> Shape {
     Shape { layers: 2, query_heads: 6, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
 }
 
-/// Rows of normal numbers around means of their own.
+/// Draws rows of normal numbers around different means.
 fn rows(random: &mut rand::rngs::StdRng, tokens: usize, width: usize) -> Vec<f32> {
     let means: Vec<f32> = (0..width).map(|c| normal(random) * if c % 9 == 0 { 8.0 } else { 1.0 }).collect();
     let spread: Vec<f32> = (0..width).map(|_| normal(random).exp()).collect();
@@ -18,8 +19,9 @@ fn rows(random: &mut rand::rngs::StdRng, tokens: usize, width: usize) -> Vec<f32
 
 #[test]
 fn the_collector_finds_means_and_weights() {
-    /// Sums are of two floats; squares are rounded before, by 2^-24 of each at most. A variance is off by as much of the mean square that it is
-    /// what is left of, and a fourth root has a fourth of it.
+    /// Sums are of two floats; squares are rounded before, by 2^-24 of each at most. A variance is
+    /// off by as much of the mean square that it is what is left of, and a fourth root has a fourth
+    /// of it.
     const SQUARE_ERROR: f64 = 1.0 / 16_777_216.0;
     /// Of the queries' squares, of the root, and of the weight as f32.
     const WEIGHT_ERROR: f64 = 2.0 * SQUARE_ERROR;
@@ -78,7 +80,7 @@ fn the_collector_finds_means_and_weights() {
     }
 }
 
-/// Numbers as the caller's rows.
+/// Returns numbers as the caller's rows.
 fn input(element: Element, numbers: Vec<f32>) -> Input {
     match element {
         Element::F32 => Input { words: numbers.iter().map(|x| x.to_bits()).collect(), numbers },
@@ -210,8 +212,9 @@ fn what_does_not_fit_is_refused() {
 
 #[test]
 fn means_save_bits() {
-    // Keys with large means at 2 bits: known, they cost nothing; unknown, they take the codes, which lose a share of what they hold. It
-    // is the same of normal rows; one row of means in all keys is unlike those by some 6 % of that share, of which this is eight times.
+    // Keys with large means at 2 bits: known, they cost nothing; unknown, they take the codes,
+    // which lose a share of what they hold. It is the same of normal rows; one row of means in all
+    // keys is unlike those by some 6 % of that share, of which this is eight times.
     const SHARE: f64 = 1.5;
     let gpu = gpu();
     let steps = vec![vec![(0, 255)], vec![(0, 1)]];

@@ -1,5 +1,6 @@
-//! `measure` adds up the columns of key rows, over calls: it agrees with its twin and with sums in f64 far more closely than
-//! sums of f32 could; rows with a number that is not finite are left out whole and counted; whatever it does not own stays.
+//! `measure` adds up the columns of key rows, over calls: it agrees with its twin and with sums in
+//! f64 far more closely than sums of f32 could; rows with a number that is not finite are left out
+//! whole and counted; whatever it does not own stays.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use rand::RngExt;
@@ -9,8 +10,9 @@ use wgkv::low_level::reference::{self, Constants};
 use wgkv::{Element, Error, Gpu, Rows};
 use wgkv_testing::*;
 
-/// Relative to the sum of magnitudes. Each addition to a pair of floats loses at most 2^-47 of it; here a line adds 2^10 rows at
-/// most, and the lines are added in f64. Sums of f32 lose about 2^-24 by addition, and the tests see that they are refused.
+/// Relative to the sum of magnitudes. Each addition to a pair of floats loses at most 2^-47 of it;
+/// here a line adds 2^10 rows at most, and the lines are added in f64. Sums of f32 lose about 2^-24
+/// by addition, and the tests see that they are refused.
 const SUM_ERROR: f64 = 1.0 / (1_u64 << 37) as f64;
 
 /// (width, rows of each call, why)
@@ -44,7 +46,7 @@ fn batch(numbers: Vec<f32>, element: Element) -> Batch {
     Batch { words, numbers }
 }
 
-/// Keys with a mean of their own in each column, so that sums grow.
+/// Draws keys with a different mean in each column, so that sums grow.
 fn keys(random: &mut StdRng, rows: u32, width: u32) -> Vec<f32> {
     (0..rows * width).map(|i| normal(random) + (i % width % 7) as f32 * 3.0 - 9.0).collect()
 }
@@ -56,7 +58,7 @@ struct Sums {
 }
 
 impl Sums {
-    /// Sums of zero, with a line of poison after each buffer's end.
+    /// Makes sums of zero, with a line of poison after each buffer's end.
     fn new(gpu: &Gpu, width: u32) -> Self {
         let buffer = |words: u32| {
             let mut zeros = vec![0; words as usize];
@@ -68,7 +70,7 @@ impl Sums {
 
     fn add(&self, gpu: &Gpu, batch: &Batch, element: Element) {
         let rows = batch.numbers.len() as u32 / self.width;
-        // A row of poison (not finite) more than is asked for.
+        // A row of poison (not finite) more than is needed.
         let mut given = batch.words.clone();
         given.extend(vec![POISON; self.width as usize]);
         let buffer = upload(gpu, floats(&given));
@@ -86,7 +88,7 @@ impl Sums {
     }
 }
 
-/// The lines together.
+/// Returns the lines added up.
 fn columns(sums: &[[f32; 2]], width: u32) -> Vec<f64> {
     (0..width as usize).map(|c| sums[c..].iter().step_by(width as usize).map(|[high, low]| f64::from(*high) + f64::from(*low)).sum()).collect()
 }
@@ -145,8 +147,8 @@ fn measure_agrees_with_its_reference_and_with_f64() {
 #[test]
 fn a_small_number_after_large_ones_that_cancel_is_not_lost() {
     let gpu = gpu();
-    // The rows of one block, one after another: f32 keeps none of the small numbers, and a compiler that rearranged sums
-    // would keep none either.
+    // The rows of one block, one after another: f32 keeps none of the small numbers, and a compiler
+    // that rearranged sums would keep none either.
     let column: Vec<f32> = (0..30).flat_map(|i| [1e8 + i as f32 * 8.0, 1.0 / 1024.0, -1e8 - i as f32 * 8.0]).collect();
     let column = &column[..BLOCK as usize - 2];
     let numbers: Vec<f32> = column.iter().flat_map(|x| [*x; 64]).collect();

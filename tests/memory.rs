@@ -6,7 +6,7 @@ use pollster::block_on;
 use std::process::Command;
 use wgkv_testing::*;
 
-/// Limits this process's address space to what it has and so much more, or to nothing.
+/// Limits this process's address space to what it has and `more` bytes, or lifts the limit.
 fn limit(more: Option<u64>) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let kilobytes: u64 = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap().split_whitespace().next().unwrap().parse().unwrap();
@@ -18,8 +18,9 @@ fn limit(more: Option<u64>) {
 
 #[test]
 fn memory_that_the_device_has_not_is_refused() {
-    // Adapters that tell how much memory is in use are to use a hundredth of it: of none, they would not give the device. The
-    // software adapter tells nothing, but has this process's.
+    // Adapters that report how much memory is in use are limited to a hundredth of it: with no
+    // memory at all they would not give the device. The software adapter reports nothing, but takes
+    // this process's.
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
     descriptor.memory_budget_thresholds.for_resource_creation = Some(1);
     let instance = wgpu::Instance::new(descriptor);

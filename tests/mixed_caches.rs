@@ -1,4 +1,5 @@
-//! Bits by layer, KV head, key and value: a mixed cache stores and attends every head as a cache of that precision alone would.
+//! Bits by layer, KV head, key and value: a mixed cache stores and attends every head as a cache of
+//! that precision alone would.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use rand::rngs::StdRng;
@@ -10,11 +11,13 @@ use wgkv_testing::*;
 /// One device for all tests, so that pipelines are compiled once.
 static GPU: LazyLock<Gpu> = LazyLock::new(gpu);
 
-/// The same for RotateKV: in loops, since straight-line code takes a software adapter seconds to compile.
+/// The same for RotateKV: in loops, since straight-line code takes a software adapter seconds to
+/// compile.
 static ROLLED: LazyLock<Gpu> = LazyLock::new(|| GPU.pretend(Capability { straight: false, ..*GPU.capability() }));
 
-/// Relative RMS error of decoding one head against f64 attention over what is stored: what remains are the 8-bit query and the 8-bit
-/// weights, about 0.4 % each in the worst case that `tests/attend_merge.rs` has, which allows as much.
+/// Relative RMS error of decoding one head against f64 attention over what is stored: what remains
+/// are the 8-bit query and the 8-bit weights, about 0.4 % each in the worst case that
+/// `tests/attend_merge.rs` has, which allows as much.
 const DECODE_RMS: f64 = 0.02;
 
 /// A cache whose heads differ.
@@ -31,8 +34,8 @@ struct Mixed {
 
 const DECODED: usize = 3;
 
-/// Three layers of four KV heads: stored in four ways, in two (the first of which the first layer has, too), and all alike. Keys and
-/// values that are halves are among them.
+/// Returns three layers of four KV heads: stored in four ways, in two (the first of which the first
+/// layer has, too), and all alike. Keys and values that are halves are among them.
 fn arrangements(head_dim: u32) -> Vec<Vec<[Precision; 2]>> {
     use Bits::{Eight, Four, Three, Two};
     let first = [precision(Two, 32), precision(Eight, 64)];
@@ -41,7 +44,8 @@ fn arrangements(head_dim: u32) -> Vec<Vec<[Precision; 2]>> {
     vec![four, vec![second, first, first, second], vec![second; 4]]
 }
 
-/// RotateKV's: heads are rotated in pairs, which have their values in common; a layer has its keys in common.
+/// Returns RotateKV's: heads are rotated in pairs, which have their values in common; a layer has
+/// its keys in common.
 fn pairs() -> Vec<Vec<[Precision; 2]>> {
     use Bits::{Eight, Four, Three, Two};
     let layer = |key, values: [Precision; 2]| vec![[key, values[0]], [key, values[0]], [key, values[1]], [key, values[1]]];
@@ -107,19 +111,20 @@ impl Mixed {
         (self.format.codec() == Codec::RotateKv).then(|| random_order(&self.shape, &self.format, Reach::Global, random))
     }
 
-    /// The heads of all layers that have these precisions.
+    /// Returns the heads of all layers that have these precisions.
     fn heads(&self, two: [Precision; 2]) -> impl Iterator<Item = (u32, u32)> {
         let all = (0..).zip(&self.layers).flat_map(|(layer, heads)| (0..).zip(heads).map(move |(head, had)| (layer, head, had)));
         all.filter(move |(_, _, had)| **had == two).map(|(layer, head, _)| (layer, head))
     }
 
-    /// Every pair of precisions that a head has, once.
+    /// Returns every pair of precisions that a head has, once.
     fn kinds(&self) -> BTreeSet<[Precision; 2]> {
         self.layers.iter().flatten().copied().collect()
     }
 }
 
-/// All that one head of a layer has in the pages of a sequence that began in an empty cache, and its key scales.
+/// Returns all that one head of a layer has in the pages of a sequence that began in an empty
+/// cache, and its key scales.
 fn pages(reader: &Reader, layer: u32, head: u32, count: u32) -> (Vec<Vec<u32>>, Vec<u32>) {
     let (buffers, _) = reader.cache.layer_buffers(layer).unwrap();
     let slabs: Vec<Vec<u32>> = buffers.iter().map(|buffer| words(&reader.gpu, buffer)).collect();
@@ -128,7 +133,7 @@ fn pages(reader: &Reader, layer: u32, head: u32, count: u32) -> (Vec<Vec<u32>>, 
     ((0..count).map(of).collect(), words(&reader.gpu, key_scales))
 }
 
-/// One KV head's query heads of an output `[rows, query_heads, head_dim]`.
+/// Returns one KV head's query heads of an output `[rows, query_heads, head_dim]`.
 fn of_head(shape: &Shape, output: &[u32], head: u32) -> Vec<u32> {
     let width = (shape.share() * shape.head_dim) as usize;
     output.chunks_exact(width).skip(head as usize).step_by(shape.kv_heads as usize).flatten().copied().collect()
@@ -166,8 +171,9 @@ fn every_head_is_what_it_is_in_a_cache_of_its_precision() {
     }
 }
 
-/// With more pages than one, decoding splits them by how many heads a slab has: then outputs differ by the rounding of weights, and
-/// are compared with f64. Pages and prompts stay what they are, bit for bit.
+/// With more pages than one, decoding splits them by how many heads a slab has: then outputs differ
+/// by the rounding of weights, and are compared with f64. Pages and prompts stay what they are, bit
+/// for bit.
 #[test]
 fn longer_sequences_are_near_exact_attention_over_what_is_stored() {
     for (case, tokens) in mixed().into_iter().zip([257, 300, 290, 260, 257, 300]).skip(1).step_by(2) {

@@ -1,22 +1,25 @@
-//! `position` makes, for every page of a decoding row, the terms of what the mean of the keys adds to its scores as far as it turns slowly.
+//! `position` makes, for every page of a decoding row, the terms of what the mean of the keys adds
+//! to its scores as far as it turns slowly.
 //!
 //! - The terms agree with the twin's up to f32's rounding, and no others are written.
 //! - Rows of any pass have those of their own query and position.
-//! - With the waves that attend_split adds (part positions), they are the score of the query with the turned mean, as f64 has it: also far
-//!   from the beginning, where it must hold to a thousandth of a logit.
+//! - With the waves that attend_split adds (part positions), they are the score of the query with
+//!   the turned mean, as f64 has it: also far from the beginning, where it must hold to a
+//!   thousandth of a logit.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use wgkv::low_level::kernel::position::TERMS;
 use wgkv::low_level::reference::{self, positions::positions, turn_exact};
 use wgkv_testing::*;
 
-/// Relative to the length of a term's addends: 3 roundings of the turn to the query's position, 3 of each of four products of a pair by another
-/// (that turn, the mean, the turn to the middle, that to the page), one of the scale, and two of each product and sum, for up to 64 pairs, of
-/// 2^-24 each, twice since both sides make them.
+/// Relative to the length of a term's addends: 3 roundings of the turn to the query's position, 3
+/// of each of four products of a pair by another (that turn, the mean, the turn to the middle, that
+/// to the page), one of the scale, and two of each product and sum, for up to 64 pairs, of 2^-24
+/// each, twice since both sides make them.
 const TERM_ERROR: f32 = 2.0 * (3.0 + 4.0 * 3.0 + 1.0 + 2.0 * 8.0) / 16_777_216.0;
 
-/// Thousandths of a logit that the closed form may be off, by the length of query times mean over sqrt(head_dim) that the tests draw: what
-/// a logit of a real model is at most, tens.
+/// Thousandths of a logit that the closed form may be off, by the length of query times mean over
+/// sqrt(head_dim) that the tests draw: what a logit of a real model is at most, tens.
 const LOGIT_ERROR: f64 = 1e-3;
 
 fn cases() -> Vec<Case> {
@@ -48,7 +51,8 @@ fn position_agrees_with_its_reference() {
         let mut twin = vec![f32::from_bits(POISON); taken.positions.len()];
         reference::position(params, &walk.constants, *items, &words.tables, &walk.turns, &taken.queries.words, &taken.after.marks, &mut twin);
         let got = floats(&taken.positions);
-        // A query of length 3 sqrt(head_dim) or less, its means of 2 sqrt(head_dim): a pair's addends are of their product over sqrt(head_dim).
+        // A query of length 3 sqrt(head_dim) or less, its means of 2 sqrt(head_dim): a pair's
+        // addends are of their product over sqrt(head_dim).
         let size = 6.0 * (walk.case.shape.head_dim as f32).sqrt() * 3.0;
         for (i, (got, want)) in got.iter().zip(&twin).enumerate() {
             assert_eq!(got.to_bits() == POISON, want.to_bits() == POISON, "{}: the kernel and its twin write different places; number {i}", walk.case.why);
@@ -66,7 +70,8 @@ fn rows_of_any_pass_have_terms_of_their_own() {
     let mut parts = Walk::new(&gpu, whole.case.clone());
     parts.cache = Cache::new(&gpu, whole.plan().to_builder().query_rows(2).build(gpu.capability()).unwrap()).unwrap();
     parts.sequences = whole.sequences.iter().map(|_| parts.cache.begin().unwrap()).collect();
-    // In the second step a prefilling row shares the first decoding one's pass; the last decoding row has a pass of its own.
+    // In the second step a prefilling row shares the first decoding one's pass; the last decoding
+    // row has a pass of its own.
     for (chunks, passes) in [(&whole.case.steps[0].clone(), 225), (&vec![(1, 3), (2, 1), (0, 1)], 3)] {
         let rows = whole.draw(chunks.iter().map(|(_, tokens)| tokens).sum());
         let want = whole.take_rows(chunks, rows.clone(), true);
@@ -104,7 +109,8 @@ fn the_closed_form_holds_to_a_thousandth_of_a_logit_far_out() {
         let turns = reference::turns(&plan);
         let constants = reference::Constants::of(&plan, &plan.slabs(0)[0]);
         for position in [130_u32, 8191, 65_535, 131_071] {
-            // What kernel `query` makes of the query, by its twin; then the terms of the pages to be looked at.
+            // What kernel `query` makes of the query, by its twin; then the terms of the pages to
+            // be looked at.
             let exact: Vec<f64> = query.iter().map(|x| f64::from(*x)).collect();
             let turned = turn_exact(&rope, &exact, position);
             let params = kernel::query::QueryParams { positions_at: 0, row_first: 0, query_heads: 1, kv_heads: 1, groups_at: 1, pad: [0; 3] };

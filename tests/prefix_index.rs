@@ -1,5 +1,5 @@
-//! Prefixes of one cache: found by their tokens, shared at the cost of their pages once, read as if each sequence had been appended by
-//! itself, and given back when room is wanted.
+//! Prefixes of one cache: found by their tokens, shared at the cost of their pages once, read as if
+//! each sequence had been appended by itself, and given back when room is wanted.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use rand::RngExt;
@@ -52,7 +52,7 @@ impl Sharing {
         self.reader.cache.end(sequence).unwrap();
     }
 
-    /// A sequence that holds a text, not through the index.
+    /// Makes a sequence that holds a text, not through the index.
     fn fresh(&mut self, text: &Text, tokens: usize) -> Sequence {
         let sequence = self.reader.cache.begin().unwrap();
         self.reader.store(sequence, text, tokens);
@@ -65,7 +65,7 @@ impl Sharing {
     }
 }
 
-/// Tokens of a text, and of others that differ from it from a place on.
+/// Returns the tokens of a text, or of one that differs from it from a place on.
 fn tokens(count: u32, from: u32, other: u32) -> Vec<u32> {
     (0..count).map(|t| if t < from { t * 7 % 1000 } else { 1000 * other + t }).collect()
 }
@@ -75,7 +75,8 @@ fn shared_prefixes_cost_their_pages_once_and_read_as_ones_own() {
     use Bits::{Eight, Four, Three, Two};
     let random = &mut generator();
     let text = Text::normal(random, &shape(), 420);
-    // (format, protection, how the first text is read, how many of its tokens are remembered, and how a control reads what is found)
+    // (format, protection, how the first text is read, how many of its tokens are remembered, and
+    // how a control reads what is found)
     let cases = [
         (hadamard(Four, Two, 64), Protection::NONE, vec![300], 300, vec![100, 156]),
         (Format::f16(), Protection::default(), vec![100, 1, 155, 1], 257, vec![256]),
@@ -121,7 +122,8 @@ fn shared_prefixes_cost_their_pages_once_and_read_as_ones_own() {
             .iter()
             .map(|(_, text)| {
                 let control = plain.cache.begin().unwrap();
-                // With a window, whether codes are made of a step's own rows or of those kept in f16 is a matter of how tokens come.
+                // With a window, the way tokens arrive decides whether codes are made of a step's
+                // own rows or of those kept in f16.
                 alone.iter().for_each(|chunk| plain.store(control, text, *chunk));
                 control
             })
@@ -191,7 +193,8 @@ fn what_is_packed_by_now_is_not_found_as_what_it_was() {
     let random = &mut generator();
     let text = Text::normal(random, &shape(), 700);
     let long = tokens(640, 640, 0);
-    // (protection, tokens held, of which remembered, kept): with a window, one end of a page keeps what was f16 then.
+    // (protection, tokens held, of which remembered, kept): with a window, one end of a page keeps
+    // what was f16 then.
     for (format, protection, held, given, kept) in [
         (hadamard(Bits::Four, Bits::Four, 64), protect(4, 128), 600, 600, 512),
         (hadamard(Bits::Four, Bits::Four, 64), protect(4, 128), 600, 511, 0),
@@ -209,7 +212,8 @@ fn what_is_packed_by_now_is_not_found_as_what_it_was() {
         if kept > 0 && protection.window != 300 {
             assert_eq!(sharing.begin(&long[..kept as usize]).tokens, 0, "{name}: a page less is not had");
         }
-        // A sequence that was cut back keeps packed what was f16 when it was as long for the first time.
+        // A sequence that was cut back keeps packed what was f16 when it was as long for the first
+        // time.
         sharing.reader.recorded(|cache, encoder| cache.truncate(encoder, sequence, 200));
         assert_eq!(sharing.remember(sequence, &tokens(200, 0, 1)), if protection.window == 300 { 128 } else { 0 }, "{name}");
         sharing.free_pages();

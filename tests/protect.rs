@@ -1,18 +1,20 @@
-//! `protect` keeps exactly the new tokens that are sinks or in the window, in f16, turned and rotated.
+//! `protect` keeps exactly the new tokens that are sinks or in the window, in f16, turned and
+//! rotated.
 //!
-//! - Every half is the rounding of a number within f32's error of the one computed in f64, and the one the twin makes except where
-//!   that error reaches a tie: rarely, and counted.
+//! - Every half is the rounding of a number within f32's error of the one computed in f64, and the
+//!   one the twin makes except where that error reaches a tie: rarely, and counted.
 //! - All other f16 rows, those of other sequences among them, keep every bit.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use wgkv::low_level::reference::{self, cached};
 use wgkv_testing::*;
 
-/// Error of a number of a turned and rotated row, relative to the row's length; see tests/append.rs.
+/// Error of a number of a turned and rotated row, relative to the row's length; see
+/// tests/append.rs.
 const ROW_ERROR: f64 = 16.0 / 16_777_216.0;
 
-/// Halves that may be rounded otherwise than the twin does it: f32's error is 2^-13 of a half's last place, a little more for
-/// numbers much smaller than their row.
+/// Halves that may be rounded otherwise than the twin does it: f32's error is 2^-13 of a half's
+/// last place, a little more for numbers much smaller than their row.
 const TIES: f64 = 0.01;
 
 fn cases() -> Vec<Case> {
@@ -80,7 +82,8 @@ fn protect_agrees_with_its_reference() {
             // Which words should change, from what protection means.
             let mut kept = vec![false; twin.len()];
             for record in records(&taken) {
-                // The token of each row of the sinks (elected ones may lie in the window as well), then those of the window.
+                // The token of each row of the sinks (elected ones may lie in the window as well),
+                // then those of the window.
                 let (plan, c) = (walk.plan(), &walk.constants);
                 let new = record.old_tokens..record.new_tokens;
                 let sink = |s: u32| if plan.elects() { Some(taken.after.marks[cached::elected(c, record.slot) + s as usize]) } else { Some(s) };
@@ -100,7 +103,8 @@ fn protect_agrees_with_its_reference() {
                             let got: Vec<f32> = taken.after.protected_rows[at..at + d / 2].iter().flat_map(|w| reference::half::unpack(*w)).collect();
                             let want: Vec<f32> = twin[at..at + d / 2].iter().flat_map(|w| reference::half::unpack(*w)).collect();
                             for i in 0..d {
-                                // Half a unit in the last place of a half is 2^-11 of it at most, or 2^-25.
+                                // Half a unit in the last place of a half is 2^-11 of it at most,
+                                // or 2^-25.
                                 let allowed = (exact[i].abs() / 2048.0).max(2_f64.powi(-25)) + error;
                                 assert!((f64::from(got[i]) - exact[i]).abs() <= allowed, "channel {i} is {}, should be {}: {context}", got[i], exact[i]);
                                 all += 1;

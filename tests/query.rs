@@ -1,20 +1,21 @@
 //! `query` turns, rotates and scales query rows, and quantizes them to int8 for `attend_split`.
 //!
 //! - `query_rows` agrees with the twin up to f32's rounding.
-//! - The scale is the row's largest magnitude over 127; every code is the rounding of the number over the scale, as the twin rounds
-//!   (ties to even) except where f32's error reaches a tie; each group's sum is exactly the sum of the codes.
+//! - The scale is the row's largest magnitude over 127; every code is the rounding of the number
+//!   over the scale, as the twin rounds (ties to even) except where f32's error reaches a tie; each
+//!   group's sum is exactly the sum of the codes.
 //! - A query that is not finite gives NaN in its own head's output, and changes nothing else.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use wgkv::low_level::reference;
 use wgkv_testing::*;
 
-/// Relative to the length of the row: 11 roundings of the rotation, 5 of the turn, one of the scale, of 2^-24 each, and the same
-/// again since two codes may round differently.
+/// Relative to the length of the row: 11 roundings of the rotation, 5 of the turn, one of the
+/// scale, of 2^-24 each, and the same again since two codes may round differently.
 const ROW_ERROR: f32 = 34.0 / 16_777_216.0;
 
-/// The same of what the mean of the keys adds to a score by position: two products of the weighted query's channels, by up to 3, with
-/// means of up to 8.
+/// The same of what the mean of the keys adds to a score by position: two products of the weighted
+/// query's channels, by up to 3, with means of up to 8.
 const POSITION_ERROR: f32 = 2.0 * 3.0 * 8.0 * ROW_ERROR;
 
 /// A quotient: 2.5 units in the last place by WGSL's accuracy, 2^-23 each, and a rounding more.
@@ -39,7 +40,8 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// The largest magnitude of a row over 127, as the kernel divides.
+/// Checks that the scale is the largest magnitude of a row over 127, as the kernel divides, and
+/// that the codes follow from it.
 fn check_codes(walk: &Walk, name: &str, key_group: u32, codes: &[u32], row: &[f32]) {
     let c = &walk.constants;
     let quads = c.head_dim as usize / 4;

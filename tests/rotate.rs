@@ -1,7 +1,9 @@
-//! `rotate` multiplies every row by the orthonormal, symmetric Hadamard matrix, in place or into another buffer: it agrees with
-//! its twin up to the rounding of f32 sums and with the dense product in f64 as closely as f32 can; its matrix is Sylvester's in
-//! natural order where the order is a power of two; twice returns the row; lengths are kept; a row that is not finite spoils no
-//! other; nothing but the rows of the result is written; more workgroups than one dimension of a grid holds are served.
+//! `rotate` multiplies every row by the orthonormal, symmetric Hadamard matrix, in place or into
+//! another buffer: it agrees with its twin up to the rounding of f32 sums and with the dense
+//! product in f64 as closely as f32 can; its matrix is Sylvester's in natural order where the order
+//! is a power of two; twice returns the row; lengths are kept; a row that is not finite spoils no
+//! other; nothing but the rows of the result is written; more workgroups than one dimension of a
+//! grid holds are served.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use rand::RngExt;
@@ -10,14 +12,15 @@ use wgkv::low_level::reference::{self, Constants};
 use wgkv::{Capability, Element, Error, Gpu, Rows};
 use wgkv_testing::*;
 
-/// Relative to the length of the row. Each number passes the sums of at most 10 butterflies, or two dense sums of at most 20
-/// terms, in trees of depth 5, and one product: at most 11 roundings of 2^-24 each, on terms whose magnitudes sum to the row's
-/// length at most (over the root of the order). Two codes that round differently (a product and a sum contracted, or not) are
-/// apart by twice that.
+/// Relative to the length of the row. Each number passes the sums of at most 10 butterflies, or two
+/// dense sums of at most 20 terms, in trees of depth 5, and one product: at most 11 roundings of
+/// 2^-24 each, on terms whose magnitudes sum to the row's length at most (over the root of the
+/// order). Two codes that round differently (a product and a sum contracted, or not) are apart by
+/// twice that.
 const ROTATE_ERROR: f32 = 22.0 / 16_777_216.0;
 
-/// The largest golden number is 12.7: on both sides it is the product of a whole number and of one rounded to 2^-24 of it, and
-/// takes half a unit of the last place (2^-21) to round itself.
+/// The largest golden number is 12.7: on both sides it is the product of a whole number and of one
+/// rounded to 2^-24 of it, and takes half a unit of the last place (2^-21) to round itself.
 const GOLDEN_ERROR: f32 = 2.0 * (12.8 / 16_777_216.0 + 0.5 / 1_048_576.0);
 
 /// (order, rows, why)
@@ -62,8 +65,8 @@ fn encoder(gpu: &Gpu) -> wgpu::CommandEncoder {
     gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
 }
 
-/// The rows rotated. Both buffers have a row of poison after theirs, and the result is poison before; what is not to be written
-/// is looked at.
+/// Returns the rows rotated. Both buffers have a row of poison after theirs, and the result begins
+/// as poison; what must not be written is checked.
 fn rotated_by(gpu: &Gpu, rows: &[f32], count: u32, order: u32, way: Way) -> Vec<f32> {
     let poison = vec![f32::from_bits(POISON); order as usize];
     let given: Vec<f32> = rows.iter().chain(&poison).copied().collect();
@@ -96,12 +99,13 @@ fn twin(rows: &[f32], order: u32) -> Vec<f32> {
     out
 }
 
-/// The product in f64, as f32.
+/// Returns the product in f64, as f32.
 fn exact(row: &[f32]) -> Vec<f32> {
     reference::rotate_exact(&row.iter().map(|x| f64::from(*x)).collect::<Vec<_>>()).iter().map(|x| *x as f32).collect()
 }
 
-/// Natural order back to front: which row of Sylvester's matrix has a given number of changes of sign.
+/// Returns natural order back to front: which row of Sylvester's matrix has a given number of
+/// changes of sign.
 fn sequency(natural: &[f32]) -> Vec<f32> {
     let n = natural.len() as u32;
     let changes = |row: &u32| (1..n).filter(|j| (row & j).count_ones() % 2 != (row & (j - 1)).count_ones() % 2).count();
@@ -110,8 +114,9 @@ fn sequency(natural: &[f32]) -> Vec<f32> {
     order.iter().map(|row| natural[*row as usize]).collect()
 }
 
-/// What Sylvester's matrix makes of 1, 2, .. n: the sum, and at every power of two `p` the numbers without that bit less those
-/// with it, `-p n / 2`; nothing elsewhere. All sums are whole numbers below 2^24, so f32 has them exactly.
+/// Returns what Sylvester's matrix makes of 1, 2, .. n: the sum, and at every power of two `p` the
+/// numbers without that bit less those with it, `-p n / 2`; nothing elsewhere. All sums are whole
+/// numbers below 2^24, so f32 has them exactly.
 fn ramp_rotated(n: u32) -> Vec<f32> {
     let scale = (1.0 / f64::from(n).sqrt()) as f32;
     let entry = |i: u32| match i {
@@ -160,7 +165,8 @@ fn rotate_agrees_with_its_reference_at_every_order() {
 fn a_grid_of_several_lines_is_served() {
     let gpu = gpu();
     let (mut random, seed) = seeded();
-    // As if a dimension held three workgroups: 5 need two lines, 7 three lines with two surplus workgroups.
+    // As if a dimension held three workgroups: 5 need two lines, 7 three lines with two surplus
+    // workgroups.
     let few = gpu.pretend(Capability { workgroups: 3, ..*gpu.capability() });
     for (order, count) in [(64, 5 * 64), (64, 7 * 64 - 1), (80, 7), (512, 7 * 8 - 3), (1024, 7 * 4)] {
         let rows = normals(&mut random, (count * order) as usize);

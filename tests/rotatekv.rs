@@ -1,5 +1,5 @@
-//! RotateKV (2501.16383) on the CPU: golden vectors and invariants of the method, numbered as in `docs/testing.md`, which says
-//! where the others are.
+//! RotateKV (2501.16383) on the CPU: golden vectors and invariants of the method, numbered as in
+//! `docs/testing.md`, which says where the others are.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use rand::RngExt;
@@ -11,11 +11,12 @@ use wgkv::low_level::reference::{rotate_exact, rotate_group_exact};
 use wgkv::{ChannelOrder, Rope, Scales, Shape};
 use wgkv_testing::*;
 
-/// Rotations in f64: sums of at most 1024 terms of 2^-53 each, on terms that add up to 32 lengths of the row at most.
+/// Rotations in f64: sums of at most 1024 terms of 2^-53 each, on terms that add up to 32 lengths
+/// of the row at most.
 const EXACT: f64 = 1e-12;
 
-/// Relative to a step: the stored scale is the half nearest the step, 2^-11 away at most, which `levels` steps add up; a
-/// little is f32's own.
+/// Returns the allowed error relative to a step: the stored scale is the half nearest the step,
+/// 2^-11 away at most, which `levels` steps add up; a little is f32's own.
 fn slack(levels: f32) -> f32 {
     (levels + 1.0) / 2048.0 + 1e-5
 }
@@ -60,7 +61,8 @@ fn item_2_goldens_in_natural_order() {
     let ramp: Vec<f64> = (1..=8).map(f64::from).collect();
     let wanted = [12.727_922_06, -std::f64::consts::SQRT_2, -2.828_427_12, 0.0, -5.656_854_25, 0.0, 0.0, 0.0];
     close(&rotate_exact(&ramp), &wanted);
-    // The group's rotation is that of its order where that is a power of two: heads are the highest bits.
+    // The group's rotation is that of its order where that is a power of two: heads are the highest
+    // bits.
     let (mut random, _) = seeded();
     let row = doubles(&normals(&mut random, 512));
     let sylvester = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
@@ -151,7 +153,7 @@ fn item_14_goldens_of_two_bits() {
     }
 }
 
-/// Groups of many kinds: about zero, of one sign, narrow and far away, with an outlier.
+/// Draws groups of many kinds: about zero, of one sign, narrow and far away, with an outlier.
 fn groups(random: &mut StdRng) -> Vec<Vec<f32>> {
     let mut groups = Vec::new();
     for n in [32, 64, 128] {
@@ -225,7 +227,8 @@ fn item_17_zero_returns_as_zero_where_a_code_stands_for_it() {
             for clip in [1.0, 0.8] {
                 let group = quantize(&x, clip, bits);
                 let inside = (0.0..=((1 << bits) - 1) as f32).contains(&group.zero);
-                // A group that holds 0 has one end on each side of it, or at it, so that its zero is a code but for half a step.
+                // A group that holds 0 has one end on each side of it, or at it, so that its zero
+                // is a code but for half a step.
                 assert!(!inside || group.back[0] == 0.0, "zero {} and code {} gave {}", group.zero, group.codes[0], group.back[0]);
                 seen[usize::from(inside)] += 1;
             }
@@ -253,7 +256,8 @@ fn item_18_degenerate_groups_are_finite() {
                 // The scale saturates at 65504, the largest half.
                 assert!(outlier.abs() > 65_504.0 || (group.back[77] - outlier).abs() <= 0.51 * group.scale + (1.0 - clip) * outlier.abs(), "{outlier}");
             }
-            // Rows that are not finite are zeros before they come here; if they did, the scale would be a number still.
+            // Rows that are not finite are zeros before they come here; if they did, the scale
+            // would be a number still.
             for (low, high) in [(0.0, f32::INFINITY), (f32::NEG_INFINITY, 1.0), (f32::NEG_INFINITY, f32::INFINITY)] {
                 let scale = group_scale(Scales::Half, low, high, clip, ((1 << bits) - 1) as f32);
                 assert!(scale.is_finite() && scale > 0.0, "{low} to {high}: {scale}");
@@ -283,8 +287,8 @@ fn item_22_quantizing_twice_is_not_quantizing_once() {
     assert_ne!(quantize(&once, 0.8, 2).back, once);
 }
 
-// Error propagation. Keys with stable means by channel, as in models: small ones, and two of +-10 a head. The noise is 1, and 0.3 of
-// the mean, since large channels vary more.
+// Error propagation. Keys with stable means by channel, as in models: small ones, and two of +-10 a
+// head. The noise is 1, and 0.3 of the mean, since large channels vary more.
 
 const HEAD_DIM: u32 = 128;
 const HEADS: u32 = 32;
@@ -313,13 +317,13 @@ fn gathered(row: &[f64], order: &[u16]) -> Vec<f64> {
     order.iter().map(|c| row[usize::from(*c)]).collect()
 }
 
-/// A row through the quantizer in groups that follow each other.
+/// Returns a row put through the quantizer in groups that follow each other.
 fn stored(row: &[f64], clip: f32, bits: u32, group: usize) -> Vec<f64> {
     let row: Vec<f32> = row.iter().map(|x| *x as f32).collect();
     row.chunks_exact(group).flat_map(|x| quantize(x, clip, bits).back).map(f64::from).collect()
 }
 
-/// What a sample of a model's keys gives.
+/// Returns the order that a sample of a model's keys gives.
 fn channel_order(random: &mut StdRng, means: &[f64], heads_per_group: u32, reach: Reach) -> ChannelOrder {
     let shape = Shape { layers: 1, query_heads: HEADS, kv_heads: HEADS, head_dim: HEAD_DIM, rope: Rope::none() };
     let mut sums = vec![0.0; WIDTH];
@@ -374,7 +378,8 @@ fn item_24_what_each_step_of_the_method_gains() {
     let plain = argsort(global.sums(0));
     let rows = draw(&mut random, &means, 12);
     for clip in [1.0, 0.8] {
-        // All of these are orthogonal, so that the error of what is stored is the error of the keys.
+        // All of these are orthogonal, so that the error of what is stored is the error of the
+        // keys.
         let mse = |prepare: &dyn Fn(&[f64]) -> Vec<f64>| {
             let errors = rows.iter().map(|row| prepare(row)).map(|y| squares(&stored(&y, clip, 2, 128), &y));
             errors.sum::<f64>() / (rows.len() * WIDTH) as f64
@@ -390,8 +395,8 @@ fn item_24_what_each_step_of_the_method_gains() {
             "clip {clip}: rtn {rtn:.3}, by head {by_head:.3}, grouped {grouped:.3}, grouped and sorted {grouped_sorted:.3}, sorted {sorted:.3}, \
              sorted then grouped {sorted_grouped:.3}, grouped and sorted locally {grouped_sorted_locally:.3}"
         );
-        // Factors that hold with room in each of a hundred draws. Whether rotating by groups or by heads gains more
-        // depends on where the large channels lie, so that is not asked.
+        // Factors that hold with room in each of a hundred draws. Whether rotating by groups or by
+        // heads gains more depends on where the large channels lie, so that is not checked.
         for (less, more, factor, what) in [
             (grouped_sorted, sorted, 1.1, "RotateKV against sorting alone"),
             (sorted, grouped, 1.4, "sorting alone against rotating alone"),
@@ -400,8 +405,8 @@ fn item_24_what_each_step_of_the_method_gains() {
             (grouped_sorted, grouped_sorted_locally, 1.06, "RotateKV against a local order"),
             (grouped_sorted_locally, grouped, 1.5, "a local order against none"),
             (grouped_sorted, sorted_grouped, 1.8, "rotating first against sorting first"),
-            // At RotateKV's own clip for 2 bits, sorting first is worse than not sorting, as in the paper's Table 1; without a
-            // clip the two are about equal for keys like these.
+            // At RotateKV's own clip for 2 bits, sorting first is worse than not sorting, as in the
+            // paper's Table 1; without a clip the two are about equal for keys like these.
             (grouped, sorted_grouped, if clip < 1.0 { 1.15 } else { 0.9 }, "rotating alone against sorting first"),
         ] {
             assert!(less * factor < more, "clip {clip}: {what}: {less:.3} and {more:.3}. WGKV_SEED={seed}");
@@ -425,7 +430,7 @@ fn item_24_scales_of_a_byte_cost_little() {
             rows.iter().map(|y| error(y)).sum::<f64>()
         });
         println!("clip {clip}: a byte's error is {:.4} of a half's", byte / half);
-        // The notes measured less than one part in a hundred.
+        // Measured independently: less than one part in a hundred.
         assert!(byte < 1.03 * half, "clip {clip}: {byte} and {half}. WGKV_SEED={seed}");
     }
 }

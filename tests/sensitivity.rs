@@ -1,6 +1,7 @@
-//! A probe measures what storing keys or values with fewer bits does to the output of attention: against attention in f64 over what a
-//! real cache stores; the same whatever a model's gauge; what it says decides well, for keys and values in its terms and for
-//! queries it never saw. The numbers in brackets are those of docs/testing.md's table of KV-AdaQuant (2502.15075).
+//! A probe measures what storing keys or values with fewer bits does to the output of attention:
+//! against attention in f64 over what a real cache stores; the same whatever a model's gauge; what
+//! it says decides well, for keys and values in its terms and for queries it never saw. The numbers
+//! in brackets are those of docs/testing.md's table of KV-AdaQuant (2502.15075).
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use pollster::block_on;
@@ -12,22 +13,25 @@ use wgkv_testing::*;
 /// One device for all tests, so that pipelines are compiled once.
 static GPU: LazyLock<Gpu> = LazyLock::new(gpu);
 
-/// The same for RotateKV: in loops, since straight-line code takes a software adapter seconds to compile.
+/// The same for RotateKV: in loops, since straight-line code takes a software adapter seconds to
+/// compile.
 static ROLLED: LazyLock<Gpu> = LazyLock::new(|| GPU.pretend(Capability { straight: false, ..*GPU.capability() }));
 
-/// Relative error of an output error against f64: attention over past positions is f32's, 1e-6 of the output, of which the changes
-/// measured here are a thousandth at least (8 bits), and as their squares are what counts, twice that; and as much to spare.
+/// Relative error of an output error against f64: attention over past positions is f32's, 1e-6 of
+/// the output, of which the changes measured here are a thousandth at least (8 bits), and as their
+/// squares are what counts, twice that; and as much to spare.
 const OUTPUT_ERROR: f64 = 2e-4;
 
-/// The same for RotateKV, whose keys are restored to halves: 2^-11 of a key, which moves outputs by 1e-3, against changes of a tenth.
+/// The same for RotateKV, whose keys are restored to halves: 2^-11 of a key, which moves outputs by
+/// 1e-3, against changes of a tenth.
 const RESTORED_ERROR: f64 = 3e-3;
 
-/// Relative error of sums of squares of numbers that are equal on both sides: a difference's rounding in f32, and that of sums of up
-/// to 512 products as a tree of 21 roundings.
+/// Relative error of sums of squares of numbers that are equal on both sides: a difference's
+/// rounding in f32, and that of sums of up to 512 products as a tree of 21 roundings.
 const SUM_ERROR: f64 = 4e-6;
 
-/// Relative error of singular values from a Gram matrix: that of the matrix, over the square of the smallest by the largest, which is
-/// a third at least for 300 rows of 64 random numbers.
+/// Relative error of singular values from a Gram matrix: that of the matrix, over the square of the
+/// smallest by the largest, which is a third at least for 300 rows of 64 random numbers.
 const SPECTRUM_ERROR: f64 = 20.0 * SUM_ERROR;
 
 /// Relative error of sums of few terms in another order, in f64.
@@ -61,7 +65,7 @@ struct Setting {
     sinks: Sinks,
     /// What the codec learned from sample text.
     learned: Option<Learned>,
-    /// By layer: `[HIDDEN, query_heads, head_dim]`; none where they are not told.
+    /// By layer: `[HIDDEN, query_heads, head_dim]`; none where they are not given.
     projections: Vec<Vec<f32>>,
 }
 
@@ -70,7 +74,7 @@ impl Setting {
         Self { shape, format, candidates, sinks: Sinks::None, learned: None, projections: Vec::new() }
     }
 
-    /// The same with random output projections.
+    /// Returns the same with random output projections.
     fn projected(mut self, random: &mut StdRng) -> Self {
         let numbers = (HIDDEN * self.shape.query_heads * self.shape.head_dim) as usize;
         self.projections = (0..self.shape.layers).map(|_| normals(random, numbers)).collect();
@@ -111,7 +115,7 @@ impl Setting {
         block_on(probe.add(layer, queries, keys, values, Some((residual, STREAM as u32))))
     }
 
-    /// A real cache with these precisions for all heads; exact ones have no sinks.
+    /// Makes a real cache with these precisions for all heads; exact ones have no sinks.
     fn reader(&self, format: Format, [key, value]: [Precision; 2], text: &Text) -> (Reader, Sequence) {
         let gpu = gpu_of(&self.format);
         let bit_plan = BitPlan::new(&self.shape, format, |_, _| [key, value]).unwrap();
@@ -124,7 +128,7 @@ impl Setting {
         (reader, sequence)
     }
 
-    /// What such a cache stores of a text, by layer.
+    /// Returns what such a cache stores of a text, by layer.
     fn stored(&self, format: Format, precisions: [Precision; 2], text: &Text) -> Vec<[Vec<f32>; 2]> {
         let (mut reader, sequence) = self.reader(format, precisions, text);
         reader.store(sequence, text, text.tokens());
@@ -132,7 +136,8 @@ impl Setting {
     }
 }
 
-/// Attention in f64 of the sampled queries of a layer over what is stored: `[sampled, query_heads, head_dim]`.
+/// Returns attention in f64 of the sampled queries of a layer over what is stored:
+/// `[sampled, query_heads, head_dim]`.
 fn sampled_attention(shape: &Shape, [keys, values]: [&[f32]; 2], queries: &[f32]) -> Vec<f64> {
     let width = (shape.query_heads * shape.head_dim) as usize;
     let of = |range: Range<u32>| attention_over(shape, [keys, values], &queries[range.start as usize * width..], range.start, range.end - range.start);
@@ -143,7 +148,8 @@ fn squares(row: impl IntoIterator<Item = f64>) -> f64 {
     row.into_iter().map(|x| x * x).sum()
 }
 
-/// By query head: the mean over rows of the squared length of its share of the block's output.
+/// Returns, by query head, the mean over rows of the squared length of its share of the block's
+/// output.
 fn shares(shape: &Shape, rows: &[f64], projection: Option<&Vec<f32>>) -> Vec<f64> {
     let (d, heads) = (shape.head_dim as usize, shape.query_heads as usize);
     let count = rows.len() / (d * heads);
@@ -162,7 +168,7 @@ fn minus(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a - b).collect()
 }
 
-/// One KV head of rows `[tokens, kv_heads, head_dim]`.
+/// Returns one KV head of rows `[tokens, kv_heads, head_dim]`.
 fn head_rows(shape: &Shape, rows: &[f32], head: u32) -> Vec<Vec<f64>> {
     let d = shape.head_dim as usize;
     rows.chunks_exact(d).skip(head as usize).step_by(shape.kv_heads as usize).map(|row| row.iter().map(|x| f64::from(*x)).collect()).collect()
@@ -174,8 +180,8 @@ fn near(name: &str, got: f64, want: f64, tolerance: f64) {
     assert!((got - want).abs() <= tolerance * want, "{name}: {got:e}, wanted {want:e}: {:e} apart, allowed are {tolerance:e}", (got - want).abs() / want);
 }
 
-/// Singular values of a matrix, descending: rotations of two columns each (Hestenes' one-sided Jacobi method), until all are
-/// orthogonal. No Gram matrix is made.
+/// Returns the singular values of a matrix, descending: rotations of two columns each (Hestenes'
+/// one-sided Jacobi method), until all are orthogonal. No Gram matrix is made.
 fn singular_values(rows: &[Vec<f64>]) -> Vec<f64> {
     let mut columns: Vec<Vec<f64>> = (0..rows[0].len()).map(|i| rows.iter().map(|row| row[i]).collect()).collect();
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
@@ -236,7 +242,8 @@ fn what_is_measured_is_what_f64_says() {
         let restores = setting.format.codec() == Codec::RotateKv;
         let tolerance = if restores { RESTORED_ERROR } else { OUTPUT_ERROR };
         let exact = setting.stored(Format::f16(), [Precision::F16; 2], &text);
-        // RotateKV's keys are codes: values are compared under keys of 8 bits, or 4 where bytes for scales have no more.
+        // RotateKV's keys are codes: values are compared under keys of 8 bits, or 4 where bytes for
+        // scales have no more.
         let key = match (restores, setting.format.scales()) {
             (false, _) => Precision::F16,
             (true, Scales::Half) => precision(Eight, 128),
@@ -293,7 +300,8 @@ fn what_is_measured_is_what_f64_says() {
     }
 }
 
-/// (25, 26) Symmetric, near the rows' own, and with their singular values.
+/// (25, 26) Checks that Gram matrices are symmetric, near the rows' own, and have their singular
+/// values.
 #[track_caller]
 fn check_gram(name: &str, gram: &[f64], rows: &[Vec<f64>]) {
     let d = rows[0].len();
@@ -324,7 +332,8 @@ fn sampled_positions_are_spread_over_the_window() {
             assert!((32 + 8..=32 + 64).contains(&sampled) && ranges[0].start == 64, "{tokens}: {ranges:?}");
         }
         if tokens >= 1024 {
-            // As many in every part of the logarithm; a run's first position is rounded down to a token, of 64 or more.
+            // As many in every part of the logarithm; a run's first position is rounded down to a
+            // token, of 64 or more.
             const ROUNDED: f64 = 2.0 / 64.0;
             assert_eq!((ranges.len(), sampled), (9, 96), "{tokens}: {ranges:?}");
             let steps: Vec<f64> = ranges.windows(2).map(|two| f64::from(two[1].start) / f64::from(two[0].start)).collect();
@@ -333,7 +342,8 @@ fn sampled_positions_are_spread_over_the_window() {
     }
 }
 
-/// Numbers in 64ths, none of them so near 0 that a half times 8 has more digits than the half.
+/// Draws numbers in 64ths, none of them so near 0 that a half times 8 has more digits than the
+/// half.
 fn grid(random: &mut StdRng, n: usize) -> Vec<f32> {
     normals(random, n).into_iter().map(|x| (64.0 * x).round() / 64.0).collect()
 }
@@ -342,8 +352,9 @@ fn scaled(numbers: &[f32], by: f32) -> Vec<f32> {
     numbers.iter().map(|x| x * by).collect()
 }
 
-/// (21) A model that divides its scale otherwise between keys and queries, or between values and the output projection, has the same
-/// table and the same bits, to the last bit; but the norms that the published rule decides by are others.
+/// (21) A model that divides its scale otherwise between keys and queries, or between values and
+/// the output projection, has the same table and the same bits, to the last bit; but the norms that
+/// the published rule decides by are others.
 #[test]
 fn a_models_gauge_changes_nothing() {
     const GAUGE: f32 = 8.0;
@@ -394,19 +405,20 @@ fn a_models_gauge_changes_nothing() {
     }
 }
 
-/// Errors of all heads where keys and values have these bits.
+/// Returns the errors of all heads where keys and values have these bits.
 fn pair(sensitivity: &Sensitivity, key: Bits, value: Bits) -> f64 {
     let at = |bits| sensitivity.candidates().iter().position(|candidate| candidate.bits == bits).unwrap();
     let heads = (0..sensitivity.layers()).flat_map(|layer| (0..sensitivity.kv_heads()).map(move |head| (layer, head)));
     heads.map(|(layer, head)| sensitivity.output_errors(layer, head, Kind::Key)[at(key)] + sensitivity.output_errors(layer, head, Kind::Value)[at(value)]).sum()
 }
 
-/// (18, 19) Keys come first where attention is sharp, values where it is flat: whatever their norms.
+/// (18, 19) Keys come first where attention is sharp, values where it is flat: whatever their
+/// norms.
 #[test]
 fn the_spread_of_logits_decides_who_comes_first() {
-    /// The notes expect 2.0 and more; 2.25 to 2.45 is what seeds give here.
+    /// The least factor; seeds give 2.25 to 2.45 here.
     const KEYS_FIRST: f64 = 2.0;
-    /// The notes expect 5 and more; 9 to 11 is what seeds give here.
+    /// The least factor; seeds give 9 to 11 here.
     const VALUES_FIRST: f64 = 5.0;
     use Bits::{Four, Three, Two};
     let (mut random, seed) = seeded();
@@ -441,7 +453,7 @@ fn the_spread_of_logits_decides_who_comes_first() {
     assert!(keys >= values, "{keys}, {values}. WGKV_SEED={seed}");
 }
 
-/// Errors of a plan of bits by another's table.
+/// Returns the errors of a plan of bits by another's table.
 fn score(bit_plan: &BitPlan, by: &Sensitivity) -> f64 {
     let heads = (0..by.layers()).flat_map(|layer| (0..by.kv_heads()).map(move |head| (layer, head)));
     let error = |(layer, head)| {
@@ -453,8 +465,8 @@ fn score(bit_plan: &BitPlan, by: &Sensitivity) -> f64 {
     heads.map(error).sum()
 }
 
-/// (23, 24) Heads differ, and bits that follow what was measured beat the best pair for all of them, also by queries that were not
-/// sampled. The 24 heads are those of section 5.7.
+/// (23, 24) Heads differ, and bits that follow what was measured beat the best pair for all of
+/// them, also by queries that were not sampled.
 #[test]
 fn measured_bits_beat_the_best_fixed_pair_on_other_queries() {
     /// Invariant 23, for each seed.
@@ -467,7 +479,8 @@ fn measured_bits_beat_the_best_fixed_pair_on_other_queries() {
         let (mut random, seed) = seeded();
         let setting = Setting::new(shape.clone(), plain(codec), candidates(&[Two, Three, Four], 64));
         let mut text = Text::normal(&mut random, &shape, 512);
-        // 60 % of the heads have keys with 4 channels off by 8; logits spread by 1.3 in the median, and heads by 0.7 around it.
+        // 60 % of the heads have keys with 4 channels off by 8; logits spread by 1.3 in the median,
+        // and heads by 0.7 around it.
         let offsets: Vec<f32> = (0..24 * 64).map(|i| if i / 64 % 5 < 3 && i % 16 == 3 { 8.0 } else { 0.0 }).collect();
         text.layers[0][0].iter_mut().zip(offsets.iter().cycle()).for_each(|(key, offset)| *key += offset);
         let deviations: Vec<f32> = (0..24).map(|_| 1.3 * (0.7 * normal(&mut random)).exp()).collect();
@@ -487,7 +500,8 @@ fn measured_bits_beat_the_best_fixed_pair_on_other_queries() {
     }
 }
 
-/// (22) What all units do together is about the sum of what each does alone: so a table of units is enough.
+/// (22) What all units do together is about the sum of what each does alone: so a table of units is
+/// enough.
 #[test]
 fn errors_of_units_add_up() {
     /// Invariant 22, and a little for what heads have in common in the block's output.
@@ -552,8 +566,10 @@ fn windows_add_up() {
             }
         }
     }
-    // Two tokens, of which three sinks would be kept, lose nothing but the rounding to halves: of each number's square 2^-22 at most. Codes
-    // of 4 bits lose 0.8 % (`normal_numbers_lose_what_the_quantizers_distortion_says`), of which the sinks among 40 tokens take little.
+    // Two tokens, of which three sinks would be kept, lose nothing but the rounding to halves: of
+    // each number's square 2^-22 at most. Codes of 4 bits lose 0.8 %
+    // (`normal_numbers_lose_what_the_quantizers_distortion_says`), of which the sinks among 40
+    // tokens take little.
     const HALVES_LOSE: f64 = 1.0 / 4_194_304.0;
     const CODES_LOSE: f64 = 0.004;
     let errors = |text: usize| Kind::BOTH.map(|kind| each[text].code_errors(0, 0, kind)[1]);

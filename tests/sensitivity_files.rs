@@ -1,5 +1,5 @@
-//! Files of sensitivities: they come back as they were, and damaged ones are refused. The numbers in brackets are those of
-//! docs/testing.md's table of KV-AdaQuant (2502.15075).
+//! Files of sensitivities: they come back as they were, and damaged ones are refused. The numbers
+//! in brackets are those of docs/testing.md's table of KV-AdaQuant (2502.15075).
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use serde_json::{Value, json};

@@ -1,16 +1,17 @@
-//! Sequences that let go of old tokens: under a sliding window nothing that a query sees changes, and an endless stream needs few pages.
-//! (That what is seen is what should be, sinks and windows of any length: `tests/attend_merge.rs`, `tests/attend_prefill.rs`.)
+//! Sequences that let go of old tokens: under a sliding window nothing that a query sees changes,
+//! and an endless stream needs few pages. (That what is seen is what should be, sinks and windows
+//! of any length: `tests/attend_merge.rs`, `tests/attend_prefill.rs`.)
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use rand::rngs::StdRng;
 use wgkv_testing::*;
 
-/// Two layers of four KV heads: heads can be apart and rotated together.
+/// Returns two layers of four KV heads: heads can be apart and rotated together.
 fn shape() -> Shape {
     Shape { layers: 2, query_heads: 4, kv_heads: 4, head_dim: 64, rope: Rope::new(10_000.0, 64) }
 }
 
-/// A plan of every codec, protection and kind of planes.
+/// Makes plans of every codec, protection and kind of planes.
 fn plans(gpu: &Gpu, random: &mut StdRng, budget: Capacity) -> Vec<Plan> {
     use Bits::{Eight, Four, Two};
     let nothing = Alignment::EVERYTHING;
@@ -128,7 +129,8 @@ fn a_sequence_that_slid_is_forked_cut_saved_and_loaded() {
         assert_eq!(prefixes.remember(&mut reader.cache, &mut encoder, loaded, &ids), Ok(0));
         drop(encoder);
 
-        // Sliding no further changes nothing; further, steps of before name pages that are given back.
+        // Sliding no further changes nothing; sliding further makes earlier steps stale, since they
+        // name pages that are given back.
         let step = reader.cache.step(&[Chunk { sequence: loaded, tokens: 1 }]).unwrap();
         let free = reader.cache.free_pages();
         assert_eq!(reader.cache.slide(loaded, 400), Ok(256));
@@ -139,7 +141,7 @@ fn a_sequence_that_slid_is_forked_cut_saved_and_loaded() {
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let stale = reader.cache.append(&mut encoder, &step, 0, Rows::f32(&rows), Rows::f32(&rows));
         assert!(matches!(stale, Err(Error::Stale { .. })), "{stale:?}");
-        // All comes back.
+        // All pages come back.
         [sequence, forked, loaded].into_iter().for_each(|sequence| reader.cache.end(sequence).unwrap());
         assert_eq!(reader.cache.free_pages(), reader.cache.plan().pages());
         assert!(matches!(reader.cache.slide(loaded, 0), Err(Error::UnknownSequence { .. })));

@@ -1,5 +1,6 @@
-//! Snapshots: what is loaded is what was saved and goes on as it would have, in a cache of other pages, other slots and other
-//! buffers; nothing else gets into the bytes; damaged and foreign ones are refused, and change nothing.
+//! Snapshots: what is loaded is what was saved and goes on as it would have, in a cache of other
+//! pages, other slots and other buffers; nothing else gets into the bytes; damaged and foreign ones
+//! are refused, and change nothing.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use rand::RngExt;
@@ -11,7 +12,7 @@ use wgkv_testing::*;
 /// One device, so that its kernels are compiled once.
 static GPU: LazyLock<Gpu> = LazyLock::new(gpu);
 
-/// Two layers of four KV heads: heads can be apart and rotated together.
+/// Returns two layers of four KV heads: heads can be apart and rotated together.
 fn shape() -> Shape {
     Shape { layers: 2, query_heads: 4, kv_heads: 4, head_dim: 64, rope: Rope::new(10_000.0, 64) }
 }
@@ -19,7 +20,8 @@ fn shape() -> Shape {
 /// How tokens are stored.
 type Way = (BitPlan, Protection, Option<ChannelOrder>, Alignment);
 
-/// Every codec, protection and form of scales, widths that differ by layer and head, and codes in planes.
+/// Returns every codec, protection and form of scales, widths that differ by layer and head, and
+/// codes in planes.
 fn ways(random: &mut StdRng) -> Vec<Way> {
     use Bits::{Eight, Four, Sixteen, Three, Two};
     let shape = shape();
@@ -63,12 +65,13 @@ fn plan(gpu: &Gpu, (bit_plan, protection, channel_order, alignment): &Way, budge
     learning(builder, channel_order.as_ref()).build(gpu.capability()).unwrap()
 }
 
-/// A cache whose memory is full of what others left there: finite halves.
+/// Makes a cache whose memory is full of what others left there: finite halves.
 fn stale(gpu: &Gpu, plan: Plan, what: u32) -> Reader {
     let reader = Reader::new(gpu, plan);
     let plan = reader.cache.plan();
     let channels = u64::from(plan.shape().kv_heads * plan.shape().head_dim);
-    // The groups of channels, or their means and weights, are the cache's own; elected sinks of another sequence follow.
+    // The groups of channels, or their means and weights, are the cache's own; elected sinks of
+    // another sequence follow.
     let own = match plan.format().codec() {
         Codec::RotateKv => channels,
         Codec::Centred => 12 * channels,
@@ -100,7 +103,8 @@ fn what_is_loaded_goes_on_as_what_was_saved() {
     let gpu = &*GPU;
     let random = &mut generator();
     let text = Text::normal(random, &shape(), 900);
-    // One token; fewer than the sinks; a whole page; the middle of a page; a window that has gone round.
+    // One token; fewer than the sinks; a whole page; the middle of a page; a window that has gone
+    // round.
     let begins: [&[usize]; 6] = [&[1], &[3], &[128], &[140, 1, 1], &[200, 1, 130, 1], &[100, 1, 90, 400]];
     for (w, way) in ways(random).iter().enumerate() {
         let mut saved = stale(gpu, plan(gpu, way, Capacity::tokens(2, 900)), STALE[0]);
@@ -141,7 +145,7 @@ fn what_is_loaded_goes_on_as_what_was_saved() {
             loaded.cache.end(second).unwrap();
         }
         assert_eq!(loaded.cache.tokens(filler).unwrap(), 0);
-        // Who was there before is unharmed.
+        // The sequences that were there before are unharmed.
         let control = saved.cache.begin().unwrap();
         saved.store(control, &text, 300);
         assert!(loaded.read_all(others[1], &text, &[1, 5]) == saved.read_all(control, &text, &[1, 5]), "{} {:?}: the other sequence", way.0, way.1);
@@ -253,7 +257,8 @@ fn loading_takes_its_turn_among_what_is_recorded() {
     plain.store(control, &other, 200);
     let bytes = save(&plain, control);
 
-    // The first sequence appends and attends, ends, and its pages and slot are the loaded one's; all in one submission.
+    // The first sequence appends and attends, ends, and its pages and slot are the loaded one's;
+    // all in one submission.
     let [kv, _, q, _] = Text::widths(&shape());
     let step = reader.cache.step(&[Chunk { sequence: first, tokens: 1 }]).unwrap();
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -300,7 +305,7 @@ impl Refusing {
         loaded
     }
 
-    /// The name of what a refused snapshot's error is about.
+    /// Returns the name of what a refused snapshot's error is about.
     #[track_caller]
     fn refuse(&mut self, bytes: &[u8]) -> String {
         let free = self.reader.cache.free_pages();
@@ -312,7 +317,8 @@ impl Refusing {
         }
     }
 
-    /// Nothing that was refused left a trace: the sequence is what it was, and all room is there.
+    /// Checks that nothing that was refused left a trace: the sequence is what it was, and all room
+    /// is there.
     fn unharmed(mut self) {
         assert!(Parts::of(&save(&self.reader, self.sequence)) == Parts::of(&self.bytes));
         let again = self.load(&self.bytes.clone()).unwrap();
@@ -320,7 +326,7 @@ impl Refusing {
     }
 }
 
-/// As one would write it who means harm, with all the hashes that the content has.
+/// Returns a forged snapshot, whose hashes match its content.
 fn forged(parts: Parts) -> Vec<u8> {
     let checksums: Vec<_> = parts.tensors.iter().map(|t| (format!("sha256.{}", t.0), checksum(&t.3))).collect();
     let parts = checksums.into_iter().fold(parts, |parts, (key, value)| if parts.metadata.contains_key(&key) { parts.with(&key, &value) } else { parts });
@@ -328,7 +334,7 @@ fn forged(parts: Parts) -> Vec<u8> {
     parts.with("hash", &hash).write()
 }
 
-/// The way whose snapshot has every kind of tensor.
+/// Returns the way whose snapshot has every kind of tensor.
 fn every_tensor() -> Way {
     let format = rotated(Bits::Two, Bits::Two, 64, 2);
     let order = random_order(&shape(), &format, Reach::Global, &mut generator());
@@ -341,7 +347,8 @@ fn snapshots_have_the_tensors_that_are_written_down() {
     let parts = Parts::of(&case.bytes);
     assert_eq!(forged(parts.clone()).len(), case.bytes.len());
     assert_eq!(Parts::of(&forged(parts.clone())), parts, "the hashes are those that are written down");
-    // Two pages. Of codes 128 * 64 of 2 bits in each head's keys and values, and its values' scales; scales of 4 groups of keys.
+    // Two pages. Of codes 128 * 64 of 2 bits in each head's keys and values, and its values'
+    // scales; scales of 4 groups of keys.
     let shapes: Vec<_> = parts.tensors.iter().map(|(name, dtype, shape, _)| (name.as_str(), *dtype, shape.clone())).collect();
     let layer = |n| {
         [
@@ -381,7 +388,8 @@ fn damage_is_found() {
     for bit in bits {
         let mut flipped = bytes.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
-        // Two kinds of white space after the header's end are one bit apart nowhere in JSON: every flip is found.
+        // Two kinds of white space after the header's end are one bit apart nowhere in JSON: every
+        // flip is found.
         case.refuse(&flipped);
     }
     for length in (0..header + 9).chain((0..200).map(|_| random.random_range(0..bytes.len()))).chain([bytes.len() - 1]) {
@@ -433,7 +441,8 @@ fn forgeries_that_fit_nothing_are_refused() {
         change(&|t| t.2 = vec![t.2.iter().product()]);
         change(&|t| (t.2, t.3) = (vec![0], vec![]));
         change(&|t| t.0.push('0'));
-        // Another's place, of another content: only the checksum of the tensor tells.
+        // The same place in another snapshot, with other content: only the checksum of the tensor
+        // differs.
         let swapped = parts().tensor(&name, |t| t.3[0] ^= 1);
         let hash = hash(swapped.texts());
         forgeries.push((swapped.with("hash", &hash).write(), "sha256".to_owned()));
@@ -533,7 +542,7 @@ fn snapshots_of_other_plans_are_refused() {
             .unwrap(),
         base().to_builder().element(Element::F16).build(gpu.capability()).unwrap(),
     ];
-    // At 2 bits the clip is 0.8 unless told.
+    // At 2 bits the clip is 0.8 by default.
     assert!(alike.map(|plan| plan.fingerprint() == base().fingerprint()) == [true, false, true]);
     case.unharmed();
 

@@ -1,4 +1,5 @@
-//! Snapshots in a folder: who has the same tokens, plan, channel order and model finds them, whole or not at all.
+//! Snapshots in a folder: a cache with the same tokens, plan, channel order and model finds them,
+//! whole or not at all.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use pollster::block_on;
@@ -14,7 +15,7 @@ fn plan(gpu: &Gpu, format: Format) -> Plan {
     Plan::builder(shape(), format).capacity(Capacity::tokens(2, 300)).build(gpu.capability()).unwrap()
 }
 
-/// An empty folder of the test's own.
+/// Makes an empty folder for the test.
 fn folder(name: &str) -> PathBuf {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("prefixes").join(name);
     match std::fs::remove_dir_all(&folder) {
@@ -23,7 +24,7 @@ fn folder(name: &str) -> PathBuf {
     }
 }
 
-/// A cache that has read a text, and the snapshot of it.
+/// Makes a cache that has read a text, and the snapshot of it.
 fn read(gpu: &Gpu, plan: Plan, text: &Text, tokens: usize) -> (Reader, Sequence, Vec<u8>) {
     let mut reader = Reader::new(gpu, plan);
     let sequence = reader.cache.begin().unwrap();
@@ -82,7 +83,7 @@ fn prefixes_are_found_by_what_they_are_of() {
     assert_eq!(refused(&there, &tokens, &bytes[..bytes.len() - 1]), "file");
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "nothing that was refused is there");
 
-    // Damage is told, and repaired by who has the prefix.
+    // Damage is reported, and repaired by a cache that has the prefix.
     let file = folder.join(again.place(&there, &tokens).as_ref());
     let mut damaged = bytes.clone();
     *damaged.last_mut().unwrap() ^= 1;
@@ -100,7 +101,8 @@ fn many_write_at_once_and_nobody_sees_a_part() {
     let text = Text::normal(&mut generator(), &shape(), 300);
     let folder = folder("at once");
     let tokens: Vec<u32> = (0..300).collect();
-    // Several writers of one prefix, each with a snapshot of its own (the order of the metadata differs), and readers.
+    // Several writers of one prefix, each with a snapshot of its own (the order of the metadata
+    // differs), and readers.
     let (reader, sequence, _) = read(&gpu, plan(&gpu, Format::f16()), &text, 300);
     let snapshots: Vec<Vec<u8>> = (0..3).map(|_| block_on(reader.cache.save(sequence)).unwrap()).collect();
     let (plan, parts) = (reader.cache.plan(), Parts::of(&snapshots[0]));

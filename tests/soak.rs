@@ -1,6 +1,6 @@
-//! Random operations on a cache of few pages and on a plain model of it: after each, no page is lost or held twice and every sequence holds
-//! what it must; what it holds reads bit for bit as in a cache where it is alone. The pool's bookkeeping by itself is soaked in
-//! `src/pool.rs`.
+//! Random operations on a cache of few pages and on a plain model of it: after each, no page is
+//! lost or held twice and every sequence holds what it must; what it holds reads bit for bit as in
+//! a cache where it is alone. The pool's bookkeeping by itself is soaked in `src/cache/pool.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use rand::rngs::StdRng;
@@ -11,10 +11,10 @@ use wgkv_testing::*;
 /// One device, so that its kernels are compiled once.
 static GPU: LazyLock<Gpu> = LazyLock::new(gpu);
 
-/// Operations of a run on each plan, if `WGKV_SOAK` does not tell how many.
+/// Operations of a run on each plan, unless `WGKV_SOAK` sets how many.
 const OPERATIONS: usize = 1500;
 
-/// Seeds that once failed: they are run besides the fresh one.
+/// Seeds that once failed, which run besides the fresh one.
 const FAILED: [u64; 0] = [];
 
 /// Tokens that there are.
@@ -100,7 +100,7 @@ impl Tokens {
     }
 }
 
-/// A sequence is refused to be cut to where it slid beyond, and nowhere else.
+/// Checks that a cut is refused exactly where the sequence slid beyond.
 fn gone<T>(held: &Held, tokens: u32, result: &Result<T>) {
     let refused = match result {
         Err(Error::Dropped { token, first }) => Some((*token, *first)),
@@ -113,7 +113,7 @@ struct Soak {
     random: StdRng,
     soaked: Tokens,
     prefixes: PrefixIndex,
-    /// Each sequence by itself, when it is asked for.
+    /// Each sequence by itself, when it is needed.
     alone: Tokens,
     held: Vec<(Sequence, Held)>,
     snapshots: Vec<(Vec<u8>, Held)>,
@@ -126,7 +126,8 @@ struct Soak {
 
 impl Soak {
     fn new(plan: &Plan, alone: Plan, mut random: StdRng) -> Self {
-        // Halves: neither turned nor rotated they are the same whether a window keeps them first or not.
+        // Halves: neither turned nor rotated they are the same whether a window keeps them first or
+        // not.
         let width = (plan.shape().kv_heads * plan.shape().head_dim) as usize;
         let mut table = || normals(&mut random, VOCABULARY as usize * width).iter().map(|x| half::f16::from_f32(*x).to_f32()).collect::<Vec<f32>>();
         let table = [table(), table(), table()];
@@ -151,7 +152,8 @@ impl Soak {
         (0..tokens).map(|_| self.random.random_range(0..VOCABULARY)).collect()
     }
 
-    /// Sequences or pages are short, or what was wanted of a sequence is gone, and nothing else is wrong.
+    /// Returns the result of an operation, or nothing where sequences or pages are short, or where
+    /// the sequence no longer holds what was wanted. Other errors are failures.
     fn short<T>(&self, result: Result<T>) -> Option<T> {
         match result {
             Ok(done) => Some(done),
@@ -162,7 +164,7 @@ impl Soak {
         }
     }
 
-    /// One operation, drawn.
+    /// Draws one operation and carries it out.
     fn turn(&mut self) {
         let operation = [0, 1, 1, 1, 1, 1, 2, 3, 4, 4, 4, 5, 6, 7, 7, 7, 8, 8, 8, 9, 10, 11][self.below(22)];
         let live = self.held.len();
@@ -214,7 +216,8 @@ impl Soak {
                 let keep = [0, 50, 128, 200][self.below(4)];
                 let (sequence, held) = &mut self.held[n];
                 let first = self.soaked.cache.slide(*sequence, keep).unwrap();
-                // By whole pages that a window of f16 rows does not hold back, which `read` finds out.
+                // By whole pages that a window of f16 rows does not hold back, which `read` finds
+                // out.
                 assert!(first >= held.first && first.is_multiple_of(128) && first <= (held.tokens.len() as u32).saturating_sub(keep).max(held.first));
                 let further = first > held.first;
                 held.first = first;
@@ -307,7 +310,7 @@ impl Soak {
         })
     }
 
-    /// Calls that must be refused, and change nothing.
+    /// Makes calls that must be refused, and change nothing.
     fn refuse(&mut self) {
         let unknown = |sequence: Sequence| Error::UnknownSequence { slot: sequence.slot() };
         if let Some(gone) = self.gone {
@@ -383,7 +386,8 @@ fn random_operations_keep_every_sequence_what_it_is() {
     let shape = |rope| Shape { layers: 1, query_heads: 1, kv_heads: 1, head_dim: 64, rope };
     let ways = [
         (shape(Rope::new(10_000.0, 64)), hadamard(Bits::Four, Bits::Two, 64), Protection::NONE),
-        // With a window tokens are packed from its f16 rows or a step's own, as they come; these are alike.
+        // With a window tokens are packed from its f16 rows or a step's own, as they come; these
+        // are alike.
         (shape(Rope::none()), rtn(Bits::Four, Bits::Four, 64), protect(2, 40)),
     ];
     for seed in FAILED.into_iter().chain([fresh]) {

@@ -1,5 +1,6 @@
-//! Choosing a candidate for every unit within a budget: what costs how much, what errs least, and the published rule. The numbers in
-//! brackets are those of docs/testing.md's table of KV-AdaQuant (2502.15075).
+//! Choosing a candidate for every unit within a budget: what each costs, what errs least, and the
+//! published rule. The numbers in brackets are those of docs/testing.md's table of KV-AdaQuant
+//! (2502.15075).
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use rand::RngExt;
@@ -9,17 +10,18 @@ use wgkv::Error;
 use wgkv::bits::solve::{Candidate, Choice, Fill, Ties, exact, favours_values, norm_bits, norm_groups, relax};
 use wgkv_testing::{normal, seeded};
 
-/// Sums of the same errors in another order differ by rounding: a few units in the last place for 64 of them.
+/// Sums of the same errors in another order differ by rounding: a few units in the last place for
+/// 64 of them.
 const ROUNDING: f64 = 1e-12;
 
 const FILLS: [Fill; 2] = [Fill::Nested, Fill::Skip];
 
-/// Distortion of asymmetric quantization in groups of 64, by bits, on normal numbers of variance 1. 0 bits keep
-/// nothing.
+/// Distortion of asymmetric quantization in groups of 64, by bits, on normal numbers of variance 1.
+/// 0 bits keep nothing.
 const DISTORTION: [(u64, f64); 7] = [(0, 1.0), (1, 2.741), (2, 0.2029), (3, 0.0371), (4, 0.00805), (6, 0.00046), (8, 0.00003)];
 
-/// Norms and what the published rule makes of them, with widths 1, 1.58, 2, 4, 6, 8, and with groups of 16 to 256
-/// that are 64 on average (the authors' notebook).
+/// Norms and what the published rule makes of them, with widths 1, 1.58, 2, 4, 6, 8, and with
+/// groups of 16 to 256 that are 64 on average (the authors' notebook).
 struct Golden {
     name: &'static str,
     keys: &'static str,
@@ -196,7 +198,7 @@ fn numbers(text: &str) -> Vec<f64> {
     text.split_whitespace().map(|number| number.parse().unwrap()).collect()
 }
 
-/// K0, V0, K1, V1, and so on.
+/// Returns K0, V0, K1, V1, and so on.
 fn interleave(keys: &[f64], values: &[f64]) -> Vec<f64> {
     assert_eq!(keys.len(), values.len());
     keys.iter().zip(values).flat_map(|(k, v)| [*k, *v]).collect()
@@ -208,12 +210,13 @@ impl Golden {
     }
 }
 
-/// Units whose error is `norm² 4^-bits`, and whose cost is the bits.
+/// Returns units whose error is `norm² 4^-bits`, and whose cost is the bits.
 fn powers(norms: &[f64], bits: &[u64]) -> Vec<Vec<Candidate>> {
     norms.iter().map(|norm| bits.iter().map(|&b| Candidate { cost: b, error: norm * norm * 0.25_f64.powi(b as i32) }).collect()).collect()
 }
 
-/// Units of one quantizer, whose sensitivities are log-normal; `noise` is how far a unit strays from the table.
+/// Draws units of one quantizer, whose sensitivities are log-normal; `noise` is how far a unit
+/// strays from the table.
 fn distorted(random: &mut StdRng, units: usize, bits: &[u64], noise: f64) -> Vec<Vec<Candidate>> {
     let table: Vec<_> = DISTORTION.into_iter().filter(|(b, _)| bits.contains(b)).collect();
     let mut factor = |spread: f64| (spread * f64::from(normal(random))).exp();
@@ -224,7 +227,8 @@ fn distorted(random: &mut StdRng, units: usize, bits: &[u64], noise: f64) -> Vec
     (0..units).map(|_| unit()).collect()
 }
 
-/// Anything that is allowed: equal costs and errors, costs of 0, candidates that nothing speaks for, in any order.
+/// Draws anything that is allowed: equal costs and errors, costs of 0, candidates without any
+/// advantage, in any order.
 fn anything(random: &mut StdRng, units: usize, candidates: usize) -> Vec<Vec<Candidate>> {
     let scale = 10_f64.powi(random.random_range(-12..=12));
     let (costs, few) = ([3, 20, 1000][random.random_range(0..3)], random.random::<bool>());
@@ -242,7 +246,7 @@ fn dearest(units: &[Vec<Candidate>]) -> u64 {
     units.iter().map(|unit| unit.iter().map(|c| c.cost).max().unwrap()).sum()
 }
 
-/// Asserts that a choice is what it says, within the budget.
+/// Asserts that a choice has the cost and error that it reports, within the budget.
 #[track_caller]
 fn consistent(choice: &Choice, units: &[Vec<Candidate>], budget: u64, seed: u64) {
     let picked = || units.iter().zip(&choice.picks).map(|(unit, pick)| unit[*pick]);
@@ -255,14 +259,15 @@ fn consistent(choice: &Choice, units: &[Vec<Candidate>], budget: u64, seed: u64)
     assert!(choice.multiplier >= 0.0, "{choice:?}, WGKV_SEED={seed}");
 }
 
-/// The least error of all combinations.
+/// Returns the least error of all combinations.
 fn all_combinations(units: &[Vec<Candidate>], budget: u64) -> Option<f64> {
     let Some((unit, rest)) = units.split_first() else { return Some(0.0) };
     let least = |c: &Candidate| Some(c.error + all_combinations(rest, budget.checked_sub(c.cost)?)?);
     unit.iter().filter_map(least).reduce(f64::min)
 }
 
-/// (1) Costs are whole numbers, and no solver exceeds the budget by one; a budget below the least is refused, not raised.
+/// (1) Costs are whole numbers, and no solver exceeds the budget by one; a budget below the least
+/// is refused, not raised.
 #[test]
 fn no_budget_is_exceeded() {
     let (mut random, seed) = seeded();
@@ -295,7 +300,8 @@ fn no_budget_is_exceeded() {
     }
 }
 
-/// (2) No unit has a candidate with a smaller error that fits into what is left, on its hull or not.
+/// (2) No unit has a candidate with a smaller error that fits into what is left, on its hull or
+/// not.
 #[test]
 fn nothing_better_fits_into_what_is_left() {
     let (mut random, seed) = seeded();
@@ -312,8 +318,8 @@ fn nothing_better_fits_into_what_is_left() {
     }
 }
 
-/// (3) With growing budgets, nested choices give no unit less, and errors do not grow; nor do the best ones', nor, by more than
-/// what a choice may miss of the best, those that fill the budget.
+/// (3) With growing budgets, nested choices give no unit less, and errors do not grow; nor do the
+/// best ones', nor, by more than what a choice may miss of the best, those that fill the budget.
 #[test]
 fn more_budget_is_never_worse() {
     let (mut random, seed) = seeded();
@@ -358,8 +364,8 @@ fn exact_is_the_best_of_all_combinations() {
     }
 }
 
-/// (4) The bound is below the best and the best below the choice, which is the best where what is left is filled: costs of a few bits have
-/// fewer different sums than the search keeps.
+/// (4) The bound is below the best and the best below the choice, which is the best where what is
+/// left is filled: costs of a few bits have fewer different sums than the search keeps.
 #[test]
 fn choices_are_near_the_best_and_the_bound_holds() {
     let (mut random, seed) = seeded();
@@ -386,7 +392,7 @@ fn choices_are_near_the_best_and_the_bound_holds() {
     assert!(worst <= ROUNDING, "{worst} above the best, WGKV_SEED={seed}");
 }
 
-/// (5) The authors' widths for all models and norms of the notes, by their rule of ties.
+/// (5) The authors' widths for all models and norms of the table above, by their rule of ties.
 #[test]
 fn published_widths_are_reproduced() {
     for golden in GOLDEN {
@@ -427,7 +433,8 @@ fn hand_cases() {
         let [nested, skip] = FILLS.map(|fill| relax(&units, budget, fill).unwrap());
         assert_eq!(picked(&skip), picks, "{norms:?}");
         assert_eq!((skip.error, skip.cost), (error, budget), "{norms:?}");
-        // In the last case, the first unit's step from 6 to 8 bits would save more than the second's from 3 to 4, but does not fit.
+        // In the last case, the first unit's step from 6 to 8 bits would save more than the
+        // second's from 3 to 4, but does not fit.
         assert_eq!(picked(&nested), if norms[0] == 16.0 { &[6, 3] } else { picks }, "{norms:?}");
         let best = exact(&units, budget).unwrap();
         assert_eq!((best.error, best.cost), (error, budget), "{norms:?}");
@@ -440,12 +447,13 @@ fn hand_cases() {
     }
 }
 
-/// The bound takes a part of the step that does not fit, and the multiplier is its slope. Points above the hull are passed over,
-/// but fill what is left.
+/// The bound takes a part of the step that does not fit, and the multiplier is its slope. Points
+/// above the hull are passed over, but fill what is left.
 #[test]
 fn bound_multiplier_and_filling_by_hand() {
     let unit = |points: &[(u64, f64)]| points.iter().map(|&(cost, error)| Candidate { cost, error }).collect::<Vec<_>>();
-    // The middle candidate lies above the line from the first to the last. It comes out of order, with one that is beaten.
+    // The middle candidate lies above the line from the first to the last. It comes out of order,
+    // with one that is beaten.
     let units = [unit(&[(10, 0.0), (0, 12.0), (6, 9.0), (7, 9.0)]), unit(&[(0, 2.0), (5, 1.0)])];
     let nested = relax(&units, 9, Fill::Nested).unwrap();
     // The first step saves 12 for 10, of which 9 are there.
@@ -453,7 +461,8 @@ fn bound_multiplier_and_filling_by_hand() {
     assert_eq!(nested.multiplier, 1.2);
     assert!((nested.bound - 3.2).abs() < ROUNDING, "{nested:?}");
     assert!((nested.gap() - 10.8 / 14.0).abs() < ROUNDING, "{nested:?}");
-    // The second unit's step fits, and leaves 4; but the candidate for 6 is the better way to spend 9.
+    // The second unit's step fits, and leaves 4; but the candidate for 6 is the better way to spend
+    // 9.
     let skip = relax(&units, 9, Fill::Skip).unwrap();
     assert_eq!((&skip.picks[..], skip.cost, skip.error), (&[2, 0][..], 6, 11.0));
     assert_eq!((skip.multiplier, skip.bound), (nested.multiplier, nested.bound));
@@ -529,7 +538,8 @@ fn order_changes_nothing() {
     }
 }
 
-/// (9) Of two units, the one with the larger norm gets more bits by the logarithm of the norms' ratio, as near as widths allow.
+/// (9) Of two units, the one with the larger norm gets more bits by the logarithm of the norms'
+/// ratio, as near as widths allow.
 #[test]
 fn widths_differ_by_the_logarithm_of_norms() {
     let (mut random, seed) = seeded();
@@ -553,7 +563,8 @@ fn widths_differ_by_the_logarithm_of_norms() {
     }
 }
 
-/// (10) One bit from the least to the greatest number errs more than keeping nothing, and is never chosen.
+/// (10) One bit from the least to the greatest number errs more than keeping nothing, and is never
+/// chosen.
 #[test]
 fn one_bit_is_never_chosen() {
     let (mut random, seed) = seeded();
@@ -590,7 +601,8 @@ fn choices_are_repeatable() {
     }
 }
 
-/// (28) Norms of Qwen3's projections give values more than keys, which is said; those of Llama do not.
+/// (28) Norms of Qwen3's projections give values more than keys, which is reported; those of Llama
+/// do not.
 #[test]
 fn values_before_keys_are_noticed() {
     for golden in GOLDEN {
@@ -609,12 +621,12 @@ fn values_before_keys_are_noticed() {
     assert_eq!(favours_values(&[2.0, 4.0]), Some((2.0, 4.0)));
 }
 
-/// A unit for keys and one for values of every head of a model with 32 layers of 8 KV heads takes milliseconds; asserted with
-/// room for a slow machine and for code that is not optimized.
-/// A model's 512 units. How long that takes is told by `benches/bit_rules.rs`.
+/// A model's 512 units: keys and values of every head, with 32 layers of 8 KV heads.
+/// `benches/bit_rules.rs` measures how long that takes.
 #[test]
 fn many_units_are_near_the_bound() {
-    // The bound is below the best by less than one step of one unit, of 512 whose errors differ by factors of e^1.5.
+    // The bound is below the best by less than one step of one unit, of 512 whose errors differ by
+    // factors of e^1.5.
     const GAP: f64 = 0.01;
     let (mut random, seed) = seeded();
     let factor = |random: &mut StdRng, spread: f64| (spread * f64::from(normal(random))).exp();
@@ -640,7 +652,7 @@ fn many_units_are_near_the_bound() {
     }
 }
 
-/// What is refused, in which words.
+/// What is refused, and with which words.
 #[test]
 fn refusals_name_the_unit() {
     let good = vec![Candidate { cost: 1, error: 1.0 }];
@@ -694,8 +706,8 @@ fn refusals_name_the_unit() {
 fn group_sizes_by_hand() {
     // κ is (2 + 1) / (2 / 48) = 72: groups of 36 and 72.
     assert_eq!(norm_groups(&[4.0, 1.0], &[36, 48, 72], 48.0).unwrap(), [36, 72]);
-    // Rounded, they are 32 and 64: 3/64 groups, where 2/48 are allowed. Larger groups lose 4 times 32 of the first, or 64 of the
-    // second.
+    // Rounded, they are 32 and 64: 3/64 groups, where 2/48 are allowed. Larger groups lose 4 times
+    // 32 of the first, or 64 of the second.
     assert_eq!(norm_groups(&[4.0, 1.0], &[32, 64, 128], 48.0).unwrap(), [32, 128]);
     // Nothing lies between, and it must be within the budget.
     assert_eq!(norm_groups(&[4.0, 1.0], &[32, 128], 50.0).unwrap(), [32, 128]);

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 use wgkv::{Cache, Chunk, Gpu, Result, Rows, Sequence};
 
-/// Timestamps of whole compute passes: 4096 timestamps are the most that WebGPU lets a set hold.
+/// Compute passes that are timed: WebGPU lets a set hold 4096 timestamps at most.
 const PASSES: u32 = 2048;
 
 /// The GPU's clock around compute passes.
@@ -16,7 +16,7 @@ struct Clock {
 }
 
 impl Clock {
-    /// None without the feature.
+    /// Makes the clock; none without the feature.
     fn new(gpu: &Gpu) -> Option<Self> {
         let device = gpu.device();
         device.features().contains(wgpu::Features::TIMESTAMP_QUERY).then(|| Self {
@@ -31,7 +31,7 @@ impl Clock {
         })
     }
 
-    /// What the next pass is to write.
+    /// Returns where the next pass writes its timestamps.
     fn next(&mut self) -> wgpu::ComputePassTimestampWrites<'_> {
         let first = 2 * self.used;
         assert!(self.used < PASSES, "a block has more than {PASSES} passes: choose a smaller --block");
@@ -55,7 +55,8 @@ impl Clock {
     }
 }
 
-/// Submissions that the GPU has not finished: the host waits for the oldest when there are too many.
+/// Submissions that the GPU has not finished. The host waits for the oldest when there are too
+/// many.
 pub struct InFlight {
     depth: usize,
     submissions: VecDeque<wgpu::SubmissionIndex>,
@@ -97,7 +98,8 @@ pub struct Sums {
     /// Sequences that began, and their prompts' tokens.
     pub begun: u64,
     pub prompt_tokens: u64,
-    /// Of the host: ending sequences and beginning others, and their prompts' steps, recording and submitting.
+    /// Of the host: ending sequences and beginning others, and their prompts' steps, recording and
+    /// submitting.
     pub turn_over: f64,
     pub prompt_host: f64,
 }
@@ -120,7 +122,8 @@ impl Sums {
         self.prompt_host += more.prompt_host;
     }
 
-    /// Cached tokens attended to a second: by the GPU's clock, or without one by the wall's.
+    /// Returns the cached tokens attended to a second: by the GPU's clock, or by the wall clock
+    /// where there is none.
     pub fn throughput(&self) -> f64 {
         self.tokens as f64 / self.gpu.unwrap_or(self.wall)
     }
@@ -160,7 +163,8 @@ impl Batch {
         }
     }
 
-    /// Appends prompts whole, as many in a step as its rows allow; returns the row that each begins at.
+    /// Appends prompts whole, as many in a step as its rows allow; returns the row that each begins
+    /// at.
     pub fn append(&mut self, inputs: &Inputs, chunks: &[Chunk]) -> Result<Vec<u32>> {
         let mut first_rows = Vec::with_capacity(chunks.len());
         let mut from = 0;
@@ -198,7 +202,7 @@ impl Batch {
         Ok(())
     }
 
-    /// One token more of every sequence, attended to: one step, one append, one attend, one submission.
+    /// Decodes one more token of every sequence: one step, one append, one attend, one submission.
     pub fn decode(&mut self, inputs: &Inputs) -> Result<()> {
         let chunks: Vec<Chunk> = self.sequences.iter().map(|sequence| Chunk { sequence: *sequence, tokens: 1 }).collect();
         let start = Instant::now();
@@ -228,10 +232,10 @@ impl Batch {
         Ok(())
     }
 
-    /// From here to [`Batch::stop`] steps are timed.
+    /// Starts the timing of steps, until [`Batch::stop`].
     pub fn start(&mut self) {
         wgkv_testing::wait(self.cache.gpu());
-        // What came before is nobody's.
+        // What ran before is not counted.
         self.sums = Sums::default();
         self.started = Some(Instant::now());
     }

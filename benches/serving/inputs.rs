@@ -1,10 +1,12 @@
-//! Rows that steps append and attend with, and a second cache in which a sequence is made again, alone.
+//! Rows that steps append and attend with, and a second cache in which a sequence is made again,
+//! alone.
 
 use crate::options::Options;
 use wgkv::{Cache, Chunk, Element, Error, Gpu, Plan, Result, Rows, Sequence};
 use wgkv_testing::bench::*;
 
-/// Rows between two places that steps take their rows from: whatever the heads, a row that may be bound.
+/// Rows between two places that steps take their rows from: for any number of heads, a binding may
+/// begin at such a row.
 const PLACE_ROWS: u32 = 64;
 
 /// Places, so that a sequence's tokens differ from one step to the next.
@@ -36,7 +38,7 @@ pub struct Inputs {
     pub output: wgpu::Buffer,
 }
 
-/// The first row of a step's keys and values.
+/// Returns the first row of a step's keys and values.
 pub fn place(step: u64) -> u32 {
     PLACE_ROWS * (step % u64::from(PLACES)) as u32
 }
@@ -69,12 +71,13 @@ impl Inputs {
         4 * u64::from(self.case.kv_heads * self.case.head_dim)
     }
 
-    /// Keys and values from a place on.
+    /// Returns the keys and values from a row on.
     pub fn from(&self, row: u32) -> [Rows<'_>; 2] {
         [&self.keys, &self.values].map(|buffer| Rows { buffer, offset: u64::from(row) * self.row_bytes(), element: Element::F32 })
     }
 
-    /// Checks what the last step gave for the sequence of one of its rows: against attention in f64 over the cache's rows.
+    /// Checks what the last step gave for the sequence of one of its rows, against attention in f64
+    /// over the cache's rows.
     pub fn check_output(&self, cache: &Cache, sequence: Sequence, row: u32) -> f64 {
         let share = u64::from(self.case.query_heads / self.case.kv_heads * self.case.head_dim);
         let offset = 4 * u64::from(row) * u64::from(self.case.query_heads * self.case.head_dim);
@@ -103,7 +106,8 @@ impl Alone {
         Ok(Self { cache: Cache::new(gpu, plan)?, keys: rows(), values: rows() })
     }
 
-    /// Does the same to a sequence of its own, step by step, and compares the two, bit for bit.
+    /// Repeats what was done to a sequence, step by step, on one of its own, and compares the two,
+    /// bit for bit.
     ///
     /// # Panics
     /// If a number of one differs from the other's.
@@ -130,7 +134,7 @@ impl Alone {
             Done::Cut(tokens) => return self.cache.truncate(encoder, alone, tokens).unwrap(),
             Done::Appended { row, tokens } => (row, tokens),
         };
-        // Rows that stand anywhere may not be bound where they stand.
+        // A binding may not begin at every row, so the rows are copied.
         let (from, bytes) = (u64::from(row) * inputs.row_bytes(), u64::from(tokens) * inputs.row_bytes());
         encoder.copy_buffer_to_buffer(&inputs.keys, from, &self.keys, 0, bytes);
         encoder.copy_buffer_to_buffer(&inputs.values, from, &self.values, 0, bytes);
@@ -139,7 +143,7 @@ impl Alone {
     }
 }
 
-/// The bits of some of a sequence's restored keys and values.
+/// Returns the bits of some of a sequence's restored keys and values.
 fn stored(cache: &Cache, sequence: Sequence, tokens: std::ops::Range<u32>, row_bytes: u64) -> [Vec<u32>; 2] {
     let gpu = cache.gpu();
     let numbers = u64::from(tokens.end - tokens.start) * row_bytes / 4;

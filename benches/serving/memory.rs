@@ -3,16 +3,17 @@
 use wgkv::Gpu;
 use wgkv_testing::wait;
 
-/// What either may grow by while the same amount of work goes on: the allocators' own blocks come and go.
-/// Vulkan's validation layers, which wgpu loads where debug assertions are on, keep the name of every bind group there ever was, half a kilobyte
-/// a step: long runs want a release build, as `cargo bench` makes it, or `WGPU_VALIDATION=0`.
+/// Bytes that either may grow by while the amount of work stays the same: the allocators' own
+/// blocks come and go. Vulkan's validation layers, which wgpu loads where debug assertions are on,
+/// keep the name of every bind group that ever existed, half a kilobyte a step: long runs need a
+/// release build, as `cargo bench` makes it, or `WGPU_VALIDATION=0`.
 const GROWTH: u64 = 64 << 20;
 
 #[derive(Clone, Copy)]
 pub struct Memory {
-    /// Resident memory of the process, where the system tells.
+    /// Resident memory of the process, where the system reports it.
     process: Option<u64>,
-    /// Bytes of all buffers on the device, where wgpu tells.
+    /// Bytes of all buffers on the device, where wgpu reports them.
     device: Option<u64>,
 }
 
@@ -23,12 +24,15 @@ fn process() -> Option<u64> {
 }
 
 impl Memory {
-    /// Waits for the device first: wgpu holds buffers until work that refers to them is done.
+    /// Reads both, after waiting for the device: wgpu holds buffers until work that refers to them
+    /// is done.
     pub fn now(gpu: &Gpu) -> Self {
         wait(gpu);
         Self { process: process(), device: gpu.device().generate_allocator_report().map(|report| report.total_allocated_bytes) }
     }
 
+    /// Asserts that memory has not grown.
+    ///
     /// # Panics
     /// If there is more than [`GROWTH`] beyond what there was.
     pub fn assert_not_above(&self, before: &Self) {

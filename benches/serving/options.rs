@@ -1,4 +1,5 @@
-//! What is asked for on the command line. Everything that cannot be is refused with the option's name.
+//! The options of the command line. Values that cannot be served are refused with the option's
+//! name.
 
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -101,7 +102,7 @@ impl Words {
         if (least..=most).contains(&number) { Ok(number) } else { Err(format!("{name} {number}: must be {least} to {most}")) }
     }
 
-    /// `N` numbers with something between them.
+    /// Returns `N` numbers with `between` between them.
     fn numbers<const N: usize>(&self, name: &str, between: char, usual: [u32; N]) -> Result<[u32; N], String> {
         let Some(text) = self.0.get(name) else { return Ok(usual) };
         let numbers: Option<Vec<u32>> = text.split(between).map(|number| number.parse().ok()).collect();
@@ -122,7 +123,8 @@ impl Words {
 }
 
 impl Options {
-    /// A software adapter gets small numbers unless told otherwise: they only show that the bench runs.
+    /// Reads the options. A software adapter gets small numbers by default: they only show that the
+    /// bench runs.
     pub fn new(words: &Words, software: bool) -> Result<Self, String> {
         let usual = |large, small| if software { small } else { large };
         let longest = words.number("--longest", usual(8192, 256), 2, 1 << 20)?;

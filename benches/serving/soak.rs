@@ -1,4 +1,4 @@
-//! Random operations for minutes on a cache that is too small for what is asked of it.
+//! Random operations for minutes on a cache that is too small for them.
 
 use crate::batch::InFlight;
 use crate::inputs::{Alone, Done, Inputs, place};
@@ -13,7 +13,8 @@ use wgkv_testing::encoder;
 /// Operations between two sequences that are compared with the same alone.
 const CHECKED: u64 = 100;
 
-/// Sequences that were grown and cut more often are not forked: their forks' forks would take ever longer to make again.
+/// Operations after which a sequence is not forked: it would take ever longer to make its forks'
+/// forks again.
 const HISTORY: usize = 256;
 
 /// Sequences of a step that grows some.
@@ -61,7 +62,8 @@ impl Soak<'_> {
         self.in_flight.wait(self.cache.gpu());
     }
 
-    /// What came of an operation, or nothing if it was refused because sequences or pages are short, and nothing else is wrong.
+    /// Returns the result of an operation, or nothing if it was refused because sequences or pages
+    /// are short. Other errors are failures.
     fn short<T>(&mut self, result: Result<T>) -> Option<T> {
         match result {
             Ok(done) => return Some(done),
@@ -72,7 +74,7 @@ impl Soak<'_> {
         None
     }
 
-    /// One operation, drawn.
+    /// Draws one operation and carries it out.
     fn turn(&mut self) {
         let operation = self.random.random_range(0..20);
         if self.held.is_empty() || operation < 6 {
@@ -101,7 +103,7 @@ impl Soak<'_> {
         }
     }
 
-    /// Some sequences grow, by one token or many.
+    /// Grows some sequences, by one token or many.
     fn grow(&mut self) {
         let most = GROWN.min(self.held.len());
         let count = self.random.random_range(1..=most);
@@ -123,14 +125,14 @@ impl Soak<'_> {
         }
     }
 
-    /// Every sequence decodes a token.
+    /// Decodes a token of every sequence.
     fn decode(&mut self) {
         let chunks: Vec<(usize, u32)> = (0..self.held.len()).filter(|n| self.held[*n].tokens < self.options.longest).map(|n| (n, 1)).collect();
         if !self.step(&chunks, true) {
             return self.preempt();
         }
         self.count.decoded += 1;
-        // What was attended to last, against f64 now and then.
+        // The last attention is compared with f64 now and then.
         if self.count.decoded % CHECKED == 1 && !chunks.is_empty() {
             let row = self.random.random_range(0..chunks.len());
             self.inputs.check_output(&self.cache, self.held[chunks[row].0].sequence, row as u32);
@@ -145,7 +147,7 @@ impl Soak<'_> {
         }
     }
 
-    /// Takes a step of these sequences, each by its tokens; tells whether there was room.
+    /// Takes a step of these sequences, each by its tokens; returns whether there was room.
     fn step(&mut self, chunks: &[(usize, u32)], attend: bool) -> bool {
         if chunks.is_empty() {
             return false;
@@ -215,7 +217,8 @@ impl Soak<'_> {
 }
 
 pub fn run(gpu: &Gpu, options: &Options, minutes: f64, random: StdRng) -> Result<()> {
-    // A third of the tokens that sequences of these lengths would hold on average, or the longest one's: pages run out again and again.
+    // A third of the tokens that sequences of these lengths would hold on average, or the longest
+    // one's: pages run out again and again.
     let pool = options.pool.unwrap_or((options.shortest + options.longest) / 12).max(options.longest.div_ceil(options.sequences));
     let plan = crate::plan(gpu, options, options.sequences, pool)?;
     let alone = crate::plan(gpu, options, 1, options.longest)?;
