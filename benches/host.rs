@@ -1,23 +1,25 @@
-//! What recording costs the processor: step, append, attend and finish of a decoded token, nothing submitted.
+//! What recording costs the processor: step, append, attend and finish of a decoded token, nothing
+//! submitted.
 //!
 //! ```text
 //! cargo bench --bench host [-- --context 1024] [--tokens 200]
 //! ```
-//! One sequence under the default plan (window 128, 4 sinks), rows in the same buffers in every layer, as engines have them; every call
-//! in a compute pass of its own (`each`), or all of a token's in one pass of the caller's (`one`). `layer` is all of a token's time over
-//! its layers, in microseconds; the columns before it are its parts. Before it times, it submits one token and checks that every output
-//! is a mean of the values.
+//! One sequence under the default plan (window 128, 4 sinks), rows in the same buffers in every
+//! layer, as engines have them; every call in a compute pass of its own (`each`), or all of a
+//! token's in one pass of the caller's (`one`). `layer` is all of a token's time over its layers,
+//! in microseconds; the columns before it are its parts. Before timing anything, it submits one
+//! token and checks that every output is a mean of the values.
 #![allow(clippy::unwrap_used, reason = "a bench may stop at the first surprise")]
 #![allow(missing_docs, reason = "a bench has no readers")]
 
 use std::time::{Duration, Instant};
 use wgkv::{Bits, Cache, Capacity, Chunk, Codec, Format, Gpu, Means, Plan, Rope, Rows, Shape};
 
-/// By what share of the values' range an output may lie outside of it: what codes of 4 bits and weights of 8 may be off by, and more. A
-/// wrong plane gives outputs of any size.
+/// The share of the values' range by which an output may lie outside of it: more than codes of 4
+/// bits and weights of 8 can be off by. A wrong plane gives outputs of any size.
 const ATTEND_ERROR: f64 = 0.05;
 
-/// Until caches, branch predictors and the allocator are warm.
+/// Tokens until caches, branch predictors and the allocator are warm.
 const WARM_TOKENS: u32 = 20;
 
 struct Case {
@@ -28,7 +30,7 @@ struct Case {
     head_dim: u32,
 }
 
-/// SmolLM2-135M's and Llama-3.1-8B's.
+/// The models: SmolLM2-135M and Llama-3.1-8B.
 const CASES: [Case; 2] = [
     Case { name: "30 layers, 9/3 heads of 64", layers: 30, query_heads: 9, kv_heads: 3, head_dim: 64 },
     Case { name: "32 layers, 32/8 heads of 128", layers: 32, query_heads: 32, kv_heads: 8, head_dim: 128 },

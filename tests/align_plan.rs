@@ -25,7 +25,7 @@ const NEXT: f64 = 0.1;
 /// What the kernel's f32 sums and its factor of 1.00001 leave of a budget.
 const BUDGET_ERROR: f64 = 1e-4;
 
-/// The plans of a taken step as the twin makes them.
+/// Returns the plans of a taken step as the twin makes them.
 fn twin(walk: &Walk, taken: &Taken) -> Vec<u32> {
     let words = taken.step.words();
     let [scores, plans] = &taken.aligned;
@@ -143,7 +143,7 @@ fn budgets_of_coded_keys_are_kept_by_every_query_head_and_token() {
         let plan = &taken.aligned[1][..PLAN_WORDS as usize];
         let level = |quad: usize| plan[quad / 16] >> (2 * (quad % 16)) & 3;
         for h in 0..4 {
-            // The query's scale is a factor of both sides.
+            // The query's scale is a factor on both sides.
             let code = |i: usize| f64::from(taken.scratch[1][i / 4 * 4 + h].to_le_bytes()[i % 4] as i8);
             for t in 0..301 {
                 let scales = key(page(walk.plan(), &taken.after.pages, records(&taken)[0].pages[t as usize / 128], 0), t % 128).scales;

@@ -79,7 +79,7 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// A sequence of `pages` pages and one that has none, which decode together.
+/// Returns a case of a sequence of `pages` pages and one that has none, which decode together.
 fn long(pages: u32, case: Case) -> Case {
     case.protection(protect(0, 16)).steps(vec![vec![(0, 128 * pages + 100), (1, 3)], vec![(0, 1), (1, 1)]])
 }
@@ -138,7 +138,8 @@ fn attend_merge_agrees_with_its_reference() {
     }
 }
 
-/// With the logarithms of the sums the output is the same, bit for bit, and they are the twin's.
+/// Checks that the output is the same, bit for bit, with the logarithms of the sums, and that these
+/// are the twin's.
 fn beside_others(walk: &Walk, taken: &Taken, want: &[f32]) {
     let gpu = &walk.gpu;
     let element = walk.case.element;

@@ -159,7 +159,7 @@ fn check_partials(walk: &Walk, taken: &Taken) {
     }
 }
 
-/// Chunks of several tokens: their output against f64.
+/// Checks the output of chunks of several tokens against f64.
 fn check_output(walk: &Walk, taken: &Taken) {
     let output = walk.output(taken);
     let row = (walk.case.shape.query_heads * walk.case.shape.head_dim) as usize;

@@ -31,7 +31,7 @@ fn bit_plans_come_back_as_they_were() {
             assert_eq!(back, bit_plan, "{rule}. WGKV_SEED={seed}");
             assert_eq!(back.report().unwrap().to_string(), bit_plan.report().unwrap().to_string());
             assert_eq!(back.model(), "made up");
-            // The bits count, not who decided on them.
+            // The bits count, not how they were chosen.
             let mut bare: Value = serde_json::from_str(&bit_plan.to_json().unwrap()).unwrap();
             bare["report"] = Value::Null;
             let bare = BitPlan::from_json(&bare.to_string()).unwrap();

@@ -88,7 +88,8 @@ fn grow(cache: &mut ContextParallel, random: &mut StdRng, chunks: &[(&ContextSeq
     }
 }
 
-/// Keys (after RoPE) and values that all devices store of a sequence, one after another.
+/// Returns the keys (after RoPE) and values that all devices store of a sequence, one after
+/// another.
 fn stored(cache: &ContextParallel, sequence: &ContextSequence) -> [Vec<f32>; 2] {
     let width = (shape().kv_heads * shape().head_dim) as usize;
     let mut stored = [Vec::new(), Vec::new()];
@@ -178,7 +179,7 @@ fn a_part_is_saved_and_loaded_without_what_it_never_had() {
     let again = part.load(&mut encoder, &bytes).unwrap();
     gpus[1].queue().submit([encoder.finish()]);
     assert!(attend(&mut part, again) == read);
-    // A part that holds nothing says so.
+    // A part that holds nothing has log-sums that show it.
     let empty = other.begin_at(256).unwrap();
     let (output, log_sums) = attend(&mut other, empty);
     assert!(output.iter().all(|word| f32::from_bits(*word) == 0.0) && log_sums.iter().all(|word| f32::from_bits(*word) == -1e30));

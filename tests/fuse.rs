@@ -47,7 +47,7 @@ fn shape(query_heads: u32, kv_heads: u32, head_dim: u32) -> Shape {
     Shape { layers: 2, query_heads, kv_heads, head_dim, rope: Rope::new(100.0, head_dim) }
 }
 
-/// Multiples of 1/32 up to 1/4.
+/// Draws multiples of 1/32 up to 1/4.
 fn weights(random: &mut StdRng, n: usize) -> Vec<f32> {
     (0..n).map(|_| f32::from(random.random_range(-8_i8..=8)) / 32.0).collect()
 }
@@ -69,13 +69,13 @@ fn block(random: &mut StdRng, shape: Shape) -> Block {
     }
 }
 
-/// An order that is far from the natural one in both layers.
+/// Makes an order that is far from the natural one in both layers.
 fn channel_order(random: &mut StdRng, shape: &Shape, heads_per_group: u32, reach: Reach) -> ChannelOrder {
     let sums = (0..shape.layers).map(|_| doubles(&normals(random, (shape.kv_heads * shape.head_dim) as usize))).collect();
     ChannelOrder::from_sums(shape, heads_per_group, reach, "", 1, sums).unwrap()
 }
 
-/// `W x + b` for every row of `x`.
+/// Returns `W x + b` for every row of `x`.
 fn project(weights: &[f32], bias: Option<&[f32]>, x: &[f64]) -> Vec<f64> {
     let columns = x.len() / TOKENS;
     let rows = weights.len() / columns;
@@ -91,7 +91,7 @@ fn by_token(rows: &[f64], f: impl Fn(&[f64], u32) -> Vec<f64>) -> Vec<f64> {
     rows.chunks_exact(rows.len() / TOKENS).zip(0..).flat_map(|(row, t)| f(row, t)).collect()
 }
 
-/// `B` on every row.
+/// Returns `B` applied to every row.
 fn rotated(rows: &[f64], head_dim: u32, heads_per_group: u32) -> Vec<f64> {
     rows.chunks_exact((heads_per_group * head_dim) as usize).flat_map(|block| rotate_group_exact(block, head_dim)).collect()
 }
@@ -104,7 +104,7 @@ fn turned(shape: &Shape, rows: &[f64], first: u32) -> Vec<f64> {
     by_token(rows, |row, t| by_head(row, shape.head_dim, |head| turn_exact(&shape.rope, head, t + first)))
 }
 
-/// Scores of every query and key that are turned already: `[query head][token][key]`.
+/// Returns the scores of every query and key that are already turned: `[query head][token][key]`.
 fn scores(shape: &Shape, queries: &[f64], keys: &[f64]) -> Vec<Vec<Vec<f64>>> {
     let d = shape.head_dim as usize;
     let at = |rows: &[f64], heads: u32, t: usize, head: u32| rows[(t * heads as usize + head as usize) * d..][..d].to_vec();
@@ -117,7 +117,7 @@ fn scores(shape: &Shape, queries: &[f64], keys: &[f64]) -> Vec<Vec<Vec<f64>>> {
         .collect()
 }
 
-/// Causal attention over queries and keys that are turned already.
+/// Returns causal attention over queries and keys that are already turned.
 fn attend(shape: &Shape, queries: &[f64], keys: &[f64], values: &[f64]) -> Vec<f64> {
     let d = shape.head_dim as usize;
     let mut output = vec![0.0; queries.len()];
@@ -139,7 +139,7 @@ fn length(row: &[f64]) -> f64 {
     row.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
-/// The distance of two rows, relative to the length of the second.
+/// Returns the distance of two rows, relative to the length of the second.
 fn apart(got: &[f64], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len());
     length(&got.iter().zip(want).map(|(a, b)| a - b).collect::<Vec<_>>()) / length(want)
@@ -159,14 +159,14 @@ enum Way {
 }
 
 impl Block {
-    /// The block as the model has it.
+    /// Runs the block as the model has it.
     fn plain(&self, x: &[f64], first: u32) -> Vec<f64> {
         let queries = turned(&self.shape, &project(&self.wq, None, x), first);
         let keys = turned(&self.shape, &project(&self.wk, Some(&self.key_bias), x), first);
         project(&self.wo, None, &attend(&self.shape, &queries, &keys, &project(&self.wv, Some(&self.value_bias), x)))
     }
 
-    /// The block with its weights fused.
+    /// Returns the block with its weights fused.
     fn fused(&self, channel_order: &ChannelOrder, layer: u32) -> Self {
         let mut fused = self.clone();
         fuse::keys(&mut fused.wk, channel_order, layer).unwrap();
@@ -177,7 +177,7 @@ impl Block {
         fused
     }
 
-    /// The fused block, as an engine runs it. `plain` is the block before.
+    /// Runs the fused block as an engine does. `plain` is the block before.
     fn run(&self, plain: &Self, channel_order: &ChannelOrder, layer: u32, x: &[f64], first: u32, way: Way) -> Vec<f64> {
         let (shape, d) = (&self.shape, self.shape.head_dim);
         let b = |rows: &[f64]| rotated(rows, d, channel_order.heads_per_group());

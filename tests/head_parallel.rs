@@ -14,7 +14,8 @@ fn shape() -> Shape {
     Shape { layers: 2, query_heads: 8, kv_heads: 4, head_dim: 64, rope: Rope::new(10_000.0, 64) }
 }
 
-/// A plan of every kind of codec, with what it learns from sample text, and with bits of their own.
+/// Makes a plan of every kind of codec, with what it learns from sample text, and plans with bits
+/// by layer and head.
 fn plans(gpu: &Gpu, random: &mut rand::rngs::StdRng) -> Vec<Plan> {
     use Bits::{Eight, Four, Sixteen, Three, Two};
     let (shape, budget) = (shape(), Capacity::tokens(3, 400));
@@ -47,7 +48,7 @@ struct Pair {
 }
 
 impl Pair {
-    /// Appends and attends the same on both; compares.
+    /// Appends and attends the same on both, and compares.
     fn grow(&mut self, random: &mut rand::rngs::StdRng, chunks: &[(&(Sequence, HeadSequence), u32)], name: &str) {
         let shape = shape();
         let count: u32 = chunks.iter().map(|(_, tokens)| tokens).sum();
@@ -109,7 +110,7 @@ impl Pair {
     }
 }
 
-/// The bits of what comes back of keys and values.
+/// Returns the bits of the restored keys and values.
 fn stored(cache: &Cache, sequence: Sequence, layer: u32, tokens: u32) -> [Vec<u32>; 2] {
     let gpu = cache.gpu();
     let n = (tokens * cache.plan().shape().kv_heads * cache.plan().shape().head_dim) as usize;

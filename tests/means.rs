@@ -10,7 +10,7 @@ fn shape() -> Shape {
     Shape { layers: 2, query_heads: 6, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
 }
 
-/// Rows of normal numbers around means of their own.
+/// Draws rows of normal numbers around different means.
 fn rows(random: &mut rand::rngs::StdRng, tokens: usize, width: usize) -> Vec<f32> {
     let means: Vec<f32> = (0..width).map(|c| normal(random) * if c % 9 == 0 { 8.0 } else { 1.0 }).collect();
     let spread: Vec<f32> = (0..width).map(|_| normal(random).exp()).collect();
@@ -80,7 +80,7 @@ fn the_collector_finds_means_and_weights() {
     }
 }
 
-/// Numbers as the caller's rows.
+/// Returns numbers as the caller's rows.
 fn input(element: Element, numbers: Vec<f32>) -> Input {
     match element {
         Element::F32 => Input { words: numbers.iter().map(|x| x.to_bits()).collect(), numbers },

@@ -46,7 +46,7 @@ fn batch(numbers: Vec<f32>, element: Element) -> Batch {
     Batch { words, numbers }
 }
 
-/// Keys with a mean of their own in each column, so that sums grow.
+/// Draws keys with a different mean in each column, so that sums grow.
 fn keys(random: &mut StdRng, rows: u32, width: u32) -> Vec<f32> {
     (0..rows * width).map(|i| normal(random) + (i % width % 7) as f32 * 3.0 - 9.0).collect()
 }
@@ -58,7 +58,7 @@ struct Sums {
 }
 
 impl Sums {
-    /// Sums of zero, with a line of poison after each buffer's end.
+    /// Makes sums of zero, with a line of poison after each buffer's end.
     fn new(gpu: &Gpu, width: u32) -> Self {
         let buffer = |words: u32| {
             let mut zeros = vec![0; words as usize];
@@ -70,7 +70,7 @@ impl Sums {
 
     fn add(&self, gpu: &Gpu, batch: &Batch, element: Element) {
         let rows = batch.numbers.len() as u32 / self.width;
-        // A row of poison (not finite) more than is asked for.
+        // A row of poison (not finite) more than is needed.
         let mut given = batch.words.clone();
         given.extend(vec![POISON; self.width as usize]);
         let buffer = upload(gpu, floats(&given));
@@ -88,7 +88,7 @@ impl Sums {
     }
 }
 
-/// The lines together.
+/// Returns the lines added up.
 fn columns(sums: &[[f32; 2]], width: u32) -> Vec<f64> {
     (0..width as usize).map(|c| sums[c..].iter().step_by(width as usize).map(|[high, low]| f64::from(*high) + f64::from(*low)).sum()).collect()
 }

@@ -40,7 +40,8 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// The largest magnitude of a row over 127, as the kernel divides.
+/// Checks that the scale is the largest magnitude of a row over 127, as the kernel divides, and
+/// that the codes follow from it.
 fn check_codes(walk: &Walk, name: &str, key_group: u32, codes: &[u32], row: &[f32]) {
     let c = &walk.constants;
     let quads = c.head_dim as usize / 4;

@@ -1,4 +1,4 @@
-//! What `tracing` is told agrees with the cache's own numbers.
+//! What is reported to `tracing` agrees with the cache's own numbers.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;

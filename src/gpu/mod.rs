@@ -35,7 +35,7 @@ pub struct Gpu {
     loss: Arc<Loss>,
 }
 
-/// A panic elsewhere leaves nothing here half changed, so a poisoned lock is as good as any.
+/// Locks a mutex, poisoned or not: a panic elsewhere leaves nothing here half changed.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

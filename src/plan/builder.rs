@@ -20,7 +20,7 @@ const SPLIT_WORKGROUPS: u32 = 4096;
 pub enum Storage {
     /// All alike.
     Uniform(Format),
-    /// Layers, KV heads, keys and values with bits of their own.
+    /// Different bits for layers, KV heads, keys and values.
     Mixed(BitPlan),
 }
 

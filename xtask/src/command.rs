@@ -17,7 +17,7 @@ pub fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-/// Returns a command as one would type it.
+/// Returns a command as it would be typed.
 pub fn typed(command: &Command) -> String {
     let words = [command.get_program()].into_iter().chain(command.get_args()).map(|word| {
         let is_cargo = Path::new(word).file_stem().is_some_and(|stem| stem == "cargo");
@@ -27,7 +27,7 @@ pub fn typed(command: &Command) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Runs a command to its end; an error if it fails.
+/// Runs a command to its end; fails if it fails.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("{} could not be started", typed(command)))?;
     if !status.success() {
@@ -36,7 +36,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Returns what a command prints; an error if it fails.
+/// Returns what a command prints; fails if it fails.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("{} could not be started", typed(command)))?;
     if !output.status.success() {

@@ -10,8 +10,8 @@ use std::time::Instant;
 use wgkv::low_level::kernel::variants;
 use wgkv::{Bits, Capability, Capacity, Codec, Format, Gpu, Plan, Rope, Shape};
 
-/// The attention of an 8-billion-parameter Llama in one layer, to show which kernels an adapter
-/// gets.
+/// Plans the attention of an 8-billion-parameter Llama in one layer, to show which kernels an
+/// adapter gets.
 fn plan(capability: &Capability) -> Result<Plan> {
     let shape = Shape { layers: 1, query_heads: 32, kv_heads: 8, head_dim: 128, rope: Rope::new(500_000.0, 128) };
     let format = Format::new(Codec::Hadamard, Bits::Four, Bits::Four, 64);
@@ -60,7 +60,7 @@ fn describe(adapter: &wgpu::Adapter) -> Result<()> {
     Ok(())
 }
 
-/// Returns what is there of a tool, or what is there instead.
+/// Returns what is there of a tool, or what is wrong with it.
 fn had(tool: &Tool, adapters: &[wgpu::Adapter]) -> Result<Result<String, Had>> {
     if tool.name == LAVAPIPE.name {
         let version = adapters.iter().find_map(|adapter| setup::lavapipe(&adapter.get_info()));
@@ -77,7 +77,7 @@ fn had(tool: &Tool, adapters: &[wgpu::Adapter]) -> Result<Result<String, Had>> {
     Ok(tool.find().map(|(path, version)| format!("{version}, {}", path.display())))
 }
 
-/// Says of every tool which version is wanted, and which is there.
+/// Prints for every tool which version is wanted, and which is there.
 fn describe_tools(adapters: &[wgpu::Adapter]) -> Result<()> {
     println!("{:<16} {:>8}  had", "tool", "wanted");
     for tool in tool::ALL {

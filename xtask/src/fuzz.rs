@@ -6,12 +6,12 @@ use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 use std::process::Command;
 
-/// The environment's word for "be the compiler": cargo then calls this program with the compiler's
-/// command line.
+/// The environment variable that makes this program act as the compiler: cargo then calls it with
+/// the compiler's command line.
 const COMPILER: &str = "WGKV_XTASK_COMPILER";
 
-/// How the compiler is told to count which ways were taken, and what was compared with what: the
-/// flags of cargo-fuzz.
+/// The compiler's flags for counting which ways were taken, and what was compared with what: those
+/// of cargo-fuzz.
 const COVERAGE: [&str; 6] = [
     "-Ccodegen-units=1",
     "-Cpasses=sancov-module",
@@ -21,7 +21,7 @@ const COVERAGE: [&str; 6] = [
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
 ];
 
-/// If cargo calls this program as the compiler: compiles with the counters, and returns how that
+/// Compiles with the counters if cargo called this program as the compiler, and returns how that
 /// ended.
 pub fn compile() -> Option<Result<()>> {
     std::env::var_os(COMPILER)?;
@@ -82,7 +82,7 @@ pub fn run_search(options: &Options) -> Result<()> {
         let seconds = (options.minutes * 60.0).round();
         search(&[format!("-max_total_time={seconds}"), "-timeout=10".into(), "-max_len=16384".into(), "-print_final_stats=1".into()], [&found, &kept])?;
         if options.keep {
-            // As few as take every way once, however often: the kept inputs are to be small.
+            // As few inputs as take every way once, however often: the kept inputs are to be small.
             let merge = ["-merge=1", "-set_cover_merge=1", "-use_counters=0", "-use_cmp=0", "-max_len=400"];
             search(&merge.map(str::to_owned), [&kept, &found])?;
         }

@@ -1,4 +1,4 @@
-//! `cargo xtask lint-shaders`: every kernel in every variant through the compilers of other people.
+//! `cargo xtask lint-shaders`: every kernel in every variant through other people's compilers.
 //!
 //! | compiler | what it is for | variants that it cannot take |
 //! |---|---|---|
@@ -7,8 +7,8 @@
 //! | `spirv-val`, on naga's SPIR-V | what drivers of Vulkan may take for granted | none |
 //! | Tint | Chromium | none; pipelines of those that need larger workgroups than WebGPU's default are not made |
 //!
-//! naga's part is `tests/shaders`; `shader.rs` writes the modules that Tint compiles. Tint refuses what
-//! naga lets pass: barriers and subgroup operations in control flow that is not uniform.
+//! naga's part is `tests/shaders`; `shader.rs` writes the modules that Tint compiles. Tint refuses
+//! what naga lets pass: barriers and subgroup operations in control flow that is not uniform.
 
 use crate::command::{cargo, root, run, target};
 use crate::shader;
@@ -42,7 +42,7 @@ pub fn run_setup() -> Result<()> {
     install_tint(&NPM.provide()?)
 }
 
-/// Where Tint is installed: with what cargo builds, so that the working tree stays clean.
+/// Returns where Tint is installed: with what cargo builds, so that the working tree stays clean.
 fn folder() -> Result<PathBuf> {
     Ok(target()?.0.join("tint"))
 }

@@ -21,12 +21,12 @@ impl Choice {
     /// Half precision.
     pub const F16: Self = Self { codec: Codec::F16, bits: (Bits::Eight, Bits::Eight) };
 
-    /// A codec with bits for keys and values.
+    /// Makes a codec with bits for keys and values.
     pub const fn new(codec: Codec, keys: Bits, values: Bits) -> Self {
         Self { codec, bits: (keys, values) }
     }
 
-    /// Options of the program for it.
+    /// Returns the program's options for it.
     pub fn options(self, group: u32) -> Vec<String> {
         let mut options = vec!["--codec".to_owned(), self.codec.to_string()];
         if self.codec != Codec::F16 {
@@ -47,8 +47,8 @@ impl std::fmt::Display for Choice {
     }
 }
 
-/// Checks that a folder can be a model's, before minutes are spent on building: of a wrong path the
-/// system says the cause.
+/// Checks that a folder can be a model's, before minutes are spent on building. For a wrong path
+/// the error holds the system's reason.
 pub fn check_model(model: &Path) -> Result<()> {
     let path = model.join("config.json");
     std::fs::File::open(&path).map(drop).with_context(|| format!("{} cannot be read", path.display()))

@@ -60,7 +60,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // On one line, its causes behind it: who types a wrong path wants no back trace.
+            // On one line, followed by its causes: a wrong path on the command line needs no back
+            // trace.
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }

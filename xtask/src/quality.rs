@@ -32,7 +32,7 @@ const fn centred(keys: Bits, values: Bits) -> Choice {
 
 use Bits::{Four, Three, Two};
 
-/// A codec, and what is changed of it.
+/// A codec, and what is changed in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Measure {
     choice: Choice,
@@ -47,17 +47,17 @@ impl Measure {
         Self { choice, change: "", options: &[] }
     }
 
-    /// A change of RotateKV at 2 bits.
+    /// Makes a measure of a change to RotateKV at 2 bits.
     const fn changed(change: &'static str, options: &'static [&'static str]) -> Self {
         Self { choice: rotate_kv(Two, Two), change, options }
     }
 
-    /// Centred keeps the first tokens, as it does by default.
+    /// Makes a measure of Centred, which keeps the first tokens, as it does by default.
     const fn centred(keys: Bits, values: Bits) -> Self {
         Self { choice: centred(keys, values), change: FOUR_SINKS, options: &["--sinks", "first:4"] }
     }
 
-    /// Returns whether it reads a calibration.
+    /// Returns whether it reads a file of learned data.
     fn calibrated(&self) -> bool {
         [Codec::RotateKv, Codec::Centred].contains(&self.choice.codec) && !self.options.contains(&"--no-reorder")
     }
@@ -184,7 +184,7 @@ pub struct Options {
     /// Windows of 2048 tokens; 2, or 16 for a head dimension of 128.
     #[arg(long)]
     windows: Option<usize>,
-    /// The text to calibrate rotate-kv and centred with, other than the one to predict; without it
+    /// The text from which rotate-kv and centred learn, other than the one to predict; without it
     /// the model's own rotate-kv.safetensors and centred.safetensors.
     #[arg(long)]
     calibration_text: Option<PathBuf>,
@@ -205,7 +205,7 @@ struct Measured {
     wanted: Option<&'static Expected>,
 }
 
-/// A file of a codec's calibration.
+/// A file of what a codec learned.
 struct Calibration {
     codec: Codec,
     path: PathBuf,
@@ -214,7 +214,7 @@ struct Calibration {
 }
 
 impl Calibration {
-    /// Makes one from the text, or finds the model's own.
+    /// Makes one from the text, or finds the model's own file.
     fn open(program: &PathBuf, model: &Path, codec: Codec, text: Option<&PathBuf>) -> Result<Option<Self>> {
         let Some(text) = text else {
             let path = model.join(format!("{codec}.safetensors"));
@@ -297,7 +297,7 @@ pub fn run(options: &Options) -> Result<()> {
     for measure in MEASURES.into_iter().filter(|measure| options.codec.is_none_or(|only| only == measure.choice.codec)) {
         let fixed =
             ["perplexity".into(), "--model".into(), path(&model)?, "--text".into(), path(&text)?, "--windows".into(), windows.to_string(), "--strict".into()];
-        // What the change says of an option stands for what the choice says of it.
+        // The change's own value of an option replaces the one of the choice.
         let plain = if measure.options.contains(&"--group") { without(&measure.choice.options(group), "--group") } else { measure.choice.options(group) };
         let mut arguments: Vec<String> = fixed.into_iter().chain(plain).chain(measure.options.iter().map(|&option| option.to_owned())).collect();
         if measure.calibrated() {

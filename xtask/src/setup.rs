@@ -37,9 +37,9 @@ pub fn adapters(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
     pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
 }
 
-/// Returns the name of the adapter that the library would use. Without any, and where it is a Mesa
-/// that is too old, Mesa's package is wanted; where the environment asks for one that is not there,
-/// it would not help.
+/// Returns the name of the adapter that the library would use. Where there is none, or only Mesa's
+/// in a version that is too old, the error asks for Mesa's package; not where the environment names
+/// an adapter that is missing, since the package would not help.
 fn adapter() -> Result<Result<String>, Had> {
     let instance = instance();
     if adapters(&instance).is_empty() {

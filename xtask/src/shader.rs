@@ -53,7 +53,7 @@ pub struct Options {
     all: Option<PathBuf>,
 }
 
-/// Prints or writes what the options ask for.
+/// Prints or writes what the options select.
 pub fn run(options: &Options) -> Result<()> {
     if options.list {
         let path = root().join("shaders").join("PARTS.md");
@@ -87,7 +87,8 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Makes the plan that the options describe. Its codec has learned what makes it link most: means that turn with RoPE, an order.
+/// Makes the plan that the options describe. Its codec has the learned data with which it links
+/// most: means that turn with RoPE, or an order.
 fn plan(options: &Options) -> Result<Plan> {
     let ([key, value], [query_heads, kv_heads]) = (pair("--bits", &options.bits)?, pair("--heads", &options.heads)?);
     let head_dim = options.head_dim;
@@ -132,8 +133,9 @@ fn bits(bits: u32) -> Result<Bits> {
     all.into_iter().find(|known| known.get() == bits).ok_or_else(|| anyhow!("{bits} bits are not served: 2, 3, 4, 8 or 16 are"))
 }
 
-/// Writes every module as browsers read it, for compilers that are no Rust: one JSON object a line in `modules.jsonl`. `starts` says at
-/// which line of the module each file begins, `workgroup_bytes` and `invocations` that WebGPU's default limits may not hold it.
+/// Writes every module as browsers read it, for compilers that are not Rust: one JSON object a line
+/// in `modules.jsonl`. `starts` gives the line of the module at which each file begins,
+/// `workgroup_bytes` and `invocations` show whether WebGPU's default limits allow it.
 ///
 /// Returns the file's path.
 pub fn write_modules(folder: &Path) -> Result<PathBuf> {

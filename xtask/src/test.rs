@@ -10,12 +10,12 @@ use std::process::Command;
 use std::time::Instant;
 use wgkv::low_level::kernel;
 
-/// The most bytes that the registry's archive may have, so that somebody notices when it grows.
+/// The most bytes that the registry's archive may have, so that growth gets noticed.
 const CRATE_BYTES: u64 = 1_000_000;
 
-/// What the library has for those who ask for it.
+/// The library's optional features.
 ///
-/// What a dependency is built with hangs on all packages, targets and features that are asked for,
+/// How a dependency is built depends on all packages, targets and features that a command names,
 /// and on the profile. So that nothing is built twice, every step that builds names the whole
 /// workspace, these features and the tests' profile, and some target that takes what only tests
 /// depend on.
@@ -29,7 +29,7 @@ pub struct Options {
     full: bool,
 }
 
-/// Announces a step, runs it, and says how long it took.
+/// Announces a step, runs it, and prints how long it took.
 fn step(name: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
     println!("==> {name}");
     let start = Instant::now();
@@ -38,13 +38,13 @@ fn step(name: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// A step that is one command.
+/// Runs a step that is one command.
 fn cargo_step(mut command: Command) -> Result<()> {
     step(&typed(&command), || command::run(&mut command))
 }
 
-/// Runs all steps; the first that fails ends it. The last line of the output is the closing line of
-/// `cargo test`.
+/// Runs all steps and stops at the first that fails. The last line of the output is the closing
+/// line of `cargo test`.
 pub fn run(options: &Options) -> Result<()> {
     // Everything that may be missing or too old, before the first slow step.
     step("setup", || lint_shaders::run_setup().and_then(|()| web::run_setup(&web::Options::TEST).map(drop)))?;
@@ -57,12 +57,13 @@ pub fn run(options: &Options) -> Result<()> {
     cargo_step(doc)?;
     step("package", || package(options.full))?;
     step("web", || web::run(&web::Options::TEST))?;
-    // The examples of the library alone run here, too: their entries in Cargo.toml say that they are tests.
+    // The examples of the library alone run here, too: their entries in Cargo.toml say that they
+    // are tests.
     let mut tests = cargo(&["test", "--workspace", "--lib", "--bins", "--tests", "--features", OPTIONAL]);
     tests.env(lint_shaders::EVERY_VARIANT, "1");
     cargo_step(tests)?;
     step("shaders by Chromium's compiler", lint_shaders::run_tint)?;
-    // Last and without a line of our own after it, so that the output ends on the test runner's
+    // Last and with no line of this program after it, so that the output ends on the test runner's
     // closing line.
     doc_tests(cargo(&["test", "--workspace", "--doc", "--features", OPTIONAL]))
 }
@@ -96,7 +97,7 @@ fn doc_tests(mut command: Command) -> Result<()> {
 /// after a closing line.
 #[derive(Debug, Default)]
 struct DocTests {
-    /// Lines of a package of which it is not known yet whether it has tests.
+    /// Lines of a package that may turn out to have no tests.
     held: Vec<String>,
     /// Whether some package had tests.
     any: bool,

@@ -7,13 +7,13 @@ use anyhow::{Result, bail};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// One of them.
+/// A program that the tasks run.
 pub struct Tool {
     /// What it is called.
     pub name: &'static str,
     /// The version it must have.
     pub least: &'static str,
-    /// Why it must.
+    /// The reason for that version.
     pub why: &'static str,
     /// Its programs, by name or by path, the preferred one first. They print their version when
     /// called with `--version`. None where the version is found otherwise.
@@ -136,12 +136,12 @@ impl Tool {
         Version::find(self.least).is_some_and(|least| *version >= least)
     }
 
-    /// Says which version is wanted, what was had instead, and what to type.
+    /// Returns which version is wanted, what was found instead, and what to type.
     pub fn wanted(&self, had: &str) -> String {
         format!("{} {} or later is wanted ({}), but {had}. To get it: {}", self.name, self.least, self.why, self.remedy())
     }
 
-    /// Says what to type where it is missing or too old.
+    /// Returns what to type where it is missing or too old.
     pub fn remedy(&self) -> String {
         if self.package.is_empty() || !apt::is_debian() {
             return self.elsewhere.into();
@@ -149,7 +149,7 @@ impl Tool {
         format!("sudo apt-get update && sudo apt-get install {}, or {}", self.packages(), self.elsewhere)
     }
 
-    /// Returns its packages, as one types them.
+    /// Returns its packages, as they are typed.
     pub fn packages(&self) -> String {
         [&[self.package], self.with].concat().join(" ")
     }
@@ -178,8 +178,8 @@ impl Tool {
         self.provide_by(|| self.find().map(|(path, _)| path))
     }
 
-    /// Returns what `find` finds. Where that is nothing, installs or upgrades the package if it
-    /// may, and otherwise stops with what to type.
+    /// Returns what `find` finds. Where it finds nothing, installs or upgrades the package if it
+    /// may, and otherwise fails with what to type.
     pub fn provide_by<T>(&self, find: impl Fn() -> Result<T, Had>) -> Result<T> {
         let had = match find() {
             Ok(found) => return Ok(found),

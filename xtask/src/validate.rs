@@ -12,7 +12,7 @@ use std::process::Stdio;
 const LAYER: &str = "VK_LAYER_KHRONOS_validation";
 const DEBIAN_PACKAGE: &str = "vulkan-validationlayers";
 
-/// The layer's settings: it is to report on standard output what it finds, and that it is there.
+/// The layer's settings: it reports on standard output what it finds, and that it is there.
 const SETTINGS: &str = "khronos_validation.debug_action = VK_DBG_LAYER_ACTION_LOG_MSG
 khronos_validation.report_flags = error,warn,info
 khronos_validation.log_filename = stdout
@@ -22,9 +22,9 @@ khronos_validation.duplicate_message_limit = 10
 /// The message by which the layer reports that it is there.
 const STATUS: &str = "createinstance-status-message";
 
-/// What layers from before 2023 say of every module that names WGSL as its source, as naga's do in
-/// debug builds: they do not know the number. `cargo xtask lint-shaders` has such modules validated
-/// by a newer program.
+/// What layers from before 2023 report for every module that names WGSL as its source, as naga's do
+/// in debug builds: they do not know the number. `cargo xtask lint-shaders` has such modules
+/// validated by a newer program.
 const UNKNOWN_SOURCE: &str = "Invalid source language operand";
 
 /// Options of `validate`.
@@ -34,7 +34,7 @@ pub struct Options {
     tests: Vec<String>,
 }
 
-/// Runs the tests; an error where one fails, where the layer finds something, and where it is not
+/// Runs the tests; fails where one fails, where the layer finds something, and where it is not
 /// there.
 pub fn run(options: &Options) -> Result<()> {
     setup::run_setup()?;

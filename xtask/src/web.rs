@@ -41,8 +41,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// What `cargo xtask test` runs: a quarter of the context, since software adapters write ten
-    /// tokens a second.
+    /// The options of `cargo xtask test`: a quarter of the context, since software adapters write
+    /// ten tokens a second.
     pub const TEST: Self = Self { serve: false, port: 0, test: true, browser: None, context: 512, hosts: false, out: None };
 }
 
@@ -59,8 +59,8 @@ pub fn compiler(target: &Path) -> Result<Result<String, Had>> {
     })
 }
 
-/// Makes sure that everything is there which `run` takes, before anything slow begins: the
-/// compiler, and for tests an adapter and the browsers, which are returned.
+/// Makes sure that everything `run` needs is there, before anything slow begins: the compiler, and
+/// for tests an adapter and the browsers, which are returned.
 pub fn run_setup(options: &Options) -> Result<Vec<(Kind, PathBuf)>> {
     let browsers = if options.test {
         setup::run_setup()?;
@@ -72,7 +72,7 @@ pub fn run_setup(options: &Options) -> Result<Vec<(Kind, PathBuf)>> {
     Ok(browsers)
 }
 
-/// Builds; then serves or tests.
+/// Builds the page and the package, then serves or tests them.
 pub fn run(options: &Options) -> Result<()> {
     let (target, version) = target()?;
     let out = options.out.clone().unwrap_or_else(|| target.join("web"));

@@ -1,5 +1,5 @@
-//! A headless browser that is told what to do: Chromium by the DevTools protocol, Firefox by
-//! WebDriver BiDi. Both are messages of JSON on a WebSocket whose address the browser prints.
+//! A headless browser under remote control: Chromium by the DevTools protocol, Firefox by WebDriver
+//! BiDi. Both exchange JSON messages over a WebSocket whose address the browser prints.
 
 use crate::tool::{CHROMIUM, FIREFOX, Tool};
 use anyhow::{Context, Result, bail};
@@ -14,7 +14,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tungstenite::{Message, WebSocket};
 
-/// How long a browser may take to start, and to answer.
+/// How long a browser may take to start, and to reply.
 const START: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(600);
 
@@ -31,7 +31,7 @@ impl Kind {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Chromium, Self::Firefox];
 
-    /// Returns what says which versions of it will do.
+    /// Returns the tool that lists which versions of it will do.
     pub fn tool(self) -> &'static Tool {
         match self {
             Self::Chromium => &CHROMIUM,
@@ -46,7 +46,7 @@ impl std::fmt::Display for Kind {
     }
 }
 
-/// One that runs, with one page.
+/// A running browser with one page.
 pub struct Browser {
     kind: Kind,
     child: Child,
@@ -69,8 +69,8 @@ user_pref("network.captive-portal-service.enabled", false);
 user_pref("network.connectivity-service.enabled", false);
 "#;
 
-/// Options of Chromium: WebGPU on its software adapter, which it does not offer by itself; no calls
-/// home. `insecure.test` is this machine under a name for which there are no secrets, and so no
+/// Options of Chromium: WebGPU on its software adapter, which it does not offer by default; no
+/// calls home. `insecure.test` is this machine under a name without certificates, and so without
 /// WebGPU.
 const SWITCHES: &[&str] = &[
     "--headless=new",
@@ -137,8 +137,7 @@ impl Browser {
         answer.pointer(place).and_then(Value::as_str).map(str::to_owned).context("the browser has no page")
     }
 
-    /// Sends a command and waits for its answer; whatever else the browser says meanwhile is handed
-    /// to `heard`.
+    /// Sends a command and waits for its reply; any other message in the meantime goes to `heard`.
     fn call_hearing(&mut self, method: &str, params: Value, mut heard: impl FnMut(&Value)) -> Result<Value> {
         self.sent += 1;
         let mut message = json!({ "id": self.sent, "method": method, "params": params });
@@ -250,8 +249,8 @@ impl Browser {
         Ok(())
     }
 
-    /// Returns the bytes that the process which talks to the GPU holds alone, by the browser's own
-    /// count. Firefox does not say.
+    /// Returns the bytes that only the process that talks to the GPU holds, by the browser's own
+    /// count. Firefox does not report it.
     pub fn gpu_memory(&mut self) -> Result<Option<u64>> {
         if self.kind == Kind::Firefox {
             return Ok(None);
@@ -286,7 +285,7 @@ impl Drop for Browser {
     fn drop(&mut self) {
         self.page.clear();
         let close = if self.kind == Kind::Chromium { "Browser.close" } else { "browser.close" };
-        // It may be gone already; then there is nothing to close.
+        // It may be gone already, and then there is nothing to close.
         let _ = self.call(close, json!({}));
         let start = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) && start.elapsed() < Duration::from_secs(5) {

@@ -12,11 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use wasm_bindgen_cli_support::Bindgen;
 
-/// The package may not grow beyond this, gzipped, without somebody noticing.
+/// The most bytes of the package, gzipped, so that growth gets noticed.
 const PACKAGE_BYTES: usize = 1_000_000;
 
-/// What the compiler makes use of. More than that could be used by the optimizer, and not every
-/// host has it.
+/// The features that the compiler uses. The optimizer could use more, and not every host has them.
 const FEATURES: [&str; 7] = ["simd", "bulk-memory", "mutable-globals", "nontrapping-float-to-int", "reference-types", "sign-ext", "multivalue"];
 
 /// The files of the model that the page loads.
@@ -78,7 +77,7 @@ fn module(package: &str, name: &str, compiler: Option<&Path>, target: &Path, fol
         .out_name(name)
         .web(true)?
         .typescript(false)
-        // Both are told where the module is, by pages that may be bundled.
+        // Both get the module's address from pages that may be bundled.
         .omit_default_module_path(true)
         .generate(folder)
         .with_context(|| format!("{} cannot be bound", compiled.display()))?;

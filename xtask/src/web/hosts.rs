@@ -1,4 +1,4 @@
-//! The npm package in hosts of JavaScript that are no browsers.
+//! The npm package in JavaScript hosts that are not browsers.
 
 use super::build::{Site, copy};
 use crate::command::{output, root, run};
@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// WebGPU for Node.js, and Deno, of these versions.
+/// The packages that bring WebGPU for Node.js, and Deno, in these versions.
 const PACKAGES: [&str; 2] = ["webgpu@0.6.2", "deno@2.9.6"];
 
 /// Chromium's software adapter, for a Dawn that refuses lavapipe where it is old.

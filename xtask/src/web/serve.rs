@@ -10,12 +10,12 @@ use tiny_http::{Header, Request, Response, Server, StatusCode};
 pub fn serve(folder: PathBuf, port: u16) -> Result<u16> {
     let server = Arc::new(Server::http(("127.0.0.1", port)).map_err(|error| anyhow!("port {port} cannot be served: {error}"))?);
     let port = server.server_addr().to_ip().map_or(port, |address| address.port());
-    // A browser asks for several files at once.
+    // A browser requests several files at once.
     for _ in 0..4 {
         let (server, folder) = (server.clone(), folder.clone());
         std::thread::spawn(move || {
             for request in server.incoming_requests() {
-                // A browser that goes away in the middle of a file is none of our business.
+                // A browser that goes away in the middle of a file does no harm.
                 let _ = answer(request, &folder);
             }
         });
@@ -53,7 +53,7 @@ fn answer(request: Request, folder: &Path) -> Result<()> {
     for (name, value) in [
         ("Content-Type", kind(&path)),
         ("Cache-Control", "no-store"),
-        // Only an isolated page may ask how much memory it takes.
+        // Only an isolated page may read how much memory it takes.
         ("Cross-Origin-Opener-Policy", "same-origin"),
         ("Cross-Origin-Embedder-Policy", "require-corp"),
     ] {

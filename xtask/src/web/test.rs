@@ -103,7 +103,7 @@ fn context(browser: &mut Browser, kind: Kind, wanted: u32) -> Result<()> {
     let ended = browser.evaluate("tests.endLong()")?;
     let after = browser.gpu_memory()?;
     let (tokens, allocated) = (number(&ended, "/progress/tokens")?, number(&ended, "/progress/allocated")?);
-    // What follows the last token is not asked for, so it is not cached.
+    // What follows the last token is not computed, so that token is not cached.
     if tokens + 1 < wanted.into() {
         bail!("the text ended at {tokens} tokens, of {wanted}");
     }

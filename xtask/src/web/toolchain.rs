@@ -132,7 +132,7 @@ fn linker() -> Result<PathBuf> {
 #[cfg(unix)]
 use std::os::unix::fs::symlink;
 
-/// Stands in where there is no Debian, so that there are no symbolic links to make.
+/// Fails where there is no Debian, so that no symbolic links need making.
 #[cfg(not(unix))]
 fn symlink(_original: impl AsRef<Path>, _link: impl AsRef<Path>) -> std::io::Result<()> {
     Err(std::io::ErrorKind::Unsupported.into())
@@ -153,7 +153,7 @@ fn link(usr: &Path) -> Result<()> {
     Ok(symlink(Path::new(sysroot.trim()).join(&linker), to)?)
 }
 
-/// Writes the program that calls the compiler with its libraries, which the system does not know.
+/// Writes the program that calls the compiler with its libraries, which the system cannot find.
 fn write_wrapper(path: &Path, usr: &Path) -> Result<()> {
     let usr = usr.display();
     fs::write(path, format!("#!/bin/sh\nLD_LIBRARY_PATH='{usr}/lib'${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}} exec '{usr}/bin/rustc' \"$@\"\n"))?;
