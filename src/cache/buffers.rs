@@ -83,7 +83,7 @@ impl Buffers {
     pub fn new(gpu: &Gpu, plan: &Plan) -> Self {
         let device = gpu.device();
         let buffer = |label, bytes: u64| {
-            device.create_buffer(&wgpu::BufferDescriptor {
+            gpu.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
                 size: bytes.max(16).next_multiple_of(16),
                 usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
@@ -192,7 +192,7 @@ impl Cache {
         if bytes == 0 {
             return;
         }
-        let between = self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        let between = self.gpu.create_buffer(&wgpu::BufferDescriptor {
             label: Some("wgkv copy"),
             size: bytes,
             usage: wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
@@ -248,5 +248,29 @@ impl Cache {
     pub fn scratch_buffers(&self) -> [&wgpu::Buffer; 4] {
         let shared = &self.buffers.shared;
         [&shared.query_rows, &shared.query_codes, &shared.partials, &shared.row_partials]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Buffers;
+    use crate::format::{Bits, Codec, Format, Rope, Shape};
+    use crate::gpu::Gpu;
+    use crate::kernel::{ALL, STEP};
+    use crate::plan::{Capacity, Plan};
+
+    #[test]
+    fn every_name_that_a_kernel_binds_is_a_buffers() {
+        let gpu = pollster::block_on(Gpu::request()).unwrap();
+        let shape = Shape { layers: 1, query_heads: 1, kv_heads: 1, head_dim: 64, rope: Rope::none() };
+        let format = Format::new(Codec::Hadamard, Bits::Four, Bits::Four, 64);
+        let plan = Plan::builder(shape, format).capacity(Capacity::tokens(1, 128)).build(gpu.capability()).unwrap();
+        let buffers = Buffers::new(&gpu, &plan);
+        let own = ALL.iter().filter(|kernel| kernel.groups.get(1) == Some(&STEP)).flat_map(|kernel| kernel.groups[0]);
+        let names: Vec<&str> = own.map(|(name, _)| *name).collect();
+        assert!(names.len() > 40, "{names:?}");
+        for name in names {
+            assert!(buffers.named(name, 0, 0).is_some(), "no buffer is called {name}");
+        }
     }
 }

@@ -79,7 +79,7 @@ impl Groups {
     pub fn own(&self, gpu: &Gpu, buffers: &Buffers, role: Role, pipeline: &Pipeline, layer: usize, slab: usize) -> &wgpu::BindGroup {
         self.own[layer][slab][role as usize].get_or_init(|| {
             pipeline.bind(gpu, 0, |name| {
-                // tests/layering.rs looks up every kernel's names; none is missing.
+                // Every kernel's names are buffers': the test in buffers.rs looks each of them up.
                 let buffer = buffers.named(name, layer, slab);
                 debug_assert!(buffer.is_some(), "no buffer is called {name}");
                 buffer.unwrap_or(&buffers.shared.no_log_sums).as_entire_binding()

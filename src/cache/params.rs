@@ -69,5 +69,5 @@ impl Params {
 
 fn step_group(gpu: &Gpu, layout: &wgpu::BindGroupLayout, params: &wgpu::Buffer, tables: wgpu::BindingResource<'_>) -> wgpu::BindGroup {
     let params = wgpu::BufferBinding { buffer: params, offset: 0, size: NonZeroU64::new(PARAMS_BYTES) };
-    bind_group(gpu.device(), "wgkv step", layout, STEP, |name| if name == "params" { wgpu::BindingResource::Buffer(params.clone()) } else { tables.clone() })
+    bind_group(gpu, "wgkv step", layout, STEP, |name| if name == "params" { wgpu::BindingResource::Buffer(params.clone()) } else { tables.clone() })
 }

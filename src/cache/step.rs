@@ -283,7 +283,7 @@ impl<'a> StepMaker<'a> {
         let (blocks, count) = ((self.words.list(&blocks), blocks.len() as u32), chunks.len() as u32);
         let chunks = (self.words.list(&chunks), count);
         self.words.elect = [blocks, chunks];
-        let candidates = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        let candidates = gpu.create_buffer(&wgpu::BufferDescriptor {
             label: Some("wgkv candidates"),
             size: 8 * u64::from(blocks.1) * u64::from(self.plan.sinks()),
             usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,

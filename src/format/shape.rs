@@ -22,8 +22,7 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Returns no turning: for learned positions, ALiBi, or keys and queries that are turned
-    /// already.
+    /// Returns no turning: for learned positions, or keys and queries that are turned already.
     pub fn none() -> Self {
         Self { layout: RopeLayout::SplitHalves, frequencies: Vec::new() }
     }

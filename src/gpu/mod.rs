@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use loss::Loss;
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A device with its queue, what it can do, and the pipelines made on it so far. Cheap to clone.
@@ -33,6 +34,14 @@ pub struct Gpu {
     /// The driver's compiled form of the pipelines.
     pipeline_cache: Option<wgpu::PipelineCache>,
     loss: Arc<Loss>,
+    made: Arc<Made>,
+}
+
+/// How many buffers and bind groups were made, for tests of what a step costs.
+#[derive(Debug, Default)]
+struct Made {
+    buffers: AtomicU64,
+    bind_groups: AtomicU64,
 }
 
 /// Locks a mutex, poisoned or not: a panic elsewhere leaves nothing here half changed.
@@ -55,6 +64,7 @@ impl Gpu {
             profile: None,
             pipeline_cache: None,
             loss: Arc::default(),
+            made: Arc::default(),
         }
     }
 
@@ -334,7 +344,7 @@ impl Gpu {
     /// Makes a buffer that [`Gpu::gather`] can write these pieces to and [`Gpu::fetch`] reads. The
     /// pieces must not all be empty.
     pub(crate) fn staging(&self, pieces: &[Range<u64>]) -> wgpu::Buffer {
-        self.device.create_buffer(&wgpu::BufferDescriptor {
+        self.create_buffer(&wgpu::BufferDescriptor {
             label: Some("wgkv readback"),
             size: pieces.iter().map(|piece| piece.end - piece.start).sum(),
             usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
@@ -351,6 +361,24 @@ impl Gpu {
         }
     }
 
+    /// Makes a buffer, and counts it.
+    pub(crate) fn create_buffer(&self, descriptor: &wgpu::BufferDescriptor<'_>) -> wgpu::Buffer {
+        self.made.buffers.fetch_add(1, Ordering::Relaxed);
+        self.device.create_buffer(descriptor)
+    }
+
+    /// Makes a bind group, and counts it.
+    pub(crate) fn create_bind_group(&self, descriptor: &wgpu::BindGroupDescriptor<'_>) -> wgpu::BindGroup {
+        self.made.bind_groups.fetch_add(1, Ordering::Relaxed);
+        self.device.create_bind_group(descriptor)
+    }
+
+    /// Returns how many buffers and bind groups wgkv has made on this device so far.
+    #[doc(hidden)]
+    pub fn made(&self) -> [u64; 2] {
+        [&self.made.buffers, &self.made.bind_groups].map(|count| count.load(Ordering::Relaxed))
+    }
+
     /// Makes the layout of a bind group.
     pub(crate) fn group_layout(&self, label: &'static str, group: Bindings) -> wgpu::BindGroupLayout {
         pipeline::group_layout(&self.device, label, group)
@@ -360,7 +388,7 @@ impl Gpu {
     /// a lost device.
     pub(crate) fn filled(&self, label: &'static str, contents: &[u8], usage: wgpu::BufferUsages) -> wgpu::Buffer {
         let mapped_at_creation = !contents.is_empty();
-        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size: contents.len() as u64, usage, mapped_at_creation });
+        let buffer = self.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size: contents.len() as u64, usage, mapped_at_creation });
         if mapped_at_creation && let Ok(mut view) = buffer.get_mapped_range_mut(..) {
             view.copy_from_slice(contents);
             drop(view);

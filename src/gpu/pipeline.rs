@@ -33,7 +33,7 @@ pub(super) fn group_layout(device: &wgpu::Device, label: &'static str, group: Bi
 
 /// Makes a bind group of the resources that `resource` names.
 pub(crate) fn bind_group<'a>(
-    device: &wgpu::Device,
+    gpu: &Gpu,
     label: &'static str,
     layout: &wgpu::BindGroupLayout,
     group: Bindings,
@@ -41,7 +41,7 @@ pub(crate) fn bind_group<'a>(
 ) -> wgpu::BindGroup {
     let entries: Vec<wgpu::BindGroupEntry<'a>> =
         group.iter().enumerate().map(|(i, (name, _))| wgpu::BindGroupEntry { binding: i as u32, resource: resource(name) }).collect();
-    device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries })
+    gpu.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries })
 }
 
 impl Pipeline {
@@ -73,7 +73,7 @@ impl Pipeline {
 
     /// Makes the bind group of this number from the resources that `resource` names.
     pub(crate) fn bind<'a>(&self, gpu: &Gpu, group: usize, resource: impl Fn(&'static str) -> wgpu::BindingResource<'a>) -> wgpu::BindGroup {
-        bind_group(gpu.device(), self.label, &self.layouts[group], self.groups[group], resource)
+        bind_group(gpu, self.label, &self.layouts[group], self.groups[group], resource)
     }
 
     /// Makes the bind group of this number from buffers in the order of its bindings.
@@ -83,7 +83,7 @@ impl Pipeline {
             .enumerate()
             .map(|(i, buffer)| wgpu::BindGroupEntry { binding: i as u32, resource: wgpu::BindingResource::Buffer(buffer.clone()) })
             .collect();
-        gpu.device().create_bind_group(&wgpu::BindGroupDescriptor { label: Some(self.label), layout: &self.layouts[group], entries: &entries })
+        gpu.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(self.label), layout: &self.layouts[group], entries: &entries })
     }
 
     /// Records one dispatch of a kernel with a single bind group, made of these resources in the
@@ -91,7 +91,7 @@ impl Pipeline {
     pub(crate) fn dispatch_once(&self, gpu: &Gpu, pass: &mut wgpu::ComputePass<'_>, bindings: &[wgpu::BindingResource<'_>], workgroups: [u32; 3]) {
         let entries: Vec<wgpu::BindGroupEntry<'_>> =
             bindings.iter().enumerate().map(|(i, resource)| wgpu::BindGroupEntry { binding: i as u32, resource: resource.clone() }).collect();
-        let group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor { label: Some(self.label), layout: &self.layouts[0], entries: &entries });
+        let group = gpu.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(self.label), layout: &self.layouts[0], entries: &entries });
         self.dispatch(gpu, pass, &[(&group, &[])], workgroups);
     }
 

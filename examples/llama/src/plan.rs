@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use wgkv::bits::{BitBudget, BitPlan, BitRule, Sensitivity};
+use wgkv::learned::Learned;
 use wgkv::{Protection, Sinks};
 
 use crate::bridge::Bridge;
@@ -84,7 +85,7 @@ pub fn plan(options: &PlanOptions) -> Result<(BitPlan, f64)> {
     let format = options.cache.format(&config, learned.as_ref())?;
     let protection = options.cache.protection(Sinks::First(4), 128);
     let sensitivity = match options.sensitivity.as_deref().filter(|path| path.exists()) {
-        Some(path) => known(path, &hash, format)?,
+        Some(path) => known(path, &hash, format, learned.as_ref())?,
         None => {
             let windows = windows(&Text::open(&options.model.model)?.encode(&content)?, &config, options.windows, options.context)?;
             let bridge = Bridge::open(options.model.adapter.as_deref())?;
@@ -105,10 +106,11 @@ pub fn plan(options: &PlanOptions) -> Result<(BitPlan, f64)> {
     Ok((allocation, seconds))
 }
 
-/// What was measured before, refused where it was of another model or codec.
-fn known(path: &Path, hash: &str, format: wgkv::Format) -> Result<Sensitivity> {
+/// Returns what was measured before. Refuses it where it was of another model or codec, or with other learned data.
+fn known(path: &Path, hash: &str, format: wgkv::Format, learned: Option<&Learned>) -> Result<Sensitivity> {
     let sensitivity = Sensitivity::load(path)?;
     sensitivity.expect_model(hash)?;
+    sensitivity.expect_learned(learned)?;
     let had = sensitivity.format();
     if had.codec() != format.codec() || had.scales() != format.scales() {
         let (wanted, had) = (format!("of codec {}, scales {}", format.codec(), format.scales()), format!("of codec {}, scales {}", had.codec(), had.scales()));

@@ -130,7 +130,7 @@ impl Demo {
     /// The compiler's message.
     pub async fn compile_subgroups(&self) -> Result<usize, JsValue> {
         use wgkv::low_level::{Reduce, kernel};
-        use wgkv::{Capability, Capacity, Plan, Protection, Rope, Shape};
+        use wgkv::{Capability, Capacity, ChannelOrder, Codec, Plan, Protection, Rope, Shape};
         let gpu = &self.device.gpu;
         if gpu.capability().subgroups.is_none() {
             return Ok(0);
@@ -141,8 +141,14 @@ impl Demo {
         for choice in CODECS {
             let format = crate::codecs::format(choice.codec, choice.bits[0]).map_err(throw)?;
             let capability = Capability { subgroups: Some((32, 32)), ..*gpu.capability() };
-            let plan =
-                Plan::builder(shape.clone(), format).protection(Protection::NONE).capacity(Capacity::tokens(1, 128)).build(&capability).map_err(throw)?;
+            let builder = Plan::builder(shape.clone(), format).protection(Protection::NONE).capacity(Capacity::tokens(1, 128));
+            // Any order has the kernels of the learned one.
+            let builder = if format.codec() == Codec::RotateKv {
+                builder.learned(ChannelOrder::natural(&shape, format.heads_per_group(shape.kv_heads)).map_err(throw)?)
+            } else {
+                builder
+            };
+            let plan = builder.build(&capability).map_err(throw)?;
             if plan.reduce() == Reduce::Subgroup {
                 gpu.prepare(&plan).await.map_err(throw)?;
                 count += kernel::variants(&plan).iter().filter(|variant| variant.subgroups).count();
