@@ -284,7 +284,7 @@ fn a_step_that_is_taken_back_revives_no_sink() {
     for _ in 4..8 {
         assert_eq!(limit(&walk.cache.step(&[Chunk { sequence, tokens: 1 }]).unwrap()), 4);
     }
-    walk.cache.step(&[Chunk { sequence, tokens: 5 }]).unwrap();
+    _ = walk.cache.step(&[Chunk { sequence, tokens: 5 }]).unwrap();
     walk.cache.truncate(&mut encoder, sequence, 8).unwrap();
     assert_eq!(limit(&walk.cache.step(&[Chunk { sequence, tokens: 1 }]).unwrap()), 4, "token 5 is none of this text's sinks");
 }

@@ -51,7 +51,7 @@ fn memory_that_the_device_has_not_is_refused() {
     let mut cache = Cache::new(&gpu, plan(1, 32_768)).unwrap();
     let sequence = cache.begin().unwrap();
     // What the tokens are does not matter.
-    cache.step(&[Chunk { sequence, tokens: 24_576 }]).unwrap();
+    _ = cache.step(&[Chunk { sequence, tokens: 24_576 }]).unwrap();
     limit(Some(4 << 20));
     let refused = block_on(cache.save(sequence)).map(|bytes| bytes.len());
     limit(None);

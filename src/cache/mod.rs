@@ -46,7 +46,8 @@ static CACHES: AtomicU64 = AtomicU64::new(1);
 /// Every step of the model goes: [`Cache::step`] once, then for each layer [`Cache::append`] and
 /// [`Cache::attend`] on the caller's encoder (and before them [`Cache::elect`], where the plan's
 /// sinks are massive activations). Nothing here submits or waits but [`Cache::request`],
-/// [`Cache::status`], [`Cache::traffic`], [`Cache::save`] and [`Cache::save_prefix`].
+/// [`Cache::status`], [`Cache::traffic`], [`Cache::save`] and [`Cache::save_prefix`]. Rows that were
+/// recorded are held until the next step, or until a sequence ends, is forked, cut back or slid.
 #[derive(Debug)]
 pub struct Cache {
     id: u64,
@@ -182,7 +183,7 @@ impl Cache {
         event!(DEBUG, slot = sequence.slot(), pages_free = self.free_pages(), "freed");
         // A step made before may name the sequence, and its tables then point at pages that nobody
         // holds.
-        self.serial += 1;
+        self.outdate();
         Ok(())
     }
 
@@ -218,7 +219,7 @@ impl Cache {
             self.copy_within(encoder, &layer.protected_rows, from * rows, to * rows, rows);
             self.copy_within(encoder, &layer.marks, first_sink + from * sinks, first_sink + to * sinks, sinks);
         }
-        self.serial += 1;
+        self.outdate();
         Ok(forked)
     }
 
@@ -239,7 +240,7 @@ impl Cache {
         self.gpu.alive()?;
         let copy = self.pool.truncate(sequence, tokens)?;
         self.copy_page(encoder, copy);
-        self.serial += 1;
+        self.outdate();
         Ok(())
     }
 
@@ -259,7 +260,7 @@ impl Cache {
         if self.pool.slide(sequence, keep)? > 0 {
             event!(DEBUG, slot = sequence.slot(), pages_free = self.free_pages(), "slid");
             // A step made before may name the pages.
-            self.serial += 1;
+            self.outdate();
         }
         Ok(self.pool.find(sequence)?.at.first())
     }

@@ -66,6 +66,7 @@ pub(crate) struct Growth {
 /// What a step would take of a cache's pages, and how many are free; made by
 /// [`Cache::can_append`](crate::Cache::can_append).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[must_use]
 pub struct Admission {
     /// Pages that the step would take from the pool.
     pub pages_needed: u32,

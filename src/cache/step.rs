@@ -65,6 +65,7 @@ pub(super) fn list_heads(plan: &Plan, slab: &Slab, tables: &mut Vec<u32>) -> u32
 /// [end](crate::Cache::end), [fork](crate::Cache::fork), [truncate](crate::Cache::truncate) or
 /// [slide](crate::Cache::slide) of any sequence makes it stale, and so does the next step.
 #[derive(Debug)]
+#[must_use]
 pub struct Step {
     pub(super) cache: u64,
     pub(super) serial: u64,

@@ -79,6 +79,7 @@ impl Traffic {
 /// How far one query head's result can be from reading all planes (of the packed pages), in the
 /// worst case.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Certificate {
     /// Row of the step.
     pub row: u32,
@@ -98,6 +99,7 @@ pub struct Certificate {
 
 /// What one attend read; made by [`Cache::traffic`].
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct AlignmentReport {
     /// The bytes read.
     pub traffic: Traffic,

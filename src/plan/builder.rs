@@ -17,6 +17,7 @@ const SPLIT_WORKGROUPS: u32 = 4096;
 
 /// How a plan's layers and heads are stored.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Storage {
     /// All alike.
     Uniform(Format),
@@ -67,7 +68,7 @@ pub struct PlanBuilder {
     storage: Storage,
     protection: Protection,
     pages: Pages,
-    learned: Option<Learned>,
+    learned: Option<Arc<Learned>>,
     alignment: Alignment,
     /// Whether codes lie in planes whatever the alignment says, as in the plan that this one is
     /// made from.
@@ -109,7 +110,7 @@ impl PlanBuilder {
             storage: Storage::Mixed(plan.bit_plan.clone()),
             protection: plan.protection,
             pages: Pages::Count { sequences: plan.sequences, pages: plan.pages },
-            learned: plan.learned.as_deref().cloned(),
+            learned: plan.learned.clone(),
             alignment: plan.alignment,
             keeps_planes: plan.code_planes,
             element: plan.element,
@@ -143,7 +144,7 @@ impl PlanBuilder {
     /// [`Codec::RotateKv`] needs, or the [`Means`](crate::Means) of [`Codec::Centred`]. Without
     /// them Centred takes means of 0 and weights of 1, which costs most of what it gains.
     pub fn learned(mut self, learned: impl Into<Option<Learned>>) -> Self {
-        self.learned = learned.into();
+        self.learned = learned.into().map(Arc::new);
         self
     }
 
@@ -236,7 +237,7 @@ impl PlanBuilder {
         }
         self.check_learned(&format)?;
         let pairs = self.shape.rope.frequencies().len() as u32;
-        let moves = self.learned.as_ref().and_then(Learned::means).is_some_and(|means| means.moves(&self.shape));
+        let moves = self.learned.as_deref().and_then(Learned::means).is_some_and(|means| means.moves(&self.shape));
         let restores = format.codec() == Codec::RotateKv;
         let mut plan = Plan {
             reduce: if restores { capability.reduce_units() } else { capability.reduce() },
@@ -247,7 +248,7 @@ impl PlanBuilder {
                 2 => 2,
                 _ => 4,
             },
-            learned: self.learned.map(Arc::new),
+            learned: self.learned,
             position_quads: if moves { pairs.div_ceil(2) } else { 0 },
             alignment: Alignment::EVERYTHING,
             sliding_window: self.sliding_window,
@@ -283,7 +284,7 @@ impl PlanBuilder {
     /// Checks what the codec learned against codec and shape.
     fn check_learned(&self, format: &Format) -> Result<()> {
         let (shape, codec) = (&self.shape, format.codec());
-        match &self.learned {
+        match self.learned.as_deref() {
             None if codec == Codec::RotateKv => {
                 let wanted = "given by PlanBuilder::learned, as rotate-kv needs one";
                 Err(Error::mismatch(Thing::ChannelOrder, "presence", wanted, "none"))

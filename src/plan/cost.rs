@@ -6,6 +6,7 @@ use std::fmt;
 
 /// What a cache costs, in bytes. All of it is allocated when the cache is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Cost {
     /// Key codes of all pages.
     pub key_codes: u64,

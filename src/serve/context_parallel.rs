@@ -62,6 +62,7 @@ impl ContextSequence {
 
 /// A step of every device that has a part in it.
 #[derive(Debug)]
+#[must_use]
 pub struct ContextStep {
     rows: u32,
     /// By device: its step, if it has one, and which of all rows are its own.

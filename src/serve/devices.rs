@@ -99,7 +99,7 @@ impl Devices {
     /// Returns buffers for f32 numbers: for device `n` as many as `count` says.
     pub fn buffers(&self, count: impl Fn(usize, &Plan) -> u64) -> Vec<wgpu::Buffer> {
         let buffer = |(n, cache): (usize, &Cache)| {
-            cache.gpu().device().create_buffer(&wgpu::BufferDescriptor {
+            cache.gpu().create_buffer(&wgpu::BufferDescriptor {
                 label: Some(self.label),
                 // A device may have no rows, but a buffer must have some bytes.
                 size: (4 * count(n, cache.plan())).max(16),

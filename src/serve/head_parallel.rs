@@ -57,6 +57,7 @@ impl HeadSequence {
 
 /// A [`Step`] of every shard.
 #[derive(Debug)]
+#[must_use]
 pub struct HeadStep(Vec<Step>);
 
 impl HeadStep {

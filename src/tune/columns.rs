@@ -31,7 +31,7 @@ impl Columns {
     pub fn new(gpu: &Gpu, width: u32, squares: bool) -> Self {
         // New buffers are zero, by WebGPU's rules.
         let buffer = |bytes| {
-            gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            gpu.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("wgkv measure"),
                 size: bytes,
                 usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,

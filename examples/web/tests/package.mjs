@@ -136,8 +136,8 @@ export async function check({ Cache }) {
   await refused(() => Cache.open({ ...options, tokens: '9' }), 'tokens');
   await refused(() => Cache.open({ ...options, tokens: 2 ** 30 }), 'max_storage_buffer_binding_size');
   await refused(() => Cache.open({ ...options, codec: 'rotate-kv' }), 'calibration');
-  await refused(() => Cache.open({ ...options, codec: 'rotate-kv', calibration: new Uint8Array(9) }), 'calibration');
-  await refused(() => Cache.open({ ...options, codec: 'centred', calibration: new Uint8Array(9) }), 'centre');
+  await refused(() => Cache.open({ ...options, codec: 'rotate-kv', calibration: new Uint8Array(9) }), 'channel order');
+  await refused(() => Cache.open({ ...options, codec: 'centred', calibration: new Uint8Array(9) }), 'means');
   await refused(() => Cache.open({ ...options, calibration: 'file' }), 'Uint8Array');
 
   // A stream that is longer than what is held of it, and takes tokens back.

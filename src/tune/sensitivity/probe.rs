@@ -453,7 +453,7 @@ fn weigh(gram: &[f64], projection: Option<&Vec<f64>>, head_dim: u32) -> f64 {
 
 /// Returns a buffer of `words` words.
 fn storage(gpu: &Gpu, words: u64) -> wgpu::Buffer {
-    gpu.device().create_buffer(&wgpu::BufferDescriptor {
+    gpu.create_buffer(&wgpu::BufferDescriptor {
         label: Some("wgkv probe"),
         size: 4 * words.max(4),
         usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,

@@ -101,6 +101,7 @@ impl Options {
                 let order = ChannelOrder::from_bytes(bytes)?;
                 Plan::builder(shape, format.with_heads_per_group(order.heads_per_group())).learned(order)
             }
+            None if format.codec() == Codec::RotateKv => return Err(wgkv::Error::argument("calibration", "given, as rotate-kv needs one", "missing")),
             None => Plan::builder(shape, format),
         };
         if let Some(tokens) = self.sliding_window {
