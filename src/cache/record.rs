@@ -267,7 +267,7 @@ impl Cache {
     /// `[rows, query_heads]`; -1e30 where a query saw no token, whose output is 0. The output over
     /// all tokens is the mean of the parts' outputs, weighted by `exp` of that. (For `Centred` the
     /// logarithm lacks a term that is the same for all tokens of a query, so all parts must be of
-    /// one plan.)
+    /// plans with the same means.)
     ///
     /// # Errors
     /// Those of [`Cache::attend`].

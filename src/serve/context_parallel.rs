@@ -99,7 +99,8 @@ fn output_width(plan: &Plan) -> u64 {
 
 impl ContextParallel {
     /// Allocates a cache of this plan on each device, for `span` tokens of every sequence, a
-    /// multiple of 128. A device may be named several times.
+    /// multiple of 128. A device may be named several times. Each device's plan is made anew for
+    /// what that device can do: they store tokens alike, though not necessarily by the same kernels.
     ///
     /// # Errors
     /// [`Error::Mismatch`] for no device, another span, and sinks that are elected; those of
