@@ -531,8 +531,8 @@ fn steps_that_a_later_one_replaced_are_refused() {
     refused(cache.append(&mut encoder, &old, 0, Rows::f32(&keys), Rows::f32(&values)), &later, &["later step"]);
     refused(cache.attend(&mut encoder, &old, 0, Rows::f32(&queries), Rows::f32(&output)), &later, &["later step"]);
     cache.end(chunks[0].sequence).unwrap();
-    refused(cache.append(&mut encoder, &new, 0, Rows::f32(&keys), Rows::f32(&values)), &later, &["freed"]);
-    refused(cache.attend(&mut encoder, &new, 0, Rows::f32(&queries), Rows::f32(&output)), &later, &["freed"]);
+    refused(cache.append(&mut encoder, &new, 0, Rows::f32(&keys), Rows::f32(&values)), &later, &["ended"]);
+    refused(cache.attend(&mut encoder, &new, 0, Rows::f32(&queries), Rows::f32(&output)), &later, &["ended"]);
     submit(&GPU, encoder);
     assert!(used.walk.state() == used.state, "pages or f16 rows changed");
     assert!(words(&GPU, &output).iter().all(|w| *w == POISON), "nothing was attended");

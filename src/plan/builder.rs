@@ -292,7 +292,7 @@ impl PlanBuilder {
             None => Ok(()),
             Some(Learned::ChannelOrder(order)) => {
                 if codec != Codec::RotateKv {
-                    return Err(Error::mismatch(Thing::ChannelOrder, "codec", codec, Codec::RotateKv));
+                    return Err(Error::mismatch(Thing::ChannelOrder, "codec", Codec::RotateKv, codec));
                 }
                 origin::expect_shape(Thing::ChannelOrder, shape, [order.layers(), order.kv_heads(), order.head_dim()])?;
                 let wanted = format.heads_per_group(shape.kv_heads);
@@ -303,7 +303,7 @@ impl PlanBuilder {
             }
             Some(Learned::Means(means)) => {
                 if codec != Codec::Centred {
-                    return Err(Error::mismatch(Thing::Means, "codec", codec, Codec::Centred));
+                    return Err(Error::mismatch(Thing::Means, "codec", Codec::Centred, codec));
                 }
                 means.expect_shape(shape)
             }
