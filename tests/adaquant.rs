@@ -87,9 +87,9 @@ fn what_all_keys_have_in_common_does_nothing_to_attention_but_costs_codes() {
     let (own, with) = (squared(&stored(&keys, 2, 64), &keys), squared(&stored(&moved, 2, 64), &moved));
     assert!(with > 4.0 * own, "an offset of 4 costs {with} against {own}. WGKV_SEED={seed}");
     // Across tokens, channel by channel, it costs nothing but roundings of scale and zero. An
-    // integer zero costs up to a tenth, by where in a step it falls, which the offset moves: of a
-    // mean over 64 channels that is a hundredth, and five of its deviations.
-    const ZERO_MOVED: f64 = 0.05;
+    // integer zero costs more or less by where in a step it falls, which the offset moves. Of 769
+    // draws three were beyond 0.05, so that the deviation is about 0.017; this is seven of them.
+    const ZERO_MOVED: f64 = 0.12;
     let turned = |rows: &[f32]| -> Vec<f32> { (0..d * tokens).map(|i| rows[i % tokens * d + i / tokens]).collect() };
     let (own, with) = [&keys, &moved].map(|rows| squared(&stored(&turned(rows), 2, tokens), &turned(rows))).into();
     assert!((with / own - 1.0_f64).abs() < ZERO_MOVED, "{with} against {own}. WGKV_SEED={seed}");

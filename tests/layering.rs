@@ -112,10 +112,11 @@ fn violations(file: &str, source: &str, contracts: &BTreeMap<String, Contract>) 
     };
     let code = stripped(source);
     // Other names of the root would hide what is named through them.
-    let hidden = ["crate as ", "super as ", "self as ", "super::{super", "extern crate self"].iter().filter(|text| code.contains(**text));
+    let hidden = ["crate as ", "super as ", "::self as ", "{self as ", "super::{super", "extern crate self"].iter().filter(|text| code.contains(**text));
     let mut wrong: Vec<String> = hidden.map(|text| format!("{file} may not say `{text}`")).collect();
     // What comes after the unit tests would not be read.
-    let last = |tests: &str| tests.starts_with("\nmod tests {\n") && tests.matches("\n}").count() == 1;
+    let item = |line: &str| ["use ", "pub", "fn ", "impl", "mod ", "struct ", "enum ", "#["].iter().any(|start| line.starts_with(start));
+    let last = |tests: &str| tests.starts_with("\nmod tests {\n") && !tests.lines().skip(2).any(item);
     if source.split_once("\n#[cfg(test)]").is_some_and(|(_, tests)| !last(tests)) {
         wrong.push(format!("{file} must end with its unit tests, `mod tests`"));
     }
