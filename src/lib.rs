@@ -1,4 +1,4 @@
-#![doc = include_str!("guide_links.md")]
+#![doc = include_str!("../docs/guide_links.md")]
 #![doc = include_str!("../README.md")]
 
 mod cache;
@@ -25,7 +25,7 @@ pub mod guide {
     /// which are for reading the file as it lies.
     macro_rules! page {
         ($name:ident, $file:literal) => {
-            #[doc = include_str!("guide_links.md")]
+            #[doc = include_str!("../docs/guide_links.md")]
             #[doc = include_str!($file)]
             pub mod $name {}
         };

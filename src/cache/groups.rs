@@ -34,7 +34,6 @@ pub(super) enum RowsOf {
     Queries,
     Output,
     Election,
-    Dequantized,
 }
 
 /// The caller's rows of one call, in the order of their bindings.

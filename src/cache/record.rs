@@ -343,7 +343,11 @@ impl Cache {
         keys: Rows<'_>,
         values: Rows<'_>,
     ) -> Result<()> {
-        self.dequantize_in(&mut begin(encoder, "wgkv dequantize"), sequence, layer, tokens, keys, values)
+        let rows = self.check_dequantize(sequence, layer, &tokens, keys, values)?;
+        if !tokens.is_empty() {
+            self.record_dequantize(&mut begin(encoder, "wgkv dequantize"), sequence, layer, tokens, &rows)?;
+        }
+        Ok(())
     }
 
     /// Records what [`Cache::dequantize`] does, within a compute pass of the caller's.
@@ -359,7 +363,22 @@ impl Cache {
         keys: Rows<'_>,
         values: Rows<'_>,
     ) -> Result<()> {
-        let _span = span!("dequantize", layer, slot = sequence.slot());
+        let rows = self.check_dequantize(sequence, layer, &tokens, keys, values)?;
+        if !tokens.is_empty() {
+            self.record_dequantize(pass, sequence, layer, tokens, &rows)?;
+        }
+        Ok(())
+    }
+
+    /// Checks the arguments of [`Cache::dequantize`]; returns the bindings of keys and values.
+    fn check_dequantize<'r>(
+        &self,
+        sequence: Sequence,
+        layer: u32,
+        tokens: &Range<u32>,
+        keys: Rows<'r>,
+        values: Rows<'r>,
+    ) -> Result<[wgpu::BufferBinding<'r>; 2]> {
         self.gpu.alive()?;
         let live = self.pool.find(sequence)?;
         let shape = self.plan.shape();
@@ -371,13 +390,22 @@ impl Cache {
         for (name, rows) in [("keys", keys), ("values", values)] {
             expect_element(name, Element::F32, rows)?;
         }
-        let count = tokens.end - tokens.start;
-        if count == 0 {
-            return Ok(());
-        }
-        let elements = u64::from(count) * u64::from(shape.kv_heads * shape.head_dim);
+        let elements = u64::from(tokens.end - tokens.start) * u64::from(shape.kv_heads * shape.head_dim);
         let capability = self.gpu.capability();
-        let rows = [keys.binding("keys", elements, capability)?, values.binding("values", elements, capability)?];
+        Ok([keys.binding("keys", elements, capability)?, values.binding("values", elements, capability)?])
+    }
+
+    fn record_dequantize(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        sequence: Sequence,
+        layer: u32,
+        tokens: Range<u32>,
+        rows: &[wgpu::BufferBinding<'_>; 2],
+    ) -> Result<()> {
+        let _span = span!("dequantize", layer, slot = sequence.slot());
+        let live = self.pool.find(sequence)?;
+        let count = tokens.end - tokens.start;
         let mut words = Vec::new();
         let chunk = live.still(sequence.slot()).record(&mut words, 0);
         let slabs = self.plan.slabs(layer);
@@ -385,14 +413,15 @@ impl Cache {
         let mut at = Vec::with_capacity(slabs.len());
         for slab in slabs {
             let heads_at = list_heads(&self.plan, slab, &mut words);
-            let (slab_heads, kv_heads, limit) = (slab.count(), shape.kv_heads, live.at.limit);
+            let (slab_heads, kv_heads, limit) = (slab.count(), self.plan.shape().kv_heads, live.at.limit);
             at.push(params.push(&DequantizeParams { chunk, first: tokens.start, tokens: count, slab_heads, heads_at, kv_heads, limit, pad: 0 }));
         }
         let (group, _) = params.bind_with(&self.gpu, &self.step_layout, &words);
         let mut recorder = self.recorder(pass, layer, &group);
         for ((n, slab), params) in slabs.iter().enumerate().zip(at) {
             let pipeline = recorder.pipelines().slab(layer, n).dequantize();
-            let rows = recorder.rows(RowsOf::Dequantized, pipeline, &rows);
+            // No step forgets these rows, so they are not kept.
+            let rows = pipeline.bind_in_order(&self.gpu, 2, rows);
             recorder.run(Role::Dequantize, pipeline, n, Some(&rows), params, recorder.grid(count, slab.count()));
         }
         Ok(())

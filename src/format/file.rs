@@ -36,8 +36,12 @@ impl Envelope<'_> {
     }
 
     /// Returns the bytes of a file of these texts and tensors, with the fixed texts and the hash.
-    pub fn write<'a>(&'a self, texts: impl IntoIterator<Item = (&'a str, &'a str)>, tensors: &[Tensor<'a>]) -> Result<Vec<u8>> {
-        let mut texts: Texts<'_> = texts.into_iter().chain(self.fixed.iter().copied()).collect();
+    pub fn write<'a>(&self, texts: impl IntoIterator<Item = (&'a str, &'a str)>, tensors: &[Tensor<'_>]) -> Result<Vec<u8>> {
+        let mut all: Texts<'_> = self.fixed.iter().copied().collect();
+        for (name, text) in texts {
+            all.insert(name, text);
+        }
+        let mut texts = all;
         let hashed = if self.hashes_tensors { tensors } else { &[] };
         let hash = tensors::hash(tensors::pieces(&texts).chain(hashed.iter().map(|(.., bytes)| *bytes)));
         texts.insert("hash", &hash);

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum Error {
     /// A file of the model could not be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -15,7 +15,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// `config.json` or the index is not the JSON it should be.
-    #[error("{} is not understood: {source}", path.display())]
+    #[error("{} is not understood", path.display())]
     Json {
         /// The file.
         path: PathBuf,

@@ -48,13 +48,19 @@ fn main() -> ExitCode {
     match run(&Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", with_causes(&*error));
             ExitCode::FAILURE
         }
     }
 }
 
-/// Runs a command. The texts of all errors tell their causes.
+/// Returns an error on one line, each cause behind what it caused.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let errors = std::iter::successors(Some(error), |error| error.source());
+    errors.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// Runs a command.
 fn run(command: &Command) -> Result<(), Box<dyn std::error::Error>> {
     let mut out = std::io::stdout().lock();
     match command {

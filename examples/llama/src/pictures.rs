@@ -34,10 +34,10 @@ pub enum Error {
     #[error("cannot draw: {0}")]
     Draw(String),
     /// The numbers could not be written as JSON.
-    #[error("cannot write the analysis as JSON: {0}")]
+    #[error("cannot write the analysis as JSON")]
     Json(#[from] serde_json::Error),
     /// A file or its folder could not be written.
-    #[error("cannot write {}: {source}", path.display())]
+    #[error("cannot write {}", path.display())]
     Write {
         /// The file or folder.
         path: PathBuf,

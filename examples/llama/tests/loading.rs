@@ -220,3 +220,21 @@ fn parameters_are_those_of_the_weights() {
     let wanted: usize = tiny::shapes().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     assert_eq!(Config::open(&folder).unwrap().parameters(), wanted as u64);
 }
+
+#[test]
+fn a_wrong_path_is_refused_on_one_line_with_its_cause() {
+    let text = std::env::temp_dir().join(format!("wgkv-no-such-{}", std::process::id()));
+    let path = text.to_str().unwrap();
+    let embedded = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/wiki-8m");
+    for (model, more) in [(path, [].as_slice()), (embedded, &["--plan", path])] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_wgkv-llama"));
+        command.args(["generate", "--prompt", "The", "--tokens", "1", "--model", model]).args(more);
+        let output = command.env("RUST_BACKTRACE", "1").output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let said: Vec<&str> = said.lines().filter(|line| !line.contains("XDG_RUNTIME_DIR")).collect();
+        assert!(!output.status.success(), "{said:?}");
+        assert_eq!(said.len(), 1, "{said:?}");
+        let cause = std::fs::read(path).unwrap_err().to_string();
+        assert!(said[0].starts_with("error: ") && said[0].contains(path) && said[0].matches(&cause).count() == 1, "{said:?}");
+    }
+}

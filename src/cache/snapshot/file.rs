@@ -4,10 +4,10 @@ use super::{page_words, rows};
 use crate::cache::sequence::Standing;
 use crate::error::{Error, Result, Thing};
 use crate::format::PAGE_TOKENS;
-use crate::format::tensors::{self, Texts};
+use crate::format::file::{Contents, Envelope, Tensor};
+use crate::format::tensors;
 use crate::plan::Plan;
 use safetensors::tensor::Dtype;
-use std::str::FromStr;
 
 const FORMAT: &str = "wgkv-snapshot";
 const VERSION: &str = "1";
@@ -44,8 +44,12 @@ fn error(name: impl Into<std::borrow::Cow<'static, str>>, wanted: impl ToString,
     Error::mismatch(Thing::Snapshot, name, wanted, had)
 }
 
-fn calibration(plan: &Plan) -> String {
-    plan.learned_fingerprint().unwrap_or_else(|| "none".to_owned())
+/// Calls `of` with the envelope of the snapshots of a plan.
+fn with_envelope<T>(plan: &Plan, of: impl FnOnce(&Envelope<'_>) -> Result<T>) -> Result<T> {
+    let learned = plan.learned_fingerprint().unwrap_or_else(|| "none".to_owned());
+    let fixed = &[("format", FORMAT), ("version", VERSION), ("plan", &plan.fingerprint()), ("calibration", &learned)];
+    let header_bytes = HEADER_BYTES * (1 + plan.shape().layers as usize);
+    of(&Envelope { thing: Thing::Snapshot, fixed, file_bytes: usize::MAX, header_bytes, hashes_tensors: false })
 }
 
 /// Returns the file of a sequence, from each layer's words.
@@ -71,32 +75,22 @@ pub(super) fn to_bytes(plan: &Plan, standing: &Standing, layers: &[Tensors<Vec<u
         numbers.push(("headless", 1));
     }
     let numbers: Vec<(&str, String)> = numbers.into_iter().map(|(name, number)| (name, number.to_string())).collect();
-    let (plan, calibration) = (plan.fingerprint(), calibration(plan));
-    let mut texts = Texts::from([("format", FORMAT), ("version", VERSION), ("plan", &plan), ("calibration", &calibration)]);
-    texts.extend(numbers.iter().map(|(name, number)| (*name, number.as_str())));
-    texts.extend(checksums.iter().map(|(name, checksum)| (name.as_str(), checksum.as_str())));
-    let hash = tensors::hash(tensors::pieces(&texts));
-    texts.insert("hash", &hash);
-    let tensors = tensors.iter().map(|((name, dtype, shape), words)| (name.as_str(), *dtype, shape.clone(), bytemuck::cast_slice(words)));
-    tensors::write(tensors, &texts, |e| error("tensors", "as safetensors wants them", e))
+    let texts = numbers.iter().map(|(name, number)| (*name, number.as_str())).chain(checksums.iter().map(|(name, sum)| (name.as_str(), sum.as_str())));
+    let tensors: Vec<Tensor<'_>> =
+        tensors.iter().map(|((name, dtype, shape), words)| (name.as_str(), *dtype, shape.clone(), bytemuck::cast_slice(words))).collect();
+    with_envelope(plan, |envelope| envelope.write(texts, &tensors))
 }
 
 /// Returns where a saved sequence stands, and the bytes of each layer's tensors; empty for those
 /// that it does not have.
 pub(super) fn from_bytes<'a>(plan: &Plan, bytes: &'a [u8]) -> Result<(Standing, Vec<Tensors<&'a [u8]>>)> {
-    let (metadata, data) = tensors::header(bytes, HEADER_BYTES * (1 + plan.shape().layers as usize), error)?;
-    let mut texts = tensors::texts(&metadata);
-    let text = |name: &str| texts.get(name).copied().ok_or_else(|| error(name.to_owned(), "there", "missing"));
-    for (name, wanted) in [("format", FORMAT), ("version", VERSION), ("plan", &plan.fingerprint()), ("calibration", &calibration(plan))] {
-        let had = text(name)?;
-        if had != wanted {
-            return Err(error(name, wanted, format!("{had:?}")));
-        }
-    }
-    let told = text("hash")?;
-    let number = |name| text(name).and_then(|text| u32::from_str(text).map_err(|_| error(name, "a number", format!("{text:?}"))));
+    with_envelope(plan, |envelope| read(plan, &envelope.read(bytes)?))
+}
+
+fn read<'a>(plan: &Plan, file: &Contents<'_, 'a>) -> Result<(Standing, Vec<Tensors<&'a [u8]>>)> {
+    let number = |name| file.number::<u32>(name);
     let before = (number("before_tokens")?, number("before_limit")?);
-    let may = |name| if texts.contains_key(name) { number(name) } else { Ok(0) };
+    let may = |name| if file.find(name).is_some() { number(name) } else { Ok(0) };
     let (dropped, headless) = (may("dropped")?, may("headless")? > 0);
     let standing = Standing { tokens: number("tokens")?, packed: number("packed")?, dropped, headless, limit: number("limit")?, before };
     let least = plan.packed(standing.tokens);
@@ -111,28 +105,22 @@ pub(super) fn from_bytes<'a>(plan: &Plan, bytes: &'a [u8]) -> Result<(Standing, 
         return Err(error("headless", "0 where pages are not gone, or sinks elected", 1));
     }
 
-    let mut count = 0;
+    let mut all = Vec::new();
     let mut layers = Vec::new();
     for layer in 0..plan.shape().layers {
         let mut tensor = |(name, dtype, shape): (String, Dtype, Vec<usize>)| {
             if shape.contains(&0) {
-                return Ok(&data[..0]);
+                return Ok(&[][..]);
             }
-            count += 1;
-            let bytes = tensors::tensor(&metadata, data, &name, dtype, &shape, |wanted, had| error(name.clone(), wanted, had))?;
-            let (had, told) = (tensors::checksum(bytes), text(&format!("sha256.{name}"))?);
-            if had == told { Ok(bytes) } else { Err(error(format!("sha256.{name}"), format!("{had}, that of the tensor"), format!("{told:?}"))) }
+            let bytes = file.tensor(&name, dtype, &shape)?;
+            all.push(bytes);
+            let name = format!("sha256.{name}");
+            let (had, told) = (tensors::checksum(bytes), file.text(&name)?);
+            if had == told { Ok(bytes) } else { Err(error(name, format!("{had}, that of the tensor"), format!("{told:?}"))) }
         };
         let [pages, key_scales, rows, sinks] = shapes(plan, &standing, layer).map(&mut tensor);
         layers.push(Tensors { pages: pages?, key_scales: key_scales?, rows: rows?, sinks: sinks? });
     }
-    if metadata.tensors().len() != count {
-        return Err(error("tensors", format!("{count} in number"), metadata.tensors().len()));
-    }
-    texts.remove("hash");
-    let hash = tensors::hash(tensors::pieces(&texts));
-    if hash != told {
-        return Err(error("hash", format!("{hash}, that of the metadata"), format!("{told:?}")));
-    }
+    file.check(&all)?;
     Ok((standing, layers))
 }

@@ -1,6 +1,6 @@
 //! Plans of bits and sensitivities that are made up, what they cost, and what must hold of them.
 
-use crate::{learning, natural_order, normal, rotated};
+use crate::{any_bytes, any_change, learning, natural_order, normal, rotated, seeded};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
@@ -249,4 +249,20 @@ pub fn bit_files(random: &mut StdRng, codec: Codec) -> [Value; 2] {
     let sensitivity = with_norms(random, sensitivity);
     let bit_plan = BitPlan::choose(&shape, &sensitivity, BitBudget::BitsPerElement(4.0), BitRule::default()).unwrap();
     [bit_plan.to_json().unwrap(), sensitivity.to_json().unwrap()].map(|text| serde_json::from_str(&text).unwrap())
+}
+
+/// Changes one of [`bit_files`] at random, thousands of times, and has `used` read it, which returns
+/// whether it could. Fails where too few could, or nothing would have been tried.
+pub fn read_changed_bit_files(which: usize, used: impl Fn(&str) -> bool) {
+    let (mut random, seed) = seeded();
+    let mut read = 0;
+    for codec in [Codec::Rtn, Codec::RotateKv] {
+        let file = bit_files(&mut random, codec)[which].clone();
+        for _ in 0..1500 {
+            read += usize::from(used(&any_bytes(&mut random, &file)));
+            // Numbers and words that are others, whatever their size.
+            read += usize::from(used(&any_change(&mut random, &file)));
+        }
+    }
+    assert!(read > 300, "{read}. WGKV_SEED={seed}");
 }
