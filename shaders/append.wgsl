@@ -78,16 +78,16 @@ fn protected_at(at: u32, i: u32) -> vec2<f32> {
     return select(vec2<f32>(k.x, v.x), vec2<f32>(k.y, v.y), (i & 1u) == 1u);
 }
 
-fn gather(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
-    return vec4<f32>(fit_gather(a.xy, b.xy), fit_gather(a.zw, b.zw));
+fn gather(a: vec4<f32>, b: vec4<f32>, n: u32) -> vec4<f32> {
+    return vec4<f32>(fit_gather(a.xy, b.xy, n, KEY_BITS), fit_gather(a.zw, b.zw, n, VALUE_BITS));
 }
 
 // What `gathered` holds over the channels of channel i's group of so many.
-fn gather_group(i: u32, channels: u32) -> vec4<f32> {
+fn gather_group(i: u32, channels: u32, n: u32) -> vec4<f32> {
     let first = i / channels * (channels / 8u);
     var sum = gathered[first];
     for (var e = first + 1u; e < first + channels / 8u; e++) {
-        sum = gather(sum, gathered[e]);
+        sum = gather(sum, gathered[e], n);
     }
     return sum;
 }
@@ -203,7 +203,7 @@ fn append(
             x.x = x.x * turn.x + turn_sign(i) * row[turn_partner(i)].x * turn.y;
         }
         if (fresh) {
-            x.x *= centre_weight(head, i);
+            x *= centre_weights(head, i);
         }
         x = select(x, vec2<f32>(0.0), vec2<bool>((what & 1u) != 0u, (what & 2u) != 0u));
         if (ROTATE_KEYS || ROTATE_VALUES) {
@@ -219,19 +219,19 @@ fn append(
         }
         var key_fit = fit_open();
         var value_fit = fit_open();
-        for (var n = 0u; n < FIT_ROUNDS; n++) {
+        for (var n = 0u; n < max(fit_rounds(KEY_BITS), fit_rounds(VALUE_BITS)); n++) {
             terms[i] = vec4<f32>(fit_terms(x.x, key_fit, n, KEY_BITS), fit_terms(x.y, value_fit, n, VALUE_BITS));
             workgroupBarrier();
             if (i < EIGHTHS) {
                 var sum = terms[8u * i];
                 for (var e = 8u * i + 1u; e < 8u * i + 8u; e++) {
-                    sum = gather(sum, terms[e]);
+                    sum = gather(sum, terms[e], n);
                 }
                 gathered[i] = sum;
             }
             workgroupBarrier();
-            key_fit = fit_close(gather_group(i, KEY_GROUP).xy, key_fit, n, KEY_GROUP, KEY_BITS, KEY_CLIP);
-            value_fit = fit_close(gather_group(i, VALUE_GROUP).zw, value_fit, n, VALUE_GROUP, VALUE_BITS, VALUE_CLIP);
+            key_fit = fit_close(gather_group(i, KEY_GROUP, n).xy, key_fit, n, KEY_GROUP, KEY_BITS, KEY_CLIP);
+            value_fit = fit_close(gather_group(i, VALUE_GROUP, n).zw, value_fit, n, VALUE_GROUP, VALUE_BITS, VALUE_CLIP);
         }
 
         let lane = t % 128u / 4u;

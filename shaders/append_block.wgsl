@@ -131,6 +131,21 @@ fn row_marks(head: u32, what: u32, lane: u32) -> Row {
         bitcast<vec4<f32>>(marks[at + HALF_QUADS + 2u]), bitcast<vec4<f32>>(marks[at + HALF_QUADS + 3u]));
 }
 
+// The signs of a value's channels, as centre_sign has them: of a quad the last two channels' depend
+// on whether it is odd, and lane l's quads are 4 l to 4 l + 3 and as many from the middle of the
+// head on.
+fn quad_signs(quad: u32) -> vec4<f32> {
+    let first = centre_sign(4u * quad);
+    return select(vec4<f32>(first, first, first, -first), vec4<f32>(first, first, -first, first), (quad & 1u) == 1u);
+}
+
+fn row_signs(lane: u32) -> Row {
+    let quad = 4u * lane;
+    return Row(
+        quad_signs(quad), quad_signs(quad + 1u), quad_signs(quad + 2u), quad_signs(quad + 3u),
+        quad_signs(quad + HALF_QUADS), quad_signs(quad + HALF_QUADS + 1u), quad_signs(quad + HALF_QUADS + 2u), quad_signs(quad + HALF_QUADS + 3u));
+}
+
 fn row_less(x: Row, y: Row) -> Row {
     return Row(x.a - y.a, x.b - y.b, x.c - y.c, x.d - y.d, x.e - y.e, x.f - y.f, x.g - y.g, x.h - y.h);
 }
@@ -234,20 +249,20 @@ fn row_rotate(x: Row, lane: u32) -> Row {
         y.e * HADAMARD_SCALE, y.f * HADAMARD_SCALE, y.g * HADAMARD_SCALE, y.h * HADAMARD_SCALE);
 }
 
-fn gather_lanes(x: vec4<f32>, mask: u32) -> vec4<f32> {
+fn gather_lanes(x: vec4<f32>, mask: u32, n: u32, bits: u32) -> vec4<f32> {
     let y = subgroupShuffleXor(x, mask);
-    return vec4<f32>(fit_gather(x.xy, y.xy), fit_gather(x.zw, y.zw));
+    return vec4<f32>(fit_gather(x.xy, y.xy, n, bits), fit_gather(x.zw, y.zw, n, bits));
 }
 
 // A round of the fit of both groups that the lane has channels of.
 fn fit_round(x: Row, fits: Fits, n: u32, bits: u32, channels: u32, clip: f32) -> Fits {
     let first = fit_sixteen(x.a, x.b, x.c, x.d, fits.first, n, bits);
     let last = fit_sixteen(x.e, x.f, x.g, x.h, fits.last, n, bits);
-    var both = gather_lanes(vec4<f32>(first, last), 1u);
-    if (LANES > 2u && channels > 32u) { both = gather_lanes(both, 2u); }
-    if (LANES > 4u && channels > 64u) { both = gather_lanes(both, 4u); }
+    var both = gather_lanes(vec4<f32>(first, last), 1u, n, bits);
+    if (LANES > 2u && channels > 32u) { both = gather_lanes(both, 2u, n, bits); }
+    if (LANES > 4u && channels > 64u) { both = gather_lanes(both, 4u, n, bits); }
     if (channels == HEAD_DIM) {
-        let fit = fit_close(fit_gather(both.xy, both.zw), fits.first, n, channels, bits, clip);
+        let fit = fit_close(fit_gather(both.xy, both.zw, n, bits), fits.first, n, channels, bits, clip);
         return Fits(fit, fit);
     }
     return Fits(fit_close(both.xy, fits.first, n, channels, bits, clip), fit_close(both.zw, fits.last, n, channels, bits, clip));
@@ -255,7 +270,7 @@ fn fit_round(x: Row, fits: Fits, n: u32, bits: u32, channels: u32, clip: f32) ->
 
 fn row_fit(x: Row, bits: u32, channels: u32, clip: f32) -> Fits {
     var fits = fit_round(x, Fits(fit_open(), fit_open()), 0u, bits, channels, clip);
-    if (FIT_ROUNDS > 1u) {
+    if (fit_rounds(bits) > 1u) {
         fits = fit_round(x, fits, 1u, bits, channels, clip);
         fits = fit_round(x, fits, 2u, bits, channels, clip);
         fits = fit_round(x, fits, 3u, bits, channels, clip);
@@ -503,6 +518,7 @@ fn append_block(
     if (broken != 0u && lane == 0u) {
         report(slot, t, head, broken);
     }
+    if (fresh && CENTRED) { x = row_times(x, row_signs(lane)); }
     if (ROTATE_VALUES) {
         let rotated = row_rotate(x, lane);
         if (fresh) { x = rotated; }

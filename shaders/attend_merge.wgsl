@@ -141,6 +141,7 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
             x = hadamard_inner(i);
         }
     }
+    x *= centre_weights(query_head / share, i).y;
     x += select(centre_means(query_head / share, i).y, 0.0, LOG_SUMS && merged.y == 0.0);
     let output_at = ((params.row_first + r) * params.query_heads + query_head) * HEAD_DIM + i;
     if (HALF_ROWS) {

@@ -92,7 +92,7 @@ fn dequantize(
             let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
             means.x = means.x * turn.x + turn_sign(i) * centre_means(head, turn_partner(i)).x * turn.y;
         }
-        x = vec2<f32>(x.x / centre_weight(head, i), x.y) + means;
+        x = x / centre_weights(head, i) + means;
     }
     let at = (n * params.kv_heads + head) * HEAD_DIM + i;
     keys[at] = x.x;

@@ -88,7 +88,7 @@ fn protect(
         let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
         x.x = x.x * turn.x + turn_sign(i) * row[turn_partner(i)].x * turn.y;
     }
-    x.x *= centre_weight(head, i);
+    x *= centre_weights(head, i);
     x = select(x, vec2<f32>(0.0), vec2<bool>((what & 1u) != 0u, (what & 2u) != 0u));
     if (ROTATE_KEYS || ROTATE_VALUES) {
         let kept = x;

@@ -96,7 +96,7 @@ fn query(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_
             query_codes[entry + HEADS] = bitcast<u32>(middle.b);
         }
     }
-    x /= centre_weight(head, i);
+    x /= centre_weights(head, i).x;
     if (ROTATE_KEYS) {
         workgroupBarrier();
         row[i] = x;

@@ -71,6 +71,7 @@ pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
         shared::CHUNK,
         shared::TURN,
         shared::CENTRE,
+        shared::SIGN,
         shared::HADAMARD,
         parts::SCALES.of(plan.format().scales()),
         shared::KEY_WORDS,

@@ -30,7 +30,8 @@ pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
     constants.retain(|(name, _)| !["PLANES", "CODE_PLANES"].contains(name));
     constants.extend(hadamard_constants(head_dim).into_iter().filter(|(name, _)| ["HEAD_DIM", "HADAMARD_SCALE"].contains(name)));
     constants.push(("LANES", block_lanes(head_dim).into()));
-    let mut parts = vec![shared::HALF, shared::FINITE, shared::PLACE, shared::CHUNK, shared::TURN, parts::SCALES.of(plan.format().scales()), shared::REPORT];
+    let mut parts =
+        vec![shared::HALF, shared::FINITE, shared::PLACE, shared::CHUNK, shared::TURN, shared::SIGN, parts::SCALES.of(plan.format().scales()), shared::REPORT];
     parts.extend(fit_parts(plan));
     let mut variant = Variant::new(&KERNEL, &parts, &constants);
     variant.subgroups = true;

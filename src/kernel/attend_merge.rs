@@ -51,5 +51,5 @@ pub fn variant(plan: &Plan, element: Element, parts: u32, log_sums: bool) -> Var
         ("PARTS", parts.into()),
         ("THREADS", (head_dim * parts).into()),
     ]);
-    Variant::new(&KERNEL, &[shared::HALF, shared::FINITE, shared::HADAMARD, shared::CENTRE], &constants)
+    Variant::new(&KERNEL, &[shared::HALF, shared::FINITE, shared::HADAMARD, shared::CENTRE, shared::SIGN], &constants)
 }

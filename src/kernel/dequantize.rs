@@ -63,6 +63,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
             shared::HADAMARD,
             shared::TURN,
             shared::CENTRE,
+            shared::SIGN,
             parts::SCALES.of(plan.format().scales()),
             shared::CACHED,
             shared::PLANES,

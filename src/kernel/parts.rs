@@ -21,6 +21,7 @@ pub(super) mod shared {
     pub(in crate::kernel) const BUTTERFLY: Source = part!("shared/butterfly");
     pub(in crate::kernel) const CACHED: Source = part!("shared/cached");
     pub(in crate::kernel) const CENTRE: Source = part!("shared/centre");
+    pub(in crate::kernel) const SIGN: Source = part!("shared/sign");
     pub(in crate::kernel) const CHUNK: Source = part!("shared/chunk");
     pub(in crate::kernel) const CODE_PLANES: Source = part!("shared/code_planes");
     pub(in crate::kernel) const FACTORS: Source = part!("shared/factors");

@@ -57,7 +57,7 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
     ]);
     Variant::new(
         &KERNEL,
-        &[parts::HEADS.of(plan.heads_per_reading()), shared::TURN, shared::TURN_AT, shared::CENTRE, shared::QUERY_AT, shared::FACTORS],
+        &[parts::HEADS.of(plan.heads_per_reading()), shared::TURN, shared::TURN_AT, shared::CENTRE, shared::SIGN, shared::QUERY_AT, shared::FACTORS],
         &constants,
     )
 }

@@ -50,7 +50,18 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
     ]);
     Variant::new(
         &KERNEL,
-        &[shared::HALF, shared::FINITE, shared::PLACE, shared::CHUNK, shared::TURN, shared::CENTRE, shared::HADAMARD, shared::INPUT, shared::REPORT],
+        &[
+            shared::HALF,
+            shared::FINITE,
+            shared::PLACE,
+            shared::CHUNK,
+            shared::TURN,
+            shared::CENTRE,
+            shared::SIGN,
+            shared::HADAMARD,
+            shared::INPUT,
+            shared::REPORT,
+        ],
         &constants,
     )
 }

@@ -65,5 +65,9 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         ("EIGHTHS", (head_dim / 8).into()),
         ("QUADS", (head_dim / 4).into()),
     ]);
-    Variant::new(&KERNEL, &[shared::FINITE, shared::TURN, shared::HADAMARD, shared::CENTRE, shared::QUERY_AT, shared::FACTORS, parts::HEADS.one], &constants)
+    Variant::new(
+        &KERNEL,
+        &[shared::FINITE, shared::TURN, shared::HADAMARD, shared::CENTRE, shared::SIGN, shared::QUERY_AT, shared::FACTORS, parts::HEADS.one],
+        &constants,
+    )
 }

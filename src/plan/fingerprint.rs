@@ -13,7 +13,7 @@ impl Plan {
         let format = self.format();
         let protected = format!("sinks {} of them elected: {}, ring {}", self.sinks(), self.elects(), self.ring());
         let mut text = format!(
-            "wgkv-plan 2: {layers} layers, {query_heads} query heads, {kv_heads} KV heads of {head_dim}; {}{}, scales {}, {} heads a group; {protected}; {:?}",
+            "wgkv-plan 3: {layers} layers, {query_heads} query heads, {kv_heads} KV heads of {head_dim}; {}{}, scales {}, {} heads a group; {protected}; {:?}",
             format.codec(),
             if self.aligns_codes() { " in planes" } else { "" },
             format.scales(),

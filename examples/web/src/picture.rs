@@ -44,7 +44,7 @@ fn leftover(format: &Format, row: &[f32]) -> Vec<f32> {
     }
     let (bits, form) = (key.bits.get(), format.scales());
     let code = |numbers: &[f32]| {
-        let Fit { codes, pair } = fit(form, Order::Eights, numbers, bits, format.clip(key.bits), 0.0);
+        let Fit { codes, pair, .. } = fit(form, Order::Eights, numbers, bits, format.clip(key.bits), 0.0);
         let [scale, stored] = scales::pair(form, pair);
         // Symmetric codes have theirs between the two middle ones.
         let zero = if form == Scales::Symmetric { (1_u32 << (bits - 1)) as f32 - 0.5 } else { stored };

@@ -2,15 +2,17 @@
 // Needs group and group/half or group/byte. fit/symmetric is the other way. Twin:
 // src/kernel/reference/fit.rs.
 //
-// A kernel begins with fit_open, and for each of FIT_ROUNDS rounds gathers the fit_terms of the
-// group's numbers by fit_gather and hands them to fit_close; then fit_code makes the codes, and
-// fit_pack what is stored beside them.
-const FIT_ROUNDS = 1u;
+// A kernel begins with fit_open, and for each of fit_rounds rounds gathers the fit_terms of the
+// group's numbers by fit_gather and hands them to fit_close; then fit_code makes the codes, fit_pack
+// what is stored beside them, and fit_beyond says whether that cannot hold the group.
+struct Fit { scale: f32, inverse: f32, zero: f32, beyond: bool }
 
-struct Fit { scale: f32, inverse: f32, zero: f32 }
+fn fit_rounds(bits: u32) -> u32 {
+    return 1u;
+}
 
 fn fit_open() -> Fit {
-    return Fit(0.0, 0.0, 0.0);
+    return Fit(0.0, 0.0, 0.0, false);
 }
 
 fn fit_terms(x: f32, fit: Fit, n: u32, bits: u32) -> vec2<f32> {
@@ -24,17 +26,22 @@ fn fit_sixteen(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>, fit: Fit,
     return vec2<f32>(max(max(high.x, high.y), max(high.z, high.w)), max(max(low.x, low.y), max(low.z, low.w)));
 }
 
-fn fit_gather(a: vec2<f32>, b: vec2<f32>) -> vec2<f32> {
+fn fit_gather(a: vec2<f32>, b: vec2<f32>, n: u32, bits: u32) -> vec2<f32> {
     return max(a, b);
 }
 
 fn fit_close(terms: vec2<f32>, fit: Fit, n: u32, channels: u32, bits: u32, clip: f32) -> Fit {
-    let scale = group_scale(-terms.y, terms.x, clip, f32((1u << bits) - 1u));
-    return Fit(scale, 1.0 / scale, group_zero(-terms.y, clip, scale));
+    let levels = f32((1u << bits) - 1u);
+    let scale = group_scale(-terms.y, terms.x, clip, levels);
+    return Fit(scale, 1.0 / scale, group_zero(-terms.y, clip, scale), group_beyond(-terms.y, terms.x, clip, levels));
 }
 
 fn fit_code(x: f32, fit: Fit, bits: u32) -> u32 {
     return group_code(x, fit.scale, fit.inverse, fit.zero, f32((1u << bits) - 1u));
+}
+
+fn fit_beyond(fit: Fit) -> bool {
+    return fit.beyond;
 }
 
 // `less` is taken from the zero: 128 where codes are stored as signed bytes.

@@ -10,6 +10,9 @@ fn group_float8(x: f32) -> u32 {
     return min(select(normal, subnormal, bits < 0x3c800000u), 0x7eu);
 }
 
+// Steps up to here round to the largest float, 448, or below.
+const GROUP_LARGEST = 464.0;
+
 // The step between codes, as the float that will be stored. The lower bounds keep it above zero and
 // the zero within a byte, also where rounding makes the step a third smaller (between the two
 // smallest floats).

@@ -1,5 +1,8 @@
 // group, scale and zero stored as two halves. Needs half. Twin: src/kernel/reference/group.rs.
 
+// Steps up to here round to the largest half or below.
+const GROUP_LARGEST = 65519.0;
+
 // The step between codes, as the half that will be stored. The two lower bounds keep it a normal
 // half and keep the zero within the integers that a half holds exactly, where all numbers of a
 // group are (nearly) the same.

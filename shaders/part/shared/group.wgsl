@@ -7,6 +7,11 @@ fn group_zero(low: f32, clip: f32, scale: f32) -> f32 {
     return round(-(clip * low) / scale);
 }
 
+// Whether the step is beyond what a scale can hold, so that the ends of the group saturate.
+fn group_beyond(low: f32, high: f32, clip: f32, levels: f32) -> bool {
+    return (clip * high - clip * low) / levels > GROUP_LARGEST;
+}
+
 // round(x / scale) + zero within 0..levels. The quotient is mended once, so that ties are ties;
 // rounding is left to a sum with 1.5 * 2^23, whose low bits are then the integer: conversions take
 // longer.

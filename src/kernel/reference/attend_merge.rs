@@ -66,8 +66,9 @@ pub fn attend_merge(
         if c.rotate_values {
             row = hadamard::row(c, &row);
         }
-        for (x, mean) in row.iter_mut().zip(Centred::of(c, marks, query_head / share).value_means) {
-            *x += if nothing { 0.0 } else { mean };
+        let Centred { value_means, value_signs, .. } = Centred::of(c, marks, query_head / share);
+        for ((x, sign), mean) in row.iter_mut().zip(value_signs).zip(value_means) {
+            *x = *x * sign + if nothing { 0.0 } else { mean };
         }
         let output_at = (((params.row_first + r) * params.query_heads + query_head) * c.head_dim) as usize;
         if c.half_rows {

@@ -62,12 +62,12 @@ pub fn dequantize(
             key = turn::row(c, turns, &key, t);
         }
         if c.centred {
-            let Centred { key_means, weights, value_means } = Centred::of(c, marks, head);
+            let Centred { key_means, weights, value_means, value_signs } = Centred::of(c, marks, head);
             for ((x, weight), mean) in key.iter_mut().zip(weights).zip(turn::row(c, turns, &key_means, t)) {
                 *x = *x / weight + mean;
             }
-            for (x, mean) in value.iter_mut().zip(value_means) {
-                *x += mean;
+            for ((x, sign), mean) in value.iter_mut().zip(value_signs).zip(value_means) {
+                *x = *x / sign + mean;
             }
         }
         let at = ((n * params.kv_heads + head) * c.head_dim) as usize;

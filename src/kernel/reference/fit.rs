@@ -1,9 +1,9 @@
 //! The scale of numbers that share one, and their codes, as `append` fits them to a group. Shaders:
 //! `shaders/part/fit/extent.wgsl` and `shaders/part/fit/symmetric.wgsl`.
 
-use super::group::{group_code, group_pack, group_scale, group_zero};
-use super::half::half_bits;
+use super::group::{group_beyond, group_code, group_pack, group_scale, group_zero};
 use crate::format::Scales;
+use crate::format::codes::scales::symmetric_bits;
 
 /// A group as it is stored.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,6 +12,8 @@ pub struct Fit {
     pub codes: Vec<u32>,
     /// Its scale, and its zero where it has one, as they lie in a page.
     pub pair: u32,
+    /// Whether it is beyond what a scale can hold, so that numbers saturate.
+    pub beyond: bool,
 }
 
 /// The order in which a packing kernel adds up the terms of a group's numbers.
@@ -50,7 +52,8 @@ pub fn fit(form: Scales, order: Order, numbers: &[f32], bits: u32, clip: f32, le
     let high = numbers.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let scale = group_scale(form, low, high, clip, levels);
     let zero = group_zero(low, clip, scale);
-    Fit { codes: numbers.iter().map(|x| group_code(*x, scale, zero, levels)).collect(), pair: group_pack(form, scale, zero - less) }
+    let codes = numbers.iter().map(|x| group_code(*x, scale, zero, levels)).collect();
+    Fit { codes, pair: group_pack(form, scale, zero - less), beyond: group_beyond(form, low, high, clip, levels) }
 }
 
 /// Returns the number's code: `inverse` brings the whole range of the levels to -1/2..1/2.
@@ -62,34 +65,64 @@ fn largest(bits: u32) -> f32 {
     ((1_u32 << bits) - 1) as f32
 }
 
-fn symmetric(order: Order, numbers: &[f32], bits: u32) -> Fit {
-    let sum = |of: &dyn Fn(f32) -> f32| order.sum(numbers, of);
-    const SMALLEST: f32 = 1.0 / 8_388_608.0;
-    let start = match bits {
-        2 => 0.9957,
-        3 => 0.5860,
-        4 => 0.3352,
-        _ => 0.0308,
-    };
-    let inverse = |step: f32| 1.0 / (step.max(SMALLEST) * largest(bits));
-    let at = |x, inverse| code(x, inverse, bits) - 0.5 * largest(bits);
-    let (squares, sizes) = (sum(&|x| x * x), sum(&f32::abs));
-    // For two bits, only what outer codes have beyond middle ones is added up; but the scale is
-    // that of the codes as they are stored.
-    let outer = |x: f32, inverse: f32| (x.abs() * (inverse * 16_777_216.0) - 5_592_405.5).clamp(0.0, 1.0);
-    let products = |inverse| if bits == 2 { 0.5 * sizes + sum(&|x| outer(x, inverse) * x.abs()) } else { sum(&|x| x * at(x, inverse)) };
-    let levels = |inverse| {
-        if bits == 2 { 0.25 * numbers.len() as f32 + 2.0 * sum(&|x| outer(x, inverse)) } else { sum(&|x| at(x, inverse) * at(x, inverse)) }
-    };
-    let mut fitted = inverse(start * (squares / numbers.len() as f32).sqrt());
-    for _ in 0..2 {
-        fitted = inverse(products(fitted) / levels(fitted));
+/// Steps below have scales that are stored as 0.
+const SMALLEST: f32 = 1.0 / (1_u64 << 40) as f32;
+
+/// Sums of squares beyond would make steps that are no numbers.
+const LARGEST: f32 = 1e38;
+
+/// The shares of a group's extent that the codes of the trials span.
+fn shares(bits: u32) -> &'static [f32] {
+    match bits {
+        3 => &[0.95, 0.8, 0.67],
+        4 => &[0.97, 0.87, 0.77],
+        _ => &[1.0],
     }
-    let scale = squares / sum(&|x| x * at(x, fitted)).max(1e-30);
-    Fit { codes: numbers.iter().map(|x| code(*x, fitted, bits) as u32).collect(), pair: symmetric_pack(scale) }
 }
 
-/// Rounds to a half, but to no subnormal one, since drivers may take those for 0.
-fn symmetric_pack(scale: f32) -> u32 {
-    half_bits(if scale < 1.0 / 32_768.0 { 0.0 } else { scale.max(1.0 / 16_384.0) })
+/// Returns the inverse of a step.
+fn inverse(step: f32, bits: u32) -> f32 {
+    1.0 / (step.clamp(SMALLEST, LARGEST) * largest(bits))
+}
+
+/// Returns the scale for the codes of a trial, given the sum of numbers times their levels.
+fn scale_of(squares: f32, products: f32, trial: f32, bits: u32) -> f32 {
+    let step = 1.0 / (trial * largest(bits));
+    (squares / products.max(1e-30)).max(0.9 * step).min(1.25 * step)
+}
+
+fn symmetric(order: Order, numbers: &[f32], bits: u32) -> Fit {
+    let sum = |of: &dyn Fn(f32) -> f32| order.sum(numbers, of);
+    let at = |x, trial| code(x, trial, bits) - 0.5 * largest(bits);
+    let products = |trial| sum(&|x| x * at(x, trial));
+    let squares = sum(&|x| x * x).min(LARGEST);
+    let (fitted, scale) = if bits == 2 {
+        let sizes = sum(&f32::abs);
+        // Only what outer codes have beyond middle ones is added up; but the scale is that of the
+        // codes as they are stored.
+        let outer = |x: f32, trial: f32| (x.abs() * (trial * 16_777_216.0) - 5_592_405.5).clamp(0.0, 1.0);
+        let mut trial = inverse(0.9957 * (squares / numbers.len() as f32).sqrt(), bits);
+        for _ in 0..2 {
+            let levels = 0.25 * numbers.len() as f32 + 2.0 * sum(&|x| outer(x, trial));
+            trial = inverse((0.5 * sizes + sum(&|x| outer(x, trial) * x.abs())) / levels, bits);
+        }
+        (trial, scale_of(squares, products(trial), trial, bits))
+    } else {
+        let extent = numbers.iter().map(|x| x.abs()).fold(0.0, f32::max);
+        let step = |share: f32| extent * (2.0 * share / largest(bits));
+        let mut best = (inverse(step(shares(bits)[0]), bits), step(shares(bits)[0]), f32::INFINITY);
+        if bits < 8 {
+            for share in shares(bits) {
+                let trial = inverse(step(*share), bits);
+                let products = products(trial);
+                let scale = scale_of(squares, products, trial, bits);
+                let error = scale * (scale * sum(&|x| at(x, trial) * at(x, trial)) - 2.0 * products);
+                if error < best.2 {
+                    best = (trial, scale, error);
+                }
+            }
+        }
+        (best.0, best.1)
+    };
+    Fit { codes: numbers.iter().map(|x| code(*x, fitted, bits) as u32).collect(), pair: symmetric_bits(scale), beyond: scale > 8_585_740_288.0 }
 }

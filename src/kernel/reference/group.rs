@@ -35,6 +35,12 @@ pub fn group_scale(form: Scales, low: f32, high: f32, clip: f32, levels: f32) ->
     }
 }
 
+/// Returns whether the step is beyond what a scale can hold, so that the ends of the group saturate.
+pub fn group_beyond(form: Scales, low: f32, high: f32, clip: f32, levels: f32) -> bool {
+    // Steps up to these round to the largest half, 65504, or to the largest float of 8 bits, 448.
+    (clip * high - clip * low) / levels > if form == Scales::Byte { 464.0 } else { 65_519.0 }
+}
+
 /// Returns the code that stands for zero; an integer that may lie outside the codes.
 pub fn group_zero(low: f32, clip: f32, scale: f32) -> f32 {
     (-(clip * low) / scale).round_ties_even()

@@ -72,6 +72,9 @@ pub(super) fn fresh(c: &Constants, turns: &[[f32; 2]], keys: &[u32], values: &[u
     for (x, weight) in key.iter_mut().zip(&centred.weights) {
         *x *= weight;
     }
+    for (x, sign) in value.iter_mut().zip(&centred.value_signs) {
+        *x *= sign;
+    }
     if what & 1 != 0 {
         key.fill(0.0);
     }

@@ -2,7 +2,7 @@
 
 use crate::{Taken, Walk, f16_row, norm, records};
 use wgkv::low_level::reference;
-use wgkv::{Rope, Shape};
+use wgkv::{Codec, Rope, Shape};
 
 /// Relative RMS of a decode step's output against f64 attention over the stored rows: the int8
 /// query moves a score by 1/254 of the largest channel's share, the u8 weights move a weight by
@@ -38,6 +38,11 @@ pub fn basis(walk: &Walk, row: &[f32], head: u32, token: u32, key: bool) -> Vec<
         if let Some(learned) = &walk.case.means {
             row = row.iter().enumerate().map(|(i, x)| x * part(learned.weights(0), i)).collect();
         }
+    }
+    if codec == Codec::Centred {
+        // The sign of Golay, Rudin and Shapiro: by neighbouring ones in the channel's number.
+        let pairs = |i: usize| (0..31).filter(|bit| i >> bit & 3 == 3).count();
+        row = row.iter().enumerate().map(|(i, x)| if pairs(i) % 2 == 1 { -x } else { *x }).collect();
     }
     let rotates = if key { codec.rotates_keys() } else { codec.rotates_values() };
     if rotates { rotate_exact(&row) } else { row }

@@ -60,7 +60,7 @@ fn scale(slab: &Slab, plane: &[u32], token: u32) -> (f32, f32) {
         }
         Scales::Symmetric => {
             let two = plane[token as usize / 2] >> (16 * (token % 2));
-            (unpack(two & 0xffff)[0], 0.0)
+            (f32::from_bits((two & 0xffff) << 13) * 2_f32.powi(96), 0.0)
         }
         Scales::Byte => {
             let two = plane[token as usize / 2] >> (16 * (token % 2));

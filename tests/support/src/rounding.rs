@@ -19,6 +19,12 @@ pub fn half_step(x: f64) -> f64 {
     (exponent - 11.0).exp2()
 }
 
+/// Returns half a unit in the last place of a symmetric scale near x, or all of one that is stored as
+/// 0.
+fn symmetric_step(x: f64) -> f64 {
+    if x < 2_f64.powi(-30) { x } else { (x.log2().floor() - 11.0).exp2() }
+}
+
 /// Returns half a unit in the last place of an E4M3 float near x.
 fn float8_step(x: f64) -> f64 {
     let exponent = x.abs().log2().floor().clamp(-6.0, 8.0);
@@ -142,41 +148,71 @@ pub fn check_group(context: &str, packing: Packing, got: &Group, twin: &Group, r
 /// that the step, moved by it, lets cross a border in the second.
 const STEP_FLIPS: f64 = 3.0;
 
+/// What f32's sums and quotients may move a step that comes of a group's largest number, as a share
+/// of it: eight operations.
+const EXTENT_ERROR: f64 = 8.0 / 16_777_216.0;
+
+/// What f32's sums may move the squared error of a group's codes, as a share of the squares of its
+/// numbers: three sums of up to 256 terms in blocks of 16, each off by 16 + 16 roundings at most.
+const FIT_ERROR: f64 = 3.0 * 32.0 / 16_777_216.0;
+
 /// Checks numbers that share a scale and have no zero: the stored scale is the one that keeps inner
-/// products their size with the stored codes; the codes are those of the step that f64 fits, but
-/// for the little that another rounding on the way may move it.
+/// products their size with the stored codes, held near the step; the codes are those of a step
+/// that f64 would take, but for the little that another rounding on the way may move it.
 pub fn check_symmetric(context: &str, packing: Packing, got: &Group, twin: &Group, row: &[f64], error: f64, count: &mut Count) {
     let half = 2_f64.powi(packing.bits as i32 - 1);
     let level = |x: f64, step: f64| (x / step).floor().clamp(-half, half - 1.0) + 0.5;
     let sum = |of: &dyn Fn(f64) -> f64| row.iter().map(|x| of(*x)).sum::<f64>();
-    let start = match packing.bits {
-        2 => 0.9957,
-        3 => 0.5860,
-        4 => 0.3352,
-        _ => 0.0308,
-    };
-    let mut step = start * (sum(&|x| x * x) / row.len() as f64).sqrt();
-    for _ in 0..2 {
-        step = sum(&|x| x * level(x, step)) / sum(&|x| level(x, step).powi(2));
-    }
-    // The step is a quotient of sums: a number at border k, k steps from zero, that changes sides
-    // moves it by k parts in the sum of the squared levels.
-    let moved = STEP_FLIPS * (half - 1.0) / sum(&|x| level(x, step).powi(2));
-    for (i, x) in row.iter().enumerate() {
-        let code = f64::from(got.codes[i]);
-        let (low, high) = (code - half - moved * (code - half).abs() - error / step, code - half + 1.0 + moved * (code - half + 1.0).abs() + error / step);
-        let quotient = x / step;
-        assert!(
-            (quotient >= low || code == 0.0) && (quotient <= high || code == 2.0 * half - 1.0),
-            "{context}: number {i} is {x}, {quotient} steps, but has code {code}"
-        );
-        count.add(level(*x, step) + half - 0.5 == code);
-        count.add(got.codes[i] == twin.codes[i]);
-    }
+    let squares = sum(&|x| x * x);
+    let extent = row.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
     let stored = |i: usize| f64::from(got.codes[i]) - half + 0.5;
     let products: f64 = row.iter().enumerate().map(|(i, x)| x * stored(i)).sum();
-    let scale = sum(&|x| x * x) / products;
-    let relative = 2.0 * error * (row.len() as f64).sqrt() / sum(&|x| x * x).sqrt() + 1e-5;
-    assert!((f64::from(got.scale) - scale).abs() <= half_step(scale) + relative * scale, "{context}: the scale is {}, should be {scale}", got.scale);
+    // The scale for codes of a step, and their squared error.
+    let scale_of = |products: f64, step: f64| (squares / products).max(0.9 * step).min(1.25 * step);
+    let error_of = |step: f64| {
+        let products = sum(&|x| x * level(x, step));
+        let scale = scale_of(products, step);
+        scale * (scale * sum(&|x| level(x, step).powi(2)) - 2.0 * products)
+    };
+    // Each step that may be taken, and by how much of itself it may be off.
+    let steps: Vec<(f64, f64)> = if packing.bits == 2 {
+        let mut step = 0.9957 * (squares / row.len() as f64).sqrt();
+        for _ in 0..2 {
+            step = sum(&|x| x * level(x, step)) / sum(&|x| level(x, step).powi(2));
+        }
+        // The step is a quotient of sums: a number at border k, k steps from zero, that changes
+        // sides moves it by k parts in the sum of the squared levels.
+        vec![(step, STEP_FLIPS * (half - 1.0) / sum(&|x| level(x, step).powi(2)))]
+    } else {
+        let shares: &[f64] = match packing.bits {
+            3 => &[0.95, 0.8, 0.67],
+            4 => &[0.97, 0.87, 0.77],
+            _ => &[1.0],
+        };
+        let step = |share: &f64| 2.0 * share * extent / (2.0 * half - 1.0);
+        let least = shares.iter().map(|share| error_of(step(share))).fold(f64::INFINITY, f64::min);
+        // A number at a border that changes sides changes no error.
+        let slack = FIT_ERROR * squares + 8.0 * error * squares.sqrt();
+        shares.iter().map(step).filter(|step| error_of(*step) <= least + slack).map(|step| (step, EXTENT_ERROR)).collect()
+    };
+    let of = |(step, moved): (f64, f64)| {
+        let code_fits = |x: f64, code: f64| {
+            // The number is off, and so is the largest, from which the step comes.
+            let border = |k: f64| (k - moved * k.abs() - 2.0 * error / step, k + moved * k.abs() + 2.0 * error / step);
+            (x / step >= border(code - half).0 || code == 0.0) && (x / step <= border(code - half + 1.0).1 || code == 2.0 * half - 1.0)
+        };
+        let scale = if packing.bits == 8 { step } else { scale_of(products, step) };
+        let relative = moved + 2.0 * error * (row.len() as f64).sqrt() / squares.sqrt() + 1e-5;
+        let scale_fits = (f64::from(got.scale) - scale).abs() <= symmetric_step(scale) + relative * scale;
+        row.iter().zip(&got.codes).all(|(x, code)| code_fits(*x, f64::from(*code))) && scale_fits
+    };
+    let Some((step, _)) = steps.iter().copied().find(|step| of(*step)) else {
+        let scales: Vec<f64> = steps.iter().map(|(step, _)| scale_of(products, *step)).collect();
+        panic!("{context}: {row:?} has codes {:?} and scale {}, of none of the steps {steps:?} with scales {scales:?}", got.codes, got.scale);
+    };
+    for (i, x) in row.iter().enumerate() {
+        count.add(level(*x, step) + half - 0.5 == f64::from(got.codes[i]));
+        count.add(got.codes[i] == twin.codes[i]);
+    }
     count.add(got.scale == twin.scale);
 }

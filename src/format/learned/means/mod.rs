@@ -4,6 +4,7 @@
 mod file;
 
 use crate::error::{Error, Result, Thing};
+use crate::format::hadamard::channel_sign;
 use crate::format::{RopeLayout, Shape, origin};
 use std::ops::Range;
 
@@ -118,11 +119,12 @@ impl Means {
         Self::natural(&Shape { layers: 1, ..shape.clone() }).words(0)
     }
 
-    /// Returns a layer as the kernels read it: `[kv_heads, 3, head_dim]`, means of keys, weights,
-    /// means of values, the bits of f32.
+    /// Returns a layer as the kernels read it: `[kv_heads, 3, head_dim]`, means of keys, weights
+    /// with the sign of their channel, means of values, the bits of f32.
     pub(crate) fn words(&self, layer: u32) -> Vec<u32> {
         let (layer, d) = (&self.layers[layer as usize], self.head_dim as usize);
-        let rows = (0..self.kv_heads as usize).flat_map(|head| [&layer.key_means, &layer.weights, &layer.value_means].map(|numbers| &numbers[head * d..][..d]));
+        let signed: Vec<f32> = layer.weights.iter().enumerate().map(|(i, weight)| weight * channel_sign((i % d) as u32)).collect();
+        let rows = (0..self.kv_heads as usize).flat_map(|head| [&layer.key_means, &signed, &layer.value_means].map(|numbers| &numbers[head * d..][..d]));
         rows.flatten().map(|x| x.to_bits()).collect()
     }
 
