@@ -7,7 +7,8 @@
 // One workgroup keeps one token of one KV head; invocation i holds channel i of the key and of the
 // value. The rows are stored as attention reads them: turned and rotated. Which tokens are sinks
 // the host knows, or an item names a row of the elected ones (`elect`). A key or value with a
-// number that is not finite is stored as zeros, and the token is listed in `status`.
+// number that is not finite is stored as zeros; one that f16 cannot hold (rotation multiplies a row
+// of equal numbers by sqrt(HEAD_DIM)) is clamped. Both are listed in `status`.
 //
 // Wrapper: src/kernel/protect.rs. Twin: src/kernel/reference/protect.rs.
 
@@ -80,9 +81,6 @@ fn protect(
     }
     workgroupBarrier();
     let what = atomicLoad(&broken);
-    if (what != 0u && i == 0u) {
-        report(slot, t, head, what);
-    }
     let pair = turn_pair(i);
     if (pair < ROPE_PAIRS) {
         let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
@@ -103,7 +101,15 @@ fn protect(
     }
     workgroupBarrier();
     row[i] = x;
+    let beyond = select(0u, 4u, half_saturates(x.x)) | select(0u, 8u, half_saturates(x.y));
+    if (beyond != 0u) {
+        atomicOr(&broken, beyond);
+    }
     workgroupBarrier();
+    let wrong = atomicLoad(&broken);
+    if (wrong != 0u && i == 0u) {
+        report(slot, t, head, wrong);
+    }
     let at = ((slot * params.kv_heads + head) * (SINKS + RING) + s) * HEAD_DIM;
     if (i < HEAD_DIM / 2u) {
         protected_rows[at + i] = half_pair(row[2u * i].x, row[2u * i + 1u].x);

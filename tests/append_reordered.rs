@@ -197,11 +197,12 @@ fn a_key_that_is_not_finite_zeros_its_group_of_heads() {
             assert!(broken.output(&a).iter().all(|x| x.is_finite()));
             if s == 0 && case.protection.window == 0 {
                 let (_, status) = twin(&broken, &a);
-                let heads: Vec<u32> = (0..status[0] as usize).map(|n| status[4 + 4 * n + 3] / 4).collect();
+                let heads: Vec<u32> = (0..status[0] as usize).map(|n| status[4 + 4 * n + 3] / 16).collect();
                 assert_eq!(heads, flagged, "{}: the twin's list", case.why);
             }
         }
-        let flags: Vec<Flag> = flagged.iter().map(|head| Flag { layer: 0, slot: 1, token: 3, head: *head, key: true, value: false }).collect();
+        let flags: Vec<Flag> =
+            flagged.iter().map(|head| Flag { layer: 0, slot: 1, token: 3, head: *head, key: Some(Defect::NotFinite), value: None }).collect();
         assert_eq!(pollster::block_on(broken.cache.status()).unwrap(), Status { rows: flags.len() as u32, flags }, "{}", case.why);
         assert!(pollster::block_on(zeroed.cache.status()).unwrap().is_clean());
     }

@@ -4,6 +4,8 @@
 //! - Every half is the rounding of a number within f32's error of the one computed in f64, and the
 //!   one the twin makes except where that error reaches a tie: rarely, and counted.
 //! - All other f16 rows, those of other sequences among them, keep every bit.
+//! - A row that f16 cannot hold once it is turned and rotated is clamped and listed; one that it can
+//!   hold is not listed, however large.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use wgkv::low_level::reference::{self, cached};
@@ -121,5 +123,57 @@ fn protect_agrees_with_its_reference() {
         }
         assert!(all > 1000 && f64::from(ties as u32) < TIES * f64::from(all), "{ties} of {all} rounded otherwise than the twin. WGKV_SEED={}", walk.seed);
         println!("  {ties} of {all} halves rounded otherwise");
+    }
+}
+
+#[test]
+fn rows_that_f16_cannot_hold_are_clamped_and_listed() {
+    let gpu = gpu();
+    let format = hadamard(Bits::Four, Bits::Four, 32);
+    // Token by token, every number of the key and of the value, and what should be listed. Rotation
+    // gathers equal numbers in one, sqrt(64) times as large.
+    let saturated = Some(Defect::Saturated);
+    let rotated = [
+        (20_000.0, 1.0, saturated, None),
+        (1.0, -20_000.0, None, saturated),
+        // 65504 is the largest half; 8188 * 8 is that, and the factors of Hadamard are exact.
+        (8188.0, -8188.0, None, None),
+        (8189.0, 8189.0, saturated, saturated),
+        (f32::NAN, 20_000.0, Some(Defect::NotFinite), saturated),
+        // Sums leave f32.
+        (3e38, -3e38, saturated, saturated),
+    ];
+    let plain = [(65_504.0, -65_504.0, None, None), (65_505.0, 1e30, saturated, saturated)];
+    for (case, rows) in [
+        (case("sinks", 64, 1, 1, format).protection(protect(8, 0)), &rotated[..]),
+        (case("a window", 64, 1, 1, format).protection(protect(0, 16)), &rotated),
+        (case("not rotated", 64, 1, 1, rtn(Bits::Four, Bits::Four, 32)).protection(protect(2, 16)), &plain),
+        (case("Centred, from f32 rows", 64, 1, 1, centred(Bits::Four, Bits::Four, 32)).protection(protect(2, 16)), &rotated[..2]),
+    ] {
+        let mut walk = Walk::new(&gpu, case.rope(Rope::none()));
+        let fill = |of: fn(&(f32, f32, Option<Defect>, Option<Defect>)) -> f32| rows.iter().flat_map(|row| [of(row); 64]).collect::<Vec<f32>>();
+        let n = rows.len() as u32;
+        let taken = walk.take_rows(&[(0, n)], [fill(|r| r.0), fill(|r| r.1), vec![0.0; rows.len() * 64]], false);
+        let flags: Vec<Flag> = (0..)
+            .zip(rows)
+            .filter(|(_, row)| row.2.is_some() || row.3.is_some())
+            .map(|(token, row)| Flag { layer: 0, slot: 0, token, head: 0, key: row.2, value: row.3 })
+            .collect();
+        let status = pollster::block_on(walk.cache.status()).unwrap();
+        assert_eq!(status, Status { rows: flags.len() as u32, flags: flags.clone() }, "{}", walk.case.why);
+        // Nothing stored is infinite, and the twin lists and stores the same.
+        let halves = |words: &[u32]| words.iter().flat_map(|w| reference::half::unpack(*w)).collect::<Vec<f32>>();
+        assert!(halves(&taken.after.protected_rows).iter().all(|x| x.is_finite()), "{}", walk.case.why);
+        let (words, mut twin, mut list) = (taken.step.words(), taken.before.protected_rows.clone(), vec![0; 1028]);
+        let (turns, marks) = (&walk.turns, &taken.after.marks);
+        reference::protect(&words.protect[0], &walk.constants, &words.tables, turns, &taken.keys.words, &taken.values.words, marks, &mut twin, &mut list);
+        let listed: Vec<[u32; 2]> = list[4..].chunks_exact(4).take(list[0] as usize).map(|e| [e[2], e[3]]).collect();
+        let bits = |defect, bit| match defect {
+            None => 0,
+            Some(Defect::NotFinite) => bit,
+            Some(Defect::Saturated) => 4 * bit,
+        };
+        let wanted: Vec<[u32; 2]> = flags.iter().map(|f| [f.token, bits(f.key, 1) | bits(f.value, 2)]).collect();
+        assert_eq!(listed, wanted, "{}: the twin's list", walk.case.why);
     }
 }

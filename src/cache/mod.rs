@@ -18,7 +18,7 @@ pub use buffers::Memory;
 pub use sequence::{Admission, Chunk, Sequence, Share};
 #[cfg(feature = "store")]
 pub(crate) use snapshot::check_snapshot;
-pub use status::{Flag, Status};
+pub use status::{Defect, Flag, Status};
 pub use step::{Step, Words};
 pub use traffic::{AlignmentReport, Certificate, Traffic};
 
@@ -401,9 +401,10 @@ impl Cache {
         self.plan.align(alignment)
     }
 
-    /// Waits for all submitted work and returns which keys and values had numbers that were not
-    /// finite since the last call. Those were stored as zeros, so that no other token's codes or
-    /// output is harmed.
+    /// Waits for all submitted work and returns which keys and values could not be stored as they
+    /// came since the last call: those with numbers that were not finite were stored as zeros, so
+    /// that no other token's codes or output is harmed; those beyond what the format stores were
+    /// clamped.
     ///
     /// # Errors
     /// [`Error::Readback`], [`Error::Lost`].

@@ -14,6 +14,11 @@ fn half_bits(x: f32) -> u32 {
     return sign | min(select(normal, subnormal, magnitude < 0x38800000u), 0x7bffu);
 }
 
+// Whether half_bits would clamp it: beyond the largest half, or not finite.
+fn half_saturates(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7fffffffu) > 0x477fe000u;
+}
+
 fn half_pair(low: f32, high: f32) -> u32 {
     return half_bits(low) | (half_bits(high) << 16u);
 }

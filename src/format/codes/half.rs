@@ -13,6 +13,11 @@ pub fn half_bits(x: f32) -> u32 {
     sign | (if magnitude < 0x3880_0000 { subnormal } else { normal }).min(0x7bff)
 }
 
+/// Returns whether [`half_bits`] would clamp a number: it is beyond the largest half, or not finite.
+pub fn half_saturates(x: f32) -> bool {
+    x.to_bits() & 0x7fff_ffff > 0x477f_e000
+}
+
 /// Returns two halves in a word, the first in the low bits.
 pub fn half_pair(low: f32, high: f32) -> u32 {
     half_bits(low) | (half_bits(high) << 16)

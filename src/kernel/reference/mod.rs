@@ -301,13 +301,13 @@ pub(crate) fn finite(x: f32) -> bool {
     x.to_bits() & 0x7f80_0000 != 0x7f80_0000
 }
 
-/// Lists a row with a number that is not finite: `what` is 1 for the key, 2 for the value, 3 for
-/// both.
+/// Lists a row that could not be stored as it came: `what` is a sum of 1 for a key that is not
+/// finite, 2 for such a value, 4 for a key beyond what is stored, 8 for such a value.
 pub(crate) fn report(status: &mut [u32], layer: u32, slot: u32, token: u32, head: u32, what: u32) {
     let n = status[0];
     status[0] += 1;
     let at = 4 + 4 * n as usize;
     if at + 3 < status.len() {
-        status[at..at + 4].copy_from_slice(&[layer, slot, token, head * 4 + what]);
+        status[at..at + 4].copy_from_slice(&[layer, slot, token, head * 16 + what]);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::cached::{elected, offset, window_row};
 use super::centre::Centred;
-use super::half::half_pair;
+use super::half::{half_pair, half_saturates};
 use super::{Constants, finite, hadamard, report, turn};
 use crate::kernel::protect::ProtectParams;
 
@@ -47,7 +47,9 @@ pub fn protect(
         }
         let row_first = tables[chunk + 6];
         let first = ((row_first + t - old_tokens) * params.kv_heads + head) * c.head_dim;
-        let (key, value, what) = fresh(c, turns, keys, values, &Centred::of(c, marks, head), first, t);
+        let (key, value, mut what) = fresh(c, turns, keys, values, &Centred::of(c, marks, head), first, t);
+        let beyond = |row: &[f32]| row.iter().any(|x| half_saturates(*x));
+        what |= (u32::from(beyond(&key)) << 2) | (u32::from(beyond(&value)) << 3);
         if what != 0 {
             report(status, params.layer, slot, t, head, what);
         }

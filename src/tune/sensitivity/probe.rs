@@ -2,7 +2,7 @@
 //! queries for all.
 
 use super::{Head, Sensitivity, wrong};
-use crate::cache::{Cache, Chunk, Sequence, Step};
+use crate::cache::{Cache, Chunk, Defect, Sequence, Step};
 use crate::error::{Error, Result};
 use crate::format::{BitPlan, Bits, Codec, Element, Format, FormatWords, Kind, Learned, Precision, Protection, Scales, Shape, Sinks};
 use crate::gpu::{Gpu, Rows};
@@ -349,8 +349,9 @@ impl Probe {
         let share = self.shape.share() as usize;
         let status = self.exact.cache.status().await?;
         if let Some(flag) = status.flags.first() {
-            let kinds = [flag.key.then_some("key"), flag.value.then_some("value")].into_iter().flatten().collect::<Vec<_>>().join(" and ");
-            return wrong("keys and values", "finite", format!("not in layer {layer}: the {kinds} of token {}, head {}", flag.token, flag.head));
+            let kinds = [flag.key.map(|_| "key"), flag.value.map(|_| "value")].into_iter().flatten().collect::<Vec<_>>().join(" and ");
+            let wanted = if [flag.key, flag.value].contains(&Some(Defect::NotFinite)) { "finite" } else { "within f16's range" };
+            return wrong("keys and values", wanted, format!("not in layer {layer}: the {kinds} of token {}, head {}", flag.token, flag.head));
         }
         let first = (layer * kv_heads) as usize;
         // A layer counts as a whole or not at all.
