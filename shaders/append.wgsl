@@ -9,8 +9,8 @@
 // step) or from the f16 rows that `protect` kept (it leaves the window now, and is already
 // rotated). Tokens of the block packed earlier keep their codes.
 //
-// A key or value with a number that is not finite is stored as zeros, and the token is listed in
-// `status`.
+// A key or value with a number that is not finite is stored as zeros; one beyond what a scale (or a
+// half) can hold saturates. Both are listed in `status`.
 //
 // For AlignedKV (2409.16546) a half is stored in planes, and each channel's largest exponent in the
 // page; or an integer code in planes.
@@ -188,15 +188,12 @@ fn append(
             x -= centre_means(head, i);
         }
         row[i] = x;
-        let bad = select(1u, 0u, finite(x.x)) | select(2u, 0u, finite(x.y));
+        let bad = select(1u, 0u, storable(x.x)) | select(2u, 0u, storable(x.y));
         if (bad != 0u) {
             atomicOr(&broken, bad);
         }
         workgroupBarrier();
         let what = atomicLoad(&broken);
-        if (what != 0u && i == 0u) {
-            report(slot, t, head, what);
-        }
         let pair = turn_pair(i);
         if (KEYS && fresh && pair < ROPE_PAIRS) {
             let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
@@ -232,6 +229,12 @@ fn append(
             workgroupBarrier();
             key_fit = fit_close(gather_group(i, KEY_GROUP, n).xy, key_fit, n, KEY_GROUP, KEY_BITS, KEY_CLIP);
             value_fit = fit_close(gather_group(i, VALUE_GROUP, n).zw, value_fit, n, VALUE_GROUP, VALUE_BITS, VALUE_CLIP);
+        }
+
+        let beyond = select(0u, 4u, select(fit_beyond(key_fit), half_saturates(x.x), PLANES || KEY_BITS == 16u))
+            | select(0u, 8u, select(fit_beyond(value_fit), half_saturates(x.y), PLANES || VALUE_BITS == 16u));
+        if (beyond != 0u) {
+            atomicOr(&broken, beyond);
         }
 
         let lane = t % 128u / 4u;
@@ -278,6 +281,10 @@ fn append(
             }
         }
         workgroupBarrier();
+        let wrong = atomicLoad(&broken);
+        if (wrong != 0u && i == 0u) {
+            report(slot, t, head, wrong);
+        }
         let key_at = at + lane * 4u + corner;
         if (!KEYS) {
             continue;

@@ -154,20 +154,24 @@ fn row_times(x: Row, y: Row) -> Row {
     return Row(x.a * y.a, x.b * y.b, x.c * y.c, x.d * y.d, x.e * y.e, x.f * y.f, x.g * y.g, x.h * y.h);
 }
 
-// A sum of magnitudes, small enough not to overflow, is finite if all numbers are.
-fn row_finite(x: Row) -> bool {
-    let small = vec4<f32>(0.0009765625);
-    return finite(dot(abs(x.a), small) + dot(abs(x.b), small) + dot(abs(x.c), small) + dot(abs(x.d), small)
-        + dot(abs(x.e), small) + dot(abs(x.f), small) + dot(abs(x.g), small) + dot(abs(x.h), small));
+// A sum of magnitudes that overflows where a number is not storable: 2^13 times 32 of 2^110 does not.
+fn row_storable(x: Row) -> bool {
+    let large = vec4<f32>(8192.0);
+    return finite(dot(abs(x.a), large) + dot(abs(x.b), large) + dot(abs(x.c), large) + dot(abs(x.d), large)
+        + dot(abs(x.e), large) + dot(abs(x.f), large) + dot(abs(x.g), large) + dot(abs(x.h), large));
+}
+
+// The bits that any lane of the token has, in all of them.
+fn any_lane(bits: u32) -> u32 {
+    var all = bits | subgroupShuffleXor(bits, 1u);
+    if (LANES > 2u) { all |= subgroupShuffleXor(all, 2u); }
+    if (LANES > 4u) { all |= subgroupShuffleXor(all, 4u); }
+    return all;
 }
 
 // 1 in all lanes of a token where any lane's part of its row is not finite, else 0.
 fn row_broken(x: Row) -> u32 {
-    var broken = select(1u, 0u, row_finite(x));
-    broken |= subgroupShuffleXor(broken, 1u);
-    if (LANES > 2u) { broken |= subgroupShuffleXor(broken, 2u); }
-    if (LANES > 4u) { broken |= subgroupShuffleXor(broken, 4u); }
-    return broken;
+    return any_lane(select(1u, 0u, row_storable(x)));
 }
 
 // Cosines and sines of four pairs from an even one on, at a position given by its rows of the
@@ -276,6 +280,10 @@ fn row_fit(x: Row, bits: u32, channels: u32, clip: f32) -> Fits {
         fits = fit_round(x, fits, 3u, bits, channels, clip);
     }
     return fits;
+}
+
+fn fits_beyond(fits: Fits) -> bool {
+    return fit_beyond(fits.first) || fit_beyond(fits.last);
 }
 
 fn code_quad(x: vec4<f32>, fit: Fit, bits: u32) -> u32 {
@@ -480,6 +488,7 @@ fn append_block(
     let protected_quad = ((slot * params.kv_heads + head) * (SINKS + RING) + SINKS + t % max(RING, 1u)) * (2u * QUADS) + 4u * lane;
 
     var broken = 0u;
+    var beyond = 0u;
     if (KEYS) {
         var x = row_zero();
         if (fresh) {
@@ -500,6 +509,7 @@ fn append_block(
             if (fresh) { x = rotated; }
         }
         let fits = row_fit(x, KEY_BITS, KEY_GROUP, KEY_CLIP);
+        beyond = select(0u, 4u, fits_beyond(fits));
         keys_put(at + t % 128u, lane, row_codes(x, fits, KEY_BITS), packs);
         scales_leave(fits, 0u, token, lane, KEY_GROUP, select(0.0, 128.0, KEY_BITS == 8u));
     }
@@ -515,15 +525,16 @@ fn append_block(
     let value_broken = row_broken(x);
     if (value_broken != 0u) { x = row_zero(); }
     broken |= 2u * value_broken;
-    if (broken != 0u && lane == 0u) {
-        report(slot, t, head, broken);
-    }
     if (fresh && CENTRED) { x = row_times(x, row_signs(lane)); }
     if (ROTATE_VALUES) {
         let rotated = row_rotate(x, lane);
         if (fresh) { x = rotated; }
     }
     let fits = row_fit(x, VALUE_BITS, VALUE_GROUP, VALUE_CLIP);
+    beyond = any_lane(beyond | select(0u, 8u, fits_beyond(fits)));
+    if ((broken | beyond) != 0u && lane == 0u) {
+        report(slot, t, head, broken | beyond);
+    }
     let codes = row_codes(x, fits, VALUE_BITS);
     scales_leave(fits, KEY_GROUPS, token, lane, VALUE_GROUP, 0.0);
     let code_at = token * CODE_STRIDE + 4u * lane;

@@ -60,6 +60,7 @@ var<workgroup> highs: array<atomic<u32>, ROW_GROUPS>;
 var<workgroup> lows: array<atomic<u32>, ROW_GROUPS>;
 var<workgroup> steps: array<vec2<f32>, ROW_GROUPS>; // scale and zero
 var<workgroup> broken: atomic<u32>;
+var<workgroup> beyond: atomic<u32>;
 
 // Floats as unsigned integers in the same order, and back.
 fn ordered(x: f32) -> u32 {
@@ -143,6 +144,9 @@ fn append_reordered(
             atomicStore(&highs[g], 0u);
             atomicStore(&lows[g], 0u);
         }
+        if (i == 0u) {
+            atomicStore(&beyond, 0u);
+        }
         // Twice over the row: the extents, then the codes.
         for (var turn = 0u; turn < 2u * blocks; turn++) {
             let head_first = turn % blocks * GROUP_HEADS;
@@ -191,7 +195,11 @@ fn append_reordered(
                 workgroupBarrier();
                 for (var g = i; turn + 1u == blocks && g < ROW_GROUPS; g += 256u) {
                     let low = -unordered(atomicLoad(&lows[g]));
-                    let scale = group_scale(low, unordered(atomicLoad(&highs[g])), KEY_CLIP, levels);
+                    let high = unordered(atomicLoad(&highs[g]));
+                    let scale = group_scale(low, high, KEY_CLIP, levels);
+                    if (group_beyond(low, high, KEY_CLIP, levels)) {
+                        atomicOr(&beyond, 4u);
+                    }
                     let zero = group_zero(low, KEY_CLIP, scale);
                     steps[g] = vec2<f32>(scale, zero);
                     if (params.scales != 0u) {
@@ -201,6 +209,11 @@ fn append_reordered(
                     }
                 }
             } else {
+                // A group's channels may be of any head.
+                let what = atomicLoad(&beyond);
+                if (what != 0u && turn == blocks && i < params.slab_heads) {
+                    report(slot, t, tables[params.heads_at + i], what);
+                }
                 for (var c = i; c < GROUP_CELLS; c += 256u) {
                     let step = steps[group_of(head_first * HEAD_DIM + c)];
                     let code = group_code(select(row[c], 0.0, zeros), step.x, 1.0 / step.x, step.y, levels);

@@ -140,15 +140,19 @@ fn rows_that_f16_cannot_hold_are_clamped_and_listed() {
         (8188.0, -8188.0, None, None),
         (8189.0, 8189.0, saturated, saturated),
         (f32::NAN, 20_000.0, Some(Defect::NotFinite), saturated),
-        // Sums leave f32.
-        (3e38, -3e38, saturated, saturated),
+        // Sums would leave f32.
+        (3e38, -3e38, Some(Defect::NotFinite), Some(Defect::NotFinite)),
     ];
     let plain = [(65_504.0, -65_504.0, None, None), (65_505.0, 1e30, saturated, saturated)];
+    // Signs spread equal numbers over all coefficients.
+    let spread = [(70_000.0, 1.0, saturated, None), (1.0, -70_000.0, None, saturated), (20_000.0, -20_000.0, None, None)];
+    let centred_case = case("Centred, from f32 rows", 64, 1, 1, centred(Bits::Four, Bits::Four, 32)).protection(protect(2, 16));
+    let means = Means::natural(&centred_case.shape);
     for (case, rows) in [
         (case("sinks", 64, 1, 1, format).protection(protect(8, 0)), &rotated[..]),
         (case("a window", 64, 1, 1, format).protection(protect(0, 16)), &rotated),
         (case("not rotated", 64, 1, 1, rtn(Bits::Four, Bits::Four, 32)).protection(protect(2, 16)), &plain),
-        (case("Centred, from f32 rows", 64, 1, 1, centred(Bits::Four, Bits::Four, 32)).protection(protect(2, 16)), &rotated[..2]),
+        (centred_case.means(means), &spread),
     ] {
         let mut walk = Walk::new(&gpu, case.rope(Rope::none()));
         let fill = |of: fn(&(f32, f32, Option<Defect>, Option<Defect>)) -> f32| rows.iter().flat_map(|row| [of(row); 64]).collect::<Vec<f32>>();

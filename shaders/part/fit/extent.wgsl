@@ -5,6 +5,8 @@
 // A kernel begins with fit_open, and for each of fit_rounds rounds gathers the fit_terms of the
 // group's numbers by fit_gather and hands them to fit_close; then fit_code makes the codes, fit_pack
 // what is stored beside them, and fit_beyond says whether that cannot hold the group.
+const FIT_EXTENT = 1e9;
+
 struct Fit { scale: f32, inverse: f32, zero: f32, beyond: bool }
 
 fn fit_rounds(bits: u32) -> u32 {
@@ -32,8 +34,11 @@ fn fit_gather(a: vec2<f32>, b: vec2<f32>, n: u32, bits: u32) -> vec2<f32> {
 
 fn fit_close(terms: vec2<f32>, fit: Fit, n: u32, channels: u32, bits: u32, clip: f32) -> Fit {
     let levels = f32((1u << bits) - 1u);
-    let scale = group_scale(-terms.y, terms.x, clip, levels);
-    return Fit(scale, 1.0 / scale, group_zero(-terms.y, clip, scale), group_beyond(-terms.y, terms.x, clip, levels));
+    // Beyond, no scale holds the group, and the zero would be no integer of f32.
+    let high = clamp(terms.x, -FIT_EXTENT, FIT_EXTENT);
+    let low = clamp(-terms.y, -FIT_EXTENT, FIT_EXTENT);
+    let scale = group_scale(low, high, clip, levels);
+    return Fit(scale, 1.0 / scale, group_zero(low, clip, scale), group_beyond(low, high, clip, levels));
 }
 
 fn fit_code(x: f32, fit: Fit, bits: u32) -> u32 {

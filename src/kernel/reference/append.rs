@@ -3,7 +3,7 @@
 use super::cached::{offset, window_row};
 use super::centre::Centred;
 use super::fit::{Order, fit};
-use super::half::{half_bits, half_pair, unpack};
+use super::half::{half_bits, half_pair, half_saturates, unpack};
 use super::protect::fresh;
 use super::{Constants, code_planes, finite, planes, report, scales};
 use crate::kernel::append::AppendParams;
@@ -71,17 +71,17 @@ pub(super) fn pack(
             if !c.keys {
                 what &= 2;
             }
+            let saturate = |row: &[f32]| row.iter().any(|x| half_saturates(*x));
+            let [key_beyond, value_beyond] = if c.planes {
+                largest.pack(c, page, t, &key, &value);
+                [saturate(&key), saturate(&value)]
+            } else {
+                [c.keys && pack_key(c, order, page, t, &key), pack_value(c, order, page, t, &value)]
+            };
+            what |= u32::from(key_beyond) << 2 | u32::from(value_beyond) << 3;
             if what != 0 {
                 report(status, params.layer, slot, t, head, what);
             }
-            if c.planes {
-                largest.pack(c, page, t, &key, &value);
-                continue;
-            }
-            if c.keys {
-                pack_key(c, order, page, t, &key);
-            }
-            pack_value(c, order, page, t, &value);
         }
     }
 }
@@ -134,23 +134,27 @@ fn kept(c: &Constants, protected_rows: &[u32], at: u32) -> (Vec<f32>, Vec<f32>, 
     (zeros(key), zeros(value), what)
 }
 
-fn pack_key(c: &Constants, order: Order, page: &mut [u32], t: u32, key: &[f32]) {
+/// Packs one token's key; returns whether it saturates.
+fn pack_key(c: &Constants, order: Order, page: &mut [u32], t: u32, key: &[f32]) -> bool {
     if c.key_bits == 16 {
         for (i, pair) in key.chunks_exact(2).enumerate() {
             page[128 * i + (t % 128) as usize] = half_pair(pair[0], pair[1]);
         }
-        return;
+        return key.iter().any(|x| half_saturates(*x));
     }
     // Codes of eight bits lie in memory as signed bytes, so that one signed dot product serves
     // every width.
     let (flip, less) = if c.key_bits == 8 { (128, 128.0) } else { (0, 0.0) };
     let mut codes = Vec::new();
+    let mut beyond = false;
     for (g, group) in key.chunks_exact(c.key_group as usize).enumerate() {
         let fitted = fit(c.scales, order, group, c.key_bits, c.key_clip, less);
+        beyond |= fitted.beyond;
         codes.extend(fitted.codes.iter().map(|code| code ^ flip));
         scales::put(c.scales, page, c.key_scales + g as u32 * scales::vecs(c.scales), t, fitted.pair);
     }
     key_words(c, page, t, &codes);
+    beyond
 }
 
 /// Writes the words of one token's key codes into its head's page. Shader:
@@ -181,20 +185,23 @@ fn put(word: &mut u32, mask: u32, shift: u32, code: u32) {
     *word = (*word & !(mask << shift)) | (code << shift);
 }
 
-fn pack_value(c: &Constants, order: Order, page: &mut [u32], t: u32, value: &[f32]) {
+/// Packs one token's value; returns whether it saturates.
+fn pack_value(c: &Constants, order: Order, page: &mut [u32], t: u32, value: &[f32]) -> bool {
     let (lane, corner) = (t % 128 / 4, t % 4);
     let value_at = |word: u32, i: usize| (4 * c.values + word * c.head_dim) as usize + i;
     if c.value_bits == 16 {
         for (i, x) in value.iter().enumerate() {
             put(&mut page[value_at(t % 128 / 2, i)], 0xffff, 16 * (t % 2), half_bits(*x));
         }
-        return;
+        return value.iter().any(|x| half_saturates(*x));
     }
     let bits = if c.value_bits == 3 { 2 } else { c.value_bits };
     let shifts = 8 / bits;
     let mask = (1 << bits) - 1;
+    let mut beyond = false;
     for (g, group) in value.chunks_exact(c.value_group as usize).enumerate() {
         let fitted = fit(c.scales, order, group, c.value_bits, c.value_clip, 0.0);
+        beyond |= fitted.beyond;
         for (e, code) in fitted.codes.iter().enumerate() {
             let i = g * c.value_group as usize + e;
             if c.code_planes {
@@ -208,4 +215,5 @@ fn pack_value(c: &Constants, order: Order, page: &mut [u32], t: u32, value: &[f3
         }
         scales::put(c.scales, page, c.value_scales + g as u32 * scales::vecs(c.scales), t, fitted.pair);
     }
+    beyond
 }

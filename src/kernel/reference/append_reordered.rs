@@ -2,7 +2,7 @@
 
 use super::append::key_words;
 use super::cached::{offset, window_row};
-use super::group::{group_code, group_pack, group_scale, group_zero};
+use super::group::{group_beyond, group_code, group_pack, group_scale, group_zero};
 use super::grouped::group_of;
 use super::hadamard::{mask, sign};
 use super::half::unpack;
@@ -68,15 +68,21 @@ pub fn append_reordered(
                 (*high, *low) = (high.max(*x), low.max(-x));
             }
             let mut steps = Vec::new();
+            let mut saturates = false;
             for (g, (high, low)) in extents.into_iter().enumerate() {
                 let scale = group_scale(c.scales, -low, high, c.key_clip, levels);
                 let zero = group_zero(-low, c.key_clip, scale);
+                saturates |= group_beyond(c.scales, -low, high, c.key_clip, levels);
                 steps.push((scale, zero));
                 if params.scales != 0 {
                     let stored = if c.key_bits == 8 { zero - 128.0 } else { zero };
                     let plane = (page * c.row_groups + g as u32) * scales::vecs(c.scales);
                     scales::put(c.scales, key_scales, plane, t, group_pack(c.scales, scale, stored));
                 }
+            }
+            // A group's channels may be of any head.
+            for n in (0..params.slab_heads).filter(|_| saturates) {
+                report(status, params.layer, slot, t, tables[(params.heads_at + n) as usize], 4);
             }
             // Eight bits lie in memory as signed bytes.
             let flip = if c.key_bits == 8 { 128 } else { 0 };

@@ -41,6 +41,9 @@ impl Order {
     }
 }
 
+/// Ends of a group that asymmetric codes are fitted to.
+const EXTENT: f32 = 1e9;
+
 /// Fits numbers that share a scale with codes of `bits` bits. `clip` is for asymmetric codes; so is
 /// `less`, which is taken from their zero: 128 where codes will be stored as signed bytes.
 pub fn fit(form: Scales, order: Order, numbers: &[f32], bits: u32, clip: f32, less: f32) -> Fit {
@@ -48,8 +51,10 @@ pub fn fit(form: Scales, order: Order, numbers: &[f32], bits: u32, clip: f32, le
         return symmetric(order, numbers, bits);
     }
     let levels = ((1_u32 << bits) - 1) as f32;
-    let low = -numbers.iter().map(|x| -x).fold(f32::NEG_INFINITY, f32::max);
-    let high = numbers.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    // Beyond, no scale holds the group, and the zero would be no integer of f32.
+    let held = |x: f32| x.clamp(-EXTENT, EXTENT);
+    let low = held(-numbers.iter().map(|x| -x).fold(f32::NEG_INFINITY, f32::max));
+    let high = held(numbers.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let scale = group_scale(form, low, high, clip, levels);
     let zero = group_zero(low, clip, scale);
     let codes = numbers.iter().map(|x| group_code(*x, scale, zero, levels)).collect();

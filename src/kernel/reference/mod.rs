@@ -301,6 +301,12 @@ pub(crate) fn finite(x: f32) -> bool {
     x.to_bits() & 0x7f80_0000 != 0x7f80_0000
 }
 
+/// Returns whether a number can be part of a row that is stored: finite, and below 2^110, so that
+/// sums and weights leave it so.
+pub(crate) fn storable(x: f32) -> bool {
+    x.abs() < 2_f32.powi(110)
+}
+
 /// Lists a row that could not be stored as it came: `what` is a sum of 1 for a key that is not
 /// finite, 2 for such a value, 4 for a key beyond what is stored, 8 for such a value.
 pub(crate) fn report(status: &mut [u32], layer: u32, slot: u32, token: u32, head: u32, what: u32) {

@@ -3,7 +3,7 @@
 use super::cached::{elected, offset, window_row};
 use super::centre::Centred;
 use super::half::{half_pair, half_saturates};
-use super::{Constants, finite, hadamard, report, turn};
+use super::{Constants, hadamard, report, storable, turn};
 use crate::kernel::protect::ProtectParams;
 
 /// Items from here on name a row of the elected sinks.
@@ -67,7 +67,7 @@ pub fn protect(
 /// key, 2 the value) had such a number.
 pub(super) fn fresh(c: &Constants, turns: &[[f32; 2]], keys: &[u32], values: &[u32], centred: &Centred, first: u32, t: u32) -> (Vec<f32>, Vec<f32>, u32) {
     let take = |rows: &[u32], means: &[f32]| -> Vec<f32> { (0..c.head_dim).zip(means).map(|(i, mean)| c.input(rows, first + i) - mean).collect() };
-    let broken = |row: &[f32]| !row.iter().all(|x| finite(*x));
+    let broken = |row: &[f32]| !row.iter().all(|x| storable(*x));
     let (mut key, mut value) = (take(keys, &centred.key_means), take(values, &centred.value_means));
     let what = u32::from(broken(&key)) | (u32::from(broken(&value)) << 1);
     key = turn::row(c, turns, &key, t);
