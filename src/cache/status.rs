@@ -9,7 +9,8 @@ pub(crate) const STATUS_WORDS: u64 = 4 + 4 * STATUS_ENTRIES;
 /// Why a key or a value was not stored as it came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Defect {
-    /// A number was not finite. The row was stored as zeros.
+    /// A number was not finite, or its magnitude was 2^110 or more, so that sums of such numbers
+    /// would not be. The row was stored as zeros.
     NotFinite,
     /// A number, or a scale, was beyond what the format stores (65504 in halves), after rotation
     /// where the codec rotates. It was clamped.

@@ -77,7 +77,17 @@ pub fn rotate_group_exact(row: &[f64], head_dim: u32) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{factors, mask, rotate_exact, sign};
+    use super::{channel_sign, factors, mask, rotate_exact, sign};
+
+    #[test]
+    fn signs_make_no_coefficient_large() {
+        // Of equal numbers without signs one coefficient is the root of the channels.
+        for (head_dim, most) in [(64, 1.0), (80, 1.79), (96, 2.45), (128, 1.42), (256, 1.0)] {
+            let row: Vec<f64> = (0..head_dim).map(|i| f64::from(channel_sign(i))).collect();
+            let largest = rotate_exact(&row).into_iter().map(f64::abs).fold(0.0, f64::max);
+            assert!(largest <= most + 1e-9, "{head_dim}: {largest}");
+        }
+    }
 
     #[test]
     fn every_factor_is_symmetric_and_its_own_inverse() {
