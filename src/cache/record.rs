@@ -265,9 +265,9 @@ impl Cache {
     /// Records what [`Cache::attend`] does, and also writes the weight of each output beside those
     /// of other caches, over other tokens: the logarithm of the sum of `exp(score)`, in f32,
     /// `[rows, query_heads]`; -1e30 where a query saw no token, whose output is 0. The output over
-    /// all tokens is the mean of the parts' outputs, weighted by `exp` of that. (For `Centred` the
-    /// logarithm lacks a term that is the same for all tokens of a query, so all parts must be of
-    /// plans with the same means.)
+    /// all tokens is the mean of the parts' outputs, weighted by `exp` of that. The parts may be of
+    /// any codec and of other learned data, and need not be this library's: a logit of a sink that
+    /// has no value is a part whose output is 0.
     ///
     /// # Errors
     /// Those of [`Cache::attend`].
