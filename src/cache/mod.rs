@@ -402,9 +402,9 @@ impl Cache {
     }
 
     /// Waits for all submitted work and returns which keys and values could not be stored as they
-    /// came since the last call: those with numbers that were not finite were stored as zeros, so
-    /// that no other token's codes or output is harmed; those beyond what the format stores were
-    /// clamped.
+    /// came since the last call: those with numbers that were not finite read back as zeros (as the
+    /// means, where [`Codec::Centred`](crate::Codec::Centred) takes means off), so that no other
+    /// token's codes or output is harmed; those beyond what the format stores were clamped.
     ///
     /// # Errors
     /// [`Error::Readback`], [`Error::Lost`].

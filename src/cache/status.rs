@@ -9,7 +9,9 @@ pub(crate) const STATUS_WORDS: u64 = 4 + 4 * STATUS_ENTRIES;
 /// Why a key or a value was not stored as it came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Defect {
-    /// A number was not finite. The row was stored as zeros.
+    /// A number was not finite. The row reads back as zeros; with
+    /// [`Codec::Centred`](crate::Codec::Centred), which stores what is left of a row without the
+    /// mean, as the mean: attention gives such a token the weight and the value of an average one.
     NotFinite,
     /// A number, or a scale, was beyond what the format stores (65504 in halves), after rotation
     /// where the codec rotates. It was clamped.
