@@ -324,3 +324,22 @@ fn queries_that_see_nothing_have_outputs_of_zero() {
         }
     }
 }
+
+#[test]
+fn attention_in_place_is_attention() {
+    // Rows of two passes.
+    let gpu = gpu();
+    for case in [
+        case("in place", 64, 2, 1, rtn(Bits::Four, Bits::Four, 64)),
+        case("in place, with the means' factors", 64, 2, 1, centred(Bits::Four, Bits::Four, 64)).element(Element::F16),
+    ] {
+        let mut walk = Walk::new(&gpu, case.protection(protect(4, 16)).steps(vec![vec![(0, 600)]]));
+        let taken = walk.take(&[(0, 600)], true);
+        let rows = upload(&walk.gpu, bytemuck::cast_slice(&taken.queries.words));
+        let of = Rows { buffer: &rows, offset: 0, element: walk.case.element };
+        let mut encoder = walk.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        walk.cache.attend(&mut encoder, &taken.step, 0, of, of).unwrap();
+        walk.gpu.queue().submit([encoder.finish()]);
+        assert!(words(&walk.gpu, &rows) == taken.output, "{}. WGKV_SEED={}", walk.case.why, walk.seed);
+    }
+}
