@@ -3,7 +3,11 @@
 //
 //   output = H (sum_s 2^(m_s - m) row_s) / (sum_s 2^(m_s - m) sum_s) + mean,   m = max m_s
 //                                             (H only where the codec rotates, the mean of the values only for Centred)
-//   log_sums = ln 2 (m + log2 sum_s 2^(m_s - m) sum_s)    where other caches have outputs of the same query over other tokens
+//   log_sums = ln 2 (c + m + log2 sum_s 2^(m_s - m) sum_s)    where other caches have outputs of the same query over other tokens
+//
+// c is what the means of the channels that do not turn add to every score of the query alike
+// (Centred): the output does not depend on it, and no other kernel adds it. A query that saw no
+// token has an output of 0, without the mean, and a log-sum of -1e30.
 //
 // One workgroup merges one row of one query head; invocation i of each part holds channel i.
 // Partials come from attend_split (one a slice of the pages) and from attend_prefill (one, or in a
@@ -16,6 +20,8 @@ override HEAD_DIM: u32;
 override ROTATE_VALUES: bool;
 override HALF_ROWS: bool;
 override LOG_SUMS: bool;
+override STILL: u32;    // first channel that has a mean and does not turn; HEAD_DIM where none
+override QUERY_ROW: u32; // numbers from one row of query_rows to the next
 override HEADS: u32;
 override BLOCKS: u32;
 override PARTS: u32;    // runs of HEAD_DIM invocations that share a row's items
@@ -35,6 +41,7 @@ alias Cell = f32;
 @group(0) @binding(0) var<storage, read> partials: array<f32>;          // [item, kv_heads, BLOCKS, HEADS, HEAD_DIM + 4]
 @group(0) @binding(1) var<storage, read> row_partials: array<f32>;      // [partial, query_heads, HEAD_DIM + 2]
 @group(0) @binding(2) var<storage, read> marks: array<u32>;             // [kv_heads, 3, HEAD_DIM] f32, for Centred
+@group(0) @binding(3) var<storage, read> query_rows: array<f32>;        // [row, query_heads, QUERY_ROW]: log2(e) / sqrt(HEAD_DIM) H (q / weight)
 @group(2) @binding(0) var<storage, read_write> output: array<u32>;      // [rows, query_heads, HEAD_DIM] f32 or f16
 @group(2) @binding(1) var<storage, read_write> log_sums: array<f32>;    // [rows, query_heads]
 
@@ -116,14 +123,56 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
             }
         }
     }
-    var x = merged.z / merged.y;
+    // A query may have seen nothing here.
+    let nothing = merged.y == 0.0;
     if (LOG_SUMS) {
-        // A query may have seen nothing here.
-        x = select(x, 0.0, merged.y == 0.0);
+        var still = 0.0;
+        if (STILL < HEAD_DIM) {
+            // The query's rotation is undone, and its weights go with those of the mean.
+            if (part == 0u) {
+                row[i] = query_rows[(r * params.query_heads + query_head) * QUERY_ROW + i];
+            }
+            workgroupBarrier();
+            var q = 0.0;
+            if (part == 0u) {
+                q = hadamard_outer(i);
+            }
+            workgroupBarrier();
+            if (part == 0u) {
+                row[i] = q;
+            }
+            workgroupBarrier();
+            if (part == 0u) {
+                q = hadamard_inner(i);
+            }
+            workgroupBarrier();
+            if (part == 0u) {
+                row[i] = select(0.0, q * centre_weight(query_head / share, i) * centre_means(query_head / share, i).x, i >= STILL);
+            }
+            workgroupBarrier();
+            if (thread < 16u) {
+                for (var e = thread; e < HEAD_DIM; e += 16u) {
+                    still += row[e];
+                }
+            }
+            workgroupBarrier();
+            if (thread < 16u) {
+                row[i] = still;
+            }
+            workgroupBarrier();
+            if (thread == 0u) {
+                still = 0.0;
+                for (var e = 0u; e < 16u; e++) {
+                    still += row[e];
+                }
+            }
+            workgroupBarrier();
+        }
         if (thread == 0u) {
-            log_sums[(params.row_first + r) * params.query_heads + query_head] = select(LN_2 * (merged.x + log2(merged.y)), HIDDEN, merged.y == 0.0);
+            log_sums[(params.row_first + r) * params.query_heads + query_head] = select(LN_2 * (still + merged.x + log2(merged.y)), HIDDEN, nothing);
         }
     }
+    var x = select(merged.z / merged.y, 0.0, nothing);
     if (ROTATE_VALUES) {
         if (part == 0u) {
             row[i] = x;
@@ -142,7 +191,7 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         }
     }
     x *= centre_weights(query_head / share, i).y;
-    x += select(centre_means(query_head / share, i).y, 0.0, LOG_SUMS && merged.y == 0.0);
+    x += select(centre_means(query_head / share, i).y, 0.0, nothing);
     let output_at = ((params.row_first + r) * params.query_heads + query_head) * HEAD_DIM + i;
     if (HALF_ROWS) {
         workgroupBarrier();

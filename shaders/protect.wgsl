@@ -7,8 +7,9 @@
 // One workgroup keeps one token of one KV head; invocation i holds channel i of the key and of the
 // value. The rows are stored as attention reads them: turned and rotated. Which tokens are sinks
 // the host knows, or an item names a row of the elected ones (`elect`). A key or value with a
-// number that is not finite is stored as zeros; one that f16 cannot hold (rotation multiplies a row
-// of equal numbers by sqrt(HEAD_DIM)) is clamped. Both are listed in `status`.
+// number that is not finite is stored as zeros, which Centred reads back as the mean; one that f16
+// cannot hold (rotation multiplies a row of equal numbers by sqrt(HEAD_DIM)) is clamped. Both are
+// listed in `status`.
 //
 // Wrapper: src/kernel/protect.rs. Twin: src/kernel/reference/protect.rs.
 

@@ -16,7 +16,9 @@ fn bit_plans_come_back_as_they_were() {
     for n in 0..40 {
         let (_, _, bit_plan) = any_bit_plan(&mut random);
         let text = bit_plan.to_json().unwrap();
-        assert_eq!(BitPlan::from_json(&text).unwrap(), bit_plan, "{n}: {text}. WGKV_SEED={seed}");
+        let back = BitPlan::from_json(&text).unwrap();
+        assert_eq!(back, bit_plan, "{n}: {text}. WGKV_SEED={seed}");
+        assert_eq!((bit_plan.to_json().unwrap(), back.to_json().unwrap()), (text.clone(), text), "the text is a function of the content");
     }
     for (shape, format) in places() {
         let format = format.with_clip(0.83);

@@ -2,6 +2,9 @@
 //! with its twin exactly where nothing is rotated (a difference that is exact and one product) and
 //! up to the rounding of the rotation's sums where it is; it comes back within half a step of what
 //! was stored; it writes no other rows.
+//!
+//! Rows that were not finite come back as zeros, or as Centred's means, and attention reads the
+//! same.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use wgkv::low_level::kernel::dequantize::DequantizeParams;
@@ -262,5 +265,80 @@ fn check_restored(walk: &Walk, record: &Record, got: &[f32], plain: &[f32], stat
                 * f64::from(scales[(u32::from(places[i]) / plan.slabs(0)[0].layout().row_group) as usize]);
             assert!((a - b).abs() <= allowed, "rotated channel {i} is {a}, came as {b}, allowed {allowed}: {name}");
         }
+    }
+}
+
+/// What a group of zeros may come back as: where codes have no code for zero, half of the smallest
+/// step, of which [`flat_group_error`] has the size; rotated back, a sum of as many signs over the
+/// root of their number, as long as the row. Weights divide it by 0.3 at most.
+const ZERO_ERROR: f32 = 16.0 * 0.501 / 16_384.0 / 0.3;
+
+#[test]
+fn tokens_that_are_not_finite_read_back_as_zeros_or_as_the_means() {
+    use Bits::*;
+    let gpu = gpu();
+    // Once in pages alone, once in sinks, pages and a window that leaves.
+    let steps = vec![vec![(0, 140)], vec![(0, 1)], vec![(0, 30)], vec![(0, 1)]];
+    let broken = [1, 40, 130, 139, 140, 150];
+    let of = |why, format| case(why, 64, 4, 2, format).steps(steps.clone());
+    let formats = [
+        of("f16", Format::f16()),
+        of("planes", Format::aligned_f16()),
+        of("integers", rtn(Two, Four, 32)),
+        of("integers, rotated", hadamard(Four, Eight, 32)),
+        of("bytes for scales", hadamard(Three, Two, 64).with_scales(Scales::Byte)),
+        of("planes of codes", hadamard(Four, Four, 32)).in_planes(),
+        of("RotateKV", rotated(Four, Four, 64, 2)),
+        of("Centred", centred(Two, Two, 32)),
+        of("Centred, half of each head turns", centred(Four, Three, 64)).rope(Rope::new(10_000.0, 32)),
+        of("Centred, portable", centred(Eight, Four, 64)).rope(Rope::none()).no_subgroups(),
+        of("Centred, planes of codes", centred(Four, Eight, 32)).in_planes(),
+    ];
+    let protections = [Protection::NONE, protect(4, 16)];
+    for (case, protection) in formats.iter().flat_map(|case| protections.map(|protection| (case, protection))) {
+        if case.format == Format::f16() && protection != Protection::NONE {
+            continue;
+        }
+        let mut walk = Walk::new(&gpu, case.clone().protection(protection));
+        let (shape, width) = (walk.case.shape.clone(), 2 * 64);
+        let mut first = 0;
+        for chunks in &steps {
+            let tokens = chunks[0].1;
+            let [mut keys, mut values, queries] = walk.draw(tokens);
+            for token in broken.into_iter().filter(|token| (first..first + tokens).contains(token)) {
+                // Of both heads, since RotateKV rotates them together.
+                for head in 0..2 {
+                    let at = (token - first) as usize * width + head * 64;
+                    keys[at + 9] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][token as usize % 3];
+                    values[at + 63] = [f32::INFINITY, f32::NAN][head];
+                }
+            }
+            let taken = walk.take_rows(chunks, [keys, values, queries], true);
+            first += tokens;
+            let [keys, values] = walk.dequantize(0);
+            for token in broken.into_iter().filter(|token| *token < first) {
+                for head in 0..2 {
+                    let row = token as usize * width + head * 64..token as usize * width + head * 64 + 64;
+                    let means = |of: fn(&Means, u32) -> &[f32]| match &walk.case.means {
+                        Some(means) => of(means, 0)[head * 64..head * 64 + 64].iter().map(|x| f64::from(*x)).collect(),
+                        None => vec![0.0; 64],
+                    };
+                    let key: Vec<f64> = turn_exact(&shape.rope, &means(Means::key_means), token);
+                    let name = |of| format!("{}, {protection:?}: the {of} of token {token} of {first}, head {head}", walk.case.why);
+                    let f32s = |row: Vec<f64>| row.into_iter().map(|x| x as f32).collect::<Vec<f32>>();
+                    close(&name("key"), &keys[row.clone()], &f32s(key), ZERO_ERROR, 1e-5, walk.seed);
+                    close(&name("value"), &values[row], &f32s(means(Means::value_means)), ZERO_ERROR, 1e-5, walk.seed);
+                }
+            }
+            // Attention reads them as dequantize does, in a prompt and in decoding.
+            let error = relative_rms(&walk.output(&taken), &exact_over_stored(&walk, &taken, 0, 0, tokens));
+            let most = if walk.case.means.is_some() { CENTRED_RMS } else { DECODE_RMS };
+            // A NaN compares false, so it fails too.
+            assert!(error <= most, "{}, {protection:?}: {tokens} to {first}: {error}. WGKV_SEED={}", walk.case.why, walk.seed);
+        }
+        let status = pollster::block_on(walk.cache.status()).unwrap();
+        assert!(status.flags.iter().all(|flag| [flag.key, flag.value].iter().flatten().all(|defect| *defect == Defect::NotFinite)), "{status:?}");
+        let listed: std::collections::BTreeSet<u32> = status.flags.iter().map(|flag| flag.token).collect();
+        assert!(listed.into_iter().eq(broken), "{}: {status:?}", walk.case.why);
     }
 }

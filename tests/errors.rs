@@ -587,6 +587,40 @@ fn queries_that_cannot_attend_are_refused() {
 }
 
 #[test]
+fn rows_that_are_written_where_others_lie_are_refused() {
+    let mut stepping = Used::new().step();
+    let Stepping { used, step, encoder, .. } = &mut stepping;
+    let cache = &used.walk.cache;
+    let sequence = used.walk.sequences[0];
+    let alignment = u64::from(GPU.capability().storage_alignment);
+    // A query row has 2048 bytes, its log-sums 32, a token's keys 512.
+    let roomy = buffer(4 * 2048, wgpu::BufferUsages::STORAGE);
+    let apart = |name, other, beside: std::ops::Range<u64>, bytes: std::ops::Range<u64>| {
+        Error::argument(name, format!("apart from {other}, at bytes {beside:?} of the buffer"), format!("at bytes {bytes:?} of the same buffer"))
+    };
+    let a = alignment;
+    let shifted = apart("output", "queries", 0..2048, a..a + 2048);
+    refused(cache.attend(encoder, step, 0, at(&roomy, 0), at(&roomy, a)), &shifted, &["output", "apart from queries"]);
+    refused(cache.attend(encoder, step, 0, at(&roomy, a), at(&roomy, 0)), &apart("output", "queries", a..a + 2048, 0..2048), &["output"]);
+    let mut part = |queries, output, log_sums| cache.attend_part(encoder, step, 0, at(&roomy, queries), at(&roomy, output), at(&roomy, log_sums));
+    let within = 2048 - a;
+    refused(part(0, 2048, 2048), &apart("log_sums", "output", 2048..4096, 2048..2080), &["log_sums", "apart from output"]);
+    refused(part(0, 2048, 2048 + within), &apart("log_sums", "output", 2048..4096, 2048 + within..2080 + within), &["log_sums"]);
+    refused(part(0, 2048, within), &apart("log_sums", "queries", 0..2048, within..within + 32), &["log_sums", "apart from queries"]);
+    refused(part(0, 0, 0), &apart("log_sums", "queries", 0..2048, 0..32), &["log_sums"]);
+    let mut dequantize = |keys, values| cache.dequantize(encoder, sequence, 0, 0..4, at(&roomy, keys), at(&roomy, values));
+    refused(dequantize(0, 0), &apart("values", "keys", 0..2048, 0..2048), &["values", "apart from keys"]);
+    refused(dequantize(a, 0), &apart("values", "keys", a..a + 2048, 0..2048), &["values"]);
+    // In one buffer, but apart; and in place.
+    let mut fine = self::encoder(&GPU);
+    cache.attend_part(&mut fine, step, 0, at(&roomy, 0), at(&roomy, 2048), at(&roomy, 4096)).unwrap();
+    cache.attend_part(&mut fine, step, 0, at(&roomy, 0), at(&roomy, 0), at(&roomy, 2048)).unwrap();
+    cache.dequantize(&mut fine, sequence, 0, 0..4, at(&roomy, 0), at(&roomy, 2048)).unwrap();
+    drop(fine);
+    stepping.goes_on();
+}
+
+#[test]
 fn rows_that_cannot_be_dequantized_are_refused() {
     let mut stepping = Used::new().step();
     let Stepping { used, keys: k, values: v, encoder, .. } = &mut stepping;

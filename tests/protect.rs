@@ -126,12 +126,14 @@ fn protect_agrees_with_its_reference() {
     }
 }
 
+/// Every number of a token's key and of its value, and what is wrong with each.
+type Planted = (f32, f32, Option<Defect>, Option<Defect>);
+
 #[test]
 fn rows_that_f16_cannot_hold_are_clamped_and_listed() {
     let gpu = gpu();
     let format = hadamard(Bits::Four, Bits::Four, 32);
-    // Token by token, every number of the key and of the value, and what should be listed. Rotation
-    // gathers equal numbers in one, sqrt(64) times as large.
+    // Rotation gathers equal numbers in one, sqrt(64) times as large.
     let saturated = Some(Defect::Saturated);
     let rotated = [
         (20_000.0, 1.0, saturated, None),
@@ -155,7 +157,7 @@ fn rows_that_f16_cannot_hold_are_clamped_and_listed() {
         (centred_case.means(means), &spread),
     ] {
         let mut walk = Walk::new(&gpu, case.rope(Rope::none()));
-        let fill = |of: fn(&(f32, f32, Option<Defect>, Option<Defect>)) -> f32| rows.iter().flat_map(|row| [of(row); 64]).collect::<Vec<f32>>();
+        let fill = |of: fn(&Planted) -> f32| rows.iter().flat_map(|row| [of(row); 64]).collect::<Vec<f32>>();
         let n = rows.len() as u32;
         let taken = walk.take_rows(&[(0, n)], [fill(|r| r.0), fill(|r| r.1), vec![0.0; rows.len() * 64]], false);
         let flags: Vec<Flag> = (0..)

@@ -17,7 +17,10 @@ fn sensitivities_come_back_as_they_were() {
         sensitivity.save(&path).unwrap();
         assert_eq!(Sensitivity::load(&path).unwrap(), sensitivity, "WGKV_SEED={seed}");
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(Sensitivity::from_json(&sensitivity.to_json().unwrap()).unwrap(), sensitivity, "WGKV_SEED={seed}");
+        let text = sensitivity.to_json().unwrap();
+        let back = Sensitivity::from_json(&text).unwrap();
+        assert_eq!(back, sensitivity, "WGKV_SEED={seed}");
+        assert_eq!((sensitivity.to_json().unwrap(), back.to_json().unwrap()), (text.clone(), text), "the text is a function of the content");
     }
 }
 

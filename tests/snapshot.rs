@@ -122,7 +122,9 @@ fn what_is_loaded_goes_on_as_what_was_saved() {
             let first = saved.cache.begin().unwrap();
             begin.iter().for_each(|tokens| saved.store(first, &text, *tokens));
             let bytes = save(&saved, first);
+            assert!(save(&saved, first) == bytes, "{name}: saved once more");
             let (free, second) = (loaded.cache.free_pages(), load(&mut loaded, &bytes));
+            assert!(save(&loaded, second) == bytes, "{name}: saved where it was loaded");
             let tokens = saved.cache.tokens(first).unwrap();
             assert_eq!(loaded.cache.tokens(second).unwrap(), tokens, "{name}");
             assert_eq!(free - loaded.cache.free_pages(), saved.cache.plan().packed(tokens).div_ceil(128), "{name}");

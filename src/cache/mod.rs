@@ -48,6 +48,10 @@ static CACHES: AtomicU64 = AtomicU64::new(1);
 /// sinks are massive activations). Nothing here submits or waits but [`Cache::request`],
 /// [`Cache::status`], [`Cache::traffic`], [`Cache::save`] and [`Cache::save_prefix`]. Rows that were
 /// recorded are held until the next step, or until a sequence ends, is forked, cut back or slid.
+///
+/// # Panics
+/// Where a buffer, an encoder or a compute pass is of another device, which wgpu does not tell:
+/// [`Rows`](crate::Rows) has the words of the panic.
 #[derive(Debug)]
 pub struct Cache {
     id: u64,
@@ -402,9 +406,9 @@ impl Cache {
     }
 
     /// Waits for all submitted work and returns which keys and values could not be stored as they
-    /// came since the last call: those with numbers that were not finite were stored as zeros, so
-    /// that no other token's codes or output is harmed; those beyond what the format stores were
-    /// clamped.
+    /// came since the last call: those with numbers that were not finite read back as zeros (as the
+    /// means, where [`Codec::Centred`](crate::Codec::Centred) takes means off), so that no other
+    /// token's codes or output is harmed; those beyond what the format stores were clamped.
     ///
     /// # Errors
     /// [`Error::Readback`], [`Error::Lost`].

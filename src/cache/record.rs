@@ -10,7 +10,7 @@ use super::step::{Align, Dispatch, Step, list_heads};
 use crate::error::{Error, Result};
 use crate::format::Element;
 use crate::gpu::trace::span;
-use crate::gpu::{Pipeline, Rows, fold};
+use crate::gpu::{Pipeline, Rows, expect_apart, fold};
 use crate::kernel::dequantize::DequantizeParams;
 use crate::kernel::elect::ElectParams;
 use crate::plan::Plan;
@@ -245,7 +245,9 @@ impl Cache {
 
     /// Records causal attention of the step's tokens over everything their sequences hold in one
     /// layer, themselves included: `queries` and `output` are `[rows, query_heads, head_dim]`,
-    /// queries before RoPE, scores times `1 / sqrt(head_dim)`. Both may be f32 or f16, alike.
+    /// queries before RoPE, scores times `1 / sqrt(head_dim)`. Both may be f32 or f16, alike. They
+    /// may be the same rows, or rows apart from each other, but not overlap otherwise. A query that
+    /// sees no token, which only [`Cache::step_parts`] has, has an output of 0.
     ///
     /// # Errors
     /// Those of [`Cache::append`], but [`Error::Unelected`].
@@ -265,9 +267,9 @@ impl Cache {
     /// Records what [`Cache::attend`] does, and also writes the weight of each output beside those
     /// of other caches, over other tokens: the logarithm of the sum of `exp(score)`, in f32,
     /// `[rows, query_heads]`; -1e30 where a query saw no token, whose output is 0. The output over
-    /// all tokens is the mean of the parts' outputs, weighted by `exp` of that. (For `Centred` the
-    /// logarithm lacks a term that is the same for all tokens of a query, so all parts must be of
-    /// plans with the same means.)
+    /// all tokens is the mean of the parts' outputs, weighted by `exp` of that. The parts may be of
+    /// any codec and of other learned data, and need not be this library's: a logit of a sink that
+    /// has no value is a part whose output is 0. `log_sums` lies apart from `queries` and `output`.
     ///
     /// # Errors
     /// Those of [`Cache::attend`].
@@ -316,10 +318,18 @@ impl Cache {
         let capability = self.gpu.capability();
         let query_rows = queries.binding("queries", elements, capability)?;
         let output_rows = output.binding("output", elements, capability)?;
+        // In place is as good: every pass has read its queries before it writes their output, and
+        // the passes share no rows.
+        if query_rows.offset != output_rows.offset {
+            expect_apart("output", &output_rows, "queries", &query_rows)?;
+        }
         let log_sum_rows = match log_sums {
             Some(rows) => {
                 expect_element("log_sums", Element::F32, rows)?;
-                rows.binding("log_sums", u64::from(step.rows) * u64::from(shape.query_heads), capability)?
+                let rows = rows.binding("log_sums", u64::from(step.rows) * u64::from(shape.query_heads), capability)?;
+                expect_apart("log_sums", &rows, "queries", &query_rows)?;
+                expect_apart("log_sums", &rows, "output", &output_rows)?;
+                rows
             }
             None => whole(&self.buffers.shared.no_log_sums),
         };
@@ -329,7 +339,7 @@ impl Cache {
 
     /// Records the restoring of cached tokens of one layer to f32 rows
     /// `[tokens, kv_heads, head_dim]`: keys as they were after RoPE, values as they came, both with
-    /// the error of their codes.
+    /// the error of their codes. Both are written, so they lie apart.
     ///
     /// # Errors
     /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Dropped`], [`Error::Layer`],
@@ -392,7 +402,9 @@ impl Cache {
         }
         let elements = u64::from(tokens.end - tokens.start) * u64::from(shape.kv_heads * shape.head_dim);
         let capability = self.gpu.capability();
-        Ok([keys.binding("keys", elements, capability)?, values.binding("values", elements, capability)?])
+        let [keys, values] = [keys.binding("keys", elements, capability)?, values.binding("values", elements, capability)?];
+        expect_apart("values", &values, "keys", &keys)?;
+        Ok([keys, values])
     }
 
     fn record_dequantize(

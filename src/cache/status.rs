@@ -10,7 +10,9 @@ pub(crate) const STATUS_WORDS: u64 = 4 + 4 * STATUS_ENTRIES;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Defect {
     /// A number was not finite, or its magnitude was 2^110 or more, so that sums of such numbers
-    /// would not be. The row was stored as zeros.
+    /// would not be. The row reads back as zeros; with
+    /// [`Codec::Centred`](crate::Codec::Centred), which stores what is left of a row without the
+    /// mean, as the mean: attention gives such a token the weight and the value of an average one.
     NotFinite,
     /// A number, or a scale, was beyond what the format stores (65504 in halves), after rotation
     /// where the codec rotates. It was clamped.

@@ -2,7 +2,8 @@
 //! hold.
 
 use crate::error::{Error, Result};
-use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView, serialize};
+use safetensors::SafeTensorError;
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo, TensorView};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
@@ -115,18 +116,43 @@ pub(crate) fn tensor<'a>(
     data.get(first..end).ok_or_else(|| wrong("in the file".into(), "cut off".into()))
 }
 
-/// Returns the file of tensors and texts. `wrong` makes an error of what the safetensors crate has
-/// to say.
+/// Returns the file of tensors and texts: a function of these alone. It is written here because the
+/// safetensors crate keeps texts in a map without an order, so that two files of the same content
+/// would differ. Like the crate, it puts wider types first, then goes by name. `wrong` makes an
+/// error of what does not fit.
 pub(crate) fn write<'a>(
     tensors: impl IntoIterator<Item = (&'a str, Dtype, Vec<usize>, &'a [u8])>,
     texts: &Texts<'_>,
     wrong: impl Fn(String) -> Error,
 ) -> Result<Vec<u8>> {
+    // It checks that a tensor has as many bytes as its shape says.
     let view = |(name, dtype, shape, data)| Ok((name, TensorView::new(dtype, shape, data)?));
-    // Which map the crate takes depends on its features; `collect` makes either.
-    let entries = texts.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    let views = tensors.into_iter().map(view).collect::<std::result::Result<Vec<_>, _>>();
-    views.and_then(|views| serialize(views, Some(entries))).map_err(|e| wrong(e.to_string()))
+    let views = tensors.into_iter().map(view).collect::<std::result::Result<Vec<(&str, TensorView<'_>)>, SafeTensorError>>();
+    let mut views = views.map_err(|e| wrong(e.to_string()))?;
+    views.sort_by(|(name, a), (other, b)| b.dtype().cmp(&a.dtype()).then(name.cmp(other)));
+    let header = header_of(&views, texts).map_err(|e| wrong(e.to_string()))?;
+    let data: usize = views.iter().map(|(_, view)| view.data().len()).sum();
+    let mut bytes = Vec::with_capacity(8 + header.len() + data);
+    bytes.extend((header.len() as u64).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    views.iter().for_each(|(_, view)| bytes.extend(view.data()));
+    Ok(bytes)
+}
+
+/// Returns the header of a file of these tensors, in their order, filled up with spaces to a
+/// multiple of 8 bytes.
+fn header_of(views: &[(&str, TensorView<'_>)], texts: &Texts<'_>) -> serde_json::Result<String> {
+    let mut header = format!("{{\"__metadata__\":{}", serde_json::to_string(texts)?);
+    let mut end = 0;
+    for (name, view) in views {
+        let first = end;
+        end += view.data().len();
+        let info = TensorInfo { dtype: view.dtype(), shape: view.shape().to_vec(), data_offsets: (first, end) };
+        header.push_str(&format!(",{}:{}", serde_json::to_string(name)?, serde_json::to_string(&info)?));
+    }
+    header.push('}');
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    Ok(header)
 }
 
 #[cfg(test)]
@@ -170,5 +196,41 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn files_are_those_of_the_safetensors_crate_with_texts_in_order() {
+        let names = ["zeta", "alpha", "version", "\"quoted\"\n", "format", "hash"];
+        let texts: Texts<'_> = names.iter().map(|name| (*name, "text of \u{1} \\ \u{e9}")).collect();
+        let tensors: [(&str, Dtype, Vec<usize>, &[u8]); 4] = [
+            ("b", Dtype::U8, vec![3], &[1, 2, 3]),
+            ("a", Dtype::U8, vec![0], &[]),
+            ("wide", Dtype::U32, vec![2, 1], &[1; 8]),
+            ("half \"", Dtype::F16, vec![1, 1], &[9; 2]),
+        ];
+        let wrong = |e| Error::mismatch(Thing::Snapshot, "tensors", "right", e);
+        let bytes = write(tensors.iter().cloned(), &texts, wrong).unwrap();
+        for _ in 0..20 {
+            // Every map of the standard library hashes otherwise.
+            let views = tensors.iter().map(|(name, dtype, shape, data)| (*name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
+            let entries = texts.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            let theirs = safetensors::serialize(views, Some(entries)).unwrap();
+            // The same bytes but for the order of the texts.
+            let sorted = |bytes: &[u8]| {
+                let mut bytes = bytes.to_vec();
+                bytes.sort_unstable();
+                bytes
+            };
+            assert_eq!(sorted(&theirs), sorted(&bytes));
+            let [(ours, data), (other, rest)] = [&bytes, &theirs].map(|bytes| header(bytes, 1000, |_, _, had| wrong(had)).unwrap());
+            assert_eq!((data, super::texts(&ours)), (rest, super::texts(&other)));
+            assert_eq!(format!("{:?}", ours.offset_keys()), format!("{:?}", other.offset_keys()));
+            assert_eq!(write(tensors.iter().rev().cloned(), &texts, wrong).unwrap(), bytes);
+        }
+        let text = std::str::from_utf8(&bytes[8..]).map_or_else(|e| std::str::from_utf8(&bytes[8..8 + e.valid_up_to()]).unwrap(), |text| text);
+        let places: Vec<usize> = texts.keys().map(|name| text.find(&serde_json::to_string(name).unwrap()).unwrap()).collect();
+        assert!(places.is_sorted(), "{text}");
+        // What does not fit its shape is refused.
+        assert!(write([("a", Dtype::U32, vec![2], &[0; 7][..])], &texts, wrong).is_err());
     }
 }

@@ -13,6 +13,7 @@ pub use pipeline::Pipeline;
 pub(crate) use pipeline::bind_group;
 pub use profile::Profile;
 pub use rows::Rows;
+pub(crate) use rows::expect_apart;
 pub use shader::{Binding, Bindings, Dialect, Kernel, Linked, Source, Variant};
 
 use crate::error::{Error, Result};

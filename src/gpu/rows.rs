@@ -4,7 +4,18 @@ use crate::error::{Error, Result};
 use crate::format::Element;
 use crate::gpu::Capability;
 
-/// Dense rows in a buffer of the caller's, made with usage `STORAGE`.
+/// Dense rows in a buffer of the caller's, made with usage `STORAGE` on the device of the
+/// [`Gpu`](crate::Gpu) that works on them.
+///
+/// # Panics
+/// wgpu does not tell of which device a buffer, an encoder or a compute pass is, so a call that
+/// takes one of another device cannot refuse it. Of two devices of one `wgpu::Instance`, wgpu finds
+/// the difference and reports it as an uncaptured error, which panics unless the program has set
+/// `wgpu::Device::on_uncaptured_error`: "Device with '..' label of Buffer with '..' label doesn't
+/// match Device with '..' label", in the call for buffers; of a "ComputePipeline", in
+/// `wgpu::CommandEncoder::finish`, for encoders. Devices of different instances number what they
+/// make alike: wgpu then panics ("Cannot get non-existent resource", or for the size of a buffer
+/// that the caller does not know), or takes a buffer of its own that has the same number.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
     /// The buffer.
@@ -47,4 +58,13 @@ impl<'a> Rows<'a> {
         }
         Ok(wgpu::BufferBinding { buffer: self.buffer, offset: self.offset, size: std::num::NonZeroU64::new(need) })
     }
+}
+
+/// Refuses rows that are written where others lie, which are read or written by the same call.
+pub(crate) fn expect_apart(name: &'static str, written: &wgpu::BufferBinding<'_>, other: &'static str, beside: &wgpu::BufferBinding<'_>) -> Result<()> {
+    let [a, b] = [written, beside].map(|binding| binding.offset..binding.offset + binding.size.map_or(0, u64::from));
+    if written.buffer != beside.buffer || a.is_empty() || b.is_empty() || a.start >= b.end || b.start >= a.end {
+        return Ok(());
+    }
+    Err(Error::argument(name, format!("apart from {other}, at bytes {b:?} of the buffer"), format!("at bytes {a:?} of the same buffer")))
 }

@@ -28,7 +28,7 @@ pub static KERNEL: Kernel = Kernel {
     name: "attend_merge",
     source: include_str!("../../shaders/attend_merge.wgsl"),
     groups: &[
-        &[("partials", Binding::Read), ("row_partials", Binding::Read), ("marks", Binding::Read)],
+        &[("partials", Binding::Read), ("row_partials", Binding::Read), ("marks", Binding::Read), ("query_rows", Binding::Read)],
         STEP,
         &[("output", Binding::Write), ("log_sums", Binding::Write)],
     ],
@@ -46,6 +46,8 @@ pub fn variant(plan: &Plan, element: Element, parts: u32, log_sums: bool) -> Var
         centred(plan),
         half_rows(element),
         flag("LOG_SUMS", log_sums),
+        ("STILL", plan.still_channels().into()),
+        ("QUERY_ROW", plan.query_row().into()),
         ("HEADS", plan.heads_per_reading().into()),
         ("BLOCKS", plan.blocks().into()),
         ("PARTS", parts.into()),

@@ -24,6 +24,14 @@ impl Plan {
         self.position_quads
     }
 
+    /// Returns the first channel that does not turn and whose keys have a mean: what it adds to the
+    /// scores of a query is the same for all tokens, and only log-sums need it. The head dimension
+    /// where there is none.
+    pub(crate) fn still_channels(&self) -> u32 {
+        let turning = 2 * self.shape.rope.frequencies().len() as u32;
+        if self.means().is_some() { turning } else { self.shape.head_dim }
+    }
+
     /// Returns how many of RoPE's first pairs turn too fast for a short polynomial.
     pub(crate) fn position_waves(&self) -> u32 {
         if self.position_quads() == 0 { 0 } else { position::waves(&self.shape.rope) as u32 }

@@ -39,8 +39,14 @@ impl Plan {
         self.partial_items() * self.readings() * u64::from(self.heads * (self.shape.head_dim / 4 + 1))
     }
 
+    /// Returns the numbers from one row of `query_rows` to the next: a head's, and the factors of the
+    /// means.
+    pub(crate) fn query_row(&self) -> u32 {
+        self.shape.head_dim + 4 * self.position_quads()
+    }
+
     pub(crate) fn query_rows_bytes(&self) -> u64 {
-        4 * u64::from(self.query_rows) * u64::from(self.shape.query_heads) * u64::from(self.shape.head_dim + 4 * self.position_quads())
+        4 * u64::from(self.query_rows) * u64::from(self.shape.query_heads) * u64::from(self.query_row())
     }
 
     pub(crate) fn query_codes_bytes(&self) -> u64 {

@@ -151,7 +151,7 @@ fn attend(cache: &Cache, step: &Step, input: &Input, held: &Held) -> Vec<f32> {
         reference::align_plan(values, c, *decoding, false, tables, &query_codes, &scores, &row_partials, pages, &mut plans);
         reference::align_values(row, c, *row_items, tables, &scores, &plans, pages, &mut partials);
     }
-    reference::attend_merge(merge, &constants, *rows, tables, &partials, &row_partials, marks, &mut output, None);
+    reference::attend_merge(merge, &constants, *rows, tables, &partials, &row_partials, marks, &query_rows, &mut output, None);
     bytemuck::allocation::cast_vec(output)
 }
 

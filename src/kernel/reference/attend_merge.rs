@@ -12,9 +12,9 @@ const HIDDEN: f32 = -1e30;
 ///
 /// `tables` holds the records (4 words), `partials` is
 /// `[item, kv_heads, blocks, heads, head_dim + 4]`, `row_partials`
-/// `[partial, query_heads, head_dim + 2]`, `marks` for Centred means and weights, `output`
-/// `[rows, query_heads, head_dim]` in f32 or f16, `log_sums` `[rows, query_heads]`, if they are
-/// wanted.
+/// `[partial, query_heads, head_dim + 2]`, `marks` for Centred means and weights, `query_rows` what
+/// `query` wrote, `output` `[rows, query_heads, head_dim]` in f32 or f16, `log_sums`
+/// `[rows, query_heads]`, if they are wanted.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn attend_merge(
     params: &AttendMergeParams,
@@ -24,6 +24,7 @@ pub fn attend_merge(
     partials: &[f32],
     row_partials: &[f32],
     marks: &[u32],
+    query_rows: &[f32],
     output: &mut [u32],
     log_sums: Option<&mut [f32]>,
 ) {
@@ -57,18 +58,19 @@ pub fn attend_merge(
         let merged = |i: usize| (1..parts).fold(part(0, i), |merged, p| merge_two(merged, part(p, i)));
         let [peak, total, _] = merged(0);
         // A query may have seen nothing here.
-        let nothing = log_sums.is_some() && total == 0.0;
+        let nothing = total == 0.0;
+        let centred = Centred::of(c, marks, query_head / share);
         if let Some(log_sums) = &mut log_sums {
             let at = (params.row_first + r) * params.query_heads + query_head;
-            log_sums[at as usize] = if nothing { HIDDEN } else { std::f32::consts::LN_2 * (peak + total.log2()) };
+            let still = still(c, &centred, &query_rows[((r * params.query_heads + query_head) * c.query_row) as usize..]);
+            log_sums[at as usize] = if nothing { HIDDEN } else { std::f32::consts::LN_2 * (still + peak + total.log2()) };
         }
         let mut row: Vec<f32> = (0..head_dim).map(merged).map(|[_, total, x]| if nothing { 0.0 } else { x / total }).collect();
         if c.rotate_values {
             row = hadamard::row(c, &row);
         }
-        let Centred { value_means, value_signs, .. } = Centred::of(c, marks, query_head / share);
-        for ((x, sign), mean) in row.iter_mut().zip(value_signs).zip(value_means) {
-            *x = *x * sign + if nothing { 0.0 } else { mean };
+        for ((x, sign), mean) in row.iter_mut().zip(&centred.value_signs).zip(&centred.value_means) {
+            *x = *x * sign + if nothing { 0.0 } else { *mean };
         }
         let output_at = (((params.row_first + r) * params.query_heads + query_head) * c.head_dim) as usize;
         if c.half_rows {
@@ -82,6 +84,16 @@ pub fn attend_merge(
             }
         }
     }
+}
+
+/// Returns what the means of the channels that do not turn add to every score of a query.
+fn still(c: &Constants, centred: &Centred, query: &[f32]) -> f32 {
+    if c.still == c.head_dim {
+        return 0.0;
+    }
+    let query = hadamard::row(c, &query[..c.head_dim as usize]);
+    let share = |i: usize| if i < c.still as usize { 0.0 } else { query[i] * centred.weights[i] * centred.key_means[i] };
+    (0..16).map(|i| (i..query.len()).step_by(16).map(share).sum::<f32>()).sum()
 }
 
 /// Merges two partial results: largest score, sum of weights, one channel of the weighted rows.

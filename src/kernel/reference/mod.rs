@@ -11,7 +11,8 @@
 //! [`grouped`], [`planes`], [`code_planes`].
 //!
 //! The functions in f64 ([`rotate_exact`], [`rotate_group_exact`], [`turn_exact`],
-//! [`attention_exact`]) are what the kernels approximate: they show which error is honest.
+//! [`attention_exact`], [`log_sums_exact`]) are what the kernels approximate: they show which error
+//! is honest.
 
 pub use crate::format::codes::{aligned, code_planes, half, planes};
 
@@ -57,7 +58,7 @@ pub use attend_prefill::attend_prefill;
 pub use attend_split::attend_split;
 pub use dequantize::dequantize;
 pub use elect::elect;
-pub use exact::{attention_exact, turn_exact};
+pub use exact::{attention_exact, log_sums_exact, turn_exact};
 pub use gram::gram;
 pub use measure::measure;
 pub use position::position;
@@ -96,6 +97,10 @@ pub struct Constants {
     pub positions_at: u32,
     /// In `turns`: the turn by 63.5 positions, and after it the tables of `position`.
     pub position_centre: u32,
+    /// First channel that has a mean and does not turn; `head_dim` where there is none.
+    pub still: u32,
+    /// Numbers from one row of `query_rows` to the next.
+    pub query_row: u32,
     /// First pairs of RoPE, which turn too fast for a short polynomial: the query codes have their
     /// factors.
     pub position_waves: u32,
@@ -228,6 +233,8 @@ impl Constants {
             position_quads: whole("POSITION_QUADS"),
             positions_at: whole("POSITIONS_AT"),
             position_centre: whole("POSITION_CENTRE"),
+            still: whole("STILL"),
+            query_row: whole("QUERY_ROW"),
             position_waves: whole("POSITION_WAVES"),
             position_places: plan.pages(),
             position_pages: if plan.position_quads() == 0 { 0 } else { number("POSITION_PAGES") as u32 },

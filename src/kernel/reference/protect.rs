@@ -63,8 +63,8 @@ pub fn protect(
 }
 
 /// Returns a token's key and value as attention reads them, from the caller's rows: centred,
-/// turned, weighted and rotated, or zeros where a number is not finite; and which of them (1 the
-/// key, 2 the value) had such a number.
+/// turned, weighted and rotated, or zeros where a number is not finite, which Centred reads back as
+/// the mean; and which of them (1 the key, 2 the value) had such a number.
 pub(super) fn fresh(c: &Constants, turns: &[[f32; 2]], keys: &[u32], values: &[u32], centred: &Centred, first: u32, t: u32) -> (Vec<f32>, Vec<f32>, u32) {
     let take = |rows: &[u32], means: &[f32]| -> Vec<f32> { (0..c.head_dim).zip(means).map(|(i, mean)| c.input(rows, first + i) - mean).collect() };
     let broken = |row: &[f32]| !row.iter().all(|x| storable(*x));

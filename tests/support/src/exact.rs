@@ -103,6 +103,18 @@ pub fn attention_seen(shape: &Shape, [keys, values]: [&[f32]; 2], query: &[f32],
     reference::attention_exact(&Shape { rope: Rope::none(), ..shape.clone() }, keys, values, &turned(shape, query, position, 1), 1)
 }
 
+/// Returns the logarithms of the sums of `exp(score)` of `rows` rows of a step, from row `first`,
+/// over what their sequence, which did not slide, has stored: `[rows, query_heads]`. The rows must
+/// be the sequence's last tokens.
+pub fn log_sums_over_stored(walk: &Walk, taken: &Taken, sequence: usize, first: u32, rows: u32) -> Vec<f64> {
+    let shape = &walk.case.shape;
+    let [keys, _] = walk.dequantize(sequence);
+    let tokens = walk.cache.tokens(walk.sequences[sequence]).expect("a live sequence");
+    let queries = &taken.queries.numbers[(first * shape.query_heads * shape.head_dim) as usize..];
+    let still = Shape { rope: Rope::none(), ..shape.clone() };
+    reference::log_sums_exact(&still, &keys, &turned(shape, queries, tokens - rows, rows), rows as usize)
+}
+
 /// Returns queries turned to their positions.
 fn turned(shape: &Shape, queries: &[f32], first: u32, rows: u32) -> Vec<f32> {
     let (d, heads) = (shape.head_dim as usize, shape.query_heads as usize);
