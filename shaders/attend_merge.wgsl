@@ -147,7 +147,7 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
             }
             workgroupBarrier();
             if (part == 0u) {
-                row[i] = select(0.0, q * centre_weight(query_head / share, i) * centre_means(query_head / share, i).x, i >= STILL);
+                row[i] = select(0.0, q * centre_weights(query_head / share, i).x * centre_means(query_head / share, i).x, i >= STILL);
             }
             workgroupBarrier();
             if (thread < 16u) {
