@@ -168,7 +168,9 @@ impl PlanBuilder {
 
     /// Sets how many query rows are attended at once, 1 to 16384. The default is 512. A step of
     /// more takes several passes, one after another, so decoding thousands of sequences at once
-    /// takes fewer passes with a larger number. The scratch grows with it.
+    /// takes fewer passes with a larger number. The scratch grows with it. On slow adapters, whose
+    /// drivers end a dispatch after some seconds, make it smaller:
+    /// [serving](crate::guide::serving) has numbers to choose it by.
     pub fn query_rows(mut self, rows: u32) -> Self {
         self.query_rows = rows.clamp(1, 1 << 14);
         self
