@@ -90,7 +90,10 @@ fn appends(gpu: &Gpu, sequences: u32, tokens: u32, format: Format) {
     for (what, chunks, tokens) in [("new tokens", &prompts, tokens), ("decoded", &decoded, 1)] {
         let before = cache.bytes_used();
         let step = cache.step(chunks).unwrap();
-        let times = profile(gpu, 15, |encoder| cache.append(encoder, &step, 0, Rows::f32(&rows), Rows::f32(&rows)).unwrap());
+        let times = profile(gpu, 15, |encoder| {
+            step.unrecord();
+            cache.append(encoder, &step, 0, Rows::f32(&rows), Rows::f32(&rows)).unwrap();
+        });
         let (kernel, seconds) = packing(&times);
         let written = if tokens == 1 { 0.0 } else { (cache.bytes_used() - before) as f64 };
         line(kernel, &format!("{sequences}x{tokens} {what}: {format}"), seconds, 8.0 * f64::from(sequences * tokens) * kv_row as f64 + written);
@@ -197,6 +200,8 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
     let residual = upload(gpu, &numbers(if elects { count * query_row } else { 4 }));
 
     let times = profile(gpu, 5, |encoder| {
+        // The same again and again, which costs what the first time does.
+        step.unrecord();
         if elects {
             cache.elect(encoder, &step, 0, Rows::f32(&residual), query_row as u32).unwrap();
         }
@@ -236,6 +241,7 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
     let decode: Vec<Chunk> = chunks.iter().map(|c| Chunk { tokens: 1, ..*c }).collect();
     let step = cache.step(&decode).unwrap();
     let times = profile(gpu, 9, |encoder| {
+        step.unrecord();
         cache.append(encoder, &step, 0, Rows::f32(&keys), Rows::f32(&keys)).unwrap();
         cache.attend(encoder, &step, 0, Rows::f32(&queries), Rows::f32(&output)).unwrap();
     });

@@ -76,6 +76,29 @@ pub enum Error {
         /// The plan's rule.
         sinks: String,
     },
+    /// A layer was given its part of a step twice, or too early.
+    #[error("layer {layer}: {call} must come {wanted}, but came {had}")]
+    Order {
+        /// The call.
+        call: &'static str,
+        /// The layer.
+        layer: u32,
+        /// When it must come.
+        wanted: &'static str,
+        /// When it came.
+        had: &'static str,
+    },
+    /// Tokens of a step that some layers were given and others were not, before a later call made
+    /// the step stale. The sequence can be [cut back](crate::Cache::truncate) or ended.
+    #[error("sequence {slot} has its first {whole} tokens in every layer, but layer {layer} was not given those of a step that other layers were given")]
+    Torn {
+        /// The sequence's place.
+        slot: u32,
+        /// A layer that lacks the step.
+        layer: u32,
+        /// The first tokens, which all layers have: what it can be cut back to.
+        whole: u32,
+    },
     /// The device cannot do what the plan needs.
     #[error("the device's {what} is {have}, but {need} is needed for {reason}")]
     Limit {

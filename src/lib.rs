@@ -10,7 +10,7 @@ mod plan;
 mod serve;
 mod tune;
 
-pub use cache::{Admission, Cache, Chunk, Defect, Flag, Memory, Sequence, Status, Step};
+pub use cache::{Admission, Cache, Chunk, Defect, Flag, Memory, Sequence, Status, Step, step_together};
 pub use error::{Error, IoError, Result, Thing};
 pub use format::{Bits, ChannelOrder, Codec, Element, Format, Means, PAGE_TOKENS, Precision, Protection, Rope, RopeLayout, Scales, Shape, Sinks};
 pub use gpu::{Capability, Gpu, Rows};

@@ -51,7 +51,14 @@ fn memory_that_the_device_has_not_is_refused() {
     let mut cache = Cache::new(&gpu, plan(1, 32_768)).unwrap();
     let sequence = cache.begin().unwrap();
     // What the tokens are does not matter.
-    _ = cache.step(&[Chunk { sequence, tokens: 24_576 }]).unwrap();
+    let rows = upload(&gpu, &vec![0.0; 1024 * 8 * 128]);
+    for _ in 0..24 {
+        let step = cache.step(&[Chunk { sequence, tokens: 1024 }]).unwrap();
+        let mut commands = encoder(&gpu);
+        cache.append(&mut commands, &step, 0, Rows::f32(&rows), Rows::f32(&rows)).unwrap();
+        submit(&gpu, commands);
+    }
+    wait(&gpu);
     limit(Some(4 << 20));
     let refused = block_on(cache.save(sequence)).map(|bytes| bytes.len());
     limit(None);

@@ -2,6 +2,7 @@
 
 mod buffers;
 mod groups;
+mod open;
 mod params;
 mod pass;
 mod pipelines;
@@ -31,11 +32,14 @@ use crate::plan::Plan;
 use buffers::Buffers;
 use futures::FutureExt;
 use groups::Groups;
+use open::{Open, Recorded};
 use pipelines::Pipelines;
-use pool::Pool;
+use pool::{Grown, Pool};
 use sequence::Growth;
 use status::STATUS_WORDS;
+use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Identities of caches, so that one cache refuses the handles of another.
@@ -45,7 +49,8 @@ static CACHES: AtomicU64 = AtomicU64::new(1);
 ///
 /// Every step of the model goes: [`Cache::step`] once, then for each layer [`Cache::append`] and
 /// [`Cache::attend`] on the caller's encoder (and before them [`Cache::elect`], where the plan's
-/// sinks are massive activations). Nothing here submits or waits but [`Cache::request`],
+/// sinks are massive activations). A layer is elected and appended once in a step, and attended to
+/// after that as often as you like; another order is refused by [`Error::Order`]. Nothing here submits or waits but [`Cache::request`],
 /// [`Cache::status`], [`Cache::traffic`], [`Cache::save`] and [`Cache::save_prefix`]. Rows that were
 /// recorded are held until the next step, or until a sequence ends, is forked, cut back or slid.
 ///
@@ -64,6 +69,8 @@ pub struct Cache {
     step_layout: wgpu::BindGroupLayout,
     pool: Pool,
     serial: u64,
+    /// The latest step, if it is not stale and brought tokens.
+    open: Option<Open>,
 }
 
 impl Cache {
@@ -119,6 +126,7 @@ impl Cache {
             buffers,
             plan,
             serial: 0,
+            open: None,
         }
     }
 
@@ -183,11 +191,10 @@ impl Cache {
     /// # Errors
     /// [`Error::UnknownSequence`].
     pub fn end(&mut self, sequence: Sequence) -> Result<()> {
-        self.pool.end(sequence)?;
-        event!(DEBUG, slot = sequence.slot(), pages_free = self.free_pages(), "freed");
         // A step made before may name the sequence, and its tables then point at pages that nobody
         // holds.
-        self.outdate();
+        self.change(|pool, _| pool.end(sequence))?;
+        event!(DEBUG, slot = sequence.slot(), pages_free = self.free_pages(), "freed");
         Ok(())
     }
 
@@ -196,10 +203,10 @@ impl Cache {
     /// the elected sinks. Either can then grow without the other.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`], [`Error::Sequences`], [`Error::Pages`], [`Error::Lost`]; then
-    /// nothing has changed.
+    /// [`Error::UnknownSequence`], [`Error::Torn`], [`Error::Sequences`], [`Error::Pages`],
+    /// [`Error::Lost`]; then nothing has changed.
     pub fn fork(&mut self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence) -> Result<Sequence> {
-        let tokens = self.tokens(sequence)?;
+        let tokens = self.settled_tokens(sequence)?;
         self.fork_prefix(encoder, sequence, tokens)
     }
 
@@ -212,7 +219,7 @@ impl Cache {
     pub fn fork_prefix(&mut self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, tokens: u32) -> Result<Sequence> {
         let _span = span!("fork", slot = sequence.slot(), tokens);
         self.gpu.alive()?;
-        let (forked, copy) = self.pool.fork(sequence, tokens)?;
+        let (forked, copy) = self.change(|pool, _| pool.fork(sequence, tokens))?;
         self.copy_page(encoder, copy);
         let plan = &self.plan;
         let [from, to] = [sequence.slot(), forked.slot()].map(u64::from);
@@ -223,7 +230,6 @@ impl Cache {
             self.copy_within(encoder, &layer.protected_rows, from * rows, to * rows, rows);
             self.copy_within(encoder, &layer.marks, first_sink + from * sinks, first_sink + to * sinks, sinks);
         }
-        self.outdate();
         Ok(forked)
     }
 
@@ -231,20 +237,22 @@ impl Cache {
     /// rejected tokens. Pages and sinks beyond are given back. A page that ends inside and that
     /// other sequences hold too is copied on `encoder`.
     ///
-    /// With a window, tokens that are packed stay packed, even where they are recent now. The last
-    /// step must have been appended in every layer before, since what it packs cannot be recovered
-    /// otherwise.
+    /// With a window, tokens that are packed stay packed, even where they are recent now. A step of
+    /// which nothing was recorded is [taken back](Cache::abandon) first, and its tokens are no more
+    /// to cut. After one that only some layers were given, the sequence can be cut back to what it
+    /// held before, or with a window to what was packed of that, since the layers differ in what
+    /// came later.
     ///
     /// # Errors
     /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Dropped`] for a length before the
-    /// first token that [`Cache::slide`] left, [`Error::Pages`] where a shared page must be copied
-    /// and none is free, [`Error::Lost`]; then nothing has changed.
+    /// first token that [`Cache::slide`] left, [`Error::Torn`] for a length that not all layers
+    /// have, [`Error::Pages`] where a shared page must be copied and none is free, [`Error::Lost`];
+    /// then nothing has changed.
     pub fn truncate(&mut self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, tokens: u32) -> Result<()> {
         let _span = span!("truncate", slot = sequence.slot(), tokens);
         self.gpu.alive()?;
-        let copy = self.pool.truncate(sequence, tokens)?;
+        let copy = self.change(|pool, _| pool.truncate(sequence, tokens))?;
         self.copy_page(encoder, copy);
-        self.outdate();
         Ok(())
     }
 
@@ -259,14 +267,27 @@ impl Cache {
     /// Without it, queries see all that is held. `F16` keeps no sinks.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`].
+    /// [`Error::UnknownSequence`], [`Error::Torn`].
     pub fn slide(&mut self, sequence: Sequence, keep: u32) -> Result<u32> {
-        if self.pool.slide(sequence, keep)? > 0 {
-            event!(DEBUG, slot = sequence.slot(), pages_free = self.free_pages(), "slid");
+        let mut settled = self.settled();
+        let pool = settled.as_mut().unwrap_or(&mut self.pool);
+        if pool.slide(sequence, keep)? > 0 {
             // A step made before may name the pages.
-            self.outdate();
+            self.replace(settled);
+            event!(DEBUG, slot = sequence.slot(), pages_free = self.free_pages(), "slid");
         }
         Ok(self.pool.find(sequence)?.at.first())
+    }
+
+    /// Returns how many tokens a sequence holds once the open step is stale.
+    pub(crate) fn settled_tokens(&self, sequence: Sequence) -> Result<u32> {
+        Ok(self.pool().find(sequence)?.at.tokens)
+    }
+
+    /// Refuses a cut that [`Cache::truncate`] would refuse for its length.
+    pub(crate) fn expect_cut(&self, sequence: Sequence, tokens: u32) -> Result<()> {
+        self.gpu.alive()?;
+        self.pool().find(sequence)?.cut(tokens).map(|_| ())
     }
 
     /// Returns how many tokens a sequence holds.
@@ -297,36 +318,93 @@ impl Cache {
 
     /// Returns what a [step](Cache::step) of these chunks would take of the cache's pages, and what
     /// is free, without changing anything. A step made next succeeds if [it fits](Admission::fits),
-    /// and fails with [`Error::Pages`] and the same numbers if not.
+    /// and fails with [`Error::Pages`] and the same numbers if not. An open step of which nothing
+    /// was recorded counts as taken back, which making the next would do.
     ///
     /// # Errors
     /// Those of [`Cache::step`] that ending other sequences would not help with: all but
     /// [`Error::Pages`].
     pub fn can_append(&self, chunks: &[Chunk]) -> Result<Admission> {
         self.gpu.alive()?;
-        self.pool.admit(&self.plan, chunks)
+        self.pool().admit(&self.plan, chunks)
     }
 
-    pub(crate) fn pool(&self) -> &Pool {
-        &self.pool
+    /// Returns the pool as it will be when the open step is stale, on which the next call builds.
+    pub(crate) fn pool(&self) -> Cow<'_, Pool> {
+        self.settled().map_or(Cow::Borrowed(&self.pool), Cow::Owned)
+    }
+
+    /// Returns that pool if it is another than now.
+    fn settled(&self) -> Option<Pool> {
+        self.open.as_ref()?.settled(&self.pool)
+    }
+
+    /// Makes all steps so far stale, and has the pool be what that leaves.
+    fn replace(&mut self, settled: Option<Pool>) {
+        if let Some(pool) = settled {
+            self.pool = pool;
+        }
+        self.open = None;
+        self.outdate();
+    }
+
+    /// Changes the pool, and makes all steps so far stale. After an error nothing has changed.
+    fn change<T>(&mut self, change: impl FnOnce(&mut Pool, &Plan) -> Result<T>) -> Result<T> {
+        let mut settled = self.settled();
+        let done = change(settled.as_mut().unwrap_or(&mut self.pool), &self.plan)?;
+        self.replace(settled);
+        Ok(done)
+    }
+
+    /// Makes an open step stale that was not given to all layers.
+    pub(crate) fn settle(&mut self) {
+        if let settled @ Some(_) = self.settled() {
+            self.replace(settled);
+        }
     }
 
     /// Grows sequences by new tokens: takes the pages they need and makes the tables that all
     /// layers read. The new tokens count from here on, so every layer must be given their keys and
-    /// values by [`Cache::append`] with this step before the next step is made or the sequence is
-    /// cut back.
+    /// values by [`Cache::append`] with this step, before any call that makes it stale.
+    ///
+    /// If the step before is not stale by now, this makes it so. Where nothing was recorded of it,
+    /// it is taken back, as by [`Cache::abandon`]. Where some layers were given it and others were
+    /// not, its sequences are refused by [`Error::Torn`] until they are cut back or ended; others
+    /// can go on.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`], [`Error::RepeatedSequence`], [`Error::EmptyChunk`],
-    /// [`Error::Length`], [`Error::Pages`], [`Error::Lost`]. After an error no sequence has grown.
+    /// [`Error::UnknownSequence`], [`Error::Torn`], [`Error::RepeatedSequence`],
+    /// [`Error::EmptyChunk`], [`Error::Length`], [`Error::Pages`], [`Error::Lost`]. After an error
+    /// nothing has changed, and the step before can still be used.
     pub fn step(&mut self, chunks: &[Chunk]) -> Result<Step> {
         let _span = span!("step", chunks = chunks.len());
         self.gpu.alive()?;
-        let growths = self.pool.grow(&self.plan, chunks)?;
-        self.outdate();
-        let step = self.step_of(&growths);
-        event!(DEBUG, tokens = step.rows, pages = growths.iter().map(Growth::pages_taken).sum::<u32>(), pages_free = self.free_pages(), "grown");
-        Ok(step)
+        let grown = self.change(|pool, plan| pool.grow(plan, chunks))?;
+        Ok(self.open(grown))
+    }
+
+    /// Takes a step back of which nothing was recorded, as if it had never been made: its sequences
+    /// hold what they held, and its pages are free. For a request that was cancelled, or a step
+    /// that another cache refused ([`step_together`] does it by itself).
+    ///
+    /// # Errors
+    /// [`Error::Stale`]; [`Error::Order`] if [`Step::recorded`] names a layer. Then nothing has
+    /// changed but that the step is gone: [cut its sequences back](Cache::truncate) or end them. If
+    /// what was recorded is not submitted, [`Step::unrecord`] lets it be abandoned.
+    pub fn abandon(&mut self, step: Step) -> Result<()> {
+        self.expect_abandoned(&step)?;
+        self.settle();
+        event!(DEBUG, tokens = step.rows, pages_free = self.free_pages(), "abandoned");
+        Ok(())
+    }
+
+    /// Refuses a step that [`Cache::abandon`] would refuse.
+    pub(crate) fn expect_abandoned(&self, step: &Step) -> Result<()> {
+        self.expect_latest(step)?;
+        match step.recorded.first() {
+            Some(layer) => Err(Error::Order { call: "Cache::abandon", layer, wanted: "before anything is recorded", had: "after it" }),
+            None => Ok(()),
+        }
     }
 
     /// Returns what [`Cache::can_append`] does, for a step of parts.
@@ -336,7 +414,7 @@ impl Cache {
     pub fn can_append_parts(&self, parts: &[Share]) -> Result<Admission> {
         self.gpu.alive()?;
         self.expect_split()?;
-        self.pool.admit_parts(&self.plan, parts)
+        self.pool().admit_parts(&self.plan, parts)
     }
 
     /// Makes a step as [`Cache::step`] does, where other caches hold tokens of the sequences, too:
@@ -344,15 +422,26 @@ impl Cache {
     /// none, are appended here. Keys and values have a row for every query; rows of tokens that are
     /// not appended here are not read.
     ///
+    /// A step that appends no token here need not be given to [`Cache::append`], which records
+    /// nothing of it. Any other must be, as one of [`Cache::step`], before it attends.
+    ///
     /// # Errors
-    /// Those of [`Cache::step`], and [`Error::Share`]. After an error no sequence has grown.
+    /// Those of [`Cache::step`], and [`Error::Share`]. After an error nothing has changed.
     pub fn step_parts(&mut self, parts: &[Share]) -> Result<Step> {
         let _span = span!("step", chunks = parts.len());
         self.gpu.alive()?;
         self.expect_split()?;
-        let growths = self.pool.grow_parts(&self.plan, parts)?;
-        self.outdate();
-        Ok(self.step_of(&growths))
+        let grown = self.change(|pool, plan| pool.grow_parts(plan, parts))?;
+        Ok(self.open(grown))
+    }
+
+    /// Makes the step by which sequences grew.
+    fn open(&mut self, Grown { growths, undo }: Grown) -> Step {
+        let recorded = Arc::new(Recorded::nothing(self.plan.shape().layers));
+        let step = self.step_of(&growths, (recorded.clone(), !undo.is_empty()));
+        self.open = step.appends.then_some(Open { recorded, grown: undo });
+        event!(DEBUG, tokens = step.rows, pages = growths.iter().map(Growth::pages_taken).sum::<u32>(), pages_free = self.free_pages(), "grown");
+        step
     }
 
     /// Makes all steps so far stale, and drops the bind groups of the caller's rows.
@@ -361,13 +450,14 @@ impl Cache {
         self.groups.forget_rows();
     }
 
-    fn step_of(&self, growths: &[Growth]) -> Step {
-        Step::new(&self.gpu, &self.plan, &self.step_layout, growths, (self.id, self.serial))
+    fn step_of(&self, growths: &[Growth], recorded: (Arc<Recorded>, bool)) -> Step {
+        Step::new(&self.gpu, &self.plan, &self.step_layout, growths, (self.id, self.serial), recorded)
     }
 
     /// Makes a step that attends once more from positions whose tokens a sequence already holds, in
-    /// ranges of two or more. It appends nothing and does not make the latest step stale; both are
-    /// valid until the next is made. The ranges must lie in the pages.
+    /// ranges of two or more. It does not make the latest step stale; both are valid until the next
+    /// is made. If that one brings the sequence's tokens, layers must be given them by it before
+    /// this one attends; this one must not be appended. The ranges must lie in the pages.
     pub(crate) fn revisit(&self, sequence: Sequence, ranges: &[Range<u32>]) -> Result<Step> {
         self.gpu.alive()?;
         let live = self.pool.find(sequence)?;
@@ -377,21 +467,37 @@ impl Cache {
                 return Err(Error::Range { first: range.start, end: range.end, have: live.at.packed });
             }
             live.expect_held(range.start)?;
+            live.expect_whole(range.end)?;
             growths.push(Growth { old_tokens: range.start, new_tokens: range.end, rows: range.end - range.start, ..live.still(sequence.slot()) });
         }
-        Ok(self.step_of(&growths))
+        let latest = self.open.as_ref().filter(|open| open.grew(sequence)).map(|open| open.recorded.clone());
+        let appends = latest.is_some();
+        Ok(self.step_of(&growths, (latest.unwrap_or_else(|| Arc::new(Recorded::nothing(self.plan.shape().layers))), appends)))
     }
 
     /// Refuses a step that is not the latest of this cache, and a layer that does not exist.
     pub(super) fn check(&self, step: &Step, layer: u32) -> Result<()> {
         self.gpu.alive()?;
+        self.expect_latest(step)?;
+        self.layer(layer).map(|_| ())
+    }
+
+    /// Refuses a sequence whose tokens of the open step one of these layers was not given.
+    fn expect_appended(&self, call: &'static str, sequence: Sequence, mut layers: Range<u32>) -> Result<()> {
+        match self.open.as_ref().filter(|open| open.grew(sequence)) {
+            Some(open) => layers.try_for_each(|layer| open.recorded.expect_appended(call, layer)),
+            None => Ok(()),
+        }
+    }
+
+    fn expect_latest(&self, step: &Step) -> Result<()> {
         if step.cache != self.id {
             return Err(Error::Stale { reason: "another cache made it" });
         }
         if step.serial != self.serial {
             return Err(Error::Stale { reason: "a later step was made, or a sequence was ended, forked, cut back or slid" });
         }
-        self.layer(layer).map(|_| ())
+        Ok(())
     }
 
     /// Chooses the planes that decoding reads in another way from the next step on, where the plan
@@ -424,4 +530,43 @@ impl Cache {
     pub fn check_pages(&self) -> std::result::Result<u32, String> {
         self.pool.check(&self.plan)
     }
+}
+
+/// Makes a step in each of several caches, or in none: for models with layers of different kinds,
+/// each kind with a cache of its own.
+///
+/// ```no_run
+/// use wgkv::{Cache, Chunk, Result, Sequence, Step};
+///
+/// /// A token in the cache of the layers that see everything, and in that of the others.
+/// fn step(global: (&mut Cache, Sequence), local: (&mut Cache, Sequence)) -> Result<Vec<Step>> {
+///     let chunks = [global.1, local.1].map(|sequence| [Chunk { sequence, tokens: 1 }]);
+///     wgkv::step_together(&mut [(global.0, &chunks[0]), (local.0, &chunks[1])])
+/// }
+/// ```
+///
+/// # Errors
+/// Those of [`Cache::step`], of the first cache that refuses. Then nothing has changed in any.
+pub fn step_together(caches: &mut [(&mut Cache, &[Chunk])]) -> Result<Vec<Step>> {
+    for (cache, chunks) in caches.iter() {
+        cache.can_append(chunks)?.expect_fits()?;
+    }
+    let mut caches: Vec<_> = caches.iter_mut().map(|(cache, chunks)| (&mut **cache, *chunks)).collect();
+    all_or_none(&mut caches, |cache, chunks| cache.step(chunks))
+}
+
+/// Makes a step in each cache that was found to have room for it. A device that is lost meanwhile
+/// refuses it nonetheless: then the steps of the others are taken back.
+pub(crate) fn all_or_none<C>(caches: &mut [(&mut Cache, C)], step: impl Fn(&mut Cache, &C) -> Result<Step>) -> Result<Vec<Step>> {
+    let mut steps = Vec::with_capacity(caches.len());
+    for (cache, chunks) in caches.iter_mut() {
+        match step(cache, chunks) {
+            Ok(made) => steps.push(made),
+            Err(error) => {
+                caches.iter_mut().take(steps.len()).for_each(|(cache, _)| cache.settle());
+                return Err(error);
+            }
+        }
+    }
+    Ok(steps)
 }

@@ -6,10 +6,21 @@ use crate::format::PAGE_TOKENS;
 use crate::plan::Plan;
 use std::ops::RangeInclusive;
 
+/// Why a sequence is not whole: a step was given to some layers and not to others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Torn {
+    /// A layer that lacks it.
+    layer: u32,
+    /// First tokens that all layers have as they must be.
+    whole: u32,
+}
+
 /// One live sequence.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Live {
     generation: u64,
+    slot: u32,
+    torn: Option<Torn>,
     pub at: Standing,
     /// Its pages, without those that it slid beyond.
     pub pages: Vec<u32>,
@@ -24,6 +35,7 @@ impl Live {
             return Err(Error::Range { first: 0, end: tokens, have: held });
         }
         self.expect_held(tokens)?;
+        self.expect_whole(tokens)?;
         if tokens == held {
             return Ok(self.clone());
         }
@@ -32,7 +44,15 @@ impl Live {
         // before it are void again.
         let limit = if tokens <= before.0 { before.1 } else { limit };
         let at = Standing { tokens, packed, dropped, headless, limit: limit.min(tokens), before };
-        Ok(Self { pages: self.pages[..at.pages() as usize].to_vec(), at, ..*self })
+        Ok(Self { pages: self.pages[..at.pages() as usize].to_vec(), at, torn: None, ..*self })
+    }
+
+    /// Refuses tokens that some layers lack.
+    pub fn expect_whole(&self, tokens: u32) -> Result<()> {
+        match self.torn {
+            Some(Torn { layer, whole }) if tokens > whole => Err(Error::Torn { slot: self.slot, layer, whole }),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses tokens that it slid beyond, since they are gone.
@@ -72,14 +92,38 @@ impl Live {
     }
 }
 
+/// What a step changed of a sequence: where it stood before, and how many pages it had.
+#[derive(Clone, Debug)]
+pub(crate) struct Undo {
+    slot: u32,
+    at: Standing,
+    pages: usize,
+}
+
+impl Undo {
+    pub fn slot(&self) -> u32 {
+        self.slot
+    }
+}
+
+/// How the sequences of a step grew, and how to take that back.
+#[derive(Debug)]
+pub(crate) struct Grown {
+    pub growths: Vec<Growth>,
+    /// Of the sequences that have more tokens now, in the order in which they grew.
+    pub undo: Vec<Undo>,
+}
+
 /// A page whose contents must be copied to another.
 pub(crate) type PageCopy = Option<(u32, u32)>;
 
 /// The live sequences of a cache and the pages they share.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Pool {
     cache: u64,
     live: Vec<Option<Live>>,
+    /// Places of no live sequence. Popped from the end.
+    vacant: Vec<u32>,
     /// Popped from the end.
     free: Vec<u32>,
     /// Sequences that hold each page.
@@ -90,9 +134,19 @@ pub(crate) struct Pool {
 impl Pool {
     /// Makes a pool with all pages free. `cache` is the number that marks its handles.
     pub fn new(cache: u64, plan: &Plan) -> Self {
-        let (sequences, pages) = (plan.sequences() as usize, plan.pages());
-        // Pages are handed out from the first.
-        Self { cache, live: vec![None; sequences], free: (0..pages).rev().collect(), users: vec![0; pages as usize], generation: 0 }
+        Self::of(cache, plan.sequences(), plan.pages())
+    }
+
+    fn of(cache: u64, sequences: u32, pages: u32) -> Self {
+        Self {
+            cache,
+            live: vec![None; sequences as usize],
+            // Places and pages are handed out from the first.
+            vacant: (0..sequences).rev().collect(),
+            free: (0..pages).rev().collect(),
+            users: vec![0; pages as usize],
+            generation: 0,
+        }
     }
 
     /// Returns every live sequence.
@@ -112,16 +166,18 @@ impl Pool {
             .ok_or(Error::UnknownSequence { slot: sequence.slot })
     }
 
-    fn free_slot(&self) -> Result<usize> {
-        self.live.iter().position(Option::is_none).ok_or(Error::Sequences { have: self.live.len() as u32 })
+    /// Returns the place that the next sequence gets: that of the one which ended last.
+    fn vacant_slot(&self) -> Result<u32> {
+        self.vacant.last().copied().ok_or(Error::Sequences { have: self.live.len() as u32 })
     }
 
     /// Puts a sequence in a free place.
     fn place(&mut self, at: Standing, pages: Vec<u32>) -> Result<Sequence> {
-        let slot = self.free_slot()?;
+        let slot = self.vacant_slot()?;
+        self.vacant.pop();
         self.generation += 1;
-        self.live[slot] = Some(Live { generation: self.generation, at, pages });
-        Ok(Sequence { cache: self.cache, generation: self.generation, slot: slot as u32 })
+        self.live[slot as usize] = Some(Live { generation: self.generation, slot, torn: None, at, pages });
+        Ok(Sequence { cache: self.cache, generation: self.generation, slot })
     }
 
     /// Begins a sequence of no tokens.
@@ -137,7 +193,7 @@ impl Pool {
 
     /// Begins a sequence that stands somewhere already, in pages that nobody held.
     pub fn adopt(&mut self, plan: &Plan, at: Standing) -> Result<Sequence> {
-        let slot = self.free_slot()? as u32;
+        let slot = self.vacant_slot()?;
         if u64::from(at.tokens) > plan.max_tokens() {
             return Err(Error::Length { slot, need: at.tokens.into(), have: plan.max_tokens() });
         }
@@ -152,6 +208,7 @@ impl Pool {
         self.find(sequence)?;
         if let Some(live) = self.live[sequence.slot as usize].take() {
             self.release(&live.pages);
+            self.vacant.push(sequence.slot);
         }
         Ok(())
     }
@@ -184,7 +241,7 @@ impl Pool {
         let Live { at, mut pages, .. } = self.find(sequence)?.cut(tokens)?;
         let partial = if at.packed.is_multiple_of(PAGE_TOKENS) { None } else { pages.last().copied() };
         self.expect_free(partial.iter().count() as u32)?;
-        self.free_slot()?;
+        self.vacant_slot()?;
         pages.iter().for_each(|page| self.users[*page as usize] += 1);
         let copy = partial.and_then(|_| self.own_last(&mut pages));
         Ok((self.place(at, pages)?, copy))
@@ -210,7 +267,9 @@ impl Pool {
     /// Gives back the full pages that all but a sequence's last `keep` tokens fill, and returns how
     /// many they are.
     pub fn slide(&mut self, sequence: Sequence, keep: u32) -> Result<u32> {
-        let at = &self.find(sequence)?.at;
+        let live = self.find(sequence)?;
+        let at = &live.at;
+        live.expect_whole(at.tokens)?;
         let dropped = (at.tokens.saturating_sub(keep).min(at.packed) / PAGE_TOKENS).max(at.dropped);
         let count = dropped - at.dropped;
         if let Some(live) = &mut self.live[sequence.slot as usize] {
@@ -246,6 +305,7 @@ impl Pool {
             let Share { sequence, first, queries, tokens } = part?;
             let slot = sequence.slot;
             let live = self.find(sequence)?;
+            live.expect_whole(live.at.tokens)?;
             let still = live.pageless(slot);
             if queries == 0 {
                 return Err(Error::EmptyChunk { slot });
@@ -283,21 +343,23 @@ impl Pool {
     }
 
     /// Grows sequences by new tokens.
-    pub fn grow(&mut self, plan: &Plan, chunks: &[Chunk]) -> Result<Vec<Growth>> {
+    pub fn grow(&mut self, plan: &Plan, chunks: &[Chunk]) -> Result<Grown> {
         let grown = self.growths(plan, chunks.iter().map(|chunk| self.whole(chunk)))?;
         self.carry_out(grown)
     }
 
     /// Grows sequences of which other caches hold tokens, too.
-    pub fn grow_parts(&mut self, plan: &Plan, parts: &[Share]) -> Result<Vec<Growth>> {
+    pub fn grow_parts(&mut self, plan: &Plan, parts: &[Share]) -> Result<Grown> {
         let grown = self.growths(plan, parts.iter().copied().map(Ok))?;
         self.carry_out(grown)
     }
 
-    fn carry_out(&mut self, (mut growths, admission): (Vec<Growth>, Admission)) -> Result<Vec<Growth>> {
+    fn carry_out(&mut self, (mut growths, admission): (Vec<Growth>, Admission)) -> Result<Grown> {
         self.expect_free(admission.pages_needed)?;
+        let mut undo = Vec::new();
         for growth in &mut growths {
             let Some(mut live) = self.live[growth.slot as usize].take() else { continue };
+            let before = Undo { slot: growth.slot, at: live.at.clone(), pages: live.pages.len() };
             live.pages.extend(self.take(growth.pages_lacking(live.pages.len() as u32)));
             growth.pages.clone_from(&live.pages);
             // A part may have queries alone.
@@ -309,10 +371,35 @@ impl Pool {
                     before: (growth.old_tokens, growth.limit),
                     ..live.at
                 };
+                undo.push(before);
             }
             self.live[growth.slot as usize] = Some(live);
         }
-        Ok(growths)
+        Ok(Grown { growths, undo })
+    }
+
+    /// Takes back what a step changed, if nothing but [`Pool::begin`] and [`Pool::adopt`] was
+    /// called since: pages are free again in the order in which they were.
+    pub fn take_back(&mut self, grown: &[Undo]) {
+        for Undo { slot, at, pages } in grown.iter().rev() {
+            if let Some(live) = &mut self.live[*slot as usize] {
+                live.at = at.clone();
+                let surplus = live.pages.split_off(*pages);
+                self.release(&surplus);
+            }
+        }
+    }
+
+    /// Marks sequences that grew by a step which some layers were given and this one was not.
+    pub fn tear(&mut self, grown: &[Undo], layer: u32) {
+        for Undo { slot, at, .. } in grown {
+            if let Some(live) = &mut self.live[*slot as usize] {
+                // What left the window lies in pages in some layers, and in f16 rows, of which the
+                // former no longer have all, in others.
+                let whole = if live.at.packed == at.packed { at.tokens } else { at.packed };
+                live.torn = Some(Torn { layer, whole });
+            }
+        }
     }
 
     /// Returns how many more pages would be free if these sequences ended, and for each sequence
@@ -352,6 +439,11 @@ impl Pool {
         }
         if holders != self.users {
             return Err(format!("pages are held by {holders:?} sequences, but counted are {:?}", self.users));
+        }
+        let mut vacant: Vec<usize> = self.vacant.iter().map(|slot| *slot as usize).collect();
+        vacant.sort_unstable();
+        if !vacant.iter().copied().eq((0..self.live.len()).filter(|slot| self.live[*slot].is_none())) {
+            return Err(format!("places {vacant:?} are said to be free"));
         }
         let mut free = vec![0; holders.len()];
         self.free.iter().for_each(|page| free[*page as usize] += 1);
@@ -440,6 +532,7 @@ mod tests {
                 6 => self.stranger(),
                 7 => self.adopt(have),
                 8 if live > 0 => self.slide(),
+                9 if live > 0 => self.take_back(),
                 _ if live > 0 => self.grow(have),
                 _ => {}
             }
@@ -517,6 +610,22 @@ mod tests {
             assert_eq!(self.pool.slide(*handle, keep), Ok((now - std::mem::replace(dropped, now)) as u32));
         }
 
+        /// A step that is taken back leaves the pool as it was, to the order of free pages.
+        fn take_back(&mut self) {
+            let (first, other) = (self.below(self.model.len()), self.below(self.model.len()));
+            let mut chunks = vec![(first, self.below(400) as u32 + 1)];
+            if other != first {
+                chunks.push((other, self.below(400) as u32 + 1));
+            }
+            let named: Vec<Chunk> = chunks.iter().map(|(n, tokens)| Chunk { sequence: self.model[*n].handle, tokens: *tokens }).collect();
+            let before = self.pool.clone();
+            if let Ok(grown) = self.pool.grow(&self.plan, &named) {
+                assert!(self.pool != before);
+                self.pool.take_back(&grown.undo);
+            }
+            assert_eq!(self.pool, before);
+        }
+
         /// Checks that handles of other caches and of ended sequences are refused.
         fn stranger(&mut self) {
             let mut handle = Sequence { cache: 8, generation: 1, slot: self.random.random_range(0..9) };
@@ -589,7 +698,7 @@ mod tests {
                 assert_eq!((grown.map(|_| ()), need > have), (Err(Error::Pages { need, have }), true));
                 return;
             };
-            for ((n, tokens), growth) in chunks.iter().zip(&grown) {
+            for ((n, tokens), growth) in chunks.iter().zip(&grown.growths) {
                 let model = &mut self.model[*n];
                 model.tokens.extend((1..=*tokens).map(|token| self.tokens + token));
                 self.tokens += tokens;
@@ -617,6 +726,26 @@ mod tests {
             let read = live.pages.iter().flat_map(|page| self.memory[*page as usize]).take(model.packed - first);
             assert!(read.eq(model.tokens[first..model.packed].iter().copied()), "{model:?} in pages {:?}", live.pages, model = model.tokens);
         }
+    }
+
+    /// Were places searched for, this would take 10^12 looks, hours.
+    #[test]
+    fn a_place_is_found_without_a_search() {
+        let many = 1_000_000;
+        let mut pool = Pool::of(7, many, 0);
+        let handles: Vec<Sequence> = (0..many).map(|_| pool.begin().unwrap()).collect();
+        assert!(handles.iter().map(Sequence::slot).eq(0..many), "from the first on");
+        assert_eq!(pool.begin(), Err(Error::Sequences { have: many }));
+        // What ended last is taken first, with a handle of its own.
+        for slot in [5, many - 1, 0] {
+            pool.end(handles[slot as usize]).unwrap();
+        }
+        for slot in [0, many - 1, 5] {
+            let again = pool.begin().unwrap();
+            assert_eq!(again.slot(), slot);
+            assert!(again != handles[slot as usize]);
+        }
+        assert_eq!(pool.begin(), Err(Error::Sequences { have: many }));
     }
 
     /// Seeds that once failed, which run besides the fresh one.

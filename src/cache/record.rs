@@ -15,7 +15,6 @@ use crate::kernel::dequantize::DequantizeParams;
 use crate::kernel::elect::ElectParams;
 use crate::plan::Plan;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 /// What all dispatches of one call share.
 struct Recorder<'a, 'p> {
@@ -175,7 +174,8 @@ impl Cache {
     /// # Errors
     /// [`Error::Stale`], [`Error::Lost`], [`Error::Layer`], [`Error::Mismatch`] for a width of 0 or
     /// an odd one, [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], [`Error::Limit`] for more
-    /// rows than one binding holds; then nothing was recorded.
+    /// rows than one binding holds, [`Error::Order`] for the second election of a layer in a step;
+    /// then nothing was recorded.
     pub fn elect(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, residual: Rows<'_>, width: u32) -> Result<()> {
         self.elect_in(&mut begin(encoder, "wgkv elect"), step, layer, residual, width)
     }
@@ -186,14 +186,13 @@ impl Cache {
     /// Those of [`Cache::elect`].
     pub fn elect_in(&self, pass: &mut wgpu::ComputePass<'_>, step: &Step, layer: u32, residual: Rows<'_>, width: u32) -> Result<()> {
         let _span = span!("elect", layer, rows = step.rows);
-        self.check(step, layer)?;
+        let Some(rows) = self.check_elect(step, layer, residual, width)? else {
+            return Ok(());
+        };
         let Some(election) = &step.election else {
             return Ok(());
         };
-        if width == 0 || !width.is_multiple_of(2) {
-            return Err(Error::argument("width", "even and not 0", width));
-        }
-        let rows = residual.binding("residual", u64::from(step.rows) * u64::from(width), self.gpu.capability())?;
+        step.recorded.elect(layer)?;
         let mut params = Params::new(&self.gpu);
         let at = [election.blocks, election.chunks].map(|(items_at, items)| params.push(&ElectParams { items_at, items, width, pad: 0 }));
         let group = params.bind(&self.gpu, &self.step_layout, step.tables.binding());
@@ -203,20 +202,32 @@ impl Cache {
             let rows = recorder.rows(RowsOf::Election, pipeline, &[rows.clone(), whole(&election.candidates)]);
             recorder.run(Role::Elect, pipeline, 0, Some(&rows), params, recorder.grid(items, 1));
         }
-        if let Some(held) = election.held.get(layer as usize) {
-            held.store(true, Ordering::Relaxed);
-        }
         Ok(())
+    }
+
+    /// Checks the arguments of [`Cache::elect`]; returns the rows, if there is something to elect.
+    pub(crate) fn check_elect<'r>(&self, step: &Step, layer: u32, residual: Rows<'r>, width: u32) -> Result<Option<wgpu::BufferBinding<'r>>> {
+        self.check(step, layer)?;
+        if step.election.is_none() {
+            return Ok(None);
+        }
+        if width == 0 || !width.is_multiple_of(2) {
+            return Err(Error::argument("width", "even and not 0", width));
+        }
+        let rows = residual.binding("residual", u64::from(step.rows) * u64::from(width), self.gpu.capability())?;
+        step.recorded.expect_unelected(layer)?;
+        Ok(Some(rows))
     }
 
     /// Records the new tokens' keys and values of one layer: `[rows, kv_heads, head_dim]` each,
     /// keys before RoPE, the chunks of the step one after another. Both may be f32 or f16, alike.
+    /// Once in a step, since a second time would pack what the first left in the window.
     ///
     /// # Errors
     /// [`Error::Stale`], [`Error::Lost`], [`Error::Layer`], [`Error::Mismatch`], [`Error::Rows`],
     /// [`Error::Offset`], [`Error::Usage`], [`Error::Limit`] for more rows than one binding holds,
-    /// and [`Error::Unelected`] where [`Cache::elect`] had to come first; then nothing was
-    /// recorded.
+    /// [`Error::Unelected`] where [`Cache::elect`] had to come first, and [`Error::Order`] for the
+    /// second time; then nothing was recorded, and it can be called again.
     pub fn append(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, keys: Rows<'_>, values: Rows<'_>) -> Result<()> {
         self.append_in(&mut begin(encoder, "wgkv append"), step, layer, keys, values)
     }
@@ -228,6 +239,17 @@ impl Cache {
     /// Those of [`Cache::append`].
     pub fn append_in(&self, pass: &mut wgpu::ComputePass<'_>, step: &Step, layer: u32, keys: Rows<'_>, values: Rows<'_>) -> Result<()> {
         let _span = span!("append", layer, rows = step.rows);
+        let [key_rows, value_rows] = self.check_append(step, layer, keys, values)?;
+        // A step that brings no tokens records nothing, so it may come again.
+        if step.appends {
+            step.recorded.append(layer)?;
+        }
+        self.recorder(pass, layer, &step.group).append(step, keys.element, key_rows, value_rows);
+        Ok(())
+    }
+
+    /// Checks the arguments of [`Cache::append`]; returns the bindings of keys and values.
+    pub(crate) fn check_append<'r>(&self, step: &Step, layer: u32, keys: Rows<'r>, values: Rows<'r>) -> Result<[wgpu::BufferBinding<'r>; 2]> {
         self.check(step, layer)?;
         let shape = self.plan.shape();
         let elements = u64::from(step.rows) * u64::from(shape.kv_heads * shape.head_dim);
@@ -235,22 +257,23 @@ impl Cache {
         let capability = self.gpu.capability();
         let key_rows = keys.binding("keys", elements, capability)?;
         let value_rows = values.binding("values", elements, capability)?;
-        let held = step.election.as_ref().and_then(|election| election.held.get(layer as usize));
-        if held.is_some_and(|held| !held.load(Ordering::Relaxed)) {
+        if step.election.is_some() && !step.recorded.elected(layer) {
             return Err(Error::Unelected { layer, sinks: self.plan.protection().sinks.to_string() });
         }
-        self.recorder(pass, layer, &step.group).append(step, keys.element, key_rows, value_rows);
-        Ok(())
+        step.recorded.expect_unappended(layer)?;
+        Ok([key_rows, value_rows])
     }
 
     /// Records causal attention of the step's tokens over everything their sequences hold in one
     /// layer, themselves included: `queries` and `output` are `[rows, query_heads, head_dim]`,
     /// queries before RoPE, scores times `1 / sqrt(head_dim)`. Both may be f32 or f16, alike. They
     /// may be the same rows, or rows apart from each other, but not overlap otherwise. A query that
-    /// sees no token, which only [`Cache::step_parts`] has, has an output of 0.
+    /// sees no token, which only [`Cache::step_parts`] has, has an output of 0. It may be called
+    /// again, with other queries.
     ///
     /// # Errors
-    /// Those of [`Cache::append`], but [`Error::Unelected`].
+    /// Those of [`Cache::append`], but [`Error::Unelected`]; [`Error::Order`] before the layer's
+    /// [`Cache::append`].
     pub fn attend(&self, encoder: &mut wgpu::CommandEncoder, step: &Step, layer: u32, queries: Rows<'_>, output: Rows<'_>) -> Result<()> {
         self.attend_in(&mut begin(encoder, "wgkv attend"), step, layer, queries, output)
     }
@@ -333,6 +356,9 @@ impl Cache {
             }
             None => whole(&self.buffers.shared.no_log_sums),
         };
+        if step.appends {
+            step.recorded.expect_appended("Cache::attend", layer)?;
+        }
         self.recorder(pass, layer, &step.group).attend(step, queries.element, query_rows, [output_rows, log_sum_rows], log_sums.is_some());
         Ok(())
     }
@@ -342,8 +368,10 @@ impl Cache {
     /// the error of their codes. Both are written, so they lie apart.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Dropped`], [`Error::Layer`],
-    /// [`Error::Mismatch`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], [`Error::Lost`].
+    /// [`Error::UnknownSequence`], [`Error::Range`], [`Error::Dropped`], [`Error::Torn`],
+    /// [`Error::Layer`], [`Error::Mismatch`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`],
+    /// [`Error::Order`] where the latest step brings tokens of the sequence that the layer was not
+    /// given yet, [`Error::Lost`].
     pub fn dequantize(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -396,6 +424,7 @@ impl Cache {
             return Err(Error::Range { first: tokens.start, end: tokens.end, have: live.at.tokens });
         }
         live.expect_held(tokens.start)?;
+        live.expect_whole(tokens.end)?;
         self.layer(layer)?;
         for (name, rows) in [("keys", keys), ("values", values)] {
             expect_element(name, Element::F32, rows)?;
@@ -404,6 +433,9 @@ impl Cache {
         let capability = self.gpu.capability();
         let [keys, values] = [keys.binding("keys", elements, capability)?, values.binding("values", elements, capability)?];
         expect_apart("values", &values, "keys", &keys)?;
+        if !tokens.is_empty() {
+            self.expect_appended("Cache::dequantize", sequence, layer..layer + 1)?;
+        }
         Ok([keys, values])
     }
 

@@ -1,6 +1,7 @@
 //! How sequences are named and how they grow: handles, chunks, where a sequence stands, and the
 //! record of it that kernels read.
 
+use crate::error::{Error, Result};
 use crate::format::PAGE_TOKENS;
 
 /// A handle on one sequence of one cache.
@@ -83,6 +84,11 @@ impl Admission {
     /// Returns the number of pages that are missing; 0 if the step fits.
     pub fn pages_missing(&self) -> u32 {
         self.pages_needed.saturating_sub(self.pages_free)
+    }
+
+    /// Refuses a step that would not find its pages.
+    pub(crate) fn expect_fits(&self) -> Result<()> {
+        if self.fits() { Ok(()) } else { Err(Error::Pages { need: self.pages_needed, have: self.pages_free }) }
     }
 }
 

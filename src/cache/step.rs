@@ -1,6 +1,7 @@
 //! One step of the model: which sequences grow by how many tokens, and the tables from which the
 //! kernels read it.
 
+use super::open::Recorded;
 use super::params::{Params, Tables};
 use super::pass::{Pass, passes};
 use super::records::{ElectChunk, ElectRows, PackItem, ProtectItem, SINK_ROW};
@@ -19,7 +20,7 @@ use crate::kernel::position::PositionParams;
 use crate::kernel::protect::ProtectParams;
 use crate::kernel::query::QueryParams;
 use crate::plan::{Plan, Slab};
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
 
 /// What one dispatch reads and how large it is: the place of its parameters, and its items.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,12 +64,18 @@ pub(super) fn list_heads(plan: &Plan, slab: &Slab, tables: &mut Vec<u32>) -> u32
 
 /// A step being taken: made by [`Cache::step`](crate::Cache::step), used for every layer. Any
 /// [end](crate::Cache::end), [fork](crate::Cache::fork), [truncate](crate::Cache::truncate) or
-/// [slide](crate::Cache::slide) of any sequence makes it stale, and so does the next step.
+/// [slide](crate::Cache::slide) of any sequence makes it stale, and so does the next step. If
+/// nothing was recorded of it by then, it is taken back, as by
+/// [`Cache::abandon`](crate::Cache::abandon); dropping it alone changes nothing.
 #[derive(Debug)]
 #[must_use]
 pub struct Step {
     pub(super) cache: u64,
     pub(super) serial: u64,
+    /// Which layers were given their part.
+    pub(super) recorded: Arc<Recorded>,
+    /// Whether it brings tokens.
+    pub(super) appends: bool,
     pub(super) rows: u32,
     /// Parameters and tables.
     pub(super) group: wgpu::BindGroup,
@@ -92,8 +99,6 @@ pub(super) struct Election {
     pub blocks: (u32, u32),
     pub chunks: (u32, u32),
     pub candidates: wgpu::Buffer,
-    /// By layer: whether the election was held.
-    pub held: Vec<AtomicBool>,
 }
 
 /// The tables and parameters of a step, as the kernels read them.
@@ -147,6 +152,21 @@ impl Step {
         self.rows
     }
 
+    /// Returns the first layer of which [`Cache::elect`](crate::Cache::elect) or
+    /// [`Cache::append`](crate::Cache::append) was recorded; none while the step can be
+    /// [abandoned](crate::Cache::abandon).
+    pub fn recorded(&self) -> Option<u32> {
+        self.recorded.first()
+    }
+
+    /// Takes your word that nothing that was recorded of this step is submitted, now or later: its
+    /// encoders were dropped. All layers can then be recorded anew, or the step
+    /// [abandoned](crate::Cache::abandon). If something is submitted after all, the sequences hold
+    /// wrong keys and values.
+    pub fn unrecord(&self) {
+        self.recorded.clear();
+    }
+
     /// Returns what the kernels read, for comparing a kernel with its
     /// [twin](crate::low_level::reference).
     #[doc(hidden)]
@@ -155,7 +175,14 @@ impl Step {
     }
 
     /// Makes a step for the cache of this number.
-    pub(super) fn new(gpu: &Gpu, plan: &Plan, layout: &wgpu::BindGroupLayout, growths: &[Growth], (cache, serial): (u64, u64)) -> Self {
+    pub(super) fn new(
+        gpu: &Gpu,
+        plan: &Plan,
+        layout: &wgpu::BindGroupLayout,
+        growths: &[Growth],
+        (cache, serial): (u64, u64),
+        (recorded, appends): (Arc<Recorded>, bool),
+    ) -> Self {
         let mut maker = StepMaker::new(gpu, plan, growths);
         let append = maker.append();
         let append_reordered = maker.append_reordered();
@@ -164,7 +191,7 @@ impl Step {
         let passes = passes(&mut maker);
         let StepMaker { words, params, rows, .. } = maker;
         let (group, tables) = params.bind_with(gpu, layout, &words.tables);
-        Self { cache, serial, rows, group, tables, append, append_reordered, election, protect, passes, words }
+        Self { cache, serial, recorded, appends, rows, group, tables, append, append_reordered, election, protect, passes, words }
     }
 }
 
@@ -290,8 +317,7 @@ impl<'a> StepMaker<'a> {
             usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
             mapped_at_creation: false,
         });
-        let held = (0..self.plan.shape().layers).map(|_| AtomicBool::new(false)).collect();
-        Some(Election { blocks, chunks, candidates, held })
+        Some(Election { blocks, chunks, candidates })
     }
 
     fn protect(&mut self) -> Vec<Dispatch> {

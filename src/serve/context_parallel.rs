@@ -1,6 +1,6 @@
 //! One context over several devices of a host: each holds some of the tokens.
 
-use crate::cache::{Cache, Sequence, Share, Step};
+use crate::cache::{Cache, Sequence, Share, Step, all_or_none};
 use crate::error::{Error, Result};
 use crate::format::PAGE_TOKENS;
 use crate::gpu::{Gpu, Rows};
@@ -76,8 +76,14 @@ impl ContextStep {
         self.rows
     }
 
+    /// Takes your word that nothing that was recorded of this step is submitted, as
+    /// [`Step::unrecord`].
+    pub fn unrecord(&self) {
+        self.steps().flatten().for_each(Step::unrecord);
+    }
+
     /// Returns, by device, its step, if it has one.
-    fn steps(&self) -> impl Iterator<Item = Option<&Step>> {
+    fn steps(&self) -> impl Iterator<Item = Option<&Step>> + Clone {
         self.parts.iter().map(|(step, _)| step.as_ref())
     }
 
@@ -143,8 +149,8 @@ impl ContextParallel {
     /// # Errors
     /// Those of [`Cache::begin`].
     pub fn begin(&mut self) -> Result<ContextSequence> {
-        let parts = self.devices.caches.iter_mut().zip(0..);
-        parts.map(|(part, n)| part.begin_at(n * self.span)).collect::<Result<_>>().map(ContextSequence)
+        let span = self.span;
+        self.devices.begin(|n, part| part.begin_at(n * span)).map(ContextSequence)
     }
 
     /// Ends a sequence and gives back its pages.
@@ -160,9 +166,14 @@ impl ContextParallel {
     /// # Errors
     /// [`Error::UnknownSequence`].
     pub fn tokens(&self, sequence: &ContextSequence) -> Result<u32> {
+        self.tokens_by(sequence, Cache::tokens)
+    }
+
+    /// Returns how many tokens a sequence holds by what each device has of it.
+    fn tokens_by(&self, sequence: &ContextSequence, of: impl Fn(&Cache, Sequence) -> Result<u32>) -> Result<u32> {
         let mut tokens = 0;
         for ((part, sequence), n) in self.parts().iter().zip(&sequence.0).zip(0..) {
-            let held = part.tokens(*sequence)?;
+            let held = of(part, *sequence)?;
             if held > n * self.span {
                 tokens = held;
             }
@@ -186,17 +197,22 @@ impl ContextParallel {
     /// then nothing has changed.
     pub fn truncate(&mut self, encoders: &mut [wgpu::CommandEncoder], sequence: &ContextSequence, tokens: u32) -> Result<()> {
         self.devices.expect("encoders", encoders.len())?;
-        let have = self.tokens(sequence)?;
+        let have = self.tokens_by(sequence, Cache::settled_tokens)?;
         if tokens > have {
             return Err(Error::Range { first: 0, end: tokens, have });
         }
         let span = self.span;
-        let mut parts: Vec<_> = self.devices.caches.iter_mut().zip(encoders).zip(&sequence.0).zip(0..).collect();
+        let mut left = Vec::with_capacity(sequence.0.len());
+        for ((part, sequence), n) in self.parts().iter().zip(&sequence.0).zip(0..) {
+            let tokens = tokens.max(n * span).min(part.settled_tokens(*sequence)?);
+            part.expect_cut(*sequence, tokens)?;
+            left.push(tokens);
+        }
+        let mut parts: Vec<_> = self.devices.caches.iter_mut().zip(encoders).zip(&sequence.0).zip(left).zip(0..).collect();
         // The device that is cut in its middle may lack a page for a copy, and no other: it goes
         // first.
         parts.sort_by_key(|(_, n)| tokens / span != *n);
-        for (((part, encoder), sequence), n) in parts {
-            let left = tokens.max(n * span).min(part.tokens(*sequence)?);
+        for ((((part, encoder), sequence), left), _) in parts {
             part.truncate(encoder, *sequence, left)?;
         }
         Ok(())
@@ -210,13 +226,13 @@ impl ContextParallel {
     /// Grows sequences by new tokens, as [`Cache::step`].
     ///
     /// # Errors
-    /// Those of [`Cache::step`]; then no sequence has grown.
+    /// Those of [`Cache::step`]; then nothing has changed on any device.
     pub fn step(&mut self, chunks: &[(&ContextSequence, u32)]) -> Result<ContextStep> {
         let have = u64::from(self.span) * self.parts().len() as u64;
         let mut own: Vec<(Vec<Share>, Vec<Range<u32>>)> = self.parts().iter().map(|_| Default::default()).collect();
         let mut rows = 0;
         for (sequence, tokens) in chunks {
-            let old = self.tokens(sequence)?;
+            let old = self.tokens_by(sequence, Cache::settled_tokens)?;
             let slot = sequence.0.first().map_or(0, Sequence::slot);
             if *tokens == 0 {
                 return Err(Error::EmptyChunk { slot });
@@ -235,17 +251,25 @@ impl ContextParallel {
             rows += tokens;
         }
         for (part, (parts, _)) in self.parts().iter().zip(&own) {
-            let admission = part.can_append_parts(parts)?;
-            if !admission.fits() {
-                return Err(Error::Pages { need: admission.pages_needed, have: admission.pages_free });
-            }
+            part.can_append_parts(parts)?.expect_fits()?;
         }
-        let step = |(part, (parts, rows)): (&mut Cache, (Vec<Share>, Vec<Range<u32>>))| {
-            let step = if parts.is_empty() { None } else { Some(part.step_parts(&parts)?) };
-            Ok((step, rows))
-        };
-        let parts = self.devices.caches.iter_mut().zip(own).map(step).collect::<Result<_>>()?;
+        let (with, without): (Vec<_>, Vec<_>) = self.devices.caches.iter_mut().zip(&own).partition(|(_, (parts, _))| !parts.is_empty());
+        let mut with: Vec<_> = with.into_iter().map(|(part, (parts, _))| (part, parts)).collect();
+        let mut steps = all_or_none(&mut with, |part, parts| part.step_parts(parts))?.into_iter();
+        // The step before is stale on these devices, too.
+        without.into_iter().for_each(|(part, _)| part.settle());
+        let of_device = |(parts, rows): (Vec<Share>, Vec<Range<u32>>)| (if parts.is_empty() { None } else { steps.next() }, rows);
+        let parts = own.into_iter().map(of_device).collect();
         Ok(ContextStep { rows, parts })
+    }
+
+    /// Takes a step back of which nothing was recorded, on all devices, as [`Cache::abandon`].
+    ///
+    /// # Errors
+    /// Those of [`Cache::abandon`], of the first device that refuses; then nothing has changed on
+    /// any.
+    pub fn abandon(&mut self, step: ContextStep) -> Result<()> {
+        self.devices.abandon(step.parts.into_iter().map(|(step, _)| step).collect())
     }
 
     /// Returns a new encoder for each device.
@@ -266,10 +290,16 @@ impl ContextParallel {
     ///
     /// # Errors
     /// Those of [`Cache::append`], and [`Error::Mismatch`] without an encoder and rows for each
-    /// device. Devices before the one that is at fault have recorded: drop all encoders.
+    /// device; then nothing was recorded on any.
     pub fn append(&self, encoders: &mut [wgpu::CommandEncoder], step: &ContextStep, layer: u32, keys: &[Rows<'_>], values: &[Rows<'_>]) -> Result<()> {
         let rows = [("keys", keys), ("values", values)];
-        self.devices.record(encoders, step.steps(), rows, |part, encoder, step, [keys, values]| part.append(encoder, step, layer, keys, values))
+        self.devices.record(
+            encoders,
+            step.steps(),
+            rows,
+            |part, step, [keys, values]| part.check_append(step, layer, keys, values).map(|_| ()),
+            |part, encoder, step, [keys, values]| part.append(encoder, step, layer, keys, values),
+        )
     }
 
     /// Records on each device what [`Cache::attend_part`] records, of its rows: queries and outputs
@@ -288,9 +318,13 @@ impl ContextParallel {
         log_sums: &[Rows<'_>],
     ) -> Result<()> {
         let rows = [("queries", queries), ("outputs", outputs), ("log_sums", log_sums)];
-        self.devices.record(encoders, step.steps(), rows, |part, encoder, step, [queries, output, log_sums]| {
-            part.attend_part(encoder, step, layer, queries, output, log_sums)
-        })
+        self.devices.record(
+            encoders,
+            step.steps(),
+            rows,
+            |_, _, _| Ok(()),
+            |part, encoder, step, [queries, output, log_sums]| part.attend_part(encoder, step, layer, queries, output, log_sums),
+        )
     }
 
     /// Uploads keys, values or queries of all rows, `[rows, heads, head_dim]`: to each device those

@@ -35,6 +35,33 @@ impl Devices {
         if had == wanted { Ok(()) } else { Err(Error::argument(name, format!("{wanted}, one for each device"), had)) }
     }
 
+    /// Begins a sequence on all devices, or on none.
+    pub fn begin(&mut self, begin: impl Fn(u32, &mut Cache) -> Result<Sequence>) -> Result<Vec<Sequence>> {
+        let mut begun = Vec::new();
+        for (n, cache) in (0..).zip(&mut self.caches) {
+            match begin(n, cache) {
+                Ok(sequence) => begun.push(sequence),
+                Err(error) => {
+                    self.end(&begun)?;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(begun)
+    }
+
+    /// Takes back a step of all devices, or of none.
+    pub fn abandon(&mut self, steps: Vec<Option<Step>>) -> Result<()> {
+        let given = |(cache, step): (&Cache, &Option<Step>)| step.as_ref().map_or(Ok(()), |step| cache.expect_abandoned(step));
+        self.caches.iter().zip(&steps).try_for_each(given)?;
+        for (cache, step) in self.caches.iter_mut().zip(steps) {
+            if let Some(step) = step {
+                cache.abandon(step)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Ends a sequence on all devices.
     pub fn end(&mut self, sequences: &[Sequence]) -> Result<()> {
         self.caches.iter_mut().zip(sequences).try_for_each(|(cache, sequence)| cache.end(*sequence))
@@ -72,16 +99,23 @@ impl Devices {
     }
 
     /// Records on every device that has a step, each with its own encoder and rows, once it is
-    /// known that all have theirs.
+    /// known that all have theirs and none refuses them: a layer is recorded on all or on none.
     pub fn record<'a, 's, const N: usize>(
         &self,
         encoders: &mut [wgpu::CommandEncoder],
-        steps: impl IntoIterator<Item = Option<&'s Step>>,
+        steps: impl IntoIterator<Item = Option<&'s Step>, IntoIter: Clone>,
         rows: [(&'static str, &[Rows<'a>]); N],
+        check: impl Fn(&Cache, &Step, [Rows<'a>; N]) -> Result<()>,
         record: impl Fn(&Cache, &mut wgpu::CommandEncoder, &Step, [Rows<'a>; N]) -> Result<()>,
     ) -> Result<()> {
         self.expect("encoders", encoders.len())?;
         rows.iter().try_for_each(|(name, rows)| self.expect(name, rows.len()))?;
+        let steps = steps.into_iter();
+        for (n, (cache, step)) in self.caches.iter().zip(steps.clone()).enumerate() {
+            if let Some(step) = step {
+                check(cache, step, rows.map(|(_, rows)| rows[n]))?;
+            }
+        }
         for (n, ((cache, encoder), step)) in self.caches.iter().zip(encoders).zip(steps).enumerate() {
             if let Some(step) = step {
                 record(cache, encoder, step, rows.map(|(_, rows)| rows[n]))?;

@@ -1,6 +1,6 @@
 //! One cache over several devices of a host: each holds some of the KV heads.
 
-use crate::cache::{Admission, Cache, Chunk, Sequence, Step};
+use crate::cache::{Admission, Cache, Chunk, Sequence, Step, step_together};
 use crate::error::{Error, Result};
 use crate::format::Shape;
 use crate::gpu::{Gpu, Rows};
@@ -66,8 +66,14 @@ impl HeadStep {
         &self.0
     }
 
+    /// Takes your word that nothing that was recorded of this step is submitted, as
+    /// [`Step::unrecord`].
+    pub fn unrecord(&self) {
+        self.0.iter().for_each(Step::unrecord);
+    }
+
     /// Returns the steps, of which every device has one.
-    fn all(&self) -> impl Iterator<Item = Option<&Step>> {
+    fn all(&self) -> impl Iterator<Item = Option<&Step>> + Clone {
         self.0.iter().map(Some)
     }
 }
@@ -117,7 +123,7 @@ impl HeadParallel {
     /// # Errors
     /// Those of [`Cache::begin`].
     pub fn begin(&mut self) -> Result<HeadSequence> {
-        self.devices.caches.iter_mut().map(Cache::begin).collect::<Result<_>>().map(HeadSequence)
+        self.devices.begin(|_, shard| shard.begin()).map(HeadSequence)
     }
 
     /// Ends a sequence and gives back its pages.
@@ -144,6 +150,7 @@ impl HeadParallel {
     /// then nothing has changed.
     pub fn truncate(&mut self, encoders: &mut [wgpu::CommandEncoder], sequence: &HeadSequence, tokens: u32) -> Result<()> {
         self.devices.expect("encoders", encoders.len())?;
+        self.shards().iter().zip(&sequence.0).try_for_each(|(shard, sequence)| shard.expect_cut(*sequence, tokens))?;
         let mut shards = self.devices.caches.iter_mut().zip(encoders).zip(&sequence.0);
         shards.try_for_each(|((shard, encoder), sequence)| shard.truncate(encoder, *sequence, tokens))
     }
@@ -202,10 +209,20 @@ impl HeadParallel {
     /// Grows sequences by new tokens, as [`Cache::step`].
     ///
     /// # Errors
-    /// Those of [`Cache::step`]; then no sequence has grown.
+    /// Those of [`Cache::step`], of the first device that refuses; then nothing has changed on any.
     pub fn step(&mut self, chunks: &[(&HeadSequence, u32)]) -> Result<HeadStep> {
-        let step = |(n, shard): (usize, &mut Cache)| shard.step(&Self::chunks(n, chunks)?);
-        self.devices.caches.iter_mut().enumerate().map(step).collect::<Result<_>>().map(HeadStep)
+        let chunks: Vec<Vec<Chunk>> = (0..self.shards().len()).map(|n| Self::chunks(n, chunks)).collect::<Result<_>>()?;
+        let mut shards: Vec<(&mut Cache, &[Chunk])> = self.devices.caches.iter_mut().zip(chunks.iter().map(Vec::as_slice)).collect();
+        step_together(&mut shards).map(HeadStep)
+    }
+
+    /// Takes a step back of which nothing was recorded, on all devices, as [`Cache::abandon`].
+    ///
+    /// # Errors
+    /// Those of [`Cache::abandon`], of the first device that refuses; then nothing has changed on
+    /// any.
+    pub fn abandon(&mut self, step: HeadStep) -> Result<()> {
+        self.devices.abandon(step.0.into_iter().map(Some).collect())
     }
 
     /// Returns a new encoder for each device.
@@ -226,10 +243,15 @@ impl HeadParallel {
     ///
     /// # Errors
     /// Those of [`Cache::elect`], and [`Error::Mismatch`] without an encoder and rows for each
-    /// device. Devices before the one that is at fault have recorded: drop all encoders.
+    /// device; then nothing was recorded on any.
     pub fn elect(&self, encoders: &mut [wgpu::CommandEncoder], step: &HeadStep, layer: u32, residuals: &[Rows<'_>], width: u32) -> Result<()> {
-        self.devices
-            .record(encoders, step.all(), [("residuals", residuals)], |shard, encoder, step, [residual]| shard.elect(encoder, step, layer, residual, width))
+        self.devices.record(
+            encoders,
+            step.all(),
+            [("residuals", residuals)],
+            |shard, step, [residual]| shard.check_elect(step, layer, residual, width).map(|_| ()),
+            |shard, encoder, step, [residual]| shard.elect(encoder, step, layer, residual, width),
+        )
     }
 
     /// Records on each device what [`Cache::append`] records: its heads' keys and values,
@@ -237,10 +259,16 @@ impl HeadParallel {
     ///
     /// # Errors
     /// Those of [`Cache::append`], and [`Error::Mismatch`] without an encoder and rows for each
-    /// device. Devices before the one that is at fault have recorded: drop all encoders.
+    /// device; then nothing was recorded on any.
     pub fn append(&self, encoders: &mut [wgpu::CommandEncoder], step: &HeadStep, layer: u32, keys: &[Rows<'_>], values: &[Rows<'_>]) -> Result<()> {
         let rows = [("keys", keys), ("values", values)];
-        self.devices.record(encoders, step.all(), rows, |shard, encoder, step, [keys, values]| shard.append(encoder, step, layer, keys, values))
+        self.devices.record(
+            encoders,
+            step.all(),
+            rows,
+            |shard, step, [keys, values]| shard.check_append(step, layer, keys, values).map(|_| ()),
+            |shard, encoder, step, [keys, values]| shard.append(encoder, step, layer, keys, values),
+        )
     }
 
     /// Records on each device what [`Cache::attend`] records: its heads' queries and outputs,
@@ -251,7 +279,13 @@ impl HeadParallel {
     /// device. Devices before the one that is at fault have recorded: drop all encoders.
     pub fn attend(&self, encoders: &mut [wgpu::CommandEncoder], step: &HeadStep, layer: u32, queries: &[Rows<'_>], outputs: &[Rows<'_>]) -> Result<()> {
         let rows = [("queries", queries), ("outputs", outputs)];
-        self.devices.record(encoders, step.all(), rows, |shard, encoder, step, [queries, outputs]| shard.attend(encoder, step, layer, queries, outputs))
+        self.devices.record(
+            encoders,
+            step.all(),
+            rows,
+            |_, _, _| Ok(()),
+            |shard, encoder, step, [queries, outputs]| shard.attend(encoder, step, layer, queries, outputs),
+        )
     }
 
     /// Uploads keys or values of all KV heads, `[rows, kv_heads, head_dim]`: to each device those

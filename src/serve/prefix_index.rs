@@ -180,13 +180,15 @@ impl PrefixIndex {
     ///
     /// # Errors
     /// [`Error::UnknownSequence`], [`Error::Range`] for more tokens than the sequence holds,
-    /// [`Error::Lost`]; then nothing has changed.
+    /// [`Error::Torn`], [`Error::Lost`]; then nothing has changed.
     pub fn remember(&mut self, cache: &mut Cache, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, tokens: &[u32]) -> Result<u32> {
         cache.gpu().alive()?;
-        let (live, given) = (cache.pool().find(sequence)?, tokens.len() as u32);
+        let pool = cache.pool();
+        let (live, given) = (pool.find(sequence)?, tokens.len() as u32);
         if given > live.at.tokens {
             return Err(Error::Range { first: 0, end: given, have: live.at.tokens });
         }
+        live.expect_whole(live.at.tokens)?;
         let Some(lengths) = live.exact_lengths(cache.plan()) else { return Ok(0) };
         let (first, pages) = (lengths.start().div_ceil(PAGE_TOKENS).max(1) as usize, (given / PAGE_TOKENS) as usize);
         if pages < first {

@@ -148,7 +148,8 @@ impl Cache {
     ///
     /// The bytes are those that the sequence holds after all work submitted so far. This call
     /// submits the copy, not the future, so the cache can be used in the meantime. The last step
-    /// must have been appended in every layer, and submitted. Until the future is done, the device
+    /// must have been appended in every layer (or brought no tokens of the sequence), and submitted.
+    /// Until the future is done, the device
     /// has a copy of the sequence in memory that the host can read.
     ///
     /// | tensor | type, shape | what |
@@ -169,7 +170,8 @@ impl Cache {
     /// write the bytes can also write the hashes.
     ///
     /// # Errors
-    /// [`Error::UnknownSequence`](crate::Error::UnknownSequence),
+    /// [`Error::UnknownSequence`](crate::Error::UnknownSequence), [`Error::Torn`](crate::Error::Torn),
+    /// [`Error::Order`](crate::Error::Order) before the step was appended in every layer,
     /// [`Error::Readback`](crate::Error::Readback), [`Error::Lost`](crate::Error::Lost),
     /// [`Error::Memory`](crate::Error::Memory) for that copy.
     pub fn save(&self, sequence: Sequence) -> impl Future<Output = Result<Vec<u8>>> + use<> {
@@ -191,6 +193,7 @@ impl Cache {
     fn stage(&self, sequence: Sequence, tokens: u32) -> Result<Staged> {
         self.gpu.alive()?;
         let live = self.pool.find(sequence)?.cut(tokens)?;
+        self.expect_appended("Cache::save", sequence, 0..self.plan.shape().layers)?;
         let by_layer: Vec<_> = (0..).zip(&self.buffers.layers).map(|(n, layer)| (layer, pieces(&self.plan, n, &live, sequence.slot()))).collect();
         let need = by_layer.iter().flat_map(|(_, pieces)| pieces).flatten().map(|piece| piece.end - piece.start).sum();
         let scope = self.gpu.watch_memory();
