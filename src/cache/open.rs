@@ -76,6 +76,13 @@ impl Recorded {
         (0..self.0.len() as u32).find(|layer| !self.appended(*layer))
     }
 
+    /// Forgets one layer.
+    pub fn clear_layer(&self, layer: u32) {
+        if let Some(flags) = self.0.get(layer as usize) {
+            flags.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Forgets all.
     pub fn clear(&self) {
         self.0.iter().for_each(|flags| flags.store(0, Ordering::Relaxed));

@@ -167,6 +167,12 @@ impl Step {
         self.recorded.clear();
     }
 
+    /// Lets a layer be elected and appended once more, though it was before. Without a window the
+    /// new rows take the place of all that the former left.
+    pub(crate) fn give_again(&self, layer: u32) {
+        self.recorded.clear_layer(layer);
+    }
+
     /// Returns what the kernels read, for comparing a kernel with its
     /// [twin](crate::low_level::reference).
     #[doc(hidden)]

@@ -317,6 +317,8 @@ impl Probe {
             let Some((sequence, step, again)) = &run.window else {
                 return wrong("window", "begun before a layer is added", "not");
             };
+            // A layer whose numbers were refused is added once more. No cache has a window.
+            step.give_again(layer);
             if let (true, Some((rows, width))) = (run.cache.plan().elects(), residual) {
                 run.cache.elect(&mut encoder, step, layer, rows, width)?;
             }
