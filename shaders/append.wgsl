@@ -188,7 +188,7 @@ fn append(
             x -= centre_means(head, i);
         }
         row[i] = x;
-        let bad = select(1u, 0u, storable(x.x)) | select(2u, 0u, storable(x.y));
+        let bad = select(1u, 0u, finite_storable(x.x)) | select(2u, 0u, finite_storable(x.y));
         if (bad != 0u) {
             atomicOr(&broken, bad);
         }

@@ -131,11 +131,11 @@ fn row_marks(head: u32, what: u32, lane: u32) -> Row {
         bitcast<vec4<f32>>(marks[at + HALF_QUADS + 2u]), bitcast<vec4<f32>>(marks[at + HALF_QUADS + 3u]));
 }
 
-// The signs of a value's channels, as centre_sign has them: of a quad the last two channels' depend
+// The signs of a value's channels, as sign_of has them: of a quad the last two channels' depend
 // on whether it is odd, and lane l's quads are 4 l to 4 l + 3 and as many from the middle of the
 // head on.
 fn quad_signs(quad: u32) -> vec4<f32> {
-    let first = centre_sign(4u * quad);
+    let first = sign_of(4u * quad);
     return select(vec4<f32>(first, first, first, -first), vec4<f32>(first, first, -first, first), (quad & 1u) == 1u);
 }
 

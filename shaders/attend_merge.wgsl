@@ -123,8 +123,15 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
             }
         }
     }
-    // A query may have seen nothing here.
-    let nothing = merged.y == 0.0;
+    // A query may have seen nothing here. One that is not finite has no weights either: it keeps the
+    // NaN of the quotient.
+    var nothing = merged.y == 0.0;
+    if (nothing) {
+        let query_at = (r * params.query_heads + query_head) * QUERY_ROW;
+        for (var c = 0u; c < HEAD_DIM; c++) {
+            nothing = nothing && finite(query_rows[query_at + c]);
+        }
+    }
     if (LOG_SUMS) {
         var still = 0.0;
         if (STILL < HEAD_DIM) {

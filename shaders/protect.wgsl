@@ -76,7 +76,7 @@ fn protect(
     let head = workgroup.z;
     var x = input_at(((row_first + t - old_tokens) * params.kv_heads + head) * HEAD_DIM + i) - centre_means(head, i);
     row[i] = x;
-    let bad = select(1u, 0u, storable(x.x)) | select(2u, 0u, storable(x.y));
+    let bad = select(1u, 0u, finite_storable(x.x)) | select(2u, 0u, finite_storable(x.y));
     if (bad != 0u) {
         atomicOr(&broken, bad);
     }

@@ -377,17 +377,21 @@ fn adversarial_codes_meet_the_bounds() {
     let back = rope.clone().with_frequencies(rope.frequencies().iter().map(|frequency| -frequency).collect());
     let rows = |first: u32, n: u32| -> [Vec<f32>; 3] {
         let part = |numbers: &[f32], i: usize| f64::from(numbers[i]);
-        // What is stored, in the codec's basis: levels that are mixed so that the fit finds the
-        // step they are made with. The low bits of the codes are 00 where the query is positive and
+        // What is stored, in the codec's basis: levels of which the largest is where the first step
+        // that the fit tries ends, so that it finds the step they are made with. The low bits of the codes are 00 where the query is positive and
         // 11 elsewhere, and 00 everywhere in values, which the rotation's first channel adds up.
-        let level = |i: usize| [0.5, 4.5, 0.5, -3.5][i / 2 % 4];
+        let level = |i: usize| [0.5, 4.5, -7.5 / 0.97, -3.5][i / 2 % 4];
         let stored = |t: u32, of: &dyn Fn(usize) -> f64| -> Vec<f64> { (0..64).map(|i| 0.03 * 2_f64.powi((t % 3) as i32) * of(i)).collect() };
         let sign = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
         let (mut keys, mut values, mut queries) = (Vec::new(), Vec::new(), Vec::new());
         for t in first..first + n {
-            let weighted = |row: Vec<f64>, power: i32| row.iter().enumerate().map(|(i, x)| x * part(learned.weights(0), i).powi(power)).collect::<Vec<f64>>();
+            // Signs before the rotation: -1 by an odd number of neighbouring ones in the channel's number.
+            let channel_sign = |i: usize| if (i & (i >> 1)).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+            let signed = |row: Vec<f64>| row.iter().enumerate().map(|(i, x)| x * channel_sign(i)).collect::<Vec<f64>>();
+            let weighted =
+                |row: Vec<f64>, power: i32| signed(row).iter().enumerate().map(|(i, x)| x * part(learned.weights(0), i).powi(power)).collect::<Vec<f64>>();
             let key = weighted(reference::rotate_exact(&stored(t, &|i| sign(i) * level(i))), -1);
-            let value = reference::rotate_exact(&stored(t, &level));
+            let value = signed(reference::rotate_exact(&stored(t, &level)));
             // So small that all tokens weigh about the same: values are then read alike.
             let query = weighted(reference::rotate_exact(&(0..64).map(|i| 0.01 * sign(i)).collect::<Vec<f64>>()), 1);
             keys.extend(reference::turn_exact(&back, &key, t).iter().enumerate().map(|(i, x)| (x + part(learned.key_means(0), i)) as f32));

@@ -589,7 +589,7 @@ fn queries_that_cannot_attend_are_refused() {
 #[test]
 fn rows_that_are_written_where_others_lie_are_refused() {
     let mut stepping = Used::new().step();
-    let Stepping { used, step, encoder, .. } = &mut stepping;
+    let Stepping { used, step, keys: k, values: v, encoder, .. } = &mut stepping;
     let cache = &used.walk.cache;
     let sequence = used.walk.sequences[0];
     let alignment = u64::from(GPU.capability().storage_alignment);
@@ -613,10 +613,12 @@ fn rows_that_are_written_where_others_lie_are_refused() {
     refused(dequantize(a, 0), &apart("values", "keys", a..a + 2048, 0..2048), &["values"]);
     // In one buffer, but apart; and in place.
     let mut fine = self::encoder(&GPU);
+    cache.append(&mut fine, step, 0, Rows::f32(k), Rows::f32(v)).unwrap();
     cache.attend_part(&mut fine, step, 0, at(&roomy, 0), at(&roomy, 2048), at(&roomy, 4096)).unwrap();
     cache.attend_part(&mut fine, step, 0, at(&roomy, 0), at(&roomy, 0), at(&roomy, 2048)).unwrap();
     cache.dequantize(&mut fine, sequence, 0, 0..4, at(&roomy, 0), at(&roomy, 2048)).unwrap();
     drop(fine);
+    step.unrecord();
     stepping.goes_on();
 }
 

@@ -340,8 +340,8 @@ fn each_layer_is_given_its_part_once_and_in_order() {
         for layer in 0..2 {
             let cache = &used.cache;
             given.attends_in_no_way(cache, &step, layer, &too_early("Cache::attend", layer));
-            let rows = upload(&GPU, &[0.0; 128]);
-            let read = cache.dequantize(&mut encoder, sequence, layer, 0..1, Rows::f32(&rows), Rows::f32(&rows));
+            let [keys, values] = [0, 1].map(|_| upload(&GPU, &[0.0; 128]));
+            let read = cache.dequantize(&mut encoder, sequence, layer, 0..1, Rows::f32(&keys), Rows::f32(&values));
             assert_eq!(read, Err(too_early("Cache::dequantize", layer)), "{name}");
             assert_eq!(block_on(cache.save(sequence)), Err(too_early("Cache::save", layer)), "{name}");
             assert_eq!(block_on(cache.save_prefix(sequence, 10)), Err(too_early("Cache::save", layer)), "{name}");
@@ -458,8 +458,8 @@ fn what_only_some_layers_were_given_is_never_read() {
         let mut encoder = wgkv_testing::encoder(&GPU);
         assert_eq!(PrefixIndex::new(&plan).remember(&mut used.cache, &mut encoder, torn, &[0; 300]), Err(error.clone()), "{name}");
         // So does the layer that has it.
-        let rows = upload(&GPU, &vec![0.0; 390 * 128]);
-        used.cache.dequantize(&mut encoder, torn, 0, 0..390, Rows::f32(&rows), Rows::f32(&rows)).unwrap();
+        let [keys, values] = [0, 1].map(|_| upload(&GPU, &vec![0.0; 390 * 128]));
+        used.cache.dequantize(&mut encoder, torn, 0, 0..390, Rows::f32(&keys), Rows::f32(&values)).unwrap();
         assert_eq!(step.recorded(), Some(0));
         assert_eq!(used.cache.tokens(torn), Ok(390), "{name}");
 
@@ -469,7 +469,7 @@ fn what_only_some_layers_were_given_is_never_read() {
         assert!(matches!(late, Err(Error::Stale { .. })), "{name}: {late:?}");
         assert_eq!(used.cache.step(&[chunk(torn, 1)]).map(drop), Err(error.clone()), "{name}");
         assert_eq!(block_on(used.cache.save(torn)), Err(error.clone()), "{name}");
-        let read = used.cache.dequantize(&mut encoder, torn, 0, 0..whole + 1, Rows::f32(&rows), Rows::f32(&rows));
+        let read = used.cache.dequantize(&mut encoder, torn, 0, 0..whole + 1, Rows::f32(&keys), Rows::f32(&values));
         assert_eq!(read, Err(error), "{name}");
         drop(encoder);
         // What is whole can be had.

@@ -38,8 +38,8 @@ pub fn mask(order: u32, r: u32) -> u32 {
 /// Returns the sign by which `Centred` multiplies a channel before the rotation: that of the
 /// sequence of Golay, Rudin and Shapiro, -1 where an odd number of neighbouring bits of the channel
 /// are both set. Few rows of the matrix have many signs in common with it, so an offset that all
-/// channels share spreads over all coefficients. Shader: `centre_sign` in
-/// `shaders/part/shared/centre.wgsl`.
+/// channels share spreads over all coefficients. Shader:
+/// `shaders/part/shared/sign.wgsl`.
 pub fn channel_sign(channel: u32) -> f32 {
     sign((channel & (channel >> 1)).count_ones(), 0)
 }

@@ -21,7 +21,7 @@ fn centre_means(head: u32, i: u32) -> vec2<f32> {
 // whose sign is that of its channel, and the sign.
 fn centre_weights(head: u32, i: u32) -> vec2<f32> {
     if (CENTRED) {
-        return vec2<f32>(centre_at(head, 1u, i), centre_sign(i));
+        return vec2<f32>(centre_at(head, 1u, i), sign_of(i));
     }
     return vec2<f32>(1.0);
 }

@@ -6,6 +6,6 @@ fn finite(x: f32) -> bool {
 
 // Whether it can be part of a row that is stored: finite, and below 2^110, so that sums and weights
 // leave it so.
-fn storable(x: f32) -> bool {
+fn finite_storable(x: f32) -> bool {
     return (bitcast<u32>(x) & 0x7fffffffu) < 0x76800000u;
 }

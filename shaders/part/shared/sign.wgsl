@@ -4,6 +4,6 @@
 // an odd number of neighbouring bits of i are both set. No row of the Hadamard matrix has many signs
 // in common with it, so an offset that all channels share spreads over all coefficients instead of
 // making one of them large.
-fn centre_sign(i: u32) -> f32 {
+fn sign_of(i: u32) -> f32 {
     return bitcast<f32>(0x3f800000u | (countOneBits(i & (i >> 1u)) << 31u));
 }

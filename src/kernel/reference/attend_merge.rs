@@ -57,12 +57,14 @@ pub fn attend_merge(
         };
         let merged = |i: usize| (1..parts).fold(part(0, i), |merged, p| merge_two(merged, part(p, i)));
         let [peak, total, _] = merged(0);
-        // A query may have seen nothing here.
-        let nothing = total == 0.0;
+        // A query may have seen nothing here. One that is not finite has no weights either: it keeps
+        // the NaN of the quotient.
+        let query_at = ((r * params.query_heads + query_head) * c.query_row) as usize;
+        let nothing = total == 0.0 && query_rows[query_at..query_at + head_dim].iter().all(|x| finite(*x));
         let centred = Centred::of(c, marks, query_head / share);
         if let Some(log_sums) = &mut log_sums {
             let at = (params.row_first + r) * params.query_heads + query_head;
-            let still = still(c, &centred, &query_rows[((r * params.query_heads + query_head) * c.query_row) as usize..]);
+            let still = still(c, &centred, &query_rows[query_at..]);
             log_sums[at as usize] = if nothing { HIDDEN } else { std::f32::consts::LN_2 * (still + peak + total.log2()) };
         }
         let mut row: Vec<f32> = (0..head_dim).map(merged).map(|[_, total, x]| if nothing { 0.0 } else { x / total }).collect();

@@ -152,6 +152,10 @@ const STEP_FLIPS: f64 = 3.0;
 /// of it: eight operations.
 const EXTENT_ERROR: f64 = 8.0 / 16_777_216.0;
 
+/// What f32 may move a number on its way to a code, as a share of the levels' range: the sum with one
+/// half and the product with the levels each round by 2^-24 of it at most.
+const CODE_ERROR: f64 = 2.0 / 16_777_216.0;
+
 /// What f32's sums may move the squared error of a group's codes, as a share of the squares of its
 /// numbers: three sums of up to 256 terms in blocks of 16, each off by 16 + 16 roundings at most.
 const FIT_ERROR: f64 = 3.0 * 32.0 / 16_777_216.0;
@@ -167,22 +171,38 @@ pub fn check_symmetric(context: &str, packing: Packing, got: &Group, twin: &Grou
     let extent = row.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
     let stored = |i: usize| f64::from(got.codes[i]) - half + 0.5;
     let products: f64 = row.iter().enumerate().map(|(i, x)| x * stored(i)).sum();
-    // The scale for codes of a step, and their squared error.
+    // The scale for levels of a step, and their squared error, less the squares.
     let scale_of = |products: f64, step: f64| (squares / products).max(0.9 * step).min(1.25 * step);
-    let error_of = |step: f64| {
-        let products = sum(&|x| x * level(x, step));
+    let error_of = |levels: &[f64], step: f64| {
+        let products: f64 = row.iter().zip(levels).map(|(x, level)| x * level).sum();
         let scale = scale_of(products, step);
-        scale * (scale * sum(&|x| level(x, step).powi(2)) - 2.0 * products)
+        scale * (scale * levels.iter().map(|level| level * level).sum::<f64>() - 2.0 * products)
+    };
+    // How far from a border, in steps, f32 may still take a number for one of the other side.
+    let reach = |k: f64, step: f64, moved: f64| moved * k.abs() + 2.0 * error / step + CODE_ERROR * 2.0 * half;
+    // The most that the codes of a step may cost: a number at a border that changes sides changes the
+    // error, since the scale is not the step.
+    let most_of = |step: f64| {
+        let levels: Vec<f64> = row.iter().map(|x| level(*x, step)).collect();
+        let error = error_of(&levels, step);
+        let flips = row.iter().enumerate().map(|(i, x)| {
+            let border = (x / step).round();
+            let near = (x / step - border).abs() <= reach(border, step, EXTENT_ERROR) && border.abs() < half;
+            let mut other = levels.clone();
+            other[i] = 2.0 * border - levels[i];
+            if near { (error_of(&other, step) - error).max(0.0) } else { 0.0 }
+        });
+        error + flips.sum::<f64>()
     };
     // Each step that may be taken, and by how much of itself it may be off.
-    let steps: Vec<(f64, f64)> = if packing.bits == 2 {
+    let (steps, least): (Vec<(f64, f64)>, f64) = if packing.bits == 2 {
         let mut step = 0.9957 * (squares / row.len() as f64).sqrt();
         for _ in 0..2 {
             step = sum(&|x| x * level(x, step)) / sum(&|x| level(x, step).powi(2));
         }
         // The step is a quotient of sums: a number at border k, k steps from zero, that changes
         // sides moves it by k parts in the sum of the squared levels.
-        vec![(step, STEP_FLIPS * (half - 1.0) / sum(&|x| level(x, step).powi(2)))]
+        (vec![(step, STEP_FLIPS * (half - 1.0) / sum(&|x| level(x, step).powi(2)))], f64::INFINITY)
     } else {
         let shares: &[f64] = match packing.bits {
             3 => &[0.95, 0.8, 0.67],
@@ -190,15 +210,13 @@ pub fn check_symmetric(context: &str, packing: Packing, got: &Group, twin: &Grou
             _ => &[1.0],
         };
         let step = |share: &f64| 2.0 * share * extent / (2.0 * half - 1.0);
-        let least = shares.iter().map(|share| error_of(step(share))).fold(f64::INFINITY, f64::min);
-        // A number at a border that changes sides changes no error.
-        let slack = FIT_ERROR * squares + 8.0 * error * squares.sqrt();
-        shares.iter().map(step).filter(|step| error_of(*step) <= least + slack).map(|step| (step, EXTENT_ERROR)).collect()
+        let least = shares.iter().map(|share| most_of(step(share))).fold(f64::INFINITY, f64::min);
+        (shares.iter().map(|share| (step(share), EXTENT_ERROR)).collect(), least)
     };
     let of = |(step, moved): (f64, f64)| {
         let code_fits = |x: f64, code: f64| {
             // The number is off, and so is the largest, from which the step comes.
-            let border = |k: f64| (k - moved * k.abs() - 2.0 * error / step, k + moved * k.abs() + 2.0 * error / step);
+            let border = |k: f64| (k - reach(k, step, moved), k + reach(k, step, moved));
             (x / step >= border(code - half).0 || code == 0.0) && (x / step <= border(code - half + 1.0).1 || code == 2.0 * half - 1.0)
         };
         let scale = if packing.bits == 8 { step } else { scale_of(products, step) };
@@ -210,6 +228,9 @@ pub fn check_symmetric(context: &str, packing: Packing, got: &Group, twin: &Grou
         let scales: Vec<f64> = steps.iter().map(|(step, _)| scale_of(products, *step)).collect();
         panic!("{context}: {row:?} has codes {:?} and scale {}, of none of the steps {steps:?} with scales {scales:?}", got.codes, got.scale);
     };
+    let cost = error_of(&(0..row.len()).map(stored).collect::<Vec<f64>>(), step);
+    let slack = FIT_ERROR * squares + 8.0 * error * squares.sqrt();
+    assert!(cost <= least + slack || packing.bits == 8, "{context}: the codes cost {cost}, those of another step {least}");
     for (i, x) in row.iter().enumerate() {
         count.add(level(*x, step) + half - 0.5 == f64::from(got.codes[i]));
         count.add(got.codes[i] == twin.codes[i]);
