@@ -7,7 +7,8 @@
 //
 // c is what the means of the channels that do not turn add to every score of the query alike
 // (Centred): the output does not depend on it, and no other kernel adds it. A query that saw no
-// token has an output of 0, without the mean, and a log-sum of -1e30.
+// token has an output of 0, without the mean, and a log-sum of -1e30. A query that is not finite
+// has weights of 0, too, and NaN for both.
 //
 // One workgroup merges one row of one query head; invocation i of each part holds channel i.
 // Partials come from attend_split (one a slice of the pages) and from attend_prefill (one, or in a
@@ -50,6 +51,12 @@ var<workgroup> gathered: array<vec3<f32>, THREADS>; // each part's largest score
 
 const HIDDEN = -1e30;
 const LN_2 = 0.6931471805599453;
+
+// A variable, since a constant may not be NaN.
+fn nan() -> f32 {
+    var bits = 0x7fc00000u;
+    return bitcast<f32>(bits);
+}
 
 fn half_or_nan(x: f32) -> u32 {
     return select(0x7e00u, half_bits(x), finite(x));
@@ -123,21 +130,22 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
             }
         }
     }
-    // A query may have seen nothing here. One that is not finite has no weights either: it keeps the
-    // NaN of the quotient.
+    // A query may have seen nothing here, or have weighed nothing, since it is not finite.
+    let query_at = (r * params.query_heads + query_head) * QUERY_ROW;
     var nothing = merged.y == 0.0;
-    if (nothing) {
-        let query_at = (r * params.query_heads + query_head) * QUERY_ROW;
-        for (var c = 0u; c < HEAD_DIM; c++) {
-            nothing = nothing && finite(query_rows[query_at + c]);
+    var broken = false;
+    if (nothing && part == 0u) {
+        for (var e = 0u; e < HEAD_DIM; e++) {
+            broken = broken || !finite(query_rows[query_at + e]);
         }
+        nothing = !broken;
     }
     if (LOG_SUMS) {
         var still = 0.0;
         if (STILL < HEAD_DIM) {
             // The query's rotation is undone, and its weights go with those of the mean.
             if (part == 0u) {
-                row[i] = query_rows[(r * params.query_heads + query_head) * QUERY_ROW + i];
+                row[i] = query_rows[query_at + i];
             }
             workgroupBarrier();
             var q = 0.0;
@@ -176,10 +184,11 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
             workgroupBarrier();
         }
         if (thread == 0u) {
-            log_sums[(params.row_first + r) * params.query_heads + query_head] = select(LN_2 * (still + merged.x + log2(merged.y)), HIDDEN, nothing);
+            let log_sum = select(LN_2 * (still + merged.x + log2(merged.y)), HIDDEN, nothing);
+            log_sums[(params.row_first + r) * params.query_heads + query_head] = select(log_sum, nan(), broken);
         }
     }
-    var x = select(merged.z / merged.y, 0.0, nothing);
+    var x = select(select(merged.z / merged.y, 0.0, nothing), nan(), broken);
     if (ROTATE_VALUES) {
         if (part == 0u) {
             row[i] = x;

@@ -146,6 +146,18 @@ fn a_query_that_is_not_finite_gives_nan_in_its_own_head_only() {
                 broken[2][(6 + 4) * 64 + 7] = bad;
                 let want = clean.take_rows(chunks, rows, true);
                 let got = harmed.take_all(chunks, broken, want.residual.numbers.clone(), true);
+                // Beside others, its log-sum is NaN, too.
+                let [asked, out] = [&got.queries.words, &vec![POISON; got.output.len()]].map(|words| upload(&gpu, bytemuck::cast_slice(words)));
+                let count = (got.step.rows() * 6) as usize;
+                let log_sums = poisoned(&gpu, count);
+                let of = |buffer| Rows { buffer, offset: 0, element: harmed.case.element };
+                let mut encoder = encoder(&harmed.gpu);
+                harmed.cache.attend_part(&mut encoder, &got.step, 0, of(&asked), of(&out), Rows::f32(&log_sums)).unwrap();
+                submit(&harmed.gpu, encoder);
+                assert!(words(&gpu, &out) == got.output, "{}: another output beside {bad}", case.why);
+                for (i, log_sum) in download(&gpu, &log_sums, count).into_iter().enumerate() {
+                    assert_eq!((log_sum.is_nan(), log_sum.is_finite()), (i == 6 + 4, i != 6 + 4), "{}: log-sum {i} beside {bad}", case.why);
+                }
                 for (i, (got, want)) in harmed.output(&got).chunks_exact(64).zip(clean.output(&want).chunks_exact(64)).enumerate() {
                     if i == 6 + 4 {
                         assert!(got.iter().all(|x| x.is_nan()), "{}: {bad} gave {got:?}", case.why);

@@ -57,15 +57,16 @@ pub fn attend_merge(
         };
         let merged = |i: usize| (1..parts).fold(part(0, i), |merged, p| merge_two(merged, part(p, i)));
         let [peak, total, _] = merged(0);
-        // A query may have seen nothing here. One that is not finite has no weights either: it keeps
-        // the NaN of the quotient.
-        let query_at = ((r * params.query_heads + query_head) * c.query_row) as usize;
-        let nothing = total == 0.0 && query_rows[query_at..query_at + head_dim].iter().all(|x| finite(*x));
+        // A query may have seen nothing here.
+        let query = &query_rows[((r * params.query_heads + query_head) * c.query_row) as usize..][..head_dim];
+        // Or have weighed nothing, since it is not finite.
+        let broken = total == 0.0 && !query.iter().all(|x| finite(*x));
+        let nothing = total == 0.0 && !broken;
         let centred = Centred::of(c, marks, query_head / share);
         if let Some(log_sums) = &mut log_sums {
             let at = (params.row_first + r) * params.query_heads + query_head;
-            let still = still(c, &centred, &query_rows[query_at..]);
-            log_sums[at as usize] = if nothing { HIDDEN } else { std::f32::consts::LN_2 * (still + peak + total.log2()) };
+            let log_sum = if nothing { HIDDEN } else { std::f32::consts::LN_2 * (still(c, &centred, query) + peak + total.log2()) };
+            log_sums[at as usize] = if broken { f32::NAN } else { log_sum };
         }
         let mut row: Vec<f32> = (0..head_dim).map(merged).map(|[_, total, x]| if nothing { 0.0 } else { x / total }).collect();
         if c.rotate_values {
@@ -93,7 +94,7 @@ fn still(c: &Constants, centred: &Centred, query: &[f32]) -> f32 {
     if c.still == c.head_dim {
         return 0.0;
     }
-    let query = hadamard::row(c, &query[..c.head_dim as usize]);
+    let query = hadamard::row(c, query);
     let share = |i: usize| if i < c.still as usize { 0.0 } else { query[i] * centred.weights[i] * centred.key_means[i] };
     (0..16).map(|i| (i..query.len()).step_by(16).map(share).sum::<f32>()).sum()
 }
