@@ -80,6 +80,10 @@ const TWO_BITS: f64 = 1.15;
 /// At 3, 4 and 8 bits, over what Hadamard loses.
 const MORE_BITS: f64 = 1.1;
 
+/// Five deviations of a quotient of two means over 600 rows: 0.009 each, over 56 seeds. At 8 bits the
+/// quotient is 1.087 for normal numbers, that of twice the largest magnitude and the range.
+const SAMPLING: f64 = 1.045;
+
 #[test]
 fn offsets_and_outliers_cost_no_more_than_they_cost_hadamard() {
     let gpu = gpu();
@@ -99,7 +103,7 @@ fn offsets_and_outliers_cost_no_more_than_they_cost_hadamard() {
             let [ours, theirs] = [centred(bits, bits, 128), hadamard(bits, bits, 128)].map(|format| error(&gpu, format, &rows));
             println!("offset {offset}, outlier {outlier}, {bits:?}: Centred {ours:.4}, Hadamard {theirs:.4}");
             let allowed = if bits == Bits::Two { TWO_BITS * BEFORE.get(n).map_or(theirs, |before| theirs.min(*before)) } else { MORE_BITS * theirs };
-            assert!(ours <= allowed, "offset {offset}, outlier {outlier}, {bits:?}: {ours}, allowed {allowed}, Hadamard {theirs}. WGKV_SEED={seed}");
+            assert!(ours <= allowed * SAMPLING, "offset {offset}, outlier {outlier}, {bits:?}: {ours}, allowed {allowed}, Hadamard {theirs}. WGKV_SEED={seed}");
         }
     }
 }
