@@ -71,7 +71,7 @@ fn error(gpu: &Gpu, format: Format, rows: &[f32]) -> f64 {
 }
 
 /// What Centred lost at 2 bits before codes were fitted by their own error: for offsets of 0, .5, 1
-/// and 2 (measured with this sweep).
+/// and 2 (as reported with the fault, of rows drawn alike).
 const BEFORE: [f64; 4] = [0.36, 0.51, 0.85, 1.41];
 
 /// At 2 bits, over the better of what Hadamard loses and what Centred lost.
@@ -80,9 +80,10 @@ const TWO_BITS: f64 = 1.15;
 /// At 3, 4 and 8 bits, over what Hadamard loses.
 const MORE_BITS: f64 = 1.1;
 
-/// Five deviations of a quotient of two means over 600 rows: 0.009 each, over 56 seeds. At 8 bits the
-/// quotient is 1.087 for normal numbers, that of twice the largest magnitude and the range.
-const SAMPLING: f64 = 1.045;
+/// What the sample of 600 rows may add to a quotient of two means. At 8 bits it is about 1.085 for
+/// normal numbers, twice the largest magnitude over the range, and 4 of 56 seeds had 1.100 to 1.108:
+/// a deviation of about 0.01, of which this allows five.
+const SAMPLING: f64 = 1.05;
 
 #[test]
 fn offsets_and_outliers_cost_no_more_than_they_cost_hadamard() {
