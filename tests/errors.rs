@@ -249,6 +249,14 @@ fn no_numbers_make_a_plan_panic() {
 }
 
 #[test]
+fn rows_of_more_bytes_than_a_number_holds_are_refused() {
+    let shape = Shape { layers: 4096, query_heads: 1024, kv_heads: 1024, head_dim: 256, rope: Rope::none() };
+    let protection = Protection { sinks: Sinks::First(4), window: 1 << 16 };
+    let made = plan(shape, hadamard(Bits::Four, Bits::Four, 64), protection, Capacity::bytes(u32::MAX, 1 << 50), &Capability::webgpu_default());
+    assert!(matches!(made, Err(Error::Capacity { have, .. }) if have == 1 << 50), "{made:?}");
+}
+
+#[test]
 fn devices_that_can_do_too_little_are_refused() {
     let full = Capability::webgpu_default();
     let make = |capability: &Capability| plan(shape(), hadamard(Bits::Four, Bits::Four, 64), Protection::default(), Capacity::tokens(2, 4096), capability);

@@ -355,9 +355,10 @@ impl Plan {
             }
             Capacity::Bytes { bytes, .. } => {
                 let page = self.page_bytes();
-                let protected = self.protected_bytes() * u64::from(self.shape.layers);
-                if bytes < protected + page {
-                    return Err(Error::Capacity { reason: "the bytes of the f16 rows of all sequences and one page", need: protected + page, have: bytes });
+                let protected = self.protected_bytes().saturating_mul(u64::from(self.shape.layers));
+                let need = protected.saturating_add(page);
+                if bytes < need {
+                    return Err(Error::Capacity { reason: "the bytes of the f16 rows of all sequences and one page", need, have: bytes });
                 }
                 (bytes - protected) / page
             }

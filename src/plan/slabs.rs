@@ -138,9 +138,11 @@ impl Plan {
         self.layout_of(layer).row_scale_bytes() * u64::from(self.pages)
     }
 
-    /// Returns the bytes of one layer's f16 rows.
+    /// Returns the bytes of one layer's f16 rows; the most that u64 has where they are more, which no
+    /// device and no capacity grants.
     pub(crate) fn protected_bytes(&self) -> u64 {
-        4 * u64::from(self.sequences) * u64::from(self.shape.kv_heads) * u64::from(self.sinks() + self.ring()) * u64::from(self.shape.head_dim)
+        let rows = u64::from(self.sequences).saturating_mul(u64::from(self.sinks()) + u64::from(self.ring()));
+        rows.saturating_mul(4 * u64::from(self.shape.kv_heads) * u64::from(self.shape.head_dim))
     }
 }
 
