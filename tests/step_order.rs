@@ -60,7 +60,7 @@ fn saved(cache: &Cache, sequence: Sequence) -> Parts {
     Parts::of(&block_on(cache.save(sequence)).unwrap())
 }
 
-/// Good rows for a step of so many tokens, for every argument.
+/// Good rows for a step of N tokens, for every argument.
 struct Given {
     keys: wgpu::Buffer,
     values: wgpu::Buffer,
