@@ -292,14 +292,7 @@ impl ContextParallel {
     /// Those of [`Cache::append`], and [`Error::Mismatch`] without an encoder and rows for each
     /// device; then nothing was recorded on any.
     pub fn append(&self, encoders: &mut [wgpu::CommandEncoder], step: &ContextStep, layer: u32, keys: &[Rows<'_>], values: &[Rows<'_>]) -> Result<()> {
-        let rows = [("keys", keys), ("values", values)];
-        self.devices.record(
-            encoders,
-            step.steps(),
-            rows,
-            |part, step, [keys, values]| part.check_append(step, layer, keys, values).map(|_| ()),
-            |part, encoder, step, [keys, values]| part.append(encoder, step, layer, keys, values),
-        )
+        self.devices.append(encoders, step.steps(), layer, keys, values)
     }
 
     /// Records on each device what [`Cache::attend_part`] records, of its rows: queries and outputs

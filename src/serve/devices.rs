@@ -124,6 +124,24 @@ impl Devices {
         Ok(())
     }
 
+    /// Records on each device what [`Cache::append`] records, of its rows, or nothing on any.
+    pub fn append<'s>(
+        &self,
+        encoders: &mut [wgpu::CommandEncoder],
+        steps: impl IntoIterator<Item = Option<&'s Step>, IntoIter: Clone>,
+        layer: u32,
+        keys: &[Rows<'_>],
+        values: &[Rows<'_>],
+    ) -> Result<()> {
+        self.record(
+            encoders,
+            steps,
+            [("keys", keys), ("values", values)],
+            |cache, step, [keys, values]| cache.check_append(step, layer, keys, values).map(|_| ()),
+            |cache, encoder, step, [keys, values]| cache.append(encoder, step, layer, keys, values),
+        )
+    }
+
     /// Uploads numbers, to each device those that `of` picks for it.
     pub fn upload(&self, of: impl Fn(usize) -> Vec<f32>) -> Vec<wgpu::Buffer> {
         let upload = |(n, cache): (usize, &Cache)| cache.gpu().filled(self.label, bytemuck::cast_slice(&of(n)), wgpu::BufferUsages::STORAGE);

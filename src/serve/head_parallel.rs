@@ -261,14 +261,7 @@ impl HeadParallel {
     /// Those of [`Cache::append`], and [`Error::Mismatch`] without an encoder and rows for each
     /// device; then nothing was recorded on any.
     pub fn append(&self, encoders: &mut [wgpu::CommandEncoder], step: &HeadStep, layer: u32, keys: &[Rows<'_>], values: &[Rows<'_>]) -> Result<()> {
-        let rows = [("keys", keys), ("values", values)];
-        self.devices.record(
-            encoders,
-            step.all(),
-            rows,
-            |shard, step, [keys, values]| shard.check_append(step, layer, keys, values).map(|_| ()),
-            |shard, encoder, step, [keys, values]| shard.append(encoder, step, layer, keys, values),
-        )
+        self.devices.append(encoders, step.all(), layer, keys, values)
     }
 
     /// Records on each device what [`Cache::attend`] records: its heads' queries and outputs,
