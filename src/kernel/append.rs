@@ -64,22 +64,8 @@ pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
     let mut constants = hadamard_constants(head_dim);
     constants.extend(packing_constants(plan, slab, element));
     constants.extend([("BLOCK", plan.append_block().into()), ("MAXIMA", slab.layout().maxima.into()), ("EIGHTHS", (head_dim / 8).into())]);
-    let mut parts = vec![
-        shared::HALF,
-        shared::FINITE,
-        shared::PLACE,
-        shared::CHUNK,
-        shared::TURN,
-        shared::CENTRE,
-        shared::SIGN,
-        shared::HADAMARD,
-        parts::SCALES.of(plan.format().scales()),
-        shared::KEY_WORDS,
-        shared::INPUT,
-        shared::REPORT,
-        shared::PLANES,
-        shared::CODE_PLANES,
-    ];
+    let mut parts = shared::NEW_ROWS.to_vec();
+    parts.extend([parts::SCALES.of(plan.format().scales()), shared::KEY_WORDS, shared::PLANES, shared::CODE_PLANES]);
     parts.extend(fit_parts(plan));
     Variant::new(&KERNEL, &parts, &constants)
 }

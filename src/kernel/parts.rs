@@ -21,7 +21,6 @@ pub(super) mod shared {
     pub(in crate::kernel) const BUTTERFLY: Source = part!("shared/butterfly");
     pub(in crate::kernel) const CACHED: Source = part!("shared/cached");
     pub(in crate::kernel) const CENTRE: Source = part!("shared/centre");
-    pub(in crate::kernel) const SIGN: Source = part!("shared/sign");
     pub(in crate::kernel) const CHUNK: Source = part!("shared/chunk");
     pub(in crate::kernel) const CODE_PLANES: Source = part!("shared/code_planes");
     pub(in crate::kernel) const FACTORS: Source = part!("shared/factors");
@@ -40,8 +39,12 @@ pub(super) mod shared {
     pub(in crate::kernel) const PLANES: Source = part!("shared/planes");
     pub(in crate::kernel) const QUERY_AT: Source = part!("shared/query_at");
     pub(in crate::kernel) const REPORT: Source = part!("shared/report");
+    pub(in crate::kernel) const SIGN: Source = part!("shared/sign");
     pub(in crate::kernel) const TURN: Source = part!("shared/turn");
     pub(in crate::kernel) const TURN_AT: Source = part!("shared/turn_at");
+
+    /// What brings the caller's new rows into the codec's basis, a channel an invocation.
+    pub(in crate::kernel) const NEW_ROWS: [Source; 10] = [HALF, FINITE, PLACE, CHUNK, TURN, CENTRE, SIGN, HADAMARD, INPUT, REPORT];
 }
 
 /// Declares slots that are filled by name alone, `SLOT.alternative`, each as a struct of its

@@ -48,20 +48,5 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         ("SINKS", plan.sinks().into()),
         ("RING", plan.ring().into()),
     ]);
-    Variant::new(
-        &KERNEL,
-        &[
-            shared::HALF,
-            shared::FINITE,
-            shared::PLACE,
-            shared::CHUNK,
-            shared::TURN,
-            shared::CENTRE,
-            shared::SIGN,
-            shared::HADAMARD,
-            shared::INPUT,
-            shared::REPORT,
-        ],
-        &constants,
-    )
+    Variant::new(&KERNEL, &shared::NEW_ROWS, &constants)
 }
