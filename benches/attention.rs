@@ -1,11 +1,12 @@
 //! One decode step of one layer: query rotation, attend_split, attend_merge, from a full cache.
 //!
 //! ```text
-//! cargo bench --bench attention -- [--shapes 64x32768,28/4/128:8x32768] [--formats hadamard:2:2,hadamard:2+4:2+4,f16] [--kernels] [--json FILE]
+//! cargo bench --bench attention -- [--shapes 64x32768,28/4/128:8x32768] [--formats hadamard:2:2,hadamard:2+4:2+4,f16] [--protected] [--kernels] [--json FILE]
 //! ```
 //! A shape is sequences x tokens, after query heads, KV heads and head_dim if they are not those of
 //! `--heads`. Bits such as `2+4` are those that the KV heads have in turn: two ways of storing
-//! heads are two dispatches. Gtok/s = sequences x kv_heads x tokens / time. Buffers rotate over 200
+//! heads are two dispatches. With `--protected` sinks and window stay f16, as by default; without it
+//! every token is packed. Gtok/s = sequences x kv_heads x tokens / time. Buffers rotate over 200
 //! MB or more, so that no cache holds them; every result is compared with attention over the
 //! dequantized rows before it is timed. `MB` are those of the pages that one step reads; `share` is
 //! of the read bandwidth measured in the same run; `f16` how many times faster than our own kernel
@@ -57,7 +58,8 @@ fn heads(text: &str) -> [u32; 3] {
 }
 
 fn measure(gpu: &Gpu, case: Case, (format, precisions): (Format, Vec<[Precision; 2]>), rotate_bytes: u64) -> wgkv::Result<Row> {
-    let mut plan: Plan = plan_mixed(gpu, case, format, &precisions, Protection::NONE, rotate_bytes)?;
+    let protection = if flag("--protected") { Protection::default() } else { Protection::NONE };
+    let mut plan: Plan = plan_mixed(gpu, case, format, &precisions, protection, rotate_bytes)?;
     if let Some(n) = argument("--split") {
         plan = plan.to_builder().split_workgroups(n.parse().unwrap()).build(gpu.capability())?;
     }
