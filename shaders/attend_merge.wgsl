@@ -21,6 +21,7 @@ override HEAD_DIM: u32;
 override ROTATE_VALUES: bool;
 override HALF_ROWS: bool;
 override LOG_SUMS: bool;
+override STILL: u32;    // first channel that has a mean and does not turn; HEAD_DIM where none
 override QUERY_ROW: u32; // numbers from one row of query_rows to the next
 override HEADS: u32;
 override BLOCKS: u32;
@@ -140,7 +141,48 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         nothing = !broken;
     }
     if (LOG_SUMS) {
-        let still = still_sum(r, query_head, thread);
+        var still = 0.0;
+        if (STILL < HEAD_DIM) {
+            // The query's rotation is undone, and its weights go with those of the mean.
+            if (part == 0u) {
+                row[i] = query_rows[query_at + i];
+            }
+            workgroupBarrier();
+            var q = 0.0;
+            if (part == 0u) {
+                q = hadamard_outer(i);
+            }
+            workgroupBarrier();
+            if (part == 0u) {
+                row[i] = q;
+            }
+            workgroupBarrier();
+            if (part == 0u) {
+                q = hadamard_inner(i);
+            }
+            workgroupBarrier();
+            if (part == 0u) {
+                row[i] = select(0.0, q * centre_weights(query_head / share, i).x * centre_means(query_head / share, i).x, i >= STILL);
+            }
+            workgroupBarrier();
+            if (thread < 16u) {
+                for (var e = thread; e < HEAD_DIM; e += 16u) {
+                    still += row[e];
+                }
+            }
+            workgroupBarrier();
+            if (thread < 16u) {
+                row[i] = still;
+            }
+            workgroupBarrier();
+            if (thread == 0u) {
+                still = 0.0;
+                for (var e = 0u; e < 16u; e++) {
+                    still += row[e];
+                }
+            }
+            workgroupBarrier();
+        }
         if (thread == 0u) {
             let log_sum = select(LN_2 * (still + merged.x + log2(merged.y)), HIDDEN, nothing);
             log_sums[(params.row_first + r) * params.query_heads + query_head] = select(log_sum, nan(), broken);

@@ -3,7 +3,7 @@
 //! Shader: `shaders/attend_merge.wgsl`. Twin:
 //! [`reference::attend_merge`](crate::low_level::reference::attend_merge).
 
-use super::parts::{self, shared};
+use super::parts::shared;
 use super::{Binding, Kernel, STEP, Variant, centred, flag, hadamard_constants, half_rows};
 use crate::format::Element;
 use crate::plan::Plan;
@@ -46,18 +46,12 @@ pub fn variant(plan: &Plan, element: Element, parts: u32, log_sums: bool) -> Var
         centred(plan),
         half_rows(element),
         flag("LOG_SUMS", log_sums),
+        ("STILL", plan.still_channels().into()),
         ("QUERY_ROW", plan.query_row().into()),
         ("HEADS", plan.heads_per_reading().into()),
         ("BLOCKS", plan.blocks().into()),
         ("PARTS", parts.into()),
         ("THREADS", (head_dim * parts).into()),
     ]);
-    let mut parts = vec![shared::HALF, shared::FINITE, shared::HADAMARD, shared::CENTRE, shared::SIGN];
-    if log_sums && plan.still_channels() < head_dim {
-        constants.push(("STILL", plan.still_channels().into()));
-        parts.push(parts::STILL.added);
-    } else {
-        parts.push(parts::STILL.none);
-    }
-    Variant::new(&KERNEL, &parts, &constants)
+    Variant::new(&KERNEL, &[shared::HALF, shared::FINITE, shared::HADAMARD, shared::CENTRE, shared::SIGN], &constants)
 }

@@ -83,8 +83,6 @@ slots! {
     RESTORE: Restores { none: "restore/none", shuffled: "restore/shuffled", straight: "restore/straight", rolled: "restore/rolled" }
     /// What the mean of Centred's keys adds to a score.
     POSITIONS: Positions { none: "positions/none", added: "positions/added" }
-    /// What the channels that do not turn add to a log-sum.
-    STILL: Stills { none: "still/none", added: "still/added" }
     /// The keys of a tile of attend_prefill.
     TILE: Tiles { stored: "tile/stored", restored: "tile/restored" }
     /// How many planes of a number stay unread.

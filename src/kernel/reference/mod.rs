@@ -233,7 +233,7 @@ impl Constants {
             position_quads: whole("POSITION_QUADS"),
             positions_at: whole("POSITIONS_AT"),
             position_centre: whole("POSITION_CENTRE"),
-            still: plan.still_channels(),
+            still: whole("STILL"),
             query_row: whole("QUERY_ROW"),
             position_waves: whole("POSITION_WAVES"),
             position_places: plan.pages(),
