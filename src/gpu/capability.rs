@@ -24,6 +24,9 @@ pub struct Capability {
     pub straight: bool,
     /// Whether shaders may compute in halves (the feature `shader-f16`).
     pub halves: bool,
+    /// Whether shaders may multiply cooperative matrices of 16 x 16 halves into f32, by subgroups of
+    /// 32 lanes.
+    pub matrices: bool,
     /// Smallest and largest subgroup, if shaders may use subgroups.
     pub subgroups: Option<(u32, u32)>,
     /// `max_storage_buffer_binding_size`, bytes.
@@ -65,6 +68,7 @@ impl Capability {
             dialect: Dialect::TARGET,
             straight: true,
             halves: false,
+            matrices: false,
             subgroups: None,
             binding_bytes: limits.max_storage_buffer_binding_size,
             buffer_bytes: limits.max_buffer_size,
@@ -97,6 +101,7 @@ impl Capability {
             dialect: self.dialect,
             straight: other.straight,
             halves: self.halves && other.halves,
+            matrices: self.matrices && other.matrices,
             subgroups: self.subgroups.and(other.subgroups),
             binding_bytes: self.binding_bytes.min(other.binding_bytes),
             buffer_bytes: self.buffer_bytes.min(other.buffer_bytes),

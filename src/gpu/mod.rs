@@ -2,6 +2,7 @@
 
 mod capability;
 mod loss;
+mod matrices;
 mod pipeline;
 mod profile;
 mod rows;
@@ -101,8 +102,21 @@ impl Gpu {
         Ok(gpus)
     }
 
-    /// Requests a device with all limits of an adapter, and the features that the kernels use.
+    /// Requests a device with all limits of an adapter, and the features that the kernels use;
+    /// cooperative matrices only if one product comes out right.
     async fn of(adapter: &wgpu::Adapter) -> Result<Self> {
+        if matrices::offered(adapter)
+            && let Ok(gpu) = Self::of_with(adapter, matrices::FEATURES).await
+            && matrices::multiply(&gpu).await
+        {
+            return Ok(gpu.with_matrices());
+        }
+        Self::of_with(adapter, wgpu::Features::empty()).await
+    }
+
+    /// Requests a device with all limits of an adapter, the features that the kernels use, and
+    /// these.
+    async fn of_with(adapter: &wgpu::Adapter, features: wgpu::Features) -> Result<Self> {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("wgkv"),
             required_features: adapter.features()
@@ -110,8 +124,10 @@ impl Gpu {
                     | wgpu::Features::SUBGROUP
                     | wgpu::Features::PIPELINE_CACHE
                     | wgpu::Features::TIMESTAMP_QUERY
-                    | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES),
+                    | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES)
+                | features,
             required_limits: adapter.limits(),
+            experimental_features: matrices::token(features),
             ..Default::default()
         };
         let (device, queue) = adapter.request_device(&descriptor).await.map_err(|e| Error::Device(e.to_string()))?;
@@ -189,6 +205,20 @@ impl Gpu {
         Self { capability, pipelines: Arc::default(), ..self.clone() }
     }
 
+    /// Returns the same device, whose shaders may multiply cooperative matrices of 16 x 16 halves
+    /// into f32. For callers of [`Gpu::new`] who know that their adapter lists these sizes and types
+    /// (`wgpu::Adapter::cooperative_matrix_properties`); nothing changes unless the device was made
+    /// with the features `EXPERIMENTAL_COOPERATIVE_MATRIX`, `SHADER_F16` and `SUBGROUP`, and has
+    /// subgroups of 32 lanes. [`Gpu::request`] does this by itself.
+    ///
+    /// wgpu calls the feature experimental, since not all that it compiles is checked: a driver may
+    /// crash or compute something else. [`Gpu::request`] tries one product before it trusts them,
+    /// and with the environment variable `WGKV_MATRICES=off` it does not ask for them.
+    pub fn with_matrices(&self) -> Self {
+        let has = self.device.features().contains(matrices::FEATURES) && self.capability.subgroups == Some((32, 32));
+        Self { capability: Capability { matrices: has, ..self.capability }, pipelines: Arc::default(), ..self.clone() }
+    }
+
     /// Returns the same device with a pipeline cache: pipelines are made from what
     /// [`Gpu::pipeline_cache`] returned in an earlier run, as far as the driver accepts it, and
     /// what is compiled is kept for the next. Most drivers already keep such files themselves.
@@ -250,8 +280,11 @@ impl Gpu {
         &self.adapter_name
     }
 
-    /// Compiles those of the variants that are not compiled yet.
-    pub(crate) async fn prepare_variants(&self, variants: Vec<Variant>) -> Result<()> {
+    /// Compiles those of the variants that are not compiled yet, several at a time.
+    ///
+    /// # Errors
+    /// [`Error::Shader`] with the compiler's message, [`Error::Lost`].
+    pub async fn prepare_variants(&self, variants: Vec<Variant>) -> Result<()> {
         self.alive()?;
         let mut missing: Vec<Variant> = Vec::new();
         for variant in variants {

@@ -77,7 +77,7 @@ impl Pipeline {
     }
 
     /// Makes the bind group of this number from buffers in the order of its bindings.
-    pub(crate) fn bind_in_order(&self, gpu: &Gpu, group: usize, buffers: &[wgpu::BufferBinding<'_>]) -> wgpu::BindGroup {
+    pub fn bind_in_order(&self, gpu: &Gpu, group: usize, buffers: &[wgpu::BufferBinding<'_>]) -> wgpu::BindGroup {
         let entries: Vec<wgpu::BindGroupEntry<'_>> = buffers
             .iter()
             .enumerate()
@@ -96,7 +96,7 @@ impl Pipeline {
     }
 
     /// Records one dispatch with these bind groups and their dynamic offsets.
-    pub(crate) fn dispatch(&self, gpu: &Gpu, pass: &mut wgpu::ComputePass<'_>, groups: &[(&wgpu::BindGroup, &[u32])], workgroups: [u32; 3]) {
+    pub fn dispatch(&self, gpu: &Gpu, pass: &mut wgpu::ComputePass<'_>, groups: &[(&wgpu::BindGroup, &[u32])], workgroups: [u32; 3]) {
         if workgroups.contains(&0) {
             return;
         }

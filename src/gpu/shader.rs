@@ -147,6 +147,8 @@ pub struct Variant {
     pub subgroups: bool,
     /// Whether it computes in halves (the feature `shader-f16`).
     pub halves: bool,
+    /// Whether it multiplies cooperative matrices, which are of halves.
+    pub matrices: bool,
 }
 
 /// The declaration of an override, on a line of its own.
@@ -168,8 +170,10 @@ impl<'a> Override<'a> {
 }
 
 impl Variant {
-    pub(crate) fn new(kernel: &'static Kernel, parts: &[Source], constants: &[(&'static str, f64)]) -> Self {
-        Self { kernel, parts: parts.to_vec(), constants: constants.iter().map(|(n, x)| (*n, x.to_bits())).collect(), subgroups: false, halves: false }
+    /// Makes the variant of these parts and values of overrides, without optional features of WGSL.
+    pub fn new(kernel: &'static Kernel, parts: &[Source], constants: &[(&'static str, f64)]) -> Self {
+        let constants = constants.iter().map(|(n, x)| (*n, x.to_bits())).collect();
+        Self { kernel, parts: parts.to_vec(), constants, subgroups: false, halves: false, matrices: false }
     }
 
     /// Returns the values of overrides, by name.
@@ -180,10 +184,11 @@ impl Variant {
     /// Links the whole WGSL module, for a compiler that reads this dialect.
     pub fn link(&self, dialect: Dialect) -> Linked {
         let subgroups = if self.subgroups && dialect == Dialect::Standard { "enable subgroups;\n" } else { "" };
-        let halves = if self.halves { "enable f16;\n" } else { "" };
+        let halves = if self.halves || self.matrices { "enable f16;\n" } else { "" };
+        let matrices = if self.matrices { "enable wgpu_cooperative_matrix;\n" } else { "" };
         let mut parts = vec![Source { path: self.kernel.name, source: self.kernel.source }];
         parts.extend_from_slice(&self.parts);
-        let mut linked = Linked::new(&format!("{halves}{subgroups}requires packed_4x8_integer_dot_product;\n"), &parts);
+        let mut linked = Linked::new(&format!("{halves}{subgroups}{matrices}requires packed_4x8_integer_dot_product;\n"), &parts);
         let mut declared = HashSet::new();
         linked.source = linked.source.lines().map(|line| self.fix(line, &mut declared) + "\n").collect();
         linked
