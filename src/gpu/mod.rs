@@ -83,6 +83,18 @@ impl Gpu {
         Self::of(&adapter).await
     }
 
+    /// Requests a device as [`Gpu::request`] does, of the first adapter whose name contains `name`,
+    /// in any case. The environment does not count.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`], with the names that there are, and [`Error::Device`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub async fn request_named(name: &str) -> Result<Self> {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let adapter = Self::adapter_named(&instance, name).await?;
+        Self::of(&adapter).await
+    }
+
     /// Requests a device on every GPU of the host, for a cache over all of them
     /// ([`HeadParallel`](crate::devices::HeadParallel)): those that the backend of [`Gpu::request`]
     /// reaches, without software adapters unless there is nothing else.
@@ -176,16 +188,21 @@ impl Gpu {
     pub async fn request_adapter(instance: &wgpu::Instance) -> Result<wgpu::Adapter> {
         #[cfg(not(target_arch = "wasm32"))]
         if let Ok(wanted) = std::env::var("WGPU_ADAPTER_NAME") {
-            let wanted = wanted.to_lowercase();
-            let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
-            let names: Vec<String> = adapters.iter().map(|a| a.get_info().name).collect();
-            return adapters
-                .into_iter()
-                .find(|a| a.get_info().name.to_lowercase().contains(&wanted))
-                .ok_or_else(|| Error::NoAdapter(format!("none of {names:?} is called {wanted:?}")));
+            return Self::adapter_named(instance, &wanted).await;
         }
         let options = wgpu::RequestAdapterOptions { power_preference: wgpu::PowerPreference::HighPerformance, ..Default::default() };
         instance.request_adapter(&options).await.map_err(|e| Error::NoAdapter(e.to_string()))
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    async fn adapter_named(instance: &wgpu::Instance, wanted: &str) -> Result<wgpu::Adapter> {
+        let wanted = wanted.to_lowercase();
+        let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
+        let names: Vec<String> = adapters.iter().map(|a| a.get_info().name).collect();
+        adapters
+            .into_iter()
+            .find(|a| a.get_info().name.to_lowercase().contains(&wanted))
+            .ok_or_else(|| Error::NoAdapter(format!("none of {names:?} is called {wanted:?}")))
     }
 
     /// Returns the same device, treated as if it could do no more than `capability` says, so that

@@ -1,0 +1,38 @@
+// embed: the rows of the embedding for tokens.
+//
+//   x[row] = weight[ids[row]]
+//
+// The matrix may be cut between rows into several buffers. A token that lies in another leaves its
+// row as it is. One invocation makes eight columns.
+//
+// Wrapper: src/kernel/embed.rs. Twin: src/reference/embed.rs.
+
+struct EmbedParams { // src/kernel/embed.rs
+    columns: u32,   // a multiple of 32
+    rows: u32,      // tokens
+    high_at: u32,   // where the second plane of codes lies in weights, in words
+    scales_at: u32, // where the scales lie
+    first: u32,     // row of the embedding that is the buffer's first
+    count: u32,     // rows that the buffer has
+    pad_a: u32,
+    pad_b: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: EmbedParams;
+@group(0) @binding(2) var<storage, read> ids: array<u32>;              // [rows]
+@group(0) @binding(3) var<storage, read_write> x: array<vec4<f32>>;    // [rows, columns]
+
+@compute @workgroup_size(64)
+fn embed(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) i: u32) {
+    let eights = params.columns / 8u;
+    let column = 64u * workgroup.x + i;
+    let id = ids[workgroup.y] - params.first;
+    if (column < eights && id < params.count) {
+        let eight = id * eights + column;
+        let codes = codes_at(eight);
+        let scale = scale_at(eight);
+        let at = 2u * (workgroup.y * eights + column);
+        x[at] = scale.x * codes.low + scale.y;
+        x[at + 1u] = scale.x * codes.high + scale.y;
+    }
+}
