@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: one prompt, three caches, and what each of them holds.
+//! `cargo xtask demo`: one prompt, three caches, and what each of them holds; with a GGUF file a
+//! conversation.
 
 use crate::command::{root, target};
 use crate::llama::{self, Choice, number};
@@ -36,7 +37,7 @@ pub struct Options {
     /// Recent tokens that stay f16; with 0 every token is packed before it is attended to.
     #[arg(long, default_value_t = 0)]
     window: u32,
-    /// Folder of another model.
+    /// Folder of another model; or a GGUF file, to talk with its model instead.
     #[arg(long, default_value = "assets/wiki-8m")]
     model: PathBuf,
 }
@@ -52,8 +53,23 @@ struct Row {
     decode: f64,
 }
 
+/// Talks with the model of a GGUF file.
+fn chat(options: &Options) -> Result<()> {
+    let model = std::path::absolute(&options.model)?;
+    fs::File::open(&model).map(drop).with_context(|| format!("{} cannot be read", model.display()))?;
+    setup::run_setup()?;
+    let program = llama::build()?;
+    let path = model.to_str().context("the model's path is not UTF-8")?;
+    let (temperature, seed) = (options.temperature.to_string(), options.seed.to_string());
+    println!();
+    llama::replace(&program, &["chat", "--model", path, "--temperature", &temperature, "--seed", &seed])
+}
+
 /// Runs the demonstration.
 pub fn run(options: &Options) -> Result<()> {
+    if options.model.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        return chat(options);
+    }
     llama::check_model(&root().join(&options.model))?;
     setup::run_setup()?;
     let program = llama::build()?;

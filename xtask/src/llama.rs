@@ -62,6 +62,22 @@ pub fn build() -> Result<PathBuf> {
     Ok(folder.join("release").join(format!("wgkv-llama{}", std::env::consts::EXE_SUFFIX)))
 }
 
+/// Runs the program in place of this one, so that Ctrl-C is its own.
+#[cfg(unix)]
+pub fn replace(program: &Path, arguments: &[&str]) -> Result<()> {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new(program);
+    command.args(arguments);
+    // It returns only if it fails.
+    Err(command.exec()).with_context(|| format!("{} could not be started", typed(&command)))
+}
+
+/// Runs the program as a part of this one, which a console's Ctrl-C reaches as well.
+#[cfg(not(unix))]
+pub fn replace(program: &Path, arguments: &[&str]) -> Result<()> {
+    run(Command::new(program).args(arguments))
+}
+
 /// Runs the program, shows what it prints as it comes if asked to, and returns its last line, which
 /// is one JSON object.
 pub fn report(program: &PathBuf, arguments: &[String], show: bool) -> Result<Value> {

@@ -1,31 +1,30 @@
-//! `align-report`: what AlignedKV (2409.16546) would read of a model's keys and values, and what that does to products: the table of its
-//! paper, layer by layer.
+//! `align-report`: what AlignedKV (2409.16546) would read of a model's keys and values, and what
+//! that does to products: the table of its paper, layer by layer.
 //!
-//! The model reads one window of text with plain attention. For each layer's last query rows the scores (QK) and the outputs (SV) are
-//! computed in f64 three times: from the halves, from the bits that the criterion asks for, and from 13 bits of every half, the
-//! paper's control. Outputs of all three have the weights of the halves' scores. The paper rounds results to halves, so that many
+//! The model reads one window of text through an f16 cache. For each layer's last query rows the
+//! scores (QK) and the outputs (SV) are computed in f64 three times: from the halves, from the bits
+//! that the criterion asks for, and from 13 bits of every half, the paper's control. Outputs of all
+//! three have the weights of the halves' scores. The paper rounds results to halves, so that many
 //! differ by nothing at all; here only results that are the same to the last bit of f64 do.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use burn::tensor::Tensor;
 use half::f16;
 use serde::Serialize;
 use wgkv::Shape;
 use wgkv::aligned::{Alignment, Criterion};
 use wgkv::low_level::reference::aligned::{self, Planes, exponent, filled};
 use wgkv::low_level::reference::turn_exact;
+use wgkv_decoder::{Decoder, LayerRows, Recorder};
 
-use crate::attention::{Attention, PlainAttention};
-use crate::bridge::Bridge;
+use crate::device::read;
 use crate::error::{Error, Result};
-use crate::model::Model;
-use crate::options::{ModelOptions, shape};
+use crate::options::{ModelOptions, open_f16, read_text};
 use crate::perplexity::windows;
 use crate::pictures;
-use crate::text::Text;
+use crate::reading::{Each, Reading, work};
 
 /// Upper edges of the paper's buckets; the first holds only what is equal, the last has no edge.
 const EDGES: [f64; 4] = [1.0 / 1024.0, 1.0 / 512.0, 1.0 / 256.0, 1.0 / 128.0];
@@ -59,7 +58,8 @@ pub struct AlignReportOptions {
     pub json: bool,
 }
 
-/// How many results differ by how much, relative to themselves: by nothing, below each of the paper's edges, and the rest.
+/// How many results differ by how much, relative to themselves: by nothing, below each of the
+/// paper's edges, and the rest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Histogram {
     /// Results by bucket.
@@ -118,24 +118,6 @@ pub struct AlignReport {
 
 /// One layer's rows before RoPE: queries, keys, values.
 type Rows = [Vec<f32>; 3];
-
-/// Plain attention that keeps what it is given.
-struct Recording {
-    plain: PlainAttention,
-    layers: Vec<Rows>,
-}
-
-impl Attention for Recording {
-    fn begin(&mut self, tokens: usize) -> Result<()> {
-        self.plain.begin(tokens)
-    }
-
-    fn attend(&mut self, layer: usize, queries: Tensor<2>, keys: Tensor<2>, values: Tensor<2>) -> Result<Tensor<2>> {
-        let read = |rows: &Tensor<2>| rows.clone().try_into_vec_as::<f32>().map_err(|error| Error::Burn(error.to_string()));
-        self.layers.push([read(&queries)?, read(&keys)?, read(&values)?]);
-        self.plain.attend(layer, queries, keys, values)
-    }
-}
 
 fn halves(row: &[f64]) -> Vec<u16> {
     row.iter().map(|x| f16::from_f64(*x).to_bits()).collect()
@@ -261,18 +243,24 @@ pub fn align_report(options: &AlignReportOptions) -> Result<AlignReport> {
     if options.queries == 0 {
         return Err(Error::Option { name: "--queries", wanted: "1 or more".into(), had: "0".into() });
     }
-    let text = Text::open(&options.model.model)?;
-    let content = std::fs::read_to_string(&options.text).map_err(|source| Error::Read { path: options.text.clone(), source })?;
-    let bridge = Bridge::open(options.model.adapter.as_deref())?;
-    let model = Model::open(&options.model.model, &bridge)?;
+    let model = options.model.open()?;
     let config = model.config();
-    let windows = windows(&text.encode(&content)?, config, 1, options.context)?;
-    let mut recording = Recording { plain: PlainAttention::new(config, bridge.device()), layers: Vec::new() };
-    if let Some((input, _)) = windows.first() {
-        model.forward(input, &mut recording)?;
-    }
-    let shape = shape(config);
-    let layers: Vec<Layer> = recording.layers.iter().map(|rows| layer(&shape, rows, options.queries, options.align)).collect();
+    let window = windows(&read_text(&options.text)?, &model, &options.model, 1, options.context)?;
+    let gpu = options.model.gpu()?;
+    let decoder = pollster::block_on(Decoder::load(&gpu, &model))?;
+    let (mut cache, mut work) = (open_f16(&gpu, config, options.context)?, work(&decoder, options.context)?);
+    let mut reading = Reading::begin(&decoder, &mut work, &mut cache)?;
+    let shape = config.shape_for(options.context);
+    let mut layers = Vec::new();
+    let [queries, keys] = [config.query_heads, config.kv_heads].map(|heads| options.context * heads * config.head_dim);
+    let look = |recorder: &mut Recorder, rows: &LayerRows<'_>| {
+        recorder.submit();
+        let rows = [read(&gpu, rows.queries, queries)?, read(&gpu, rows.keys, keys)?, read(&gpu, rows.values, keys)?];
+        layers.push(layer(&shape, &rows, options.queries, options.align));
+        Ok(())
+    };
+    reading.read(&window[0].0, Some(&mut Each(look)))?;
+    reading.end()?;
     let mut total = Layer::default();
     for layer in &layers {
         total.k_bits += layer.k_bits / layers.len() as f64;
@@ -289,7 +277,7 @@ pub fn align_report(options: &AlignReportOptions) -> Result<AlignReport> {
         layers,
         tokens: options.context,
         seconds: started.elapsed().as_secs_f64(),
-        adapter: bridge.adapter().to_owned(),
+        adapter: gpu.adapter_name().to_owned(),
     };
     if let Some(path) = &options.svg {
         let svg = pictures::aligned(&report)?;

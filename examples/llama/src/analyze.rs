@@ -1,4 +1,5 @@
-//! `analyze`: norms, spectra and errors of a model's keys and values, as KV-AdaQuant (2502.15075) section 3 looks at them.
+//! `analyze`: norms, spectra and errors of a model's keys and values, as KV-AdaQuant (2502.15075)
+//! section 3 looks at them.
 
 use std::path::PathBuf;
 
@@ -6,17 +7,13 @@ use nalgebra::DMatrix;
 use serde::Serialize;
 use wgkv::bits::{Kind, Probe, Sensitivity};
 use wgkv::{Precision, Sinks};
+use wgkv_decoder::{Decoder, Part};
 
-use crate::bridge::Bridge;
-use crate::config::Config;
-use crate::error::{Error, Result};
-use crate::model::Model;
-use crate::options::{CacheOptions, ModelOptions, shape};
+use crate::error::Result;
+use crate::options::{CacheOptions, ModelOptions, read_text};
 use crate::perplexity::{bar, windows};
 use crate::pictures::{self, Analysis, BitsError, HeadAnalysis, LayerAnalysis, WeightAnalysis};
-use crate::sensitivity::{Subject, numbers};
-use crate::text::Text;
-use crate::weights::model_hash;
+use crate::sensitivity::Subject;
 
 /// Options of `analyze`.
 #[derive(Debug, Clone, clap::Args)]
@@ -56,7 +53,8 @@ pub struct AnalyzeReport {
 
 /// Singular values, largest first, from the Gram matrix of the rows: the roots of its eigenvalues.
 ///
-/// Those below about 3e-4 of the largest drown in the roundings of the f32 products that the matrix is summed from.
+/// Those below about 3e-4 of the largest drown in the roundings of the f32 products that the matrix
+/// is summed from.
 pub fn singular_values(gram: &[f64], size: usize) -> Vec<f64> {
     let mut values: Vec<f64> = DMatrix::from_row_slice(size, size, gram).symmetric_eigenvalues().iter().map(|x| x.max(0.0).sqrt()).collect();
     values.sort_by(|a, b| b.total_cmp(a));
@@ -93,36 +91,39 @@ fn head(probe: &Probe, sensitivity: &Sensitivity, layer: u32, head: u32, kind: K
 
 /// Measures, and writes the pictures.
 pub fn analyze(options: &AnalyzeOptions) -> Result<AnalyzeReport> {
-    let content = std::fs::read_to_string(&options.text).map_err(|source| Error::Read { path: options.text.clone(), source })?;
-    let config = Config::open(&options.model.model)?;
-    let windows = windows(&Text::open(&options.model.model)?.encode(&content)?, &config, options.windows, options.context)?;
-    let learned = options.cache.learned(&config, &options.model.model)?;
-    let format = options.cache.format(&config, learned.as_ref())?;
-    let bridge = Bridge::open(options.model.adapter.as_deref())?;
-    let model = Model::open(&options.model.model, &bridge)?;
+    let model = options.model.open()?;
+    let config = model.config();
+    let windows = windows(&read_text(&options.text)?, &model, &options.model, options.windows, options.context)?;
+    let learned = options.cache.learned(&model, &options.model.model)?;
+    let format = options.cache.format(config, learned.as_ref())?;
+    let gpu = options.model.gpu()?;
+    let decoder = pollster::block_on(Decoder::load(&gpu, &model))?;
     let sinks = options.cache.protection(Sinks::None, 0).sinks;
-    let subject = Subject { model: &model, bridge: &bridge, format, learned: learned.as_ref(), sinks };
+    let subject = Subject { model: &model, decoder: &decoder, format, learned: learned.as_ref(), sinks };
     // One group, so that bits alone make the difference.
     let group = format.key().group;
     let mut candidates: Vec<Precision> =
-        Sensitivity::default_candidates(&shape(&config), &format).into_iter().map(|candidate| Precision { group, ..candidate }).collect();
+        Sensitivity::default_candidates(&config.shape(), &format).into_iter().map(|candidate| Precision { group, ..candidate }).collect();
     candidates.dedup();
     let bar = bar(windows.iter().map(|(input, _)| input.len()).sum(), "");
     let probe = subject.probe(&candidates, &windows, |tokens| bar.inc(tokens as u64))?;
     bar.finish_and_clear();
-    let sensitivity = probe.finish(&model_hash(&options.model.model)?)?;
+    let sensitivity = probe.finish(&model.hash()?)?;
     let mut layers = Vec::new();
     for layer in 0..sensitivity.layers() {
         let heads = |kind| (0..sensitivity.kv_heads()).map(|h| head(&probe, &sensitivity, layer, h, kind)).collect();
-        let told = match model.projections(layer as usize) {
-            Some([key, value, _]) => {
-                let rows = config.kv_heads * config.head_dim;
-                [Some(weights(&numbers(key)?, rows)), Some(weights(&numbers(value)?, rows))]
-            }
-            None => [None, None],
+        let told = |part| -> Result<_> {
+            let stored = model.tensor(part)?;
+            Ok(Some(weights(&stored.numbers(), stored.rows)))
         };
-        let [key_weights, value_weights] = told;
-        layers.push(LayerAnalysis { layer, keys: heads(Kind::Key), values: heads(Kind::Value), key_weights, value_weights });
+        let n = layer as usize;
+        layers.push(LayerAnalysis {
+            layer,
+            keys: heads(Kind::Key),
+            values: heads(Kind::Value),
+            key_weights: told(Part::Key(n))?,
+            value_weights: told(Part::Value(n))?,
+        });
     }
     let name = |path: &PathBuf| path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
     let analysis = Analysis {
@@ -145,7 +146,8 @@ mod tests {
     use rand::rngs::StdRng;
     use rand::{Rng, RngExt, SeedableRng};
 
-    /// The Gram matrix squares the condition: singular values of 1e-2 of the largest keep four digits of six when products are f32.
+    /// The Gram matrix squares the condition: singular values of 1e-2 of the largest keep four
+    /// digits of six when products are f32.
     const LARGEST_ERROR: f64 = 1e-4;
     const SMALL_ERROR: f64 = 1e-2;
 
@@ -185,7 +187,8 @@ mod tests {
         }
         let norm = got.iter().map(|x| x * x).sum::<f64>().sqrt();
         assert!((norm / exact.norm() - 1.0).abs() < 1e-5, "the Frobenius norm is {norm}, should be {}", exact.norm());
-        // Whatever the matrix: the largest number, the spectral norm, the Frobenius norm, the spectral norm times the root of the rank.
+        // Whatever the matrix: the largest number, the spectral norm, the Frobenius norm, the
+        // spectral norm times the root of the rank.
         let largest = rows.iter().fold(0.0_f64, |l, x| l.max(f64::from(x.abs())));
         assert!(largest <= got[0] && got[0] <= norm && norm <= (size as f64).sqrt() * got[0]);
     }

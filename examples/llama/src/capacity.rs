@@ -1,16 +1,16 @@
-//! `capacity`: how many sequences fit beside a model's weights, codec by codec, from the plans alone; and the same numbers
-//! held against what a GPU really allocates.
+//! `capacity`: how many sequences fit beside a model's weights, codec by codec, from the plans
+//! alone; and the same numbers held against what a GPU really allocates.
 
 use std::path::PathBuf;
 
 use serde::Serialize;
 use wgkv::learned::Learned;
 use wgkv::{Bits, Cache, Capability, Capacity, ChannelOrder, Codec, Format, Gpu, Means, Plan, Protection, Scales, Sinks};
+use wgkv_decoder::Config;
 
-use crate::bridge::Bridge;
-use crate::config::Config;
+use crate::device;
 use crate::error::{Error, Result};
-use crate::options::{MASSIVE, planned, shape};
+use crate::options::{MASSIVE, planned};
 
 /// Bytes of one buffer of stand-in weights.
 const BUFFER: u64 = 1 << 30;
@@ -35,7 +35,8 @@ pub struct CapacityOptions {
     /// Elements that share a scale.
     #[arg(long, default_value_t = 128)]
     pub group: u32,
-    /// Tokens kept in f16 for good: none, first:N or massive:N; without it massive:20 for rotate-kv and none for the others.
+    /// Tokens kept in f16 for good: none, first:N or massive:N; without it massive:20 for rotate-kv
+    /// and none for the others.
     #[arg(long)]
     pub sinks: Option<Sinks>,
     /// Recent tokens kept in f16.
@@ -44,7 +45,8 @@ pub struct CapacityOptions {
     /// Only this codec.
     #[arg(long)]
     pub codec: Option<Codec>,
-    /// Allocate the weights' bytes and each cache on a GPU, and hold the computed numbers against the cache's.
+    /// Allocate the weights' bytes and each cache on a GPU, and hold the computed numbers against
+    /// the cache's.
     #[arg(long)]
     pub allocate: bool,
     /// Part of the GPU's name, for --allocate; the fastest one without it.
@@ -105,7 +107,8 @@ pub struct CapacityRow {
 pub struct Allocated {
     /// Bytes of the cache as it says itself; none where it could not be made.
     pub cache_bytes: Option<u64>,
-    /// Is that what was computed? (A buffer has 16 bytes or a multiple of it, even where it holds nothing.)
+    /// Is that what was computed? (A buffer has 16 bytes or a multiple of it, even where it holds
+    /// nothing.)
     pub equal: bool,
     /// Bytes of all buffers on the device, as the allocator says.
     pub device_bytes: Option<u64>,
@@ -171,15 +174,16 @@ fn formats(options: &CapacityOptions) -> Vec<(Format, Protection)> {
     formats
 }
 
-/// What a codec is given where nothing was learned: the same memory and work as of what is. For rotate-kv the natural order of channels,
-/// for centred means of keys that are 1, so that there is a position term.
+/// What a codec is given where nothing was learned: the same memory and work as of what is. For
+/// rotate-kv the natural order of channels, for centred means of keys that are 1, so that there is
+/// a position term.
 pub fn unlearned(config: &Config, format: &Format) -> Result<Option<Learned>> {
     Ok(match format.codec() {
-        Codec::RotateKv => Some(ChannelOrder::natural(&shape(config), format.heads_per_group(config.kv_heads as u32))?.into()),
+        Codec::RotateKv => Some(ChannelOrder::natural(&config.shape(), format.heads_per_group(config.kv_heads as u32))?.into()),
         Codec::Centred => {
             let channels = config.kv_heads * config.head_dim;
             let layer = || [1.0, 1.0, 0.0].map(|x| vec![x; channels]);
-            Some(Means::new(&shape(config), "", (0..config.layers).map(|_| layer()).collect())?.into())
+            Some(Means::new(&config.shape(), "", (0..config.layers).map(|_| layer()).collect())?.into())
         }
         _ => None,
     })
@@ -219,7 +223,8 @@ fn row(options: &CapacityOptions, config: &Config, format: Format, protection: P
 
 /// Memory of the device that is in use, where the allocator tells.
 pub fn device_bytes(gpu: &Gpu) -> Option<u64> {
-    // Buffers that were dropped are given back when writes to them are done and the device is next asked about its work.
+    // Buffers that were dropped are given back when writes to them are done and the device is next
+    // asked about its work.
     gpu.queue().submit([]);
     let _ = gpu.device().poll(wgpu::PollType::wait_indefinitely());
     gpu.device().generate_allocator_report().map(|report| report.total_allocated_bytes)
@@ -277,16 +282,16 @@ pub fn capacity(options: &CapacityOptions) -> Result<CapacityReport> {
     let parameters = config.parameters();
     let weight_bytes = (parameters * options.weights_bits).div_ceil(8);
     let room = options.memory.saturating_sub(weight_bytes);
-    let bridge = options.allocate.then(|| Bridge::open(options.adapter.as_deref())).transpose()?;
-    let capability = bridge.as_ref().map_or_else(boundless, |bridge| *bridge.gpu().capability());
-    let weights = bridge.as_ref().map(|bridge| stand_in(bridge.gpu(), weight_bytes)).transpose()?;
+    let gpu = options.allocate.then(|| device::open(options.adapter.as_deref())).transpose()?;
+    let capability = gpu.as_ref().map_or_else(boundless, |gpu| *gpu.capability());
+    let weights = gpu.as_ref().map(|gpu| stand_in(gpu, weight_bytes)).transpose()?;
     let mut rows = Vec::new();
     for (format, protection) in formats(options) {
         let mut row = row(options, &config, format, protection, room, &capability)?;
-        if let Some(bridge) = &bridge
+        if let Some(gpu) = &gpu
             && row.batch > 0
         {
-            row.allocated = Some(allocate(bridge.gpu(), &config, format, protection, options.context, &row)?);
+            row.allocated = Some(allocate(gpu, &config, format, protection, options.context, &row)?);
         }
         rows.push(row);
     }
@@ -296,7 +301,7 @@ pub fn capacity(options: &CapacityOptions) -> Result<CapacityReport> {
         weight_bytes,
         memory: options.memory,
         context: options.context,
-        adapter: bridge.map(|bridge| bridge.adapter().to_owned()),
+        adapter: gpu.map(|gpu| gpu.adapter_name().to_owned()),
         rows,
     })
 }

@@ -1,31 +1,33 @@
-//! `decode-memory`: what decoding with a cache takes, of a model's shape and any batch, in memory and in time.
+//! `decode-memory`: what decoding with a cache takes, of a model's shape and any batch, in memory
+//! and in time.
 //!
-//! Weights are random f16 numbers of the model's shapes, multiplied by burn, so that their memory and their reading are real.
-//! Nothing is prefilled: the context is random keys and values that are appended to every layer, which takes the memory and
-//! gives attention the work that a prompt would. Of rotate-kv it takes the natural order of channels: which channels share a
-//! scale changes neither memory nor speed. Centred's means are 1, so that there is a position term.
+//! Weights are random f16 numbers of the model's shapes, multiplied at every step, so that their
+//! memory and their reading are real. Nothing is prefilled: the context is random keys and values
+//! that are appended to every layer, which takes the memory and gives attention the work that a
+//! prompt would. Of rotate-kv it takes the natural order of channels: which channels share a scale
+//! changes neither memory nor speed. Centred's means are 1, so that there is a position term.
 
+use std::f32::consts::TAU;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use burn::tensor::{DType, Device, Distribution, Tensor, activation};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 use wgkv::aligned::Alignment;
 use wgkv::bits::BitPlan;
-use wgkv::{Capacity, Codec, Format, Protection, Sinks};
+use wgkv::{Cache, Capacity, Chunk, Codec, Format, Gpu, Protection, Rows, Sequence, Sinks};
+use wgkv_decoder::{Config, Decoder, Recorder, Sampling, Scored, Work};
 
-use crate::attention::Attention;
-use crate::bridge::Bridge;
 use crate::capacity::{device_bytes, stand_in, try_cache, unlearned};
-use crate::compressed::CompressedAttention;
-use crate::config::Config;
+use crate::device::{self, storage, upload};
 use crate::error::{Error, Result};
-use crate::options::{CacheOptions, CacheSummary, planned, shape};
+use crate::options::{CacheOptions, CacheSummary, planned};
 
 /// Rows of random keys that are appended at once.
 const ROWS: u32 = 8192;
-/// Standard deviation of the weights: what models are initialised with.
-const SPREAD: f64 = 0.02;
+/// Numbers of those rows at most: 128 MiB, which every device binds.
+const NUMBERS: usize = 1 << 25;
 
 /// Options of `decode-memory`.
 #[derive(Debug, Clone, clap::Args)]
@@ -48,7 +50,7 @@ pub struct DecodeMemoryOptions {
     /// Tokens to decode of every sequence, after one that warms up.
     #[arg(long, default_value_t = 16)]
     pub steps: u32,
-    /// Leave the dense layers out: their weights are allocated but not multiplied. So it is on GPUs without f16 in shaders.
+    /// Leave the dense layers out: their weights are allocated but not multiplied.
     #[arg(long)]
     pub attention_only: bool,
     /// Part of the GPU's name; the fastest one without it.
@@ -97,159 +99,165 @@ pub struct Run {
     pub cache_bytes: u64,
     /// Bytes that attention works in.
     pub scratch_bytes: u64,
-    /// Bytes on the device after the last step, as the allocator says: weights, cache, scratch and activations.
+    /// Bytes on the device after the last step, as the allocator says: weights, cache, scratch and
+    /// activations.
     pub device_bytes: Option<u64>,
 }
 
 /// The dense layers.
-#[expect(clippy::large_enum_variant, reason = "there is one of them")]
 enum Dense {
-    /// An untied embedding takes its memory, too, though a step reads only a few of its rows.
-    Multiplied {
-        layers: Vec<[Tensor<2>; 7]>,
-        head: Tensor<2>,
-        _embedding: Option<Tensor<2>>,
-    },
-    MemoryOnly {
-        _buffers: Vec<wgpu::Buffer>,
-    },
+    Multiplied(Decoder),
+    MemoryOnly { _buffers: Vec<wgpu::Buffer> },
 }
 
 impl Dense {
-    fn new(bridge: &Bridge, config: &Config, multiplied: bool) -> Result<Self> {
-        if !multiplied {
-            return Ok(Self::MemoryOnly { _buffers: stand_in(bridge.gpu(), 2 * config.parameters())? });
+    fn new(gpu: &Gpu, config: &Config, multiplied: bool) -> Result<Self> {
+        match multiplied {
+            true => Ok(Self::Multiplied(pollster::block_on(Decoder::random(gpu, config))?)),
+            false => Ok(Self::MemoryOnly { _buffers: stand_in(gpu, 2 * config.parameters())? }),
         }
-        let (queries, keys) = (config.query_heads * config.head_dim, config.kv_heads * config.head_dim);
-        let matrix = |rows, columns| bridge.random_f16([rows, columns], SPREAD);
-        let (hidden, wide) = (config.hidden, config.intermediate);
-        let layers = (0..config.layers)
-            .map(|_| {
-                [
-                    matrix(queries, hidden),
-                    matrix(keys, hidden),
-                    matrix(keys, hidden),
-                    matrix(hidden, queries),
-                    matrix(wide, hidden),
-                    matrix(wide, hidden),
-                    matrix(hidden, wide),
-                ]
-            })
-            .collect();
-        // The norms' weights are left out: a millionth of the memory.
-        let embedding = (!config.tied).then(|| matrix(config.vocabulary, hidden));
-        Ok(Self::Multiplied { layers, head: matrix(config.vocabulary, hidden), _embedding: embedding })
     }
 
     fn told(&self) -> &'static str {
         match self {
-            Self::Multiplied { .. } => "random f16 matrices, multiplied at every step",
+            Self::Multiplied(_) => "random f16 matrices, multiplied at every step",
             Self::MemoryOnly { .. } => "memory only: the dense layers were left out",
         }
     }
 }
 
-/// `rows · weightᵀ` in f16.
-fn product(rows: &Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
-    rows.clone().cast(DType::F16).matmul(weight.clone().transpose()).cast(DType::F32)
+/// Normally distributed numbers with a deviation of 1.
+fn random(count: usize) -> Vec<f32> {
+    let mut random = StdRng::seed_from_u64(0);
+    let pair = |_| {
+        let (radius, angle) = ((-2.0 * (1.0 - random.random::<f32>()).ln()).sqrt(), TAU * random.random::<f32>());
+        [radius * angle.cos(), radius * angle.sin()]
+    };
+    (0..count.div_ceil(2)).flat_map(pair).take(count).collect()
 }
 
-fn normed(rows: &Tensor<2>, config: &Config) -> Tensor<2> {
-    rows.clone() / rows.clone().square().mean_dim(1).add_scalar(config.norm_epsilon).sqrt()
+/// What a step works in.
+#[expect(clippy::large_enum_variant, reason = "there is one of them")]
+enum Buffers<'a> {
+    Work(&'a Decoder, Work),
+    /// Queries, keys (which are the values, too) and outputs of attention alone.
+    Attention([wgpu::Buffer; 3]),
 }
 
-fn random(rows: usize, columns: usize, device: &Device) -> Tensor<2> {
-    Tensor::random([rows, columns], Distribution::Normal(0.0, 1.0), (device, DType::F32))
-}
-
-/// One token of every sequence through all layers.
-fn step(dense: &Dense, config: &Config, rows: Tensor<2>, attention: &mut CompressedAttention<'_>) -> Result<Tensor<2>> {
-    attention.begin(1)?;
-    let [batch, _] = rows.dims();
-    let device = rows.device();
-    match dense {
-        Dense::Multiplied { layers, head, .. } => {
-            let mut stream = rows;
-            for (index, [query, key, value, output, gate, up, down]) in layers.iter().enumerate() {
-                attention.enter(index, &stream)?;
-                let rows = normed(&stream, config);
-                let mixed = attention.attend(index, product(&rows, query), product(&rows, key), product(&rows, value))?;
-                stream = stream + product(&mixed, output);
-                let rows = normed(&stream, config);
-                stream = stream + product(&(activation::silu(product(&rows, gate)) * product(&rows, up)), down);
-            }
-            Ok(product(&normed(&stream, config), head))
-        }
-        Dense::MemoryOnly { .. } => {
-            let (queries, keys) = (config.query_heads * config.head_dim, config.kv_heads * config.head_dim);
-            let mut mixed = random(batch, queries, &device);
-            let key = random(batch, keys, &device);
-            for layer in 0..config.layers {
-                mixed = attention.attend(layer, mixed, key.clone(), key.clone())?;
-            }
-            Ok(mixed)
-        }
-    }
-}
-
-/// Waits for everything and takes one number, so that nothing is left undone.
-fn wait(rows: Tensor<2>) -> Result<()> {
-    rows.narrow(0, 0, 1).narrow(1, 0, 1).try_into_vec_as::<f32>().map(|_| ()).map_err(|error| Error::Burn(error.to_string()))
-}
-
-struct Job<'a> {
-    options: &'a DecodeMemoryOptions,
+/// Sequences of a cache that are decoded together.
+struct Batch<'a> {
     config: &'a Config,
-    bridge: &'a Bridge,
-    dense: &'a Dense,
+    gpu: &'a Gpu,
+    cache: Cache,
+    chunks: Vec<Chunk>,
+    buffers: Buffers<'a>,
 }
 
-impl Job<'_> {
+impl Batch<'_> {
     /// Appends random keys and values of `tokens` tokens to each sequence.
-    fn fill(&self, attention: &mut CompressedAttention<'_>, batch: u32, tokens: u32) -> Result<()> {
-        let (config, device) = (self.config, self.bridge.device());
-        let share = (ROWS / batch).clamp(1, tokens.max(1));
+    fn fill(&mut self, tokens: u32) -> Result<()> {
+        let config = self.config;
+        let (keys, batch) = (config.kv_heads * config.head_dim, self.chunks.len() as u32);
+        // Sinks are looked for in a residual stream.
+        let elects = self.cache.plan().elects();
+        let width = if elects { keys.max(config.hidden) } else { keys };
+        let rows = ROWS.min((NUMBERS / width) as u32);
+        let share = (rows / batch).clamp(1, tokens.max(1));
+        let rows = upload(self.gpu, "random rows", &random((share * batch) as usize * width));
+        let rows = Rows::f32(&rows);
         let mut left = tokens;
         while left > 0 {
             let tokens = left.min(share);
-            let rows = (tokens * batch) as usize;
-            let keys = random(rows, config.kv_heads * config.head_dim, device);
-            let residual = random(rows, config.hidden, device);
-            attention.begin(tokens as usize)?;
-            for layer in 0..config.layers {
-                attention.enter(layer, &residual)?;
-                attention.append(layer, keys.clone(), keys.clone())?;
+            let chunks: Vec<Chunk> = self.chunks.iter().map(|chunk| Chunk { tokens, ..*chunk }).collect();
+            let step = self.cache.step(&chunks)?;
+            let mut recorder = Recorder::new(self.gpu, "fill");
+            for layer in 0..config.layers as u32 {
+                if elects {
+                    self.cache.elect_in(recorder.pass(), &step, layer, rows, config.hidden as u32)?;
+                }
+                self.cache.append_in(recorder.pass(), &step, layer, rows, rows)?;
             }
+            device::wait(self.gpu, Some(recorder.submit()))?;
             left -= tokens;
         }
         Ok(())
     }
 
+    /// Submits a token of every sequence: all layers, and the choice of the next.
+    fn step(&mut self) -> Result<()> {
+        let mut recorder = Recorder::new(self.gpu, "step");
+        match &mut self.buffers {
+            Buffers::Work(decoder, work) => {
+                let step = decoder.step(work, &mut self.cache, &self.chunks)?;
+                decoder.forward(&mut recorder, work, &self.cache, &step, None)?;
+                decoder.score(&mut recorder, work, Scored::Last)?;
+                decoder.sample(&mut recorder, work);
+            }
+            Buffers::Attention([queries, keys, outputs]) => {
+                let (queries, keys, outputs) = (Rows::f32(queries), Rows::f32(keys), Rows::f32(outputs));
+                let step = self.cache.step(&self.chunks)?;
+                for layer in 0..self.config.layers as u32 {
+                    self.cache.append_in(recorder.pass(), &step, layer, keys, keys)?;
+                    self.cache.attend_in(recorder.pass(), &step, layer, queries, outputs)?;
+                }
+            }
+        }
+        recorder.submit();
+        Ok(())
+    }
+}
+
+struct Job<'a> {
+    options: &'a DecodeMemoryOptions,
+    config: &'a Config,
+    gpu: &'a Gpu,
+    dense: &'a Dense,
+}
+
+impl Job<'_> {
+    fn buffers(&self, batch: u32) -> Result<Buffers<'_>> {
+        let (config, gpu) = (self.config, self.gpu);
+        Ok(match self.dense {
+            Dense::Multiplied(decoder) => {
+                let work = pollster::block_on(decoder.work(batch, batch))?;
+                work.write_ids(&vec![0; batch as usize])?;
+                work.write_sampling(&vec![Sampling::GREEDY.row(0); batch as usize])?;
+                Buffers::Work(decoder, work)
+            }
+            Dense::MemoryOnly { .. } => {
+                let [queries, keys] = [config.query_heads, config.kv_heads].map(|heads| batch as usize * heads * config.head_dim);
+                let outputs = storage(gpu, "outputs", queries as u64);
+                Buffers::Attention([upload(gpu, "queries", &random(queries)), upload(gpu, "keys", &random(keys)), outputs])
+            }
+        })
+    }
+
     fn run(&self, format: Format, protection: Protection, summary: CacheSummary, batch: u32) -> Result<Run> {
-        let (options, config, bridge) = (self.options, self.config, self.bridge);
+        let (options, config, gpu) = (self.options, self.config, self.gpu);
         let mut run = Run { format: summary, batch, refused: None, tokens_per_second: 0.0, cache_bytes: 0, scratch_bytes: 0, device_bytes: None };
         let alignment = options.cache.align.filter(|_| format.codec() == options.cache.codec).unwrap_or(Alignment::EVERYTHING);
         let builder = planned(config, format, unlearned(config, &format)?, protection, Capacity::tokens(batch, options.context)).alignment(alignment);
-        let mut cache = match try_cache(bridge.gpu(), builder.build(bridge.gpu().capability())) {
+        let mut cache = match try_cache(gpu, builder.build(gpu.capability())) {
             Ok(cache) => cache,
             Err(error) => return Ok(Run { refused: Some(error.to_string()), ..run }),
         };
-        pollster::block_on(bridge.gpu().prepare(cache.plan()))?;
-        let memory = cache.memory();
-        (run.cache_bytes, run.scratch_bytes) = (cache.bytes(), memory.scratch);
-        let mut attention = CompressedAttention::batch(bridge, &mut cache, batch)?;
-        // One token warms up: burn tries its kernels on the first product of each shape.
-        self.fill(&mut attention, batch, options.context.saturating_sub(options.steps + 1))?;
-        bridge.clean()?;
-        let rows = random(batch as usize, config.hidden, bridge.device());
-        wait(step(self.dense, config, rows.clone(), &mut attention)?)?;
+        pollster::block_on(gpu.prepare(cache.plan()))?;
+        (run.cache_bytes, run.scratch_bytes) = (cache.bytes(), cache.memory().scratch);
+        let sequences = (0..batch).map(|_| cache.begin()).collect::<wgkv::Result<Vec<Sequence>>>()?;
+        let chunks = sequences.into_iter().map(|sequence| Chunk { sequence, tokens: 1 }).collect();
+        let mut running = Batch { config, gpu, cache, chunks, buffers: self.buffers(batch)? };
+        running.fill(options.context.saturating_sub(options.steps + 1))?;
+        // One token warms up, and gives back what the filling took.
+        running.step()?;
+        device_bytes(gpu);
         let started = Instant::now();
         for _ in 0..options.steps {
-            wait(step(self.dense, config, rows.clone(), &mut attention)?)?;
+            running.step()?;
         }
+        device::wait(gpu, None)?;
         run.tokens_per_second = f64::from(options.steps * batch) / started.elapsed().as_secs_f64();
-        run.device_bytes = device_bytes(bridge.gpu());
-        attention.end()?;
+        run.device_bytes = device_bytes(gpu);
+        running.cache.destroy();
         Ok(run)
     }
 }
@@ -261,12 +269,10 @@ pub fn decode_memory(options: &DecodeMemoryOptions) -> Result<DecodeMemoryReport
         let had = format!("{} of {}", options.batch, options.context);
         return Err(Error::Option { name: "--batch of --context", wanted: format!("1 or more of {} tokens or more", options.steps + 2), had });
     }
-    let bridge = Bridge::open(options.adapter.as_deref())?;
-    let halves = bridge.gpu().device().features().contains(wgpu::Features::SHADER_F16);
-    let dense = Dense::new(&bridge, &config, halves && !options.attention_only)?;
-    bridge.flush()?;
-    let device_bytes_weights = device_bytes(bridge.gpu());
-    let job = Job { options, config: &config, bridge: &bridge, dense: &dense };
+    let gpu = device::open(options.adapter.as_deref())?;
+    let dense = Dense::new(&gpu, &config, !options.attention_only)?;
+    let device_bytes_weights = device_bytes(&gpu);
+    let job = Job { options, config: &config, gpu: &gpu, dense: &dense };
 
     let protection = options.cache.protection(Sinks::None, 0);
     let format = options.cache.format(&config, None)?;
@@ -275,10 +281,10 @@ pub fn decode_memory(options: &DecodeMemoryOptions) -> Result<DecodeMemoryReport
     if control > 0 && format.codec() != Codec::F16 {
         let plain = CacheOptions { codec: Codec::F16, ..options.cache.clone() };
         let strict = Protection::NONE;
-        runs.push(job.run(Format::f16(), strict, plain.summary(&config, &BitPlan::uniform(&shape(&config), Format::f16())?, strict), control)?);
-        bridge.clean()?;
+        runs.push(job.run(Format::f16(), strict, plain.summary(&config, &BitPlan::uniform(&config.shape(), Format::f16())?, strict), control)?);
+        device_bytes(&gpu);
     }
-    runs.push(job.run(format, protection, options.cache.summary(&config, &BitPlan::uniform(&shape(&config), format)?, protection), options.batch)?);
+    runs.push(job.run(format, protection, options.cache.summary(&config, &BitPlan::uniform(&config.shape(), format)?, protection), options.batch)?);
     Ok(DecodeMemoryReport {
         parameters: config.parameters(),
         weight_bytes: 2 * config.parameters(),
@@ -287,7 +293,7 @@ pub fn decode_memory(options: &DecodeMemoryOptions) -> Result<DecodeMemoryReport
         context: options.context,
         steps: options.steps,
         runs,
-        adapter: bridge.adapter().to_owned(),
+        adapter: gpu.adapter_name().to_owned(),
     })
 }
 

@@ -1,12 +1,12 @@
-//! Everything that can go wrong between a folder of files and a logit, each with its name and its numbers.
+//! What can go wrong with a command, each with its name and its numbers.
 
 use std::path::PathBuf;
 
-/// Why a model could not be loaded or run.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file of the model could not be read.
+    /// A file could not be read.
     #[error("cannot read {}", path.display())]
     Read {
         /// The file.
@@ -14,100 +14,23 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// `config.json` or the index is not the JSON it should be.
-    #[error("{} is not understood", path.display())]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// Where the parser stopped.
-        source: serde_json::Error,
+    /// What was to be shown could not be written.
+    #[error("cannot write to standard output")]
+    Write(#[source] std::io::Error),
+    /// The model could not be loaded or run.
+    #[error(transparent)]
+    Model(wgkv_decoder::Error),
+    /// The model has no opening token, which windows of a text begin with.
+    #[error("{} names no opening token (bos_token_id), which every window begins with", model.display())]
+    NoOpening {
+        /// The model.
+        model: PathBuf,
     },
-    /// The model is not one this program knows how to run.
-    #[error("architecture {found:?} is not supported: wanted one of {wanted}")]
-    Architecture {
-        /// The name in `config.json`.
-        found: String,
-        /// The names that are understood.
-        wanted: &'static str,
-    },
-    /// A setting of `config.json` asks for something that is not implemented.
-    #[error("config.json: {name} = {found} is not supported: wanted {wanted}")]
-    Setting {
-        /// The setting's name.
-        name: &'static str,
-        /// Its value.
-        found: String,
-        /// What would be accepted.
-        wanted: &'static str,
-    },
-    /// A setting without which nothing can be computed is absent.
-    #[error("config.json: {name} is missing")]
-    SettingMissing {
-        /// The setting's name.
-        name: &'static str,
-    },
-    /// The folder holds no weights.
-    #[error("{} holds no *.safetensors file", path.display())]
-    NoWeights {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// A weight file is shorter or longer than its header says.
-    #[error("{} is truncated or overlong: its header asks for {wanted} bytes, the file has {found}", path.display())]
-    Length {
-        /// The file.
-        path: PathBuf,
-        /// Bytes that the header describes, header included.
-        wanted: u64,
-        /// Bytes in the file.
-        found: u64,
-    },
-    /// A weight file's header cannot be read.
-    #[error("{}: the safetensors header is not understood: {reason}", path.display())]
-    Header {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// A tensor that the architecture needs is in none of the files.
-    #[error("tensor {name} is missing: wanted shape {wanted:?}, looked through {files} file(s)")]
-    TensorMissing {
-        /// The tensor's name.
-        name: String,
-        /// The shape that `config.json` implies.
-        wanted: Vec<usize>,
-        /// How many weight files were searched.
-        files: usize,
-    },
-    /// A tensor does not have the shape that `config.json` implies.
-    #[error("tensor {name} has shape {found:?}, wanted {wanted:?}")]
-    TensorShape {
-        /// The tensor's name.
-        name: String,
-        /// The shape that `config.json` implies.
-        wanted: Vec<usize>,
-        /// The shape in the file.
-        found: Vec<usize>,
-    },
-    /// A tensor is stored in numbers that are not read here.
-    #[error("tensor {name} is stored as {found}, wanted F16, BF16 or F32")]
-    TensorElement {
-        /// The tensor's name.
-        name: String,
-        /// The element type in the file.
-        found: String,
-    },
-    /// The tokenizer file cannot be used, or refused a text.
-    #[error("tokenizer: {0}")]
-    Tokenizer(String),
-    /// A token id that the model has no row for.
-    #[error("token id {id} is outside the vocabulary of {vocabulary}")]
-    Token {
-        /// The id.
-        id: u32,
-        /// Rows of the embedding.
-        vocabulary: usize,
+    /// The model has no chat template.
+    #[error("{} has no chat template, so it cannot chat: continue a text with generate", model.display())]
+    NoTemplate {
+        /// The model.
+        model: PathBuf,
     },
     /// The text is shorter than the windows asked for.
     #[error("the text has {found} tokens, {windows} window(s) of {context} want {wanted}")]
@@ -123,13 +46,16 @@ pub enum Error {
     },
     /// The codec wants a calibration and was given none.
     #[error(
-        "codec rotate-kv wants a calibration of this model: make one with `wgkv-llama calibrate --model {model} --text FILE --out {model}/rotate-kv.safetensors` \
+        "codec rotate-kv wants a calibration of this model: make one with `wgkv-llama calibrate --model {model} --text FILE --out {out}` \
          and name it with --calibration (or measure without an order: perplexity --no-reorder)",
-        model = model.display()
+        model = model.display(),
+        out = out.display()
     )]
     CalibrationMissing {
-        /// The model's folder.
+        /// The model's folder or file.
         model: PathBuf,
+        /// Where its calibration could lie.
+        out: PathBuf,
     },
     /// An option that does not fit the others.
     #[error("{name} must be {wanted}, but is {had}")]
@@ -141,26 +67,24 @@ pub enum Error {
         /// What it is.
         had: String,
     },
-    /// No GPU has the name asked for.
-    #[error("no GPU adapter is called {wanted:?}: found {found:?}")]
-    Adapter {
-        /// Part of a name.
-        wanted: String,
-        /// Names of the adapters that were found.
-        found: Vec<String>,
-    },
-    /// The device could not be made or shared.
+    /// The device refused.
     #[error("GPU: {0}")]
     Gpu(String),
-    /// The dense layers' runtime failed.
-    #[error("burn: {0}")]
-    Burn(String),
     /// The cache refused or failed.
     #[error(transparent)]
     Cache(#[from] wgkv::Error),
     /// The pictures of an analysis could not be made.
     #[error(transparent)]
     Pictures(#[from] crate::pictures::Error),
+}
+
+impl From<wgkv_decoder::Error> for Error {
+    fn from(error: wgkv_decoder::Error) -> Self {
+        match error {
+            wgkv_decoder::Error::Wgkv(error) => Self::Cache(error),
+            error => Self::Model(error),
+        }
+    }
 }
 
 /// Shorthand for this package's results.

@@ -1,22 +1,29 @@
 //! `generate`: continue a prompt and say what the cache cost.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
 use wgkv::learned::Learned;
 use wgkv::{Capacity, Sinks};
+use wgkv_decoder::{Config, Decoder, Session};
 
-use crate::bridge::Bridge;
 use crate::calibrate::collect_means;
-use crate::compressed::CompressedAttention;
-use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::model::Model;
-use crate::options::{CacheOptions, CacheSummary, ModelOptions, open, planned};
-use crate::sampler::Sampler;
-use crate::text::Text;
-use crate::weights::model_hash;
+use crate::options::{CacheOptions, CacheSummary, ChoiceOptions, ModelOptions, open, planned, read_text};
+
+/// Where a prompt comes from: one of the two.
+#[derive(Debug, Clone, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct PromptOptions {
+    /// Text to continue.
+    #[arg(long)]
+    pub prompt: Option<String>,
+    /// File with the text to continue, or - for standard input.
+    #[arg(long)]
+    pub prompt_file: Option<PathBuf>,
+}
 
 /// Options of `generate`.
 #[derive(Debug, Clone, clap::Args)]
@@ -27,21 +34,18 @@ pub struct GenerateOptions {
     /// The cache.
     #[command(flatten)]
     pub cache: CacheOptions,
-    /// Text to continue.
-    #[arg(long)]
-    pub prompt: String,
+    /// The prompt.
+    #[command(flatten)]
+    pub prompt: PromptOptions,
     /// Tokens to add at most.
     #[arg(long, default_value_t = 64)]
     pub tokens: usize,
     /// 0 takes the likeliest token; larger is more varied.
     #[arg(long, default_value_t = 0.0)]
     pub temperature: f32,
-    /// Share of the probability to sample from.
-    #[arg(long, default_value_t = 1.0)]
-    pub top_p: f32,
-    /// Seed of the sampling.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
+    /// How tokens are chosen.
+    #[command(flatten)]
+    pub choice: ChoiceOptions,
     /// Prompt tokens that are processed at once.
     #[arg(long, default_value_t = 512)]
     pub chunk: usize,
@@ -81,77 +85,102 @@ pub struct GenerateReport {
     pub adapter: String,
 }
 
-/// Continues the prompt, handing each piece of text to `out` as soon as it is known.
-pub fn generate(options: &GenerateOptions, out: &mut dyn Write) -> Result<GenerateReport> {
-    let bridge = Bridge::open(options.model.adapter.as_deref())?;
-    let text = Text::open(&options.model.model)?;
-    let model = Model::open(&options.model.model, &bridge)?;
-    let config = model.config();
+/// Returns the text of a prompt's file, or of standard input for `-`.
+///
+/// # Errors
+/// [`Error::Read`].
+pub fn read_prompt(path: &Path) -> Result<String> {
+    if path != Path::new("-") {
+        return read_text(path);
+    }
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).map_err(|source| Error::Read { path: "standard input".into(), source })?;
+    Ok(text)
+}
 
-    let mut prompt: Vec<u32> = config.begin.into_iter().collect();
-    prompt.extend(text.encode(&options.prompt)?);
-    let (cache_options, bits) = options.cache.with_plan(config, &options.model.model)?;
+/// Continues the prompt, handing each piece of text to `out` as soon as it is known.
+///
+/// # Errors
+/// Those of the model, the cache and the device; [`Error::Read`] and [`Error::Write`];
+/// [`Error::Option`] for a prompt of no tokens.
+pub fn generate(options: &GenerateOptions, out: &mut dyn Write) -> Result<GenerateReport> {
+    let written = match (&options.prompt.prompt, &options.prompt.prompt_file) {
+        (Some(text), _) => text.clone(),
+        (None, Some(path)) => read_prompt(path)?,
+        (None, None) => String::new(),
+    };
+    let model = options.model.open()?;
+    let (config, text) = (model.config(), model.text());
+    let mut prompt: Vec<u32> = config.begin.filter(|_| config.add_bos).into_iter().collect();
+    prompt.extend(text.encode(&written)?);
+    if prompt.is_empty() {
+        return Err(Error::Option { name: "the prompt", wanted: "1 token or more".into(), had: "empty".into() });
+    }
+    let (cache_options, bits) = options.cache.with_plan(&model)?;
     let protection = cache_options.protection(Sinks::First(4), 128);
+    let calibrated = if options.centre_on_prompt { None } else { cache_options.learned(&model, &options.model.model)? };
+
+    let gpu = options.model.gpu()?;
+    let decoder = pollster::block_on(Decoder::load(&gpu, &model))?;
     let learned = if options.centre_on_prompt {
         let window = (prompt.clone(), Vec::new());
-        let collector = collect_means(&model, &bridge, &[window], |_| {})?;
-        Some(Learned::from(pollster::block_on(collector.finish(&model_hash(&options.model.model)?))?))
+        let collector = collect_means(&decoder, &[window], |_| {})?;
+        Some(Learned::from(pollster::block_on(collector.finish(&model.hash()?))?))
     } else {
-        cache_options.learned(config, &options.model.model)?
+        calibrated
     };
     let allocation = cache_options.allocation(config, learned.as_ref(), bits)?;
     let capacity = Capacity::tokens(1, (prompt.len() + options.tokens) as u32);
     let builder = planned(config, allocation.clone(), learned, protection, capacity).alignment(options.cache.align.unwrap_or_default());
-    let mut cache = open(&bridge, builder)?;
-    let mut attention = CompressedAttention::new(&bridge, &mut cache)?;
-    let mut sampler = Sampler::new(options.temperature, options.top_p, options.seed);
-    let mut stream = text.stream();
-    let write_error = |source| Error::Read { path: "standard output".into(), source };
+    let chunk = options.chunk.clamp(1, prompt.len()) as u32;
+    let mut session = pollster::block_on(Session::new(&decoder, open(&gpu, builder)?, chunk, options.choice.sampling(options.temperature)))?;
 
     let started = Instant::now();
-    let mut logits = Vec::new();
-    for chunk in prompt.chunks(options.chunk.max(1)) {
-        logits = model.next(chunk, &mut attention)?;
-    }
+    session.prompt(&prompt)?;
+    let mut next = pollster::block_on(session.next(options.tokens > 1))?;
     let prefill = started.elapsed().as_secs_f64();
 
+    let mut stream = text.stream();
     let mut tokens = Vec::new();
     let started = Instant::now();
-    while tokens.len() < options.tokens && !logits.is_empty() {
-        let token = sampler.pick(&logits);
-        if config.end.contains(&token) {
+    while tokens.len() < options.tokens {
+        if config.end.contains(&next) {
+            // The step that takes the token is under way where another token could have followed.
+            if tokens.len() + 1 < options.tokens {
+                session.take_back()?;
+            }
             break;
         }
-        tokens.push(token);
-        if let Some(piece) = stream(token)? {
-            out.write_all(piece.as_bytes()).map_err(write_error)?;
-            out.flush().map_err(write_error)?;
+        tokens.push(next);
+        if let Some(piece) = stream.step(next)? {
+            out.write_all(piece.as_bytes()).and_then(|()| out.flush()).map_err(Error::Write)?;
         }
         if tokens.len() < options.tokens {
-            logits = model.next(&[token], &mut attention)?;
+            next = pollster::block_on(session.next(tokens.len() + 1 < options.tokens))?;
         }
     }
     let decode = started.elapsed().as_secs_f64();
 
     let live = prompt.len() + tokens.len().saturating_sub(1);
+    let cache = session.cache();
     let report = GenerateReport {
         format: cache_options.summary(config, &allocation, protection),
         prompt_tokens: prompt.len(),
         text: text.decode(&tokens)?,
         prefill_tokens_per_second: prompt.len() as f64 / prefill,
         decode_tokens_per_second: tokens.len().saturating_sub(1) as f64 / decode,
-        cache_bytes: attention.cache().bytes_used(),
-        cache_bytes_allocated: attention.cache().bytes(),
+        cache_bytes: cache.bytes_used(),
+        cache_bytes_allocated: cache.bytes(),
         f16_bytes: f16_bytes(config, live),
-        bits_per_element: attention.cache().plan().bits_per_element(live as u64),
-        adapter: bridge.adapter().to_owned(),
+        bits_per_element: cache.plan().bits_per_element(live as u64),
+        adapter: gpu.adapter_name().to_owned(),
         tokens,
     };
-    attention.end()?;
+    session.destroy();
     Ok(report)
 }
 
 /// Bytes of an uncompressed cache.
-fn f16_bytes(config: &Config, tokens: usize) -> u64 {
+pub fn f16_bytes(config: &Config, tokens: usize) -> u64 {
     (2 * 2 * config.layers * config.kv_heads * config.head_dim * tokens) as u64
 }

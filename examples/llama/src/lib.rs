@@ -1,26 +1,22 @@
-//! LLaMA-family models on burn, with wgkv holding their keys and values: text generation, and the measure of what a
-//! compressed cache costs and saves.
+//! What can be done with a LLaMA-family model and wgkv's cache: chat and continue a text, learn
+//! from the model what codecs want, and measure what a compressed cache costs and saves. The models
+//! run on `wgkv-decoder`.
 
 pub mod align_report;
 pub mod analyze;
-pub mod attention;
-pub mod bridge;
+pub mod bench;
 pub mod calibrate;
 pub mod capacity;
-pub mod compressed;
-pub mod config;
+pub mod chat;
 pub mod decode_memory;
+pub mod device;
 pub mod error;
 pub mod generate;
-pub mod model;
 pub mod options;
 pub mod perplexity;
 pub mod pictures;
 pub mod plan;
-pub mod rope;
-pub mod sampler;
+pub mod reading;
 pub mod sensitivity;
 pub mod simulate;
-pub mod text;
 pub mod tradeoff;
-pub mod weights;

@@ -1,13 +1,15 @@
 //! The `wgkv-llama` command.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use wgkv_llama::align_report::{AlignReportOptions, align_report};
 use wgkv_llama::analyze::{AnalyzeOptions, analyze};
+use wgkv_llama::bench::{BenchOptions, bench};
 use wgkv_llama::calibrate::{CalibrateOptions, calibrate};
 use wgkv_llama::capacity::{CapacityOptions, capacity};
+use wgkv_llama::chat::{ChatOptions, Console, Interrupt, chat};
 use wgkv_llama::decode_memory::{DecodeMemoryOptions, decode_memory};
 use wgkv_llama::generate::{GenerateOptions, GenerateReport, generate};
 use wgkv_llama::perplexity::{PerplexityOptions, perplexity};
@@ -24,6 +26,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Talk with a model.
+    Chat(ChatOptions),
     /// Continue a prompt.
     Generate(GenerateOptions),
     /// Measure perplexity, and divergence from an f16 cache.
@@ -36,13 +40,19 @@ enum Command {
     Plan(PlanOptions),
     /// Compare allocations with fixed bits at equal bytes.
     Tradeoff(TradeoffOptions),
-    /// Tell how many bits of its keys and values a model needs, as AlignedKV finds it, and what reading only those does to products.
+    /// Tell how many bits of its keys and values a model needs, as AlignedKV finds it, and what
+    /// reading only those does to products.
     AlignReport(AlignReportOptions),
     /// Tell how many sequences fit beside a model's weights, codec by codec.
     Capacity(CapacityOptions),
     /// Decode with random weights of a model's shape, and tell what it takes.
     DecodeMemory(DecodeMemoryOptions),
+    /// Measure how many tokens a second are read and written.
+    Bench(BenchOptions),
 }
+
+/// What Ctrl-C does in `chat`.
+static INTERRUPT: Interrupt = Interrupt::new();
 
 fn main() -> ExitCode {
     match run(&Arguments::parse().command) {
@@ -64,6 +74,18 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 fn run(command: &Command) -> Result<(), Box<dyn std::error::Error>> {
     let mut out = std::io::stdout().lock();
     match command {
+        Command::Chat(options) => {
+            // The handler runs on a thread of its own, while this one holds standard output.
+            ctrlc::set_handler(|| {
+                if !INTERRUPT.take() {
+                    eprintln!();
+                    std::process::exit(0);
+                }
+            })?;
+            let interactive = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+            let (mut input, mut notes) = (std::io::stdin().lock(), std::io::stderr());
+            chat(options, &mut Console { input: &mut input, out: &mut out, notes: &mut notes, interactive, interrupt: &INTERRUPT })?;
+        }
         Command::Generate(options) => {
             let report = generate(options, &mut out)?;
             writeln!(out)?;
@@ -89,6 +111,7 @@ fn run(command: &Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::AlignReport(options) => print(&mut out, &align_report(options)?, options.json)?,
         Command::Capacity(options) => print(&mut out, &capacity(options)?, options.json)?,
         Command::DecodeMemory(options) => print(&mut out, &decode_memory(options)?, options.json)?,
+        Command::Bench(options) => print(&mut out, &bench(options)?, options.json)?,
     }
     Ok(())
 }

@@ -6,13 +6,11 @@ use serde::Serialize;
 use wgkv::aligned::Alignment;
 use wgkv::bits::BitPlan;
 use wgkv::learned::{Learned, Reach};
-use wgkv::{Bits, Cache, Capacity, ChannelOrder, Codec, Format, Means, Plan, PlanBuilder, Protection, Scales, Shape, Sinks, Storage};
+use wgkv::{Bits, Cache, Capacity, ChannelOrder, Codec, Format, Gpu, Means, Plan, PlanBuilder, Protection, Scales, Sinks, Storage};
+use wgkv_decoder::{Config, Model, Sampling};
 
-use crate::bridge::Bridge;
-use crate::config::Config;
+use crate::device;
 use crate::error::{Error, Result};
-use crate::rope;
-use crate::weights::model_hash;
 
 /// Entries of the residual stream that RotateKV (2501.16383) takes its sinks from.
 pub const MASSIVE: Sinks = Sinks::Massive(20);
@@ -20,12 +18,65 @@ pub const MASSIVE: Sinks = Sinks::Massive(20);
 /// Which model, on which GPU.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ModelOptions {
-    /// Folder with config.json, tokenizer.json and *.safetensors.
+    /// Folder with config.json, tokenizer.json and *.safetensors, or a GGUF file.
     #[arg(long)]
     pub model: PathBuf,
     /// Part of the GPU's name; the fastest one without it.
     #[arg(long)]
     pub adapter: Option<String>,
+}
+
+impl ModelOptions {
+    /// Opens the model's files; the tensors are not read.
+    ///
+    /// # Errors
+    /// Those of [`Model::open`].
+    pub fn open(&self) -> Result<Model> {
+        Ok(Model::open(&self.model)?)
+    }
+
+    /// Opens the GPU.
+    ///
+    /// # Errors
+    /// Those of [`device::open`].
+    pub fn gpu(&self) -> Result<Gpu> {
+        device::open(self.adapter.as_deref())
+    }
+}
+
+/// Returns where a file that was learnt from a model lies: in the model's folder by this name, or
+/// beside a GGUF file, whose name it has in front.
+pub fn beside(model: &Path, name: &str) -> PathBuf {
+    if model.is_dir() { model.join(name) } else { model.with_extension(name) }
+}
+
+/// Reads a text file.
+///
+/// # Errors
+/// [`Error::Read`].
+pub fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })
+}
+
+/// How tokens are chosen.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ChoiceOptions {
+    /// Share of the probability to sample from.
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Likeliest tokens to sample from; 0 for all.
+    #[arg(long, default_value_t = 0)]
+    pub top_k: u32,
+    /// Seed of the sampling.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+impl ChoiceOptions {
+    /// Returns them with a temperature.
+    pub fn sampling(&self, temperature: f32) -> Sampling {
+        Sampling { temperature, top_p: self.top_p, top_k: self.top_k, seed: self.seed }
+    }
 }
 
 /// How keys and values are stored.
@@ -34,7 +85,8 @@ pub struct CacheOptions {
     /// Codec: f16, rtn, hadamard, rotate-kv, centred and the others that wgkv names.
     #[arg(long, default_value = "centred")]
     pub codec: Codec,
-    /// File that `wgkv-llama plan` made for this model: codec, and the bits of every layer and head.
+    /// File that `wgkv-llama plan` made for this model: codec, and the bits of every layer and
+    /// head.
     #[arg(long, conflicts_with_all = ["codec", "k_bits", "v_bits", "group", "clip", "scales", "heads_per_group"])]
     pub plan: Option<PathBuf>,
     /// Bits of a key's element.
@@ -46,30 +98,35 @@ pub struct CacheOptions {
     /// Elements that share a scale; 64 (or head_dim where that is less) without it.
     #[arg(long)]
     pub group: Option<u32>,
-    /// Part of a group's range that the codes cover, for the codecs that clip; the codec's own choice without it.
+    /// Part of a group's range that the codes cover, for the codecs that clip; the codec's own
+    /// choice without it.
     #[arg(long)]
     pub clip: Option<f32>,
     /// How scales and zeros are stored: f16 or f8; centred has a form of its own.
     #[arg(long)]
     pub scales: Option<Scales>,
-    /// Tokens kept in f16 for good: none, first:N or massive:N; massive:20 for rotate-kv without it.
+    /// Tokens kept in f16 for good: none, first:N or massive:N; massive:20 for rotate-kv without
+    /// it.
     #[arg(long)]
     pub sinks: Option<Sinks>,
     /// Recent tokens kept in f16.
     #[arg(long)]
     pub window: Option<u32>,
-    /// File that `wgkv-llama calibrate` made from this model, for rotate-kv and centred; for centred also what lies beside the model as
-    /// centred.safetensors without it, or no means and weights where nothing does.
+    /// File that `wgkv-llama calibrate` made from this model, for rotate-kv and centred; for
+    /// centred also what lies in the model's folder as centred.safetensors (beside FILE.gguf as
+    /// FILE.centred.safetensors) without it, or no means and weights where nothing does.
     #[arg(long)]
     pub calibration: Option<PathBuf>,
     /// KV heads that rotate-kv rotates together; as in the calibration without it.
     #[arg(long)]
     pub heads_per_group: Option<u32>,
-    /// How far rotate-kv's order of channels reaches: global, or local to the heads rotated together; as in the calibration without it.
+    /// How far rotate-kv's order of channels reaches: global, or local to the heads rotated
+    /// together; as in the calibration without it.
     #[arg(long, value_parser = reach)]
     pub reach: Option<Reach>,
-    /// Planes that decoding reads: of aligned-f16 everything, published, or budgets as in phi-k:64,phi-v:256; of rtn, hadamard and centred with
-    /// 4 or 8 bits budgets as in phi-k:0.25,phi-v:1.
+    /// Planes that decoding reads: of aligned-f16 everything, published, or budgets as in
+    /// phi-k:64,phi-v:256; of rtn, hadamard and centred with 4 or 8 bits budgets as in
+    /// phi-k:0.25,phi-v:1.
     #[arg(long)]
     pub align: Option<Alignment>,
 }
@@ -108,14 +165,16 @@ pub fn reach(word: &str) -> std::result::Result<Reach, String> {
 }
 
 impl CacheOptions {
-    /// The options with what the plan says, if there is one, refused where it was made for another model; and the plan.
-    pub fn with_plan(&self, config: &Config, model: &Path) -> Result<(Self, Option<BitPlan>)> {
+    /// The options with what the plan says, if there is one, refused where it was made for another
+    /// model; and the plan.
+    pub fn with_plan(&self, model: &Model) -> Result<(Self, Option<BitPlan>)> {
         let Some(path) = &self.plan else {
             return Ok((self.clone(), None));
         };
         let allocation = BitPlan::load(path)?;
-        allocation.expect_model(&model_hash(model)?)?;
-        allocation.expect_shape(&shape(config))?;
+        let config = model.config();
+        allocation.expect_model(&model.hash()?)?;
+        allocation.expect_shape(&config.shape())?;
         let format = allocation.format();
         let heads = (format.codec() == Codec::RotateKv).then(|| format.heads_per_group(config.kv_heads as u32));
         let told = Self {
@@ -134,7 +193,7 @@ impl CacheOptions {
     pub fn allocation(&self, config: &Config, learned: Option<&Learned>, plan: Option<BitPlan>) -> Result<BitPlan> {
         match plan {
             Some(allocation) => Ok(allocation),
-            None => Ok(BitPlan::uniform(&shape(config), self.format(config, learned)?)?),
+            None => Ok(BitPlan::uniform(&config.shape(), self.format(config, learned)?)?),
         }
     }
 
@@ -159,10 +218,11 @@ impl CacheOptions {
         })
     }
 
-    /// What rotate-kv and centred want, from the file, refused where it was made from another model; nothing for
-    /// the codecs that want nothing. For rotate-kv a file holds sums of keys before any rotation, so one file gives the order for any
+    /// What rotate-kv and centred want, from the file, refused where it was made from another
+    /// model; nothing for the codecs that want nothing. The model lies `at` this path. For
+    /// rotate-kv a file holds sums of keys before any rotation, so one file gives the order for any
     /// `--heads-per-group` and `--reach`.
-    pub fn learned(&self, config: &Config, model: &Path) -> Result<Option<Learned>> {
+    pub fn learned(&self, model: &Model, at: &Path) -> Result<Option<Learned>> {
         if self.codec != Codec::RotateKv {
             let given = [
                 ("--calibration", self.calibration.is_some() && self.codec != Codec::Centred),
@@ -171,48 +231,49 @@ impl CacheOptions {
             ];
             return match given.iter().find(|(_, given)| *given) {
                 Some((name, _)) => Err(Error::Option { name, wanted: "left out with this codec".into(), had: format!("given with codec {}", self.codec) }),
-                None if self.codec == Codec::Centred => self.means(model),
+                None if self.codec == Codec::Centred => self.means(model, at),
                 None => Ok(None),
             };
         }
         let Some(path) = &self.calibration else {
-            return Err(Error::CalibrationMissing { model: model.to_owned() });
+            return Err(Error::CalibrationMissing { model: at.to_owned(), out: beside(at, "rotate-kv.safetensors") });
         };
         let found = ChannelOrder::load(path)?;
-        found.expect_model(&model_hash(model)?)?;
+        found.expect_model(&model.hash()?)?;
         let heads = self.heads_per_group.unwrap_or(found.heads_per_group());
         let reach = self.reach.unwrap_or(found.reach());
         if heads == found.heads_per_group() && reach == found.reach() {
             return Ok(Some(found.into()));
         }
         let sums = (0..found.layers()).map(|layer| found.sums(layer).to_vec()).collect();
-        Ok(Some(ChannelOrder::from_sums(&shape(config), heads, reach, found.model(), found.tokens(), sums)?.into()))
+        Ok(Some(ChannelOrder::from_sums(&model.config().shape(), heads, reach, found.model(), found.tokens(), sums)?.into()))
     }
 
     /// Means and weights from the file, or from what lies beside the model.
-    fn means(&self, model: &Path) -> Result<Option<Learned>> {
-        let beside = model.join("centred.safetensors");
+    fn means(&self, model: &Model, at: &Path) -> Result<Option<Learned>> {
+        let beside = beside(at, "centred.safetensors");
         let path = match &self.calibration {
             Some(path) => path,
             None if beside.is_file() => &beside,
             None => return Ok(None),
         };
         let found = Means::load(path)?;
-        found.expect_model(&model_hash(model)?)?;
+        found.expect_model(&model.hash()?)?;
         Ok(Some(found.into()))
     }
 
     /// No order, for the same heads: what calibration is measured against.
     pub fn uncalibrated(&self, config: &Config) -> Result<ChannelOrder> {
         let heads = self.heads_per_group.unwrap_or_else(|| self.default_heads(config));
-        Ok(ChannelOrder::natural(&shape(config), heads)?)
+        Ok(ChannelOrder::natural(&config.shape(), heads)?)
     }
 
     fn default_heads(&self, config: &Config) -> u32 {
         Format::new(Codec::RotateKv, Bits::Two, Bits::Two, 128).heads_per_group(config.kv_heads as u32)
     }
 
-    /// What stays in f16, unless told otherwise the given defaults; rotate-kv has its own rule for sinks.
+    /// What stays in f16, unless told otherwise the given defaults; rotate-kv has its own rule for
+    /// sinks.
     pub fn protection(&self, sinks: Sinks, window: u32) -> Protection {
         let sinks = if self.codec == Codec::RotateKv { MASSIVE } else { sinks };
         Protection { sinks: self.sinks.unwrap_or(sinks), window: self.window.unwrap_or(window) }
@@ -240,17 +301,6 @@ impl CacheOptions {
     }
 }
 
-/// The attention of a model, as the cache is told it.
-pub fn shape(config: &Config) -> Shape {
-    Shape {
-        layers: config.layers as u32,
-        query_heads: config.query_heads as u32,
-        kv_heads: config.kv_heads as u32,
-        head_dim: config.head_dim as u32,
-        rope: rope::rope(config),
-    }
-}
-
 /// The order of key channels, if that is what was learned.
 pub fn channel_order(learned: Option<&Learned>) -> Option<&ChannelOrder> {
     match learned {
@@ -261,7 +311,14 @@ pub fn channel_order(learned: Option<&Learned>) -> Option<&ChannelOrder> {
 
 /// Begins the plan of a cache for this model.
 pub fn planned(config: &Config, storage: impl Into<Storage>, learned: Option<Learned>, protection: Protection, capacity: Capacity) -> PlanBuilder {
-    let builder = Plan::builder(shape(config), storage).protection(protection).capacity(capacity);
+    let tokens = match capacity {
+        Capacity::Tokens { tokens, .. } => tokens as usize,
+        _ => 0,
+    };
+    let mut builder = Plan::builder(config.shape_for(tokens), storage).protection(protection).capacity(capacity);
+    if let Some(window) = config.sliding_window {
+        builder = builder.sliding_window(window);
+    }
     match learned {
         Some(learned) => builder.learned(learned),
         None => builder,
@@ -269,14 +326,19 @@ pub fn planned(config: &Config, storage: impl Into<Storage>, learned: Option<Lea
 }
 
 /// Allocates the cache of a plan and compiles its kernels.
-pub fn open(bridge: &Bridge, planned: PlanBuilder) -> Result<Cache> {
-    let gpu = bridge.gpu();
+///
+/// # Errors
+/// Those of [`PlanBuilder::build`], [`Gpu::prepare`] and [`Cache::new`].
+pub fn open(gpu: &Gpu, planned: PlanBuilder) -> Result<Cache> {
     let plan = planned.build(gpu.capability())?;
     pollster::block_on(gpu.prepare(&plan))?;
     Ok(Cache::new(gpu, plan)?)
 }
 
 /// Opens a cache for one sequence that keeps every token in f16: what others are compared with.
-pub fn open_f16(bridge: &Bridge, config: &Config, tokens: usize) -> Result<Cache> {
-    open(bridge, planned(config, Format::f16(), None, Protection::NONE, Capacity::tokens(1, tokens as u32)))
+///
+/// # Errors
+/// As [`open`].
+pub fn open_f16(gpu: &Gpu, config: &Config, tokens: usize) -> Result<Cache> {
+    open(gpu, planned(config, Format::f16(), None, Protection::NONE, Capacity::tokens(1, tokens as u32)))
 }

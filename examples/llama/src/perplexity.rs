@@ -1,32 +1,28 @@
 //! `perplexity`: how much a codec costs, as perplexity and as divergence from the f16 cache.
 //!
-//! The text is encoded once, without special tokens, and cut into windows of `context` ids. A window's input is the
-//! opening token and all ids but the last, its targets are the ids. The f16 cache and the codec's cache see the same
-//! chunks side by side, so their scores are compared row by row and never kept.
+//! The text is encoded once, without special tokens, and cut into windows of `context` ids. A
+//! window's input is the opening token and all ids but the last, its targets are the ids. The f16
+//! cache and the codec's cache see the same chunks side by side, so their scores are compared row
+//! by row and never kept.
 
 use std::path::PathBuf;
 use std::time::Instant;
 
-use burn::tensor::Tensor;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use serde::Serialize;
 use wgkv::aligned::{Alignment, Traffic};
 use wgkv::learned::Learned;
-use wgkv::{Cache, Capacity, Codec, Sinks};
+use wgkv::{Capacity, Codec, Format, Protection, Sinks};
+use wgkv_decoder::{Decoder, Model, Tap};
 
-use crate::attention::{Attention, PlainAttention};
-use crate::bridge::Bridge;
-use crate::compressed::CompressedAttention;
-use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::model::Model;
-use crate::options::{CacheOptions, CacheSummary, ModelOptions, channel_order, open, open_f16, planned};
-use crate::simulate::{Reorder, SimulatedAttention, Simulation};
-use crate::text::Text;
+use crate::options::{CacheOptions, CacheSummary, ModelOptions, channel_order, open, open_f16, planned, read_text};
+use crate::reading::{ROWS, Reading, work};
+use crate::simulate::{Reorder, SimulatedRows, Simulation};
 
-/// Rows of scores that are read back at once: 2048 rows of a large vocabulary would be a gigabyte.
-pub const ROWS: usize = 128;
+/// A window's input and targets.
+pub type Window = (Vec<u32>, Vec<u32>);
 
 /// Options of `perplexity`.
 #[derive(Debug, Clone, clap::Args)]
@@ -46,19 +42,24 @@ pub struct PerplexityOptions {
     /// Tokens in a window.
     #[arg(long, default_value_t = 2048)]
     pub context: usize,
-    /// Quantize every token before it is attended to: no window, no sinks unless asked for (massive:20 for rotate-kv), one chunk.
+    /// Quantize every token before it is attended to: no window, no sinks unless asked for
+    /// (massive:20 for rotate-kv), one chunk.
     #[arg(long)]
     pub strict: bool,
-    /// For rotate-kv: share scales among channels as they lie after the rotation, without a calibration.
+    /// For rotate-kv: share scales among channels as they lie after the rotation, without a
+    /// calibration.
     #[arg(long, conflicts_with = "calibration")]
     pub no_reorder: bool,
-    /// For rotate-kv: sort the channels before the rotation, the order that its paper warns of. Implies --simulate.
+    /// For rotate-kv: sort the channels before the rotation, the order that its paper warns of.
+    /// Implies --simulate.
     #[arg(long, conflicts_with = "no_reorder")]
     pub reorder_first: bool,
-    /// For rotate-kv: quantize on the CPU and attend in f32 instead of running the codec's kernels. Implies --strict.
+    /// For rotate-kv: quantize on the CPU and attend in f32 instead of running the codec's kernels.
+    /// Implies --strict.
     #[arg(long)]
     pub simulate: bool,
-    /// Tokens that are processed at once; 128 where a window protects recent tokens, 1 for aligned-f16 and with --align, else the whole context.
+    /// Tokens that are processed at once; 128 where a window protects recent tokens, 1 for
+    /// aligned-f16 and with --align, else the whole context.
     #[arg(long)]
     pub chunk: Option<usize>,
 }
@@ -79,7 +80,8 @@ pub struct PerplexityReport {
     pub tokens: usize,
     /// Time for all of it.
     pub seconds: f64,
-    /// For rotate-kv: by what the channels are in order, "calibration" (with its reach), "none" or "before rotation".
+    /// For rotate-kv: by what the channels are in order, "calibration" (with its reach), "none" or
+    /// "before rotation".
     #[serde(skip_serializing_if = "Option::is_none")]
     pub order: Option<String>,
     /// What decoding read from planes, where it did not read everything.
@@ -155,7 +157,8 @@ impl Score {
                 let expected_total = log_sum_exp(expected);
                 let shift = (total - expected_total) as f32;
                 let top = expected_total as f32;
-                // Both exponents and differences are small numbers here, so f32 terms suffice; their sum does not.
+                // Both exponents and differences are small numbers here, so f32 terms suffice;
+                // their sum does not.
                 expected.iter().zip(scores).map(|(&p, &q)| f64::from((p - top).exp() * (p - q + shift))).sum::<f64>()
             });
             (total - f64::from(scores[target as usize]), divergence)
@@ -176,9 +179,13 @@ fn log_sum_exp(scores: &[f32]) -> f64 {
     f64::from(top) + sum.ln()
 }
 
-/// Inputs and targets of each window.
-pub fn windows(ids: &[u32], config: &Config, count: usize, context: usize) -> Result<Vec<(Vec<u32>, Vec<u32>)>> {
-    let begin = config.begin.ok_or(Error::SettingMissing { name: "bos_token_id" })?;
+/// Inputs and targets of each window of a text.
+///
+/// # Errors
+/// [`Error::NoOpening`] and [`Error::TextShort`].
+pub fn windows(text: &str, model: &Model, options: &ModelOptions, count: usize, context: usize) -> Result<Vec<Window>> {
+    let begin = model.config().begin.ok_or_else(|| Error::NoOpening { model: options.model.clone() })?;
+    let ids = model.text().encode(text)?;
     let wanted = count * context;
     if ids.len() < wanted || wanted == 0 {
         return Err(Error::TextShort { windows: count, context, wanted: wanted.max(1), found: ids.len() });
@@ -193,42 +200,38 @@ pub fn windows(ids: &[u32], config: &Config, count: usize, context: usize) -> Re
         .collect())
 }
 
-/// Scores one window through a cache and, side by side, through a reference.
+/// Scores one window as it is read and, side by side, through a reference. A tap sees the rows of
+/// the former.
+///
+/// # Errors
+/// Those of [`Reading::read`] and [`Reading::scores`].
 pub fn score_window(
-    model: &Model,
-    window: &(Vec<u32>, Vec<u32>),
+    window: &Window,
     chunk: usize,
-    attention: &mut dyn Attention,
-    mut reference: Option<&mut dyn Attention>,
+    reading: &mut Reading<'_>,
+    mut tap: Option<&mut dyn Tap>,
+    mut reference: Option<&mut Reading<'_>>,
     mut progress: impl FnMut(usize),
 ) -> Result<Score> {
     let mut score = Score::default();
     let (input, targets) = window;
     for (input, targets) in input.chunks(chunk).zip(targets.chunks(chunk)) {
-        let hidden = model.forward(input, attention)?;
-        let expected = match reference.as_deref_mut() {
-            Some(reference) => Some(model.forward(input, reference)?),
-            None => None,
-        };
+        match &mut tap {
+            Some(tap) => reading.read(input, Some(&mut **tap))?,
+            None => reading.read(input, None)?,
+        }
+        if let Some(reference) = &mut reference {
+            reference.read(input, None)?;
+        }
         for (block, targets) in targets.chunks(ROWS).enumerate() {
-            let rows = |hidden: &Tensor<2>| model.logits(hidden.clone().narrow(0, block * ROWS, targets.len()));
-            let logits = rows(&hidden)?;
-            let expected = expected.as_ref().map(rows).transpose()?;
+            let rows = block * ROWS..block * ROWS + targets.len();
+            let logits = reading.scores(rows.clone())?;
+            let expected = reference.as_mut().map(|reference| reference.scores(rows)).transpose()?;
             score.add(&logits, expected.as_deref(), targets);
         }
         progress(input.len());
     }
     Ok(score)
-}
-
-/// Scores windows through burn's own f32 attention: the control that needs no cache.
-pub fn plain_score(model: &Model, bridge: &Bridge, windows: &[(Vec<u32>, Vec<u32>)], chunk: usize) -> Result<Score> {
-    let mut total = Score::default();
-    for window in windows {
-        let mut attention = PlainAttention::new(model.config(), bridge.device());
-        total += score_window(model, window, chunk, &mut attention, None, |_| ())?;
-    }
-    Ok(total)
 }
 
 impl std::ops::AddAssign for Score {
@@ -237,13 +240,6 @@ impl std::ops::AddAssign for Score {
         self.divergence += other.divergence;
         self.tokens += other.tokens;
     }
-}
-
-/// What is measured.
-#[expect(clippy::large_enum_variant, reason = "there is one of them")]
-enum Measured {
-    Cache(Cache),
-    Simulation(Simulation),
 }
 
 /// A progress bar over tokens; `what` names the number that [`ProgressBar::set_message`] shows.
@@ -258,18 +254,17 @@ pub fn bar(tokens: usize, what: &str) -> ProgressBar {
 /// Runs the measurement.
 pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
     let started = Instant::now();
-    let config = Config::open(&options.model.model)?;
-    let (cache_options, bits) = options.cache.with_plan(&config, &options.model.model)?;
+    let model = options.model.open()?;
+    let config = model.config();
+    let (cache_options, bits) = options.cache.with_plan(&model)?;
     let codec = cache_options.codec;
     let simulate = options.simulate || options.reorder_first;
     let ablations = [("--no-reorder", options.no_reorder), ("--reorder-first", options.reorder_first), ("--simulate", options.simulate)];
     if let Some((name, _)) = ablations.iter().find(|(_, given)| *given && codec != Codec::RotateKv) {
         return Err(Error::Option { name, wanted: "left out with this codec".into(), had: format!("given with codec {codec}") });
     }
-    let text = Text::open(&options.model.model)?;
-    let content = std::fs::read_to_string(&options.text).map_err(|source| Error::Read { path: options.text.clone(), source })?;
     // Whatever can be refused is refused before the model is loaded.
-    let windows = windows(&text.encode(&content)?, &config, options.windows, options.context)?;
+    let windows = windows(&read_text(&options.text)?, &model, &options.model, options.windows, options.context)?;
     let protection = match options.strict || simulate {
         true => cache_options.protection(Sinks::None, 0),
         false => cache_options.protection(Sinks::First(4), 128),
@@ -278,8 +273,8 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
         return Err(Error::Option { name: "--window", wanted: "0 with --simulate".into(), had: protection.window.to_string() });
     }
     let learned = match options.no_reorder {
-        true => Some(cache_options.uncalibrated(&config)?.into()),
-        false => cache_options.learned(&config, &options.model.model)?,
+        true => Some(cache_options.uncalibrated(config)?.into()),
+        false => cache_options.learned(&model, &options.model.model)?,
     };
     let order = channel_order(learned.as_ref()).map(|order| match (options.no_reorder, options.reorder_first) {
         (true, _) => "none".to_owned(),
@@ -288,62 +283,59 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
     });
     // Prefill reads all planes: only tokens that come one by one show what the others are worth.
     let alignment = options.cache.align.unwrap_or_default();
-    let chunk = options.chunk.unwrap_or(match protection.window {
+    let chunk = options.chunk.map(|chunk| chunk.clamp(1, options.context.max(1))).unwrap_or(match protection.window {
         _ if codec == Codec::AlignedF16 || alignment != Alignment::EVERYTHING => 1,
         0 => options.context,
         _ => options.context.min(128),
     });
-    let allocation = cache_options.allocation(&config, learned.as_ref(), bits)?;
+    let allocation = cache_options.allocation(config, learned.as_ref(), bits)?;
     if simulate && !allocation.is_uniform() {
         return Err(Error::Option { name: "--plan", wanted: "left out with --simulate".into(), had: "given".into() });
     }
 
-    let bridge = Bridge::open(options.model.adapter.as_deref())?;
-    let model = Model::open(&options.model.model, &bridge)?;
-    let builder = planned(&config, allocation.clone(), learned.clone(), protection, Capacity::tokens(1, options.context as u32));
-    let bits_per_element = builder.clone().build(bridge.gpu().capability())?.bits_per_element(options.context as u64);
+    let gpu = options.model.gpu()?;
+    let decoder = pollster::block_on(Decoder::load(&gpu, &model))?;
+    let capacity = Capacity::tokens(1, options.context as u32);
+    let builder = planned(config, allocation.clone(), learned.clone(), protection, capacity);
+    let bits_per_element = builder.clone().build(gpu.capability())?.bits_per_element(options.context as u64);
     let reorder = if options.reorder_first { Reorder::BeforeRotation } else { Reorder::AfterRotation };
-    let mut measured = match learned {
-        Some(Learned::ChannelOrder(order)) if simulate => {
-            Measured::Simulation(Simulation::new(&config, allocation.format(), &order, reorder, protection.sinks)?)
-        }
-        _ => Measured::Cache(open(&bridge, builder.alignment(alignment))?),
+    let simulation = match &learned {
+        Some(Learned::ChannelOrder(order)) if simulate => Some(Simulation::new(config, allocation.format(), order, reorder, protection.sinks)?),
+        _ => None,
+    };
+    // What the simulation leaves of keys and values is kept in halves.
+    let mut cache = match simulation {
+        Some(_) => open(&gpu, planned(config, Format::f16(), None, Protection::NONE, capacity))?,
+        None => open(&gpu, builder.alignment(alignment))?,
     };
     // The f16 codec is its own reference: its divergence is zero and need not be measured.
     let mut reference = match codec {
         Codec::F16 => None,
-        _ => Some(open_f16(&bridge, &config, options.context)?),
+        _ => Some((open_f16(&gpu, config, options.context)?, work(&decoder, chunk)?)),
     };
+    let mut work = work(&decoder, chunk)?;
 
     let bar = bar(windows.len() * options.context, ", perplexity");
     let mut total = Score::default();
     let mut traffic: Vec<Traffic> = Vec::new();
     for window in &windows {
-        let mut control = match reference.as_mut() {
-            Some(cache) => Some(CompressedAttention::new(&bridge, cache)?),
+        let mut reading = Reading::begin(&decoder, &mut work, &mut cache)?;
+        let mut control = match &mut reference {
+            Some((cache, work)) => Some(Reading::begin(&decoder, work, cache)?),
             None => None,
         };
-        let mut score = |attention: &mut dyn Attention| {
-            score_window(&model, window, chunk, attention, control.as_mut().map(|control| control as &mut dyn Attention), |tokens| bar.inc(tokens as u64))
-        };
-        match &mut measured {
-            Measured::Cache(cache) => {
-                let mut attention = CompressedAttention::new(&bridge, cache)?;
-                total += score(&mut attention)?;
-                traffic.resize(attention.traffic().len().max(traffic.len()), Traffic::default());
-                traffic.iter_mut().zip(attention.traffic()).for_each(|(sum, layer)| sum.add(layer));
-                attention.end()?;
-            }
-            Measured::Simulation(simulation) => total += score(&mut SimulatedAttention::new(simulation, &config, bridge.device()))?,
-        }
-        if let Some(control) = control {
-            control.end()?;
-        }
+        let mut tap = simulation.as_ref().map(|simulation| SimulatedRows::new(simulation, config));
+        let tap = tap.as_mut().map(|tap| tap as &mut dyn Tap);
+        total += score_window(window, chunk, &mut reading, tap, control.as_mut(), |tokens| bar.inc(tokens as u64))?;
+        traffic.resize(reading.traffic().len().max(traffic.len()), Traffic::default());
+        traffic.iter_mut().zip(reading.traffic()).for_each(|(sum, layer)| sum.add(layer));
+        reading.end()?;
+        control.map_or(Ok(()), Reading::end)?;
         bar.set_message(format!("{:.3}", total.perplexity()));
     }
     bar.finish_and_clear();
     Ok(PerplexityReport {
-        format: cache_options.summary(&config, &allocation, protection),
+        format: cache_options.summary(config, &allocation, protection),
         perplexity: total.perplexity(),
         kl: total.kl(),
         bits_per_element,
@@ -352,7 +344,7 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
         order,
         aligned: options.cache.align.filter(|_| !traffic.is_empty()).map(|align| AlignedSummary::new(align, &traffic)),
         simulated: simulate,
-        adapter: bridge.adapter().to_owned(),
+        adapter: gpu.adapter_name().to_owned(),
     })
 }
 

@@ -6,15 +6,12 @@ use std::time::Instant;
 use wgkv::bits::{BitBudget, BitPlan, BitRule, Sensitivity};
 use wgkv::learned::Learned;
 use wgkv::{Protection, Sinks};
+use wgkv_decoder::Decoder;
 
-use crate::bridge::Bridge;
 use crate::error::{Error, Result};
-use crate::model::Model;
-use crate::options::{CacheOptions, ModelOptions, shape};
-use crate::perplexity::{bar, windows};
+use crate::options::{CacheOptions, ModelOptions, read_text};
+use crate::perplexity::{Window, bar, windows};
 use crate::sensitivity::Subject;
-use crate::text::Text;
-use crate::weights::model_hash;
 
 /// Options of `plan`.
 #[derive(Debug, Clone, clap::Args)]
@@ -37,19 +34,22 @@ pub struct PlanOptions {
     /// Tokens of that sequence.
     #[arg(long, requires = "bytes")]
     pub tokens: Option<u32>,
-    /// Rule: measured (with :layer, :fill), cache-norm, repo-norm (with :64) or a pair such as K4V2.
+    /// Rule: measured (with :layer, :fill), cache-norm, repo-norm (with :64) or a pair such as
+    /// K4V2.
     #[arg(long, default_value = "measured")]
     pub allocator: BitRule,
     /// File to write, JSON.
     #[arg(long)]
     pub out: PathBuf,
-    /// File of what was measured, JSON: read if it is there, otherwise written, so that further plans need not measure again.
+    /// File of what was measured, JSON: read if it is there, otherwise written, so that further
+    /// plans need not measure again.
     #[arg(long)]
     pub sensitivity: Option<PathBuf>,
     /// Windows of the text to measure on.
     #[arg(long, default_value_t = 8)]
     pub windows: usize,
-    /// Windows to weigh layers by the divergence of the model's predictions; with 0 each counts by its output's size.
+    /// Windows to weigh layers by the divergence of the model's predictions; with 0 each counts by
+    /// its output's size.
     #[arg(long, default_value_t = 4)]
     pub divergence_windows: usize,
     /// Tokens in a window.
@@ -58,10 +58,10 @@ pub struct PlanOptions {
 }
 
 /// Measures what there is to measure of a subject, with a bar of progress.
-pub fn measure(subject: &Subject<'_>, name: &str, windows: &[crate::sensitivity::Window], divergence_windows: usize) -> Result<Sensitivity> {
+pub fn measure(subject: &Subject<'_>, name: &str, windows: &[Window], divergence_windows: usize) -> Result<Sensitivity> {
     let config = subject.model.config();
-    let candidates = Sensitivity::default_candidates(&shape(config), &subject.format);
-    let tokens = |windows: &[crate::sensitivity::Window]| windows.iter().map(|(input, _)| input.len()).sum::<usize>();
+    let candidates = Sensitivity::default_candidates(&config.shape(), &subject.format);
+    let tokens = |windows: &[Window]| windows.iter().map(|(input, _)| input.len()).sum::<usize>();
     let few = &windows[..divergence_windows.min(windows.len())];
     let bar = bar(tokens(windows) + config.layers * tokens(few), "");
     let probe = subject.probe(&candidates, windows, |tokens| bar.inc(tokens as u64))?;
@@ -77,20 +77,19 @@ pub fn measure(subject: &Subject<'_>, name: &str, windows: &[crate::sensitivity:
 
 /// Makes the plan. Returns it with the seconds that it took to decide.
 pub fn plan(options: &PlanOptions) -> Result<(BitPlan, f64)> {
-    let content = std::fs::read_to_string(&options.text).map_err(|source| Error::Read { path: options.text.clone(), source })?;
-    let hash = model_hash(&options.model.model)?;
-    let config = crate::config::Config::open(&options.model.model)?;
-    let shape = shape(&config);
-    let learned = options.cache.learned(&config, &options.model.model)?;
-    let format = options.cache.format(&config, learned.as_ref())?;
+    let content = read_text(&options.text)?;
+    let model = options.model.open()?;
+    let (config, hash) = (model.config(), model.hash()?);
+    let learned = options.cache.learned(&model, &options.model.model)?;
+    let format = options.cache.format(config, learned.as_ref())?;
     let protection = options.cache.protection(Sinks::First(4), 128);
     let sensitivity = match options.sensitivity.as_deref().filter(|path| path.exists()) {
         Some(path) => known(path, &hash, format, learned.as_ref())?,
         None => {
-            let windows = windows(&Text::open(&options.model.model)?.encode(&content)?, &config, options.windows, options.context)?;
-            let bridge = Bridge::open(options.model.adapter.as_deref())?;
-            let model = Model::open(&options.model.model, &bridge)?;
-            let subject = Subject { model: &model, bridge: &bridge, format, learned: learned.as_ref(), sinks: protection.sinks };
+            let windows = windows(&content, &model, &options.model, options.windows, options.context)?;
+            let gpu = options.model.gpu()?;
+            let decoder = pollster::block_on(Decoder::load(&gpu, &model))?;
+            let subject = Subject { model: &model, decoder: &decoder, format, learned: learned.as_ref(), sinks: protection.sinks };
             let sensitivity = measure(&subject, &hash, &windows, options.divergence_windows)?;
             if let Some(path) = &options.sensitivity {
                 sensitivity.save(path)?;
@@ -100,13 +99,14 @@ pub fn plan(options: &PlanOptions) -> Result<(BitPlan, f64)> {
     };
     let allowance = allowance(options, protection);
     let started = Instant::now();
-    let allocation = BitPlan::choose(&shape, &sensitivity, allowance, options.allocator)?;
+    let allocation = BitPlan::choose(&config.shape(), &sensitivity, allowance, options.allocator)?;
     let seconds = started.elapsed().as_secs_f64();
     allocation.save(&options.out)?;
     Ok((allocation, seconds))
 }
 
-/// Returns what was measured before. Refuses it where it was of another model or codec, or with other learned data.
+/// Returns what was measured before. Refuses it where it was of another model or codec, or with
+/// other learned data.
 fn known(path: &Path, hash: &str, format: wgkv::Format, learned: Option<&Learned>) -> Result<Sensitivity> {
     let sensitivity = Sensitivity::load(path)?;
     sensitivity.expect_model(hash)?;

@@ -1,18 +1,18 @@
-//! RotateKV's arithmetic (2501.16383) on the CPU, sharing no code with the kernels: keys and values are quantized and read
-//! back token by token, and what is left of them goes through plain f32 attention.
+//! RotateKV's arithmetic (2501.16383) on the CPU, sharing no code with the kernels: keys and values
+//! are quantized and read back token by token, and what is left of them goes through an f16 cache.
 //!
-//! It measures what the codec costs by itself: queries and probabilities are not quantized. It also serves the order that the
-//! paper warns of, sorting channels before they are rotated, which the kernels do not offer.
+//! It measures what the codec costs by itself: queries and probabilities are not quantized. It also
+//! serves the order that the paper warns of, sorting channels before they are rotated, which the
+//! kernels do not offer.
 
 use std::thread;
 
-use burn::tensor::{Device, Tensor, TensorData};
 use half::f16;
 use wgkv::low_level::reference;
 use wgkv::{ChannelOrder, Format, Scales, Sinks};
+use wgkv_decoder::{Config, LayerRows, Recorder, Tap};
 
-use crate::attention::{Attention, PlainAttention};
-use crate::config::Config;
+use crate::device::read;
 use crate::error::{Error, Result};
 
 /// Where the sort of the channels stands.
@@ -77,7 +77,8 @@ impl Rotation {
     }
 }
 
-/// The orthonormal Walsh-Hadamard transform over blocks of `unit` numbers; their count must be a power of two.
+/// The orthonormal Walsh-Hadamard transform over blocks of `unit` numbers; their count must be a
+/// power of two.
 fn butterflies(row: &mut [f32], unit: usize) {
     let mut stride = unit;
     while stride < row.len() {
@@ -106,8 +107,8 @@ impl Quantizer {
         let high = self.clip * group.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let step = (high - low) / self.levels;
         let far = low.abs().max(high.abs());
-        // A group of equal numbers has no range. The step may not vanish, nor the zero leave the integers that it is stored in:
-        // 2^11 steps for a half, 2^7 for a byte.
+        // A group of equal numbers has no range. The step may not vanish, nor the zero leave the
+        // integers that it is stored in: 2^11 steps for a half, 2^7 for a byte.
         let step = match self.scales {
             Scales::Byte => e4m3(step.max(0.012 * far).max(1.0 / 512.0)),
             _ => f16::from_f32(step.max(far / 1024.0).max(1.0 / 16_384.0)).to_f32(),
@@ -125,7 +126,8 @@ impl Quantizer {
 }
 
 impl Simulation {
-    /// For keys and values of this model. `calibration` gives the order and the heads rotated together.
+    /// For keys and values of this model. `calibration` gives the order and the heads rotated
+    /// together.
     ///
     /// # Errors
     /// [`Error::Option`] where the calibration was made for another shape.
@@ -154,7 +156,7 @@ impl Simulation {
             head_dim: config.head_dim,
             reorder,
             orders,
-            keys: quantizer(format.key().bits.get(), format.clip(format.key().bits), format.key().row_group(&crate::options::shape(config))),
+            keys: quantizer(format.key().bits.get(), format.clip(format.key().bits), format.key().row_group(&config.shape())),
             values: quantizer(format.value().bits.get(), format.clip(format.value().bits), format.value().group(config.head_dim as u32)),
             sinks,
         })
@@ -197,7 +199,8 @@ impl Simulation {
         row.chunks_exact_mut(self.head_dim).for_each(|head| self.head.apply(head));
     }
 
-    /// All rows of one layer, `[tokens, kv_heads × head_dim]` each; those of `sinks` are only rounded to f16.
+    /// All rows of one layer, `[tokens, kv_heads × head_dim]` each; those of `sinks` are only
+    /// rounded to f16.
     pub fn rows(&self, layer: usize, keys: &mut [f32], values: &mut [f32], sinks: &[bool]) {
         let width = self.orders[layer].len();
         let share = sinks.len().div_ceil(thread::available_parallelism().map_or(1, usize::from)).max(1);
@@ -218,10 +221,11 @@ impl Simulation {
     }
 }
 
-/// Which tokens of one layer hold the largest magnitudes of its residual stream, chunk by chunk of a prompt.
+/// Which tokens of one layer hold the largest magnitudes of its residual stream, chunk by chunk of
+/// a prompt.
 ///
-/// The largest magnitudes so far are kept, with their tokens. A token of a new chunk becomes a sink if one of its entries is
-/// among them and there is room; none is ever dismissed.
+/// The largest magnitudes so far are kept, with their tokens. A token of a new chunk becomes a sink
+/// if one of its entries is among them and there is room; none is ever dismissed.
 #[derive(Debug, Clone, Default)]
 struct Election {
     /// Largest first; equal ones in the order they came.
@@ -259,61 +263,46 @@ impl Election {
     }
 }
 
-/// Plain attention over keys and values that went through a [`Simulation`].
-pub struct SimulatedAttention<'a> {
+/// Puts what a [`Simulation`] leaves of a sequence's keys and values in their place.
+pub struct SimulatedRows<'a> {
     simulation: &'a Simulation,
-    plain: PlainAttention,
-    device: Device,
+    hidden: usize,
     elections: Vec<Election>,
     /// First token of the step, and how many.
     step: (usize, usize),
-    /// The step's sinks of the next layer.
-    sinks: Vec<bool>,
 }
 
-impl<'a> SimulatedAttention<'a> {
+impl<'a> SimulatedRows<'a> {
     /// An empty sequence.
-    pub fn new(simulation: &'a Simulation, config: &Config, device: &Device) -> Self {
-        Self {
-            simulation,
-            plain: PlainAttention::new(config, device),
-            device: device.clone(),
-            elections: vec![Election::default(); config.layers],
-            step: (0, 0),
-            sinks: Vec::new(),
+    pub fn new(simulation: &'a Simulation, config: &Config) -> Self {
+        Self { simulation, hidden: config.hidden, elections: vec![Election::default(); config.layers], step: (0, 0) }
+    }
+}
+
+impl Tap for SimulatedRows<'_> {
+    fn layer(&mut self, recorder: &mut Recorder, rows: &LayerRows<'_>) -> wgkv_decoder::Result<()> {
+        recorder.submit();
+        let (layer, tokens) = (rows.layer as usize, rows.rows as usize);
+        if layer == 0 {
+            self.step = (self.step.0 + self.step.1, tokens);
         }
-    }
-}
-
-fn read(rows: Tensor<2>) -> Result<Vec<f32>> {
-    rows.try_into_vec_as::<f32>().map_err(|error| Error::Burn(error.to_string()))
-}
-
-impl Attention for SimulatedAttention<'_> {
-    fn begin(&mut self, tokens: usize) -> Result<()> {
-        self.step = (self.step.0 + self.step.1, tokens);
-        self.plain.begin(tokens)
-    }
-
-    fn enter(&mut self, layer: usize, residual: &Tensor<2>) -> Result<()> {
-        let (first, tokens) = self.step;
-        self.sinks = match self.simulation.sinks {
+        let (gpu, first) = (recorder.gpu(), self.step.0);
+        let sinks = match self.simulation.sinks {
+            // A token alone is generated, and never a sink.
             Sinks::Massive(limit) if tokens > 1 => {
-                let [_, width] = residual.dims();
-                self.elections[layer].chunk(limit as usize, first, &read(residual.clone())?, width)
+                let residual = read(gpu, rows.residual, tokens * self.hidden)?;
+                self.elections[layer].chunk(limit as usize, first, &residual, self.hidden)
             }
             Sinks::First(count) => (first..first + tokens).map(|token| token < count as usize).collect(),
             _ => vec![false; tokens],
         };
+        let numbers = tokens * self.simulation.orders[layer].len();
+        let (mut keys, mut values) = (read(gpu, rows.keys, numbers)?, read(gpu, rows.values, numbers)?);
+        self.simulation.rows(layer, &mut keys, &mut values, &sinks);
+        for (place, numbers) in [(rows.keys, keys), (rows.values, values)] {
+            gpu.queue().write_buffer(place.buffer, place.offset, bytemuck::cast_slice(&numbers));
+        }
         Ok(())
-    }
-
-    fn attend(&mut self, layer: usize, queries: Tensor<2>, keys: Tensor<2>, values: Tensor<2>) -> Result<Tensor<2>> {
-        let shape = keys.dims();
-        let (mut keys, mut values) = (read(keys)?, read(values)?);
-        self.simulation.rows(layer, &mut keys, &mut values, &self.sinks);
-        let tensor = |rows| Tensor::from_data(TensorData::new(rows, shape), &self.device);
-        self.plain.attend(layer, queries, tensor(keys), tensor(values))
     }
 }
 
@@ -323,7 +312,8 @@ mod tests {
     use rand::rngs::StdRng;
     use rand::{RngExt, SeedableRng};
 
-    /// f32 butterflies of 512 numbers against f64 sums of them: nine roundings of 2^-24 of numbers up to 4, and room.
+    /// f32 butterflies of 512 numbers against f64 sums of them: nine roundings of 2^-24 of numbers
+    /// up to 4, and room.
     const ROTATION_ERROR: f32 = 1e-5;
 
     fn quantizer(bits: u32, clip: f32, scales: Scales) -> Quantizer {
@@ -347,28 +337,15 @@ mod tests {
     }
 
     fn config(kv_heads: usize, head_dim: usize) -> Config {
-        Config {
-            hidden: 64,
-            intermediate: 64,
-            layers: 1,
-            query_heads: kv_heads,
-            kv_heads,
-            head_dim,
-            vocabulary: 8,
-            max_tokens: 0,
-            norm_epsilon: 1e-5,
-            rope_theta: 10_000.0,
-            rope_scaling: None,
-            tied: true,
-            attention_bias: false,
-            mlp_bias: false,
-            begin: Some(0),
-            end: Vec::new(),
-        }
+        let config = serde_json::json!({
+            "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": kv_heads,
+            "num_key_value_heads": kv_heads, "head_dim": head_dim, "vocab_size": 8, "rms_norm_eps": 1e-5, "bos_token_id": 0
+        });
+        Config::from_bytes(config.to_string().as_bytes()).unwrap()
     }
 
     fn simulation(config: &Config, bits: wgkv::Bits, heads: u32, sums: Vec<f64>, reorder: Reorder) -> Simulation {
-        let shape = crate::options::shape(config);
+        let shape = config.shape();
         let calibration = ChannelOrder::from_sums(&shape, heads, wgkv::learned::Reach::Global, "model", 1, vec![sums]).unwrap();
         let format = Format::new(wgkv::Codec::RotateKv, bits, bits, 32).with_heads_per_group(heads);
         Simulation::new(config, &format, &calibration, reorder, Sinks::None).unwrap()
@@ -376,8 +353,8 @@ mod tests {
 
     #[test]
     fn the_published_groups_come_back_as_published() {
-        // Worked by hand with the paper's formulas: a group around zero, one far below it (its zero lies outside the codes),
-        // the same clipped, and one far above.
+        // Worked by hand with the paper's formulas: a group around zero, one far below it (its zero
+        // lies outside the codes), the same clipped, and one far above.
         let error = 4e-3; // The scale is a half: 2^-11 of it, times codes up to 6.
         close(&rounded(2, 1.0, [-1.0, 0.0, 0.4, 2.0]), &[-1.0, 0.0, 0.0, 2.0], error);
         close(&rounded(2, 1.0, [-5.0, -4.0, -3.4, -2.6]), &[-4.8, -4.0, -3.2, -2.4], error);
@@ -391,7 +368,8 @@ mod tests {
             for scales in [Scales::Half, Scales::Byte] {
                 let mut group = [x; 4];
                 quantizer(2, 1.0, scales).round(&mut group);
-                // Within half a step of 0.012, which rounding to an E4M3 number may make an eighth larger.
+                // Within half a step of 0.012, which rounding to an E4M3 number may make an eighth
+                // larger.
                 close(&group, &[x; 4], x.abs() * 7e-3);
             }
         }
@@ -438,7 +416,8 @@ mod tests {
             let (mut key, mut value) = (row.clone(), row.clone());
             simulation.key(0, &mut key);
             simulation.value(&mut value);
-            // Half a step of a range of about 12, and the rotation spreads errors, it does not add them.
+            // Half a step of a range of about 12, and the rotation spreads errors, it does not add
+            // them.
             close(&key, &row, 0.1);
             close(&value, &row, 0.1);
         }

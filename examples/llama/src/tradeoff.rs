@@ -1,30 +1,26 @@
-//! `tradeoff`: allocations against fixed bits at equal bytes, by what they do to a model's predictions.
+//! `tradeoff`: allocations against fixed bits at equal bytes, by what they do to a model's
+//! predictions.
 //!
-//! Bits are allocated by sample text; perplexity and divergence are of other text. Every cache reads the same windows, with every token
-//! quantized before it is attended to, and is compared with the same f16 predictions.
+//! Bits are allocated by sample text; perplexity and divergence are of other text. Every cache
+//! reads the same windows, with every token quantized before it is attended to, and is compared
+//! with the same f16 predictions.
 
 use std::fmt;
 use std::path::PathBuf;
 
-use burn::tensor::Tensor;
 use serde::Serialize;
 use wgkv::bits::{BitBudget, BitPlan, BitRule};
 use wgkv::learned::{Learned, Reach};
 use wgkv::{Bits, Capacity, Codec, Format, Precision, Protection, Sinks};
+use wgkv_decoder::{Decoder, Model};
 
-use crate::attention::Attention;
-use crate::bridge::Bridge;
 use crate::calibrate::{collect, collect_means};
-use crate::compressed::CompressedAttention;
-use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::model::Model;
-use crate::options::{MASSIVE, ModelOptions, open, open_f16, planned, shape};
-use crate::perplexity::{ROWS, Score, bar, windows};
+use crate::options::{MASSIVE, ModelOptions, open, open_f16, planned, read_text};
+use crate::perplexity::{Score, Window, bar, windows};
 use crate::plan::measure;
-use crate::sensitivity::{Subject, Window};
-use crate::text::Text;
-use crate::weights::model_hash;
+use crate::reading::{ROWS, Reading, work};
+use crate::sensitivity::Subject;
 
 /// Windows that rotate-kv's order of channels and centred's means are made from.
 const CALIBRATION_WINDOWS: usize = 48;
@@ -125,48 +121,39 @@ struct Contender {
     score: Score,
 }
 
-/// All rows of scores for hidden rows, a block at a time.
-fn logits(model: &Model, hidden: &Tensor<2>) -> Result<Vec<Vec<f32>>> {
-    let [rows, _] = hidden.dims();
-    (0..rows).step_by(ROWS).map(|first| model.logits(hidden.clone().narrow(0, first, ROWS.min(rows - first)))).collect()
-}
-
-/// Adds one window's predictions through some attention.
-fn score(model: &Model, (input, targets): &Window, attention: &mut dyn Attention, reference: &[Vec<f32>], score: &mut Score) -> Result<()> {
-    let hidden = model.forward(input, attention)?;
-    for ((logits, reference), targets) in logits(model, &hidden)?.iter().zip(reference).zip(targets.chunks(ROWS)) {
-        score.add(logits, Some(reference), targets);
-    }
-    Ok(())
+/// Reads a window in one step and returns all rows of scores, a block at a time.
+fn scores(reading: &mut Reading<'_>, (input, _): &Window) -> Result<Vec<Vec<f32>>> {
+    reading.read(input, None)?;
+    (0..input.len()).step_by(ROWS).map(|first| reading.scores(first..input.len().min(first + ROWS))).collect()
 }
 
 /// What one codec is compared by: fixed bits in every group, and every rule at every budget.
-fn contenders(options: &TradeoffOptions, model: &Model, bridge: &Bridge, codec: Codec, sample: &[Window], hash: &str) -> Result<Vec<Contender>> {
+fn contenders(options: &TradeoffOptions, model: &Model, decoder: &Decoder, codec: Codec, sample: &[Window], hash: &str) -> Result<Vec<Contender>> {
     let config = model.config();
-    let shape = shape(config);
+    let shape = config.shape();
     let format = Format::new(codec, Bits::Four, Bits::Four, 128);
     let windows = &sample[..CALIBRATION_WINDOWS.min(sample.len())];
     let (learned, sinks) = match codec {
         Codec::RotateKv => {
             let bar = bar(windows.iter().map(|(input, _)| input.len()).sum(), ", calibrating");
-            let collector = collect(model, bridge, windows, format.heads_per_group(config.kv_heads as u32), |tokens| bar.inc(tokens as u64))?;
+            let collector = collect(decoder, windows, format.heads_per_group(config.kv_heads as u32), |tokens| bar.inc(tokens as u64))?;
             bar.finish_and_clear();
             (Some(Learned::from(pollster::block_on(collector.finish(hash, Reach::Global))?)), MASSIVE)
         }
         Codec::Centred => {
             let bar = bar(windows.iter().map(|(input, _)| input.len()).sum(), ", calibrating");
-            let collector = collect_means(model, bridge, windows, |tokens| bar.inc(tokens as u64))?;
+            let collector = collect_means(decoder, windows, |tokens| bar.inc(tokens as u64))?;
             bar.finish_and_clear();
             (Some(Learned::from(pollster::block_on(collector.finish(hash))?)), Sinks::None)
         }
         _ => (None, Sinks::None),
     };
-    let subject = Subject { model, bridge, format, learned: learned.as_ref(), sinks };
+    let subject = Subject { model, decoder, format, learned: learned.as_ref(), sinks };
     let sensitivity = measure(&subject, hash, &sample[..options.sample_windows.min(sample.len())], options.divergence_windows)?;
     let protection = Protection { sinks, window: 0 };
     let contender = |name: String, budget: Option<f64>, allocation: BitPlan| {
         let one = planned(config, allocation.clone(), learned.clone(), Protection::NONE, Capacity::tokens(1, 128));
-        let bits_per_element = one.build(bridge.gpu().capability())?.bits_per_element(128);
+        let bits_per_element = one.build(decoder.gpu().capability())?.bits_per_element(128);
         let entry = Entry {
             codec: codec.to_string(),
             name,
@@ -201,46 +188,46 @@ fn contenders(options: &TradeoffOptions, model: &Model, bridge: &Bridge, codec: 
 
 /// Measures everything.
 pub fn tradeoff(options: &TradeoffOptions) -> Result<TradeoffReport> {
-    let read = |path: &PathBuf| std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.clone(), source });
-    let (sample, content) = (read(&options.sample)?, read(&options.text)?);
-    let config = Config::open(&options.model.model)?;
-    let text = Text::open(&options.model.model)?;
-    let hash = model_hash(&options.model.model)?;
-    let wanted =
-        options.sample_windows.max(if options.codecs.iter().any(|codec| [Codec::RotateKv, Codec::Centred].contains(codec)) { CALIBRATION_WINDOWS } else { 0 });
-    let sample_ids = text.encode(&sample)?;
-    let sample = windows(&sample_ids, &config, wanted.min(sample_ids.len() / options.context).max(options.sample_windows), options.context)?;
-    let windows = windows(&text.encode(&content)?, &config, options.windows, options.context)?;
-    let bridge = Bridge::open(options.model.adapter.as_deref())?;
-    let model = Model::open(&options.model.model, &bridge)?;
+    let (sample, content) = (read_text(&options.sample)?, read_text(&options.text)?);
+    let model = options.model.open()?;
+    let (config, hash) = (model.config(), model.hash()?);
+    let calibrates = options.codecs.iter().any(|codec| [Codec::RotateKv, Codec::Centred].contains(codec));
+    let wanted = options.sample_windows.max(if calibrates { CALIBRATION_WINDOWS } else { 0 });
+    let there = model.text().encode(&sample)?.len() / options.context.max(1);
+    let sample = windows(&sample, &model, &options.model, wanted.min(there).max(options.sample_windows), options.context)?;
+    let windows = windows(&content, &model, &options.model, options.windows, options.context)?;
+    let gpu = options.model.gpu()?;
+    let decoder = pollster::block_on(Decoder::load(&gpu, &model))?;
     let mut all = Vec::new();
     for codec in &options.codecs {
-        all.extend(contenders(options, &model, &bridge, *codec, &sample, &hash)?);
+        all.extend(contenders(options, &model, &decoder, *codec, &sample, &hash)?);
     }
 
     let bar = bar(windows.len() * (all.len() + 1) * options.context, "");
-    let mut reference = open_f16(&bridge, &config, options.context)?;
+    let mut work = work(&decoder, options.context)?;
+    let mut reference = open_f16(&gpu, config, options.context)?;
     let mut plain = Score::default();
     // The f16 predictions of all windows: 16 windows of 2048 tokens and 8192 words are a gigabyte.
     let mut expected = Vec::new();
     for window in &windows {
-        let mut attention = CompressedAttention::new(&bridge, &mut reference)?;
-        let hidden = model.forward(&window.0, &mut attention)?;
-        let rows = logits(&model, &hidden)?;
+        let mut reading = Reading::begin(&decoder, &mut work, &mut reference)?;
+        let rows = scores(&mut reading, window)?;
         for (rows, targets) in rows.iter().zip(window.1.chunks(ROWS)) {
             plain.add(rows, None, targets);
         }
-        attention.end()?;
+        reading.end()?;
         expected.push(rows);
         bar.inc(options.context as u64);
     }
     for contender in &mut all {
         let capacity = Capacity::tokens(1, options.context as u32);
-        let mut cache = open(&bridge, planned(&config, contender.allocation.clone(), contender.learned.clone(), contender.protection, capacity))?;
+        let mut cache = open(&gpu, planned(config, contender.allocation.clone(), contender.learned.clone(), contender.protection, capacity))?;
         for (window, expected) in windows.iter().zip(&expected) {
-            let mut attention = CompressedAttention::new(&bridge, &mut cache)?;
-            score(&model, window, &mut attention, expected, &mut contender.score)?;
-            attention.end()?;
+            let mut reading = Reading::begin(&decoder, &mut work, &mut cache)?;
+            for ((rows, expected), targets) in scores(&mut reading, window)?.iter().zip(expected).zip(window.1.chunks(ROWS)) {
+                contender.score.add(rows, Some(expected), targets);
+            }
+            reading.end()?;
             bar.inc(options.context as u64);
         }
         contender.entry.perplexity = contender.score.perplexity();
@@ -252,12 +239,13 @@ pub fn tradeoff(options: &TradeoffOptions) -> Result<TradeoffReport> {
         tokens: plain.tokens,
         budgets: options.budgets.clone(),
         entries: all.into_iter().map(|contender| contender.entry).collect(),
-        adapter: bridge.adapter().to_owned(),
+        adapter: gpu.adapter_name().to_owned(),
     })
 }
 
 impl TradeoffReport {
-    /// The fixed bits with the least divergence among those of a codec that take no more than a budget.
+    /// The fixed bits with the least divergence among those of a codec that take no more than a
+    /// budget.
     pub fn best_fixed(&self, codec: &str, budget: f64) -> Option<&Entry> {
         let fits = |e: &&Entry| e.codec == codec && !e.allocated && e.bits_per_element <= budget + 1e-9;
         self.entries.iter().filter(fits).min_by(|a, b| a.kl.total_cmp(&b.kl))

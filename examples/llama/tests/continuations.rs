@@ -1,45 +1,24 @@
-//! The same text with the same seed goes on alike here, with dense layers on burn, and in `examples/web`, with dense layers of its own.
+//! The same text with the same seed goes on alike here and in `examples/web`, in a browser.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::Path;
+#[allow(dead_code, reason = "each test file uses its own part of the tiny model")]
+mod tiny;
 
-use wgkv::{Codec, Sinks};
 use wgkv_llama::generate::{GenerateOptions, generate};
-use wgkv_llama::options::{CacheOptions, ModelOptions};
 
 #[test]
 fn texts_go_on_as_in_the_web_example() {
     let texts: serde_json::Value = serde_json::from_str(include_str!("../../web/tests/continuations.json")).unwrap();
     for text in texts.as_array().unwrap() {
         let settings = &text["settings"];
-        let number = |name: &str, default: f64| settings[name].as_f64().unwrap_or(default);
-        let bits = settings["bits"].as_u64().unwrap() as u32;
-        let options = GenerateOptions {
-            model: ModelOptions { model: Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/wiki-8m"), adapter: None },
-            cache: CacheOptions {
-                codec: settings["codec"].as_str().unwrap().parse::<Codec>().unwrap(),
-                plan: None,
-                k_bits: bits,
-                v_bits: bits,
-                group: Some(64),
-                clip: None,
-                scales: None,
-                sinks: Some(Sinks::First(4)),
-                window: Some(0),
-                calibration: None,
-                heads_per_group: None,
-                reach: None,
-                align: None,
-            },
-            prompt: text["prompt"].as_str().unwrap().to_owned(),
-            tokens: settings["tokens"].as_u64().unwrap() as usize,
-            temperature: number("temperature", 0.0) as f32,
-            top_p: number("top_p", 1.0) as f32,
-            seed: settings["seed"].as_u64().unwrap_or(0),
-            chunk: 512,
-            centre_on_prompt: false,
-            json: false,
-        };
+        let bits = settings["bits"].to_string();
+        let mut words = vec!["--prompt", text["prompt"].as_str().unwrap(), "--codec", settings["codec"].as_str().unwrap()];
+        words.extend(["--k-bits", &bits, "--v-bits", &bits, "--group", "64", "--sinks", "first:4", "--window", "0"]);
+        let numbers = ["tokens", "temperature", "top_p", "top_k", "seed"].map(|name| (format!("--{}", name.replace('_', "-")), settings[name].to_string()));
+        words.extend(numbers.iter().filter(|(_, number)| number != "null").flat_map(|(name, number)| [name.as_str(), number.as_str()]));
+        let model = tiny::embedded();
+        words.extend(["--model", model.to_str().unwrap()]);
+        let options = tiny::options::<GenerateOptions>(&words);
         let report = generate(&options, &mut std::io::sink()).unwrap();
         assert_eq!(serde_json::json!(report.tokens), text["tokens"], "{}", report.text);
     }

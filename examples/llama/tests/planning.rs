@@ -1,12 +1,14 @@
-//! From text to bits: what `analyze` finds, what `plan` makes of it, and that `perplexity` and `generate` store a cache that way.
+//! From text to bits: what `analyze` finds, what `plan` makes of it, and that `perplexity` and
+//! `generate` store a cache that way.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[allow(dead_code, reason = "each test file uses its own part of the tiny model")]
 mod tiny;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use tiny::{embedded, options, smoke};
 use wgkv::bits::{BitPlan, BitRule, Kind, Sensitivity};
 use wgkv_llama::analyze::{AnalyzeOptions, analyze};
 use wgkv_llama::error::{Error, Result};
@@ -15,20 +17,6 @@ use wgkv_llama::perplexity::{PerplexityOptions, PerplexityReport, perplexity};
 use wgkv_llama::pictures::Analysis;
 use wgkv_llama::plan::{PlanOptions, plan};
 
-/// The model that the project embeds.
-fn embedded() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/wiki-8m")
-}
-
-fn smoke() -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/smoke.txt").to_str().unwrap().to_owned()
-}
-
-/// Options of a command, as typed.
-fn options<T: clap::Args>(words: &[&str]) -> T {
-    T::from_arg_matches(&T::augment_args(clap::Command::new("test")).get_matches_from([&["test"], words].concat())).unwrap()
-}
-
 fn measured(model: &Path, more: &[&str]) -> Result<PerplexityReport> {
     let fixed = ["--model", model.to_str().unwrap(), "--text", &smoke(), "--windows", "1", "--context", "256", "--strict"];
     perplexity(&options::<PerplexityOptions>(&[&fixed, more].concat()))
@@ -36,7 +24,8 @@ fn measured(model: &Path, more: &[&str]) -> Result<PerplexityReport> {
 
 #[test]
 fn keys_have_larger_norms_than_values_and_need_more_bits_under_plain_rounding() {
-    // KV-AdaQuant (2502.15075) section 3, on the embedded model and the codec that the paper has: rounding in groups of channels.
+    // KV-AdaQuant (2502.15075) section 3, on the embedded model and the codec that the paper has:
+    // rounding in groups of channels.
     let folder = tiny::folder("analysis");
     let model = embedded();
     let words = ["--model", model.to_str().unwrap(), "--text", &smoke(), "--out", folder.to_str().unwrap(), "--windows", "1", "--context", "256"];

@@ -1,4 +1,5 @@
-//! A model small enough to be made on the spot: random weights, a tokenizer of single bytes, Hugging Face's files.
+//! A model small enough to be made on the spot: random weights, a tokenizer of single bytes,
+//! Hugging Face's files.
 
 use std::path::{Path, PathBuf};
 
@@ -105,6 +106,21 @@ pub fn write_tokenizer(folder: &Path) {
     tokenizer.with_decoder(Some(bytes));
     tokenizer.add_special_tokens(special.map(|token| AddedToken::from(token, true))).unwrap();
     tokenizer.save(folder.join("tokenizer.json"), false).unwrap();
+}
+
+/// Returns options of a command, as typed.
+pub fn options<T: clap::Args>(words: &[&str]) -> T {
+    T::from_arg_matches(&T::augment_args(clap::Command::new("test")).get_matches_from([&["test"], words].concat())).unwrap()
+}
+
+/// The model that the project embeds.
+pub fn embedded() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/wiki-8m")
+}
+
+/// The text of the tests.
+pub fn smoke() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/smoke.txt").to_str().unwrap().to_owned()
 }
 
 /// Writes `config.json`.
