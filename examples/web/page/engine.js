@@ -8,6 +8,7 @@ export class Engine {
   #waiting = new Map();
   #next = 0;
   #ready;
+  #progress = () => {};
   /** Called once, with the reason, when the device is lost or the worker fails. */
   onlost = () => {};
 
@@ -23,6 +24,7 @@ export class Engine {
       };
       this.#worker.onmessage = ({ data }) => {
         if (data.ready) resolve();
+        else if (data.progress) this.#progress(...data.progress);
         else if (data.lost !== undefined) this.#lose(data.lost);
         else this.#settle(data);
       };
@@ -55,7 +57,7 @@ export class Engine {
     });
   }
 
-  /** Loads the model, telling bytes and all bytes on the way. */
+  /** Loads the page's own model, telling bytes and all bytes on the way; answers it in numbers. */
   async load(progress) {
     const responses = await Promise.all(FILES.map((file) => fetch(new URL(`model/${file}`, this.#base))));
     const missing = responses.findIndex((response) => !response.ok);
@@ -75,7 +77,13 @@ export class Engine {
       }
       files.push(new Uint8Array(await new Blob(pieces).arrayBuffer()));
     }
-    await this.call('read', files);
+    return JSON.parse(await this.call('read', files));
+  }
+
+  /** Opens a GGUF file, telling bytes and all bytes on the way; answers the model in numbers. */
+  async open(file, progress) {
+    this.#progress = progress;
+    return JSON.parse(await this.call('open_file', file));
   }
 
   /** Ends the worker, with everything it holds. */

@@ -3,13 +3,15 @@
 import { Engine } from './engine.js';
 
 const find = (id) => document.getElementById(id);
-const CONTEXT = 2048;
+/** Tokens that a conversation may have, if the model can have as many. */
+const CONTEXT = 4096;
+const OWN = { name: 'wiki-8m', file: false };
 
 /** How far the machine is: loading, ready, running, written, lost, unsupported. */
 function show(state) {
   document.body.dataset.state = state;
   const idle = state === 'ready' || state === 'written';
-  for (const id of ['write', 'check']) find(id).disabled = !idle;
+  for (const id of ['write', 'check', 'open', 'own', 'anew']) find(id).disabled = !idle;
   find('stop').disabled = state !== 'running';
 }
 
@@ -26,7 +28,10 @@ function bytes(n) {
 
 /** What tests may reach. */
 const page = (globalThis.page = { engine: undefined });
-let choices = [];
+/** The model: its name, and what the worker says of it. */
+let model = OWN;
+/** The conversation, and the settings of its cache. */
+let talk = { messages: [], settings: undefined };
 
 /** Starts the worker, finds a GPU, loads the model. */
 async function start() {
@@ -43,29 +48,94 @@ async function start() {
   }
   try {
     find('loading-text').textContent = 'Loading the model…';
-    await engine.load((loaded, all) => {
-      find('loading-bar').value = loaded / all;
-      find('loading-text').textContent = `Loading the model: ${bytes(loaded)} of ${bytes(all)}`;
-    });
-    choices = JSON.parse(await engine.call('codecs'));
+    take({ ...OWN, ...await engine.load(loading('Loading the model')) });
   } catch (error) {
     return notice('lost', 'The model could not be loaded', error.message);
   }
-  offer();
   show('ready');
 }
 
+/** Shows how much of something has come. */
+function loading(what) {
+  return (loaded, all) => {
+    find('loading-bar').value = loaded / all;
+    find('loading-text').textContent = loaded < all ? `${what}: ${bytes(loaded)} of ${bytes(all)}` : `${what}: bringing it to the GPU…`;
+  };
+}
+
+/** Opens a file from disk; where it is no model, the one before it stays. */
+async function open(file) {
+  const { engine } = page;
+  const before = document.body.dataset.state;
+  if (!['ready', 'written'].includes(before)) return;
+  find('model-error').hidden = true;
+  loading(file.name)(0, file.size || 1);
+  show('loading');
+  try {
+    take({ name: file.name, file: true, ...await engine.open(file, loading(file.name)) });
+    show('ready');
+  } catch (error) {
+    if (document.body.dataset.state === 'lost' || page.engine !== engine) return;
+    find('model-error').textContent = `It cannot be opened. ${error.message}`;
+    find('model-error').hidden = false;
+    show(before);
+  }
+}
+
+/** Offers what a model can do. */
+function take(taken) {
+  model = taken;
+  const { name, file, parameters, bytes: size, layers, kv_heads: heads, chats, context } = model;
+  find('model-name').textContent = name;
+  find('model-about').textContent = `${(parameters / 1e6).toFixed(1)} million parameters, ${bytes(size)} on the GPU, texts of up to ${context} tokens`;
+  find('own').hidden = !file;
+  find('mode').hidden = !chats;
+  document.querySelector(`#mode [value=${chats ? 'chat' : 'continue'}]`).checked = true;
+  for (const [id, count, first] of [['layer', layers, Math.min(2, layers - 1)], ['head', heads, 0]]) {
+    find(id).replaceChildren(...Array.from({ length: count }, (_, n) => new Option(n + 1, n)));
+    find(id).value = first;
+  }
+  find('picture').hidden = true;
+  for (const id of ['given', 'added', 'status']) find(id).textContent = '';
+  forget();
+  offer();
+  offerMode();
+}
+
+function mode() {
+  return document.querySelector('#mode input:checked').value;
+}
+
+/** Shows what goes with a text or a conversation. */
+function offerMode() {
+  const chats = mode() === 'chat';
+  find('prompt-label').textContent = chats ? 'Your message'
+    : `Begin a text; the model goes on${model.file ? '' : ' in the manner of an encyclopedia, and makes its facts up'}.`;
+  for (const id of ['given', 'added']) find(id).hidden = chats;
+  for (const id of ['talk', 'anew']) find(id).hidden = !chats;
+  find('write').textContent = chats ? 'Send' : 'Write';
+  if (chats && find('prompt').value === find('prompt').defaultValue) find('prompt').value = '';
+  if (!chats) find('prompt').value ||= find('prompt').defaultValue;
+}
+
+/** Forgets the conversation. */
+function forget() {
+  talk = { messages: [], settings: undefined };
+  find('talk').replaceChildren();
+}
+
 function chosen() {
-  const { codec, bits, about } = choices[find('codec').selectedIndex];
+  const { codec, bits, about } = model.codecs[find('codec').selectedIndex];
   const checked = document.querySelector('#bits input:checked');
   return { codec, about, all: bits, bits: Number(checked?.value) };
 }
 
 /** Fills the lists of codecs and bits. */
 function offer() {
-  const before = find('codec').selectedIndex;
-  find('codec').replaceChildren(...choices.map(({ codec }) => new Option(codec)));
-  find('codec').selectedIndex = Math.max(before, 0);
+  const before = find('codec').value;
+  find('codec').replaceChildren(...model.codecs.map(({ codec }) => new Option(codec)));
+  find('codec').value = before;
+  if (find('codec').selectedIndex < 0) find('codec').selectedIndex = 0;
   offerBits();
 }
 
@@ -95,45 +165,89 @@ function report({ tokens, bytes: held, f16_bytes: half, bits_per_element: bits }
   find('ratio').textContent = `${(half / held).toFixed(1)}×`;
 }
 
-/** Writes to the end, or until somebody stops it. */
-async function write() {
-  const { engine } = page;
+/** What the form asks for. */
+function wanted() {
   const { codec, bits } = chosen();
   const number = (id) => Number(find(id).value);
-  const settings = { codec, bits, temperature: number('temperature'), top_p: 0.9, seed: number('seed'), tokens: number('tokens') };
-  stopped = false;
-  show('running');
+  find('bar-name').textContent = bits === 16 ? codec : `${codec}, ${bits} bits`;
+  return { codec, bits, temperature: number('temperature'), top_p: 0.9, seed: number('seed'), tokens: number('tokens') };
+}
+
+/** Goes on with a text. */
+async function write() {
+  const settings = wanted();
   find('given').textContent = find('prompt').value;
   find('added').textContent = '';
-  find('bar-name').textContent = bits === 16 ? codec : `${codec}, ${bits} bits`;
-  find('status').textContent = 'compiling…';
-  await engine.call('begin', JSON.stringify(settings), find('prompt').value);
+  // It takes the conversation's place in the cache.
+  talk.settings = undefined;
+  await page.engine.call('begin', JSON.stringify(settings), find('prompt').value);
+  await go(settings, find('added'), ({ tokens, unread }) => Math.min(tokens + unread + settings.tokens, model.context));
+}
+
+/** Says something, and lets the model answer. */
+async function chat() {
+  const content = find('prompt').value.trim();
+  const settings = { ...wanted(), context: Math.min(CONTEXT, model.context) };
+  // Another cache reads the whole conversation anew.
+  if (talk.settings !== JSON.stringify(settings)) {
+    talk.settings = undefined;
+    await page.engine.call('begin_chat', JSON.stringify(settings));
+    talk.settings = JSON.stringify(settings);
+  }
+  const messages = [...talk.messages, { role: 'user', content }];
+  await page.engine.call('say', JSON.stringify(messages));
+  const line = (role, text) => Object.assign(document.createElement('p'), { className: role, textContent: text });
+  const answer = line('assistant', '');
+  find('talk').append(line('user', content), answer);
+  find('prompt').value = '';
+  talk.messages = messages;
+  try {
+    await go(settings, answer, () => settings.context);
+  } finally {
+    talk.messages.push({ role: 'assistant', content: answer.textContent });
+  }
+}
+
+/** Adds tokens to the end, or until somebody stops it. The bars have room for `length` tokens. */
+async function go(settings, place, length) {
+  const { engine } = page;
   let added = 0;
   let spent = 0;
-  let length;
+  let most;
   for (;;) {
     const start = performance.now();
     const progress = JSON.parse(await engine.call('advance'));
     if (page.engine !== engine) return;
-    length ??= Math.min(progress.tokens + progress.unread + settings.tokens, CONTEXT);
-    report(progress, length);
+    most ??= length(progress);
+    report(progress, most);
     if (progress.token === null && !progress.ended) {
       find('status').textContent = progress.unread ? `reading, ${progress.unread} tokens to go` : 'writing';
     } else if (progress.token !== null) {
       added += 1;
       spent += performance.now() - start;
-      find('added').textContent += progress.text;
+      place.textContent += progress.text;
       find('written').scrollTop = find('written').scrollHeight;
       find('speed').textContent = ((1000 * added) / spent).toFixed(1);
       if (added % 24 === 0) await draw();
     }
     if (progress.ended || stopped) {
-      find('status').textContent = stopped ? 'stopped' : added < settings.tokens ? 'the text is at its end' : '';
+      const end = mode() === 'chat' ? '' : 'the text is at its end';
+      find('status').textContent = stopped ? 'stopped' : added < settings.tokens ? end : '';
       break;
     }
   }
+  if (stopped) await engine.call('stop');
   await draw();
   show('written');
+}
+
+/** Writes or answers. */
+async function begin() {
+  if (mode() === 'chat' && !find('prompt').value.trim()) return;
+  stopped = false;
+  show('running');
+  find('status').textContent = 'compiling…';
+  await (mode() === 'chat' ? chat() : write());
 }
 
 /** Blue, white, red: a number's share of the largest. */
@@ -180,7 +294,7 @@ async function draw() {
 async function check() {
   find('check-rows').replaceChildren();
   show('running');
-  for (const { codec, bits } of choices) {
+  for (const { codec, bits } of JSON.parse(await page.engine.call('codecs'))) {
     for (const n of bits) {
       const { format, errors, agrees } = JSON.parse(await page.engine.call('check', codec, n));
       const row = find('check-rows').insertRow();
@@ -208,14 +322,42 @@ function guarded(task) {
   };
 }
 
-find('settings').addEventListener('submit', guarded(write));
+find('settings').addEventListener('submit', guarded(begin));
 find('stop').addEventListener('click', () => { stopped = true; });
 find('check').addEventListener('click', guarded(check));
 find('restart').addEventListener('click', () => start());
 find('codec').addEventListener('change', offerBits);
-for (const [id, count] of [['layer', 6], ['head', 4]]) {
-  find(id).replaceChildren(...Array.from({ length: count }, (_, n) => new Option(n + 1, n)));
-  find(id).addEventListener('change', guarded(async () => { if (document.body.dataset.state !== 'running') await draw(); }));
+find('mode').addEventListener('change', offerMode);
+find('anew').addEventListener('click', () => {
+  forget();
+  find('status').textContent = '';
+});
+find('open').addEventListener('click', () => find('file').click());
+find('file').addEventListener('change', async () => {
+  const [file] = find('file').files;
+  if (file) await open(file);
+  // So that the same file can be chosen again.
+  find('file').value = '';
+});
+find('own').addEventListener('click', guarded(async () => {
+  find('model-error').hidden = true;
+  take({ ...OWN, ...JSON.parse(await page.engine.call('take_own')) });
+}));
+find('prompt').addEventListener('keydown', (event) => {
+  const sends = mode() === 'chat' && event.key === 'Enter' && !event.shiftKey && !event.isComposing;
+  if (!sends) return;
+  event.preventDefault();
+  if (!find('write').disabled) find('settings').requestSubmit();
+});
+for (const id of ['layer', 'head']) {
+  find(id).addEventListener('change', guarded(async () => { if (document.body.dataset.state === 'written') await draw(); }));
 }
-find('layer').value = 2;
+for (const [type, over] of [['dragover', true], ['dragleave', false], ['drop', false]]) {
+  document.addEventListener(type, (event) => {
+    event.preventDefault();
+    document.body.classList.toggle('dropping', over);
+    const [file] = type === 'drop' ? event.dataTransfer.files : [];
+    if (file) open(file);
+  });
+}
 await start();

@@ -1,4 +1,4 @@
-// The model and its cache, in a thread of their own: the page stays quick while the processor multiplies.
+// The model and its cache, in a thread of their own: the page stays quick while weights are packed.
 
 import initialize, { Demo, codecs } from './demo.js';
 
@@ -14,6 +14,17 @@ const calls = {
     return demo.device();
   },
   read: (files) => demo.read(...files),
+  /** Opens a file, of which only the piece that is being read is here. */
+  open_file(file) {
+    const reader = new FileReaderSync();
+    let read = 0;
+    return demo.open_file(file.name, file.size, (start, length) => {
+      const bytes = new Uint8Array(reader.readAsArrayBuffer(file.slice(start, start + length)));
+      read += bytes.length;
+      postMessage({ progress: [Math.min(read, file.size), file.size] });
+      return bytes;
+    });
+  },
   memory: () => wasm.memory.buffer.byteLength,
 };
 

@@ -1,11 +1,10 @@
 //! What a cache does to one head's keys, as maps of numbers: tokens down, channels across.
 
-use crate::attention::Attention;
 use crate::error::{Error, Result};
 use serde::Serialize;
 use wgkv::low_level::reference::fit::{Fit, Order, fit};
 use wgkv::low_level::reference::{Constants, hadamard, scales, turn, turns};
-use wgkv::{Bits, Format, Scales};
+use wgkv::{Bits, Format, Plan, Scales};
 
 /// A map and what it costs to store it.
 #[derive(Clone, Debug, Serialize)]
@@ -54,22 +53,21 @@ fn leftover(format: &Format, row: &[f32]) -> Vec<f32> {
 }
 
 impl Picture {
-    /// Of one KV head in one layer. The first three maps are before RoPE, and their errors are what the cache's bits would make of each;
-    /// the last is the error that is really in the cache, after RoPE.
+    /// Of one KV head in one layer, from all heads' keys before RoPE of the tokens from `first` on,
+    /// and from what the cache gives back of them. The first three maps are before RoPE, and their
+    /// errors are what the cache's bits would make of each; the last is the error that is really in
+    /// the cache, after RoPE.
     ///
     /// # Errors
-    /// [`Error::NoKeys`], and those of the library.
-    pub async fn new(attention: &Attention, layer: usize, head: usize) -> Result<Self> {
-        let plan = attention.cache().plan();
+    /// [`Error::NoKeys`].
+    pub fn new(plan: &Plan, [layer, head]: [usize; 2], first: u32, made: &[f32], restored: &[f32]) -> Result<Self> {
         let (channels, heads) = (plan.shape().head_dim as usize, plan.shape().kv_heads as usize);
-        let (kept, first) = attention.made(layer)?;
         let slab = plan.slabs(layer as u32).iter().find(|slab| slab.heads().contains(&(head as u32)));
-        let Some(slab) = slab.filter(|_| !kept.is_empty()) else {
+        let Some(slab) = slab.filter(|_| !made.is_empty()) else {
             return Err(Error::NoKeys { layer, head });
         };
         let of_head = |rows: &[f32]| -> Vec<f32> { rows.chunks_exact(heads * channels).flat_map(|row| &row[head * channels..][..channels]).copied().collect() };
-        let made = of_head(kept);
-        let restored = of_head(&attention.restored(layer).await?);
+        let (made, restored) = (of_head(made), of_head(restored));
 
         let tokens = made.len() / channels;
         let mut mean = vec![0.0; channels];

@@ -1,25 +1,19 @@
-//! A text that goes on: the model, its cache, and one token after another.
+//! A text that goes on, or a conversation: the model, its cache, and one token after another.
 
-use crate::attention::{Attention, CHUNK};
-use crate::codecs;
-use crate::decoder::{Config, Decoder};
 use crate::error::{Error, Result};
+use crate::kept::{KEPT, Kept};
+use crate::model::Model;
 use crate::picture::Picture;
-use crate::sampler::Sampler;
-use crate::text::{Stream, Text};
+use crate::stream::Stream;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::rc::Rc;
-use wgkv::{Capacity, ChannelOrder, Codec, Gpu, Means, Plan, Protection, Sinks};
+use wgkv::{Cache, Rows};
+use wgkv_decoder::Sampling;
 
-/// A model with its tokenizer, and what codecs have to know of its keys and values.
-pub struct Model {
-    /// The layers.
-    pub decoder: Decoder,
-    text: Text,
-    order: ChannelOrder,
-    means: Means,
-}
+/// Tokens that one step may have.
+const CHUNK: u32 = 128;
 
 /// How to go on, and how to store what was.
 #[derive(Clone, Debug, Deserialize)]
@@ -41,12 +35,24 @@ pub struct Settings {
     /// Seed of the sampling.
     #[serde(default)]
     pub seed: u64,
-    /// Tokens to add at most.
+    /// Tokens to add at most, to a text or in each answer.
     pub tokens: usize,
+    /// Tokens that a conversation may have; a text has room for its prompt and what is added.
+    #[serde(default)]
+    pub context: usize,
 }
 
 fn all() -> f32 {
     1.0
+}
+
+/// One message of a conversation.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Message {
+    /// Who speaks: `system`, `user` or `assistant`.
+    pub role: String,
+    /// What is said.
+    pub content: String,
 }
 
 /// Where a session stands.
@@ -68,103 +74,171 @@ pub struct Progress {
     pub allocated: u64,
     /// Stored bits a number.
     pub bits_per_element: f64,
-    /// Whether the text is at its end.
+    /// Whether the text or the answer is at its end.
     pub ended: bool,
 }
 
-/// One text on one cache.
+/// One text or conversation on one cache.
 pub struct Session {
     model: Rc<Model>,
-    attention: Attention,
-    sampler: Sampler,
+    inner: wgkv_decoder::Session,
+    kept: Kept,
     stream: Stream,
+    /// Tokens to be read.
     unread: VecDeque<u32>,
-    scores: Vec<f32>,
+    /// Tokens that may still be added.
     left: usize,
-}
-
-impl Model {
-    /// Reads the files of a model's folder.
-    ///
-    /// # Errors
-    /// Those of each file.
-    pub fn from_bytes(config: &[u8], tokenizer: &[u8], weights: &[u8], order: &[u8], means: &[u8]) -> Result<Self> {
-        Ok(Self {
-            decoder: Decoder::from_bytes(Config::from_bytes(config)?, weights)?,
-            text: Text::from_bytes(tokenizer)?,
-            order: ChannelOrder::from_bytes(order)?,
-            means: Means::from_bytes(means)?,
-        })
-    }
-
-    /// What the cache of a context will be, with what its codec has to know of the model. Four tokens stay in half precision, or RotateKV's
-    /// twenty.
-    fn plan(&self, gpu: &Gpu, settings: &Settings, tokens: usize) -> Result<Plan> {
-        let codec: Codec = settings.codec.parse()?;
-        let mut format = codecs::format(codec, settings.bits)?;
-        let mut sinks = Sinks::First(4);
-        if codec == Codec::RotateKv {
-            format = format.with_heads_per_group(self.order.heads_per_group());
-            sinks = Sinks::Massive(20);
-        }
-        let protection = Protection { sinks, window: settings.window };
-        let builder = Plan::builder(self.decoder.config().shape(), format).protection(protection).capacity(Capacity::tokens(1, tokens as u32));
-        let builder = match codec {
-            Codec::RotateKv => builder.learned(self.order.clone()),
-            Codec::Centred => builder.learned(self.means.clone()),
-            _ => builder,
-        };
-        Ok(builder.build(gpu.capability())?)
-    }
+    /// Tokens that the cache has room for.
+    room: usize,
+    tokens: usize,
+    /// The last token, after which another was chosen; and whether the cache holds it.
+    last: Option<(u32, bool)>,
+    /// What a conversation's tokens, read or not, stand for.
+    said: String,
 }
 
 impl Session {
     /// Begins with a prompt. All memory is taken now, for the prompt and the tokens to add.
     ///
     /// # Errors
-    /// [`Error::Prompt`], and those of the library.
-    pub async fn new(model: Rc<Model>, gpu: &Gpu, settings: &Settings, prompt: &str) -> Result<Self> {
-        let config = model.decoder.config();
-        let mut unread = VecDeque::from([config.bos_token_id]);
-        unread.extend(model.text.encode(prompt)?);
-        let room = config.max_position_embeddings.saturating_sub(1);
+    /// [`Error::Prompt`], [`Error::Empty`], and those of the library and the decoder.
+    pub async fn new(model: Rc<Model>, settings: &Settings, prompt: &str) -> Result<Self> {
+        let config = model.config();
+        let begin = config.begin.filter(|_| config.add_bos);
+        let mut unread: VecDeque<u32> = begin.into_iter().collect();
+        unread.extend(model.text().encode(prompt)?);
+        if unread.is_empty() {
+            return Err(Error::Empty);
+        }
+        let room = model.context() - 1;
         if unread.len() > room {
             return Err(Error::Prompt { tokens: unread.len(), room });
         }
-        let tokens = (unread.len() + settings.tokens).min(config.max_position_embeddings);
-        let plan = model.plan(gpu, settings, tokens)?;
-        let attention = Attention::new(gpu, plan, config.hidden_size).await?;
-        let sampler = Sampler::new(settings.temperature, settings.top_p, settings.seed);
-        Ok(Self { left: tokens - unread.len(), attention, sampler, stream: Stream::default(), unread, scores: Vec::new(), model })
+        let tokens = unread.len().saturating_add(settings.tokens).min(model.context());
+        let left = tokens - unread.len();
+        Ok(Self { unread, left, ..Self::empty(model, settings, tokens).await? })
+    }
+
+    /// Begins a conversation, in which nothing is said yet. All memory is taken now.
+    ///
+    /// # Errors
+    /// [`Error::NoTemplate`], and those of the library and the decoder.
+    pub async fn conversation(model: Rc<Model>, settings: &Settings) -> Result<Self> {
+        model.chat()?;
+        let tokens = settings.context.clamp(1, model.context());
+        Self::empty(model, settings, tokens).await
+    }
+
+    async fn empty(model: Rc<Model>, settings: &Settings, tokens: usize) -> Result<Self> {
+        let plan = model.plan(settings, tokens)?;
+        let gpu = model.decoder().gpu();
+        gpu.prepare(&plan).await?;
+        let sampling = Sampling { temperature: settings.temperature, top_p: settings.top_p, top_k: 0, seed: settings.seed };
+        let kept = Kept::new(gpu, plan.shape());
+        let cache = Cache::request(gpu, plan).await?;
+        let inner = wgkv_decoder::Session::new(model.decoder(), cache, CHUNK, sampling).await?;
+        Ok(Self {
+            inner,
+            kept,
+            stream: Stream::default(),
+            unread: VecDeque::new(),
+            left: 0,
+            room: tokens,
+            tokens: settings.tokens,
+            last: None,
+            said: String::new(),
+            model,
+        })
+    }
+
+    /// Takes a conversation's messages, all of them, to be answered. What the cache holds of them is
+    /// not read again.
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] where they leave no room for an answer, after which the conversation stands
+    /// where it stood; [`Error::NoTemplate`], and those of the template and the tokenizer.
+    pub fn say(&mut self, messages: &[Message]) -> Result<()> {
+        self.stop()?;
+        let model = self.model.clone();
+        let (config, text) = (model.config(), model.text());
+        let token = |id: Option<u32>| id.and_then(|id| text.token(id)).unwrap_or_default();
+        let messages: Vec<_> = messages.iter().map(|Message { role, content }| wgkv_decoder::Message { role, content }).collect();
+        let said = model.chat()?.render(&messages, true, &token(config.begin), &token(config.end.first().copied()))?;
+        // A template that writes what was said otherwise now has the conversation read anew.
+        let more = said.strip_prefix(self.said.as_str()).filter(|_| !self.said.is_empty());
+        let unread = text.encode_with_special(more.unwrap_or(&said))?;
+        let tokens = unread.len() + if more.is_some() { self.unread.len() + self.inner.tokens()? as usize } else { 0 };
+        if tokens >= self.room {
+            return Err(Error::Prompt { tokens, room: self.room - 1 });
+        }
+        if more.is_none() {
+            self.inner.reset()?;
+            self.unread.clear();
+        }
+        self.unread.extend(unread);
+        self.left = self.tokens.min(self.room - tokens);
+        self.stream = Stream::default();
+        self.said = said;
+        Ok(())
+    }
+
+    /// Ends a text or an answer where it stands.
+    ///
+    /// # Errors
+    /// Those of the library.
+    pub fn stop(&mut self) -> Result<()> {
+        self.left = 0;
+        if let Some((token, submitted)) = self.last.take() {
+            if submitted {
+                self.inner.take_back()?;
+            }
+            // The text has it, the cache has not.
+            self.unread.push_front(token);
+        }
+        Ok(())
     }
 
     /// Reads on in the prompt, or adds a token.
     ///
     /// # Errors
-    /// Those of the library.
+    /// Those of the library and the decoder.
     pub async fn advance(&mut self) -> Result<Progress> {
-        let model = self.model.clone();
-        if !self.unread.is_empty() {
-            let chunk: Vec<u32> = self.unread.drain(..self.unread.len().min(CHUNK)).collect();
-            self.scores = model.decoder.forward(&chunk, &mut self.attention).await?;
-            return self.progress(String::new(), None, self.left == 0 && self.unread.is_empty());
+        if self.left == 0 && self.last.is_some() {
+            // The token that the cache does not hold is no prompt.
+            return self.progress(String::new(), None, true);
         }
-        let token = self.sampler.pick(&self.scores);
-        if self.left == 0 || token == model.decoder.config().eos_token_id {
-            self.left = 0;
+        self.kept.begin(self.inner.tokens()?);
+        if !self.unread.is_empty() {
+            let chunk: Vec<u32> = self.unread.drain(..self.unread.len().min(CHUNK as usize)).collect();
+            let choose = self.unread.is_empty() && self.left > 0;
+            self.inner.read(&chunk, choose, Some(&mut self.kept))?;
+            self.last = chunk.last().filter(|_| choose).map(|token| (*token, true));
+            // So that a reader sees how far it is, and can stop it.
+            self.kept.wait().await?;
+            return self.progress(String::new(), None, self.unread.is_empty() && self.left == 0);
+        }
+        if self.left == 0 {
+            return self.progress(String::new(), None, true);
+        }
+        // What follows the last token is not asked for.
+        let ahead = self.left > 1;
+        let token = self.inner.next_with(ahead, Some(&mut self.kept)).await?;
+        if self.model.config().end.contains(&token) {
+            if ahead {
+                self.inner.take_back()?;
+            }
+            (self.left, self.last) = (0, None);
             return self.progress(String::new(), None, true);
         }
         self.left -= 1;
-        let text = model.text.next(&mut self.stream, token)?;
-        // What follows the last token is not asked for.
-        if self.left > 0 {
-            self.scores = model.decoder.forward(&[token], &mut self.attention).await?;
-        }
+        self.last = Some((token, ahead));
+        let text = self.stream.next(self.model.text(), token)?;
+        self.said += &text;
         self.progress(text, Some(token), self.left == 0)
     }
 
     fn progress(&self, text: String, token: Option<u32>, ended: bool) -> Result<Progress> {
-        let (cache, tokens) = (self.attention.cache(), self.attention.tokens()?);
+        let (cache, tokens) = (self.inner.cache(), self.inner.tokens()?);
         Ok(Progress {
             text,
             token,
@@ -178,21 +252,51 @@ impl Session {
         })
     }
 
-    /// What the cache does to one head's keys.
+    /// Shows what the cache does to one head's keys.
     ///
     /// # Errors
     /// As [`Picture::new`].
     pub async fn picture(&self, layer: usize, head: usize) -> Result<Picture> {
-        Picture::new(&self.attention, layer, head).await
+        let (plan, end) = (self.inner.cache().plan(), self.inner.tokens()?);
+        let shape = plan.shape();
+        if end == 0 || layer >= shape.layers as usize || head >= shape.kv_heads as usize {
+            return Err(Error::NoKeys { layer, head });
+        }
+        let tokens = end.saturating_sub(KEPT.min(plan.sliding_window().unwrap_or(KEPT)))..end;
+        let made = self.kept.read(layer, tokens.clone()).await?;
+        let restored = self.restored(layer, tokens.clone()).await?;
+        Picture::new(plan, [layer, head], tokens.start, &made, &restored)
     }
 
-    /// The plan in words.
+    /// Keys as the cache gives them back, after RoPE: `[tokens, kv_heads, head_dim]`.
+    async fn restored(&self, layer: usize, tokens: Range<u32>) -> Result<Vec<f32>> {
+        let (gpu, cache) = (self.model.decoder().gpu(), self.inner.cache());
+        let shape = cache.plan().shape();
+        let numbers = u64::from((tokens.end - tokens.start) * shape.kv_heads * shape.head_dim);
+        let rows = ["restored keys", "restored values"].map(|label| {
+            gpu.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size: 4 * numbers,
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            })
+        });
+        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("restored") });
+        cache.dequantize(&mut encoder, self.inner.sequence(), layer as u32, tokens, Rows::f32(&rows[0]), Rows::f32(&rows[1]))?;
+        gpu.queue().submit([encoder.finish()]);
+        let keys = gpu.read(&rows[0], 0, numbers).await?;
+        rows.iter().for_each(wgpu::Buffer::destroy);
+        Ok(bytemuck::cast_vec(keys))
+    }
+
+    /// Returns the plan in words.
     pub fn plan(&self) -> String {
-        self.attention.cache().plan().to_string()
+        self.inner.cache().plan().to_string()
     }
 
     /// Gives the GPU's memory back at once.
     pub fn destroy(self) {
-        self.attention.destroy();
+        self.kept.destroy();
+        self.inner.destroy();
     }
 }

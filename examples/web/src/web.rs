@@ -2,17 +2,20 @@
 
 use crate::check::{check, exchange};
 use crate::codecs::CODECS;
+use crate::model::Model;
 use crate::picture::Picture;
-use crate::session::{Model, Session, Settings};
-use js_sys::{Array, Float32Array, Promise};
+use crate::session::{Message, Session, Settings};
+use js_sys::{Array, Error, Float32Array, Function, Promise, Uint8Array};
 use std::rc::Rc;
 use wasm_bindgen::prelude::*;
 use wgkv_npm::{Device, throw};
 
-/// A model on a device, and the text that is being written.
+/// Models on a device, and the text or the conversation that is being written.
 #[wasm_bindgen]
 pub struct Demo {
     device: Device,
+    /// The page's own model.
+    own: Option<Rc<Model>>,
     model: Option<Rc<Model>>,
     session: Option<Session>,
 }
@@ -37,16 +40,61 @@ impl Demo {
     /// # Errors
     /// What is missing.
     pub async fn open() -> Result<Self, JsValue> {
-        Ok(Self { device: Device::request().await?, model: None, session: None })
+        Ok(Self { device: Device::request().await?, own: None, model: None, session: None })
     }
 
-    /// Reads the files of a model's folder.
+    /// Reads the files of a folder, which becomes the page's own model. Returns it in numbers, as
+    /// JSON.
     ///
     /// # Errors
     /// What is wrong with them.
-    pub fn read(&mut self, config: &[u8], tokenizer: &[u8], weights: &[u8], order: &[u8], centre: &[u8]) -> Result<(), JsValue> {
-        self.model = Some(Rc::new(Model::from_bytes(config, tokenizer, weights, order, centre).map_err(throw)?));
-        Ok(())
+    pub async fn read(&mut self, config: Vec<u8>, tokenizer: Vec<u8>, weights: Vec<u8>, order: Vec<u8>, means: Vec<u8>) -> Result<String, JsValue> {
+        let model = Model::from_parts(&self.device.gpu, &config, &tokenizer, weights, &order, &means).await.map_err(throw)?;
+        self.own = Some(Rc::new(model));
+        self.take_own()
+    }
+
+    /// Goes back to the page's own model. Returns it in numbers, as JSON.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn take_own(&mut self) -> Result<String, JsValue> {
+        let own = self.own.clone().ok_or_else(|| throw("no model was loaded"))?;
+        self.take(own)
+    }
+
+    /// Opens a GGUF file of this length, of which `read` returns some bytes from a place on. Returns
+    /// the model in numbers, as JSON. Where it cannot be opened, the model before it stays.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub async fn open_file(&mut self, name: String, length: f64, read: Function) -> Result<String, JsValue> {
+        let read = move |start: u64, bytes: &mut [u8]| {
+            let failed = |error: JsValue| std::io::Error::other(String::from(Error::from(error).message()));
+            let got = read.call2(&JsValue::NULL, &(start as f64).into(), &(bytes.len() as f64).into()).map_err(failed)?;
+            let got = Uint8Array::from(got);
+            if got.length() as usize != bytes.len() {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            got.copy_to(bytes);
+            Ok(())
+        };
+        let model = Model::from_gguf(&self.device.gpu, &name, length as u64, read).await.map_err(throw)?;
+        self.take(Rc::new(model))
+    }
+
+    fn take(&mut self, model: Rc<Model>) -> Result<String, JsValue> {
+        self.end();
+        let about = json(&model.about())?;
+        self.model = Some(model);
+        Ok(about)
+    }
+
+    /// Ends the text, and gives its memory back.
+    fn end(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.destroy();
+        }
     }
 
     /// The device in words.
@@ -72,15 +120,47 @@ impl Demo {
     /// # Errors
     /// What is wrong with the settings or the prompt.
     pub async fn begin(&mut self, settings: String, prompt: String) -> Result<String, JsValue> {
-        if let Some(session) = self.session.take() {
-            session.destroy();
-        }
-        let settings: Settings = serde_json::from_str(&settings).map_err(throw)?;
-        let model = self.model.clone().ok_or_else(|| throw("no model was loaded"))?;
-        let session = Session::new(model, &self.device.gpu, &settings, &prompt).await.map_err(throw)?;
-        let plan = session.plan();
-        self.session = Some(session);
-        Ok(plan)
+        let (model, settings) = self.settings(&settings)?;
+        let session = Session::new(model, &settings, &prompt).await.map_err(throw)?;
+        Ok(self.session.insert(session).plan())
+    }
+
+    /// Begins a conversation, in which nothing is said yet. Returns the cache's plan in words.
+    ///
+    /// # Errors
+    /// What is wrong with the settings, or a model without a chat template.
+    pub async fn begin_chat(&mut self, settings: String) -> Result<String, JsValue> {
+        let (model, settings) = self.settings(&settings)?;
+        let session = Session::conversation(model, &settings).await.map_err(throw)?;
+        Ok(self.session.insert(session).plan())
+    }
+
+    /// Ends what was, so that its memory is there for what begins.
+    fn settings(&mut self, settings: &str) -> Result<(Rc<Model>, Settings), JsValue> {
+        self.end();
+        let settings = serde_json::from_str(settings).map_err(throw)?;
+        Ok((self.model.clone().ok_or_else(|| throw("no model was loaded"))?, settings))
+    }
+
+    /// Takes all messages of a conversation, as JSON, to be answered by [`Demo::advance`].
+    ///
+    /// # Errors
+    /// Those of the template, and messages that leave no room for an answer.
+    pub fn say(&mut self, messages: &str) -> Result<(), JsValue> {
+        let messages: Vec<Message> = serde_json::from_str(messages).map_err(throw)?;
+        self.session()?.say(&messages).map_err(throw)
+    }
+
+    /// Ends a text or an answer where it stands.
+    ///
+    /// # Errors
+    /// Those of the library.
+    pub fn stop(&mut self) -> Result<(), JsValue> {
+        self.session()?.stop().map_err(throw)
+    }
+
+    fn session(&mut self) -> Result<&mut Session, JsValue> {
+        self.session.as_mut().ok_or_else(|| throw("no text was begun"))
     }
 
     /// Reads on in the prompt, or adds a token. Returns where the session stands, as JSON.
@@ -88,8 +168,7 @@ impl Demo {
     /// # Errors
     /// Those of the library.
     pub async fn advance(&mut self) -> Result<String, JsValue> {
-        let session = self.session.as_mut().ok_or_else(|| throw("no text was begun"))?;
-        json(&session.advance().await.map_err(throw)?)
+        json(&self.session()?.advance().await.map_err(throw)?)
     }
 
     /// One head's keys: a description as JSON, then the numbers of each map.

@@ -4,7 +4,7 @@ import { Engine } from '../page/engine.js';
 import { check } from './package.mjs';
 
 const engine = new Engine('../page/');
-const continuations = await (await fetch('continuations.json')).json();
+const [continuations, tiny] = await Promise.all(['continuations.json', 'tiny.json'].map(async (name) => (await fetch(name)).json()));
 const choices = JSON.parse(await engine.call('codecs'));
 
 /** Goes on with a prompt to the end; answers the tokens and the last report. */
@@ -17,6 +17,16 @@ async function write(settings, prompt, begun = () => {}) {
     if (progress.token !== null) tokens.push(progress.token);
     if (progress.ended) return { tokens, progress };
   }
+}
+
+/** Goes on with texts; answers those that go on otherwise than natively. */
+async function compare(texts) {
+  const wrong = [];
+  for (const { prompt, settings, tokens } of texts) {
+    const got = (await write(settings, prompt)).tokens;
+    if (JSON.stringify(got) !== JSON.stringify(tokens)) wrong.push({ settings, got, tokens });
+  }
+  return wrong;
 }
 
 /** Bytes of scripts, workers and WebAssembly, where the browser tells; and of the worker's WebAssembly alone. */
@@ -43,13 +53,22 @@ globalThis.tests = {
     return JSON.parse(await engine.call('exchange', codec, bits, new Uint8Array(await response.arrayBuffer())));
   },
   subgroups: () => engine.call('compile_subgroups'),
-  async continuations() {
-    const wrong = [];
-    for (const { prompt, settings, tokens } of continuations) {
-      const got = (await write(settings, prompt)).tokens;
-      if (JSON.stringify(got) !== JSON.stringify(tokens)) wrong.push({ settings, got, tokens });
+  continuations: () => compare(continuations),
+  /** Opens a GGUF file and files that are none; answers the model, what went wrong, and what refused them. */
+  async file() {
+    const file = new File([await (await fetch('tiny.gguf')).arrayBuffer()], 'tiny.gguf');
+    const seen = [];
+    const about = await engine.open(file, (loaded, all) => seen.push([loaded, all]));
+    const wrong = await compare(tiny);
+    if (seen.at(-1)?.[0] !== file.size || seen.at(-1)?.[1] !== file.size) wrong.push({ seen });
+    const refusals = [];
+    for (const part of [file.slice(0, file.size - 100), new Blob(['PK, not a model']), new Blob([])]) {
+      await engine.open(new File([part], 'wrong.gguf'), () => {}).then(() => wrong.push('a wrong file was taken'), (error) => refusals.push(error.message));
     }
-    return wrong;
+    // The model before stays.
+    wrong.push(...await compare(tiny.slice(0, 1)));
+    await engine.call('take_own');
+    return { about, wrong, refusals };
   },
   async package() {
     return check(await import('../package/index.js'));

@@ -2,9 +2,10 @@
 
 use anyhow::{Result, anyhow};
 use std::fs::File;
+use std::io::Write;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
-use tiny_http::{Header, Request, Response, Server, StatusCode};
+use tiny_http::{Request, Server};
 
 /// Serves until the process ends; returns the port. Port 0 takes a free one.
 pub fn serve(folder: PathBuf, port: u16) -> Result<u16> {
@@ -45,21 +46,28 @@ fn kind(path: &Path) -> &'static str {
     }
 }
 
+/// Replies, and has the browser close the connection: tiny_http may leave a new one waiting for a
+/// thread that a kept one holds, which is minutes.
 fn answer(request: Request, folder: &Path) -> Result<()> {
-    let Some(path) = file(folder, request.url()) else {
-        return Ok(request.respond(Response::empty(StatusCode(404)))?);
+    let found = file(folder, request.url()).map(|path| Ok::<_, std::io::Error>((kind(&path), File::open(path)?))).transpose()?;
+    let mut writer = request.into_writer();
+    let Some((kind, mut file)) = found else {
+        write!(writer, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
+        return Ok(writer.flush()?);
     };
-    let mut response = Response::from_file(File::open(&path)?);
+    write!(writer, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n", file.metadata()?.len())?;
     for (name, value) in [
-        ("Content-Type", kind(&path)),
+        ("Content-Type", kind),
         ("Cache-Control", "no-store"),
         // Only an isolated page may read how much memory it takes.
         ("Cross-Origin-Opener-Policy", "same-origin"),
         ("Cross-Origin-Embedder-Policy", "require-corp"),
     ] {
-        response.add_header(Header::from_bytes(name, value).map_err(|()| anyhow!("{name} is no header"))?);
+        write!(writer, "{name}: {value}\r\n")?;
     }
-    Ok(request.respond(response)?)
+    write!(writer, "\r\n")?;
+    std::io::copy(&mut file, &mut writer)?;
+    Ok(writer.flush()?)
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! What must hold in a browser.
 
+#[path = "../../../examples/web/tests/tiny/mod.rs"]
+mod tiny;
+
 use super::browser::{Browser, Kind};
 use super::build::{Site, copy};
 use super::serve;
@@ -27,6 +30,7 @@ pub fn run(site: &Site, browsers: &[(Kind, PathBuf)], tokens: u32) -> Result<()>
     let out = site.page.parent().context("the page has no folder")?;
     let (tests, pictures) = (out.join("tests"), &out.join("screenshots"));
     copy(&root().join("examples/web/tests"), &tests, |name| !name.ends_with(".rs"))?;
+    fs::write(tests.join("tiny.gguf"), tiny::gguf())?;
     fs::create_dir_all(pictures)?;
     let port = serve::serve(out.to_owned(), 0)?;
     // Each is slow by itself, and keeps little more than one core busy.
@@ -90,6 +94,11 @@ fn in_browser(browser: &mut Browser, kind: Kind, port: u16) -> Result<()> {
         bail!("texts go on otherwise than natively: {wrong}");
     }
     println!("    {kind}: texts go on as natively");
+    let opened = browser.evaluate("tests.file()")?;
+    if opened["wrong"] != Value::Array(Vec::new()) {
+        bail!("a model from a file writes otherwise than natively: {opened}");
+    }
+    println!("    {kind}: a GGUF file of {} parameters writes as natively; wrong ones: {}", opened["about"]["parameters"], opened["refusals"]);
     let refusals = browser.evaluate("tests.package()")?;
     println!("    {kind}: npm package: attention agrees, {} wrong inputs are refused", refusals.as_array().map_or(0, Vec::len));
     Ok(())
@@ -146,6 +155,9 @@ fn page(browser: &mut Browser, kind: Kind, port: u16, pictures: &Path) -> Result
     browser.screenshot(&picture("narrow"))?;
     browser.resize(1280, 900)?;
 
+    open_file(browser, &picture)?;
+    println!("    {kind}: the page opens a file, chats, and stops");
+
     browser.evaluate("page.engine.call('lose')")?;
     browser.wait(&state("lost"), minute)?;
     browser.screenshot(&picture("lost"))?;
@@ -161,4 +173,44 @@ fn page(browser: &mut Browser, kind: Kind, port: u16, pictures: &Path) -> Result
         println!("    {kind}: without WebGPU the page says so");
     }
     Ok(())
+}
+
+/// Opens files on the page, talks with a model, and goes back.
+fn open_file(browser: &mut Browser, picture: &impl Fn(&str) -> PathBuf) -> Result<()> {
+    let minute = Duration::from_secs(120);
+    let state = |names: &str| format!("[{names}].includes(document.body.dataset.state)");
+    let text = |place: &str| format!("document.querySelector('{place}').textContent");
+    let choose = |blob: &str| {
+        format!(
+            "(async () => {{ const given = new DataTransfer(); given.items.add(new File([{blob}], 'tiny.gguf')); \
+             const input = document.querySelector('#file'); input.files = given.files; input.dispatchEvent(new Event('change')); }})()"
+        )
+    };
+    browser.evaluate(&choose("'not a model'"))?;
+    browser.wait(&format!("{}.includes('GGUF')", text("#model-error")), minute)?;
+    browser.wait(&state("'written'"), minute)?;
+    browser.evaluate(&choose("await (await fetch('/tests/tiny.gguf')).arrayBuffer()"))?;
+    browser.wait(&format!("{} === 'tiny.gguf'", text("#model-name")), minute)?;
+    browser.wait(&state("'ready'"), minute)?;
+
+    let send = |tokens: u32, message: &str| {
+        format!(
+            "document.querySelector('#tokens').value = {tokens}, document.querySelector('#prompt').value = '{message}', \
+             document.querySelector('#write').click()"
+        )
+    };
+    browser.evaluate(&send(8, "Where does the river rise?"))?;
+    browser.wait(&state("'written'"), minute)?;
+    browser.evaluate(&send(200, "And where does it end?"))?;
+    browser.wait("document.querySelectorAll('#talk p').length === 4 && Number(document.querySelector('#held').textContent) > 60", minute)?;
+    browser.evaluate("document.querySelector('#stop').click()")?;
+    browser.wait(&state("'written'"), minute)?;
+    browser.screenshot(&picture("chat"))?;
+    if browser.evaluate(&text("#status"))? != "stopped" {
+        bail!("the answer was not stopped, but: {}", browser.evaluate(&text("#status"))?);
+    }
+    browser.evaluate("document.querySelector('#anew').click()")?;
+    browser.wait("document.querySelectorAll('#talk p').length === 0", minute)?;
+    browser.evaluate("document.querySelector('#own').click()")?;
+    browser.wait(&format!("{} === 'wiki-8m'", text("#model-name")), minute)
 }
