@@ -79,8 +79,45 @@ record! {
 }
 
 record! {
-    /// An item of `attend_prefill`: a tile of rows over tiles of tokens.
+    /// An item of `unpack`: a tile of 32 tokens.
+    UnpackItem {
+        /// The chunk's record.
+        record: u32,
+        tile: u32,
+        /// Where tiles of tokens begin again after those of the sinks; 0 where they are those of
+        /// all tokens.
+        after: u32,
+        /// Where it goes among the round's tiles.
+        place: u32,
+    }
+}
+
+record! {
+    /// An item of `attend_prefill` or `attend_matrices`: a tile of rows over tiles of tokens.
     PrefillItem {
+        /// The chunk's record.
+        record: u32,
+        /// First query of the chunk.
+        first: u32,
+        tokens: u32,
+        /// First row of the pass.
+        row: u32,
+        /// As in [`UnpackItem`].
+        after: u32,
+        first_tile: u32,
+        end_tile: u32,
+        /// The first tile's place among the round's.
+        unpacked: u32,
+        /// Where the partial results go: of the first query, and from one query's to the next.
+        partial: u32,
+        partials: u32,
+        pad: [u32; 2],
+    }
+}
+
+record! {
+    /// An item of `attend_protected`: a decoding row over tiles of its f16 tokens.
+    ProtectedItem {
         /// The chunk's record.
         record: u32,
         /// First query of the chunk.
@@ -121,7 +158,7 @@ record! {
         /// Its items of `align_scores`.
         first_split: u32,
         splits: u32,
-        /// Its partial results of `attend_prefill`.
+        /// Its partial results of `attend_protected`.
         first_partial: u32,
         partials: u32,
     }

@@ -191,9 +191,40 @@ impl Plan {
         }
     }
 
-    /// Returns the vectors of attend_prefill's tile of keys or values.
-    pub(crate) fn tile_vecs(&self) -> u32 {
-        if self.restores() { (4 * self.shape.head_dim).max(256) } else { 256 }
+    /// Returns whether the device prefers straight-line code.
+    pub(crate) fn unrolls(&self) -> bool {
+        self.unrolls
+    }
+
+    /// Returns whether prefilling rows are attended by cooperative matrices.
+    pub fn matrices(&self) -> bool {
+        self.matrices
+    }
+
+    /// Returns the query rows, of one KV head, that a workgroup of a prefill takes.
+    pub(crate) fn prefill_rows(&self) -> u32 {
+        if self.matrices { MATRIX_ROWS } else { PORTABLE_ROWS }
+    }
+
+    /// Returns how many workgroups share the channels of values in a prefill.
+    pub(crate) fn column_blocks(&self) -> u32 {
+        if self.matrices { 1 } else { self.shape.head_dim.div_ceil(128) }
+    }
+
+    /// Returns the tiles of 32 tokens, of all KV heads, that a round of a prefill unpacks at most.
+    pub(crate) fn unpacked_tiles(&self) -> u32 {
+        self.unpacked_tiles
+    }
+
+    /// Returns how much a dispatch of a prefill may compute, in products and sums: what takes
+    /// [`DISPATCH_SECONDS`] at a rate that is assumed, a tenth of what has been measured. Software
+    /// adapters have no driver that ends a dispatch.
+    pub(crate) fn dispatch_work(&self) -> f64 {
+        match (self.matrices, self.unrolls) {
+            (true, _) => DISPATCH_SECONDS * 15e12,
+            (false, true) => DISPATCH_SECONDS * 2.5e12,
+            (false, false) => f64::INFINITY,
+        }
     }
 
     /// Returns whether the table of turns ends with the low positions once more, in the form that
@@ -237,6 +268,22 @@ impl Plan {
         let elected = if self.elects() { 3 * u64::from(self.sinks()) * u64::from(self.sequences) } else { 0 };
         (u64::from(self.elected_at()) + elected).next_multiple_of(4)
     }
+}
+
+/// Rows of a workgroup of attend_prefill, and of attend_matrices.
+const PORTABLE_ROWS: u32 = 64;
+const MATRIX_ROWS: u32 = 128;
+
+/// Seconds that a dispatch of a prefill may take: drivers end one after about two.
+const DISPATCH_SECONDS: f64 = 0.2;
+
+/// Workgroup memory of attend_matrices with heads of 128 channels: keys, values, scores, weights,
+/// and what rows are multiplied by.
+const MATRIX_BYTES: u32 = 32 * 272 + 128 * 80 + 32 * 528 + 128 * 80 + 512 + 16;
+
+/// Returns whether prefilling rows of a shape are attended by cooperative matrices on a device.
+pub(super) fn multiplies_matrices(shape: &Shape, capability: &Capability) -> bool {
+    capability.matrices && capability.workgroup_bytes >= MATRIX_BYTES && [64, 128].contains(&shape.head_dim)
 }
 
 /// Invocations of a workgroup of attend_merge, at most.

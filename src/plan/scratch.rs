@@ -1,8 +1,9 @@
 //! Bytes of what a pass writes and reads again, and of the workgroup memory that kernels take.
 
-use super::sizes::{DECODE_PARTIALS, LEDGER_VECS, PLAN_WORDS, POSITION_TERMS, SUM_ENTRIES};
+use super::sizes::{DECODE_PARTIALS, LEDGER_VECS, PLAN_WORDS, POSITION_TERMS, PREFILL_PARTIALS, SUM_ENTRIES, UNPACKED_BYTES};
 use super::{Plan, Restore, position};
 use crate::format::PAGE_TOKENS;
+use crate::gpu::Capability;
 
 impl Plan {
     /// Returns the bytes of the terms of a pass.
@@ -63,10 +64,35 @@ impl Plan {
         16 * self.ledgers() + if self.aligns() { 16 * u64::from(LEDGER_VECS) * self.partial_items() * self.readings() } else { 0 }
     }
 
-    /// Returns the bytes of row partials: one partial result for each prefilling row, or those of a
-    /// decode pass.
+    /// Returns how many partial results the query tokens of a pass may have: one or a few for each
+    /// that prefills, and those of the f16 tokens of all that decode.
+    pub(crate) fn row_partials(&self) -> u32 {
+        (self.query_rows + DECODE_PARTIALS).max(PREFILL_PARTIALS / self.shape.query_heads)
+    }
+
+    /// Returns the bytes of one tile of all KV heads, unpacked: 32 keys and values in halves.
+    fn tile_bytes(&self) -> u64 {
+        128 * u64::from(self.shape.head_dim * self.shape.kv_heads)
+    }
+
+    /// Returns the bytes of the tiles that a round of a prefill unpacks.
+    pub(crate) fn unpacked_bytes(&self) -> u64 {
+        u64::from(self.unpacked_tiles) * self.tile_bytes()
+    }
+
+    /// Returns how many tiles to unpack in a round: no more than the cache has, nor than a binding
+    /// holds.
+    pub(super) fn fitting_tiles(&self, capability: &Capability) -> u32 {
+        let f16_tokens = self.ring() + self.sinks();
+        let all = u64::from(self.pages) * u64::from(PAGE_TOKENS / 32) + u64::from(self.sequences) * u64::from(f16_tokens.div_ceil(32) + 1);
+        let most = capability.binding_bytes.min(capability.buffer_bytes) / self.tile_bytes();
+        let tiles = all.min((UNPACKED_BYTES / self.tile_bytes()).max(all / 8)).min(most).min(65_535);
+        u32::try_from(tiles.max(1)).unwrap_or(u32::MAX)
+    }
+
+    /// Returns the bytes of row partials.
     pub(crate) fn row_partials_bytes(&self) -> u64 {
-        4 * u64::from(self.query_rows + DECODE_PARTIALS) * u64::from(self.shape.query_heads) * u64::from(self.shape.head_dim + 2)
+        4 * u64::from(self.row_partials()) * u64::from(self.shape.query_heads) * u64::from(self.shape.head_dim + 2)
     }
 
     pub(crate) fn turns_bytes(&self) -> u64 {
