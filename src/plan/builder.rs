@@ -271,6 +271,7 @@ impl PlanBuilder {
             unrolls: capability.straight,
             matrices: choices::multiplies_matrices(&self.shape, capability),
             unpacked_tiles: 0,
+            spread_partials: 0,
             element: self.element,
             query_rows: self.query_rows,
             split_workgroups: self.split_workgroups,
@@ -292,6 +293,7 @@ impl PlanBuilder {
             Pages::Count { pages, .. } => pages,
         };
         plan.unpacked_tiles = self.unpacked_tiles.unwrap_or_else(|| plan.fitting_tiles(capability));
+        plan.spread_partials = plan.fitting_partials(capability);
         let (pages, together) = (plan.pages, plan.group_heads());
         plan.arrange(|slab| heads_of_a_slab(slab, pages, together, capability))?;
         plan.check(capability)?;

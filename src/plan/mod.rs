@@ -66,6 +66,8 @@ pub struct Plan {
     matrices: bool,
     /// Tiles of 32 tokens, of all KV heads, that scratch has room for unpacked.
     unpacked_tiles: u32,
+    /// Partial results of query tokens that are worth having, beyond those that a pass must have.
+    spread_partials: u32,
 }
 
 impl Plan {

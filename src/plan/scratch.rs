@@ -1,6 +1,6 @@
 //! Bytes of what a pass writes and reads again, and of the workgroup memory that kernels take.
 
-use super::sizes::{DECODE_PARTIALS, LEDGER_VECS, PLAN_WORDS, POSITION_TERMS, PREFILL_PARTIALS, SUM_ENTRIES, UNPACKED_BYTES};
+use super::sizes::{DECODE_PARTIALS, LEDGER_VECS, MOST_SPLITS, PLAN_WORDS, POSITION_TERMS, PREFILL_PARTIALS, SUM_ENTRIES, UNPACKED_BYTES};
 use super::{Plan, Restore, position};
 use crate::format::PAGE_TOKENS;
 use crate::gpu::Capability;
@@ -65,9 +65,25 @@ impl Plan {
     }
 
     /// Returns how many partial results the query tokens of a pass may have: one or a few for each
-    /// that prefills, and those of the f16 tokens of all that decode.
+    /// that prefills, and those of the f16 tokens of all that decode. There is room for one token
+    /// however many rounds it takes.
     pub(crate) fn row_partials(&self) -> u32 {
-        (self.query_rows + DECODE_PARTIALS).max(PREFILL_PARTIALS / self.shape.query_heads)
+        let tokens = self.held_tokens() + u64::from(self.sinks());
+        let rounds = (tokens / 32 + 3).div_ceil(u64::from(self.unpacked_tiles.max(1)));
+        let rounds = u32::try_from(rounds).unwrap_or(u32::MAX - DECODE_PARTIALS);
+        (self.query_rows.max(rounds) + DECODE_PARTIALS).max(self.spread_partials)
+    }
+
+    /// Returns how many of them are worth having, so that a prefill of few rows is split among enough
+    /// workgroups: no more than a binding holds.
+    pub(super) fn fitting_partials(&self, capability: &Capability) -> u32 {
+        let most = capability.binding_bytes.min(capability.buffer_bytes) / self.row_partial_bytes();
+        (PREFILL_PARTIALS / self.shape.query_heads).min(MOST_SPLITS * self.query_rows).min(u32::try_from(most).unwrap_or(u32::MAX))
+    }
+
+    /// Returns the bytes of one query token's partial result.
+    fn row_partial_bytes(&self) -> u64 {
+        4 * u64::from(self.shape.query_heads) * u64::from(self.shape.head_dim + 2)
     }
 
     /// Returns the bytes of one tile of all KV heads, unpacked: 32 keys and values in halves.
@@ -92,7 +108,7 @@ impl Plan {
 
     /// Returns the bytes of row partials.
     pub(crate) fn row_partials_bytes(&self) -> u64 {
-        4 * u64::from(self.row_partials()) * u64::from(self.shape.query_heads) * u64::from(self.shape.head_dim + 2)
+        u64::from(self.row_partials()) * self.row_partial_bytes()
     }
 
     pub(crate) fn turns_bytes(&self) -> u64 {

@@ -14,6 +14,10 @@ pub const UNPACKED_BYTES: u64 = 64 << 20;
 /// decoding rows: of 512 workgroups of 128 rows, which fill a large GPU.
 pub const PREFILL_PARTIALS: u32 = 1 << 16;
 
+/// Parts that the tokens of a query row are split into, at most, in a pass of as many rows as one
+/// holds.
+pub const MOST_SPLITS: u32 = 16;
+
 /// Workgroups that prefilling rows are split into, as far as there are keys and partial results.
 pub const PREFILL_WORKGROUPS: u32 = 512;
 
