@@ -139,7 +139,9 @@ fn spirv_val_agrees() {
             let bytes: Vec<u8> = spirv(proven, modern).unwrap().into_iter().flat_map(u32::to_le_bytes).collect();
             std::fs::write(&path, bytes).unwrap();
             let output = Command::new("spirv-val").args(["--target-env", target]).arg(&path).output().unwrap();
-            if !output.status.success() {
+            // Validators of before 2023 do not know cooperative matrices.
+            let unknown = proven.variant.matrices && String::from_utf8_lossy(&output.stderr).contains("Invalid capability operand: 6022");
+            if !output.status.success() && !unknown {
                 complaints.push(format!("spirv-val for {target}: {}", String::from_utf8_lossy(&output.stderr).trim()));
             }
             runs += 1;
