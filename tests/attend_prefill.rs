@@ -132,6 +132,10 @@ fn check_partials(walk: &Walk, taken: &Taken) {
         let State { marks, key_scales, protected_rows, .. } = &taken.after;
         reference::attend_prefill(params, c, *items, &words.tables, floats(query_rows), &walk.turns, marks, key_scales, pages, protected_rows, &mut twin);
     }
+    // Decoding rows have theirs beside.
+    let (params, items) = &words.attend_rows[0];
+    let State { marks, protected_rows, .. } = &taken.after;
+    reference::attend_rows(params, &c, *items, &words.tables, floats(query_rows), &walk.turns, marks, protected_rows, &mut twin);
     let d = c.head_dim as usize;
     let score_error = if c.restore { RESTORED_SCORE_ERROR } else { SCORE_ERROR };
     // A weight is off by the score's error times ln 2.

@@ -17,6 +17,7 @@ pub(super) enum Role {
     Position,
     AttendSplit,
     AttendPrefill,
+    AttendRows,
     AttendMerge,
     AlignPlan,
     AlignScores,

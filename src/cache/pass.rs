@@ -1,7 +1,7 @@
 //! The passes of a step: query rows that are attended together, because scratch holds no more, and
 //! the tables of each.
 
-use super::records::{AlignRow, MergeRow, PositionItem, PrefillItem, SplitItem};
+use super::records::{AlignRow, MergeRow, PositionItem, PrefillItem, RowsItem, SplitItem};
 use super::sequence::Growth;
 use super::step::{Align, Dispatch, StepMaker};
 use crate::format::PAGE_TOKENS;
@@ -9,7 +9,8 @@ use crate::kernel::align_plan::AlignPlanParams;
 use crate::kernel::align_scores::AlignScoresParams;
 use crate::kernel::align_values::AlignValuesParams;
 use crate::kernel::attend_merge::{AttendMergeParams, MERGE_ITEMS};
-use crate::kernel::attend_prefill::{AttendPrefillParams, DECODE_PARTIALS, TILE_ROWS, TILE_TOKENS};
+use crate::kernel::attend_prefill::{AttendPrefillParams, TILE_ROWS, TILE_TOKENS};
+use crate::kernel::attend_rows::{AttendRowsParams, TILE_PLACES};
 use crate::kernel::attend_split::AttendSplitParams;
 use crate::kernel::position::{self, PositionParams};
 use crate::kernel::query::QueryParams;
@@ -25,6 +26,8 @@ pub(super) struct Pass {
     pub merge: u32,
     /// Which of [`Plan::merge_choices`] merges.
     pub merge_choice: usize,
+    /// The f16 rows of decoding rows, in the layers of every arrangement alike.
+    pub attend_rows: Dispatch,
     /// By arrangement of the plan.
     pub arranged: Vec<Arranged>,
 }
@@ -80,7 +83,7 @@ impl Run<'_> {
     /// Returns where the tiles of tokens begin again after those of the sinks, for its queries from
     /// `first` on; 0 where the tiles are those of all tokens.
     fn after(&self, plan: &Plan, first: u32) -> u32 {
-        if self.decodes() { self.growth.new_packed } else { self.visible(plan, self.growth.old_tokens + first) / PAGE_TOKENS * PAGE_TOKENS }
+        self.visible(plan, self.growth.old_tokens + first) / PAGE_TOKENS * PAGE_TOKENS
     }
 
     /// Returns the tiles of sinks before `after`, then those of all tokens from there on that are
@@ -96,10 +99,25 @@ impl Run<'_> {
         (if self.growth.headless { sinks } else { 0 })..sinks + tokens.div_ceil(TILE_TOKENS)
     }
 
-    /// Returns the tiles of the f16 tokens: sinks that would lie in pages, then all tokens that no
-    /// page holds yet.
-    fn protected_tiles(&self, plan: &Plan) -> Range<u32> {
-        self.tiles(plan, self.growth.new_packed, self.growth.new_tokens)
+    /// Returns how many sinks its decoding row finds among the f16 rows that would lie in pages
+    /// otherwise. A sequence that never had its sinks has none.
+    fn sinks(&self, plan: &Plan) -> u32 {
+        match self.growth.new_packed {
+            0 => 0,
+            _ if self.growth.headless => 0,
+            _ if plan.elects() => plan.sinks(),
+            packed => plan.sinks().min(packed),
+        }
+    }
+
+    /// Returns the tiles of its decoding row's f16 rows: of those sinks, then of all tokens that no
+    /// page holds yet. None where it does not decode.
+    fn row_tiles(&self, plan: &Plan) -> u32 {
+        // Rows that attend once more may have later tokens in pages, but do not decode.
+        if !self.decodes() {
+            return 0;
+        }
+        (self.sinks(plan) + self.growth.new_tokens - self.growth.new_packed).div_ceil(TILE_PLACES)
     }
 }
 
@@ -148,6 +166,14 @@ struct Listed {
     by_run: Vec<Range<u32>>,
 }
 
+/// Items whose partial results lie together: where they are listed, and how many they are.
+struct RowPartials {
+    rows: (u32, u32),
+    prefills: (u32, u32),
+    /// By run, its partial results.
+    by_run: Vec<Range<u32>>,
+}
+
 /// A pass being made.
 struct PassTables<'m, 's, 'r> {
     maker: &'m mut StepMaker<'s>,
@@ -166,12 +192,13 @@ impl PassTables<'_, '_, '_> {
         let positions_at = self.positions();
         let places = self.page_places();
         let splits = self.splits(&places);
-        let prefills = self.prefills();
+        let RowPartials { rows, prefills, by_run } = self.row_partials();
         let position = self.position_items(&places);
-        let align = self.align_rows(&places, &splits, &prefills.1);
-        let mut pass = self.merge(&splits, &prefills.1);
+        let align = self.align_rows(&places, &splits, &by_run);
+        let mut pass = self.merge(&splits, &by_run);
+        pass.attend_rows = self.attend_rows(rows);
         for arrangement in 0..self.plan().arrangements().len() {
-            pass.arranged.push(self.arranged(arrangement, positions_at, position, &splits, prefills.0, align));
+            pass.arranged.push(self.arranged(arrangement, positions_at, position, &splits, prefills, align));
         }
         pass
     }
@@ -227,41 +254,49 @@ impl PassTables<'_, '_, '_> {
         Listed { at: self.maker.words.list(&items), count: items.len() as u32, by_run }
     }
 
-    /// Lists the items of `attend_prefill`. Prefilling rows come a tile of rows at a time, over
-    /// everything they see. The f16 tokens of a decoding row come a tile or a few an item, since
-    /// one row alone would walk the tiles one after another. Returns the items, and by run the
-    /// partial results.
-    fn prefills(&mut self) -> ((u32, u32), Vec<Range<u32>>) {
+    /// Lists the items of `attend_rows` and `attend_prefill`, whose partial results lie together.
+    /// Prefilling rows come a tile of rows at a time, over everything they see. The f16 rows of a
+    /// decoding row come a tile or a few an item, since one workgroup would walk them one after
+    /// another.
+    fn row_partials(&mut self) -> RowPartials {
         let plan = self.maker.plan;
         let most = TILE_ROWS / plan.shape().share();
-        let decoding = self.runs.iter().filter(|run| run.decodes());
-        let slice = decoding.map(|run| run.protected_tiles(plan).len() as u32).sum::<u32>().div_ceil(DECODE_PARTIALS).max(1);
-        let mut items = Vec::new();
+        let slice = self.runs.iter().map(|run| run.row_tiles(plan)).sum::<u32>().div_ceil(plan.row_items()).max(1);
+        let (mut rows, mut prefills) = (Vec::new(), Vec::new());
         let mut partial = 0;
         let mut by_run = Vec::with_capacity(self.runs.len());
         for run in self.runs {
-            let first_partial = partial;
-            let mut item = |first, tokens, after, tiles: Range<u32>| {
-                let (record, first_query, row) = (run.record, run.first + first, run.row + first);
-                items.push(PrefillItem { record, first: first_query, tokens, row, after, first_tile: tiles.start, end_tile: tiles.end, partial });
-                partial += tokens;
-            };
+            let (first_partial, record) = (partial, run.record);
             if run.decodes() {
-                let tiles = run.protected_tiles(plan);
-                for tile in tiles.clone().step_by(slice as usize) {
-                    item(0, 1, run.after(plan, 0), tile..(tile + slice).min(tiles.end));
+                let (position, tiles) = (run.growth.old_tokens, run.row_tiles(plan));
+                for first_tile in (0..tiles).step_by(slice as usize) {
+                    // Sinks are seen though the pages that follow them are gone.
+                    let (visible, end_tile) = ((position + 1).saturating_sub(plan.reach()), tiles.min(first_tile + slice));
+                    rows.push(RowsItem { record, row: run.row, position, visible, sinks: run.sinks(plan), first_tile, end_tile, partial });
+                    partial += 1;
                 }
             } else {
                 for first in (0..run.tokens).step_by(most as usize) {
                     let tokens = most.min(run.tokens - first);
                     let seen = run.growth.old_tokens + run.first + first + tokens;
                     let after = run.after(plan, run.first + first);
-                    item(first, tokens, after, run.tiles(plan, after, seen));
+                    let tiles = run.tiles(plan, after, seen);
+                    let (first_query, row) = (run.first + first, run.row + first);
+                    prefills.push(PrefillItem { record, first: first_query, tokens, row, after, first_tile: tiles.start, end_tile: tiles.end, partial });
+                    partial += tokens;
                 }
             }
             by_run.push(first_partial..partial);
         }
-        ((self.maker.words.list(&items), items.len() as u32), by_run)
+        let words = &mut self.maker.words;
+        RowPartials { rows: (words.list(&rows), rows.len() as u32), prefills: (words.list(&prefills), prefills.len() as u32), by_run }
+    }
+
+    /// Makes the parameters of `attend_rows`.
+    fn attend_rows(&mut self, (items_at, items): (u32, u32)) -> Dispatch {
+        let params = AttendRowsParams { items_at, kv_heads: self.plan().shape().kv_heads, pad: [0; 2] };
+        self.maker.words.attend_rows.push((params, items));
+        Dispatch { params: self.maker.params.push(&params), items }
     }
 
     /// Lists the pages of decoding rows for `position`, where keys have means that turn.
@@ -320,7 +355,7 @@ impl PassTables<'_, '_, '_> {
         let (query_heads, kv_heads) = (plan.shape().query_heads, plan.shape().kv_heads);
         let merge = AttendMergeParams { records_at: self.maker.words.list(&rows), row_first: self.row_first, query_heads, kv_heads };
         self.maker.words.attend_merge.push((merge, self.rows));
-        Pass { rows: self.rows, merge: self.maker.params.push(&merge), merge_choice: plan.merge_choice(most), arranged: Vec::new() }
+        Pass { rows: self.rows, merge: self.maker.params.push(&merge), merge_choice: plan.merge_choice(most), ..Pass::default() }
     }
 
     /// Makes the parameters of the kernels that work on the slabs of one arrangement.

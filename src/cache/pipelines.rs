@@ -3,7 +3,7 @@
 use crate::format::Element;
 use crate::gpu::{Gpu, Pipeline, Variant};
 use crate::kernel::{
-    align_plan, align_scores, align_values, append_reordered, attend_merge, attend_prefill, attend_split, dequantize, elect, packing_variant, position,
+    align_plan, align_scores, align_values, append_reordered, attend_merge, attend_prefill, attend_rows, attend_split, dequantize, elect, packing_variant, position,
     protect, query,
 };
 use crate::plan::{Plan, Slab};
@@ -42,6 +42,7 @@ pub(super) struct Pipelines {
     query: ByElement,
     position: ByElement,
     protect: ByElement,
+    attend_rows: Slot,
     /// By whether blocks are merged.
     elect: [ByElement; 2],
     /// By number of parts, by whether log-sums are wanted.
@@ -57,6 +58,7 @@ impl Pipelines {
             query: Default::default(),
             position: Default::default(),
             protect: Default::default(),
+            attend_rows: Slot::default(),
             elect: Default::default(),
             attend_merge: plan.merge_choices().iter().map(|_| Default::default()).collect(),
             slabs: plan.arrangements().iter().map(|slabs| slabs.iter().map(|_| SlabPipelines::default()).collect()).collect(),
@@ -82,6 +84,10 @@ impl<'a> Lookup<'a> {
 
     pub fn protect(&self, element: Element) -> &'a Pipeline {
         self.pipelines.protect[element as usize].get(self.gpu, || protect::variant(self.plan, element))
+    }
+
+    pub fn attend_rows(&self) -> &'a Pipeline {
+        self.pipelines.attend_rows.get(self.gpu, || attend_rows::variant(self.plan))
     }
 
     pub fn elect(&self, element: Element, merge: bool) -> &'a Pipeline {

@@ -99,6 +99,26 @@ record! {
 }
 
 record! {
+    /// An item of `attend_rows`: a slice of the f16 rows of a decoding row.
+    RowsItem {
+        /// The chunk's record.
+        record: u32,
+        /// The row of the pass.
+        row: u32,
+        /// Its position.
+        position: u32,
+        /// First token that it sees.
+        visible: u32,
+        /// Sinks that would lie in pages: the first places.
+        sinks: u32,
+        first_tile: u32,
+        end_tile: u32,
+        /// Where the partial results go.
+        partial: u32,
+    }
+}
+
+record! {
     /// An item of `position`: pages of a decoding row.
     PositionItem {
         row: u32,

@@ -14,6 +14,7 @@ use crate::kernel::append::AppendParams;
 use crate::kernel::append_reordered::AppendReorderedParams;
 use crate::kernel::attend_merge::AttendMergeParams;
 use crate::kernel::attend_prefill::AttendPrefillParams;
+use crate::kernel::attend_rows::AttendRowsParams;
 use crate::kernel::attend_split::AttendSplitParams;
 use crate::kernel::elect;
 use crate::kernel::position::PositionParams;
@@ -125,6 +126,8 @@ pub struct Words {
     pub attend_split: Vec<(AttendSplitParams, u32)>,
     /// Parameters of `attend_prefill` and its items, by pass, arrangement and slab.
     pub attend_prefill: Vec<(AttendPrefillParams, u32)>,
+    /// Parameters of `attend_rows` and its items, by pass.
+    pub attend_rows: Vec<(AttendRowsParams, u32)>,
     /// Parameters of `align_plan` and its rows, by pass, arrangement and slab: for keys, then for
     /// values. Empty for codecs without planes, like the two that follow.
     pub align_plan: Vec<([AlignPlanParams; 2], u32)>,

@@ -12,6 +12,7 @@ pub mod append_block;
 pub mod append_reordered;
 pub mod attend_merge;
 pub mod attend_prefill;
+pub mod attend_rows;
 pub mod attend_split;
 pub mod dequantize;
 pub mod elect;
@@ -44,7 +45,7 @@ pub(crate) const STEP: Bindings = &[("params", Binding::Dynamic), ("tables", Bin
 pub(crate) const PARAMS_BYTES: u64 = 32;
 
 /// All kernels.
-pub const ALL: [&Kernel; 17] = [
+pub const ALL: [&Kernel; 18] = [
     &align_plan::KERNEL,
     &align_scores::KERNEL,
     &align_values::KERNEL,
@@ -53,6 +54,7 @@ pub const ALL: [&Kernel; 17] = [
     &append_reordered::KERNEL,
     &attend_merge::KERNEL,
     &attend_prefill::KERNEL,
+    &attend_rows::KERNEL,
     &attend_split::KERNEL,
     &dequantize::KERNEL,
     &elect::KERNEL,

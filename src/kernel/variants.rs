@@ -1,7 +1,7 @@
 //! Every pipeline that a cache of a plan can use.
 
 use super::{
-    Variant, align_plan, align_scores, align_values, append, append_block, append_reordered, attend_merge, attend_prefill, attend_split, dequantize, elect,
+    Variant, align_plan, align_scores, align_values, append, append_block, append_reordered, attend_merge, attend_prefill, attend_rows, attend_split, dequantize, elect,
     position, protect, query,
 };
 use crate::format::Element;
@@ -37,7 +37,7 @@ fn common_variants(plan: &Plan) -> Vec<Variant> {
         variants.push(position::variant(plan, element));
     }
     if plan.sinks() + plan.ring() > 0 {
-        variants.push(protect::variant(plan, element));
+        variants.extend([protect::variant(plan, element), attend_rows::variant(plan)]);
     }
     if plan.elects() {
         variants.extend([false, true].map(|merge| elect::variant(plan, element, merge)));

@@ -1,7 +1,7 @@
 //! Bytes of what a pass writes and reads again, and of the workgroup memory that kernels take.
 
 use super::sizes::{DECODE_PARTIALS, LEDGER_VECS, PLAN_WORDS, POSITION_TERMS, SUM_ENTRIES};
-use super::{Plan, Restore, position};
+use super::{Plan, Restore};
 use crate::format::PAGE_TOKENS;
 
 impl Plan {
@@ -80,7 +80,7 @@ impl Plan {
         if self.position_quads() == 0 {
             turns
         } else {
-            turns.next_multiple_of(16) + 8 * position::pairs(&self.shape.rope, self.position_pages() as usize) as u64
+            16 * u64::from(self.row_turns()) + 16 * 32 * u64::from(self.row_turn_quads())
         }
     }
 

@@ -114,6 +114,7 @@ fn params() -> Vec<Fields> {
         fields!(append_reordered::AppendReorderedParams { items_at, items, layer, slab_heads, heads_at, kv_heads, places_at, scales }),
         fields!(attend_merge::AttendMergeParams { records_at, row_first, query_heads, kv_heads }),
         fields!(attend_prefill::AttendPrefillParams { items_at, slab_heads, heads_at, kv_heads }),
+        fields!(attend_rows::AttendRowsParams { items_at, kv_heads, pad }),
         fields!(attend_split::AttendSplitParams { items_at, slab_heads, heads_at, kv_heads }),
         fields!(dequantize::DequantizeParams { chunk, first, tokens, slab_heads, heads_at, kv_heads, limit, pad }),
         fields!(elect::ElectParams { items_at, items, width, pad }),

@@ -35,6 +35,7 @@ mod append_block;
 mod append_reordered;
 mod attend_merge;
 mod attend_prefill;
+mod attend_rows;
 mod attend_split;
 mod dequantize;
 mod elect;
@@ -55,6 +56,7 @@ pub use append_block::append_block;
 pub use append_reordered::append_reordered;
 pub use attend_merge::attend_merge;
 pub use attend_prefill::attend_prefill;
+pub use attend_rows::attend_rows;
 pub use attend_split::attend_split;
 pub use dequantize::dequantize;
 pub use elect::elect;
@@ -101,6 +103,8 @@ pub struct Constants {
     pub still: u32,
     /// Numbers from one row of `query_rows` to the next.
     pub query_row: u32,
+    /// vec4s of `turns` before those that `attend_rows` takes by lane, where means turn.
+    pub row_turns: u32,
     /// First pairs of RoPE, which turn too fast for a short polynomial: the query codes have their
     /// factors.
     pub position_waves: u32,
@@ -235,6 +239,7 @@ impl Constants {
             position_centre: whole("POSITION_CENTRE"),
             still: whole("STILL"),
             query_row: whole("QUERY_ROW"),
+            row_turns: plan.row_turns(),
             position_waves: whole("POSITION_WAVES"),
             position_places: plan.pages(),
             position_pages: if plan.position_quads() == 0 { 0 } else { number("POSITION_PAGES") as u32 },
