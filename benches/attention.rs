@@ -139,7 +139,10 @@ fn main() {
     let usual = argument("--heads").unwrap_or_else(|| "32/8/128".into());
     let bandwidth = read_bandwidth(&gpu, if software { 64 << 20 } else { 1 << 30 });
     println!("{}: reads {:.0} GB/s; heads {usual} but where a shape says otherwise", gpu.adapter_name(), bandwidth * 1e-9);
-    println!("{:>22} {:>20} {:>12} {:>10} {:>8} {:>9} {:>7} {:>6} {:>8} {:>7}", "shape", "format", "plan", "us", "Gtok/s", "MB", "share", "f16", "error", "ready");
+    println!(
+        "{:>22} {:>20} {:>12} {:>10} {:>8} {:>9} {:>7} {:>6} {:>8} {:>7}",
+        "shape", "format", "plan", "us", "Gtok/s", "MB", "share", "f16", "error", "ready"
+    );
     let mut json = Vec::new();
     for shape in shapes.split(',') {
         let (of, size) = shape.split_once(':').unwrap_or((&usual, shape));

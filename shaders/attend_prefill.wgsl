@@ -7,8 +7,7 @@
 // with all the query heads that share the KV head. Invocation (down, across) holds rows 4 * down..
 // against tokens 4 * across.., then the same rows against channels 4 * across.. of each slice of 32
 // channels. Where an item says `after`, it covers just the sinks before that token, and all tokens
-// from it on: those kept in f16 of a decoding row, a few tiles of them an item, while attend_split
-// covers the pages; or what a sliding window leaves.
+// from it on: what a sliding window leaves. Decoding rows are attend_split's and attend_rows's.
 //
 // RotateKV's keys are restored for a whole tile, all channels, before its scores. For Centred, what
 // the mean of the keys adds to a score are further channels: the query's factors times the cosines

@@ -7,7 +7,9 @@
 // tiles of 32 places: first come the rows of the sinks, then the tokens after the pages. For the
 // keys a lane owns one token, for the values four channels (eight at head_dim 256). What a tile
 // takes is straight-line code on GPUs (part rows/walk), as in attend_split, beside which it runs:
-// neither reads what the other writes.
+// neither reads what the other writes. wgpu puts a barrier before the first dispatch that reads what
+// another wrote, so this kernel binds all that attend_split reads of `query` and `position`: that one
+// needs no further barrier then, which would wait for this one.
 //
 // For Centred, what the mean of the keys adds to a score comes from the query's factors (kernel
 // query), turned to the tile's first place (part rows/centred).
@@ -37,7 +39,9 @@ struct AttendRowsParams { // src/kernel/attend_rows.rs
 @group(0) @binding(1) var<storage, read> turns: array<vec4<f32>>;          // [128 low + high positions, pairs], two a vector
 @group(0) @binding(2) var<storage, read> marks: array<u32>;                // elected sinks by slot, from ELECTED_AT
 @group(0) @binding(3) var<storage, read> protected_rows: array<vec4<u32>>; // [slot, kv_heads, SINKS + RING, key and value, HEAD_DIM / 8]
-@group(0) @binding(4) var<storage, read_write> row_partials: array<f32>;   // [partial, query_heads, HEAD_DIM + 2]
+@group(0) @binding(4) var<storage, read> query_codes: array<HeadsU>;       // not read here, but by attend_split
+@group(0) @binding(5) var<storage, read> position_terms: array<HeadsF>;    // the same
+@group(0) @binding(6) var<storage, read_write> row_partials: array<f32>;   // [partial, query_heads, HEAD_DIM + 2]
 
 const HIDDEN = -1e30;
 

@@ -47,13 +47,19 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         of("planes of halves, a share of 3", 80, 6, 2, Format::aligned_f16()).protection(protect(4, 16)).rope(Rope::none()),
         of("planes of 8-bit keys and 4-bit values", 64, 4, 2, hadamard(Eight, Four, 64)).protection(protect(4, 16)).in_planes(),
         of("a head of 80, whose tenth vector is alone; a share of 4", 80, 4, 1, hadamard(Three, Three, 128)).protection(protect(0, 128)),
-        of("a head of 96, a share of 8; more sinks than a tile, and in the last of their tiles other tokens", 96, 8, 1, rtn(Two, Two, 32)).protection(protect(40, 32)),
+        of("a head of 96, a share of 8; more sinks than a tile, and in the last of their tiles other tokens", 96, 8, 1, rtn(Two, Two, 32))
+            .protection(protect(40, 32)),
         of("all tokens of the first page but one are sinks; a window of one", 128, 2, 1, hadamard(Two, Four, 128)).protection(protect(127, 1)),
         of("heads stored in three ways", 64, 8, 4, rtn(Two, Two, 32)).three_ways().protection(protect(4, 16)),
         of("the largest head", 256, 2, 1, hadamard(Eight, Eight, 64)).protection(protect(4, 64)),
-        of("reduced through workgroup memory; all tiles in one item", 64, 4, 1, hadamard(Four, Four, 64)).protection(protect(4, 128)).no_subgroups().split_workgroups(1),
+        of("reduced through workgroup memory; all tiles in one item", 64, 4, 1, hadamard(Four, Four, 64))
+            .protection(protect(4, 128))
+            .no_subgroups()
+            .split_workgroups(1),
         of("a few tiles an item", 64, 4, 1, hadamard(Four, Four, 64)).protection(protect(40, 128)).split_workgroups(12),
-        of("a sliding window that begins among the f16 rows, and hides the sinks", 64, 2, 1, rtn(Four, Three, 32)).protection(protect(4, 128)).sliding_window(70),
+        of("a sliding window that begins among the f16 rows, and hides the sinks", 64, 2, 1, rtn(Four, Three, 32))
+            .protection(protect(4, 128))
+            .sliding_window(70),
         of("sequences that slid keep their sinks", 64, 4, 2, hadamard(Two, Four, 64)).protection(protect(4, 16)).keep(140),
         of("the other walk", 128, 4, 1, hadamard(Four, Four, 64)).protection(protect(4, 16)).straight(Some(!gpu.capability().straight)),
         of("the other walk, the largest head", 256, 2, 1, hadamard(Four, Four, 64)).protection(protect(4, 16)).straight(Some(!gpu.capability().straight)),

@@ -1,5 +1,4 @@
-//! Attends a block of query rows to cached tokens, causally, in f32; also to the f16 rows of a
-//! decode step.
+//! Attends a block of query rows to cached tokens, causally, in f32.
 //!
 //! Shader: `shaders/attend_prefill.wgsl`. Twin:
 //! [`reference::attend_prefill`](crate::low_level::reference::attend_prefill).

@@ -7,9 +7,9 @@
 
 use super::parts::{self, shared};
 use super::{Binding, Kernel, STEP, Variant, elected_constants, position_quads, rope_constants};
-pub use crate::plan::sizes::DECODE_PARTIALS;
 use crate::gpu::Reduce;
 use crate::plan::Plan;
+pub use crate::plan::sizes::DECODE_PARTIALS;
 
 /// `AttendRowsParams` of `shaders/attend_rows.wgsl`.
 #[repr(C)]
@@ -33,6 +33,9 @@ pub static KERNEL: Kernel = Kernel {
             ("turns", Binding::Read),
             ("marks", Binding::Read),
             ("protected_rows", Binding::Read),
+            // Not read, so that attend_split needs no barrier of its own: see the shader.
+            ("query_codes", Binding::Read),
+            ("position_terms", Binding::Read),
             ("row_partials", Binding::Write),
         ],
         STEP,

@@ -1,8 +1,8 @@
 //! Every pipeline that a cache of a plan can use.
 
 use super::{
-    Variant, align_plan, align_scores, align_values, append, append_block, append_reordered, attend_merge, attend_prefill, attend_rows, attend_split, dequantize, elect,
-    position, protect, query,
+    Variant, align_plan, align_scores, align_values, append, append_block, append_reordered, attend_merge, attend_prefill, attend_rows, attend_split,
+    dequantize, elect, position, protect, query,
 };
 use crate::format::Element;
 use crate::plan::{Plan, Slab};

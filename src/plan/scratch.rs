@@ -77,11 +77,7 @@ impl Plan {
                 _ => u64::from(PAGE_TOKENS),
             };
         let turns = 8 * rows * self.shape.rope.frequencies().len().max(1) as u64;
-        if self.position_quads() == 0 {
-            turns
-        } else {
-            16 * u64::from(self.row_turns()) + 16 * 32 * u64::from(self.row_turn_quads())
-        }
+        if self.position_quads() == 0 { turns } else { 16 * u64::from(self.row_turns()) + 16 * 32 * u64::from(self.row_turn_quads()) }
     }
 
     /// Returns the workgroup memory of attend_split: queries, weights, peaks, and the lanes of a

@@ -13,7 +13,7 @@ const HIDDEN: f32 = -1e30;
 /// `tables` holds the items and chunks (8 words each), `query_rows` is
 /// `[row, query_heads, query_row]`, `turns` as [`turns`](super::turns), `marks` holds the elected
 /// sinks, `protected_rows` is `[slot, kv_heads, sinks + ring, head_dim]`, `row_partials`
-/// `[partial, query_heads, head_dim + 2]`.
+/// `[partial, query_heads, head_dim + 2]`. The bindings that the shader does not read are left out.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn attend_rows(
     params: &AttendRowsParams,
