@@ -1,6 +1,7 @@
 //! Every kernel by itself, by the GPU's own clock: `query`, `append` (or `append_block`),
-//! `protect`, `dequantize`, `position`, `attend_split`, `attend_protected`, `attend_merge`,
-//! `measure`, `gram`, `append_reordered`, `elect`. `rotate` has a bench of its own.
+//! `protect`, `dequantize`, `position`, `attend_split`, `attend_rows`, `attend_prefill` (or
+//! `attend_matrices`), `attend_merge`, `measure`, `gram`, `append_reordered`, `elect`. `rotate` has a
+//! bench of its own, and so have prefills, with `unpack`.
 //!
 //! ```text
 //! cargo bench --bench kernels -- [--appends] [--workgroup]
@@ -253,6 +254,7 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
             "attend_split" => bytes,
             // 12 terms a page and query head.
             "position" => f64::from(sequences * tokens.div_ceil(128) * case.query_heads) * 48.0,
+            "attend_rows" => f64::from(sequences * cache.plan().protection().f16_tokens(tokens + 1)) * kv_row as f64 * 4.0,
             "query" => 2.0 * rows(query_row, sequences as usize),
             "attend_merge" => rows(query_row, sequences as usize),
             _ => 2.0 * rows(kv_row, sequences as usize),

@@ -18,7 +18,7 @@ pub(super) enum Role {
     AttendSplit,
     Unpack,
     AttendPrefill,
-    AttendProtected,
+    AttendRows,
     AttendMerge,
     AlignPlan,
     AlignScores,

@@ -1,7 +1,7 @@
 //! The passes of a step: query rows that are attended together, because scratch holds no more, and
 //! the tables of each.
 
-use super::records::{AlignRow, MergeRow, PositionItem, PrefillItem, ProtectedItem, SplitItem, UnpackItem};
+use super::records::{AlignRow, MergeRow, PositionItem, PrefillItem, RowsItem, SplitItem, UnpackItem};
 use super::sequence::Growth;
 use super::step::{Align, Dispatch, StepMaker};
 use crate::format::PAGE_TOKENS;
@@ -10,7 +10,7 @@ use crate::kernel::align_scores::AlignScoresParams;
 use crate::kernel::align_values::AlignValuesParams;
 use crate::kernel::attend_merge::{AttendMergeParams, MERGE_ITEMS};
 use crate::kernel::attend_prefill::AttendPrefillParams;
-use crate::kernel::attend_protected::{AttendProtectedParams, DECODE_PARTIALS};
+use crate::kernel::attend_rows::{AttendRowsParams, DECODE_PARTIALS, TILE_PLACES};
 use crate::kernel::attend_split::AttendSplitParams;
 use crate::kernel::position::{self, PositionParams};
 use crate::kernel::query::QueryParams;
@@ -28,6 +28,8 @@ pub(super) struct Pass {
     pub merge: u32,
     /// Which of [`Plan::merge_choices`] merges.
     pub merge_choice: usize,
+    /// The f16 rows of decoding rows, in the layers of every arrangement alike.
+    pub attend_rows: Dispatch,
     /// By round, what attends to the tokens that the round unpacks.
     pub rounds: Vec<Vec<Dispatch>>,
     /// By arrangement of the plan.
@@ -43,8 +45,6 @@ pub(super) struct Arranged {
     pub position: Dispatch,
     /// By slab.
     pub split: Vec<Dispatch>,
-    /// By slab.
-    pub protected: Vec<Dispatch>,
     /// By round and slab.
     pub unpack: Vec<Vec<Dispatch>>,
     /// By slab, for codecs with planes.
@@ -84,10 +84,10 @@ impl Run<'_> {
         if self.decodes() && first < self.growth.new_packed { first / PAGE_TOKENS..self.growth.new_packed.div_ceil(PAGE_TOKENS) } else { 0..0 }
     }
 
-    /// Returns where the tiles of tokens begin again after those of the sinks; 0 where the tiles are
-    /// those of all tokens.
+    /// Returns where the tiles of tokens begin again after those of the sinks, for its prefilling
+    /// queries; 0 where the tiles are those of all tokens.
     fn after(&self, plan: &Plan) -> u32 {
-        if self.decodes() { self.growth.new_packed } else { self.visible(plan, self.growth.old_tokens + self.first) / PAGE_TOKENS * PAGE_TOKENS }
+        self.visible(plan, self.growth.old_tokens + self.first) / PAGE_TOKENS * PAGE_TOKENS
     }
 
     /// Returns how many tiles of sinks come before those of the tokens from `after` on.
@@ -108,12 +108,6 @@ impl Run<'_> {
         (if self.growth.headless { sinks } else { 0 })..sinks + tokens.div_ceil(TILE_TOKENS)
     }
 
-    /// Returns the tiles of the f16 tokens: sinks that would lie in pages, then all tokens that no
-    /// page holds yet.
-    fn protected_tiles(&self, plan: &Plan) -> Range<u32> {
-        self.tiles(plan, self.growth.new_tokens)
-    }
-
     /// Returns the tiles in which some of these of its prefilling queries sees a token. Where a
     /// window hides whole tiles, it hides all sinks before them.
     fn prefill_tiles(&self, plan: &Plan, queries: Range<u32>) -> Range<u32> {
@@ -132,6 +126,27 @@ impl Run<'_> {
     /// Returns how many partial results of query rows it has, at least.
     fn partials(&self, plan: &Plan) -> u32 {
         if self.decodes() { 1 } else { self.tokens * self.pieces(plan) }
+    }
+
+    /// Returns how many sinks its decoding row finds among the f16 rows that would lie in pages
+    /// otherwise. A sequence that never had its sinks has none.
+    fn sinks(&self, plan: &Plan) -> u32 {
+        match self.growth.new_packed {
+            0 => 0,
+            _ if self.growth.headless => 0,
+            _ if plan.elects() => plan.sinks(),
+            packed => plan.sinks().min(packed),
+        }
+    }
+
+    /// Returns the tiles of its decoding row's f16 rows: of those sinks, then of all tokens that no
+    /// page holds yet. None where it does not decode.
+    fn row_tiles(&self, plan: &Plan) -> u32 {
+        // Rows that attend once more may have later tokens in pages, but do not decode.
+        if !self.decodes() {
+            return 0;
+        }
+        (self.sinks(plan) + self.growth.new_tokens - self.growth.new_packed).div_ceil(TILE_PLACES)
     }
 }
 
@@ -237,14 +252,15 @@ impl PassTables<'_, '_, '_> {
         let positions_at = self.positions();
         let places = self.page_places();
         let splits = self.splits(&places);
-        let (protected, mut partials) = self.protected();
+        let (rows, mut partials) = self.rows();
         let rounds = self.rounds(&mut partials);
         let rounds = self.list_rounds(&rounds);
         let position = self.position_items(&places);
         let align = self.align_rows(&places, &splits, &partials);
         let mut pass = self.merge(&splits, &partials);
+        pass.attend_rows = self.attend_rows(rows);
         for arrangement in 0..self.plan().arrangements().len() {
-            let mut arranged = self.arranged(arrangement, positions_at, position, &splits, protected, align);
+            let mut arranged = self.arranged(arrangement, positions_at, position, &splits, align);
             arranged.unpack = self.unpacks(arrangement, &rounds);
             pass.arranged.push(arranged);
         }
@@ -303,31 +319,39 @@ impl PassTables<'_, '_, '_> {
         Listed { at: self.maker.words.list(&items), count: items.len() as u32, by_run }
     }
 
-    /// Lists the items of `attend_protected`: the f16 tokens of a decoding row, a tile or a few an
-    /// item, since one row alone would walk the tiles one after another. Returns the items, and by
-    /// run the partial results.
-    fn protected(&mut self) -> ((u32, u32), Vec<Partials>) {
+    /// Lists the items of `attend_rows`: the f16 rows of a decoding row, a tile or a few an item,
+    /// since one workgroup would walk them one after another. Returns the items, and by run the
+    /// partial results.
+    fn rows(&mut self) -> ((u32, u32), Vec<Partials>) {
         let plan = self.maker.plan;
-        let decoding = self.runs.iter().filter(|run| run.decodes());
-        let slice = decoding.map(|run| run.protected_tiles(plan).len() as u32).sum::<u32>().div_ceil(DECODE_PARTIALS).max(1);
+        let slice = self.runs.iter().map(|run| run.row_tiles(plan)).sum::<u32>().div_ceil(plan.row_items()).max(1);
         let mut items = Vec::new();
         let mut by_run = vec![Partials::default(); self.runs.len()];
         for (run, partials) in self.runs.iter().zip(&mut by_run).filter(|(run, _)| run.decodes()) {
-            let (record, row, after, tiles) = (run.record, run.row, run.after(plan), run.protected_tiles(plan));
+            let (record, row, position, sinks, tiles) = (run.record, run.row, run.growth.old_tokens, run.sinks(plan), run.row_tiles(plan));
+            // Sinks are seen though the pages that follow them are gone.
+            let visible = (position + 1).saturating_sub(plan.reach());
             partials.first = items.len() as u32;
-            items.extend(tiles.clone().step_by(slice as usize).zip(partials.first..).map(|(tile, partial)| ProtectedItem {
+            items.extend((0..tiles).step_by(slice as usize).zip(partials.first..).map(|(first_tile, partial)| RowsItem {
                 record,
-                first: run.first,
-                tokens: 1,
                 row,
-                after,
-                first_tile: tile,
-                end_tile: (tile + slice).min(tiles.end),
+                position,
+                visible,
+                sinks,
+                first_tile,
+                end_tile: tiles.min(first_tile + slice),
                 partial,
             }));
             partials.each = items.len() as u32 - partials.first;
         }
         ((self.maker.words.list(&items), items.len() as u32), by_run)
+    }
+
+    /// Makes the parameters of `attend_rows`.
+    fn attend_rows(&mut self, (items_at, items): (u32, u32)) -> Dispatch {
+        let params = AttendRowsParams { items_at, kv_heads: self.plan().shape().kv_heads, pad: [0; 2] };
+        self.maker.words.attend_rows.push((params, items));
+        Dispatch { params: self.maker.params.push(&params), items }
     }
 
     /// Returns the rounds in which prefilling rows are attended: each unpacks tiles of tokens, as
@@ -478,15 +502,7 @@ impl PassTables<'_, '_, '_> {
     }
 
     /// Makes the parameters of the kernels that work on the slabs of one arrangement.
-    fn arranged(
-        &mut self,
-        arrangement: usize,
-        positions_at: u32,
-        (position_at, positions): (u32, u32),
-        splits: &Listed,
-        (protected_at, protecteds): (u32, u32),
-        align: (u32, u32),
-    ) -> Arranged {
+    fn arranged(&mut self, arrangement: usize, positions_at: u32, (position_at, positions): (u32, u32), splits: &Listed, align: (u32, u32)) -> Arranged {
         let (plan, row_first) = (self.maker.plan, self.row_first);
         let (query_heads, kv_heads) = (plan.shape().query_heads, plan.shape().kv_heads);
         let groups_at = self.maker.arrangements[arrangement].groups_at;
@@ -517,11 +533,8 @@ impl PassTables<'_, '_, '_> {
                 words.align_values.push((rows, splits.count));
             }
             let split = AttendSplitParams { items_at: splits_at, slab_heads, heads_at, kv_heads };
-            let protected = AttendProtectedParams { items_at: protected_at, slab_heads, heads_at, kv_heads };
             arranged.split.push(Dispatch { params: params.push(&split), items: if plan.aligns() { 0 } else { splits.count } });
-            arranged.protected.push(Dispatch { params: params.push(&protected), items: protecteds });
             words.attend_split.push((split, splits.count));
-            words.attend_protected.push((protected, protecteds));
         }
         arranged
     }

@@ -3,7 +3,7 @@
 use crate::format::Element;
 use crate::gpu::{Gpu, Pipeline, Variant};
 use crate::kernel::{
-    align_plan, align_scores, align_values, append_reordered, attend_matrices, attend_merge, attend_prefill, attend_protected, attend_split, dequantize, elect,
+    align_plan, align_scores, align_values, append_reordered, attend_matrices, attend_merge, attend_prefill, attend_rows, attend_split, dequantize, elect,
     packing_variant, position, protect, query, unpack,
 };
 use crate::plan::{Plan, Slab};
@@ -28,7 +28,6 @@ struct SlabPipelines {
     append: ByElement,
     append_reordered: ByElement,
     attend_split: Slot,
-    attend_protected: Slot,
     unpack: Slot,
     dequantize: Slot,
     /// For values, and for keys.
@@ -43,6 +42,7 @@ pub(super) struct Pipelines {
     query: ByElement,
     position: ByElement,
     protect: ByElement,
+    attend_rows: Slot,
     /// By whether blocks are merged.
     elect: [ByElement; 2],
     /// By number of parts, by whether log-sums are wanted.
@@ -59,6 +59,7 @@ impl Pipelines {
             query: Default::default(),
             position: Default::default(),
             protect: Default::default(),
+            attend_rows: Slot::default(),
             elect: Default::default(),
             attend_merge: plan.merge_choices().iter().map(|_| Default::default()).collect(),
             attend_prefill: Slot::default(),
@@ -85,6 +86,10 @@ impl<'a> Lookup<'a> {
 
     pub fn protect(&self, element: Element) -> &'a Pipeline {
         self.pipelines.protect[element as usize].get(self.gpu, || protect::variant(self.plan, element))
+    }
+
+    pub fn attend_rows(&self) -> &'a Pipeline {
+        self.pipelines.attend_rows.get(self.gpu, || attend_rows::variant(self.plan))
     }
 
     pub fn elect(&self, element: Element, merge: bool) -> &'a Pipeline {
@@ -130,10 +135,6 @@ impl<'a> SlabLookup<'a> {
 
     pub fn attend_split(&self) -> &'a Pipeline {
         self.pipelines.attend_split.get(self.gpu, || attend_split::variant(self.plan, self.slab))
-    }
-
-    pub fn attend_protected(&self) -> &'a Pipeline {
-        self.pipelines.attend_protected.get(self.gpu, || attend_protected::variant(self.plan, self.slab))
     }
 
     pub fn unpack(&self) -> &'a Pipeline {

@@ -116,18 +116,18 @@ record! {
 }
 
 record! {
-    /// An item of `attend_protected`: a decoding row over tiles of its f16 tokens.
-    ProtectedItem {
+    /// An item of `attend_rows`: a slice of the f16 rows of a decoding row.
+    RowsItem {
         /// The chunk's record.
         record: u32,
-        /// First query of the chunk.
-        first: u32,
-        tokens: u32,
-        /// First row of the pass.
+        /// The row of the pass.
         row: u32,
-        /// Where tiles of tokens begin again after those of the sinks; 0 where they are those of
-        /// all tokens.
-        after: u32,
+        /// Its position.
+        position: u32,
+        /// First token that it sees.
+        visible: u32,
+        /// Sinks that would lie in pages: the first places.
+        sinks: u32,
         first_tile: u32,
         end_tile: u32,
         /// Where the partial results go.
@@ -158,7 +158,7 @@ record! {
         /// Its items of `align_scores`.
         first_split: u32,
         splits: u32,
-        /// Its partial results of `attend_protected`.
+        /// Its partial results of `attend_rows`.
         first_partial: u32,
         partials: u32,
     }

@@ -14,7 +14,7 @@ use crate::kernel::append::AppendParams;
 use crate::kernel::append_reordered::AppendReorderedParams;
 use crate::kernel::attend_merge::AttendMergeParams;
 use crate::kernel::attend_prefill::AttendPrefillParams;
-use crate::kernel::attend_protected::AttendProtectedParams;
+use crate::kernel::attend_rows::AttendRowsParams;
 use crate::kernel::attend_split::AttendSplitParams;
 use crate::kernel::elect;
 use crate::kernel::position::PositionParams;
@@ -125,8 +125,8 @@ pub struct Words {
     pub position: Vec<(PositionParams, u32)>,
     /// Parameters of `attend_split` and its items, by pass, arrangement and slab.
     pub attend_split: Vec<(AttendSplitParams, u32)>,
-    /// Parameters of `attend_protected` and its items, by pass, arrangement and slab.
-    pub attend_protected: Vec<(AttendProtectedParams, u32)>,
+    /// Parameters of `attend_rows` and its items, by pass.
+    pub attend_rows: Vec<(AttendRowsParams, u32)>,
     /// Parameters of `unpack` and its items, by pass, arrangement, round and slab.
     pub unpack: Vec<(UnpackParams, u32)>,
     /// Rounds of each pass.

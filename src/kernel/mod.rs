@@ -13,7 +13,7 @@ pub mod append_reordered;
 pub mod attend_matrices;
 pub mod attend_merge;
 pub mod attend_prefill;
-pub mod attend_protected;
+pub mod attend_rows;
 pub mod attend_split;
 pub mod dequantize;
 pub mod elect;
@@ -57,7 +57,7 @@ pub const ALL: [&Kernel; 20] = [
     &attend_matrices::KERNEL,
     &attend_merge::KERNEL,
     &attend_prefill::KERNEL,
-    &attend_protected::KERNEL,
+    &attend_rows::KERNEL,
     &attend_split::KERNEL,
     &dequantize::KERNEL,
     &elect::KERNEL,

@@ -84,6 +84,8 @@ slots! {
     RESTORE: Restores { none: "restore/none", shuffled: "restore/shuffled", straight: "restore/straight", rolled: "restore/rolled" }
     /// What the mean of Centred's keys adds to a score.
     POSITIONS: Positions { none: "positions/none", added: "positions/added" }
+    /// What the mean of Centred's keys adds to the scores of f16 rows.
+    ROWS: HalfRows { plain: "rows/plain", centred: "rows/centred" }
     /// What makes keys of the codes of a tile.
     TILE: Tiles { stored: "tile/stored", centred: "tile/centred", restored: "tile/restored" }
     /// How many planes of a number stay unread.
@@ -150,6 +152,8 @@ pub(super) const KEYS_WALK: ByWalk = ByWalk { straight: part!("keys/walk/straigh
 pub(super) const VALUES_WALK: ByWalk = ByWalk { straight: part!("values/walk/straight"), rolled: part!("values/walk/rolled") };
 /// The walk over a slice of 32 channels of scores in attend_prefill.
 pub(super) const WALK: ByWalk = ByWalk { straight: part!("walk/straight"), rolled: part!("walk/rolled") };
+/// The walks over a tile of f16 rows.
+pub(super) const ROWS_WALK: ByWalk = ByWalk { straight: part!("rows/walk/straight"), rolled: part!("rows/walk/rolled") };
 /// The walk over the waves of positions.
 pub(super) const POSITIONS_WALK: ByWalk = ByWalk { straight: part!("positions/walk/straight"), rolled: part!("positions/walk/rolled") };
 

@@ -1,7 +1,7 @@
 //! Every pipeline that a cache of a plan can use.
 
 use super::{
-    Variant, align_plan, align_scores, align_values, append, append_block, append_reordered, attend_matrices, attend_merge, attend_prefill, attend_protected,
+    Variant, align_plan, align_scores, align_values, append, append_block, append_reordered, attend_matrices, attend_merge, attend_prefill, attend_rows,
     attend_split, dequantize, elect, position, protect, query, unpack,
 };
 use crate::format::Element;
@@ -38,7 +38,7 @@ fn common_variants(plan: &Plan) -> Vec<Variant> {
         variants.push(position::variant(plan, element));
     }
     if plan.sinks() + plan.ring() > 0 {
-        variants.push(protect::variant(plan, element));
+        variants.extend([protect::variant(plan, element), attend_rows::variant(plan)]);
     }
     if plan.elects() {
         variants.extend([false, true].map(|merge| elect::variant(plan, element, merge)));
@@ -50,9 +50,6 @@ fn common_variants(plan: &Plan) -> Vec<Variant> {
 fn slab_variants(plan: &Plan, slab: &Slab) -> Vec<Variant> {
     let element = plan.element();
     let mut variants = vec![packing_variant(plan, slab, element), dequantize::variant(plan, slab), unpack::variant(plan, slab)];
-    if plan.sinks() + plan.ring() > 0 {
-        variants.push(attend_protected::variant(plan, slab));
-    }
     if plan.aligns() {
         variants.extend([true, false].map(|keys| align_plan::variant(plan, slab, keys)));
         variants.extend([align_scores::variant(plan, slab), align_values::variant(plan, slab)]);

@@ -1,6 +1,7 @@
 //! What a plan chooses for the kernels: which parts, how many heads and rows at once, and where
 //! things lie.
 
+use super::sizes::DECODE_PARTIALS;
 use super::{Plan, Slab, position};
 use crate::format::{Bits, Codec, Format, PAGE_TOKENS, RopeLayout, Shape, Sinks};
 use crate::gpu::{Capability, Reduce};
@@ -46,6 +47,20 @@ impl Plan {
     /// number.
     pub(crate) fn position_centre(&self) -> u32 {
         if self.position_quads() == 0 { 0 } else { (self.turn_rows() as u32 * self.shape.rope.frequencies().len() as u32).next_multiple_of(2) }
+    }
+
+    /// Returns where the turns by lane of attend_rows begin in the table of turns, in vectors of two.
+    pub(crate) fn row_turns(&self) -> u32 {
+        if self.position_quads() == 0 {
+            return 0;
+        }
+        let pairs = position::pairs(&self.shape.rope, self.position_pages() as usize) as u32;
+        (self.position_centre() + pairs).div_ceil(2)
+    }
+
+    /// Returns how many quads of channels those are for: none without f16 rows.
+    pub(crate) fn row_turn_quads(&self) -> u32 {
+        if self.sinks() + self.ring() > 0 { self.position_quads() } else { 0 }
     }
 
     /// Returns whether rows of a decode pass have a place for each of their pages: for scores, or
@@ -167,6 +182,12 @@ impl Plan {
         // A slab's heads run together; further slabs come after it.
         let heads = self.most(Slab::count) / self.group_heads();
         (self.split_workgroups / (heads * self.blocks())).max(1)
+    }
+
+    /// Returns how many items the f16 rows of a decode pass are split into, at least, as far as there
+    /// are tiles of them: enough to fill a large GPU, and few enough that partial results are few.
+    pub(crate) fn row_items(&self) -> u32 {
+        (self.split_workgroups / 2 / self.readings() as u32).clamp(1, DECODE_PARTIALS)
     }
 
     pub(crate) fn counts_loads(&self) -> bool {

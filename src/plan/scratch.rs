@@ -1,7 +1,7 @@
 //! Bytes of what a pass writes and reads again, and of the workgroup memory that kernels take.
 
 use super::sizes::{DECODE_PARTIALS, LEDGER_VECS, MOST_SPLITS, PLAN_WORDS, POSITION_TERMS, PREFILL_PARTIALS, SUM_ENTRIES, UNPACKED_BYTES};
-use super::{Plan, Restore, position};
+use super::{Plan, Restore};
 use crate::format::PAGE_TOKENS;
 use crate::gpu::Capability;
 
@@ -119,11 +119,7 @@ impl Plan {
                 _ => u64::from(PAGE_TOKENS),
             };
         let turns = 8 * rows * self.shape.rope.frequencies().len().max(1) as u64;
-        if self.position_quads() == 0 {
-            turns
-        } else {
-            turns.next_multiple_of(16) + 8 * position::pairs(&self.shape.rope, self.position_pages() as usize) as u64
-        }
+        if self.position_quads() == 0 { turns } else { 16 * u64::from(self.row_turns()) + 16 * 32 * u64::from(self.row_turn_quads()) }
     }
 
     /// Returns the workgroup memory of attend_split: queries, weights, peaks, and the lanes of a

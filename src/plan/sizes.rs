@@ -3,7 +3,7 @@
 /// Partial results of `attend_split` that one row can have.
 pub const MERGE_ITEMS: u32 = 256;
 
-/// Items that the f16 tokens of a decode pass are split into, at most, but for one more a row.
+/// Items that the f16 rows of a decode pass are split into, at most, but for one more a row.
 pub const DECODE_PARTIALS: u32 = 1024;
 
 /// Bytes of the tiles that a round of a prefill unpacks, or an eighth of all that a cache holds if

@@ -115,7 +115,7 @@ fn params() -> Vec<Fields> {
         fields!(attend_matrices::AttendMatricesParams { items_at, kv_heads, pad }),
         fields!(attend_merge::AttendMergeParams { records_at, row_first, query_heads, kv_heads }),
         fields!(attend_prefill::AttendPrefillParams { items_at, kv_heads, pad }),
-        fields!(attend_protected::AttendProtectedParams { items_at, slab_heads, heads_at, kv_heads }),
+        fields!(attend_rows::AttendRowsParams { items_at, kv_heads, pad }),
         fields!(attend_split::AttendSplitParams { items_at, slab_heads, heads_at, kv_heads }),
         fields!(dequantize::DequantizeParams { chunk, first, tokens, slab_heads, heads_at, kv_heads, limit, pad }),
         fields!(elect::ElectParams { items_at, items, width, pad }),

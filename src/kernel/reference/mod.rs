@@ -36,7 +36,7 @@ mod append_reordered;
 mod attend_matrices;
 mod attend_merge;
 mod attend_prefill;
-mod attend_protected;
+mod attend_rows;
 mod attend_split;
 mod dequantize;
 mod elect;
@@ -59,7 +59,7 @@ pub use append_reordered::append_reordered;
 pub use attend_matrices::attend_matrices;
 pub use attend_merge::attend_merge;
 pub use attend_prefill::attend_prefill;
-pub use attend_protected::attend_protected;
+pub use attend_rows::attend_rows;
 pub use attend_split::attend_split;
 pub use dequantize::dequantize;
 pub use elect::elect;
@@ -107,6 +107,8 @@ pub struct Constants {
     pub still: u32,
     /// Numbers from one row of `query_rows` to the next.
     pub query_row: u32,
+    /// vec4s of `turns` before those that `attend_rows` takes by lane, where means turn.
+    pub row_turns: u32,
     /// First pairs of RoPE, which turn too fast for a short polynomial: the query codes have their
     /// factors.
     pub position_waves: u32,
@@ -199,7 +201,7 @@ pub struct Constants {
     pub value_groups: u32,
     /// Whether `measure` adds squares.
     pub squares: bool,
-    /// Tokens that a row of `attend_prefill` sees, itself the last; all where it is `u32::MAX`.
+    /// Tokens that a row of a prefill sees, itself the last; all where it is `u32::MAX`.
     pub sliding_window: u32,
     /// Query heads a KV head.
     pub share: u32,
@@ -241,6 +243,7 @@ impl Constants {
             position_centre: whole("POSITION_CENTRE"),
             still: whole("STILL"),
             query_row: whole("QUERY_ROW"),
+            row_turns: plan.row_turns(),
             position_waves: whole("POSITION_WAVES"),
             position_places: plan.pages(),
             position_pages: if plan.position_quads() == 0 { 0 } else { number("POSITION_PAGES") as u32 },

@@ -119,8 +119,8 @@ pub fn check_prefill(walk: &Walk, taken: &Taken) {
     let matrices = walk.plan().matrices();
     let mut twin = vec![f32::from_bits(POISON); row_partials.len()];
     let State { marks, protected_rows, .. } = &taken.after;
-    for (((params, items), c), pages) in words.attend_protected.iter().zip(&walk.slab_constants).zip(&taken.after.pages) {
-        reference::attend_protected(params, c, *items, &words.tables, floats(query_rows), &walk.turns, marks, pages, protected_rows, &mut twin);
+    for (params, items) in &words.attend_rows {
+        reference::attend_rows(params, &c, *items, &words.tables, floats(query_rows), &walk.turns, marks, protected_rows, &mut twin);
     }
     for (params, items) in &words.attend_prefill {
         let (tables, query_rows, unpacked) = (&words.tables, floats(query_rows), &taken.unpacked);
