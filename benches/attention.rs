@@ -1,14 +1,15 @@
-//! One decode step of one layer: query rotation, attend_split, attend_merge, from a full cache.
+//! One decode step of one layer: query rotation, attend_split, attend_rows, attend_merge, from a
+//! full cache.
 //!
 //! ```text
-//! cargo bench --bench attention -- [--shapes 64x32768,28/4/128:8x32768] [--formats hadamard:2:2,hadamard:2+4:2+4,f16] [--protected] [--kernels] [--json FILE]
+//! cargo bench --bench attention -- [--shapes 64x32768,28/4/128:8x32768] [--formats hadamard:2:2,hadamard:2+4:2+4,f16] [--plans packed,default,64/first:8] [--kernels] [--json FILE]
 //! ```
 //! A shape is sequences x tokens, after query heads, KV heads and head_dim if they are not those of
 //! `--heads`. Bits such as `2+4` are those that the KV heads have in turn: two ways of storing
-//! heads are two dispatches. With `--protected` sinks and window stay f16, as by default; without it
-//! every token is packed. Gtok/s = sequences x kv_heads x tokens / time. Buffers rotate over 200
+//! heads are two dispatches. A plan is `packed`, where every token is, or `default`, with a window of
+//! 128 and 4 sinks, or a window and sinks; every format is measured under each. Gtok/s = sequences x kv_heads x tokens / time. Buffers rotate over 200
 //! MB or more, so that no cache holds them; every result is compared with attention over the
-//! dequantized rows before it is timed. `MB` are those of the pages that one step reads; `share` is
+//! dequantized rows before it is timed. `MB` are those of the pages and f16 rows that one step reads; `share` is
 //! of the read bandwidth measured in the same run; `f16` how many times faster than our own kernel
 //! on halves, where the formats begin with it; `ready` the seconds until all pipelines of the plan
 //! were compiled.
@@ -42,6 +43,18 @@ fn format(text: &str) -> (Format, Vec<[Precision; 2]>) {
     (if text.ends_with(":f8") { format.with_scales(Scales::Byte) } else { format }, precisions)
 }
 
+/// What stays f16 under a plan; nothing where the plan is not one.
+fn protection(text: &str) -> Option<Protection> {
+    match text {
+        "packed" => Some(Protection::NONE),
+        "default" => Some(Protection::default()),
+        _ => {
+            let (window, sinks) = text.split_once('/')?;
+            Some(Protection { window: window.parse().ok()?, sinks: sinks.parse().ok()? })
+        }
+    }
+}
+
 struct Row {
     seconds: f64,
     error: f64,
@@ -57,8 +70,9 @@ fn heads(text: &str) -> [u32; 3] {
     numbers.try_into().unwrap()
 }
 
-fn measure(gpu: &Gpu, case: Case, (format, precisions): (Format, Vec<[Precision; 2]>), rotate_bytes: u64) -> wgkv::Result<Row> {
-    let protection = if flag("--protected") { Protection::default() } else { Protection::NONE };
+type Stored = (Format, Vec<[Precision; 2]>);
+
+fn measure(gpu: &Gpu, case: Case, (format, precisions): Stored, protection: Protection, rotate_bytes: u64) -> wgkv::Result<Row> {
     let mut plan: Plan = plan_mixed(gpu, case, format, &precisions, protection, rotate_bytes)?;
     if let Some(n) = argument("--split") {
         plan = plan.to_builder().split_workgroups(n.parse().unwrap()).build(gpu.capability())?;
@@ -121,18 +135,30 @@ fn main() {
     // On a software adapter the numbers mean nothing; small shapes show that the bench runs.
     let shapes = argument("--shapes").unwrap_or_else(|| if software { "1x1024,28/4/64:2x512" } else { SHAPES }.into());
     let formats = argument("--formats").unwrap_or_else(|| if software { "f16,centred:2:2,hadamard:2:2,hadamard:2+4:2,rotate-kv:2:2" } else { FORMATS }.into());
+    let plans = argument("--plans").unwrap_or_else(|| "packed,default".into());
     let usual = argument("--heads").unwrap_or_else(|| "32/8/128".into());
     let bandwidth = read_bandwidth(&gpu, if software { 64 << 20 } else { 1 << 30 });
     println!("{}: reads {:.0} GB/s; heads {usual} but where a shape says otherwise", gpu.adapter_name(), bandwidth * 1e-9);
-    println!("{:>22} {:>20} {:>10} {:>8} {:>9} {:>7} {:>6} {:>8} {:>7}", "shape", "format", "us", "Gtok/s", "MB", "share", "f16", "error", "ready");
+    println!(
+        "{:>22} {:>20} {:>12} {:>10} {:>8} {:>9} {:>7} {:>6} {:>8} {:>7}",
+        "shape", "format", "plan", "us", "Gtok/s", "MB", "share", "f16", "error", "ready"
+    );
     let mut json = Vec::new();
     for shape in shapes.split(',') {
         let (of, size) = shape.split_once(':').unwrap_or((&usual, shape));
         let ([query_heads, kv_heads, head_dim], (sequences, tokens)) = (heads(of), size.split_once('x').unwrap());
         let case = Case { name: "", query_heads, kv_heads, head_dim, sequences: sequences.parse().unwrap(), tokens: tokens.parse().unwrap() };
         let mut halves = None;
-        for name in formats.split(',') {
-            match measure(&gpu, case, format(name), if software { 1 << 20 } else { 200 << 20 }) {
+        for (name, plan) in formats.split(',').flat_map(|name| plans.split(',').map(move |plan| (name, plan))) {
+            let Some(protection) = protection(plan) else {
+                println!("{shape:>22} {name:>20} {plan:>12} is no plan: packed, default, or a window and sinks such as 64/first:8");
+                continue;
+            };
+            // Halves have no other rows.
+            if name == "f16" && plan != "packed" && plans.split(',').any(|plan| plan == "packed") {
+                continue;
+            }
+            match measure(&gpu, case, format(name), protection, if software { 1 << 20 } else { 200 << 20 }) {
                 Ok(row) => {
                     if name == "f16" {
                         halves = Some(row.seconds);
@@ -140,7 +166,7 @@ fn main() {
                     let speed = f64::from(case.sequences * case.kv_heads) * f64::from(case.tokens) / row.seconds * 1e-9;
                     let (us, share, times) = (row.seconds * 1e6, row.bytes / row.seconds / bandwidth, halves.map(|halves| halves / row.seconds));
                     println!(
-                        "{shape:>22} {name:>20} {us:>10.1} {speed:>8.2} {:>9.1} {share:>7.2} {:>6} {:>8.5} {:>7.2}",
+                        "{shape:>22} {name:>20} {plan:>12} {us:>10.1} {speed:>8.2} {:>9.1} {share:>7.2} {:>6} {:>8.5} {:>7.2}",
                         row.bytes * 1e-6,
                         times.map_or("-".into(), |times| format!("{times:.2}")),
                         row.error,
@@ -150,12 +176,12 @@ fn main() {
                         println!("{:>50} {:>10.1} us", kernel, time * 1e6);
                     }
                     json.push(serde_json::json!({
-                        "shape": size, "heads": [query_heads, kv_heads, head_dim], "format": name, "us": us, "gtok_s": speed,
+                        "shape": size, "heads": [query_heads, kv_heads, head_dim], "format": name, "plan": plan, "us": us, "gtok_s": speed,
                         "bytes": row.bytes, "share": share, "times_f16": times, "error": row.error, "ready_s": row.ready,
                     }));
                 }
                 // Not measured is not a number: the reason stands in its place.
-                Err(error) => println!("{shape:>22} {name:>20} does not fit: {error}"),
+                Err(error) => println!("{shape:>22} {name:>20} {plan:>12} does not fit: {error}"),
             }
         }
     }

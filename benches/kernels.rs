@@ -1,6 +1,7 @@
 //! Every kernel by itself, by the GPU's own clock: `query`, `append` (or `append_block`),
-//! `protect`, `dequantize`, `position`, `attend_split`, `attend_prefill`, `attend_merge`,
-//! `measure`, `gram`, `append_reordered`, `elect`. `rotate` has a bench of its own.
+//! `protect`, `dequantize`, `position`, `attend_split`, `attend_rows`, `attend_prefill` (or
+//! `attend_matrices`), `attend_merge`, `measure`, `gram`, `append_reordered`, `elect`. `rotate` has a
+//! bench of its own, and so have prefills, with `unpack`.
 //!
 //! ```text
 //! cargo bench --bench kernels -- [--appends] [--workgroup]
@@ -222,9 +223,10 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
         let kept = f64::from(sequences * (cache.plan().sinks() + tokens - cache.plan().packed(tokens)));
         line("protect", &format!("{sequences}x{tokens}: {name}"), find(&times, "protect"), kept * kv_row as f64 * 12.0);
     }
-    let prefill = find(&times, "attend_prefill");
+    let attends = if cache.plan().matrices() { "attend_matrices" } else { "attend_prefill" };
+    let prefill = find(&times, attends);
     let flops = 4.0 * f64::from(sequences) * f64::from(tokens) * f64::from(tokens) / 2.0 * query_row as f64;
-    println!("{:>16} {:>44} {:>10.1} us {:>8.0} GFLOP/s (median of its passes)", "attend_prefill", format!("{sequences}x{tokens}: {name}"), prefill * 1e6, {
+    println!("{:>16} {:>44} {:>10.1} us {:>8.0} GFLOP/s (median of its passes)", attends, format!("{sequences}x{tokens}: {name}"), prefill * 1e6, {
         let passes = (count as f64 / f64::from(cache.plan().query_rows())).ceil();
         flops / passes / prefill * 1e-9
     });
@@ -252,6 +254,7 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
             "attend_split" => bytes,
             // 12 terms a page and query head.
             "position" => f64::from(sequences * tokens.div_ceil(128) * case.query_heads) * 48.0,
+            "attend_rows" => f64::from(sequences * cache.plan().protection().f16_tokens(tokens + 1)) * kv_row as f64 * 4.0,
             "query" => 2.0 * rows(query_row, sequences as usize),
             "attend_merge" => rows(query_row, sequences as usize),
             _ => 2.0 * rows(kv_row, sequences as usize),

@@ -11,9 +11,10 @@
 // has weights of 0, too, and NaN for both.
 //
 // One workgroup merges one row of one query head; invocation i of each part holds channel i.
-// Partials come from attend_split (one a slice of the pages) and from attend_prefill (one, or in a
-// decode step one a few tiles of the f16 tokens), shared out among the parts: as many as the device
-// allows where a row has many, since a part that takes turn after turn waits for memory every time.
+// Partials of a decoding row come from attend_split (one a slice of the pages) and attend_rows (one a
+// few tiles of the f16 rows), those of others from attend_prefill or attend_matrices (one or a few),
+// shared out among the parts: as many as the device allows where a row has many, since a part that
+// takes turn after turn waits for memory every time.
 //
 // Wrapper: src/kernel/attend_merge.rs. Twin: src/kernel/reference/attend_merge.rs.
 

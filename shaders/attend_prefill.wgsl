@@ -1,395 +1,346 @@
-// attend_prefill: a block of query rows against cached tokens, causal, in f32: flash attention over
-// tiles of 32 tokens.
+// attend_prefill: a block of query rows against tokens that `unpack` has unpacked, causal, in f32:
+// flash attention over tiles of 32 tokens.
 //
-//   partial = (max s, sum 2^(s - max), sum 2^(s - max) v)   with s in log2 units, over the tokens the row may see
+//   partial = (peak, sum 2^(s - peak), sum 2^(s - peak) v)   with s in log2 units, over the item's tokens that the row may see
 //
-// One workgroup of 64 invocations takes 32 query rows of one KV head: as many tokens as fit, each
-// with all the query heads that share the KV head. Invocation (down, across) holds rows 4 * down..
-// against tokens 4 * across.., then the same rows against channels 4 * across.. of each slice of 32
-// channels. Where an item says `after`, it covers just the sinks before that token, and all tokens
-// from it on: those kept in f16 of a decoding row, a few tiles of them an item, while attend_split
-// covers the pages; or what a sliding window leaves.
+// One workgroup of 128 invocations takes 64 query rows of one KV head, as many tokens as fit, each
+// with all the query heads that share the KV head, and COLUMNS of the values' channels:
+//   scores   invocation (down, across): 4 rows x 4 tokens, by slices of 32 channels
+//   weights  two invocations a row
+//   outputs  invocation (out_down, out_across): 8 rows x channels out_across + 16 n, by slices of 8 tokens
 //
-// RotateKV's keys are restored for a whole tile, all channels, before its scores. For Centred, what
-// the mean of the keys adds to a score are further channels: the query's factors times the cosines
-// and sines of the token's position.
+// A row's peak is a reference, not its largest score: it stays until a score exceeds it by 40, since
+// f32 bears a weight of 2^40. So maxima are exchanged, and outputs shrunk, at a row's first tile and
+// hardly ever again.
 //
 // Wrapper: src/kernel/attend_prefill.rs. Twin: src/kernel/reference/attend_prefill.rs.
 
 override HEAD_DIM: u32;
 override SHARE: u32;          // query heads per KV head
-override SINKS: u32;
-override SLIDING_WINDOW: u32;  // tokens that a row sees, itself the last; all where it is the largest number
-override POSITION_QUADS: u32; // quads of channels that carry what the mean of the keys adds; 0 where nothing
-override KEY_SLICES: u32;     // slices of 32 channels of keys, those quads among them
-override SLICES: u32;         // slices of 32 channels, the last perhaps in part
-override MASSIVE: bool;       // whether the sinks are elected
-override ROPE_PAIRS: u32;
-override TILE_VECS: u32;      // of a tile of keys or values
+override SLIDING_WINDOW: u32; // tokens that a row sees, itself the last; all where it is the largest number
+override QUERY_ROW: u32;      // numbers from one row of query_rows to the next
+override SLICES: u32;         // slices of 32 channels of keys, the last perhaps in part
+override COLUMNS: u32;        // channels of values that a workgroup takes: HEAD_DIM, or half of 256
 
 struct AttendPrefillParams { // src/kernel/attend_prefill.rs
     items_at: u32,    // first item in tables
-    slab_heads: u32,
-    heads_at: u32,    // which they are, in tables
     kv_heads: u32,
+    pad_a: u32,
+    pad_b: u32,
 }
 
 @group(1) @binding(0) var<uniform> params: AttendPrefillParams;
-@group(1) @binding(1) var<storage, read> tables: array<u32>;                // items of 8 words; chunks of 8; pages
-@group(0) @binding(0) var<storage, read> query_rows: array<vec4<f32>>;      // [row, query_heads, HEAD_DIM / 4 + POSITION_QUADS]
-@group(0) @binding(1) var<storage, read> turns: array<vec2<f32>>;           // [128 low + high positions, ROPE_PAIRS]
-@group(0) @binding(2) var<storage, read> marks: array<u32>;                 // [kv_heads, HEAD_DIM] groups a byte; sinks
-@group(0) @binding(3) var<storage, read> key_scales: array<vec4<u32>>;      // [physical page, group of the row, SCALE_VECS]
-@group(0) @binding(4) var<storage, read> pages: array<vec4<u32>>;           // [physical page, slab head, PAGE_VECS]
-@group(0) @binding(5) var<storage, read> protected_rows: array<u32>;        // [slot, kv_heads, SINKS + RING, HEAD_DIM]
-@group(0) @binding(6) var<storage, read_write> row_partials: array<f32>;    // [partial, query_heads, HEAD_DIM + 2]
+@group(1) @binding(1) var<storage, read> tables: array<u32>;                // items of 12 words; chunks of 8
+@group(0) @binding(0) var<storage, read> query_rows: array<vec4<f32>>;      // [row, query_heads, QUERY_ROW / 4]
+// [tile, kv_heads], each [HEAD_DIM / 8, 32 tokens] of eight channels, then [4, HEAD_DIM] of eight tokens.
+@group(0) @binding(1) var<storage, read> unpacked_rows: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> marks: array<u32>;                 // what the codec learned; sinks
+@group(0) @binding(3) var<storage, read_write> row_partials: array<f32>;    // [partial, query_heads, HEAD_DIM + 2]
 
-alias Cell = vec4<f32>;
-
-// In turn: four tokens of all channels while keys are restored, the queries [32 rows, 8 quads of
-// the slice] while keys are worked on, and the scores [32 rows, 8 quads of tokens].
-var<workgroup> row: array<vec4<f32>, 256>;
-// [32 tokens, 8 quads of the slice] as f32, values or keys; or restored keys, [32 tokens, HEAD_DIM
-// / 8] as halves.
-var<workgroup> token_tile: array<vec4<u32>, TILE_VECS>;
-// Where each token's f16 row begins, or CACHED_PACKED; and its position, or NOWHERE for a place
-// without a token.
-var<workgroup> token_rows: array<u32, 32>;
-var<workgroup> token_positions: array<u32, 32>;
+// A slice of the queries [64 rows, 8 quads of channels, 1 of nothing], then scores and weights [64
+// rows, 8 quads of tokens, 1 of nothing]: with the odd stride, eight rows meet eight banks.
+var<workgroup> rows_tile: array<vec4<f32>, 576>;
+// A slice of the keys [32 tokens, 8 quads of channels, 1 of nothing], then of the values [2 quads of
+// tokens, COLUMNS].
+var<workgroup> token_tile: array<vec4<f32>, 288>;
+var<workgroup> tops: array<f32, 128>;
+var<workgroup> grown: u32;
 
 const HIDDEN = -1e30;
-const NOWHERE = 0xffffffffu;
+const STRIDE = 9u;
+const GROWTH = 40.0;
 
-struct Item {
-    row_first: u32,     // first row of query_rows
-    partial_first: u32, // first of row_partials, one a query token
-    rows: u32,          // query tokens times SHARE, 32 at most
-    head: u32,
+struct Four { a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32> }
+// Eight rows of one channel.
+struct Column { a: vec4<f32>, b: vec4<f32> }
+// The weights of eight rows for four tokens, by token.
+struct Weights { a: Column, b: Column, c: Column, d: Column }
+
+fn stage_query(to: u32, from_row: u32, quad: u32) {
+    var x = vec4<f32>(0.0);
+    if (quad < HEAD_DIM / 4u) {
+        x = query_rows[from_row + quad];
+    }
+    rows_tile[to] = x;
 }
 
-// Four rows of four columns.
-struct Block { a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32> }
-
-// Which row of [token, query_heads] row r of the item is, where its tokens begin at `first`.
-fn item_row(item: Item, first: u32, r: u32) -> u32 {
-    return (first + r / SHARE) * (params.kv_heads * SHARE) + item.head * SHARE + r % SHARE;
+fn first_four(x: vec4<u32>) -> vec4<f32> {
+    return vec4<f32>(unpack2x16float(x.x), unpack2x16float(x.y));
 }
 
-fn stage_queries(item: Item, slice: u32, i: u32) {
-    for (var e = i; e < 256u; e += 64u) {
-        let quad = 8u * slice + e % 8u;
-        var x = vec4<f32>(0.0);
-        if (quad < HEAD_DIM / 4u + POSITION_QUADS && e / 8u < item.rows) {
-            x = query_rows[item_row(item, item.row_first, e / 8u) * (HEAD_DIM / 4u + POSITION_QUADS) + quad];
-        }
-        row[e] = x;
+fn last_four(x: vec4<u32>) -> vec4<f32> {
+    return vec4<f32>(unpack2x16float(x.z), unpack2x16float(x.w));
+}
+
+// Eight channels of one token.
+fn stage_keys(tile_at: u32, slice: u32, i: u32) {
+    let octet = 4u * slice + i / 32u;
+    var x = vec4<u32>(0u);
+    if (octet < HEAD_DIM / 8u) {
+        x = unpacked_rows[tile_at + octet * 32u + i % 32u];
+    }
+    let to = i % 32u * STRIDE + 2u * (i / 32u);
+    token_tile[to] = first_four(x);
+    token_tile[to + 1u] = last_four(x);
+}
+
+// Eight tokens of one channel.
+fn stage_values(tile_at: u32, slice: u32, column_first: u32, i: u32) {
+    if (i < COLUMNS) {
+        let x = unpacked_rows[tile_at + (4u + slice) * HEAD_DIM + column_first + i];
+        token_tile[i] = first_four(x);
+        token_tile[COLUMNS + i] = last_four(x);
     }
 }
 
-// Cosine and sine of a pair at a position; where there is no such pair, of another, which the query
-// has zeros for.
-fn position_turn(pair: u32, t: u32) -> vec2<f32> {
-    let p = min(pair, max(ROPE_PAIRS, 1u) - 1u);
-    return turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + p], turns[(t % 128u) * ROPE_PAIRS + p]);
+// A row's scores against four tokens, by four more channels; a chain, so that it becomes fma.
+fn row_scores(s: vec4<f32>, q: vec4<f32>, k: Four) -> vec4<f32> {
+    return (((s + q.x * vec4<f32>(k.a.x, k.b.x, k.c.x, k.d.x)) + q.y * vec4<f32>(k.a.y, k.b.y, k.c.y, k.d.y))
+        + q.z * vec4<f32>(k.a.z, k.b.z, k.c.z, k.d.z)) + q.w * vec4<f32>(k.a.w, k.b.w, k.c.w, k.d.w);
 }
 
-fn stage_keys(place: Place, slice: u32, i: u32) {
-    for (var e = i; e < 256u; e += 64u) {
-        let quad = 8u * slice + e % 8u;
-        let t = token_positions[e / 8u];
-        var x = vec4<f32>(0.0);
-        if (quad < HEAD_DIM / 4u && t != NOWHERE) {
-            x = cached_key(place, t, token_rows[e / 8u], quad);
-        } else if (POSITION_QUADS > 0u && t != NOWHERE && quad < HEAD_DIM / 4u + POSITION_QUADS) {
-            let pair = 2u * (quad - HEAD_DIM / 4u);
-            x = vec4<f32>(position_turn(pair, t), position_turn(pair + 1u, t));
-        }
-        token_tile[e] = bitcast<vec4<u32>>(x);
-    }
+// Four rows from 4 * down on against tokens across + 8 n, by one more quad of channels.
+fn score_step(s: Four, down: u32, across: u32, quad: u32) -> Four {
+    let at = across * STRIDE + quad;
+    let k = Four(token_tile[at], token_tile[at + 8u * STRIDE], token_tile[at + 16u * STRIDE], token_tile[at + 24u * STRIDE]);
+    let r = 4u * down * STRIDE + quad;
+    return Four(row_scores(s.a, rows_tile[r], k), row_scores(s.b, rows_tile[r + STRIDE], k),
+        row_scores(s.c, rows_tile[r + 2u * STRIDE], k), row_scores(s.d, rows_tile[r + 3u * STRIDE], k));
 }
 
-fn stage_values(place: Place, slice: u32, i: u32) {
-    for (var e = i; e < 256u; e += 64u) {
-        let quad = 8u * slice + e % 8u;
-        let t = token_positions[e / 8u];
-        var x = vec4<f32>(0.0);
-        if (quad < HEAD_DIM / 4u && t != NOWHERE) {
-            x = cached_value(place, t, token_rows[e / 8u], quad);
-        }
-        token_tile[e] = bitcast<vec4<u32>>(x);
-    }
-}
-
-// The tile's token n (0 to 31): its position, and the place of its f16 row if it has one. `sinks`:
-// whether the tile is one of those before token `after`
-fn stage_token(place: Place, sinks: bool, after: u32, first: u32, end: u32, n: u32) {
-    var t = first + n;
-    var at = CACHED_PACKED;
-    if (t >= end) {
-        t = NOWHERE;
-    } else if (MASSIVE && sinks) {
-        // Here the places are those of the sinks' rows. A later sink is met among the other tokens.
-        at = cached_offset(place, first + n);
-        t = cached_sink(place, first + n);
-        t = select(NOWHERE, t, t < after);
-    } else {
-        at = cached_row(place, t);
-    }
-    token_positions[n] = t;
-    token_rows[n] = at;
-}
-
-fn tile_value(e: u32) -> vec4<f32> {
-    return bitcast<vec4<f32>>(token_tile[e]);
-}
-
-fn block_score_step(n: u32, slice: u32, at: u32, rows: u32, s: Block) -> Block {
-    let a = tile_key(n, slice, at);
-    let b = tile_key(n + 1u, slice, at);
-    let c = tile_key(n + 2u, slice, at);
-    let d = tile_key(n + 3u, slice, at);
-    let p = row[rows];
-    let q = row[rows + 8u];
-    let r = row[rows + 16u];
-    let t = row[rows + 24u];
-    return Block(s.a + vec4<f32>(dot(p, a), dot(p, b), dot(p, c), dot(p, d)), s.b + vec4<f32>(dot(q, a), dot(q, b), dot(q, c), dot(q, d)),
-        s.c + vec4<f32>(dot(r, a), dot(r, b), dot(r, c), dot(r, d)), s.d + vec4<f32>(dot(t, a), dot(t, b), dot(t, c), dot(t, d)));
-}
-
-// The slice's share of the scores of four rows against four tokens.
-fn block_scores(across: u32, down: u32, slice: u32, s: Block) -> Block {
-    var next = s;
-    for (var q = 0u; q < 8u; q++) {
-        next = block_score_step(4u * across, slice, q, 32u * down + q, next);
-    }
-    return next;
-}
-
-fn block_value_step(n: u32, across: u32, down: u32, o: Block) -> Block {
-    let a = tile_value(32u * n + across);
-    let b = tile_value(32u * n + 8u + across);
-    let c = tile_value(32u * n + 16u + across);
-    let d = tile_value(32u * n + 24u + across);
-    let p = row[32u * down + n];
-    let q = row[32u * down + 8u + n];
-    let r = row[32u * down + 16u + n];
-    let t = row[32u * down + 24u + n];
-    return Block(o.a + ((p.x * a + p.y * b) + (p.z * c + p.w * d)), o.b + ((q.x * a + q.y * b) + (q.z * c + q.w * d)),
-        o.c + ((r.x * a + r.y * b) + (r.z * c + r.w * d)), o.d + ((t.x * a + t.y * b) + (t.z * c + t.w * d)));
-}
-
-// The tile's share of the outputs of four rows at four channels of the slice.
-fn block_values(across: u32, down: u32) -> Block {
-    var next = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
-    for (var n = 0u; n < 8u; n++) {
-        next = block_value_step(n, across, down, next);
-    }
-    return next;
-}
-
-fn block_grown(o: Block, by: vec4<f32>, more: Block) -> Block {
-    return Block(o.a * by.x + more.a, o.b * by.y + more.b, o.c * by.z + more.c, o.d * by.w + more.d);
+fn put_scores(at: u32, c: u32, s: vec4<f32>) {
+    rows_tile[at][c] = s.x;
+    rows_tile[at + 2u][c] = s.y;
+    rows_tile[at + 4u][c] = s.z;
+    rows_tile[at + 6u][c] = s.w;
 }
 
 fn largest(x: vec4<f32>) -> f32 {
     return max(max(x.x, x.y), max(x.z, x.w));
 }
 
-fn row_largest(r: u32) -> f32 {
-    let at = 8u * r;
-    return largest(max(max(max(row[at], row[at + 1u]), max(row[at + 2u], row[at + 3u])),
-        max(max(row[at + 4u], row[at + 5u]), max(row[at + 6u], row[at + 7u]))));
+fn total(x: vec4<f32>) -> f32 {
+    return (x.x + x.y) + (x.z + x.w);
 }
 
-// Hides the tokens that row r may not see: those after it, those before its window, and places
-// without a token.
-fn row_hide(s: vec4<f32>, r: u32, query_first: u32, positions: vec4<u32>) -> vec4<f32> {
-    let end = query_first + r / SHARE + 1u;
-    let first = max(end, SLIDING_WINDOW) - SLIDING_WINDOW;
-    return select(vec4<f32>(HIDDEN), s, (positions < vec4<u32>(end)) & (positions >= vec4<u32>(first)));
+// Hides what a row does not see of the tile's tokens n to n + 3.
+fn hide(item: PrefillItem, tile: u32, n: u32, seen: vec2<u32>, x: vec4<f32>) -> vec4<f32> {
+    let t = vec4<u32>(prefill_position(item, tile, n), prefill_position(item, tile, n + 1u), prefill_position(item, tile, n + 2u),
+        prefill_position(item, tile, n + 3u));
+    return select(vec4<f32>(HIDDEN), x, (t >= vec4<u32>(seen.x)) & (t < vec4<u32>(seen.y)));
 }
 
 // Hidden tokens weigh nothing, also in a row that has seen none yet.
-fn row_weights(s: vec4<f32>, peak: f32) -> vec4<f32> {
-    return select(vec4<f32>(0.0), exp2(s - vec4<f32>(peak)), s != vec4<f32>(HIDDEN));
+fn four_weights(x: vec4<f32>, peak: f32) -> vec4<f32> {
+    return select(vec4<f32>(0.0), exp2(x - vec4<f32>(peak)), x != vec4<f32>(HIDDEN));
 }
 
-fn store_row(item: Item, r: u32, quad: u32, x: vec4<f32>) {
-    if (r < item.rows && quad < HEAD_DIM / 4u) {
-        let at = item_row(item, item.partial_first, r) * (HEAD_DIM + 2u) + 4u * quad;
-        row_partials[at] = x.x;
-        row_partials[at + 1u] = x.y;
-        row_partials[at + 2u] = x.z;
-        row_partials[at + 3u] = x.w;
-    }
+// A row's weights of 16 tokens, into workgroup memory; returns their sum.
+fn weigh(x: Four, peak: f32, at: u32) -> f32 {
+    let p = Four(four_weights(x.a, peak), four_weights(x.b, peak), four_weights(x.c, peak), four_weights(x.d, peak));
+    rows_tile[at] = p.a;
+    rows_tile[at + 1u] = p.b;
+    rows_tile[at + 2u] = p.c;
+    rows_tile[at + 3u] = p.d;
+    return total((p.a + p.b) + (p.c + p.d));
 }
 
-fn store_block(item: Item, down: u32, quad: u32, o: Block) {
-    store_row(item, 4u * down, quad, o.a);
-    store_row(item, 4u * down + 1u, quad, o.b);
-    store_row(item, 4u * down + 2u, quad, o.c);
-    store_row(item, 4u * down + 3u, quad, o.d);
+fn four_rows(at: u32) -> Four {
+    return Four(rows_tile[at], rows_tile[at + STRIDE], rows_tile[at + 2u * STRIDE], rows_tile[at + 3u * STRIDE]);
 }
 
-fn store_sums(item: Item, r: u32, peak: f32, sum: f32) {
+// The weights of rows 8 * down.. for quad n of the tile's tokens.
+fn eight_rows(down: u32, n: u32) -> Weights {
+    let p = four_rows(8u * down * STRIDE + n);
+    let q = four_rows((8u * down + 4u) * STRIDE + n);
+    return Weights(Column(vec4<f32>(p.a.x, p.b.x, p.c.x, p.d.x), vec4<f32>(q.a.x, q.b.x, q.c.x, q.d.x)),
+        Column(vec4<f32>(p.a.y, p.b.y, p.c.y, p.d.y), vec4<f32>(q.a.y, q.b.y, q.c.y, q.d.y)),
+        Column(vec4<f32>(p.a.z, p.b.z, p.c.z, p.d.z), vec4<f32>(q.a.z, q.b.z, q.c.z, q.d.z)),
+        Column(vec4<f32>(p.a.w, p.b.w, p.c.w, p.d.w), vec4<f32>(q.a.w, q.b.w, q.c.w, q.d.w)));
+}
+
+// Eight rows of a channel and four more tokens of it.
+fn column_step(o: Column, p: Weights, v: vec4<f32>) -> Column {
+    return Column((((o.a + v.x * p.a.a) + v.y * p.b.a) + v.z * p.c.a) + v.w * p.d.a, (((o.b + v.x * p.a.b) + v.y * p.b.b) + v.z * p.c.b) + v.w * p.d.b);
+}
+
+fn shrunk(o: Column, r: u32) -> Column {
+    return Column(o.a * vec4<f32>(tops[r], tops[r + 1u], tops[r + 2u], tops[r + 3u]),
+        o.b * vec4<f32>(tops[r + 4u], tops[r + 5u], tops[r + 6u], tops[r + 7u]));
+}
+
+fn store(item: PrefillItem, r: u32, channel: u32, x: f32) {
     if (r < item.rows) {
-        let at = item_row(item, item.partial_first, r) * (HEAD_DIM + 2u) + HEAD_DIM;
-        row_partials[at] = peak;
-        row_partials[at + 1u] = sum;
+        row_partials[prefill_partial(item, r) * (HEAD_DIM + 2u) + channel] = x;
     }
 }
 
-@compute @workgroup_size(64)
+fn store_column(item: PrefillItem, r: u32, channel: u32, o: Column) {
+    store(item, r, channel, o.a.x);
+    store(item, r + 1u, channel, o.a.y);
+    store(item, r + 2u, channel, o.a.z);
+    store(item, r + 3u, channel, o.a.w);
+    store(item, r + 4u, channel, o.b.x);
+    store(item, r + 5u, channel, o.b.y);
+    store(item, r + 6u, channel, o.b.z);
+    store(item, r + 7u, channel, o.b.w);
+}
+
+@compute @workgroup_size(128)
 fn attend_prefill(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) i: u32) {
-    let record = params.items_at + 8u * workgroup.x;
-    let chunk = tables[record];
-    let token_first = tables[record + 1u];
-    let tokens = tables[record + 2u];
-    let after = tables[record + 4u];
-    let head = tables[params.heads_at + workgroup.y];
-    let item = Item(tables[record + 3u], tables[record + 7u], tokens * SHARE, head);
-    let packed = chunk_new_packed(chunk);
-    let place = Place(chunk_slot(chunk), packed, chunk_list(chunk), head, params.kv_heads, workgroup.y, params.slab_heads, chunk_limit(chunk));
-    let query_first = chunk_old_tokens(chunk) + token_first;
+    let item = prefill_item(params.items_at + 12u * workgroup.x, workgroup.y, params.kv_heads);
+    let open = prefill_open(item);
+    let column_first = workgroup.z * COLUMNS;
     let across = i % 8u;
     let down = i / 8u;
+    let out_across = i % 16u;
+    let out_down = i / 16u;
+    let r = i / 2u;
+    let half_row = i % 2u;
+    let end = item.query_first + r / SHARE + 1u;
+    let seen = vec2<u32>(max(end, SLIDING_WINDOW) - SLIDING_WINDOW, end);
+    // Queries are staged four rows an invocation, 16 apart.
+    let staged = vec4<u32>(prefill_row(item, down), prefill_row(item, down + 16u), prefill_row(item, down + 32u), prefill_row(item, down + 48u)) * (QUERY_ROW / 4u);
 
-    // Two ranges of tokens, those of sinks and after..seen_end (just this when everything is
-    // covered), in tiles.
-    let seen_end = min(query_first + tokens, chunk_new_tokens(chunk));
-    let before_end = select(min(SINKS, after), select(0u, SINKS, after > 0u), MASSIVE);
-    let before_tiles = (before_end + 31u) / 32u;
-    let tile_first = tables[record + 5u];
-    let tile_end = tables[record + 6u];
+    var peak = HIDDEN;
+    var sum = 0.0;
+    let none = Column(vec4<f32>(0.0), vec4<f32>(0.0));
+    var o0 = none;
+    var o1 = none;
+    var o2 = none;
+    var o3 = none;
+    var o4 = none;
+    var o5 = none;
+    var o6 = none;
+    var o7 = none;
+    if (i == 0u) {
+        grown = 0u;
+    }
 
-    var peak = vec4<f32>(HIDDEN);
-    var sum = vec4<f32>(0.0);
-    var o0 = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
-    var o1 = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
-    var o2 = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
-    var o3 = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
-    var o4 = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
-    var o5 = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
-    var o6 = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
-    var o7 = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
-
-    for (var tile = tile_first; tile < tile_end; tile++) {
-        let first = select(after + 32u * (tile - before_tiles), 32u * tile, tile < before_tiles);
-        let end = min(first + 32u, select(seen_end, before_end, tile < before_tiles));
-        if (i < 32u) {
-            stage_token(place, tile < before_tiles, after, first, end, i);
-        }
-        workgroupBarrier();
-        if (TILE_RESTORES) {
-            for (var four = 0u; four < 32u; four += 4u) {
-                let t = first + four;
-                if (t < packed && tile >= before_tiles) {
-                    tile_spread(place, t, i);
-                }
-                workgroupBarrier();
-                var held: array<vec4<f32>, 4>;
-                for (var c = i; c < HEAD_DIM; c += 64u) {
-                    held[c / 64u] = tile_channel(c, t);
-                }
-                workgroupBarrier();
-                for (var c = i; c < HEAD_DIM; c += 64u) {
-                    row[c] = held[c / 64u];
-                }
-                workgroupBarrier();
-                for (var e = i; e < HEAD_DIM / 2u; e += 64u) {
-                    tile_pack(four + e % 4u, e / 4u);
-                }
-                workgroupBarrier();
-            }
-        }
-        var s = Block(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
-        for (var slice = 0u; slice < KEY_SLICES; slice++) {
-            stage_queries(item, slice, i);
-            if (!TILE_RESTORES) {
-                stage_keys(place, slice, i);
-            }
-            workgroupBarrier();
-            s = block_scores(across, down, slice, s);
-            workgroupBarrier();
-        }
-
-        let n = 4u * across;
-        let positions = vec4<u32>(token_positions[n], token_positions[n + 1u], token_positions[n + 2u], token_positions[n + 3u]);
-        s.a = row_hide(s.a, 4u * down, query_first, positions);
-        s.b = row_hide(s.b, 4u * down + 1u, query_first, positions);
-        s.c = row_hide(s.c, 4u * down + 2u, query_first, positions);
-        s.d = row_hide(s.d, 4u * down + 3u, query_first, positions);
-        row[32u * down + across] = s.a;
-        row[32u * down + 8u + across] = s.b;
-        row[32u * down + 16u + across] = s.c;
-        row[32u * down + 24u + across] = s.d;
-        workgroupBarrier();
-        let new_peak = max(peak, vec4<f32>(row_largest(4u * down), row_largest(4u * down + 1u), row_largest(4u * down + 2u), row_largest(4u * down + 3u)));
-        let shrink = exp2(peak - new_peak);
-        peak = new_peak;
-        workgroupBarrier();
-        s = Block(row_weights(s.a, peak.x), row_weights(s.b, peak.y), row_weights(s.c, peak.z), row_weights(s.d, peak.w));
-        let ones = vec4<f32>(1.0);
-        sum = sum * shrink + vec4<f32>(dot(s.a, ones), dot(s.b, ones), dot(s.c, ones), dot(s.d, ones));
-        row[32u * down + across] = s.a;
-        row[32u * down + 8u + across] = s.b;
-        row[32u * down + 16u + across] = s.c;
-        row[32u * down + 24u + across] = s.d;
+    for (var tile = item.tile_first; tile < item.tile_end; tile++) {
+        let tile_at = ((item.unpacked + tile - item.tile_first) * params.kv_heads + item.head) * (8u * HEAD_DIM);
+        var s = Four(vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0));
         for (var slice = 0u; slice < SLICES; slice++) {
-            stage_values(place, slice, i);
+            let quad = 8u * slice + across;
+            stage_query(down * STRIDE + across, staged.x, quad);
+            stage_query((down + 16u) * STRIDE + across, staged.y, quad);
+            stage_query((down + 32u) * STRIDE + across, staged.z, quad);
+            stage_query((down + 48u) * STRIDE + across, staged.w, quad);
+            stage_keys(tile_at, slice, i);
             workgroupBarrier();
-            let more = block_values(across, down);
-            if (slice == 0u) {
-                o0 = block_grown(o0, shrink, more);
-            } else if (HEAD_DIM > 32u && slice == 1u) {
-                o1 = block_grown(o1, shrink, more);
-            } else if (HEAD_DIM > 64u && slice == 2u) {
-                o2 = block_grown(o2, shrink, more);
-            } else if (HEAD_DIM > 96u && slice == 3u) {
-                o3 = block_grown(o3, shrink, more);
-            } else if (HEAD_DIM > 128u && slice == 4u) {
-                o4 = block_grown(o4, shrink, more);
-            } else if (HEAD_DIM > 160u && slice == 5u) {
-                o5 = block_grown(o5, shrink, more);
-            } else if (HEAD_DIM > 192u && slice == 6u) {
-                o6 = block_grown(o6, shrink, more);
-            } else if (HEAD_DIM > 224u && slice == 7u) {
-                o7 = block_grown(o7, shrink, more);
-            }
+            s = walk_scores(s, down, across);
             workgroupBarrier();
         }
+
+        // To those who weigh them: token across + 8 n is component across % 4 of quad across / 4 + 2 n.
+        let to = 4u * down * STRIDE + across / 4u;
+        put_scores(to, across % 4u, s.a);
+        put_scores(to + STRIDE, across % 4u, s.b);
+        put_scores(to + 2u * STRIDE, across % 4u, s.c);
+        put_scores(to + 3u * STRIDE, across % 4u, s.d);
+        workgroupBarrier();
+        let own = r * STRIDE + 4u * half_row;
+        var x = Four(rows_tile[own], rows_tile[own + 1u], rows_tile[own + 2u], rows_tile[own + 3u]);
+        if (tile < open.x || tile >= open.y) {
+            let n = 16u * half_row;
+            x = Four(hide(item, tile, n, seen, x.a), hide(item, tile, n + 4u, seen, x.b), hide(item, tile, n + 8u, seen, x.c),
+                hide(item, tile, n + 12u, seen, x.d));
+        }
+        let top = largest(max(max(x.a, x.b), max(x.c, x.d)));
+        if (top > peak + GROWTH) {
+            grown = 1u;
+        }
+        var more = weigh(x, peak, own);
+        stage_values(tile_at, 0u, column_first, i);
+        // Barriers as well; and only what comes so is uniform to Chromium's compiler.
+        if (workgroupUniformLoad(&grown) == 1u) {
+            tops[i] = top;
+            workgroupBarrier();
+            grown = 0u;
+            let highest = max(tops[i], tops[i ^ 1u]);
+            let new_peak = select(peak, highest, highest > peak + GROWTH);
+            let shrink = exp2(peak - new_peak);
+            peak = new_peak;
+            sum *= shrink;
+            workgroupBarrier();
+            tops[r] = shrink;
+            more = weigh(x, peak, own);
+            workgroupBarrier();
+            o0 = shrunk(o0, 8u * out_down);
+            o1 = shrunk(o1, 8u * out_down);
+            o2 = shrunk(o2, 8u * out_down);
+            o3 = shrunk(o3, 8u * out_down);
+            if (COLUMNS > 64u) {
+                o4 = shrunk(o4, 8u * out_down);
+            }
+            if (COLUMNS > 80u) {
+                o5 = shrunk(o5, 8u * out_down);
+            }
+            if (COLUMNS > 96u) {
+                o6 = shrunk(o6, 8u * out_down);
+                o7 = shrunk(o7, 8u * out_down);
+            }
+        }
+        sum += more;
+        for (var slice = 0u; slice < 4u; slice++) {
+            if (slice > 0u) {
+                workgroupBarrier();
+                stage_values(tile_at, slice, column_first, i);
+                workgroupBarrier();
+            }
+            let p = eight_rows(out_down, 2u * slice);
+            o0 = column_step(o0, p, token_tile[out_across]);
+            o1 = column_step(o1, p, token_tile[out_across + 16u]);
+            o2 = column_step(o2, p, token_tile[out_across + 32u]);
+            o3 = column_step(o3, p, token_tile[out_across + 48u]);
+            if (COLUMNS > 64u) {
+                o4 = column_step(o4, p, token_tile[out_across + 64u]);
+            }
+            if (COLUMNS > 80u) {
+                o5 = column_step(o5, p, token_tile[out_across + 80u]);
+            }
+            if (COLUMNS > 96u) {
+                o6 = column_step(o6, p, token_tile[out_across + 96u]);
+                o7 = column_step(o7, p, token_tile[out_across + 112u]);
+            }
+            let q = eight_rows(out_down, 2u * slice + 1u);
+            o0 = column_step(o0, q, token_tile[COLUMNS + out_across]);
+            o1 = column_step(o1, q, token_tile[COLUMNS + out_across + 16u]);
+            o2 = column_step(o2, q, token_tile[COLUMNS + out_across + 32u]);
+            o3 = column_step(o3, q, token_tile[COLUMNS + out_across + 48u]);
+            if (COLUMNS > 64u) {
+                o4 = column_step(o4, q, token_tile[COLUMNS + out_across + 64u]);
+            }
+            if (COLUMNS > 80u) {
+                o5 = column_step(o5, q, token_tile[COLUMNS + out_across + 80u]);
+            }
+            if (COLUMNS > 96u) {
+                o6 = column_step(o6, q, token_tile[COLUMNS + out_across + 96u]);
+                o7 = column_step(o7, q, token_tile[COLUMNS + out_across + 112u]);
+            }
+        }
+        workgroupBarrier();
     }
 
-    row[8u * down + across] = sum;
+    tops[i] = sum;
     workgroupBarrier();
-    let total = ((row[8u * down] + row[8u * down + 1u]) + (row[8u * down + 2u] + row[8u * down + 3u]))
-        + ((row[8u * down + 4u] + row[8u * down + 5u]) + (row[8u * down + 6u] + row[8u * down + 7u]));
-    store_block(item, down, 8u * 0u + across, o0);
-    if (HEAD_DIM > 32u) {
-        store_block(item, down, 8u * 1u + across, o1);
+    if (half_row == 0u && workgroup.z == 0u) {
+        store(item, r, HEAD_DIM, peak);
+        store(item, r, HEAD_DIM + 1u, tops[i] + tops[i + 1u]);
     }
-    if (HEAD_DIM > 64u) {
-        store_block(item, down, 8u * 2u + across, o2);
+    let out = column_first + out_across;
+    store_column(item, 8u * out_down, out, o0);
+    store_column(item, 8u * out_down, out + 16u, o1);
+    store_column(item, 8u * out_down, out + 32u, o2);
+    store_column(item, 8u * out_down, out + 48u, o3);
+    if (COLUMNS > 64u) {
+        store_column(item, 8u * out_down, out + 64u, o4);
     }
-    if (HEAD_DIM > 96u) {
-        store_block(item, down, 8u * 3u + across, o3);
+    if (COLUMNS > 80u) {
+        store_column(item, 8u * out_down, out + 80u, o5);
     }
-    if (HEAD_DIM > 128u) {
-        store_block(item, down, 8u * 4u + across, o4);
-    }
-    if (HEAD_DIM > 160u) {
-        store_block(item, down, 8u * 5u + across, o5);
-    }
-    if (HEAD_DIM > 192u) {
-        store_block(item, down, 8u * 6u + across, o6);
-    }
-    if (HEAD_DIM > 224u) {
-        store_block(item, down, 8u * 7u + across, o7);
-    }
-    if (across == 0u) {
-        store_sums(item, 4u * down, peak.x, total.x);
-        store_sums(item, 4u * down + 1u, peak.y, total.y);
-        store_sums(item, 4u * down + 2u, peak.z, total.z);
-        store_sums(item, 4u * down + 3u, peak.w, total.w);
+    if (COLUMNS > 96u) {
+        store_column(item, 8u * out_down, out + 96u, o6);
+        store_column(item, 8u * out_down, out + 112u, o7);
     }
 }

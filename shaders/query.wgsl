@@ -3,9 +3,9 @@
 //   y = log2(e) / sqrt(head_dim) * H * RoPE_position(x)    (H only where the codec rotates keys after RoPE)
 //
 // One workgroup turns one row of one query head; invocation i holds channel i. It writes y in f32
-// (`query_rows`, for attend_prefill) and the form attend_split reads (`query_codes`): per block of
-// HEADS query heads of one KV head, either HEAD_DIM numbers in f32, or HEAD_DIM / 4 words of four
-// int8 codes, the scale, and each key group's sum of codes.
+// (`query_rows`, for attend_rows, attend_prefill and attend_matrices) and the form attend_split reads
+// (`query_codes`): per block of HEADS query heads of one KV head, either HEAD_DIM numbers in f32, or
+// HEAD_DIM / 4 words of four int8 codes, the scale, and each key group's sum of codes.
 //
 // A row with a number that is not finite gets a scale that is NaN: its own output is NaN, and no
 // other row changes.

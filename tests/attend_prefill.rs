@@ -1,194 +1,65 @@
-//! `attend_prefill` computes, for each query row, the largest score, the sum of the weights and the
-//! weighted row of values over the tokens that the row may see: all of them in a chunk of several
-//! tokens, those kept in f16 in a decode step.
+//! `attend_prefill` computes, for each query row of a chunk of several tokens, a peak, the sum of the
+//! weights and the weighted row of values over the unpacked tokens that the row may see.
 //!
-//! - It agrees with its twin on the same query rows, pages and f16 rows, up to f32's rounding.
-//! - The output is f64 attention over the stored rows, up to f32's rounding: nothing else is lost
-//!   on this path.
+//! - It agrees with its twin on the same query rows and unpacked tokens, up to f32's rounding.
+//! - The output is f64 attention over the stored rows, up to f32's rounding and that of keys and
+//!   values which are unpacked to halves: nothing else is lost on this path.
 //! - It writes the rows of its items and no others.
+//! - In how many rounds the tokens are unpacked, and among how many items they are split, changes
+//!   nothing else.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
-use wgkv::low_level::reference;
 use wgkv_testing::*;
-
-/// Error of a score, in log2 units: 2^-24 for each rounding of a sum of head_dim / 4 terms of four
-/// products, on magnitudes that sum to
-/// |q| |k| at most, less than 60 in these tests; errors of a sum of random terms grow as the root of their count.
-const SCORE_ERROR: f32 = 3e-5;
-
-/// The same for RotateKV's keys, which are halves after the rotation and the turn: where f32's
-/// error in those reaches a tie between two halves (about one number in a hundred), kernel and twin
-/// take different ones, 2^-10 of the number apart. A few such channels, each with its share of |q|
-/// |k| (4 of the magnitude 2 of a query times 20 of a key, over 64 channels), can meet in a score.
-const RESTORED_SCORE_ERROR: f32 = 2e-3;
-
-/// Error of a weight: that of the score times ln 2, and `exp2`'s own.
-const WEIGHT_ERROR: f32 = 4e-5;
-
-/// Error of the output against f64: weights and sums as above, the query's own rounding, and the
-/// merge's rotation.
-const OUTPUT_ERROR: f32 = 1e-4;
-
-/// The same for RotateKV's keys, which are rounded to halves: by 0.29 * 2^-11 of a channel in the
-/// mean square, which moves a score by as much of |q| |k| / sqrt(head_dim) (less than 8 in these
-/// tests), a weight by ln 2 of that, and an output by its distance from the largest values, 3; half
-/// of that, as for the others, and twice to spare.
-const RESTORED_OUTPUT_ERROR: f32 = 2.5e-3;
-
-/// Of an output in f16: half a unit in the last place of a number below 4.
-const HALF_ERROR: f32 = 1.0 / 1024.0;
-
-fn cases() -> Vec<Case> {
-    use Bits::*;
-    // A chunk that begins inside a block, one of a single tile, a decode step; unlike lengths.
-    let steps: Vec<Vec<(usize, u32)>> = vec![vec![(0, 45), (1, 10)], vec![(1, 1), (0, 70)], vec![(0, 1), (1, 1)]];
-    let of = |why, head_dim, query_heads, kv_heads, format| case(why, head_dim, query_heads, kv_heads, format).steps(steps.clone());
-    let mut cases = vec![
-        of("a share of 1: 32 tokens a tile; 2-bit keys", 64, 2, 2, rtn(Two, Eight, 32)),
-        of("a share of 2; decode over the f16 rows alone", 64, 4, 2, hadamard(Four, Two, 64)).protection(protect(4, 16)).rope(Rope::new(10_000.0, 32)),
-        of("a share of 3: 10 tokens a tile; decode over sinks", 64, 3, 1, rtn(Three, Four, 64)).protection(protect(4, 0)).element(Element::F16),
-        of("a share of 7: 4 tokens a tile; every KV head in a slab of its own", 64, 14, 2, hadamard(Eight, Three, 32))
-            .slabs()
-            .rope(Rope::new(10_000.0, 64).interleaved()),
-        of("a share of 16: 2 tokens a tile; f16 pages", 64, 16, 1, Format::f16()).protection(protect(4, 128)),
-        of("planes, a share of 3, sinks and a window", 80, 6, 2, Format::aligned_f16()).protection(protect(4, 16)).rope(Rope::none()),
-        of("planes of 8-bit keys and 4-bit values, a share of 2", 64, 4, 2, hadamard(Eight, Four, 64)).protection(protect(4, 16)).in_planes(),
-        of("planes of 4-bit keys and 8-bit values, a share of 4, four groups", 128, 4, 1, rtn(Four, Eight, 32)).in_planes(),
-        of("a head of 80: half a slice; a share of 4; nothing packed yet", 80, 4, 1, hadamard(Three, Three, 128)).protection(protect(0, 128)),
-        of("a head of 96, a share of 8; more sinks than a tile", 96, 8, 1, rtn(Two, Two, 32)).protection(protect(40, 32)).steps(vec![
-            vec![(0, 30)],
-            vec![(0, 150), (1, 3)],
-            vec![(0, 1), (1, 1)],
-        ]),
-        of("a head of 128", 128, 2, 1, hadamard(Two, Four, 128)).protection(protect(127, 1)),
-        of("heads stored in three ways", 64, 8, 4, rtn(Two, Two, 32)).three_ways().protection(protect(4, 16)),
-        of("the largest head", 256, 2, 1, hadamard(Eight, Eight, 64)).protection(protect(4, 64)),
-        of("Centred: a share of 4", 128, 8, 2, centred(Two, Two, 128)),
-        of("Centred: planes of 8-bit keys and 4-bit values, a share of 2", 64, 4, 2, centred(Eight, Four, 64)).protection(protect(4, 16)).in_planes(),
-        of("Centred: a share of 3, sinks and a window", 64, 6, 2, centred(Three, Four, 32)).protection(protect(4, 16)).element(Element::F16),
-        of("Centred: 13 pairs of 80 channels turn, slabs", 80, 4, 2, centred(Eight, Two, 128))
-            .protection(protect(4, 16))
-            .slabs()
-            .rope(Rope::new(10_000.0, 26).interleaved()),
-        of("Centred: no RoPE", 96, 2, 1, centred(Four, Eight, 32)).rope(Rope::none()),
-    ];
-    let slid: Vec<Vec<(usize, u32)>> = vec![vec![(0, 300), (1, 140)], vec![(0, 70), (1, 1)], vec![(0, 1), (1, 40)]];
-    let slides = |case: Case| case.keep(20).steps(slid.clone());
-    let small: Vec<Vec<(usize, u32)>> = vec![vec![(0, 45), (1, 10)], vec![(0, 37), (1, 1)], vec![(0, 1), (1, 1)]];
-    let of = |why, head_dim, query_heads, kv_heads, format| case(why, head_dim, query_heads, kv_heads, format).steps(small.clone());
-    let long: Vec<Vec<(usize, u32)>> = vec![vec![(0, 150), (1, 30)], vec![(1, 2), (0, 120)], vec![(0, 1), (1, 1)]];
-    let rotated = vec![
-        of("RotateKV: a share of 1; 4 heads of 128, 2 bits", 128, 4, 4, rotated(Two, Two, 128, 4)),
-        of("RotateKV: a share of 2, a group of 128 over two heads of 64; interleaved pairs", 64, 4, 2, rotated(Four, Two, 128, 2))
-            .rope(Rope::new(500.0, 64).interleaved()),
-        of("RotateKV: a share of 4, sinks and window, f16 rows", 64, 4, 1, rotated(Eight, Four, 64, 1)).protection(protect(4, 16)).element(Element::F16),
-        of("RotateKV: a share of 7, two slabs, bytes for scales", 64, 28, 4, rotated(Two, Three, 32, 2).with_scales(Scales::Byte)).slabs(),
-        of("RotateKV: elected sinks, a share of 8, half a head turned", 80, 16, 2, rotated(Three, Four, 128, 2))
-            .protection(massive(20, 0))
-            .steps(long.clone())
-            .rope(Rope::new(10_000.0, 40)),
-        of("RotateKV: elected sinks of more than a tile, and a window", 64, 2, 2, rotated(Two, Two, 64, 2)).protection(massive(40, 128)).steps(long),
-        of("RotateKV: three heads of 96 alone, no RoPE", 96, 3, 3, rotated(Four, Four, 32, 1)).protection(massive(3, 0)).rope(Rope::none()),
-        of("RotateKV: 8 heads at once, a share of 2", 64, 16, 8, rotated(Two, Two, 128, 8)),
-        of("RotateKV: 6 heads, a share of 1, a head of 80", 80, 6, 6, rotated(Eight, Two, 128, 2)),
-        of("RotateKV: the largest head, a share of 16", 256, 16, 1, rotated(Four, Eight, 128, 1)),
-        of("RotateKV: values in two ways", 64, 4, 4, rotated(Three, Two, 32, 2)).two_ways(),
-        slides(of("RotateKV: elected sinks of sequences that slid", 64, 4, 2, rotated(Four, Two, 64, 2)).protection(massive(20, 0))),
-        slides(of("RotateKV: a sliding window", 96, 3, 3, rotated(Four, Four, 32, 1)).protection(massive(3, 16)).sliding_window(200)),
-    ];
-    cases.extend(rotated);
-    // Sequences that slid, by pages; and windows that begin where they will.
-    cases.extend([
-        slides(of("sequences that slid keep sinks and a window", 64, 4, 2, hadamard(Four, Two, 64)).protection(protect(4, 16))),
-        slides(of("a sliding window hides sinks, too", 64, 3, 1, rtn(Three, Four, 64)).protection(protect(40, 0)).sliding_window(150)),
-        slides(of("a sliding window of f16 pages", 64, 2, 1, Format::f16()).sliding_window(33)),
-        slides(of("a sliding window of one token", 64, 2, 1, rtn(Two, Two, 32)).sliding_window(1).protection(protect(0, 16))),
-        slides(of("Centred: a sliding window", 64, 4, 2, centred(Four, Four, 32)).protection(protect(4, 16)).sliding_window(200)),
-    ]);
-    cases
-}
 
 #[test]
 fn attend_prefill_agrees_with_its_reference() {
     let gpu = gpu();
-    for case in cases() {
+    for case in prefill_cases() {
         let start = std::time::Instant::now();
-        let mut walk = Walk::new(&gpu, case);
+        let mut walk = Walk::new(&gpu, case.no_matrices());
         let steps = walk.case.steps.clone();
         for chunks in &steps {
             let taken = walk.take(chunks, true);
-            check_partials(&walk, &taken);
-            check_output(&walk, &taken);
+            assert!(taken.step.words().rounds.iter().all(|rounds| *rounds <= 1), "the twin has what the last round unpacked");
+            check_prefill(&walk, &taken);
+            check_prefilled(&walk, &taken);
         }
         println!("  {:?}", start.elapsed());
     }
 }
 
-fn check_partials(walk: &Walk, taken: &Taken) {
-    let (words, c) = (taken.step.words(), walk.constants);
-    let [query_rows, _, _, row_partials] = &taken.scratch;
-    let mut twin = vec![f32::from_bits(POISON); row_partials.len()];
-    for (((params, items), c), pages) in words.attend_prefill.iter().zip(&walk.slab_constants).zip(&taken.after.pages) {
-        let State { marks, key_scales, protected_rows, .. } = &taken.after;
-        reference::attend_prefill(params, c, *items, &words.tables, floats(query_rows), &walk.turns, marks, key_scales, pages, protected_rows, &mut twin);
-    }
-    let d = c.head_dim as usize;
-    let score_error = if c.restore { RESTORED_SCORE_ERROR } else { SCORE_ERROR };
-    // A weight is off by the score's error times ln 2.
-    let weight_error = WEIGHT_ERROR.max(score_error);
-    // Merge's records tell which partial results are this kernel's.
-    let records = words.attend_merge[0].0.records_at as usize;
-    let mut written = vec![false; row_partials.len() / (d + 2)];
-    for record in words.tables[records..].chunks_exact(4).take(taken.step.rows() as usize) {
-        written[record[2] as usize * walk.case.shape.query_heads as usize..][..(record[3] * walk.case.shape.query_heads) as usize].fill(true);
-    }
-    for (i, (got, want)) in row_partials.chunks_exact(d + 2).zip(twin.chunks_exact(d + 2)).enumerate() {
-        let name = format!("{}: partial {}, head {}", walk.case.why, i / walk.case.shape.query_heads as usize, i % walk.case.shape.query_heads as usize);
-        if !written[i] {
-            assert!(got.iter().all(|w| *w == POISON), "{name}: written, but of no item");
-            continue;
-        }
-        let got = floats(got);
-        close(&format!("{name}: largest score"), &got[d..=d], &want[d..=d], score_error, f32::EPSILON, walk.seed);
-        close(&format!("{name}: sum of weights"), &got[d + 1..], &want[d + 1..], 0.0, weight_error, walk.seed);
-        // A tile of elected sinks may be of rows that keep none.
-        let total = if want[d + 1] == 0.0 { 1.0 } else { want[d + 1] };
-        let mean = |row: &[f32]| -> Vec<f32> { row[..d].iter().map(|x| x / total).collect() };
-        let want = mean(want);
-        close(&format!("{name}: mean of values"), &mean(got), &want, 2.0 * weight_error * norm(&want).max(1.0), 0.0, walk.seed);
-    }
-}
-
-/// Checks the output of chunks of several tokens against f64.
-fn check_output(walk: &Walk, taken: &Taken) {
-    let output = walk.output(taken);
-    let row = (walk.case.shape.query_heads * walk.case.shape.head_dim) as usize;
-    let mut first = 0;
-    for (sequence, tokens) in &taken.chunks {
-        if *tokens > 1 {
-            let want: Vec<f32> = exact_over_stored(walk, taken, *sequence, first, *tokens).iter().map(|x| *x as f32).collect();
-            let got = &output[first as usize * row..][..want.len()];
-            let error = if walk.constants.restore { RESTORED_OUTPUT_ERROR } else { OUTPUT_ERROR };
-            let atol = error * if walk.case.element == Element::F16 { 1.0 } else { 2.0 } + if walk.case.element == Element::F16 { HALF_ERROR } else { 0.0 };
-            close(&format!("{}: output of sequence {sequence}", walk.case.why), got, &want, atol, 0.0, walk.seed);
-        }
-        first += tokens;
-    }
-    let row_poisoned = |row: &[u32]| row.iter().all(|w| *w == POISON);
-    assert!(!taken.output.chunks_exact(row / 2).any(row_poisoned), "every row of the output is written");
-}
-
+/// Long chunks in several passes, rounds and splits: the larger scratch is, the more splits.
 #[test]
-fn a_chunk_of_more_rows_than_a_pass_is_attended_in_several() {
+fn rounds_passes_and_splits_change_nothing() {
     let gpu = gpu();
-    let case = case("several passes", 64, 2, 1, hadamard(Bits::Four, Bits::Four, 64))
-        .protection(protect(4, 32))
-        .steps(vec![vec![(1, 20), (0, 1100)], vec![(0, 30), (1, 600)]]);
-    let mut walk = Walk::new(&gpu, case);
-    let steps = walk.case.steps.clone();
-    for chunks in &steps {
-        let taken = walk.take(chunks, true);
-        assert!(taken.step.words().query.len() > 1, "{} rows should be more than a pass", taken.step.rows());
-        check_output(&walk, &taken);
+    let of = |why, head_dim, query_heads, kv_heads, format| case(why, head_dim, query_heads, kv_heads, format).protection(protect(4, 32));
+    let passes = vec![vec![(1, 20), (0, 1100)], vec![(0, 30), (1, 600)]];
+    let long = vec![vec![(0, 900), (1, 40)], vec![(1, 7), (0, 300)]];
+    for (case, several) in [
+        (of("several passes", 64, 2, 1, hadamard(Bits::Four, Bits::Four, 64)).steps(passes.clone()), "passes"),
+        (of("rounds of three tiles", 64, 3, 1, hadamard(Bits::Two, Bits::Eight, 64)).unpacked_tiles(3).steps(long.clone()), "rounds"),
+        (of("rounds of a tile of f16", 80, 4, 2, Format::f16()).unpacked_tiles(1).steps(vec![vec![(0, 200), (1, 33)]]), "rounds"),
+        (of("splits, and rounds of which two fit", 128, 4, 1, centred(Bits::Four, Bits::Four, 128)).unpacked_tiles(24).steps(long.clone()), "rounds"),
+        (of("splits", 64, 9, 3, rtn(Bits::Three, Bits::Four, 64)).steps(long.clone()), "splits"),
+        (of("splits of a sliding window", 64, 2, 2, hadamard(Bits::Four, Bits::Four, 64)).sliding_window(400).steps(long), "splits"),
+    ] {
+        for matrices in [false, true] {
+            let mut walk = Walk::new(&gpu, if matrices { case.clone() } else { case.clone().no_matrices() });
+            if matrices && !walk.plan().matrices() {
+                continue;
+            }
+            let steps = walk.case.steps.clone();
+            for chunks in &steps {
+                let taken = walk.take(chunks, true);
+                let words = taken.step.words();
+                let records = &words.tables[words.attend_merge[0].0.records_at as usize..];
+                match several {
+                    "passes" => assert!(words.query.len() > 1, "{} rows should be more than a pass", taken.step.rows()),
+                    "rounds" => assert!(words.rounds.iter().any(|rounds| *rounds > 1), "{:?} rounds", words.rounds),
+                    _ => assert!(records.chunks_exact(4).take(taken.step.rows() as usize).any(|record| record[3] > 1), "nothing is split"),
+                }
+                check_prefilled(&walk, &taken);
+            }
+        }
     }
 }

@@ -206,6 +206,14 @@ fn weaker_devices_give_the_same_attention() {
     }
 }
 
+/// What passes of other lengths may change in an output below 4: a pass of few rows splits their
+/// tokens among workgroups, so that sums are in another order, a few units in f32's last place.
+const PASS_ERROR: f32 = 1e-5;
+
+/// The same by cooperative matrices: a part's peak decides how its weights round to halves, 2^-11 of
+/// each, of which a mean of values keeps little.
+const MATRIX_PASS_ERROR: f32 = 4e-3;
+
 #[test]
 fn passes_of_other_lengths_give_the_same_attention() {
     let gpu = gpu();
@@ -221,7 +229,12 @@ fn passes_of_other_lengths_give_the_same_attention() {
             reader.read_all(sequence, &text, &[630, 1])
         });
         let first = std::mem::take(&mut outputs[0]);
-        assert!(outputs[1..].iter().all(|output| *output == first), "{format}, {protection:?}");
+        for output in &outputs[1..] {
+            let pairs = output.iter().flatten().zip(first.iter().flatten());
+            let worst = pairs.map(|(a, b)| (f32::from_bits(*a) - f32::from_bits(*b)).abs()).fold(0.0, f32::max);
+            let most = if plan.matrices() { MATRIX_PASS_ERROR } else { PASS_ERROR };
+            assert!(output.len() == first.len() && worst <= most, "{format}, {protection:?}: {worst}");
+        }
     }
 }
 

@@ -54,6 +54,8 @@ pub(super) struct Shared {
     pub query_codes: wgpu::Buffer,
     pub partials: wgpu::Buffer,
     pub row_partials: wgpu::Buffer,
+    /// Keys and values that prefilling rows see, unpacked.
+    pub unpacked_rows: wgpu::Buffer,
     /// For codecs with planes: the scores of a pass and their sums by item, and what to read.
     pub scores: wgpu::Buffer,
     pub plans: wgpu::Buffer,
@@ -65,9 +67,9 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    fn buffers(&self) -> [&wgpu::Buffer; 10] {
-        let Self { turns, query_rows, query_codes, partials, row_partials, scores, plans, position_terms, no_log_sums, status } = self;
-        [turns, query_rows, query_codes, partials, row_partials, scores, plans, position_terms, no_log_sums, status]
+    fn buffers(&self) -> [&wgpu::Buffer; 11] {
+        let Self { turns, query_rows, query_codes, partials, row_partials, unpacked_rows, scores, plans, position_terms, no_log_sums, status } = self;
+        [turns, query_rows, query_codes, partials, row_partials, unpacked_rows, scores, plans, position_terms, no_log_sums, status]
     }
 }
 
@@ -115,6 +117,7 @@ impl Buffers {
             query_codes: buffer("wgkv query_codes", plan.query_codes_bytes()),
             partials: buffer("wgkv partials", plan.partials_bytes()),
             row_partials: buffer("wgkv row_partials", plan.row_partials_bytes()),
+            unpacked_rows: buffer("wgkv unpacked_rows", plan.unpacked_bytes()),
             scores: buffer("wgkv scores", plan.scores_bytes()),
             plans: buffer("wgkv plans", plan.plans_bytes()),
             position_terms: buffer("wgkv position_terms", plan.position_terms_bytes()),
@@ -138,6 +141,7 @@ impl Buffers {
             "query_codes" => &shared.query_codes,
             "partials" => &shared.partials,
             "row_partials" => &shared.row_partials,
+            "unpacked_rows" => &shared.unpacked_rows,
             "scores" => &shared.scores,
             "plans" => &shared.plans,
             "position_terms" => &shared.position_terms,
@@ -156,7 +160,7 @@ impl Cache {
     /// Returns the bytes allocated, by what for.
     pub fn memory(&self) -> Memory {
         let (layers, shared, plan) = (&self.buffers.layers, &self.buffers.shared, &self.plan);
-        let scratch = [&shared.turns, &shared.query_rows, &shared.query_codes, &shared.partials, &shared.row_partials];
+        let scratch = [&shared.turns, &shared.query_rows, &shared.query_codes, &shared.partials, &shared.row_partials, &shared.unpacked_rows];
         Memory {
             pages: layers.iter().flat_map(|l| &l.pages).map(wgpu::Buffer::size).sum(),
             // A buffer of nothing has a few bytes, which are not the cache's.
@@ -239,6 +243,13 @@ impl Cache {
     #[doc(hidden)]
     pub fn align_buffers(&self) -> [&wgpu::Buffer; 2] {
         [&self.buffers.shared.scores, &self.buffers.shared.plans]
+    }
+
+    /// Returns what `unpack` wrote for the last round recorded, for comparing it with its
+    /// [twin](crate::low_level::reference).
+    #[doc(hidden)]
+    pub fn unpacked_rows(&self) -> &wgpu::Buffer {
+        &self.buffers.shared.unpacked_rows
     }
 
     /// Returns the buffers that the attention kernels hand each other (query_rows, query_codes,

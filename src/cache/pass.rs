@@ -1,7 +1,7 @@
 //! The passes of a step: query rows that are attended together, because scratch holds no more, and
 //! the tables of each.
 
-use super::records::{AlignRow, MergeRow, PositionItem, PrefillItem, SplitItem};
+use super::records::{AlignRow, MergeRow, PositionItem, PrefillItem, RowsItem, SplitItem, UnpackItem};
 use super::sequence::Growth;
 use super::step::{Align, Dispatch, StepMaker};
 use crate::format::PAGE_TOKENS;
@@ -9,11 +9,14 @@ use crate::kernel::align_plan::AlignPlanParams;
 use crate::kernel::align_scores::AlignScoresParams;
 use crate::kernel::align_values::AlignValuesParams;
 use crate::kernel::attend_merge::{AttendMergeParams, MERGE_ITEMS};
-use crate::kernel::attend_prefill::{AttendPrefillParams, DECODE_PARTIALS, TILE_ROWS, TILE_TOKENS};
+use crate::kernel::attend_prefill::AttendPrefillParams;
+use crate::kernel::attend_rows::{AttendRowsParams, DECODE_PARTIALS, TILE_PLACES};
 use crate::kernel::attend_split::AttendSplitParams;
 use crate::kernel::position::{self, PositionParams};
 use crate::kernel::query::QueryParams;
+use crate::kernel::unpack::{TILE_TOKENS, UnpackParams};
 use crate::plan::Plan;
+use crate::plan::sizes::PREFILL_WORKGROUPS;
 use std::cmp::Reverse;
 use std::ops::Range;
 
@@ -25,6 +28,10 @@ pub(super) struct Pass {
     pub merge: u32,
     /// Which of [`Plan::merge_choices`] merges.
     pub merge_choice: usize,
+    /// The f16 rows of decoding rows, in the layers of every arrangement alike.
+    pub attend_rows: Dispatch,
+    /// By round, what attends to the tokens that the round unpacks.
+    pub rounds: Vec<Vec<Dispatch>>,
     /// By arrangement of the plan.
     pub arranged: Vec<Arranged>,
 }
@@ -38,8 +45,8 @@ pub(super) struct Arranged {
     pub position: Dispatch,
     /// By slab.
     pub split: Vec<Dispatch>,
-    /// By slab.
-    pub prefill: Vec<Dispatch>,
+    /// By round and slab.
+    pub unpack: Vec<Vec<Dispatch>>,
     /// By slab, for codecs with planes.
     pub align: Vec<Align>,
 }
@@ -77,29 +84,69 @@ impl Run<'_> {
         if self.decodes() && first < self.growth.new_packed { first / PAGE_TOKENS..self.growth.new_packed.div_ceil(PAGE_TOKENS) } else { 0..0 }
     }
 
-    /// Returns where the tiles of tokens begin again after those of the sinks, for its queries from
-    /// `first` on; 0 where the tiles are those of all tokens.
-    fn after(&self, plan: &Plan, first: u32) -> u32 {
-        if self.decodes() { self.growth.new_packed } else { self.visible(plan, self.growth.old_tokens + first) / PAGE_TOKENS * PAGE_TOKENS }
+    /// Returns where the tiles of tokens begin again after those of the sinks, for its prefilling
+    /// queries; 0 where the tiles are those of all tokens.
+    fn after(&self, plan: &Plan) -> u32 {
+        self.visible(plan, self.growth.old_tokens + self.first) / PAGE_TOKENS * PAGE_TOKENS
     }
 
-    /// Returns the tiles of sinks before `after`, then those of all tokens from there on that are
-    /// seen before `end`. A sequence that never had its sinks skips their tiles.
-    fn tiles(&self, plan: &Plan, after: u32, end: u32) -> Range<u32> {
-        let sinks = match after {
+    /// Returns how many tiles of sinks come before those of the tokens from `after` on.
+    fn sink_tiles(&self, plan: &Plan) -> u32 {
+        let sinks = match self.after(plan) {
             0 => 0,
             _ if plan.elects() => plan.sinks(),
-            _ => plan.sinks().min(after),
+            after => plan.sinks().min(after),
         };
-        let sinks = sinks.div_ceil(TILE_TOKENS);
-        let tokens = end.min(self.growth.new_tokens).saturating_sub(after);
+        sinks.div_ceil(TILE_TOKENS)
+    }
+
+    /// Returns the tiles of sinks, then those of all tokens from `after` on that are seen before
+    /// `end`. A sequence that never had its sinks skips their tiles.
+    fn tiles(&self, plan: &Plan, end: u32) -> Range<u32> {
+        let sinks = self.sink_tiles(plan);
+        let tokens = end.min(self.growth.new_tokens).saturating_sub(self.after(plan));
         (if self.growth.headless { sinks } else { 0 })..sinks + tokens.div_ceil(TILE_TOKENS)
     }
 
-    /// Returns the tiles of the f16 tokens: sinks that would lie in pages, then all tokens that no
-    /// page holds yet.
-    fn protected_tiles(&self, plan: &Plan) -> Range<u32> {
-        self.tiles(plan, self.growth.new_packed, self.growth.new_tokens)
+    /// Returns the tiles in which some of these of its prefilling queries sees a token. Where a
+    /// window hides whole tiles, it hides all sinks before them.
+    fn prefill_tiles(&self, plan: &Plan, queries: Range<u32>) -> Range<u32> {
+        let position = self.growth.old_tokens + self.first;
+        let tiles = self.tiles(plan, position + queries.end);
+        let hidden = (self.visible(plan, position + queries.start) - self.after(plan)) / TILE_TOKENS;
+        let start = if hidden > 0 { self.sink_tiles(plan) + hidden } else { tiles.start };
+        start.min(tiles.end)..tiles.end
+    }
+
+    /// Returns how many rounds unpack what its queries see.
+    fn pieces(&self, plan: &Plan) -> u32 {
+        (self.prefill_tiles(plan, 0..self.tokens).len() as u32).div_ceil(plan.unpacked_tiles()).max(1)
+    }
+
+    /// Returns how many partial results of query rows it has, at least.
+    fn partials(&self, plan: &Plan) -> u32 {
+        if self.decodes() { 1 } else { self.tokens * self.pieces(plan) }
+    }
+
+    /// Returns how many sinks its decoding row finds among the f16 rows that would lie in pages
+    /// otherwise. A sequence that never had its sinks has none.
+    fn sinks(&self, plan: &Plan) -> u32 {
+        match self.growth.new_packed {
+            0 => 0,
+            _ if self.growth.headless => 0,
+            _ if plan.elects() => plan.sinks(),
+            packed => plan.sinks().min(packed),
+        }
+    }
+
+    /// Returns the tiles of its decoding row's f16 rows: of those sinks, then of all tokens that no
+    /// page holds yet. None where it does not decode.
+    fn row_tiles(&self, plan: &Plan) -> u32 {
+        // Rows that attend once more may have later tokens in pages, but do not decode.
+        if !self.decodes() {
+            return 0;
+        }
+        (self.sinks(plan) + self.growth.new_tokens - self.growth.new_packed).div_ceil(TILE_PLACES)
     }
 }
 
@@ -109,36 +156,69 @@ pub(super) fn passes(maker: &mut StepMaker<'_>) -> Vec<Pass> {
     let most = plan.query_rows();
     let mut passes = Vec::new();
     let mut runs: Vec<Run<'_>> = Vec::new();
-    let (mut rows, mut row_first, mut pages) = (0, 0, 0);
-    let mut close = |maker: &mut StepMaker<'_>, runs: &mut Vec<Run<'_>>, rows: &mut u32| {
+    let (mut rows, mut row_first, mut pages, mut partials) = (0, 0, 0, 0);
+    let mut close = |maker: &mut StepMaker<'_>, runs: &mut Vec<Run<'_>>, rows: &mut u32, partials: &mut u32| {
         passes.push(PassTables { maker, runs, rows: *rows, row_first }.pass());
         runs.clear();
         row_first += *rows;
-        *rows = 0;
+        (*rows, *partials) = (0, 0);
     };
+    // Decoding rows may have this many more.
+    let room = plan.row_partials() - DECODE_PARTIALS;
     for (growth, record) in growths.iter().zip(records) {
         // There is scratch for the scores (or terms of positions) of as many pages as the cache
         // has; sequences that share pages may have more between them.
         pages += growth.pages.len() as u32;
         if plan.places_pages() && pages > plan.pages() && rows > 0 {
-            close(maker, &mut runs, &mut rows);
+            close(maker, &mut runs, &mut rows, &mut partials);
             pages = growth.pages.len() as u32;
         }
         let mut first = 0;
         while first < growth.rows {
-            let tokens = (growth.rows - first).min(most - rows);
-            runs.push(Run { growth, record, first, tokens, row: rows });
-            first += tokens;
-            rows += tokens;
+            let mut run = Run { growth, record, first, tokens: (growth.rows - first).min(most - rows), row: rows };
+            // Keys that are unpacked in many rounds leave room for fewer rows.
+            let each = run.partials(plan) / run.tokens;
+            if each > room - partials && rows > 0 {
+                close(maker, &mut runs, &mut rows, &mut partials);
+                continue;
+            }
+            run.tokens = run.tokens.min(((room - partials) / each).max(1));
+            first += run.tokens;
+            rows += run.tokens;
+            partials += run.partials(plan);
+            runs.push(run);
             if rows == most {
-                close(maker, &mut runs, &mut rows);
+                close(maker, &mut runs, &mut rows, &mut partials);
             }
         }
     }
     if rows > 0 {
-        close(maker, &mut runs, &mut rows);
+        close(maker, &mut runs, &mut rows, &mut partials);
     }
     passes
+}
+
+/// The partial results of a run's query tokens: the first token's first, and how many each has.
+#[derive(Clone, Copy, Debug, Default)]
+struct Partials {
+    first: u32,
+    each: u32,
+}
+
+/// Tokens that are unpacked together, and the rows that are held against them.
+#[derive(Debug, Default)]
+struct Round {
+    unpack: Vec<UnpackItem>,
+    attend: Vec<PrefillItem>,
+}
+
+/// A round in the tables.
+#[derive(Clone, Debug)]
+struct ListedRound {
+    unpack_at: u32,
+    tiles: u32,
+    /// First item and items of each dispatch.
+    attend: Vec<(u32, u32)>,
 }
 
 /// A list in the tables: where it begins, and which part belongs to each run.
@@ -147,6 +227,12 @@ struct Listed {
     count: u32,
     by_run: Vec<Range<u32>>,
 }
+
+/// Tiles of tokens that a tile of rows is held against at least, where tokens are split.
+const LEAST_TILES: u32 = 8;
+
+/// Words of an item of `attend_prefill`.
+const ITEM_WORDS: u32 = size_of::<PrefillItem>() as u32 / 4;
 
 /// A pass being made.
 struct PassTables<'m, 's, 'r> {
@@ -166,13 +252,19 @@ impl PassTables<'_, '_, '_> {
         let positions_at = self.positions();
         let places = self.page_places();
         let splits = self.splits(&places);
-        let prefills = self.prefills();
+        let (rows, mut partials) = self.rows();
+        let rounds = self.rounds(&mut partials);
+        let rounds = self.list_rounds(&rounds);
         let position = self.position_items(&places);
-        let align = self.align_rows(&places, &splits, &prefills.1);
-        let mut pass = self.merge(&splits, &prefills.1);
+        let align = self.align_rows(&places, &splits, &partials);
+        let mut pass = self.merge(&splits, &partials);
+        pass.attend_rows = self.attend_rows(rows);
         for arrangement in 0..self.plan().arrangements().len() {
-            pass.arranged.push(self.arranged(arrangement, positions_at, position, &splits, prefills.0, align));
+            let mut arranged = self.arranged(arrangement, positions_at, position, &splits, align);
+            arranged.unpack = self.unpacks(arrangement, &rounds);
+            pass.arranged.push(arranged);
         }
+        pass.rounds = self.attends(&rounds);
         pass
     }
 
@@ -227,41 +319,130 @@ impl PassTables<'_, '_, '_> {
         Listed { at: self.maker.words.list(&items), count: items.len() as u32, by_run }
     }
 
-    /// Lists the items of `attend_prefill`. Prefilling rows come a tile of rows at a time, over
-    /// everything they see. The f16 tokens of a decoding row come a tile or a few an item, since
-    /// one row alone would walk the tiles one after another. Returns the items, and by run the
+    /// Lists the items of `attend_rows`: the f16 rows of a decoding row, a tile or a few an item,
+    /// since one workgroup would walk them one after another. Returns the items, and by run the
     /// partial results.
-    fn prefills(&mut self) -> ((u32, u32), Vec<Range<u32>>) {
+    fn rows(&mut self) -> ((u32, u32), Vec<Partials>) {
         let plan = self.maker.plan;
-        let most = TILE_ROWS / plan.shape().share();
-        let decoding = self.runs.iter().filter(|run| run.decodes());
-        let slice = decoding.map(|run| run.protected_tiles(plan).len() as u32).sum::<u32>().div_ceil(DECODE_PARTIALS).max(1);
+        let slice = self.runs.iter().map(|run| run.row_tiles(plan)).sum::<u32>().div_ceil(plan.row_items()).max(1);
         let mut items = Vec::new();
-        let mut partial = 0;
-        let mut by_run = Vec::with_capacity(self.runs.len());
-        for run in self.runs {
-            let first_partial = partial;
-            let mut item = |first, tokens, after, tiles: Range<u32>| {
-                let (record, first_query, row) = (run.record, run.first + first, run.row + first);
-                items.push(PrefillItem { record, first: first_query, tokens, row, after, first_tile: tiles.start, end_tile: tiles.end, partial });
-                partial += tokens;
-            };
-            if run.decodes() {
-                let tiles = run.protected_tiles(plan);
-                for tile in tiles.clone().step_by(slice as usize) {
-                    item(0, 1, run.after(plan, 0), tile..(tile + slice).min(tiles.end));
-                }
-            } else {
-                for first in (0..run.tokens).step_by(most as usize) {
-                    let tokens = most.min(run.tokens - first);
-                    let seen = run.growth.old_tokens + run.first + first + tokens;
-                    let after = run.after(plan, run.first + first);
-                    item(first, tokens, after, run.tiles(plan, after, seen));
-                }
-            }
-            by_run.push(first_partial..partial);
+        let mut by_run = vec![Partials::default(); self.runs.len()];
+        for (run, partials) in self.runs.iter().zip(&mut by_run).filter(|(run, _)| run.decodes()) {
+            let (record, row, position, sinks, tiles) = (run.record, run.row, run.growth.old_tokens, run.sinks(plan), run.row_tiles(plan));
+            // Sinks are seen though the pages that follow them are gone.
+            let visible = (position + 1).saturating_sub(plan.reach());
+            partials.first = items.len() as u32;
+            items.extend((0..tiles).step_by(slice as usize).zip(partials.first..).map(|(first_tile, partial)| RowsItem {
+                record,
+                row,
+                position,
+                visible,
+                sinks,
+                first_tile,
+                end_tile: tiles.min(first_tile + slice),
+                partial,
+            }));
+            partials.each = items.len() as u32 - partials.first;
         }
         ((self.maker.words.list(&items), items.len() as u32), by_run)
+    }
+
+    /// Makes the parameters of `attend_rows`.
+    fn attend_rows(&mut self, (items_at, items): (u32, u32)) -> Dispatch {
+        let params = AttendRowsParams { items_at, kv_heads: self.plan().shape().kv_heads, pad: [0; 2] };
+        self.maker.words.attend_rows.push((params, items));
+        Dispatch { params: self.maker.params.push(&params), items }
+    }
+
+    /// Returns the rounds in which prefilling rows are attended: each unpacks tiles of tokens, as
+    /// many as scratch holds, and then holds all rows that see them against them, a tile of rows an
+    /// item. Where that makes few items, the tokens of each are split among several. `partials` are
+    /// those of the decoding rows, after which the others lie.
+    fn rounds(&self, partials: &mut [Partials]) -> Vec<Round> {
+        let plan = self.maker.plan;
+        let most = plan.prefill_rows() / plan.shape().share();
+        let prefilling = || self.runs.iter().filter(|run| !run.decodes());
+        let items: u32 = prefilling().map(|run| run.tokens.div_ceil(most)).sum();
+        let need: u32 = prefilling().map(|run| run.partials(plan)).sum();
+        if need == 0 {
+            return Vec::new();
+        }
+        let workgroups = items * plan.shape().kv_heads * plan.column_blocks();
+        let mut partial = partials.iter().map(|partials| partials.first + partials.each).max().unwrap_or(0);
+        let room = (plan.row_partials() - partial) / need;
+        let wanted = ((PREFILL_WORKGROUPS + workgroups / 2) / workgroups).min(room);
+        let mut rounds = vec![Round::default()];
+        for (run, partials) in self.runs.iter().zip(partials).filter(|(run, _)| !run.decodes()) {
+            let (tiles, pieces, after) = (run.prefill_tiles(plan, 0..run.tokens), run.pieces(plan), run.after(plan));
+            let piece_tiles = (tiles.len() as u32).div_ceil(pieces);
+            let splits = wanted.min(piece_tiles / LEAST_TILES).max(1);
+            *partials = Partials { first: partial, each: pieces * splits };
+            partial += run.tokens * partials.each;
+            for n in 0..pieces {
+                let start = (tiles.start + n * piece_tiles).min(tiles.end);
+                let piece = start..(start + piece_tiles).min(tiles.end);
+                let mut place = rounds.last().map_or(0, |round| round.unpack.len() as u32);
+                if place > 0 && place + piece.len() as u32 > plan.unpacked_tiles() {
+                    rounds.push(Round::default());
+                    place = 0;
+                }
+                let Some(round) = rounds.last_mut() else { continue };
+                round.unpack.extend(piece.clone().zip(place..).map(|(tile, place)| UnpackItem { record: run.record, tile, after, place }));
+                // The last rows see most, and shorter items fill the gaps at the end.
+                for first in (0..run.tokens).step_by(most as usize).rev() {
+                    let tokens = most.min(run.tokens - first);
+                    let seen = run.prefill_tiles(plan, first..first + tokens);
+                    let [start, end] = [seen.start, seen.end].map(|tile| tile.clamp(piece.start, piece.end));
+                    let slice = (end - start).div_ceil(splits);
+                    round.attend.extend((0..splits).map(|split| {
+                        let first_tile = (start + split * slice).min(end);
+                        PrefillItem {
+                            record: run.record,
+                            first: run.first + first,
+                            tokens,
+                            row: run.row + first,
+                            after,
+                            first_tile,
+                            end_tile: (first_tile + slice).min(end),
+                            unpacked: place + first_tile - piece.start,
+                            partial: partials.first + first * partials.each + n * splits + split,
+                            partials: partials.each,
+                            pad: [0; 2],
+                        }
+                    }));
+                }
+            }
+        }
+        rounds
+    }
+
+    /// Lists the rounds, their items in dispatches of no more work than one may hold.
+    fn list_rounds(&mut self, rounds: &[Round]) -> Vec<ListedRound> {
+        let plan = self.maker.plan;
+        let shape = plan.shape();
+        // A product and a sum for every channel of a query head, for scores and for outputs.
+        let work = |item: &PrefillItem| {
+            let pairs = f64::from(item.tokens * shape.query_heads) * f64::from(TILE_TOKENS * (item.end_tile - item.first_tile));
+            4.0 * f64::from(shape.head_dim) * pairs
+        };
+        let mut listed = Vec::with_capacity(rounds.len());
+        for round in rounds {
+            let unpack_at = self.maker.words.list(&round.unpack);
+            let items_at = self.maker.words.list(&round.attend);
+            let (mut attend, mut done): (Vec<(u32, u32)>, _) = (Vec::new(), f64::INFINITY);
+            for (item, n) in round.attend.iter().zip(0..) {
+                done += work(item);
+                match attend.last_mut() {
+                    Some((_, items)) if done <= plan.dispatch_work() => *items += 1,
+                    _ => {
+                        attend.push((items_at + n * ITEM_WORDS, 1));
+                        done = work(item);
+                    }
+                }
+            }
+            listed.push(ListedRound { unpack_at, tiles: round.unpack.len() as u32, attend });
+        }
+        listed
     }
 
     /// Lists the pages of decoding rows for `position`, where keys have means that turn.
@@ -283,12 +464,12 @@ impl PassTables<'_, '_, '_> {
     }
 
     /// Lists the decoding rows whose planes are chosen.
-    fn align_rows(&mut self, places: &[u32], splits: &Listed, partials: &[Range<u32>]) -> (u32, u32) {
+    fn align_rows(&mut self, places: &[u32], splits: &Listed, partials: &[Partials]) -> (u32, u32) {
         let plan = self.maker.plan;
         let mut rows = Vec::new();
         if plan.aligns() {
             for (n, run) in self.runs.iter().enumerate().filter(|(_, run)| !run.pages(plan).is_empty()) {
-                let (splits, partials, pages) = (&splits.by_run[n], &partials[n], run.pages(plan));
+                let (splits, partials, pages) = (&splits.by_run[n], partials[n], run.pages(plan));
                 rows.push(AlignRow {
                     row: run.row,
                     list: run.growth.list(run.record).wrapping_add(pages.start),
@@ -296,8 +477,8 @@ impl PassTables<'_, '_, '_> {
                     place: places[n],
                     first_split: splits.start,
                     splits: splits.end - splits.start,
-                    first_partial: partials.start,
-                    partials: partials.end - partials.start,
+                    first_partial: partials.first,
+                    partials: partials.each,
                 });
             }
         }
@@ -305,34 +486,23 @@ impl PassTables<'_, '_, '_> {
     }
 
     /// Lists the partial results of every row, and begins the pass.
-    fn merge(&mut self, splits: &Listed, partials: &[Range<u32>]) -> Pass {
+    fn merge(&mut self, splits: &Listed, partials: &[Partials]) -> Pass {
         let plan = self.maker.plan;
         let mut rows = Vec::with_capacity(self.rows as usize);
         for ((run, splits), partials) in self.runs.iter().zip(&splits.by_run).zip(partials) {
             let (first_split, splits) = (splits.start, splits.end - splits.start);
-            // A prefilling row has one partial result, a decoding row all of its run.
-            rows.extend((0..run.tokens).map(|token| {
-                let (first_partial, partials) = if run.decodes() { (partials.start, partials.end - partials.start) } else { (partials.start + token, 1) };
-                MergeRow { first_split, splits, first_partial, partials }
-            }));
+            let Partials { first, each } = *partials;
+            rows.extend((0..run.tokens).map(|token| MergeRow { first_split, splits, first_partial: first + token * each, partials: each }));
         }
         let most = rows.iter().map(|row| row.splits).max().unwrap_or(0);
         let (query_heads, kv_heads) = (plan.shape().query_heads, plan.shape().kv_heads);
         let merge = AttendMergeParams { records_at: self.maker.words.list(&rows), row_first: self.row_first, query_heads, kv_heads };
         self.maker.words.attend_merge.push((merge, self.rows));
-        Pass { rows: self.rows, merge: self.maker.params.push(&merge), merge_choice: plan.merge_choice(most), arranged: Vec::new() }
+        Pass { rows: self.rows, merge: self.maker.params.push(&merge), merge_choice: plan.merge_choice(most), ..Pass::default() }
     }
 
     /// Makes the parameters of the kernels that work on the slabs of one arrangement.
-    fn arranged(
-        &mut self,
-        arrangement: usize,
-        positions_at: u32,
-        (position_at, positions): (u32, u32),
-        splits: &Listed,
-        (prefill_at, prefills): (u32, u32),
-        align: (u32, u32),
-    ) -> Arranged {
+    fn arranged(&mut self, arrangement: usize, positions_at: u32, (position_at, positions): (u32, u32), splits: &Listed, align: (u32, u32)) -> Arranged {
         let (plan, row_first) = (self.maker.plan, self.row_first);
         let (query_heads, kv_heads) = (plan.shape().query_heads, plan.shape().kv_heads);
         let groups_at = self.maker.arrangements[arrangement].groups_at;
@@ -363,12 +533,40 @@ impl PassTables<'_, '_, '_> {
                 words.align_values.push((rows, splits.count));
             }
             let split = AttendSplitParams { items_at: splits_at, slab_heads, heads_at, kv_heads };
-            let prefill = AttendPrefillParams { items_at: prefill_at, slab_heads, heads_at, kv_heads };
             arranged.split.push(Dispatch { params: params.push(&split), items: if plan.aligns() { 0 } else { splits.count } });
-            arranged.prefill.push(Dispatch { params: params.push(&prefill), items: prefills });
             words.attend_split.push((split, splits.count));
-            words.attend_prefill.push((prefill, prefills));
         }
         arranged
+    }
+
+    /// Makes the parameters of the kernels that unpack the slabs of one arrangement, by round.
+    fn unpacks(&mut self, arrangement: usize, rounds: &[ListedRound]) -> Vec<Vec<Dispatch>> {
+        let plan = self.maker.plan;
+        let StepMaker { words, params, arrangements, .. } = &mut *self.maker;
+        let slabs = &plan.arrangements()[arrangement];
+        let mut by_round = Vec::with_capacity(rounds.len());
+        for ListedRound { unpack_at, tiles, .. } in rounds {
+            let mut by_slab = Vec::with_capacity(slabs.len());
+            for (slab, heads_at) in slabs.iter().zip(&arrangements[arrangement].heads_at) {
+                let unpack = UnpackParams { items_at: *unpack_at, slab_heads: slab.count(), heads_at: *heads_at, kv_heads: plan.shape().kv_heads };
+                words.unpack.push((unpack, *tiles));
+                by_slab.push(Dispatch { params: params.push(&unpack), items: *tiles });
+            }
+            by_round.push(by_slab);
+        }
+        by_round
+    }
+
+    /// Makes the parameters of what attends to the tokens of each round.
+    fn attends(&mut self, rounds: &[ListedRound]) -> Vec<Vec<Dispatch>> {
+        let kv_heads = self.maker.plan.shape().kv_heads;
+        let StepMaker { words, params, .. } = &mut *self.maker;
+        words.rounds.push(rounds.len() as u32);
+        let mut attend = |(items_at, items): &(u32, u32)| {
+            let attend = AttendPrefillParams { items_at: *items_at, kv_heads, pad: [0; 2] };
+            words.attend_prefill.push((attend, *items));
+            Dispatch { params: params.push(&attend), items: *items }
+        };
+        rounds.iter().map(|round| round.attend.iter().map(&mut attend).collect()).collect()
     }
 }

@@ -3,8 +3,8 @@
 use crate::format::Element;
 use crate::gpu::{Gpu, Pipeline, Variant};
 use crate::kernel::{
-    align_plan, align_scores, align_values, append_reordered, attend_merge, attend_prefill, attend_split, dequantize, elect, packing_variant, position,
-    protect, query,
+    align_plan, align_scores, align_values, append_reordered, attend_matrices, attend_merge, attend_prefill, attend_rows, attend_split, dequantize, elect,
+    packing_variant, position, protect, query, unpack,
 };
 use crate::plan::{Plan, Slab};
 use std::sync::OnceLock;
@@ -28,7 +28,7 @@ struct SlabPipelines {
     append: ByElement,
     append_reordered: ByElement,
     attend_split: Slot,
-    attend_prefill: Slot,
+    unpack: Slot,
     dequantize: Slot,
     /// For values, and for keys.
     align_plan: [Slot; 2],
@@ -42,10 +42,12 @@ pub(super) struct Pipelines {
     query: ByElement,
     position: ByElement,
     protect: ByElement,
+    attend_rows: Slot,
     /// By whether blocks are merged.
     elect: [ByElement; 2],
     /// By number of parts, by whether log-sums are wanted.
     attend_merge: Vec<[ByElement; 2]>,
+    attend_prefill: Slot,
     /// By arrangement and slab.
     slabs: Vec<Vec<SlabPipelines>>,
 }
@@ -57,8 +59,10 @@ impl Pipelines {
             query: Default::default(),
             position: Default::default(),
             protect: Default::default(),
+            attend_rows: Slot::default(),
             elect: Default::default(),
             attend_merge: plan.merge_choices().iter().map(|_| Default::default()).collect(),
+            attend_prefill: Slot::default(),
             slabs: plan.arrangements().iter().map(|slabs| slabs.iter().map(|_| SlabPipelines::default()).collect()).collect(),
         }
     }
@@ -84,8 +88,18 @@ impl<'a> Lookup<'a> {
         self.pipelines.protect[element as usize].get(self.gpu, || protect::variant(self.plan, element))
     }
 
+    pub fn attend_rows(&self) -> &'a Pipeline {
+        self.pipelines.attend_rows.get(self.gpu, || attend_rows::variant(self.plan))
+    }
+
     pub fn elect(&self, element: Element, merge: bool) -> &'a Pipeline {
         self.pipelines.elect[usize::from(merge)][element as usize].get(self.gpu, || elect::variant(self.plan, element, merge))
+    }
+
+    /// Returns the pipeline of `attend_prefill`, or of `attend_matrices` where the plan has them.
+    pub fn attend_prefill(&self) -> &'a Pipeline {
+        let variant = || if self.plan.matrices() { attend_matrices::variant(self.plan) } else { attend_prefill::variant(self.plan) };
+        self.pipelines.attend_prefill.get(self.gpu, variant)
     }
 
     /// Returns the pipeline for this choice among [`Plan::merge_choices`].
@@ -123,8 +137,8 @@ impl<'a> SlabLookup<'a> {
         self.pipelines.attend_split.get(self.gpu, || attend_split::variant(self.plan, self.slab))
     }
 
-    pub fn attend_prefill(&self) -> &'a Pipeline {
-        self.pipelines.attend_prefill.get(self.gpu, || attend_prefill::variant(self.plan, self.slab))
+    pub fn unpack(&self) -> &'a Pipeline {
+        self.pipelines.unpack.get(self.gpu, || unpack::variant(self.plan, self.slab))
     }
 
     pub fn dequantize(&self) -> &'a Pipeline {

@@ -101,16 +101,27 @@ impl<'a> Recorder<'a, '_> {
                 let grid = [part.position.items, plan.readings() as u32, 1];
                 self.run(Role::Position, pipelines.position(element), 0, Some(&query_group), part.position.params, grid);
             }
+            // Beside attend_split, which writes elsewhere: first, since its items are short.
+            if pass.attend_rows.items > 0 {
+                let grid = [pass.attend_rows.items, plan.readings() as u32, 1];
+                self.run(Role::AttendRows, pipelines.attend_rows(), 0, None, pass.attend_rows.params, grid);
+            }
             for (n, (slab, dispatch)) in slabs.iter().zip(&part.split).enumerate() {
                 if dispatch.items > 0 {
                     let grid = [dispatch.items, slab.count() / plan.group_heads() * plan.blocks(), 1];
                     self.run(Role::AttendSplit, pipelines.slab(self.layer, n).attend_split(), n, None, dispatch.params, grid);
                 }
             }
-            for (n, (slab, dispatch)) in slabs.iter().zip(&part.prefill).enumerate() {
-                if dispatch.items > 0 {
-                    let grid = [dispatch.items, slab.count(), 1];
-                    self.run(Role::AttendPrefill, pipelines.slab(self.layer, n).attend_prefill(), n, None, dispatch.params, grid);
+            // A round unpacks as many tokens as scratch holds, and holds all rows against them.
+            for (attend, unpack) in pass.rounds.iter().zip(&part.unpack) {
+                for (n, (slab, dispatch)) in slabs.iter().zip(unpack).enumerate() {
+                    if dispatch.items > 0 {
+                        self.run(Role::Unpack, pipelines.slab(self.layer, n).unpack(), n, None, dispatch.params, [dispatch.items, slab.count(), 1]);
+                    }
+                }
+                for dispatch in attend {
+                    let grid = [dispatch.items, plan.shape().kv_heads, plan.column_blocks()];
+                    self.run(Role::AttendPrefill, pipelines.attend_prefill(), 0, None, dispatch.params, grid);
                 }
             }
             // After the f16 tokens, since their weights count in the softmax.

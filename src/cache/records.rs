@@ -79,7 +79,21 @@ record! {
 }
 
 record! {
-    /// An item of `attend_prefill`: a tile of rows over tiles of tokens.
+    /// An item of `unpack`: a tile of 32 tokens.
+    UnpackItem {
+        /// The chunk's record.
+        record: u32,
+        tile: u32,
+        /// Where tiles of tokens begin again after those of the sinks; 0 where they are those of
+        /// all tokens.
+        after: u32,
+        /// Where it goes among the round's tiles.
+        place: u32,
+    }
+}
+
+record! {
+    /// An item of `attend_prefill` or `attend_matrices`: a tile of rows over tiles of tokens.
     PrefillItem {
         /// The chunk's record.
         record: u32,
@@ -88,9 +102,32 @@ record! {
         tokens: u32,
         /// First row of the pass.
         row: u32,
-        /// Where tiles of tokens begin again after those of the sinks; 0 where they are those of
-        /// all tokens.
+        /// As in [`UnpackItem`].
         after: u32,
+        first_tile: u32,
+        end_tile: u32,
+        /// The first tile's place among the round's.
+        unpacked: u32,
+        /// Where the partial results go: of the first query, and from one query's to the next.
+        partial: u32,
+        partials: u32,
+        pad: [u32; 2],
+    }
+}
+
+record! {
+    /// An item of `attend_rows`: a slice of the f16 rows of a decoding row.
+    RowsItem {
+        /// The chunk's record.
+        record: u32,
+        /// The row of the pass.
+        row: u32,
+        /// Its position.
+        position: u32,
+        /// First token that it sees.
+        visible: u32,
+        /// Sinks that would lie in pages: the first places.
+        sinks: u32,
         first_tile: u32,
         end_tile: u32,
         /// Where the partial results go.
@@ -121,7 +158,7 @@ record! {
         /// Its items of `align_scores`.
         first_split: u32,
         splits: u32,
-        /// Its partial results of `attend_prefill`.
+        /// Its partial results of `attend_rows`.
         first_partial: u32,
         partials: u32,
     }

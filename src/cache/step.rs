@@ -14,11 +14,13 @@ use crate::kernel::append::AppendParams;
 use crate::kernel::append_reordered::AppendReorderedParams;
 use crate::kernel::attend_merge::AttendMergeParams;
 use crate::kernel::attend_prefill::AttendPrefillParams;
+use crate::kernel::attend_rows::AttendRowsParams;
 use crate::kernel::attend_split::AttendSplitParams;
 use crate::kernel::elect;
 use crate::kernel::position::PositionParams;
 use crate::kernel::protect::ProtectParams;
 use crate::kernel::query::QueryParams;
+use crate::kernel::unpack::UnpackParams;
 use crate::plan::{Plan, Slab};
 use std::sync::Arc;
 
@@ -123,7 +125,14 @@ pub struct Words {
     pub position: Vec<(PositionParams, u32)>,
     /// Parameters of `attend_split` and its items, by pass, arrangement and slab.
     pub attend_split: Vec<(AttendSplitParams, u32)>,
-    /// Parameters of `attend_prefill` and its items, by pass, arrangement and slab.
+    /// Parameters of `attend_rows` and its items, by pass.
+    pub attend_rows: Vec<(AttendRowsParams, u32)>,
+    /// Parameters of `unpack` and its items, by pass, arrangement, round and slab.
+    pub unpack: Vec<(UnpackParams, u32)>,
+    /// Rounds of each pass.
+    pub rounds: Vec<u32>,
+    /// Parameters of `attend_prefill` (or `attend_matrices`, which are the same) and its items, by
+    /// pass, round and dispatch.
     pub attend_prefill: Vec<(AttendPrefillParams, u32)>,
     /// Parameters of `align_plan` and its rows, by pass, arrangement and slab: for keys, then for
     /// values. Empty for codecs without planes, like the two that follow.

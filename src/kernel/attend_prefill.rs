@@ -1,13 +1,11 @@
-//! Attends a block of query rows to cached tokens, causally, in f32; also to the f16 rows of a
-//! decode step.
+//! Attends a block of query rows to unpacked tokens, causally, in f32.
 //!
 //! Shader: `shaders/attend_prefill.wgsl`. Twin:
 //! [`reference::attend_prefill`](crate::low_level::reference::attend_prefill).
 
 use super::parts::{self, shared};
-use super::{Binding, Kernel, STEP, Variant, elected_constants, group_constants, hadamard_constants, page_constants, position_quads, rope_constants};
-pub use crate::plan::sizes::DECODE_PARTIALS;
-use crate::plan::{Plan, Slab};
+use super::{Binding, Constants, Kernel, STEP, Variant, elected_constants};
+use crate::plan::Plan;
 
 /// `AttendPrefillParams` of `shaders/attend_prefill.wgsl`.
 #[repr(C)]
@@ -15,61 +13,46 @@ use crate::plan::{Plan, Slab};
 pub struct AttendPrefillParams {
     /// First item in tables.
     pub items_at: u32,
-    /// KV heads whose pages lie in the slab.
-    pub slab_heads: u32,
-    /// Which they are, in tables.
-    pub heads_at: u32,
     /// KV heads of the layer.
     pub kv_heads: u32,
+    /// Unused.
+    pub pad: [u32; 2],
 }
 
 /// The kernel.
 pub static KERNEL: Kernel = Kernel {
     name: "attend_prefill",
     source: include_str!("../../shaders/attend_prefill.wgsl"),
-    groups: &[
-        &[
-            ("query_rows", Binding::Read),
-            ("turns", Binding::Read),
-            ("marks", Binding::Read),
-            ("key_scales", Binding::Read),
-            ("pages", Binding::Read),
-            ("protected_rows", Binding::Read),
-            ("row_partials", Binding::Write),
-        ],
-        STEP,
-    ],
+    groups: &[&[("query_rows", Binding::Read), ("unpacked_rows", Binding::Read), ("marks", Binding::Read), ("row_partials", Binding::Write)], STEP],
     params_bytes: size_of::<AttendPrefillParams>(),
     zeroed: false,
 };
 
 /// Rows (query tokens times query heads that share a KV head) that one workgroup takes.
-pub const TILE_ROWS: u32 = 32;
+pub const TILE_ROWS: u32 = 64;
 
-/// Tokens of a tile.
-pub const TILE_TOKENS: u32 = 32;
+/// Returns how many channels of values a workgroup takes.
+pub fn columns(head_dim: u32) -> u32 {
+    head_dim.min(128)
+}
 
-/// Returns the variant for a slab of a plan.
-pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
-    let mut constants = page_constants(plan, slab);
-    let head_dim = plan.shape().head_dim;
-    constants.extend(hadamard_constants(head_dim));
-    constants.extend(group_constants(plan, slab));
-    constants.extend(elected_constants(plan));
-    constants.extend(rope_constants(plan));
+/// Returns what both kernels that attend to unpacked tokens are told of a plan.
+pub(crate) fn prefill_constants(plan: &Plan) -> Constants {
+    let mut constants = elected_constants(plan);
     constants.extend([
+        ("HEAD_DIM", plan.shape().head_dim.into()),
         ("SHARE", plan.shape().share().into()),
-        position_quads(plan),
-        ("KEY_SLICES", (head_dim + 4 * plan.position_quads()).div_ceil(32).into()),
-        ("SLICES", head_dim.div_ceil(32).into()),
-        ("TILE_VECS", plan.tile_vecs().into()),
+        ("SINKS", plan.sinks().into()),
         ("SLIDING_WINDOW", plan.reach().into()),
+        ("QUERY_ROW", plan.query_row().into()),
     ]);
-    let mut parts = vec![parts::SCALES.of(plan.format().scales()), shared::CHUNK, shared::CACHED, shared::PLANES, shared::CODE_PLANES, shared::TURN];
-    if plan.restores() {
-        parts.extend([parts::TILE.restored, shared::HALF, shared::HADAMARD, shared::GROUPED, shared::GROUPED_BLOCK]);
-    } else {
-        parts.push(parts::TILE.stored);
-    }
-    Variant::new(&KERNEL, &parts, &constants)
+    constants
+}
+
+/// Returns the variant for a plan.
+pub fn variant(plan: &Plan) -> Variant {
+    let head_dim = plan.shape().head_dim;
+    let mut constants = prefill_constants(plan);
+    constants.extend([("SLICES", head_dim.div_ceil(32).into()), ("COLUMNS", columns(head_dim).into())]);
+    Variant::new(&KERNEL, &[shared::CHUNK, shared::PREFILL, parts::WALK.of(plan.unrolls())], &constants)
 }

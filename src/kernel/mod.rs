@@ -10,8 +10,10 @@ pub mod align_values;
 pub mod append;
 pub mod append_block;
 pub mod append_reordered;
+pub mod attend_matrices;
 pub mod attend_merge;
 pub mod attend_prefill;
+pub mod attend_rows;
 pub mod attend_split;
 pub mod dequantize;
 pub mod elect;
@@ -21,6 +23,7 @@ pub mod position;
 pub mod protect;
 pub mod query;
 pub mod rotate;
+pub mod unpack;
 
 mod parts;
 mod prepare;
@@ -44,15 +47,17 @@ pub(crate) const STEP: Bindings = &[("params", Binding::Dynamic), ("tables", Bin
 pub(crate) const PARAMS_BYTES: u64 = 32;
 
 /// All kernels.
-pub const ALL: [&Kernel; 17] = [
+pub const ALL: [&Kernel; 20] = [
     &align_plan::KERNEL,
     &align_scores::KERNEL,
     &align_values::KERNEL,
     &append::KERNEL,
     &append_block::KERNEL,
     &append_reordered::KERNEL,
+    &attend_matrices::KERNEL,
     &attend_merge::KERNEL,
     &attend_prefill::KERNEL,
+    &attend_rows::KERNEL,
     &attend_split::KERNEL,
     &dequantize::KERNEL,
     &elect::KERNEL,
@@ -62,6 +67,7 @@ pub const ALL: [&Kernel; 17] = [
     &protect::KERNEL,
     &query::KERNEL,
     &rotate::KERNEL,
+    &unpack::KERNEL,
 ];
 
 type Constants = Vec<(&'static str, f64)>;

@@ -37,6 +37,7 @@ pub(super) mod shared {
     pub(in crate::kernel) const PAGE_SCALES: Source = part!("shared/page_scales");
     pub(in crate::kernel) const PLACE: Source = part!("shared/place");
     pub(in crate::kernel) const PLANES: Source = part!("shared/planes");
+    pub(in crate::kernel) const PREFILL: Source = part!("shared/prefill");
     pub(in crate::kernel) const QUERY_AT: Source = part!("shared/query_at");
     pub(in crate::kernel) const REPORT: Source = part!("shared/report");
     pub(in crate::kernel) const SIGN: Source = part!("shared/sign");
@@ -83,8 +84,10 @@ slots! {
     RESTORE: Restores { none: "restore/none", shuffled: "restore/shuffled", straight: "restore/straight", rolled: "restore/rolled" }
     /// What the mean of Centred's keys adds to a score.
     POSITIONS: Positions { none: "positions/none", added: "positions/added" }
-    /// The keys of a tile of attend_prefill.
-    TILE: Tiles { stored: "tile/stored", restored: "tile/restored" }
+    /// What the mean of Centred's keys adds to the scores of f16 rows.
+    ROWS: HalfRows { plain: "rows/plain", centred: "rows/centred" }
+    /// What makes keys of the codes of a tile.
+    TILE: Tiles { stored: "tile/stored", centred: "tile/centred", restored: "tile/restored" }
     /// How many planes of a number stay unread.
     LEVELS: Levels { half: "levels/half", four: "levels/4", eight: "levels/8" }
     /// Integer codes from the planes that a level reads.
@@ -147,6 +150,10 @@ pub(super) struct ByWalk {
 pub(super) const KEYS_WALK: ByWalk = ByWalk { straight: part!("keys/walk/straight"), rolled: part!("keys/walk/rolled") };
 /// The walk over a channel's words of values.
 pub(super) const VALUES_WALK: ByWalk = ByWalk { straight: part!("values/walk/straight"), rolled: part!("values/walk/rolled") };
+/// The walk over a slice of 32 channels of scores in attend_prefill.
+pub(super) const WALK: ByWalk = ByWalk { straight: part!("walk/straight"), rolled: part!("walk/rolled") };
+/// The walks over a tile of f16 rows.
+pub(super) const ROWS_WALK: ByWalk = ByWalk { straight: part!("rows/walk/straight"), rolled: part!("rows/walk/rolled") };
 /// The walk over the waves of positions.
 pub(super) const POSITIONS_WALK: ByWalk = ByWalk { straight: part!("positions/walk/straight"), rolled: part!("positions/walk/rolled") };
 

@@ -1,8 +1,8 @@
 //! Every pipeline that a cache of a plan can use.
 
 use super::{
-    Variant, align_plan, align_scores, align_values, append, append_block, append_reordered, attend_merge, attend_prefill, attend_split, dequantize, elect,
-    position, protect, query,
+    Variant, align_plan, align_scores, align_values, append, append_block, append_reordered, attend_matrices, attend_merge, attend_prefill, attend_rows,
+    attend_split, dequantize, elect, position, protect, query, unpack,
 };
 use crate::format::Element;
 use crate::plan::{Plan, Slab};
@@ -33,11 +33,12 @@ fn common_variants(plan: &Plan) -> Vec<Variant> {
     for parts in plan.merge_choices() {
         variants.extend([false, true].map(|log_sums| attend_merge::variant(plan, element, parts, log_sums)));
     }
+    variants.push(if plan.matrices() { attend_matrices::variant(plan) } else { attend_prefill::variant(plan) });
     if plan.position_quads() > 0 {
         variants.push(position::variant(plan, element));
     }
     if plan.sinks() + plan.ring() > 0 {
-        variants.push(protect::variant(plan, element));
+        variants.extend([protect::variant(plan, element), attend_rows::variant(plan)]);
     }
     if plan.elects() {
         variants.extend([false, true].map(|merge| elect::variant(plan, element, merge)));
@@ -48,7 +49,7 @@ fn common_variants(plan: &Plan) -> Vec<Variant> {
 /// Returns the pipelines that work on one slab's pages.
 fn slab_variants(plan: &Plan, slab: &Slab) -> Vec<Variant> {
     let element = plan.element();
-    let mut variants = vec![packing_variant(plan, slab, element), dequantize::variant(plan, slab), attend_prefill::variant(plan, slab)];
+    let mut variants = vec![packing_variant(plan, slab, element), dequantize::variant(plan, slab), unpack::variant(plan, slab)];
     if plan.aligns() {
         variants.extend([true, false].map(|keys| align_plan::variant(plan, slab, keys)));
         variants.extend([align_scores::variant(plan, slab), align_values::variant(plan, slab)]);

@@ -79,6 +79,7 @@ pub struct PlanBuilder {
     sliding_window: Option<u32>,
     max_tokens: Option<u32>,
     counts_loads: bool,
+    unpacked_tiles: Option<u32>,
 }
 
 fn argument<T>(name: &'static str, wanted: impl ToString, had: impl ToString) -> Result<T> {
@@ -101,6 +102,7 @@ impl PlanBuilder {
             sliding_window: None,
             max_tokens: None,
             counts_loads: false,
+            unpacked_tiles: None,
         }
     }
 
@@ -119,6 +121,7 @@ impl PlanBuilder {
             sliding_window: plan.sliding_window,
             max_tokens: plan.longest,
             counts_loads: plan.counts_loads,
+            unpacked_tiles: None,
         }
     }
 
@@ -208,6 +211,14 @@ impl PlanBuilder {
         self
     }
 
+    /// Sets how many tiles of 32 tokens, of all KV heads, scratch has room for unpacked, 1 or more:
+    /// tests make it small, so that a prefill takes several rounds.
+    #[doc(hidden)]
+    pub fn unpacked_tiles(mut self, tiles: u32) -> Self {
+        self.unpacked_tiles = Some(tiles.max(1));
+        self
+    }
+
     /// Makes the plan for a device.
     ///
     /// # Errors
@@ -257,6 +268,10 @@ impl PlanBuilder {
             longest: self.max_tokens,
             code_planes: false,
             counts_loads: self.counts_loads,
+            unrolls: capability.straight,
+            matrices: choices::multiplies_matrices(&self.shape, capability),
+            unpacked_tiles: 0,
+            spread_partials: 0,
             element: self.element,
             query_rows: self.query_rows,
             split_workgroups: self.split_workgroups,
@@ -277,6 +292,8 @@ impl PlanBuilder {
             Pages::Of(capacity) => plan.pages_for(capacity)?,
             Pages::Count { pages, .. } => pages,
         };
+        plan.unpacked_tiles = self.unpacked_tiles.unwrap_or_else(|| plan.fitting_tiles(capability));
+        plan.spread_partials = plan.fitting_partials(capability);
         let (pages, together) = (plan.pages, plan.group_heads());
         plan.arrange(|slab| heads_of_a_slab(slab, pages, together, capability))?;
         plan.check(capability)?;

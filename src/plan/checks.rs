@@ -5,6 +5,9 @@ use crate::error::{Error, Result};
 use crate::format::{Bits, Codec};
 use crate::gpu::{Capability, Reduce};
 
+/// Workgroup memory of attend_prefill: rows, tokens, sums and a flag.
+const PREFILL_BYTES: u32 = 16 * (576 + 288) + 4 * 128 + 16;
+
 impl Plan {
     /// Checks that a device can do what the plan needs. This is called when the plan is made, and
     /// again when a cache is made of it, which may be on another device.
@@ -25,6 +28,9 @@ impl Plan {
                 have: capability.lanes().into(),
             });
         }
+        if self.matrices && !choices::multiplies_matrices(&self.shape, capability) {
+            return Err(Error::Limit { what: "experimental-cooperative-matrix", reason: "the plan's way of prefilling", need: 1, have: 0 });
+        }
         if self.restores() && self.straight && !capability.halves {
             return Err(Error::Limit { what: "shader-f16", reason: "the plan's way of restoring keys", need: 1, have: 0 });
         }
@@ -39,10 +45,10 @@ impl Plan {
         let invocations = (self.shape.head_dim * self.merge_parts).max(256);
         limit("max_compute_invocations_per_workgroup", "attend_merge", invocations, capability.invocations)?;
         limit("max_compute_workgroup_size_x", "attend_merge", invocations, capability.workgroup_size_x)?;
-        limit("max_storage_buffers_per_shader_stage", "attend_prefill", 8, capability.storage_buffers)?;
+        limit("max_storage_buffers_per_shader_stage", "attend_split", 8, capability.storage_buffers)?;
         let merge_bytes = choices::merge_workgroup_bytes(self.shape.head_dim, self.merge_parts);
         limit("max_compute_workgroup_storage_size", "attend_merge's parts", merge_bytes, capability.workgroup_bytes)?;
-        limit("max_compute_workgroup_storage_size", "attend_prefill's tiles", 4096 + 16 * self.tile_vecs() + 256, capability.workgroup_bytes)?;
+        limit("max_compute_workgroup_storage_size", "attend_prefill's tiles", PREFILL_BYTES, capability.workgroup_bytes)?;
         if self.restores() {
             let cells = self.group_heads() * self.shape.head_dim;
             let bytes = 12 * cells + 16 * self.most(|slab| slab.layout.row_groups) + 16;
@@ -61,6 +67,7 @@ impl Plan {
             ("the query codes of a pass", self.query_codes_bytes()),
             ("the partial results of a pass", self.partials_bytes()),
             ("the partial rows of a pass", self.row_partials_bytes()),
+            ("the unpacked tokens of a pass", self.unpacked_bytes()),
             ("the f16 rows of all sequences", self.protected_bytes()),
             ("the key scales of a layer", key_scales),
             ("the scores of a pass", self.scores_bytes()),

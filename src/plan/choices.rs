@@ -1,6 +1,7 @@
 //! What a plan chooses for the kernels: which parts, how many heads and rows at once, and where
 //! things lie.
 
+use super::sizes::DECODE_PARTIALS;
 use super::{Plan, Slab, position};
 use crate::format::{Bits, Codec, Format, PAGE_TOKENS, RopeLayout, Shape, Sinks};
 use crate::gpu::{Capability, Reduce};
@@ -46,6 +47,20 @@ impl Plan {
     /// number.
     pub(crate) fn position_centre(&self) -> u32 {
         if self.position_quads() == 0 { 0 } else { (self.turn_rows() as u32 * self.shape.rope.frequencies().len() as u32).next_multiple_of(2) }
+    }
+
+    /// Returns where the turns by lane of attend_rows begin in the table of turns, in vectors of two.
+    pub(crate) fn row_turns(&self) -> u32 {
+        if self.position_quads() == 0 {
+            return 0;
+        }
+        let pairs = position::pairs(&self.shape.rope, self.position_pages() as usize) as u32;
+        (self.position_centre() + pairs).div_ceil(2)
+    }
+
+    /// Returns how many quads of channels those are for: none without f16 rows.
+    pub(crate) fn row_turn_quads(&self) -> u32 {
+        if self.sinks() + self.ring() > 0 { self.position_quads() } else { 0 }
     }
 
     /// Returns whether rows of a decode pass have a place for each of their pages: for scores, or
@@ -169,6 +184,12 @@ impl Plan {
         (self.split_workgroups / (heads * self.blocks())).max(1)
     }
 
+    /// Returns how many items the f16 rows of a decode pass are split into, at least, as far as there
+    /// are tiles of them: enough to fill a large GPU, and few enough that partial results are few.
+    pub(crate) fn row_items(&self) -> u32 {
+        (self.split_workgroups / 2 / self.readings() as u32).clamp(1, DECODE_PARTIALS)
+    }
+
     pub(crate) fn counts_loads(&self) -> bool {
         self.counts_loads
     }
@@ -191,9 +212,40 @@ impl Plan {
         }
     }
 
-    /// Returns the vectors of attend_prefill's tile of keys or values.
-    pub(crate) fn tile_vecs(&self) -> u32 {
-        if self.restores() { (4 * self.shape.head_dim).max(256) } else { 256 }
+    /// Returns whether the device prefers straight-line code.
+    pub(crate) fn unrolls(&self) -> bool {
+        self.unrolls
+    }
+
+    /// Returns whether prefilling rows are attended by cooperative matrices.
+    pub fn matrices(&self) -> bool {
+        self.matrices
+    }
+
+    /// Returns the query rows, of one KV head, that a workgroup of a prefill takes.
+    pub(crate) fn prefill_rows(&self) -> u32 {
+        if self.matrices { MATRIX_ROWS } else { PORTABLE_ROWS }
+    }
+
+    /// Returns how many workgroups share the channels of values in a prefill.
+    pub(crate) fn column_blocks(&self) -> u32 {
+        if self.matrices { 1 } else { self.shape.head_dim.div_ceil(128) }
+    }
+
+    /// Returns the tiles of 32 tokens, of all KV heads, that a round of a prefill unpacks at most.
+    pub(crate) fn unpacked_tiles(&self) -> u32 {
+        self.unpacked_tiles
+    }
+
+    /// Returns how much a dispatch of a prefill may compute, in products and sums: what takes
+    /// [`DISPATCH_SECONDS`] at a rate that is assumed, a tenth of what has been measured. Software
+    /// adapters have no driver that ends a dispatch.
+    pub(crate) fn dispatch_work(&self) -> f64 {
+        match (self.matrices, self.unrolls) {
+            (true, _) => DISPATCH_SECONDS * 15e12,
+            (false, true) => DISPATCH_SECONDS * 2.5e12,
+            (false, false) => f64::INFINITY,
+        }
     }
 
     /// Returns whether the table of turns ends with the low positions once more, in the form that
@@ -237,6 +289,22 @@ impl Plan {
         let elected = if self.elects() { 3 * u64::from(self.sinks()) * u64::from(self.sequences) } else { 0 };
         (u64::from(self.elected_at()) + elected).next_multiple_of(4)
     }
+}
+
+/// Rows of a workgroup of attend_prefill, and of attend_matrices.
+const PORTABLE_ROWS: u32 = 64;
+const MATRIX_ROWS: u32 = 128;
+
+/// Seconds that a dispatch of a prefill may take: drivers end one after about two.
+const DISPATCH_SECONDS: f64 = 0.2;
+
+/// Workgroup memory of attend_matrices with heads of 128 channels: keys, values, scores, weights,
+/// and what rows are multiplied by.
+const MATRIX_BYTES: u32 = 32 * 272 + 128 * 80 + 32 * 528 + 128 * 80 + 512 + 16;
+
+/// Returns whether prefilling rows of a shape are attended by cooperative matrices on a device.
+pub(super) fn multiplies_matrices(shape: &Shape, capability: &Capability) -> bool {
+    capability.matrices && capability.workgroup_bytes >= MATRIX_BYTES && [64, 128].contains(&shape.head_dim)
 }
 
 /// Invocations of a workgroup of attend_merge, at most.

@@ -46,6 +46,7 @@ impl Plan {
                 + self.query_codes_bytes()
                 + self.partials_bytes()
                 + self.row_partials_bytes()
+                + self.unpacked_bytes()
                 + self.turns_bytes()
                 + self.scores_bytes()
                 + self.plans_bytes()

@@ -60,6 +60,14 @@ pub struct Plan {
     /// Whether integer codes are stored in planes.
     code_planes: bool,
     counts_loads: bool,
+    /// Whether the device prefers straight-line code, whatever restoring keys needs.
+    unrolls: bool,
+    /// Whether prefilling rows are attended by cooperative matrices.
+    matrices: bool,
+    /// Tiles of 32 tokens, of all KV heads, that scratch has room for unpacked.
+    unpacked_tiles: u32,
+    /// Partial results of query tokens that are worth having, beyond those that a pass must have.
+    spread_partials: u32,
 }
 
 impl Plan {

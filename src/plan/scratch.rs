@@ -1,8 +1,9 @@
 //! Bytes of what a pass writes and reads again, and of the workgroup memory that kernels take.
 
-use super::sizes::{DECODE_PARTIALS, LEDGER_VECS, PLAN_WORDS, POSITION_TERMS, SUM_ENTRIES};
-use super::{Plan, Restore, position};
+use super::sizes::{DECODE_PARTIALS, LEDGER_VECS, MOST_SPLITS, PLAN_WORDS, POSITION_TERMS, PREFILL_PARTIALS, SUM_ENTRIES, UNPACKED_BYTES};
+use super::{Plan, Restore};
 use crate::format::PAGE_TOKENS;
+use crate::gpu::Capability;
 
 impl Plan {
     /// Returns the bytes of the terms of a pass.
@@ -63,10 +64,51 @@ impl Plan {
         16 * self.ledgers() + if self.aligns() { 16 * u64::from(LEDGER_VECS) * self.partial_items() * self.readings() } else { 0 }
     }
 
-    /// Returns the bytes of row partials: one partial result for each prefilling row, or those of a
-    /// decode pass.
+    /// Returns how many partial results the query tokens of a pass may have: one or a few for each
+    /// that prefills, and those of the f16 tokens of all that decode. There is room for one token
+    /// however many rounds it takes.
+    pub(crate) fn row_partials(&self) -> u32 {
+        let tokens = self.held_tokens() + u64::from(self.sinks());
+        let rounds = (tokens / 32 + 3).div_ceil(u64::from(self.unpacked_tiles.max(1)));
+        let rounds = u32::try_from(rounds).unwrap_or(u32::MAX - DECODE_PARTIALS);
+        (self.query_rows.max(rounds) + DECODE_PARTIALS).max(self.spread_partials)
+    }
+
+    /// Returns how many of them are worth having, so that a prefill of few rows is split among enough
+    /// workgroups: no more than a binding holds.
+    pub(super) fn fitting_partials(&self, capability: &Capability) -> u32 {
+        let most = capability.binding_bytes.min(capability.buffer_bytes) / self.row_partial_bytes();
+        (PREFILL_PARTIALS / self.shape.query_heads).min(MOST_SPLITS * self.query_rows).min(u32::try_from(most).unwrap_or(u32::MAX))
+    }
+
+    /// Returns the bytes of one query token's partial result.
+    fn row_partial_bytes(&self) -> u64 {
+        4 * u64::from(self.shape.query_heads) * u64::from(self.shape.head_dim + 2)
+    }
+
+    /// Returns the bytes of one tile of all KV heads, unpacked: 32 keys and values in halves.
+    fn tile_bytes(&self) -> u64 {
+        128 * u64::from(self.shape.head_dim * self.shape.kv_heads)
+    }
+
+    /// Returns the bytes of the tiles that a round of a prefill unpacks.
+    pub(crate) fn unpacked_bytes(&self) -> u64 {
+        u64::from(self.unpacked_tiles) * self.tile_bytes()
+    }
+
+    /// Returns how many tiles to unpack in a round: no more than the cache has, nor than a binding
+    /// holds.
+    pub(super) fn fitting_tiles(&self, capability: &Capability) -> u32 {
+        let f16_tokens = self.ring() + self.sinks();
+        let all = u64::from(self.pages) * u64::from(PAGE_TOKENS / 32) + u64::from(self.sequences) * u64::from(f16_tokens.div_ceil(32) + 1);
+        let most = capability.binding_bytes.min(capability.buffer_bytes) / self.tile_bytes();
+        let tiles = all.min((UNPACKED_BYTES / self.tile_bytes()).max(all / 8)).min(most).min(65_535);
+        u32::try_from(tiles.max(1)).unwrap_or(u32::MAX)
+    }
+
+    /// Returns the bytes of row partials.
     pub(crate) fn row_partials_bytes(&self) -> u64 {
-        4 * u64::from(self.query_rows + DECODE_PARTIALS) * u64::from(self.shape.query_heads) * u64::from(self.shape.head_dim + 2)
+        u64::from(self.row_partials()) * self.row_partial_bytes()
     }
 
     pub(crate) fn turns_bytes(&self) -> u64 {
@@ -77,11 +119,7 @@ impl Plan {
                 _ => u64::from(PAGE_TOKENS),
             };
         let turns = 8 * rows * self.shape.rope.frequencies().len().max(1) as u64;
-        if self.position_quads() == 0 {
-            turns
-        } else {
-            turns.next_multiple_of(16) + 8 * position::pairs(&self.shape.rope, self.position_pages() as usize) as u64
-        }
+        if self.position_quads() == 0 { turns } else { 16 * u64::from(self.row_turns()) + 16 * 32 * u64::from(self.row_turn_quads()) }
     }
 
     /// Returns the workgroup memory of attend_split: queries, weights, peaks, and the lanes of a

@@ -3,8 +3,23 @@
 /// Partial results of `attend_split` that one row can have.
 pub const MERGE_ITEMS: u32 = 256;
 
-/// Items that the f16 tokens of a decode pass are split into, at most, but for one more a row.
+/// Items that the f16 rows of a decode pass are split into, at most, but for one more a row.
 pub const DECODE_PARTIALS: u32 = 1024;
+
+/// Bytes of the tiles that a round of a prefill unpacks, or an eighth of all that a cache holds if
+/// that is more.
+pub const UNPACKED_BYTES: u64 = 64 << 20;
+
+/// Partial results of query rows, by query head, that prefills may have, if not those of a pass of
+/// decoding rows: of 512 workgroups of 128 rows, which fill a large GPU.
+pub const PREFILL_PARTIALS: u32 = 1 << 16;
+
+/// Parts that the tokens of a query row are split into, at most, in a pass of as many rows as one
+/// holds.
+pub const MOST_SPLITS: u32 = 16;
+
+/// Workgroups that prefilling rows are split into, as far as there are keys and partial results.
+pub const PREFILL_WORKGROUPS: u32 = 512;
 
 /// Terms of a page for `position`: those of the even powers, then of the odd.
 pub const POSITION_TERMS: u32 = 12;

@@ -24,6 +24,8 @@ pub(crate) fn turns(plan: &Plan) -> Vec<[f32; 2]> {
     if plan.position_quads() > 0 {
         turns.resize(plan.position_centre() as usize, [1.0, 0.0]);
         turns.extend(position::tables(&plan.shape().rope, plan.position_pages() as usize));
+        turns.resize(2 * plan.row_turns() as usize, [1.0, 0.0]);
+        turns.extend(row_turns(plan));
     }
     if plan.turn_columns() {
         let pairs = frequencies.len();
@@ -42,6 +44,17 @@ pub(crate) fn turns(plan: &Plan) -> Vec<[f32; 2]> {
         }
     }
     turns
+}
+
+/// Returns cosine and sine of the positions 0 to 31 as attend_rows takes them: two pairs, by lane;
+/// nothing where a plan has no f16 rows.
+fn row_turns(plan: &Plan) -> Vec<[f32; 2]> {
+    let frequencies = plan.shape().rope.frequencies();
+    let turn = |pair: usize, lane: u32| {
+        let (sin, cos) = (f64::from(lane) * frequencies.get(pair).copied().unwrap_or(0.0)).sin_cos();
+        [cos as f32, sin as f32]
+    };
+    (0..plan.row_turn_quads() as usize).flat_map(|q| (0..32).flat_map(move |lane| [turn(2 * q, lane), turn(2 * q + 1, lane)])).collect()
 }
 
 /// Returns a layer's marks as they begin: the group of each key channel, and no sinks; or for

@@ -138,7 +138,7 @@ fn variants_that_differ_have_labels_that_differ() {
 #[test]
 fn subgroups_are_declared_where_they_are_used_and_only_there() {
     every(|Proven { variant, .. }| {
-        let refused = prove(&variant.link(Dialect::Naga), false, variant.halves).is_err();
+        let refused = prove(&variant.link(Dialect::Naga), false, variant.halves, variant.matrices).is_err();
         unequal("the need of subgroups", refused, variant.subgroups)
     });
 }
@@ -157,8 +157,8 @@ fn the_dialects_differ_in_the_line_that_enables_subgroups() {
 #[test]
 fn halves_are_declared_where_they_are_used_and_only_there() {
     every(|Proven { variant, .. }| {
-        let refused = prove(&variant.link(Dialect::Naga), variant.subgroups, false).is_err();
-        unequal("the need of halves", refused, variant.halves)
+        let refused = prove(&variant.link(Dialect::Naga), variant.subgroups, false, false).is_err();
+        unequal("the need of halves", refused, variant.halves || variant.matrices)
     });
 }
 
@@ -167,7 +167,7 @@ fn a_mistake_is_reported_by_file_and_line() {
     let kernel = Source { path: "sum", source: "@compute @workgroup_size(1)\nfn sum() { _ = part_twice(1u); }" };
     let part = Source { path: "part/twice.wgsl", source: "fn part_twice(x: u32) -> u32 {\n    return x * missing;\n}" };
     let linked = Linked::new("requires packed_4x8_integer_dot_product;\n", &[kernel, part]);
-    let message = prove(&linked, false, false).unwrap_err();
+    let message = prove(&linked, false, false, false).unwrap_err();
     assert!(message.contains("shaders/part/twice.wgsl:2"), "{message}");
     assert_eq!(linked.place(1), None);
     assert_eq!(linked.place(3), Some(("sum", 2)));

@@ -63,6 +63,17 @@ pub fn plans() -> Result<Vec<Plan>> {
         plans.extend(builder.alignment(Alignment::budget(1.0, 1.0)).build(&capability));
     }
     plans.extend(rotated_plans()?);
+    // Cooperative matrices, by head dimension and share.
+    let matrices =
+        Capability { halves: true, matrices: true, subgroups: Some((32, 32)), workgroup_bytes: HALVES_WORKGROUP_BYTES, ..Capability::webgpu_default() };
+    for (head_dim, share, sinks) in
+        [(64, 3, Sinks::First(4)), (64, 1, Sinks::First(0)), (128, 4, Sinks::First(4)), (128, 7, Sinks::First(20)), (256, 2, Sinks::First(4))]
+    {
+        let shape = Shape { layers: 1, query_heads: 2 * share, kv_heads: 2, head_dim, rope: Rope::new(10_000.0, head_dim) };
+        let builder =
+            Plan::builder(shape, Format::new(Codec::Hadamard, Bits::Four, Bits::Four, head_dim.min(128))).protection(Protection { sinks, window: 128 });
+        plans.push(builder.capacity(Capacity::tokens(1, 1024)).build(&matrices)?);
+    }
     Ok(plans)
 }
 

@@ -15,14 +15,15 @@ pub struct Proven {
     pub info: ModuleInfo,
 }
 
-/// Reads and validates with the capabilities that the variant declares and no other: subgroups, halves. Packed dot products need none.
+/// Reads and validates with the capabilities that the variant declares and no other: subgroups, halves, cooperative matrices. Packed dot products need none.
 /// `unpack2x16float` is core WGSL, and naga's flag for it stands for what every WebGPU adapter has (only some of OpenGL's
 /// lack it): halves in 32-bit words are how all kernels read scales.
-pub fn prove(linked: &Linked, subgroups: bool, halves: bool) -> Result<(Module, ModuleInfo), String> {
+pub fn prove(linked: &Linked, subgroups: bool, halves: bool, matrices: bool) -> Result<(Module, ModuleInfo), String> {
     let module = naga::front::wgsl::parse_str(&linked.source).map_err(|e| linked.locate(&e.emit_to_string(&linked.source)))?;
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     capabilities.set(Capabilities::SUBGROUP, subgroups);
-    capabilities.set(Capabilities::SHADER_FLOAT16, halves);
+    capabilities.set(Capabilities::SHADER_FLOAT16, halves || matrices);
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX, matrices);
     let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module).map_err(|e| linked.locate(&e.emit_to_string(&linked.source)))?;
     Ok((module, info))
 }
@@ -34,7 +35,7 @@ pub fn all() -> &'static [Proven] {
         let mut proven = Vec::new();
         let mut complaints = String::new();
         for variant in plans::variants().unwrap() {
-            match prove(&variant.link(Dialect::Naga), variant.subgroups, variant.halves) {
+            match prove(&variant.link(Dialect::Naga), variant.subgroups, variant.halves, variant.matrices) {
                 Ok((module, info)) => proven.push(Proven { variant, module, info }),
                 Err(complaint) => _ = writeln!(complaints, "{variant}:\n{complaint}"),
             }

@@ -45,11 +45,11 @@ fn workgroups_stay_within_the_default_limits() {
         }
         let bytes = workgroup_bytes(module);
         let constant = |name| variant.constants().iter().find(|(n, _)| *n == name).map_or(1.0, |(_, x)| *x);
-        let restores = variant.parts.iter().any(|part| ["keys/restored", "tile/restored"].contains(&part.name()));
+        let restores = variant.parts.iter().any(|part| part.name() == "keys/restored");
         // Values in f16 have a weight a token and unit, which RotateKV has several of.
         let weights = variant.parts.iter().any(|part| part.name() == "values/f16");
         let wide = constant("GROUP_HEADS") * constant("HEAD_DIM") > 512.0 || constant("HEAD_DIM") == 256.0 || weights;
-        let allowed = match variant.halves {
+        let allowed = match variant.halves || variant.matrices {
             true => HALVES_WORKGROUP_BYTES,
             false if (restores && wide) || invocations > INVOCATIONS => WIDE_WORKGROUP_BYTES,
             false => WORKGROUP_BYTES,
@@ -112,8 +112,10 @@ fn params() -> Vec<Fields> {
         fields!(append::AppendParams { items_at, items, layer, slab_heads, heads_at, kv_heads, pad }),
         fields!(append_block::AppendBlockParams { items_at, items, layer, slab_heads, heads_at, kv_heads, pad }),
         fields!(append_reordered::AppendReorderedParams { items_at, items, layer, slab_heads, heads_at, kv_heads, places_at, scales }),
+        fields!(attend_matrices::AttendMatricesParams { items_at, kv_heads, pad }),
         fields!(attend_merge::AttendMergeParams { records_at, row_first, query_heads, kv_heads }),
-        fields!(attend_prefill::AttendPrefillParams { items_at, slab_heads, heads_at, kv_heads }),
+        fields!(attend_prefill::AttendPrefillParams { items_at, kv_heads, pad }),
+        fields!(attend_rows::AttendRowsParams { items_at, kv_heads, pad }),
         fields!(attend_split::AttendSplitParams { items_at, slab_heads, heads_at, kv_heads }),
         fields!(dequantize::DequantizeParams { chunk, first, tokens, slab_heads, heads_at, kv_heads, limit, pad }),
         fields!(elect::ElectParams { items_at, items, width, pad }),
@@ -123,6 +125,7 @@ fn params() -> Vec<Fields> {
         fields!(protect::ProtectParams { items_at, items, layer, kv_heads }),
         fields!(query::QueryParams { positions_at, row_first, query_heads, kv_heads, groups_at, pad }),
         fields!(rotate::RotateParams { rows, pad }),
+        fields!(unpack::UnpackParams { items_at, slab_heads, heads_at, kv_heads }),
     ]
 }
 

@@ -9,8 +9,11 @@ use std::process::Command;
 
 /// Variants that naga's GLSL writer cannot write as `310 es` compute, each a part of the variant's label, with the reason.
 /// Packed dot products are polyfilled and subgroups have an extension. One that starts to pass fails the test.
-const GLSL_EXCLUDED: [(&str, &str); 2] =
-    [("restore/straight", "GLSL ES has no halves, and devices of OpenGL never offer the feature"), ("restore/shuffled", "the same")];
+const GLSL_EXCLUDED: [(&str, &str); 3] = [
+    ("restore/straight", "GLSL ES has no halves, and devices of OpenGL never offer the feature"),
+    ("restore/shuffled", "the same"),
+    ("attend_matrices", "nor cooperative matrices"),
+];
 
 /// What wgpu asks of naga on Vulkan: 1.0 with every packed dot product taken apart, and 1.3 with the instruction.
 fn spirv(Proven { variant, module, info }: &Proven, modern: bool) -> Result<Vec<u32>, spv::Error> {
@@ -19,14 +22,18 @@ fn spirv(Proven { variant, module, info }: &Proven, modern: bool) -> Result<Vec<
         use spv::Capability::{GroupNonUniform, GroupNonUniformArithmetic, GroupNonUniformBallot, GroupNonUniformShuffle};
         capabilities.extend([GroupNonUniform, GroupNonUniformArithmetic, GroupNonUniformBallot, GroupNonUniformShuffle]);
     }
-    if variant.halves {
+    if variant.halves || variant.matrices {
         capabilities.push(spv::Capability::Float16);
+    }
+    if variant.matrices {
+        capabilities.extend([spv::Capability::CooperativeMatrixKHR, spv::Capability::VulkanMemoryModel]);
     }
     if modern {
         capabilities.extend([spv::Capability::DotProduct, spv::Capability::DotProductInput4x8BitPacked]);
     }
     let options = spv::Options {
-        lang_version: match (modern, variant.subgroups) {
+        // Cooperative matrices are of Vulkan 1.3.
+        lang_version: match (modern || variant.matrices, variant.subgroups) {
             (true, _) => (1, 6),
             (false, true) => (1, 3),
             (false, false) => (1, 0),
@@ -47,8 +54,8 @@ fn variants_translate_to_spirv() {
 fn variants_translate_to_msl() {
     every(|Proven { variant, module, info }| {
         let mut complaints = Vec::new();
-        // 2.1 is the oldest with packed dot products and subgroups, 3.1 a recent one.
-        for lang_version in [(2, 1), (3, 1)] {
+        // 2.1 is the oldest with packed dot products and subgroups, 2.3 with matrices; 3.1 is a recent one.
+        for lang_version in [if variant.matrices { (2, 3) } else { (2, 1) }, (3, 1)] {
             let options = msl::Options { lang_version, ..Default::default() };
             let pipeline = msl::PipelineOptions { entry_point: Some((ShaderStage::Compute, variant.kernel.name.to_owned())), ..Default::default() };
             match msl::write_string(module, info, &options, &pipeline) {
@@ -64,14 +71,14 @@ fn variants_translate_to_msl() {
 fn variants_translate_to_hlsl() {
     every(|Proven { variant, module, info }| {
         let mut complaints = Vec::new();
-        // 6.0 takes packed dot products apart, 6.4 has the instruction; 5.1 (the old compiler) has no subgroups, and halves are since 6.2.
+        // HLSL has no cooperative matrices. 6.0 takes packed dot products apart, 6.4 has the instruction; 5.1 (the old compiler) has no subgroups, and halves are since 6.2.
         let models = [
             (hlsl::ShaderModel::V5_1, !variant.subgroups && !variant.halves),
             (hlsl::ShaderModel::V6_0, !variant.halves),
             (hlsl::ShaderModel::V6_2, variant.halves),
             (hlsl::ShaderModel::V6_4, true),
         ];
-        for (shader_model, _) in models.into_iter().filter(|(_, serves)| *serves) {
+        for (shader_model, _) in models.into_iter().filter(|(_, serves)| *serves && !variant.matrices) {
             let options = hlsl::Options { shader_model, ..Default::default() };
             let pipeline = hlsl::PipelineOptions { entry_point: Some((ShaderStage::Compute, variant.kernel.name.to_owned())) };
             let mut text = String::new();
@@ -127,12 +134,14 @@ fn spirv_val_agrees() {
             return Vec::new();
         }
         let mut complaints = Vec::new();
-        for (modern, target) in [(false, "vulkan1.1"), (true, "vulkan1.3")] {
+        for (modern, target) in [(false, if proven.variant.matrices { "vulkan1.3" } else { "vulkan1.1" }), (true, "vulkan1.3")] {
             let path = folder.join(format!("{runs}.spv"));
             let bytes: Vec<u8> = spirv(proven, modern).unwrap().into_iter().flat_map(u32::to_le_bytes).collect();
             std::fs::write(&path, bytes).unwrap();
             let output = Command::new("spirv-val").args(["--target-env", target]).arg(&path).output().unwrap();
-            if !output.status.success() {
+            // Validators of before 2023 do not know cooperative matrices.
+            let unknown = proven.variant.matrices && String::from_utf8_lossy(&output.stderr).contains("Invalid capability operand: 6022");
+            if !output.status.success() && !unknown {
                 complaints.push(format!("spirv-val for {target}: {}", String::from_utf8_lossy(&output.stderr).trim()));
             }
             runs += 1;

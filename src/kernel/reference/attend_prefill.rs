@@ -1,25 +1,26 @@
-//! The twin of `shaders/attend_prefill.wgsl`.
+//! The twin of `shaders/attend_prefill.wgsl`, and what that of `shaders/attend_matrices.wgsl` has in
+//! common with it.
 
-use super::cached::{Place, Store};
-use super::grouped::{Grouped, Spot};
-use super::half::half_round;
-use super::{Constants, hadamard, turn};
+use super::Constants;
+use super::half::{half_round, unpack};
 use crate::kernel::attend_prefill::AttendPrefillParams;
 
 const HIDDEN: f32 = -1e30;
 
-/// A token of a tile: its position, and where its f16 row begins, if it has one.
-type Token = (u32, Option<u32>);
+/// How a kernel attends.
+pub(super) struct Way {
+    /// How far a score may exceed its row's peak.
+    pub growth: f32,
+    /// Whether queries and weights are rounded to halves.
+    pub halves: bool,
+}
 
-/// Attends a block of query rows to cached tokens, causally, for `items` blocks. Shader:
+/// Attends a block of query rows to unpacked tokens, causally, for `items` blocks. Shader:
 /// `shaders/attend_prefill.wgsl`.
 ///
-/// `tables` holds the items (8 words), chunks (8 words) and lists of physical pages, `query_rows`
-/// is `[row, query_heads, head_dim + 4 * position_quads]`, `turns` as [`turns`](super::turns),
-/// `marks` the groups of key channels and the elected sinks, `key_scales`
-/// `[physical page, row_groups, scale_vecs]` vec4s, `pages`
-/// `[physical page, slab head, 4 * page_vecs]`, `protected_rows`
-/// `[slot, kv_heads, sinks + ring, head_dim]`, `row_partials`
+/// `tables` holds the items (12 words) and chunks (8 words), `query_rows` is
+/// `[row, query_heads, query_row]`, `unpacked_rows` what [`unpack`](super::unpack()) makes, `marks`
+/// what the codec learned and the elected sinks, `row_partials`
 /// `[partial, query_heads, head_dim + 2]`.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn attend_prefill(
@@ -28,135 +29,87 @@ pub fn attend_prefill(
     items: u32,
     tables: &[u32],
     query_rows: &[f32],
-    turns: &[[f32; 2]],
+    unpacked_rows: &[u32],
     marks: &[u32],
-    key_scales: &[u32],
-    pages: &[u32],
-    protected_rows: &[u32],
+    row_partials: &mut [f32],
+) {
+    let way = Way { growth: 40.0, halves: false };
+    attend(&way, [params.items_at, params.kv_heads, items], constants, tables, query_rows, unpacked_rows, marks, row_partials);
+}
+
+/// Attends in one way or the other. Of the parameters it takes the first item, the KV heads, the
+/// items.
+#[expect(clippy::too_many_arguments, reason = "the shaders' bindings, in their order")]
+pub(super) fn attend(
+    way: &Way,
+    [items_at, kv_heads, items]: [u32; 3],
+    constants: &Constants,
+    tables: &[u32],
+    query_rows: &[f32],
+    unpacked_rows: &[u32],
+    marks: &[u32],
     row_partials: &mut [f32],
 ) {
     let c = constants;
-    let store = Store { constants, tables, marks, pages, protected_rows };
-    let grouped = Grouped { constants, marks, key_scales, pages };
     let head_dim = c.head_dim as usize;
-    for (x, slab_head) in (0..items).flat_map(|x| (0..params.slab_heads).map(move |y| (x, y))) {
-        let record = (params.items_at + 8 * x) as usize;
+    let halve = |x: f32| if way.halves && x.is_finite() { half_round(x) } else { x };
+    for (x, head) in (0..items).flat_map(|x| (0..kv_heads).map(move |y| (x, y))) {
+        let record = (items_at + 12 * x) as usize;
         let chunk = tables[record] as usize;
-        let [token_first, tokens, row_first, after, tile_first, tile_end, partial_first] = [1, 2, 3, 4, 5, 6, 7].map(|e| tables[record + e]);
-        let head = tables[(params.heads_at + slab_head) as usize];
-        let packed = tables[chunk + 4];
-        let place = Place {
-            slot: tables[chunk],
-            packed,
-            list: tables[chunk + 5],
-            head,
-            kv_heads: params.kv_heads,
-            slab_head,
-            slab_heads: params.slab_heads,
-            limit: tables[chunk + 7],
-        };
+        let [token_first, tokens, row_first, after, tile_first, tile_end, place, partial, each] = [1, 2, 3, 4, 5, 6, 7, 8, 9].map(|e| tables[record + e]);
         let query_first = tables[chunk + 1] + token_first;
-        // Two ranges of places: before the end of the sinks, then from `after` on; only the latter
-        // when everything is covered.
-        let seen_end = (query_first + tokens).min(tables[chunk + 2]);
         let before_end = match after {
             0 => 0,
             _ if c.massive => c.sinks,
             _ => c.sinks.min(after),
         };
-        // By tile: position and f16 row of each place, or nothing for a place without a token.
-        let token = |t: u32| Some((t, store.row(&place, t)));
-        let before = |n: u32| {
+        let before_tiles = before_end.div_ceil(32);
+        // The position of a place of a tile, if it has a token.
+        let position = |tile: u32, n: u32| {
+            if tile >= before_tiles {
+                return Some(after + 32 * (tile - before_tiles) + n).filter(|t| *t < tables[chunk + 2]);
+            }
+            let s = Some(32 * tile + n).filter(|s| *s < before_end)?;
             if !c.massive {
-                return token(n);
+                return Some(s);
             }
-            // The places here are those of the sinks' rows. A later sink comes among the other
-            // tokens.
-            Some((store.sink(&place, n), Some(store.offset(&place, n)))).filter(|(t, _)| *t < after)
+            Some(marks[(c.elected_at + tables[chunk] * 3 * c.sinks + s) as usize]).filter(|t| *t < tables[chunk + 7] && *t < after)
         };
-        let tiles: Vec<Vec<Option<Token>>> = (0..before_end)
-            .step_by(32)
-            .map(|first| (first..(first + 32).min(before_end)).map(before).collect())
-            .chain((after..seen_end).step_by(32).map(|first| (first..(first + 32).min(seen_end)).map(token).collect()))
-            .take(tile_end as usize)
-            .skip(tile_first as usize)
-            .collect();
-        let quads = |take: &dyn Fn(u32) -> [f32; 4]| -> Vec<f32> { (0..c.head_dim / 4).flat_map(take).collect() };
-        let stored = |t: u32, row: Option<u32>| {
-            if c.restore && row.is_none() {
-                let spot = Spot { physical: tables[place.list.wrapping_add(t / 128) as usize], slab_heads: params.slab_heads, slab_head, head };
-                restored(c, turns, &grouped, &spot, t)
-            } else {
-                quads(&|quad| store.key(&place, t, row, quad))
-            }
-        };
-        // For Centred, what the mean of the keys adds to a score takes the form of further
-        // channels.
-        let key = |t: u32, row: Option<u32>| {
-            let mut key = stored(t, row);
-            key.extend((0..2 * c.position_quads).flat_map(|pair| turn::at(c, turns, pair.min(c.rope_pairs.max(1) - 1), t)));
-            key
-        };
-        let rows = |take: &dyn Fn(u32, Option<u32>) -> Vec<f32>| -> Vec<Vec<Vec<f32>>> {
-            let row = |at: &Option<Token>| at.map_or_else(|| vec![0.0; head_dim], |(t, row)| take(t, row));
-            tiles.iter().map(|tile| tile.iter().map(row).collect()).collect()
-        };
-        let keys = rows(&key);
-        let values = rows(&|t, row| quads(&|quad| store.value(&place, t, row, quad)));
-
         for r in 0..tokens * c.share {
-            let place_of = |first: u32| ((first + r / c.share) * (params.kv_heads * c.share) + head * c.share + r % c.share) as usize;
-            let channels = (c.head_dim + 4 * c.position_quads) as usize;
-            let query = &query_rows[place_of(row_first) * channels..][..channels];
-            let end = query_first + r / c.share + 1;
+            let (token, query_head) = (r / c.share, head * c.share + r % c.share);
+            let row = ((row_first + token) * kv_heads * c.share + query_head) as usize * c.query_row as usize;
+            let query: Vec<f32> = query_rows[row..row + head_dim].iter().map(|x| halve(*x)).collect();
+            let end = query_first + token + 1;
             let seen = end.saturating_sub(c.sliding_window)..end;
-            let mut peak = HIDDEN;
-            // By the invocation's place across the tile, four tokens each.
-            let mut sums = [0.0; 8];
-            let mut out = vec![0.0; head_dim];
-            for ((tile, keys), values) in tiles.iter().zip(&keys).zip(&values) {
+            let (mut peak, mut sum, mut out) = (HIDDEN, 0.0, vec![0.0; head_dim]);
+            for tile in tile_first..tile_end {
+                let at = (((place + tile - tile_first) * kv_heads + head) * 32 * c.head_dim) as usize;
+                let (keys, values) = unpacked_rows[at..at + 32 * head_dim].split_at(16 * head_dim);
+                let key = |n: usize, i: usize| unpack(keys[(i / 8 * 32 + n) * 4 + i % 8 / 2])[i % 2];
+                let value = |n: usize, i: usize| unpack(values[(n / 8 * head_dim + i) * 4 + n % 8 / 2])[n % 2];
                 let mut s = [HIDDEN; 32];
-                for ((s, key), _) in s.iter_mut().zip(keys).zip(tile).filter(|(_, at)| at.is_some_and(|(t, _)| seen.contains(&t))) {
-                    *s = score(query, key);
+                for (s, n) in s.iter_mut().zip(0..).filter(|(_, n)| position(tile, *n).is_some_and(|t| seen.contains(&t))) {
+                    *s = (0..head_dim).fold(0.0, |sum, i| sum + query[i] * key(n as usize, i));
                 }
-                let new_peak = s.iter().copied().fold(peak, f32::max);
-                let shrink = (peak - new_peak).exp2();
-                peak = new_peak;
+                // The peak stays until a score exceeds it by far.
+                let highest = s.iter().copied().fold(HIDDEN, f32::max);
+                if highest > peak + way.growth {
+                    let shrink = (peak - highest).exp2();
+                    sum *= shrink;
+                    out.iter_mut().for_each(|x| *x *= shrink);
+                    peak = highest;
+                }
                 // Hidden tokens weigh nothing, also in a row that has seen none yet.
                 let p = s.map(|s| if s == HIDDEN { 0.0 } else { (s - peak).exp2() });
-                for (sum, p) in sums.iter_mut().zip(p.chunks_exact(4)) {
-                    *sum = *sum * shrink + ((p[0] + p[1]) + (p[2] + p[3]));
-                }
+                sum += p.chunks_exact(4).map(|p| (p[0] + p[1]) + (p[2] + p[3])).sum::<f32>();
                 for (i, x) in out.iter_mut().enumerate() {
-                    let at = |j: usize| values.get(j).map_or(0.0, |value| value[i]);
-                    let mut more = 0.0;
-                    for n in (0..32).step_by(4) {
-                        more += (p[n] * at(n) + p[n + 1] * at(n + 1)) + (p[n + 2] * at(n + 2) + p[n + 3] * at(n + 3));
-                    }
-                    *x = *x * shrink + more;
+                    *x = (0..32).fold(*x, |sum, n| sum + halve(p[n]) * value(n, i));
                 }
             }
-            let at = place_of(partial_first) * (head_dim + 2);
+            let at = ((partial + token * each) * kv_heads * c.share + query_head) as usize * (head_dim + 2);
             row_partials[at..at + head_dim].copy_from_slice(&out);
             row_partials[at + head_dim] = peak;
-            row_partials[at + head_dim + 1] = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+            row_partials[at + head_dim + 1] = sum;
         }
     }
-}
-
-/// Returns a score in log2 units, summed four channels at a time.
-fn score(query: &[f32], key: &[f32]) -> f32 {
-    let mut score = 0.0;
-    for (q, k) in query.chunks_exact(4).zip(key.chunks_exact(4)) {
-        score += (q[0] * k[0] + q[1] * k[1]) + (q[2] * k[2] + q[3] * k[3]);
-    }
-    score
-}
-
-/// Returns a key of RotateKV restored and turned to its position, as halves. Shader:
-/// `shaders/part/tile/restored.wgsl`.
-fn restored(c: &Constants, turns: &[[f32; 2]], grouped: &Grouped<'_>, spot: &Spot, t: u32) -> Vec<f32> {
-    let spread = grouped.spread(spot, t);
-    let plain: Vec<f32> = (0..c.head_dim).map(|i| hadamard::outer(c, &spread, i)).collect();
-    turn::row(c, turns, &plain, t).into_iter().map(half_round).collect()
 }

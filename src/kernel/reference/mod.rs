@@ -33,8 +33,10 @@ mod align_values;
 mod append;
 mod append_block;
 mod append_reordered;
+mod attend_matrices;
 mod attend_merge;
 mod attend_prefill;
+mod attend_rows;
 mod attend_split;
 mod dequantize;
 mod elect;
@@ -45,6 +47,7 @@ mod position;
 mod protect;
 mod query;
 mod rotate;
+mod unpack;
 
 pub use crate::format::hadamard::{rotate_exact, rotate_group_exact};
 pub use align_plan::align_plan;
@@ -53,8 +56,10 @@ pub use align_values::align_values;
 pub use append::append;
 pub use append_block::append_block;
 pub use append_reordered::append_reordered;
+pub use attend_matrices::attend_matrices;
 pub use attend_merge::attend_merge;
 pub use attend_prefill::attend_prefill;
+pub use attend_rows::attend_rows;
 pub use attend_split::attend_split;
 pub use dequantize::dequantize;
 pub use elect::elect;
@@ -65,6 +70,7 @@ pub use position::position;
 pub use protect::protect;
 pub use query::query;
 pub use rotate::rotate;
+pub use unpack::unpack;
 
 use crate::format::Scales;
 use crate::kernel::variants_of;
@@ -101,6 +107,8 @@ pub struct Constants {
     pub still: u32,
     /// Numbers from one row of `query_rows` to the next.
     pub query_row: u32,
+    /// vec4s of `turns` before those that `attend_rows` takes by lane, where means turn.
+    pub row_turns: u32,
     /// First pairs of RoPE, which turn too fast for a short polynomial: the query codes have their
     /// factors.
     pub position_waves: u32,
@@ -193,7 +201,7 @@ pub struct Constants {
     pub value_groups: u32,
     /// Whether `measure` adds squares.
     pub squares: bool,
-    /// Tokens that a row of `attend_prefill` sees, itself the last; all where it is `u32::MAX`.
+    /// Tokens that a row of a prefill sees, itself the last; all where it is `u32::MAX`.
     pub sliding_window: u32,
     /// Query heads a KV head.
     pub share: u32,
@@ -235,6 +243,7 @@ impl Constants {
             position_centre: whole("POSITION_CENTRE"),
             still: whole("STILL"),
             query_row: whole("QUERY_ROW"),
+            row_turns: plan.row_turns(),
             position_waves: whole("POSITION_WAVES"),
             position_places: plan.pages(),
             position_pages: if plan.position_quads() == 0 { 0 } else { number("POSITION_PAGES") as u32 },

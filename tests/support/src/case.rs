@@ -48,6 +48,8 @@ pub struct Case {
     subgroups: bool,
     invocations: Option<u32>,
     workgroups: Option<u32>,
+    unpacked_tiles: Option<u32>,
+    matrices: bool,
 }
 
 /// Returns a case of f32 rows with full RoPE in split halves, nothing protected, and two sequences
@@ -74,6 +76,8 @@ pub fn case(why: &'static str, head_dim: u32, query_heads: u32, kv_heads: u32, f
         subgroups: true,
         invocations: None,
         workgroups: None,
+        unpacked_tiles: None,
+        matrices: true,
     }
 }
 
@@ -221,6 +225,19 @@ impl Case {
         self
     }
 
+    /// Leaves room for no more than this many unpacked tiles of 32 tokens, so that prefills take
+    /// several rounds.
+    pub fn unpacked_tiles(mut self, tiles: u32) -> Self {
+        self.unpacked_tiles = Some(tiles);
+        self
+    }
+
+    /// Pretends a device without cooperative matrices.
+    pub fn no_matrices(mut self) -> Self {
+        self.matrices = false;
+        self
+    }
+
     /// Returns the number of sequences, and the most tokens that one of them reaches.
     pub(crate) fn size(&self) -> (u32, u32) {
         let mut tokens = Vec::new();
@@ -238,6 +255,7 @@ impl Case {
         if !self.subgroups {
             capability = capability.without_subgroups();
         }
+        capability.matrices &= self.matrices;
         capability.invocations = self.invocations.unwrap_or(capability.invocations);
         capability.workgroups = self.workgroups.unwrap_or(capability.workgroups);
         // Pipelines are compiled anew for every pretended device.
@@ -255,6 +273,10 @@ impl Case {
             .alignment(self.alignment);
         if self.counted {
             builder = builder.counted_loads();
+        }
+        // Where bindings are to be small, scratch must be.
+        if let Some(tiles) = self.unpacked_tiles.or(self.slabs.then_some(16)) {
+            builder = builder.unpacked_tiles(tiles);
         }
         if let Some(tokens) = self.sliding_window {
             builder = builder.sliding_window(tokens);

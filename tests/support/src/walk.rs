@@ -51,6 +51,8 @@ pub struct Taken {
     pub output: Vec<u32>,
     /// query_rows, query_codes, partials, row_partials; poisoned before. Empty unless attended.
     pub scratch: [Vec<u32>; 4],
+    /// What the last round of a prefill unpacked; poisoned before.
+    pub unpacked: Vec<u32>,
     /// For AlignedF16: scores, plans; poisoned before.
     pub aligned: [Vec<u32>; 2],
     /// For Centred: terms of positions; poisoned before.
@@ -213,7 +215,9 @@ impl Walk {
         }
         self.cache.append(&mut encoder, &step, 0, rows(&k), rows(&v)).expect("rows of the right length");
         if attend {
-            for buffer in self.cache.scratch_buffers().into_iter().chain(self.cache.align_buffers()).chain([self.cache.position_terms()]) {
+            for buffer in
+                self.cache.scratch_buffers().into_iter().chain(self.cache.align_buffers()).chain([self.cache.position_terms(), self.cache.unpacked_rows()])
+            {
                 self.gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(&vec![POISON; buffer.size() as usize / 4]));
             }
             self.cache.attend(&mut encoder, &step, 0, rows(&q), rows(&out)).expect("rows of the right length");
@@ -225,7 +229,8 @@ impl Walk {
             Default::default()
         };
         let positions = if attend { words(&self.gpu, self.cache.position_terms()) } else { Vec::new() };
-        Taken { step, chunks: chunks.to_vec(), keys, values, queries, residual, before, after: self.state(), output, scratch, aligned, positions }
+        let unpacked = if attend { words(&self.gpu, self.cache.unpacked_rows()) } else { Vec::new() };
+        Taken { unpacked, step, chunks: chunks.to_vec(), keys, values, queries, residual, before, after: self.state(), output, scratch, aligned, positions }
     }
 
     /// Lets all sequences slide; remembers what is gone.

@@ -1,12 +1,17 @@
 //! Timing on a GPU, and its bandwidth.
 
 use crate::{encoder, submit, wait};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use wgkv::Gpu;
 
-/// How long a GPU works before it is timed.
-const WARM: Duration = Duration::from_millis(100);
+/// How long a GPU works before it is timed, by the wall's clock: after a rest, and where it was just
+/// at work. Small submissions leave a large GPU at a sixth of its clock.
+const WARM: Duration = Duration::from_millis(900);
+const KEPT_WARM: Duration = Duration::from_millis(100);
+
+/// A rest.
+const REST: Duration = Duration::from_millis(100);
 
 /// Returns the seconds of one call: the median of `samples`, each the mean over a submission of
 /// `calls`.
@@ -85,8 +90,11 @@ fn bindable(gpu: &Gpu, bytes: u64) -> u64 {
 pub fn warm(gpu: &Gpu) {
     static READER: OnceLock<(wgpu::ComputePipeline, wgpu::BindGroup)> = OnceLock::new();
     let (pipeline, group) = READER.get_or_init(|| reader(gpu, bindable(gpu, if gpu.capability().straight { 256 << 20 } else { 1 << 20 })));
+    static AT_WORK: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut at_work = AT_WORK.lock().unwrap_or_else(PoisonError::into_inner);
+    let long = if at_work.is_some_and(|last| last.elapsed() < REST) || !gpu.capability().straight { KEPT_WARM } else { WARM };
     let start = Instant::now();
-    while start.elapsed() < WARM {
+    while start.elapsed() < long {
         let mut commands = encoder(gpu);
         for _ in 0..8 {
             record_sweep(&mut commands, pipeline, group);
@@ -94,6 +102,7 @@ pub fn warm(gpu: &Gpu) {
         submit(gpu, commands);
         wait(gpu);
     }
+    *at_work = Some(Instant::now());
 }
 
 /// Returns the bytes a second that a kernel of 16-byte loads reads, from a buffer of `bytes`.
