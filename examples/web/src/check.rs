@@ -7,6 +7,7 @@ use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 use wgkv::learned::Reach;
 use wgkv::low_level::Restore;
+use wgkv::low_level::kernel::attend_matrices::AttendMatricesParams;
 use wgkv::low_level::reference::{self, Constants};
 use wgkv::{Cache, Capacity, ChannelOrder, Chunk, Codec, Gpu, Means, Plan, Protection, Rope, Rows, Sequence, Shape, Sinks, Step};
 use wgpu::util::DeviceExt;
@@ -128,6 +129,7 @@ fn attend(cache: &Cache, step: &Step, input: &Input, held: &Held) -> Vec<f32> {
     let [mut scores, plans] = cache.align_buffers().map(|buffer| vec![0.0; buffer.size() as usize / 4]);
     let mut plans: Vec<u32> = bytemuck::allocation::cast_vec(plans);
     let mut terms = vec![0.0; cache.position_terms().size() as usize / 4];
+    let mut unpacked = vec![0; cache.unpacked_rows().size() as usize / 4];
     let mut output = vec![0; input.queries.len()];
     let queries = bytemuck::cast_slice(&input.queries);
     let (merge, rows) = &words.attend_merge[0];
@@ -141,8 +143,20 @@ fn attend(cache: &Cache, step: &Step, input: &Input, held: &Held) -> Vec<f32> {
     for ((params, items), (c, pages)) in words.attend_split.iter().zip(&slabs).filter(|((_, items), _)| *items > 0 && words.align_plan.is_empty()) {
         reference::attend_split(params, c, *items, tables, &turns, &query_codes, marks, key_scales, pages, &terms, &mut partials);
     }
-    for ((params, items), (c, pages)) in words.attend_prefill.iter().zip(&slabs) {
-        reference::attend_prefill(params, c, *items, tables, &query_rows, &turns, marks, key_scales, pages, protected_rows, &mut row_partials);
+    for (params, items) in &words.attend_rows {
+        reference::attend_rows(params, &constants, *items, tables, &query_rows, &turns, marks, protected_rows, &mut row_partials);
+    }
+    // Scratch holds all tokens of so small a cache unpacked, so that one round attends to them.
+    for ((params, items), (c, pages)) in words.unpack.iter().zip(&slabs) {
+        reference::unpack(params, c, *items, tables, &turns, marks, key_scales, pages, protected_rows, &mut unpacked);
+    }
+    for (params, items) in &words.attend_prefill {
+        if plan.matrices() {
+            let params = AttendMatricesParams { items_at: params.items_at, kv_heads: params.kv_heads, pad: [0; 2] };
+            reference::attend_matrices(&params, &constants, *items, tables, &query_rows, &unpacked, marks, &mut row_partials);
+        } else {
+            reference::attend_prefill(params, &constants, *items, tables, &query_rows, &unpacked, marks, &mut row_partials);
+        }
     }
     for (n, (c, pages)) in slabs.iter().enumerate().take(words.align_plan.len()) {
         let (([keys, values], decoding), (score, score_items), (row, row_items)) = (&words.align_plan[n], &words.align_scores[n], &words.align_values[n]);
