@@ -5,7 +5,7 @@
 //! | naga, to SPIR-V, MSL and HLSL | Vulkan, Metal, DirectX 12, Firefox | none, in versions that have what a variant uses |
 //! | naga, to GLSL ES | OpenGL ES | those that compute in halves, which that language lacks (`GLSL_EXCLUDED`) |
 //! | `spirv-val`, on naga's SPIR-V | what drivers of Vulkan may take for granted | none |
-//! | Tint | Chromium | none; pipelines of those that need larger workgroups than WebGPU's default are not made |
+//! | Tint | Chromium | those of cooperative matrices, which browsers lack; pipelines of those that need larger workgroups than WebGPU's default are not made |
 //!
 //! naga's part is `tests/shaders`; `shader.rs` writes the modules that Tint compiles. Tint refuses
 //! what naga lets pass: barriers and subgroup operations in control flow that is not uniform.

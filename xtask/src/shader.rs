@@ -140,7 +140,8 @@ fn bits(bits: u32) -> Result<Bits> {
 /// Returns the file's path.
 pub fn write_modules(folder: &Path) -> Result<PathBuf> {
     let mut lines = String::new();
-    for variant in plans::variants()? {
+    // Browsers have no cooperative matrices.
+    for variant in plans::variants()?.into_iter().filter(|variant| !variant.matrices) {
         let linked = variant.link(Dialect::Standard);
         let starts: Vec<(usize, &str)> =
             (1..=linked.source.lines().count()).filter_map(|line| linked.place(line).filter(|(_, at)| *at == 1).map(|(path, _)| (line, path))).collect();
