@@ -23,7 +23,7 @@ const SIZE_LIMIT: u64 = 1 << 28;
 const LAYER_LIMIT: u64 = 4096;
 /// Channels of a head beyond this are taken for damage.
 const HEAD_LIMIT: u64 = 1 << 16;
-/// Of SmolLM3, every so many layers one goes without rotation, if the file does not say otherwise.
+/// SmolLM3 leaves one layer in this many without rotation, unless the file says otherwise.
 /// GGUF never says.
 const NO_ROPE_INTERVAL: usize = 4;
 /// Texts of tokens that end an answer. A GGUF file names one such token or two, and its model may
@@ -457,7 +457,7 @@ impl Config {
         self.frequencies_for(0)
     }
 
-    /// Returns the same for a context of so many tokens. All tokens of a sequence must be rotated
+    /// Returns the same for a context of `context` tokens. All tokens of a sequence must be rotated
     /// by the same frequencies, so the longest context that is planned for decides.
     pub fn frequencies_for(&self, context: usize) -> Vec<f64> {
         let rotary = self.rotary as f64;
@@ -509,7 +509,7 @@ impl Config {
         self.shape_for(0)
     }
 
-    /// Returns the same for a context of so many tokens, which matters to LongRope only.
+    /// Returns the same for a context of `context` tokens, which matters to LongRope only.
     pub fn shape_for(&self, context: usize) -> wgkv::Shape {
         let rope = if self.rope_layers.is_some() { wgkv::Rope::none() } else { wgkv::Rope::none().with_frequencies(self.frequencies_for(context)) };
         let [layers, query_heads, kv_heads, head_dim] = [self.layers, self.query_heads, self.kv_heads, self.head_dim].map(|size| size as u32);

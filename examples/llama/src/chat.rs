@@ -55,7 +55,7 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// Returns one for a program that answers nothing yet.
+    /// Returns the flag of a program that writes no answer at present.
     pub const fn new() -> Self {
         Self { answering: AtomicBool::new(false), stopped: AtomicBool::new(false) }
     }
@@ -80,7 +80,7 @@ impl Interrupt {
 pub struct Console<'a> {
     /// Lines of the user.
     pub input: &'a mut dyn BufRead,
-    /// Answers.
+    /// Where answers are written.
     pub out: &'a mut dyn Write,
     /// What is not part of the conversation.
     pub notes: &'a mut dyn Write,
@@ -158,7 +158,7 @@ impl Chat<'_> {
         Ok(self.held.len())
     }
 
-    /// Answers a message.
+    /// Writes the model's answer to a message.
     fn answer(&mut self, message: String, console: &mut Console<'_>) -> Result<()> {
         self.messages.push(("user", message));
         let ids = self.written()?;

@@ -39,7 +39,7 @@ pub fn variant(layout: Layout) -> Variant {
     Variant::new(&KERNEL, &parts::of(layout), &parts::constants(layout))
 }
 
-/// Returns the workgroups for rows of so many columns.
+/// Returns the workgroups for `rows` rows of `columns` columns.
 pub fn grid(columns: u32, rows: u32) -> [u32; 3] {
     [columns.div_ceil(512), rows, 1]
 }
