@@ -34,7 +34,7 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// Draws random weights, for sequences of so many tokens at most.
+    /// Draws random weights, for sequences of at most `tokens` tokens.
     pub fn random(tokens: usize, device: &Device) -> Self {
         let linear = |from, to| LinearConfig::new(from, to).with_bias(false).init(device);
         Self {
