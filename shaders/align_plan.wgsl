@@ -44,7 +44,7 @@ override KEY_GROUP_QUADS: u32; // quads of channels that share a key scale
 override SCORE_SUMS: u32;     // entries of scores before the sums of the items
 override WEIGHTS_AT: u32;     // entries of scores before those that make the weights of values
 override WEIGHTS: u32;        // of those a page: 128 tokens, or 32 quads of them
-override UNSCALE: f32;        // sqrt(HEAD_DIM) / log2(e)
+override UNSCALE: f32;        // the inverse of what query multiplies by
 
 struct AlignPlanParams { // src/kernel/align_plan.rs
     rows_at: u32,     // first row's record in tables

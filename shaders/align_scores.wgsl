@@ -56,7 +56,7 @@ fn shown(s: Scores, hidden: f32, visible: vec4<bool>) -> Scores {
 
 @compute @workgroup_size(32)
 fn align_scores(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let item = params.items_at + 8u * workgroup.x;
+    let item = params.items_at + 9u * workgroup.x;
     let row = tables[item];
     let list = tables[item + 1u];
     let first = tables[item + 2u];

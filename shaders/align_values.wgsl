@@ -88,7 +88,7 @@ fn spread(x: HeadsF) -> vec4<f32> {
 
 @compute @workgroup_size(32)
 fn align_values(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let item = params.items_at + 8u * workgroup.x;
+    let item = params.items_at + 9u * workgroup.x;
     let row_of = tables[item];
     let list = tables[item + 1u];
     let first = tables[item + 2u];

@@ -185,7 +185,7 @@ fn append(
         }
         workgroupBarrier();
         if (fresh) {
-            x -= centre_means(head, i);
+            x -= mean_of(head, i, t);
         }
         row[i] = x;
         let bad = select(1u, 0u, finite_storable(x.x)) | select(2u, 0u, finite_storable(x.y));
@@ -195,8 +195,8 @@ fn append(
         workgroupBarrier();
         let what = atomicLoad(&broken);
         let pair = turn_pair(i);
-        if (KEYS && fresh && pair < ROPE_PAIRS) {
-            let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
+        if (KEYS && fresh && pair < ROPE_PAIRS && !TURNED) {
+            let turn = mean_turn(t, pair);
             x.x = x.x * turn.x + turn_sign(i) * row[turn_partner(i)].x * turn.y;
         }
         if (fresh) {

@@ -493,14 +493,18 @@ fn append_block(
         var x = row_zero();
         if (fresh) {
             x = row_of(key_eight(input_quad), key_eight(input_quad + 2u), key_eight(input_quad + HALF_QUADS), key_eight(input_quad + HALF_QUADS + 2u));
-            if (CENTRED) { x = row_less(x, row_marks(head, 0u, lane)); }
+            if (CENTRED) {
+                var means = row_marks(head, 0u, lane);
+                if (TURNED && ROPE > 0u) { means = row_turn(means, t, lane); }
+                x = row_less(x, means);
+            }
         } else if (packs) {
             x = row_of(protected_eight(protected_quad), protected_eight(protected_quad + 2u),
                 protected_eight(protected_quad + HALF_QUADS), protected_eight(protected_quad + HALF_QUADS + 2u));
         }
         broken = row_broken(x);
         if (fresh) {
-            if (ROPE > 0u) { x = row_turn(x, t, lane); }
+            if (ROPE > 0u && !TURNED) { x = row_turn(x, t, lane); }
             if (CENTRED) { x = row_times(x, row_marks(head, 1u, lane)); }
         }
         if (broken != 0u) { x = row_zero(); }

@@ -85,18 +85,25 @@ fn protected_at(at: u32, c: u32) -> f32 {
     return select(pair.x, pair.y, (c & 1u) == 1u);
 }
 
-// Channel c of a head's key before RoPE.
-fn plain_at(fresh: bool, at: u32, c: u32, t: u32) -> f32 {
+fn stored_at(fresh: bool, at: u32, c: u32) -> f32 {
     if (fresh) {
         return key_at(at + c);
     }
-    let x = protected_at(at, c);
+    return protected_at(at, c);
+}
+
+// Channel c of a head's key before RoPE: of one that is turned, turned back.
+fn plain_at(fresh: bool, at: u32, c: u32, t: u32) -> f32 {
+    let x = stored_at(fresh, at, c);
+    if (fresh && !TURNED) {
+        return x;
+    }
     let pair = turn_pair(c);
     if (pair >= ROPE_PAIRS) {
         return x;
     }
     let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
-    return x * turn.x - turn_sign(c) * protected_at(at, turn_partner(c)) * turn.y;
+    return x * turn.x - turn_sign(c) * stored_at(fresh, at, turn_partner(c)) * turn.y;
 }
 
 // The factor over the heads of the group, from `half_way`.

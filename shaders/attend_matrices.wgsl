@@ -29,7 +29,6 @@
 
 override HEAD_DIM: u32;       // 64 or 128
 override SHARE: u32;          // query heads per KV head
-override SLIDING_WINDOW: u32; // tokens that a row sees, itself the last; all where it is the largest number
 override QUERY_ROW: u32;      // numbers from one row of query_rows to the next
 
 struct AttendMatricesParams { // src/kernel/attend_matrices.rs
@@ -64,6 +63,8 @@ var<workgroup> tops: array<vec4<f32>, 32>;
 var<workgroup> grown: array<u32, 4>;
 
 const HIDDEN = -1e30;
+
+alias Capped = vec4<f32>;
 const GROWTH = 8.0;
 
 struct Four { a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32> }
@@ -131,14 +132,13 @@ fn hide(t: u32, seen: array<vec4<u32>, 2>, x: vec4<f32>) -> vec4<f32> {
 
 // Where a tile is of sinks the item is read again, since it would take registers all along.
 fn read_scores(rows: Rows, record: u32, head: u32, tile: u32, kq: u32, rq: u32) -> Four {
-    let x = Four(scores[kq][0][rq], scores[kq][1][rq], scores[kq][2][rq], scores[kq][3][rq]);
+    let x = Four(cap_scores(scores[kq][0][rq]), cap_scores(scores[kq][1][rq]), cap_scores(scores[kq][2][rq]), cap_scores(scores[kq][3][rq]));
     if (tile >= rows.open.x && tile < rows.open.y) {
         return x;
     }
     if (tile >= rows.before_tiles) {
         let end = vec4<u32>(rows.query_first + 1u) + (vec4<u32>(4u * rq) + vec4<u32>(0u, 1u, 2u, 3u)) / vec4<u32>(SHARE);
-        let first = max(end, vec4<u32>(SLIDING_WINDOW)) - vec4<u32>(SLIDING_WINDOW);
-        let seen = array<vec4<u32>, 2>(first, min(end, vec4<u32>(rows.tokens)));
+        let seen = array<vec4<u32>, 2>(prefill_first(end), min(end, vec4<u32>(rows.tokens)));
         let t = rows.after + 32u * (tile - rows.before_tiles) + 4u * kq;
         return Four(hide(t, seen, x.a), hide(t + 1u, seen, x.b), hide(t + 2u, seen, x.c), hide(t + 3u, seen, x.d));
     }

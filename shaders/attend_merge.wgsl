@@ -5,6 +5,9 @@
 //                                             (H only where the codec rotates, the mean of the values only for Centred)
 //   log_sums = ln 2 (c + m + log2 sum_s 2^(m_s - m) sum_s)    where other caches have outputs of the same query over other tokens
 //
+// A query head may have a sink logit (gpt-oss): a score without a value that takes its share of the
+// weights, once for each sequence, whose row says so where the sequence has its first token here.
+//
 // c is what the means of the channels that do not turn add to every score of the query alike
 // (Centred): the output does not depend on it, and no other kernel adds it. A query that saw no
 // token has an output of 0, without the mean, and a log-sum of -1e30. A query that is not finite
@@ -22,6 +25,8 @@ override HEAD_DIM: u32;
 override ROTATE_VALUES: bool;
 override HALF_ROWS: bool;
 override LOG_SUMS: bool;
+override SINK_LOGITS: bool;
+override LOGITS_AT: u32; // first sink logit in marks, one a query head
 override STILL: u32;    // first channel that has a mean and does not turn; HEAD_DIM where none
 override QUERY_ROW: u32; // numbers from one row of query_rows to the next
 override HEADS: u32;
@@ -39,11 +44,11 @@ struct AttendMergeParams { // src/kernel/attend_merge.rs
 alias Cell = f32;
 
 @group(1) @binding(0) var<uniform> params: AttendMergeParams;
-@group(1) @binding(1) var<storage, read> tables: array<u32>;            // records of 4 words: first and count in both lists
+@group(1) @binding(1) var<storage, read> tables: array<u32>;            // records of 5 words: first and count in both lists, and whether sink logits count
 @group(0) @binding(0) var<storage, read> partials: array<f32>;          // [item, kv_heads, BLOCKS, HEADS, HEAD_DIM + 4]
 @group(0) @binding(1) var<storage, read> row_partials: array<f32>;      // [partial, query_heads, HEAD_DIM + 2]
-@group(0) @binding(2) var<storage, read> marks: array<u32>;             // [kv_heads, 3, HEAD_DIM] f32, for Centred
-@group(0) @binding(3) var<storage, read> query_rows: array<f32>;        // [row, query_heads, QUERY_ROW]: log2(e) / sqrt(HEAD_DIM) H (q / weight)
+@group(0) @binding(2) var<storage, read> marks: array<u32>;             // [kv_heads, 3, HEAD_DIM] f32, for Centred; sink logits
+@group(0) @binding(3) var<storage, read> query_rows: array<f32>;        // [row, query_heads, QUERY_ROW]: log2(e) scale H (q / weight)
 @group(2) @binding(0) var<storage, read_write> output: array<u32>;      // [rows, query_heads, HEAD_DIM] f32 or f16
 @group(2) @binding(1) var<storage, read_write> log_sums: array<f32>;    // [rows, query_heads]
 
@@ -52,6 +57,7 @@ var<workgroup> gathered: array<vec3<f32>, THREADS>; // each part's largest score
 
 const HIDDEN = -1e30;
 const LN_2 = 0.6931471805599453;
+const LOG2_E = 1.4426950408889634;
 
 // A variable, since a constant may not be NaN.
 fn nan() -> f32 {
@@ -100,7 +106,7 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     let query_head = workgroup.y;
     let i = thread % HEAD_DIM;
     let part = thread / HEAD_DIM;
-    let record = params.records_at + 4u * r;
+    let record = params.records_at + 5u * r;
     let first = tables[record];
     let count = tables[record + 1u];
     let row_count = tables[record + 3u];
@@ -141,7 +147,9 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         }
         nothing = !broken;
     }
-    if (LOG_SUMS) {
+    // The share of the weights that tokens have, and the logarithm of the weights' sum.
+    var share_of_tokens = 1.0;
+    if (LOG_SUMS || SINK_LOGITS) {
         var still = 0.0;
         if (STILL < HEAD_DIM) {
             // The query's rotation is undone, and its weights go with those of the mean.
@@ -176,20 +184,26 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
                 row[i] = still;
             }
             workgroupBarrier();
-            if (thread == 0u) {
-                still = 0.0;
-                for (var e = 0u; e < 16u; e++) {
-                    still += row[e];
-                }
+            still = 0.0;
+            for (var e = 0u; e < 16u; e++) {
+                still += row[e];
             }
             workgroupBarrier();
         }
-        if (thread == 0u) {
-            let log_sum = select(LN_2 * (still + merged.x + log2(merged.y)), HIDDEN, nothing);
+        var log_sum = select(LN_2 * (still + merged.x + log2(merged.y)), HIDDEN, nothing);
+        if (SINK_LOGITS && tables[record + 4u] == 1u) {
+            let logit = LOG2_E * bitcast<f32>(marks[LOGITS_AT + query_head]) - still;
+            let peak = max(logit, merged.x);
+            let tokens = merged.y * exp2(merged.x - peak);
+            let all = tokens + exp2(logit - peak);
+            share_of_tokens = tokens / all;
+            log_sum = LN_2 * (still + peak + log2(all));
+        }
+        if (LOG_SUMS && thread == 0u) {
             log_sums[(params.row_first + r) * params.query_heads + query_head] = select(log_sum, nan(), broken);
         }
     }
-    var x = select(select(merged.z / merged.y, 0.0, nothing), nan(), broken);
+    var x = select(select(merged.z / merged.y, 0.0, nothing) * share_of_tokens, nan(), broken);
     if (ROTATE_VALUES) {
         if (part == 0u) {
             row[i] = x;
@@ -208,7 +222,7 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         }
     }
     x *= centre_weights(query_head / share, i).y;
-    x += select(centre_means(query_head / share, i).y, 0.0, nothing);
+    x += select(share_of_tokens * centre_means(query_head / share, i).y, 0.0, nothing);
     let output_at = ((params.row_first + r) * params.query_heads + query_head) * HEAD_DIM + i;
     if (HALF_ROWS) {
         workgroupBarrier();

@@ -17,7 +17,6 @@
 
 override HEAD_DIM: u32;
 override SHARE: u32;          // query heads per KV head
-override SLIDING_WINDOW: u32; // tokens that a row sees, itself the last; all where it is the largest number
 override QUERY_ROW: u32;      // numbers from one row of query_rows to the next
 override SLICES: u32;         // slices of 32 channels of keys, the last perhaps in part
 override COLUMNS: u32;        // channels of values that a workgroup takes: HEAD_DIM, or half of 256
@@ -47,6 +46,8 @@ var<workgroup> tops: array<f32, 128>;
 var<workgroup> grown: u32;
 
 const HIDDEN = -1e30;
+
+alias Capped = vec4<f32>;
 const STRIDE = 9u;
 const GROWTH = 40.0;
 
@@ -198,7 +199,7 @@ fn attend_prefill(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_in
     let r = i / 2u;
     let half_row = i % 2u;
     let end = item.query_first + r / SHARE + 1u;
-    let seen = vec2<u32>(max(end, SLIDING_WINDOW) - SLIDING_WINDOW, end);
+    let seen = vec2<u32>(prefill_first(vec4<u32>(end)).x, end);
     // Queries are staged four rows an invocation, 16 apart.
     let staged = vec4<u32>(prefill_row(item, down), prefill_row(item, down + 16u), prefill_row(item, down + 32u), prefill_row(item, down + 48u)) * (QUERY_ROW / 4u);
 
@@ -240,7 +241,7 @@ fn attend_prefill(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_in
         put_scores(to + 3u * STRIDE, across % 4u, s.d);
         workgroupBarrier();
         let own = r * STRIDE + 4u * half_row;
-        var x = Four(rows_tile[own], rows_tile[own + 1u], rows_tile[own + 2u], rows_tile[own + 3u]);
+        var x = Four(cap_scores(rows_tile[own]), cap_scores(rows_tile[own + 1u]), cap_scores(rows_tile[own + 2u]), cap_scores(rows_tile[own + 3u]));
         if (tile < open.x || tile >= open.y) {
             let n = 16u * half_row;
             x = Four(hide(item, tile, n, seen, x.a), hide(item, tile, n + 4u, seen, x.b), hide(item, tile, n + 8u, seen, x.c),

@@ -45,6 +45,8 @@ struct AttendRowsParams { // src/kernel/attend_rows.rs
 
 const HIDDEN = -1e30;
 
+alias Capped = HeadsF;
+
 // One number of each head for the lane's four channels.
 struct Channels { a: HeadsF, b: HeadsF, c: HeadsF, d: HeadsF }
 
@@ -180,7 +182,8 @@ fn attend_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoc
         workgroupBarrier();
         token_rows[lane] = at;
         var s = rows_walk_keys(at);
-        s = rows_walk_means(lane, n < sinks, s);
+        // Elected sinks keep their mean.
+        s = cap_scores(select(rows_walk_means(lane, n < sinks, s), s, MASSIVE && n < sinks));
         s = select(HeadsF(HIDDEN), s, seen);
         reduce_put(0u, lane, s);
         if (REDUCE_BARRIER) { workgroupBarrier(); }

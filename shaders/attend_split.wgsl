@@ -39,7 +39,7 @@ struct AttendSplitParams { // src/kernel/attend_split.rs
 }
 
 @group(1) @binding(0) var<uniform> params: AttendSplitParams;
-@group(1) @binding(1) var<storage, read> tables: array<u32>;               // items of 8 words; lists of physical pages
+@group(1) @binding(1) var<storage, read> tables: array<u32>;               // items of 9 words; lists of physical pages
 @group(0) @binding(0) var<storage, read> turns: array<vec4<f32>>;          // [128 low + high positions, pairs], two a vector
 @group(0) @binding(1) var<storage, read> query_codes: array<HeadsU>;       // [row, kv_head, block, QUERY_STRIDE]
 @group(0) @binding(2) var<storage, read> marks: array<u32>;                // [kv_heads, HEAD_DIM] groups a byte; sinks
@@ -49,6 +49,8 @@ struct AttendSplitParams { // src/kernel/attend_split.rs
 @group(0) @binding(6) var<storage, read_write> partials: array<vec4<f32>>; // [item, kv_head, block, HEADS, HEAD_DIM / 4 + 1]
 
 const HIDDEN = -1e30;
+
+alias Capped = HeadsF;
 
 // One number of each head for the lane's four tokens or four channels.
 struct Scores { a: HeadsF, b: HeadsF, c: HeadsF, d: HeadsF }
@@ -114,15 +116,16 @@ fn hide_sinks(s: Scores, slot: u32, limit: u32, token: u32) -> Scores {
 fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let unit = invocation / 32u;
     let lane = invocation % 32u;
-    let item = params.items_at + workgroup.x * 8u;
+    let item = params.items_at + workgroup.x * 9u;
     let query_row = tables[item];
     let list = tables[item + 1u];
     let first = tables[item + 2u];
     let end = tables[item + 3u];
     let visible_first = tables[item + 4u];
     let visible_end = tables[item + 5u];
-    let slot = tables[item + 6u];
+    let place = tables[item + 6u];
     let limit = tables[item + 7u];
+    let slot = tables[item + 8u];
     let slab_first = workgroup.y / BLOCKS * UNITS;
     let slab_head = slab_first + unit;
     let block = workgroup.y % BLOCKS;
@@ -173,12 +176,12 @@ fn attend_split(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         }
         var s = keys_scores(unit, page, lane);
         if (POSITIONS) {
-            // In the place of the slot stands where the row's pages begin among the terms.
-            let half = positions_half((head * BLOCKS + block) * 12u * POSITION_PLACES + slot + n, lane);
+            let half = positions_half((head * BLOCKS + block) * 12u * POSITION_PLACES + place + n, lane);
             positions_put(lane, half);
             if (REDUCE_BARRIER) { workgroupBarrier(); }
             s = positions_add(lane, half, s);
         }
+        s = Scores(cap_scores(s.a), cap_scores(s.b), cap_scores(s.c), cap_scores(s.d));
         let token = n * 128u + lane * 4u;
         s.a = select(HeadsF(HIDDEN), s.a, token >= visible_first && token < visible_end);
         s.b = select(HeadsF(HIDDEN), s.b, token + 1u >= visible_first && token + 1u < visible_end);

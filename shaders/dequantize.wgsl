@@ -81,16 +81,14 @@ fn dequantize(
         workgroupBarrier();
         let pair = turn_pair(i);
         if (restore && pair < ROPE_PAIRS) {
-            let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
+            let turn = mean_turn(t, pair);
             x.x = x.x * turn.x + turn_sign(i) * row[turn_partner(i)].x * turn.y;
         }
     }
     if (CENTRED) {
-        var means = centre_means(head, i);
-        let pair = turn_pair(i);
-        if (pair < ROPE_PAIRS) {
-            let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
-            means.x = means.x * turn.x + turn_sign(i) * centre_means(head, turn_partner(i)).x * turn.y;
+        var means = mean_turned(head, i, t);
+        if (cached_elected(place, protected_row) && turn_pair(i) < ROPE_PAIRS) {
+            means.x = 0.0;
         }
         x = x / centre_weights(head, i) + means;
     }

@@ -131,7 +131,8 @@ fn position(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocati
         let channels = factors_channels(p);
         let query = Factors(position_query(row, first, share, channels.x), position_query(row, first, share, channels.y));
         let turn = turn_compose(turn_at((128u + position / 128u) * ROPE_PAIRS + p), turn_at((position % 128u) * ROPE_PAIRS + p));
-        factors[p - POSITION_WAVES] = factors_turn(factors_of(head, channels, query, turn), turn_at(POSITION_CENTRE + p));
+        let own = factors_of(head, channels, query, select(turn, vec2<f32>(1.0, 0.0), TURNED));
+        factors[p - POSITION_WAVES] = factors_turn(own, turn_at(POSITION_CENTRE + p));
     }
     workgroupBarrier();
     var sums = Sums();

@@ -61,9 +61,11 @@ fn protect(
     let slot = chunk_slot(chunk);
     let old_tokens = chunk_old_tokens(chunk);
     var s = select(SINKS + t % max(RING, 1u), t, t < SINKS);
+    var elected = false;
     if (MASSIVE) {
         s = SINKS + t % max(RING, 1u);
         if (t >= SINK_ROW) {
+            elected = true;
             s = t - SINK_ROW;
             t = marks[ELECTED_AT + slot * 3u * SINKS + s];
             // An empty row, or one that was filled by an earlier step.
@@ -74,7 +76,14 @@ fn protect(
     }
     let row_first = chunk_row_first(chunk);
     let head = workgroup.z;
-    var x = input_at(((row_first + t - old_tokens) * params.kv_heads + head) * HEAD_DIM + i) - centre_means(head, i);
+    let pair = turn_pair(i);
+    var means = mean_of(head, i, t);
+    // Elected sinks keep the mean of the channels that turn: no two of their positions need be near
+    // each other, and attention adds what the mean adds by runs of positions.
+    if (elected && pair < ROPE_PAIRS) {
+        means.x = 0.0;
+    }
+    var x = input_at(((row_first + t - old_tokens) * params.kv_heads + head) * HEAD_DIM + i) - means;
     row[i] = x;
     let bad = select(1u, 0u, finite_storable(x.x)) | select(2u, 0u, finite_storable(x.y));
     if (bad != 0u) {
@@ -82,9 +91,8 @@ fn protect(
     }
     workgroupBarrier();
     let what = atomicLoad(&broken);
-    let pair = turn_pair(i);
-    if (pair < ROPE_PAIRS) {
-        let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
+    if (pair < ROPE_PAIRS && !TURNED) {
+        let turn = mean_turn(t, pair);
         x.x = x.x * turn.x + turn_sign(i) * row[turn_partner(i)].x * turn.y;
     }
     x *= centre_weights(head, i);

@@ -1,6 +1,8 @@
 // query: query rows into the basis of the codec, for the two ways of attending.
 //
-//   y = log2(e) / sqrt(head_dim) * H * RoPE_position(x)    (H only where the codec rotates keys after RoPE)
+//   y = log2(e) * scale * H * RoPE_position(x)    (H only where the codec rotates keys after RoPE; scale is
+//                                                  1 / sqrt(head_dim) unless the plan has its own)
+// Queries that come turned are not turned again.
 //
 // One workgroup turns one row of one query head; invocation i holds channel i. It writes y in f32
 // (`query_rows`, for attend_rows, attend_prefill and attend_matrices) and the form attend_split reads
@@ -23,7 +25,7 @@ override POSITION_QUADS: u32;  // quads of channels that carry what the mean of 
 override POSITIONS_AT: u32;    // entries of a block of heads before those that positions are known by
 override POSITION_WAVES: u32;  // first pairs, whose factors attend_split takes
 override POSITION_CENTRE: u32; // in turns: the turn by 63.5 positions
-override SCALE: f32;           // log2(e) / sqrt(HEAD_DIM)
+override SCALE: f32;           // log2(e) times the scale
 override HEADS: u32;
 override BLOCKS: u32;
 override QUERY_STRIDE: u32;
@@ -70,7 +72,7 @@ fn query(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_
     row[i] = x;
     workgroupBarrier();
     let pair = turn_pair(i);
-    if (pair < ROPE_PAIRS) {
+    if (pair < ROPE_PAIRS && !TURNED) {
         let turn = query_turn(position, pair);
         x = x * turn.x + turn_sign(i) * row[turn_partner(i)] * turn.y;
     }
@@ -85,7 +87,7 @@ fn query(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_
         var here = Factors(0.0, 0.0);
         if (i < ROPE_PAIRS) {
             let channels = factors_channels(i);
-            here = factors_of(head, channels, Factors(row[channels.x], row[channels.y]), query_turn(position, i));
+            here = factors_of(head, channels, Factors(row[channels.x], row[channels.y]), select(query_turn(position, i), vec2<f32>(1.0, 0.0), TURNED));
         }
         query_rows[row_at + HEAD_DIM + 2u * i] = here.a;
         query_rows[row_at + HEAD_DIM + 2u * i + 1u] = here.b;

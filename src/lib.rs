@@ -14,7 +14,7 @@ pub use cache::{Admission, Cache, Chunk, Defect, Flag, Memory, Sequence, Status,
 pub use error::{Error, IoError, Result, Thing};
 pub use format::{Bits, ChannelOrder, Codec, Element, Format, Means, PAGE_TOKENS, Precision, Protection, Rope, RopeLayout, Scales, Shape, Sinks};
 pub use gpu::{Capability, Gpu, Rows};
-pub use plan::{Capacity, Cost, Plan, PlanBuilder, Storage};
+pub use plan::{Capacity, Cost, Plan, PlanBuilder, Span, Storage};
 pub use wgpu;
 
 /// The pages of `docs/`: how the crate is built, what each codec stores, how to serve with it, and

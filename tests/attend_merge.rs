@@ -88,6 +88,8 @@ fn cases() -> Vec<Case> {
         of("Centred: sinks and a window, f16 rows, a share of 3", 64, 6, 2, centred(Three, Two, 64)).protection(protect(4, 128)).element(Element::F16),
         of("Centred: 20 x 4", 80, 4, 1, centred(Four, Four, 128)).protection(protect(4, 16)).no_subgroups().rope(Rope::new(10_000.0, 80).interleaved()),
         of("Centred: no RoPE", 64, 4, 2, centred(Four, Eight, 32)).rope(Rope::none()),
+        of("Centred: sink logits, half of the head turns", 64, 4, 2, centred(Four, Eight, 32)).rope(Rope::new(10_000.0, 32)).sink_logits(),
+        of("sink logits, f16 rows", 128, 4, 1, hadamard(Four, Four, 128)).element(Element::F16).sink_logits(),
     ]);
     cases.extend(rotated);
     cases
@@ -134,7 +136,7 @@ fn attend_merge_agrees_with_its_reference() {
             let [query_rows, _, partials, row_partials] = &taken.scratch;
             let mut twin = vec![POISON; taken.output.len()];
             let (params, rows) = &words.attend_merge[0];
-            let records = words.tables[params.records_at as usize..].chunks_exact(4).take(*rows as usize);
+            let records = words.tables[params.records_at as usize..].chunks_exact(5).take(*rows as usize);
             let c = Constants { parts: walk.plan().merge_parts_for(records.map(|record| record[1]).max().unwrap()), ..c };
             let mut log_sums = vec![0.0; (taken.step.rows() * shape.query_heads) as usize];
             let marks = &taken.after.marks;
@@ -230,6 +232,8 @@ fn log_sums_are_of_whole_scores_however_keys_are_stored_and_turned() {
         (of("Centred, in planes", centred(Eight, Eight, 32)).in_planes(), true),
         (of("Centred, portable, in slabs", centred(Eight, Four, 32)).slabs().no_subgroups(), true),
         (of("halves in planes", Format::aligned_f16()), false),
+        (of("Centred, sink logits", centred(Eight, Four, 32)).sink_logits().score_scale(0.7), true),
+        (of("integers, capped scores and sink logits", hadamard(Eight, Four, 32)).soft_cap(3.0).sink_logits().protection(protect(4, 16)), true),
     ] {
         for rope in &ropes {
             let mut walk = Walk::new(&gpu, case.clone().rope(rope.clone()));

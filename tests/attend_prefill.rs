@@ -56,7 +56,7 @@ fn rounds_passes_and_splits_change_nothing() {
                 match several {
                     "passes" => assert!(words.query.len() > 1, "{} rows should be more than a pass", taken.step.rows()),
                     "rounds" => assert!(words.rounds.iter().any(|rounds| *rounds > 1), "{:?} rounds", words.rounds),
-                    _ => assert!(records.chunks_exact(4).take(taken.step.rows() as usize).any(|record| record[3] > 1), "nothing is split"),
+                    _ => assert!(records.chunks_exact(5).take(taken.step.rows() as usize).any(|record| record[3] > 1), "nothing is split"),
                 }
                 check_prefilled(&walk, &taken);
             }

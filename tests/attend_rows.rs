@@ -76,6 +76,9 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         of("Centred: no RoPE", 96, 2, 1, centred(Four, Eight, 32)).protection(protect(4, 16)).rope(Rope::none()),
         of("Centred: planes", 64, 4, 2, centred(Eight, Four, 64)).protection(protect(4, 16)).in_planes(),
         of("Centred: the other walk", 128, 2, 1, centred(Two, Two, 128)).protection(protect(4, 16)).straight(Some(!gpu.capability().straight)),
+        of("Centred: elected sinks, capped scores", 64, 4, 2, centred(Two, Four, 64)).protection(massive(20, 16)).soft_cap(4.0),
+        of("Centred: rows that come turned", 64, 4, 2, centred(Four, Four, 64)).protection(protect(4, 16)).turned(),
+        of("chunks and elected sinks", 64, 4, 2, hadamard(Four, Four, 64)).protection(massive(7, 16)).chunked(33),
         of("Centred: without means", 64, 2, 1, centred(Two, Two, 64)).protection(protect(4, 16)).means(Means::natural(&Shape {
             layers: 1,
             query_heads: 2,

@@ -85,6 +85,9 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         of("Centred: the largest head, every pair fast", 256, 1, 1, centred(Eight, Eight, 32)).rope(Rope::new(2.0, 256)),
         of("Centred: no pair fast; a part of the head turns", 80, 4, 1, centred(Two, Four, 128))
             .rope(Rope::none().with_frequencies((0..13).map(|p| 0.05 / f64::from(1 << p)).collect())),
+        of("Centred: elected sinks are hidden, capped scores", 64, 8, 2, centred(Two, Four, 64)).protection(massive(20, 0)).soft_cap(4.0),
+        of("capped scores, a share of 3", 64, 3, 1, hadamard(Four, Two, 64)).soft_cap(2.0),
+        of("chunks, elected sinks are hidden", 64, 4, 2, rtn(Four, Four, 32)).chunked(70).protection(massive(7, 0)),
         of("Centred: without means", 64, 2, 1, centred(Two, Two, 64)).means(Means::natural(&shape(64, 2))),
     ]);
     // RotateKV in loops.

@@ -66,6 +66,7 @@ fn cases() -> Vec<Case> {
         case("Centred: sinks, pages and window in one range", 128, 2, 2, centred(Two, Three, 64))
             .protection(protect(4, 32))
             .steps(vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]]),
+        case("Centred: elected sinks", 64, 2, 2, centred(Four, Four, 64)).protection(massive(20, 16)),
         case("Centred: 12 x 8, signed key bytes, f16 rows", 96, 2, 2, centred(Eight, Four, 32)).element(Element::F16),
         case("Centred: heads stored in three ways", 64, 4, 4, centred(Two, Two, 32)).three_ways(),
         case("planes of 8-bit keys and 4-bit values, sinks and a window", 96, 2, 2, hadamard(Eight, Four, 32))

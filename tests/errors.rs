@@ -104,9 +104,6 @@ fn what_rotate_kv_cannot_serve_is_refused() {
         let massive = Protection { sinks: Sinks::Massive(rows), window: 0 };
         refused(make(format, 4, 64, massive), &shape_error("massive sinks", "1 to 64", &rows.to_string()), &["massive sinks"]);
     }
-    let massive = Protection { sinks: Sinks::Massive(20), window: 0 };
-    let other = make(hadamard(Bits::Two, Bits::Two, 64), 4, 64, massive);
-    refused(other, &shape_error("the codec of massive sinks", "rotate-kv", "hadamard"), &["rotate-kv", "hadamard"]);
     // Heads that are rotated together must share a binding.
     let shape = Shape { kv_heads: 4, query_heads: 4, ..shape() };
     let tight = Capability { binding_bytes: 5 << 20, ..Capability::webgpu_default() };

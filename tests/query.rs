@@ -34,6 +34,8 @@ fn cases() -> Vec<Case> {
         case("Centred: weighted, with positions; a share of 3", 64, 6, 2, centred(Two, Two, 64)),
         case("Centred: keys in groups of 32 and 128 and in f16; a share of 2", 128, 8, 4, centred(Two, Two, 128)).three_ways(),
         case("Centred: 13 pairs of 80 channels turn", 80, 4, 1, centred(Four, Two, 128)).element(Element::F16).rope(Rope::new(10_000.0, 26).interleaved()),
+        case("queries that come turned, a scale of their own", 64, 4, 2, hadamard(Four, Four, 64)).turned().score_scale(3.0),
+        case("Centred: queries that come turned", 64, 4, 2, centred(Four, Four, 64)).turned().score_scale(0.5),
         case("f32 queries for f16 keys", 64, 4, 1, Format::f16()),
         case("f32 queries for RotateKV's keys, turned, not rotated", 64, 8, 4, rotated(Two, Two, 64, 4)),
         case("the same, a share of 7, f16 rows", 80, 14, 2, rotated(Four, Two, 128, 2)).element(Element::F16),

@@ -168,6 +168,7 @@ impl Cache {
             marks: match plan.format().codec() {
                 Codec::RotateKv => layers.iter().map(|l| l.key_scales.size() + l.marks.size()).sum(),
                 Codec::Centred => layers.iter().map(|l| l.marks.size()).sum(),
+                _ if plan.marks_words() > 0 => layers.iter().map(|l| l.marks.size()).sum(),
                 _ => 0,
             },
             scratch: scratch.map(wgpu::Buffer::size).iter().sum::<u64>()

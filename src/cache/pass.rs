@@ -70,7 +70,7 @@ impl Run<'_> {
 
     /// Returns the first token that a query at this position may see, apart from sinks.
     fn visible(&self, plan: &Plan, position: u32) -> u32 {
-        (position + 1).saturating_sub(plan.reach()).max(self.growth.first())
+        plan.span().first(position).max(self.growth.first())
     }
 
     /// Returns the first token in pages that its decoding row sees.
@@ -300,7 +300,7 @@ impl PassTables<'_, '_, '_> {
             let run = &self.runs[n];
             let first = items.len() as u32;
             let pages = run.pages(plan);
-            let place = if plan.places_pages() { places[n].wrapping_sub(pages.start) } else { run.growth.slot };
+            let place = if plan.places_pages() { places[n].wrapping_sub(pages.start) } else { 0 };
             let slice = slice.max((pages.len() as u32).div_ceil(MERGE_ITEMS));
             for first_page in pages.clone().step_by(slice as usize) {
                 items.push(SplitItem {
@@ -312,6 +312,7 @@ impl PassTables<'_, '_, '_> {
                     packed: run.growth.new_packed,
                     place,
                     limit: run.growth.limit_now(),
+                    slot: run.growth.slot,
                 });
             }
             by_run[n] = first..items.len() as u32;
@@ -330,7 +331,7 @@ impl PassTables<'_, '_, '_> {
         for (run, partials) in self.runs.iter().zip(&mut by_run).filter(|(run, _)| run.decodes()) {
             let (record, row, position, sinks, tiles) = (run.record, run.row, run.growth.old_tokens, run.sinks(plan), run.row_tiles(plan));
             // Sinks are seen though the pages that follow them are gone.
-            let visible = (position + 1).saturating_sub(plan.reach());
+            let visible = plan.span().first(position);
             partials.first = items.len() as u32;
             items.extend((0..tiles).step_by(slice as usize).zip(partials.first..).map(|(first_tile, partial)| RowsItem {
                 record,
@@ -492,7 +493,8 @@ impl PassTables<'_, '_, '_> {
         for ((run, splits), partials) in self.runs.iter().zip(&splits.by_run).zip(partials) {
             let (first_split, splits) = (splits.start, splits.end - splits.start);
             let Partials { first, each } = *partials;
-            rows.extend((0..run.tokens).map(|token| MergeRow { first_split, splits, first_partial: first + token * each, partials: each }));
+            let has_first = u32::from(!run.growth.headless);
+            rows.extend((0..run.tokens).map(|token| MergeRow { first_split, splits, first_partial: first + token * each, partials: each, first: has_first }));
         }
         let most = rows.iter().map(|row| row.splits).max().unwrap_or(0);
         let (query_heads, kv_heads) = (plan.shape().query_heads, plan.shape().kv_heads);

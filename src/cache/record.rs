@@ -231,7 +231,8 @@ impl Cache {
     }
 
     /// Records the new tokens' keys and values of one layer: `[rows, kv_heads, head_dim]` each,
-    /// keys before RoPE, the chunks of the step one after another. Both may be f32 or f16, alike.
+    /// keys before RoPE unless the plan has [turned rows](crate::PlanBuilder::turned_rows), the
+    /// chunks of the step one after another. Both may be f32 or f16, alike.
     /// Once in a step, since a second time would pack what the first left in the window.
     ///
     /// # Errors
@@ -277,7 +278,8 @@ impl Cache {
 
     /// Records causal attention of the step's tokens over everything their sequences hold in one
     /// layer, themselves included: `queries` and `output` are `[rows, query_heads, head_dim]`,
-    /// queries before RoPE, scores times `1 / sqrt(head_dim)`. Both may be f32 or f16, alike. They
+    /// queries before RoPE unless the plan has [turned rows](crate::PlanBuilder::turned_rows), scores
+    /// times the plan's [scale](crate::PlanBuilder::score_scale). Both may be f32 or f16, alike. They
     /// may be the same rows, or rows apart from each other, but not overlap otherwise. A query that
     /// sees no token, which only [`Cache::step_parts`] has, has an output of 0. It may be called
     /// again, with other queries.
@@ -302,8 +304,8 @@ impl Cache {
     /// of other caches, over other tokens: the logarithm of the sum of `exp(score)`, in f32,
     /// `[rows, query_heads]`; -1e30 where a query saw no token, whose output is 0. The output over
     /// all tokens is the mean of the parts' outputs, weighted by `exp` of that. The parts may be of
-    /// any codec and of other learned data, and need not be this library's: a logit of a sink that
-    /// has no value is a part whose output is 0. `log_sums` lies apart from `queries` and `output`.
+    /// any codec and of other learned data, and need not be this library's. Sink logits count in the
+    /// part that has a sequence's first token. `log_sums` lies apart from `queries` and `output`.
     ///
     /// # Errors
     /// Those of [`Cache::attend`].

@@ -71,10 +71,10 @@ record! {
         visible: u32,
         /// Tokens before this one lie in pages.
         packed: u32,
-        /// The slot, or the place of page 0 among scores or terms where pages have places of their
-        /// own.
+        /// The place of page 0 among scores or terms, where pages have places of their own.
         place: u32,
         limit: u32,
+        slot: u32,
     }
 }
 
@@ -171,5 +171,7 @@ record! {
         splits: u32,
         first_partial: u32,
         partials: u32,
+        /// 1 where the cache has the sequence's first token, so that sink logits count.
+        first: u32,
     }
 }

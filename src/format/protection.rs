@@ -104,8 +104,8 @@ impl Protection {
             if !(1..=64).contains(&rows) {
                 return wrong("massive sinks", "1 to 64", rows.to_string());
             }
-            if format.codec() != Codec::RotateKv && format.codec() != Codec::F16 {
-                return wrong("the codec of massive sinks", "rotate-kv", format.codec().to_string());
+            if format.codec() == Codec::AlignedF16 {
+                return wrong("the codec of massive sinks", "one without planes", format.codec().to_string());
             }
         }
         if self.sinks.rows() > 127 {

@@ -13,8 +13,8 @@ pub enum RopeLayout {
 
 /// Rotary position embedding: pair `p` of a head turns by `position * frequencies[p]` radians.
 ///
-/// The cache applies it itself, so keys and queries are handed over before RoPE. A host that has
-/// applied RoPE already passes [`Rope::none`].
+/// The cache applies it itself, so keys and queries are handed over before RoPE, unless
+/// [`PlanBuilder::turned_rows`](crate::PlanBuilder::turned_rows) says that they come turned.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     layout: RopeLayout,
@@ -22,7 +22,10 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Returns no turning: for learned positions, or keys and queries that are turned already.
+    /// Returns no turning: for learned positions, or none, and for keys and queries that come turned
+    /// by positions that are not consecutive (drafts in a tree, M-RoPE). What a codec gains before
+    /// RoPE is then lost, so where positions are consecutive, say so by
+    /// [`PlanBuilder::turned_rows`](crate::PlanBuilder::turned_rows) instead.
     pub fn none() -> Self {
         Self { layout: RopeLayout::SplitHalves, frequencies: Vec::new() }
     }

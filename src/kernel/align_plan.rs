@@ -93,12 +93,12 @@ pub fn variant(plan: &Plan, slab: &Slab, keys: bool) -> Variant {
             ("SCORE_SUMS", plan.score_sums() as f64),
             ("WEIGHTS_AT", if codes { plan.score_quads() as f64 } else { 0.0 }),
             ("WEIGHTS", if codes { 32.0 } else { 128.0 }),
-            ("UNSCALE", unscale(head_dim).into()),
+            ("UNSCALE", unscale(plan).into()),
         ],
     )
 }
 
-/// Returns the factor that takes the softmax's from a query: sqrt(head_dim) / log2(e).
-pub fn unscale(head_dim: u32) -> f32 {
-    (f64::from(head_dim).sqrt() / std::f64::consts::LOG2_E) as f32
+/// Returns the factor that takes the softmax's from a query.
+fn unscale(plan: &Plan) -> f32 {
+    (1.0 / plan.log2_scale()) as f32
 }

@@ -34,7 +34,7 @@ pub const TILE_ROWS: u32 = 128;
 
 /// Returns the variant for a plan.
 pub fn variant(plan: &Plan) -> Variant {
-    let mut variant = Variant::new(&KERNEL, &[shared::CHUNK, shared::PREFILL], &prefill_constants(plan));
+    let mut variant = Variant::new(&KERNEL, &[shared::CHUNK, shared::PREFILL, shared::CAP], &prefill_constants(plan));
     variant.matrices = true;
     variant
 }

@@ -46,6 +46,8 @@ pub fn variant(plan: &Plan, element: Element, parts: u32, log_sums: bool) -> Var
         centred(plan),
         half_rows(element),
         flag("LOG_SUMS", log_sums),
+        flag("SINK_LOGITS", plan.sink_logits(0).is_some()),
+        ("LOGITS_AT", plan.logits_at() as f64),
         ("STILL", plan.still_channels().into()),
         ("QUERY_ROW", plan.query_row().into()),
         ("HEADS", plan.heads_per_reading().into()),

@@ -4,7 +4,7 @@
 //! [`reference::attend_prefill`](crate::low_level::reference::attend_prefill).
 
 use super::parts::{self, shared};
-use super::{Binding, Constants, Kernel, STEP, Variant, elected_constants};
+use super::{Binding, Constants, Kernel, STEP, Variant, cap_constants, elected_constants};
 use crate::plan::Plan;
 
 /// `AttendPrefillParams` of `shaders/attend_prefill.wgsl`.
@@ -39,11 +39,13 @@ pub fn columns(head_dim: u32) -> u32 {
 /// Returns what both kernels that attend to unpacked tokens are told of a plan.
 pub(crate) fn prefill_constants(plan: &Plan) -> Constants {
     let mut constants = elected_constants(plan);
+    constants.extend(cap_constants(plan));
     constants.extend([
         ("HEAD_DIM", plan.shape().head_dim.into()),
         ("SHARE", plan.shape().share().into()),
         ("SINKS", plan.sinks().into()),
         ("SLIDING_WINDOW", plan.reach().into()),
+        ("CHUNK", plan.chunk().into()),
         ("QUERY_ROW", plan.query_row().into()),
     ]);
     constants
@@ -54,5 +56,5 @@ pub fn variant(plan: &Plan) -> Variant {
     let head_dim = plan.shape().head_dim;
     let mut constants = prefill_constants(plan);
     constants.extend([("SLICES", head_dim.div_ceil(32).into()), ("COLUMNS", columns(head_dim).into())]);
-    Variant::new(&KERNEL, &[shared::CHUNK, shared::PREFILL, parts::WALK.of(plan.unrolls())], &constants)
+    Variant::new(&KERNEL, &[shared::CHUNK, shared::PREFILL, shared::CAP, parts::WALK.of(plan.unrolls())], &constants)
 }

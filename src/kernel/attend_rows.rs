@@ -6,7 +6,7 @@
 //! [`reference::attend_rows`](crate::low_level::reference::attend_rows).
 
 use super::parts::{self, shared};
-use super::{Binding, Kernel, STEP, Variant, elected_constants, position_quads, rope_constants};
+use super::{Binding, Kernel, STEP, Variant, cap_constants, elected_constants, position_quads, rope_constants};
 use crate::gpu::Reduce;
 use crate::plan::Plan;
 pub use crate::plan::sizes::DECODE_PARTIALS;
@@ -49,7 +49,8 @@ pub const TILE_PLACES: u32 = 32;
 
 /// Returns the variant for a plan.
 pub fn variant(plan: &Plan) -> Variant {
-    let mut parts = vec![parts::HEADS.of(plan.heads_per_reading()), parts::REDUCE.of(plan.reduce()), shared::CHUNK, parts::ROWS_WALK.of(plan.straight())];
+    let mut parts =
+        vec![parts::HEADS.of(plan.heads_per_reading()), parts::REDUCE.of(plan.reduce()), shared::CHUNK, shared::CAP, parts::ROWS_WALK.of(plan.straight())];
     if plan.position_quads() > 0 {
         parts.extend([parts::ROWS.centred, shared::TURN, shared::TURN_AT]);
     } else {
@@ -57,6 +58,7 @@ pub fn variant(plan: &Plan) -> Variant {
     }
     let mut constants = rope_constants(plan);
     constants.extend(elected_constants(plan));
+    constants.extend(cap_constants(plan));
     constants.extend([
         ("HEAD_DIM", plan.shape().head_dim.into()),
         ("HEADS", plan.heads_per_reading().into()),

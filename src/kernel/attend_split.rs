@@ -7,7 +7,9 @@
 //! [`reference::attend_split`](crate::low_level::reference::attend_split).
 
 use super::parts::{self, shared};
-use super::{Binding, Kernel, STEP, Variant, elected_constants, group_constants, hadamard_constants, position_constants, position_parts, rope_constants};
+use super::{
+    Binding, Kernel, STEP, Variant, cap_constants, elected_constants, group_constants, hadamard_constants, position_constants, position_parts, rope_constants,
+};
 use crate::format::Bits;
 use crate::gpu::{Reduce, Source};
 use crate::plan::{Plan, Restore, Slab};
@@ -78,7 +80,13 @@ fn value_parts(plan: &Plan, slab: &Slab) -> Vec<Source> {
 pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     let layout = slab.layout();
     let head_dim = plan.shape().head_dim;
-    let mut parts = vec![parts::HEADS.of(plan.heads_per_reading()), parts::REDUCE.of(plan.reduce()), parts::SCALES.of(plan.format().scales()), shared::TURN_AT];
+    let mut parts = vec![
+        parts::HEADS.of(plan.heads_per_reading()),
+        parts::REDUCE.of(plan.reduce()),
+        parts::SCALES.of(plan.format().scales()),
+        shared::TURN_AT,
+        shared::CAP,
+    ];
     parts.extend(key_parts(plan, slab));
     parts.extend(position_parts(plan));
     parts.extend(value_parts(plan, slab));
@@ -86,6 +94,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     let mut constants = hadamard_constants(head_dim);
     constants.extend(group_constants(plan, slab));
     constants.extend(elected_constants(plan));
+    constants.extend(cap_constants(plan));
     constants.extend(rope_constants(plan));
     constants.extend(position_constants(plan));
     constants.push(("POSITIONS_AT", plan.positions_at().into()));

@@ -62,6 +62,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
             shared::CHUNK,
             shared::HADAMARD,
             shared::TURN,
+            shared::MEAN,
             shared::CENTRE,
             shared::SIGN,
             parts::SCALES.of(plan.format().scales()),

@@ -82,7 +82,7 @@ pub(crate) fn hadamard_constants(head_dim: u32) -> Constants {
     ]
 }
 
-/// Returns ROPE and ROPE_PAIRS.
+/// Returns ROPE, ROPE_PAIRS and TURNED.
 pub(crate) fn rope_constants(plan: &Plan) -> Constants {
     let rope = &plan.shape().rope;
     let kind = match (rope.frequencies().is_empty(), rope.layout()) {
@@ -90,7 +90,7 @@ pub(crate) fn rope_constants(plan: &Plan) -> Constants {
         (false, RopeLayout::SplitHalves) => 1,
         (false, RopeLayout::Interleaved) => 2,
     };
-    vec![("ROPE", kind.into()), ("ROPE_PAIRS", rope.frequencies().len() as f64)]
+    vec![("ROPE", kind.into()), ("ROPE_PAIRS", rope.frequencies().len() as f64), flag("TURNED", plan.turned_rows())]
 }
 
 /// Returns where everything lies in a page of a slab.
@@ -133,6 +133,18 @@ pub(crate) fn fit_parts(plan: &Plan) -> Vec<Source> {
         Scales::Half | Scales::Byte => parts.extend([parts::FIT.extent, shared::GROUP, parts::GROUP.of(scales)]),
     }
     parts
+}
+
+/// Returns SOFT_CAP and CAP_SLOPE, in log2 units.
+pub(crate) fn cap_constants(plan: &Plan) -> Constants {
+    let cap = plan.soft_cap().map_or(0.0, |cap| std::f64::consts::LOG2_E * f64::from(cap));
+    let slope = if cap == 0.0 { 0.0 } else { -2.0 * std::f64::consts::LOG2_E / cap };
+    vec![("SOFT_CAP", f64::from(cap as f32)), ("CAP_SLOPE", f64::from(slope as f32))]
+}
+
+/// Returns SCALE: the factor that makes scores in log2 units of products.
+pub(crate) fn score_scale(plan: &Plan) -> (&'static str, f64) {
+    ("SCALE", f64::from(plan.log2_scale() as f32))
 }
 
 /// Returns CENTRED.

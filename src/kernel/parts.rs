@@ -20,6 +20,7 @@ pub(super) mod shared {
 
     pub(in crate::kernel) const BUTTERFLY: Source = part!("shared/butterfly");
     pub(in crate::kernel) const CACHED: Source = part!("shared/cached");
+    pub(in crate::kernel) const CAP: Source = part!("shared/cap");
     pub(in crate::kernel) const CENTRE: Source = part!("shared/centre");
     pub(in crate::kernel) const CHUNK: Source = part!("shared/chunk");
     pub(in crate::kernel) const CODE_PLANES: Source = part!("shared/code_planes");
@@ -34,6 +35,7 @@ pub(super) mod shared {
     pub(in crate::kernel) const KEY_WORDS: Source = part!("shared/key_words");
     pub(in crate::kernel) const LANES: Source = part!("shared/lanes");
     pub(in crate::kernel) const LEVELS: Source = part!("shared/levels");
+    pub(in crate::kernel) const MEAN: Source = part!("shared/mean");
     pub(in crate::kernel) const PAGE_SCALES: Source = part!("shared/page_scales");
     pub(in crate::kernel) const PLACE: Source = part!("shared/place");
     pub(in crate::kernel) const PLANES: Source = part!("shared/planes");
@@ -45,7 +47,7 @@ pub(super) mod shared {
     pub(in crate::kernel) const TURN_AT: Source = part!("shared/turn_at");
 
     /// What brings the caller's new rows into the codec's basis, a channel an invocation.
-    pub(in crate::kernel) const NEW_ROWS: [Source; 10] = [HALF, FINITE, PLACE, CHUNK, TURN, CENTRE, SIGN, HADAMARD, INPUT, REPORT];
+    pub(in crate::kernel) const NEW_ROWS: [Source; 11] = [HALF, FINITE, PLACE, CHUNK, TURN, CENTRE, MEAN, SIGN, HADAMARD, INPUT, REPORT];
 }
 
 /// Declares slots that are filled by name alone, `SLOT.alternative`, each as a struct of its

@@ -6,7 +6,7 @@
 //! [`reference::position`](crate::low_level::reference::position()).
 
 use super::parts::{self, shared};
-use super::{Binding, Kernel, STEP, Variant, centred, half_rows, position_constants, query, rope_constants};
+use super::{Binding, Kernel, STEP, Variant, centred, half_rows, position_constants, rope_constants, score_scale};
 use crate::format::Element;
 use crate::plan::Plan;
 pub use crate::plan::sizes::POSITION_TERMS as TERMS;
@@ -52,7 +52,7 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         ("HEAD_DIM", head_dim.into()),
         centred(plan),
         half_rows(element),
-        ("SCALE", query::scale(head_dim).into()),
+        score_scale(plan),
         ("POSITION_PAGES", plan.position_pages().into()),
     ]);
     Variant::new(

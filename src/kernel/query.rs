@@ -4,7 +4,7 @@
 //! Shader: `shaders/query.wgsl`. Twin: [`reference::query`](crate::low_level::reference::query).
 
 use super::parts::{self, shared};
-use super::{Binding, Kernel, STEP, Variant, centred, flag, hadamard_constants, half_rows, position_quads, rope_constants};
+use super::{Binding, Kernel, STEP, Variant, centred, flag, hadamard_constants, half_rows, position_quads, rope_constants, score_scale};
 use crate::format::Element;
 use crate::plan::Plan;
 
@@ -40,11 +40,6 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// Returns the factor on queries: log2(e) / sqrt(head_dim), so that `exp2` serves the softmax.
-pub fn scale(head_dim: u32) -> f32 {
-    (std::f64::consts::LOG2_E / f64::from(head_dim).sqrt()) as f32
-}
-
 /// Returns the variant for a plan and the type of the caller's rows.
 pub fn variant(plan: &Plan, element: Element) -> Variant {
     let head_dim = plan.shape().head_dim;
@@ -58,7 +53,7 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         ("POSITION_WAVES", plan.position_waves().into()),
         ("POSITION_CENTRE", plan.position_centre().into()),
         half_rows(element),
-        ("SCALE", scale(head_dim).into()),
+        score_scale(plan),
         ("HEADS", plan.heads_per_reading().into()),
         ("BLOCKS", plan.blocks().into()),
         ("QUERY_STRIDE", plan.query_stride().into()),

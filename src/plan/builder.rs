@@ -1,5 +1,6 @@
 //! Making a plan: what it is given, and the order in which its sizes follow from one another.
 
+use super::scoring::{Scoring, Span};
 use super::slabs::heads_of_a_slab;
 use super::{Capacity, Plan, choices};
 use crate::error::{Error, Result, Thing};
@@ -76,7 +77,8 @@ pub struct PlanBuilder {
     element: Element,
     query_rows: u32,
     split_workgroups: u32,
-    sliding_window: Option<u32>,
+    span: Span,
+    scoring: Scoring,
     max_tokens: Option<u32>,
     counts_loads: bool,
     unpacked_tiles: Option<u32>,
@@ -99,7 +101,8 @@ impl PlanBuilder {
             element: Element::F32,
             query_rows: QUERY_ROWS,
             split_workgroups: SPLIT_WORKGROUPS,
-            sliding_window: None,
+            span: Span::All,
+            scoring: Scoring::default(),
             max_tokens: None,
             counts_loads: false,
             unpacked_tiles: None,
@@ -118,7 +121,8 @@ impl PlanBuilder {
             element: plan.element,
             query_rows: plan.query_rows,
             split_workgroups: plan.split_workgroups,
-            sliding_window: plan.sliding_window,
+            span: plan.span,
+            scoring: plan.scoring.clone(),
             max_tokens: plan.longest,
             counts_loads: plan.counts_loads,
             unpacked_tiles: None,
@@ -191,7 +195,48 @@ impl PlanBuilder {
     /// will see any more. For models in which only some layers slide, keep those in a cache of
     /// their own.
     pub fn sliding_window(mut self, tokens: u32) -> Self {
-        self.sliding_window = Some(tokens);
+        self.span = Span::Sliding(tokens);
+        self
+    }
+
+    /// Sets chunked attention: every query sees the tokens of its own chunk, and chunks begin at
+    /// multiples of `tokens` (Llama 4). No sink beyond is seen. It takes the place of a
+    /// [`sliding_window`](Self::sliding_window). [`Cache::slide`](crate::Cache::slide) gives back
+    /// the pages of former chunks, if it keeps the tokens since the chunk began:
+    /// [`Span::first`] has where that is.
+    pub fn chunked_attention(mut self, tokens: u32) -> Self {
+        self.span = Span::Chunked(tokens);
+        self
+    }
+
+    /// Sets the factor on the product of key and query, above 0, for models that have another than
+    /// `1 / sqrt(head_dim)` (Gemma's `query_pre_attn_scalar`, Granite's `attention_multiplier`).
+    pub fn score_scale(mut self, scale: f32) -> Self {
+        self.scoring.scale = Some(scale);
+        self
+    }
+
+    /// Caps scores softly: a score s becomes `cap tanh(s / cap)` before the softmax (Gemma 2).
+    /// Planes are read by bounds on uncapped scores, so an [`alignment`](Self::alignment) refuses
+    /// it, and so do means of channels that RoPE does not turn, which are left out of scores.
+    pub fn soft_cap(mut self, cap: f32) -> Self {
+        self.scoring.soft_cap = Some(cap);
+        self
+    }
+
+    /// Gives every query head of every layer a logit that takes part in the softmax and has no
+    /// value, `[layers, query_heads]` (the learned sinks of gpt-oss). Where a context is split, the
+    /// part with a sequence's first token counts it.
+    pub fn sink_logits(mut self, logits: impl Into<Arc<[f32]>>) -> Self {
+        self.scoring.sink_logits = Some(logits.into());
+        self
+    }
+
+    /// Says that keys and queries come turned by RoPE already. The shape's [`Rope`](crate::Rope)
+    /// must be the one they were turned by: [`Codec::Centred`] turns its means by it, and
+    /// [`Codec::RotateKv`] turns keys back, which are stored before RoPE.
+    pub fn turned_rows(mut self, turned: bool) -> Self {
+        self.scoring.turned = turned;
         self
     }
 
@@ -242,9 +287,8 @@ impl PlanBuilder {
         if sequences == 0 {
             return argument("sequences", "1 or more", 0);
         }
-        if self.sliding_window == Some(0) {
-            return argument("sliding window", "1 token or more", 0);
-        }
+        self.span.check()?;
+        self.scoring.check(&self.shape)?;
         if let Some(tokens) = self.max_tokens.filter(|tokens| !(1..=1 << 30).contains(tokens)) {
             return argument("max_tokens", format!("1 to {}", 1 << 30), tokens);
         }
@@ -264,7 +308,8 @@ impl PlanBuilder {
             learned: self.learned,
             position_quads: if moves { pairs.div_ceil(2) } else { 0 },
             alignment: Alignment::EVERYTHING,
-            sliding_window: self.sliding_window,
+            span: self.span,
+            scoring: self.scoring,
             longest: self.max_tokens,
             code_planes: false,
             counts_loads: self.counts_loads,
@@ -287,6 +332,8 @@ impl PlanBuilder {
         // Groups heads that are stored alike, before it is known how many of them a binding holds.
         plan.arrange(|slab| Ok(slab.count()))?;
         plan.set_alignment(self.alignment, self.keeps_planes)?;
+        plan.check_planes()?;
+        plan.check_soft_cap()?;
         plan.fit_workgroup_memory(capability);
         plan.pages = match self.pages {
             Pages::Of(capacity) => plan.pages_for(capacity)?,

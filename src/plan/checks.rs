@@ -84,6 +84,30 @@ impl Plan {
         Ok(())
     }
 
+    /// Refuses elected sinks where numbers lie in planes: they are not hidden there.
+    pub(super) fn check_planes(&self) -> Result<()> {
+        if self.elects() && self.aligns() {
+            return Err(Error::argument("the codec of massive sinks", "one without planes", format!("{} in planes", self.format().codec())));
+        }
+        Ok(())
+    }
+
+    /// Refuses to cap scores that are not whole, or that planes are chosen by.
+    pub(super) fn check_soft_cap(&self) -> Result<()> {
+        if self.soft_cap().is_none() {
+            return Ok(());
+        }
+        if self.aligns() {
+            return Err(Error::argument("the codec of capped scores", "one without planes, which are chosen by scores without a cap", self.format().codec()));
+        }
+        let still = self.shape.head_dim - self.still_channels();
+        if still > 0 {
+            let wanted = "0, since what they add to every score is left out";
+            return Err(Error::argument("channels that have means and do not turn, of capped scores", wanted, still));
+        }
+        Ok(())
+    }
+
     /// Checks that these codes can be stored in planes.
     pub(crate) fn check_code_planes(&self) -> Result<()> {
         let wrong = |name: &'static str, wanted: &str, had: String| Err(Error::argument(name, wanted, had));

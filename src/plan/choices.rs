@@ -2,7 +2,7 @@
 //! things lie.
 
 use super::sizes::DECODE_PARTIALS;
-use super::{Plan, Slab, position};
+use super::{Plan, Slab, Span, position};
 use crate::format::{Bits, Codec, Format, PAGE_TOKENS, RopeLayout, Shape, Sinks};
 use crate::gpu::{Capability, Reduce};
 
@@ -254,10 +254,18 @@ impl Plan {
         self.restores() && self.straight && !self.shape.rope.frequencies().is_empty()
     }
 
-    /// Returns how many tokens a query sees, its own the last: the largest number where it sees
-    /// all.
+    /// Returns how many tokens a query sees, its own the last: the largest number where its
+    /// position does not limit it.
     pub(crate) fn reach(&self) -> u32 {
-        self.sliding_window.unwrap_or(u32::MAX)
+        self.sliding_window().unwrap_or(u32::MAX)
+    }
+
+    /// Returns the tokens of a chunk that attention stays within; 0 for none.
+    pub(crate) fn chunk(&self) -> u32 {
+        match self.span {
+            Span::Chunked(tokens) => tokens,
+            Span::All | Span::Sliding(_) => 0,
+        }
     }
 
     /// Returns how many f16 rows are kept for the window: the window itself, and the page that
@@ -283,11 +291,17 @@ impl Plan {
         u64::from(PAGE_TOKENS) + self.max_tokens() / u64::from(PAGE_TOKENS) + 1
     }
 
-    /// Returns the words of a layer's marks: the group of every key channel, a byte each (or for
-    /// Centred, means and weights), then by slot the elected sinks.
-    pub(crate) fn marks_words(&self) -> u64 {
+    /// Returns the first word of the query heads' sink logits in a layer's marks.
+    pub(crate) fn logits_at(&self) -> u64 {
         let elected = if self.elects() { 3 * u64::from(self.sinks()) * u64::from(self.sequences) } else { 0 };
-        (u64::from(self.elected_at()) + elected).next_multiple_of(4)
+        u64::from(self.elected_at()) + elected
+    }
+
+    /// Returns the words of a layer's marks: the group of every key channel, a byte each (or for
+    /// Centred, means and weights), then by slot the elected sinks, then the sink logits.
+    pub(crate) fn marks_words(&self) -> u64 {
+        let logits = self.sink_logits(0).map_or(0, <[f32]>::len) as u64;
+        (self.logits_at() + logits).next_multiple_of(4)
     }
 }
 
@@ -304,8 +318,11 @@ const MATRIX_BYTES: u32 = 32 * 272 + 128 * 80 + 32 * 528 + 128 * 80 + 512 + 16;
 
 /// Returns whether prefilling rows of a shape are attended by cooperative matrices on a device.
 pub(super) fn multiplies_matrices(shape: &Shape, capability: &Capability) -> bool {
-    capability.matrices && capability.workgroup_bytes >= MATRIX_BYTES && [64, 128].contains(&shape.head_dim)
+    capability.matrices && capability.workgroup_bytes >= MATRIX_BYTES && MATRIX_HEADS.contains(&shape.head_dim)
 }
+
+/// Head dimensions that attend_matrices is written for.
+pub(super) const MATRIX_HEADS: [u32; 2] = [64, 128];
 
 /// Invocations of a workgroup of attend_merge, at most.
 const MERGE_THREADS: u32 = 1024;

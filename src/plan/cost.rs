@@ -102,6 +102,8 @@ impl fmt::Display for Plan {
             "{} sequences, {} pages of {PAGE_TOKENS} tokens, sinks {}, window {}",
             self.sequences, self.pages, self.protection.sinks, self.protection.window
         )?;
+        self.write_scores(f)?;
+        self.write_kernels(f)?;
         for (name, bytes) in [
             ("key codes", key_codes),
             ("key scales", key_scales),

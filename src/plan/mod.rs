@@ -7,7 +7,9 @@ mod checks;
 mod choices;
 mod cost;
 mod fingerprint;
+mod kernels;
 pub(crate) mod position;
+mod scoring;
 mod scratch;
 pub(crate) mod sizes;
 mod slabs;
@@ -18,11 +20,13 @@ pub use capacity::Capacity;
 pub use choices::Restore;
 pub(crate) use choices::block_lanes;
 pub use cost::Cost;
+pub use scoring::Span;
 pub use slabs::Slab;
 
 use crate::error::{Error, Result};
 use crate::format::{Alignment, BitPlan, ChannelOrder, Criterion, Element, Format, Learned, Means, PAGE_TOKENS, Protection, Shape};
 use crate::gpu::{Capability, Reduce};
+use scoring::Scoring;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -53,8 +57,8 @@ pub struct Plan {
     /// dispatch.
     position_quads: u32,
     alignment: Alignment,
-    /// Tokens that a query sees, itself the last, if not all.
-    sliding_window: Option<u32>,
+    span: Span,
+    scoring: Scoring,
     /// Tokens that a sequence can reach, if not as many as there are pages for.
     longest: Option<u32>,
     /// Whether integer codes are stored in planes.
@@ -106,6 +110,11 @@ impl Plan {
         }
         let bits = BitPlan::new(&shape, format, |layer, head| self.bit_plan.of(layer, heads.start + head))?;
         let mut builder = self.to_builder().stores(shape, bits);
+        if let Some(logits) = &self.scoring.sink_logits {
+            let (all, share) = (self.shape.query_heads as usize, self.shape.share());
+            let of = (heads.start * share) as usize..(heads.end * share) as usize;
+            builder = builder.sink_logits(logits.chunks_exact(all).flat_map(|layer| layer[of.clone()].to_vec()).collect::<Vec<_>>());
+        }
         builder = match self.learned() {
             Some(Learned::ChannelOrder(order)) => builder.learned(order.shard(heads)?),
             Some(Learned::Means(means)) => builder.learned(means.shard(heads)),
@@ -170,7 +179,10 @@ impl Plan {
 
     /// Returns how many tokens every query sees, its own the last, if not all.
     pub fn sliding_window(&self) -> Option<u32> {
-        self.sliding_window
+        match self.span {
+            Span::Sliding(tokens) => Some(tokens),
+            Span::All | Span::Chunked(_) => None,
+        }
     }
 
     /// Returns the type of the caller's rows that [`Gpu::prepare`](crate::Gpu::prepare) compiles

@@ -57,19 +57,19 @@ fn row_turns(plan: &Plan) -> Vec<[f32; 2]> {
     (0..plan.row_turn_quads() as usize).flat_map(|q| (0..32).flat_map(move |lane| [turn(2 * q, lane), turn(2 * q + 1, lane)])).collect()
 }
 
-/// Returns a layer's marks as they begin: the group of each key channel, and no sinks; or for
-/// Centred, the means and weights of each KV head.
+/// Returns a layer's marks as they begin: the group of each key channel, or for Centred the means
+/// and weights of each KV head; no sinks; the sink logits.
 pub(crate) fn marks(plan: &Plan, layer: u32) -> Vec<u32> {
-    if plan.format().codec() == Codec::Centred {
-        let mut words = plan.means().map_or_else(|| Means::natural_words(plan.shape()), |means| means.words(layer));
-        words.resize(plan.marks_words() as usize, u32::MAX);
-        return words;
-    }
-    let Some(order) = plan.channel_order() else {
-        return Vec::new();
+    let mut words = match (plan.format().codec(), plan.channel_order()) {
+        (Codec::Centred, _) => plan.means().map_or_else(|| Means::natural_words(plan.shape()), |means| means.words(layer)),
+        (_, Some(order)) => {
+            let groups: Vec<u8> = order.places(layer).iter().map(|place| (u32::from(*place) / plan.layout_of(layer).row_group) as u8).collect();
+            groups.chunks(4).map(|four| four.iter().rev().fold(0, |word, group| word << 8 | u32::from(*group))).collect()
+        }
+        _ => Vec::new(),
     };
-    let groups: Vec<u8> = order.places(layer).iter().map(|place| (u32::from(*place) / plan.layout_of(layer).row_group) as u8).collect();
-    let mut words: Vec<u32> = groups.chunks(4).map(|four| four.iter().rev().fold(0, |word, group| word << 8 | u32::from(*group))).collect();
+    words.resize(plan.logits_at() as usize, u32::MAX);
+    words.extend(plan.sink_logits(layer).unwrap_or_default().iter().map(|logit| logit.to_bits()));
     words.resize(plan.marks_words() as usize, u32::MAX);
     words
 }

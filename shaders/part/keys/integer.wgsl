@@ -42,7 +42,7 @@ fn keys_step(w: u32, page: u32, lane: u32, dots: ptr<function, Dots>, scores: pt
     }
 }
 
-// Scores in log2 units (the query's scale carries log2(e) / sqrt(head_dim)), tokens 4 * lane to 4 *
+// Scores in log2 units (the query's scale carries log2(e) and the plan's), tokens 4 * lane to 4 *
 // lane + 3.
 fn keys_scores(unit: u32, page: u32, lane: u32) -> Scores {
     var dots = Dots(HeadsI(0), HeadsI(0), HeadsI(0), HeadsI(0));

@@ -66,6 +66,11 @@ fn cached_row(place: Place, t: u32) -> u32 {
     return row;
 }
 
+// Whether that row is one of the elected sinks, whose keys keep their mean (Centred).
+fn cached_elected(place: Place, row: u32) -> bool {
+    return MASSIVE && row < cached_offset(place, SINKS);
+}
+
 // Numbers 4 * quad to 4 * quad + 3 of a row of planes: a channel's tokens, or a token's channels.
 // `at` is in words.
 fn cached_planes(at: u32, quads: u32, row: u32, quad: u32) -> vec2<u32> {

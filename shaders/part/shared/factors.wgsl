@@ -8,7 +8,7 @@
 // (part heads/<n>). Needs parts turn and centre. Twin: src/kernel/reference/factors.rs.
 
 override ROPE: u32;  // 0 none, 1 split halves, 2 interleaved pairs
-override SCALE: f32; // log2(e) / sqrt(HEAD_DIM)
+override SCALE: f32; // log2(e) times the plan's scale of scores
 
 struct Factors { a: HeadsF, b: HeadsF }
 

@@ -5,6 +5,7 @@
 override SHARE: u32;          // query heads per KV head
 override SINKS: u32;
 override SLIDING_WINDOW: u32; // tokens that a row sees, itself the last; all where it is the largest number
+override CHUNK: u32;          // tokens of a chunk that a row sees no further back than the first of; 0 for none
 override MASSIVE: bool;       // whether the sinks are elected
 override ELECTED_AT: u32;     // first elected sink in marks
 
@@ -52,10 +53,19 @@ fn prefill_partial(item: PrefillItem, r: u32) -> u32 {
     return (item.partial + r / SHARE * item.partials) * item.heads + item.head * SHARE + r % SHARE;
 }
 
+// The first token that rows see, by the end of what they see.
+fn prefill_first(end: vec4<u32>) -> vec4<u32> {
+    if (CHUNK > 0u) {
+        let own = end - vec4<u32>(1u);
+        return own - own % vec4<u32>(max(CHUNK, 1u));
+    }
+    return max(end, vec4<u32>(SLIDING_WINDOW)) - vec4<u32>(SLIDING_WINDOW);
+}
+
 // The tiles of which every row sees every token: the first, and the end of these.
 fn prefill_open(item: PrefillItem) -> vec2<u32> {
     let all_end = item.query_first + item.queries;
-    let first = max(max(all_end, SLIDING_WINDOW) - SLIDING_WINDOW, item.after) - item.after;
+    let first = max(prefill_first(vec4<u32>(all_end)).x, item.after) - item.after;
     let end = max(min(item.query_first + 1u, item.tokens), item.after) - item.after;
     return vec2<u32>(item.before_tiles + (first + 31u) / 32u, item.before_tiles + end / 32u);
 }
@@ -78,5 +88,5 @@ fn prefill_position(item: PrefillItem, tile: u32, n: u32) -> u32 {
 // Of four rows from r on: the first token that they see, and the end of those.
 fn prefill_seen(item: PrefillItem, r: u32) -> array<vec4<u32>, 2> {
     let end = vec4<u32>(item.query_first + 1u) + (vec4<u32>(r) + vec4<u32>(0u, 1u, 2u, 3u)) / vec4<u32>(SHARE);
-    return array<vec4<u32>, 2>(max(end, vec4<u32>(SLIDING_WINDOW)) - vec4<u32>(SLIDING_WINDOW), end);
+    return array<vec4<u32>, 2>(prefill_first(end), end);
 }

@@ -108,7 +108,7 @@ pub fn align_values(
 ) {
     let c = constants;
     for (x, y) in (0..items).flat_map(|x| (0..params.slab_heads * c.blocks).map(move |y| (x, y))) {
-        let item = (params.items_at + 8 * x) as usize;
+        let item = (params.items_at + 9 * x) as usize;
         let [row, list, first, end, _, _, score_first] = [0, 1, 2, 3, 4, 5, 6].map(|e| tables[item + e]);
         let (slab_head, block) = (y / c.blocks, y % c.blocks);
         let head = tables[(params.heads_at + slab_head) as usize];

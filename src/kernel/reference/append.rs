@@ -64,7 +64,7 @@ pub(super) fn pack(
         for t in first..(c.block * block + c.block).min(new_packed) {
             let (key, value, mut what) = if t >= old_tokens {
                 let first = ((row_first + t - old_tokens) * params.kv_heads + head) * c.head_dim;
-                fresh(c, turns, keys, values, &Centred::of(c, marks, head), first, t)
+                fresh(c, turns, keys, values, &Centred::of(c, marks, head), [first, t], false)
             } else {
                 kept(c, protected_rows, offset(c, slot, params.kv_heads, head, window_row(c, t)))
             };

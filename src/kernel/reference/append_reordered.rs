@@ -43,7 +43,8 @@ pub fn append_reordered(
             let plain = |head: u32| -> Vec<f32> {
                 if t >= old_tokens {
                     let first = ((row_first + t - old_tokens) * params.kv_heads + head) * c.head_dim;
-                    return (0..c.head_dim).map(|i| c.input(keys, first + i)).collect();
+                    let fresh: Vec<f32> = (0..c.head_dim).map(|i| c.input(keys, first + i)).collect();
+                    return if c.turned { turn::back(c, turns, &fresh, t) } else { fresh };
                 }
                 let at = offset(c, slot, params.kv_heads, head, window_row(c, t));
                 let kept: Vec<f32> = (0..c.head_dim / 2).flat_map(|i| unpack(protected_rows[(at + i) as usize])).collect();

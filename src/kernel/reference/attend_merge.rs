@@ -4,15 +4,16 @@ use super::centre::Centred;
 use super::half::half_bits;
 use super::{Constants, finite, hadamard};
 use crate::kernel::attend_merge::AttendMergeParams;
+use std::f32::consts::{LN_2, LOG2_E};
 
 const HIDDEN: f32 = -1e30;
 
 /// Merges the partial results of `rows` query rows into their output rows. Shader:
 /// `shaders/attend_merge.wgsl`.
 ///
-/// `tables` holds the records (4 words), `partials` is
+/// `tables` holds the records (5 words), `partials` is
 /// `[item, kv_heads, blocks, heads, head_dim + 4]`, `row_partials`
-/// `[partial, query_heads, head_dim + 2]`, `marks` for Centred means and weights, `query_rows` what
+/// `[partial, query_heads, head_dim + 2]`, `marks` for Centred means and weights, and the sink logits, `query_rows` what
 /// `query` wrote, `output` `[rows, query_heads, head_dim]` in f32 or f16, `log_sums`
 /// `[rows, query_heads]`, if they are wanted.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
@@ -33,8 +34,9 @@ pub fn attend_merge(
     let share = params.query_heads / params.kv_heads;
     let head_dim = c.head_dim as usize;
     for (r, query_head) in (0..rows).flat_map(|r| (0..params.query_heads).map(move |h| (r, h))) {
-        let record = (params.records_at + 4 * r) as usize;
+        let record = (params.records_at + 5 * r) as usize;
         let [first, count, row_first, row_count] = [0, 1, 2, 3].map(|e| tables[record + e] as usize);
+        let has_first = tables[record + 4] == 1;
         let block = query_head % share / c.heads;
         let stride = (params.kv_heads * c.blocks * c.heads * (c.head_dim + 4)) as usize;
         let at = first * stride + (((query_head / share * c.blocks + block) * c.heads + query_head % share % c.heads) * (c.head_dim + 4)) as usize;
@@ -63,17 +65,28 @@ pub fn attend_merge(
         let broken = total == 0.0 && !query.iter().all(|x| finite(*x));
         let nothing = total == 0.0 && !broken;
         let centred = Centred::of(c, marks, query_head / share);
+        let still = still(c, &centred, query);
+        let mut log_sum = if nothing { HIDDEN } else { LN_2 * (still + peak + total.log2()) };
+        // The share of the weights that tokens have.
+        let mut share_of_tokens = 1.0;
+        if c.sink_logits && has_first {
+            let logit = LOG2_E * f32::from_bits(marks[(c.logits_at + query_head) as usize]) - still;
+            let top = logit.max(peak);
+            let tokens = total * (peak - top).exp2();
+            let all = tokens + (logit - top).exp2();
+            share_of_tokens = tokens / all;
+            log_sum = LN_2 * (still + top + all.log2());
+        }
         if let Some(log_sums) = &mut log_sums {
             let at = (params.row_first + r) * params.query_heads + query_head;
-            let log_sum = if nothing { HIDDEN } else { std::f32::consts::LN_2 * (still(c, &centred, query) + peak + total.log2()) };
             log_sums[at as usize] = if broken { f32::NAN } else { log_sum };
         }
-        let mut row: Vec<f32> = (0..head_dim).map(merged).map(|[_, total, x]| if nothing { 0.0 } else { x / total }).collect();
+        let mut row: Vec<f32> = (0..head_dim).map(merged).map(|[_, total, x]| if nothing { 0.0 } else { x / total * share_of_tokens }).collect();
         if c.rotate_values {
             row = hadamard::row(c, &row);
         }
         for ((x, sign), mean) in row.iter_mut().zip(&centred.value_signs).zip(&centred.value_means) {
-            *x = *x * sign + if nothing { 0.0 } else { *mean };
+            *x = *x * sign + if nothing { 0.0 } else { share_of_tokens * *mean };
         }
         let output_at = (((params.row_first + r) * params.query_heads + query_head) * c.head_dim) as usize;
         if c.half_rows {

@@ -2,6 +2,7 @@
 //! common with it.
 
 use super::Constants;
+use super::cap::cap;
 use super::half::{half_round, unpack};
 use crate::kernel::attend_prefill::AttendPrefillParams;
 
@@ -80,7 +81,7 @@ pub(super) fn attend(
             let row = ((row_first + token) * kv_heads * c.share + query_head) as usize * c.query_row as usize;
             let query: Vec<f32> = query_rows[row..row + head_dim].iter().map(|x| halve(*x)).collect();
             let end = query_first + token + 1;
-            let seen = end.saturating_sub(c.sliding_window)..end;
+            let seen = if c.chunk > 0 { (end - 1) / c.chunk * c.chunk } else { end.saturating_sub(c.sliding_window) }..end;
             let (mut peak, mut sum, mut out) = (HIDDEN, 0.0, vec![0.0; head_dim]);
             for tile in tile_first..tile_end {
                 let at = (((place + tile - tile_first) * kv_heads + head) * 32 * c.head_dim) as usize;
@@ -89,7 +90,7 @@ pub(super) fn attend(
                 let value = |n: usize, i: usize| unpack(values[(n / 8 * head_dim + i) * 4 + n % 8 / 2])[n % 2];
                 let mut s = [HIDDEN; 32];
                 for (s, n) in s.iter_mut().zip(0..).filter(|(_, n)| position(tile, *n).is_some_and(|t| seen.contains(&t))) {
-                    *s = (0..head_dim).fold(0.0, |sum, i| sum + query[i] * key(n as usize, i));
+                    *s = cap(c, (0..head_dim).fold(0.0, |sum, i| sum + query[i] * key(n as usize, i)));
                 }
                 // The peak stays until a score exceeds it by far.
                 let highest = s.iter().copied().fold(HIDDEN, f32::max);

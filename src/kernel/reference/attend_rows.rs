@@ -2,6 +2,7 @@
 
 use super::attend_split::reduce_add;
 use super::cached::{Place, Store};
+use super::cap::cap;
 use super::{Constants, turn};
 use crate::kernel::attend_rows::{AttendRowsParams, TILE_PLACES};
 
@@ -67,7 +68,8 @@ pub fn attend_rows(
                     let quads = (0..c.head_dim / 4).map(|quad| store.key(&place, t, Some(at), quad));
                     let score = quads.flat_map(|four| [[four[0], four[1]], [four[2], four[3]]]).zip(query.chunks_exact(2)).fold(0.0, pair_added);
                     let sink = usize::from(TILE_PLACES * tile + (lane as u32) < sinks);
-                    score_of_mean(c, turns, &turned[sink], lane, score)
+                    // Elected sinks keep their mean.
+                    cap(c, if c.massive && sink == 1 { score } else { score_of_mean(c, turns, &turned[sink], lane, score) })
                 });
                 let new_peak = s.iter().copied().fold(peak, f32::max);
                 let shrink = (peak - new_peak).exp2();

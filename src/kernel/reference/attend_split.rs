@@ -1,6 +1,7 @@
 //! The twin of `shaders/attend_split.wgsl`.
 
 use super::cached::elected;
+use super::cap::cap;
 use super::grouped::{Grouped, Spot};
 use super::half::unpack;
 use super::positions::positions;
@@ -28,7 +29,7 @@ struct Reading<'a> {
 /// Attends one query row to one slice of the packed pages, for `items` slices. Shader:
 /// `shaders/attend_split.wgsl`.
 ///
-/// `tables` holds the items (8 words) and lists of physical pages, `turns` is as
+/// `tables` holds the items (9 words) and lists of physical pages, `turns` is as
 /// [`turns`](super::turns), `query_codes` `[row, kv_heads, blocks, query_stride, heads]`, `marks`
 /// the groups of key channels and the elected sinks, `key_scales`
 /// `[physical page, row_groups, scale_vecs]` vec4s, `pages`
@@ -55,8 +56,8 @@ pub fn attend_split(
     let c = constants;
     let grouped = Grouped { constants, marks, key_scales, pages };
     for (x, y) in (0..items).flat_map(|x| (0..params.slab_heads * c.blocks).map(move |y| (x, y))) {
-        let item = (params.items_at + x * 8) as usize;
-        let [query_row, list, first, end, visible_first, visible_end, slot, limit] = [0, 1, 2, 3, 4, 5, 6, 7].map(|e| tables[item + e]);
+        let item = (params.items_at + x * 9) as usize;
+        let [query_row, list, first, end, visible_first, visible_end, pages_at, limit, slot] = [0, 1, 2, 3, 4, 5, 6, 7, 8].map(|e| tables[item + e]);
         let (slab_head, block) = (y / c.blocks, y % c.blocks);
         let head = tables[(params.heads_at + slab_head) as usize];
         let queries_at = (((query_row * params.kv_heads + head) * c.blocks + block) * c.query_stride * c.heads) as usize;
@@ -90,16 +91,15 @@ pub fn attend_split(
                 let reading = Reading { c, page, queries, h: h as usize, restored, n };
                 let mut s = reading.scores(turns);
                 if c.position_quads > 0 {
-                    // The item holds, in place of the slot, where the row's pages begin among the
-                    // terms.
                     let first = (head * c.blocks + block) * TERMS;
-                    let term = |k: usize| position_terms[(((first + k as u32) * c.position_places + slot.wrapping_add(n)) * c.heads + h) as usize];
+                    let term = |k: usize| position_terms[(((first + k as u32) * c.position_places + pages_at.wrapping_add(n)) * c.heads + h) as usize];
                     let more = positions(c, turns, n, |entry| f32::from_bits(reading.query(entry)), term);
                     for (s, more) in s.iter_mut().zip(more) {
                         *s += more;
                     }
                 }
                 for (t, s) in s.iter_mut().enumerate() {
+                    *s = cap(c, *s);
                     let token = n * 128 + t as u32;
                     if token < visible_first || token >= visible_end || sinks.contains(&token) {
                         *s = HIDDEN;

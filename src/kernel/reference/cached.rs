@@ -86,6 +86,11 @@ impl Store<'_> {
         row
     }
 
+    /// Returns whether that row is one of the elected sinks, whose keys keep their mean (Centred).
+    pub fn is_elected(&self, place: &Place, row: Option<u32>) -> bool {
+        self.constants.massive && row.is_some_and(|row| row < self.offset(place, self.constants.sinks))
+    }
+
     fn halves(&self, at: u32) -> [f32; 4] {
         let [a, b] = unpack(self.protected_rows[at as usize]);
         let [c, d] = unpack(self.protected_rows[at as usize + 1]);

@@ -63,7 +63,11 @@ pub fn dequantize(
         }
         if c.centred {
             let Centred { key_means, weights, value_means, value_signs } = Centred::of(c, marks, head);
-            for ((x, weight), mean) in key.iter_mut().zip(weights).zip(turn::row(c, turns, &key_means, t)) {
+            let mut means = turn::row(c, turns, &key_means, t);
+            if store.is_elected(&place, row) {
+                (0..c.head_dim).filter(|i| turn::pair(c, *i) < c.rope_pairs).for_each(|i| means[i as usize] = 0.0);
+            }
+            for ((x, weight), mean) in key.iter_mut().zip(weights).zip(means) {
                 *x = *x / weight + mean;
             }
             for ((x, sign), mean) in value.iter_mut().zip(value_signs).zip(value_means) {

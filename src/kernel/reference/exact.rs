@@ -1,6 +1,7 @@
 //! In f64, what the kernels approximate.
 
 use crate::format::{Rope, RopeLayout, Shape};
+use crate::plan::Plan;
 
 /// Returns a row turned to its position by RoPE.
 pub fn turn_exact(rope: &Rope, row: &[f64], position: u32) -> Vec<f64> {
@@ -18,17 +19,49 @@ pub fn turn_exact(rope: &Rope, row: &[f64], position: u32) -> Vec<f64> {
     turned
 }
 
+/// What scores are, beyond the product of key and query.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scores<'a> {
+    /// The factor on a product.
+    pub scale: f64,
+    /// What scores are capped to, softly.
+    pub soft_cap: Option<f64>,
+    /// A logit without a value for each query head.
+    pub sink_logits: Option<&'a [f32]>,
+}
+
+impl<'a> Scores<'a> {
+    /// Returns those of a layer of a plan.
+    pub fn of(plan: &'a Plan, layer: u32) -> Self {
+        Self { scale: plan.score_scale(), soft_cap: plan.soft_cap().map(f64::from), sink_logits: plan.sink_logits(layer) }
+    }
+
+    /// Returns products divided by the root of the head dimension.
+    pub fn plain(head_dim: u32) -> Self {
+        Self { scale: 1.0 / f64::from(head_dim).sqrt(), soft_cap: None, sink_logits: None }
+    }
+
+    fn score(&self, key: &[f64], query: &[f64]) -> f64 {
+        let score = key.iter().zip(query).map(|(k, q)| k * q).sum::<f64>() * self.scale;
+        self.soft_cap.map_or(score, |cap| cap * (score / cap).tanh())
+    }
+}
+
 /// Returns the causal softmax attention of the last `rows` tokens of one sequence over all its
 /// tokens, before any quantization.
 ///
 /// `keys` and `values` are `[tokens, kv_heads, head_dim]`, `queries` and the result
 /// `[rows, query_heads, head_dim]`; keys and queries are before RoPE, which `shape` holds.
 pub fn attention_exact(shape: &Shape, keys: &[f32], values: &[f32], queries: &[f32], rows: usize) -> Vec<f64> {
+    attention_exact_with(shape, &Scores::plain(shape.head_dim), keys, values, queries, rows)
+}
+
+/// Returns the same of other scores.
+pub fn attention_exact_with(shape: &Shape, scores: &Scores<'_>, keys: &[f32], values: &[f32], queries: &[f32], rows: usize) -> Vec<f64> {
     let head_dim = shape.head_dim as usize;
     let (query_heads, kv_heads) = (shape.query_heads as usize, shape.kv_heads as usize);
     let mut output = vec![0.0; rows * query_heads * head_dim];
-    each_query(shape, keys, queries, rows, |at, scores| {
-        let log_sum = log_sum(scores);
+    each_query(shape, scores, keys, queries, rows, |at, scores, log_sum| {
         let head = at % query_heads / (query_heads / kv_heads);
         for (t, score) in scores.iter().enumerate() {
             let weight = (score - log_sum).exp();
@@ -43,18 +76,24 @@ pub fn attention_exact(shape: &Shape, keys: &[f32], values: &[f32], queries: &[f
 /// Returns the logarithms of the sums of `exp(score)` over what
 /// [`attention_exact`] attends to: `[rows, query_heads]`.
 pub fn log_sums_exact(shape: &Shape, keys: &[f32], queries: &[f32], rows: usize) -> Vec<f64> {
+    log_sums_exact_with(shape, &Scores::plain(shape.head_dim), keys, queries, rows)
+}
+
+/// Returns the same of other scores.
+pub fn log_sums_exact_with(shape: &Shape, scores: &Scores<'_>, keys: &[f32], queries: &[f32], rows: usize) -> Vec<f64> {
     let mut log_sums = vec![0.0; rows * shape.query_heads as usize];
-    each_query(shape, keys, queries, rows, |at, scores| log_sums[at] = log_sum(scores));
+    each_query(shape, scores, keys, queries, rows, |at, _, log_sum| log_sums[at] = log_sum);
     log_sums
 }
 
-fn log_sum(scores: &[f64]) -> f64 {
-    let peak = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    peak + scores.iter().map(|s| (s - peak).exp()).sum::<f64>().ln()
+fn log_sum(scores: impl Iterator<Item = f64> + Clone) -> f64 {
+    let peak = scores.clone().fold(f64::NEG_INFINITY, f64::max);
+    peak + scores.map(|s| (s - peak).exp()).sum::<f64>().ln()
 }
 
-/// Calls `take` with the number of every row's query head and its scores.
-fn each_query(shape: &Shape, keys: &[f32], queries: &[f32], rows: usize, mut take: impl FnMut(usize, &[f64])) {
+/// Calls `take` with the number of every row's query head, its scores, and the logarithm of the sum
+/// of their exponentials and that of the head's sink logit.
+fn each_query(shape: &Shape, scoring: &Scores<'_>, keys: &[f32], queries: &[f32], rows: usize, mut take: impl FnMut(usize, &[f64], f64)) {
     let head_dim = shape.head_dim as usize;
     let (query_heads, kv_heads) = (shape.query_heads as usize, shape.kv_heads as usize);
     let tokens = keys.len() / (kv_heads * head_dim);
@@ -65,9 +104,9 @@ fn each_query(shape: &Shape, keys: &[f32], queries: &[f32], rows: usize, mut tak
             for r in 0..rows {
                 let position = tokens - rows + r;
                 let query = turn_exact(&shape.rope, &row(queries, r * query_heads + query_head), position as u32);
-                let score = |key: &Vec<f64>| key.iter().zip(&query).map(|(k, q)| k * q).sum::<f64>() / (head_dim as f64).sqrt();
-                let scores: Vec<f64> = turned[..=position].iter().map(score).collect();
-                take(r * query_heads + query_head, &scores);
+                let scores: Vec<f64> = turned[..=position].iter().map(|key| scoring.score(key, &query)).collect();
+                let sink = scoring.sink_logits.map(|logits| f64::from(logits[query_head]));
+                take(r * query_heads + query_head, &scores, log_sum(scores.iter().copied().chain(sink)));
             }
         }
     }

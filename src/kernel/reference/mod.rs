@@ -7,7 +7,7 @@
 //! f32 in the shader's order of operations, so that a kernel and its twin differ by what a compiler
 //! may do (contract a product and a sum, approximate a division or `exp2`) and by nothing else;
 //! integers agree exactly. The twins of the shader's parts are modules here: [`half`], [`turn`],
-//! [`hadamard`], [`centre`], [`group`], [`fit`], [`scales`], [`cached`], [`positions`],
+//! [`hadamard`], [`centre`], [`group`], [`fit`], [`scales`], [`cached`], [`positions`], [`cap`],
 //! [`grouped`], [`planes`], [`code_planes`].
 //!
 //! The functions in f64 ([`rotate_exact`], [`rotate_group_exact`], [`turn_exact`],
@@ -17,6 +17,7 @@
 pub use crate::format::codes::{aligned, code_planes, half, planes};
 
 pub mod cached;
+pub mod cap;
 pub mod centre;
 pub mod factors;
 pub mod fit;
@@ -63,7 +64,7 @@ pub use attend_rows::attend_rows;
 pub use attend_split::attend_split;
 pub use dequantize::dequantize;
 pub use elect::elect;
-pub use exact::{attention_exact, log_sums_exact, turn_exact};
+pub use exact::{Scores, attention_exact, attention_exact_with, log_sums_exact, log_sums_exact_with, turn_exact};
 pub use gram::gram;
 pub use measure::measure;
 pub use position::position;
@@ -128,10 +129,20 @@ pub struct Constants {
     pub rope: u32,
     /// Pairs of channels that turn.
     pub rope_pairs: u32,
+    /// Whether the caller's keys and queries come turned.
+    pub turned: bool,
     /// Whether the caller's rows are f16.
     pub half_rows: bool,
-    /// `log2(e) / sqrt(head_dim)`.
+    /// `log2(e)` times the plan's score scale.
     pub scale: f32,
+    /// What scores are capped to, in log2 units; 0 for none.
+    pub soft_cap: f32,
+    /// `-2 log2(e) / soft_cap`.
+    pub cap_slope: f32,
+    /// Whether query heads have sink logits.
+    pub sink_logits: bool,
+    /// First sink logit in the marks.
+    pub logits_at: u32,
     /// Bits of a key's code: 2, 3, 4, 8, or 16 for f16.
     pub key_bits: u32,
     /// Bits of a value's code.
@@ -170,7 +181,7 @@ pub struct Constants {
     pub score_quads: u32,
     /// vec4s of `partials` before the ledgers.
     pub ledgers: u32,
-    /// sqrt(head_dim) / log2(e).
+    /// The inverse of `scale`.
     pub unscale: f32,
     /// Whether loads of planes are counted.
     pub count: bool,
@@ -203,6 +214,9 @@ pub struct Constants {
     pub squares: bool,
     /// Tokens that a row of a prefill sees, itself the last; all where it is `u32::MAX`.
     pub sliding_window: u32,
+    /// Tokens of a chunk that a row of a prefill sees no further back than the first of; 0 for
+    /// none.
+    pub chunk: u32,
     /// Query heads a KV head.
     pub share: u32,
     /// Runs of `head_dim` invocations of `attend_merge` that share a row's items, for rows of many
@@ -253,8 +267,13 @@ impl Constants {
             row_groups: whole("ROW_GROUPS"),
             rope: whole("ROPE"),
             rope_pairs: whole("ROPE_PAIRS"),
+            turned: flag("TURNED"),
             half_rows: flag("HALF_ROWS"),
             scale: float("SCALE"),
+            soft_cap: float("SOFT_CAP"),
+            cap_slope: float("CAP_SLOPE"),
+            sink_logits: flag("SINK_LOGITS"),
+            logits_at: whole("LOGITS_AT"),
             key_bits: whole("KEY_BITS"),
             value_bits: whole("VALUE_BITS"),
             key_clip: float("KEY_CLIP"),
@@ -289,6 +308,7 @@ impl Constants {
             value_groups: whole("VALUE_GROUPS"),
             squares: false,
             sliding_window: whole("SLIDING_WINDOW"),
+            chunk: whole("CHUNK"),
             share: whole("SHARE"),
             parts: whole("PARTS"),
         }

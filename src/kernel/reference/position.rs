@@ -40,7 +40,7 @@ pub fn position(
             let query_head = head * share + (reading % c.blocks * c.heads + h).min(share - 1);
             let at = ((params.row_first + row) * params.query_heads + query_head) * c.head_dim;
             let query: Vec<f32> = (0..c.head_dim).map(|i| c.input(queries, at + i)).collect();
-            let turned = turn::row(c, turns, &query, tables[(params.positions_at + row) as usize]);
+            let turned = turn::query(c, turns, query, tables[(params.positions_at + row) as usize]);
             for n in first..end.min(first + PAGES) {
                 let mut parts = [[0.0; TERMS as usize]; PARTS];
                 for p in c.position_waves..c.rope_pairs {

@@ -33,10 +33,12 @@ pub fn protect(
         let (chunk, mut t) = (tables[item] as usize, tables[item + 1]);
         let slot = tables[chunk];
         let old_tokens = tables[chunk + 1];
+        let mut elected_row = false;
         let mut s = if t < c.sinks { t } else { window_row(c, t) };
         if c.massive {
             s = window_row(c, t);
             if t >= SINK_ROW {
+                elected_row = true;
                 s = t - SINK_ROW;
                 t = marks[elected(c, slot) + s as usize];
                 // A row that is empty, or that an earlier step filled.
@@ -47,7 +49,7 @@ pub fn protect(
         }
         let row_first = tables[chunk + 6];
         let first = ((row_first + t - old_tokens) * params.kv_heads + head) * c.head_dim;
-        let (key, value, mut what) = fresh(c, turns, keys, values, &Centred::of(c, marks, head), first, t);
+        let (key, value, mut what) = fresh(c, turns, keys, values, &Centred::of(c, marks, head), [first, t], elected_row);
         let beyond = |row: &[f32]| row.iter().any(|x| half_saturates(*x));
         what |= (u32::from(beyond(&key)) << 2) | (u32::from(beyond(&value)) << 3);
         if what != 0 {
@@ -64,13 +66,31 @@ pub fn protect(
 
 /// Returns a token's key and value as attention reads them, from the caller's rows: centred,
 /// turned, weighted and rotated, or zeros where a number is not finite, which Centred reads back as
-/// the mean; and which of them (1 the key, 2 the value) had such a number.
-pub(super) fn fresh(c: &Constants, turns: &[[f32; 2]], keys: &[u32], values: &[u32], centred: &Centred, first: u32, t: u32) -> (Vec<f32>, Vec<f32>, u32) {
+/// the mean; and which of them (1 the key, 2 the value) had such a number. An elected sink keeps the
+/// mean of the channels of its key that turn.
+pub(super) fn fresh(
+    c: &Constants,
+    turns: &[[f32; 2]],
+    keys: &[u32],
+    values: &[u32],
+    centred: &Centred,
+    [first, t]: [u32; 2],
+    elected: bool,
+) -> (Vec<f32>, Vec<f32>, u32) {
     let take = |rows: &[u32], means: &[f32]| -> Vec<f32> { (0..c.head_dim).zip(means).map(|(i, mean)| c.input(rows, first + i) - mean).collect() };
     let broken = |row: &[f32]| !row.iter().all(|x| storable(*x));
-    let (mut key, mut value) = (take(keys, &centred.key_means), take(values, &centred.value_means));
+    let mut means = centred.key_means.clone();
+    if c.turned {
+        means = turn::row(c, turns, &means, t);
+    }
+    if elected {
+        (0..c.head_dim).filter(|i| turn::pair(c, *i) < c.rope_pairs).for_each(|i| means[i as usize] = 0.0);
+    }
+    let (mut key, mut value) = (take(keys, &means), take(values, &centred.value_means));
     let what = u32::from(broken(&key)) | (u32::from(broken(&value)) << 1);
-    key = turn::row(c, turns, &key, t);
+    if !c.turned {
+        key = turn::row(c, turns, &key, t);
+    }
     for (x, weight) in key.iter_mut().zip(&centred.weights) {
         *x *= weight;
     }

@@ -30,7 +30,7 @@ pub fn query(
         let position = tables[(params.positions_at + r) as usize];
         let first = ((params.row_first + r) * params.query_heads + query_head) * c.head_dim;
         let row: Vec<f32> = (0..c.head_dim).map(|i| c.input(queries, first + i)).collect();
-        let mut row = turn::row(c, turns, &row, position);
+        let mut row = turn::query(c, turns, row, position);
         let centred = Centred::of(c, marks, query_head / share);
         // Whole quads: beyond the last pair stand zeros.
         let factors_of = |p| if p < c.rope_pairs { factors(c, &row, &centred.key_means, p) } else { [0.0; 2] };

@@ -41,6 +41,11 @@ pub fn row(constants: &Constants, turns: &[[f32; 2]], row: &[f32], position: u32
     turned(constants, turns, row, position, |turn, x, sign, partner| x * turn[0] + sign * partner * turn[1])
 }
 
+/// Returns the caller's query as it is at its position: turned, unless it comes so.
+pub fn query(constants: &Constants, turns: &[[f32; 2]], query: Vec<f32>, position: u32) -> Vec<f32> {
+    if constants.turned { query } else { row(constants, turns, &query, position) }
+}
+
 /// Returns a row that was turned to its position, turned back.
 pub fn back(constants: &Constants, turns: &[[f32; 2]], row: &[f32], position: u32) -> Vec<f32> {
     turned(constants, turns, row, position, |turn, x, sign, partner| x * turn[0] - sign * partner * turn[1])

@@ -78,7 +78,7 @@ pub fn unpack(
                 return restored(c, turns, &grouped, &spot, t);
             }
             let mut key = quads(&|quad| store.key(&place, t, row, quad));
-            if c.position_quads > 0 {
+            if c.position_quads > 0 && !store.is_elected(&place, row) {
                 key.iter_mut().zip(turned_mean(c, turns, marks, head, t)).for_each(|(x, mean)| *x += mean);
             }
             key

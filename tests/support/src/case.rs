@@ -3,7 +3,7 @@
 use wgkv::aligned::Alignment;
 use wgkv::bits::BitPlan;
 use wgkv::learned::Reach;
-use wgkv::{Bits, Capability, Capacity, ChannelOrder, Codec, Element, Format, Gpu, Means, Plan, Precision, Protection, Rope, Shape, Sinks};
+use wgkv::{Bits, Capability, Capacity, ChannelOrder, Codec, Element, Format, Gpu, Means, Plan, Precision, Protection, Rope, Shape, Sinks, Span};
 
 use crate::learning;
 
@@ -33,8 +33,17 @@ pub struct Case {
     /// For AlignedF16, and where integer codes are stored in planes: the planes that decoding
     /// reads.
     pub alignment: Alignment,
-    /// Tokens that a query sees, if not all.
-    pub sliding_window: Option<u32>,
+    /// Which tokens a query sees.
+    pub span: Span,
+    /// The factor on products of keys and queries, if not `1 / sqrt(head_dim)`.
+    pub score_scale: Option<f32>,
+    /// What scores are capped to.
+    pub soft_cap: Option<f32>,
+    /// A logit for each query head, drawn by [`Walk::new`](crate::Walk::new) where the case asks for
+    /// some.
+    pub sink_logits: Option<Vec<f32>>,
+    /// Whether keys and queries come turned by RoPE.
+    pub turned: bool,
     /// Tokens that every sequence holds, or up to 127 more, after it slid before each step.
     pub keep: Option<u32>,
     /// (sequence, new tokens), by step.
@@ -65,7 +74,11 @@ pub fn case(why: &'static str, head_dim: u32, query_heads: u32, kv_heads: u32, f
         channel_order: None,
         reach: Reach::Global,
         alignment: Alignment::EVERYTHING,
-        sliding_window: None,
+        span: Span::All,
+        score_scale: None,
+        soft_cap: None,
+        sink_logits: None,
+        turned: false,
         keep: None,
         steps: vec![vec![(0, 45), (1, 131)], vec![(1, 1), (0, 1)], vec![(0, 90), (1, 3)]],
         precisions: Vec::new(),
@@ -171,7 +184,37 @@ impl Case {
 
     /// Sets sliding-window attention.
     pub fn sliding_window(mut self, tokens: u32) -> Self {
-        self.sliding_window = Some(tokens);
+        self.span = Span::Sliding(tokens);
+        self
+    }
+
+    /// Sets chunked attention.
+    pub fn chunked(mut self, tokens: u32) -> Self {
+        self.span = Span::Chunked(tokens);
+        self
+    }
+
+    /// Sets the factor on products, as a multiple of `1 / sqrt(head_dim)`.
+    pub fn score_scale(mut self, times: f32) -> Self {
+        self.score_scale = Some(times / (self.shape.head_dim as f32).sqrt());
+        self
+    }
+
+    /// Caps scores.
+    pub fn soft_cap(mut self, cap: f32) -> Self {
+        self.soft_cap = Some(cap);
+        self
+    }
+
+    /// Gives query heads sink logits.
+    pub fn sink_logits(mut self) -> Self {
+        self.sink_logits = Some(Vec::new());
+        self
+    }
+
+    /// Lets keys and queries come turned by RoPE.
+    pub fn turned(mut self) -> Self {
+        self.turned = true;
         self
     }
 
@@ -278,9 +321,21 @@ impl Case {
         if let Some(tiles) = self.unpacked_tiles.or(self.slabs.then_some(16)) {
             builder = builder.unpacked_tiles(tiles);
         }
-        if let Some(tokens) = self.sliding_window {
-            builder = builder.sliding_window(tokens);
+        builder = match self.span {
+            Span::Sliding(tokens) => builder.sliding_window(tokens),
+            Span::Chunked(tokens) => builder.chunked_attention(tokens),
+            _ => builder,
+        };
+        if let Some(scale) = self.score_scale {
+            builder = builder.score_scale(scale);
         }
+        if let Some(cap) = self.soft_cap {
+            builder = builder.soft_cap(cap);
+        }
+        if let Some(logits) = &self.sink_logits {
+            builder = builder.sink_logits(logits.clone());
+        }
+        builder = builder.turned_rows(self.turned);
         if let Some(workgroups) = self.split_workgroups {
             builder = builder.split_workgroups(workgroups);
         }

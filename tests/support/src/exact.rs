@@ -24,6 +24,12 @@ pub fn relative_rms(got: &[f32], want: &[f64]) -> f64 {
 
 /// Returns a token's key or value as the codec stores it, before it is rounded, in f64.
 pub fn basis(walk: &Walk, row: &[f32], head: u32, token: u32, key: bool) -> Vec<f64> {
+    basis_of(walk, row, head, token, key, false)
+}
+
+/// Returns the same of a row that is perhaps an elected sink's: its key keeps the mean of the
+/// channels that turn.
+pub fn basis_of(walk: &Walk, row: &[f32], head: u32, token: u32, key: bool, elected: bool) -> Vec<f64> {
     use reference::{rotate_exact, turn_exact};
     let (shape, codec) = (&walk.case.shape, walk.case.format.codec());
     let d = shape.head_dim as usize;
@@ -31,10 +37,20 @@ pub fn basis(walk: &Walk, row: &[f32], head: u32, token: u32, key: bool) -> Vec<
     let mut row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
     if let Some(learned) = &walk.case.means {
         let means = if key { learned.key_means(0) } else { learned.value_means(0) };
-        row = row.iter().enumerate().map(|(i, x)| x - part(means, i)).collect();
+        let mut means: Vec<f64> = (0..d).map(|i| part(means, i)).collect();
+        if key && walk.case.turned {
+            means = turn_exact(&shape.rope, &means, token);
+        }
+        if key && elected {
+            // Full RoPE or a part of it, in either layout: the first channels turn.
+            means[..2 * shape.rope.frequencies().len()].fill(0.0);
+        }
+        row = row.iter().zip(means).map(|(x, mean)| x - mean).collect();
     }
     if key {
-        row = turn_exact(&shape.rope, &row, token);
+        if !walk.case.turned {
+            row = turn_exact(&shape.rope, &row, token);
+        }
         if let Some(learned) = &walk.case.means {
             row = row.iter().enumerate().map(|(i, x)| x * part(learned.weights(0), i)).collect();
         }
@@ -71,21 +87,26 @@ pub fn exact_over_stored(walk: &Walk, taken: &Taken, sequence: usize, first: u32
     let width = (shape.query_heads * shape.head_dim) as usize;
     let queries = &taken.queries.numbers[first as usize * width..];
     let held = walk.first(sequence);
-    let reach = walk.case.sliding_window.unwrap_or(u32::MAX);
-    if held == 0 && reach >= tokens {
-        return attention_over(shape, [&keys, &values], queries, tokens - rows, rows);
+    let span = walk.case.span;
+    let scores = reference::Scores::of(walk.plan(), 0);
+    let queries = turned(walk, queries, tokens - rows, rows);
+    let still = Shape { rope: Rope::none(), ..shape.clone() };
+    let attention =
+        |[keys, values]: [&[f32]; 2], queries: &[f32], rows: u32| reference::attention_exact_with(&still, &scores, keys, values, queries, rows as usize);
+    if held == 0 && span.first(tokens - 1) == 0 {
+        return attention([&keys, &values], &queries, rows);
     }
     let slot = walk.sequences[sequence].slot();
     let record = records(taken).into_iter().find(|record| record.slot == slot).expect("a chunk of the step");
     let held: Vec<bool> = (0..tokens).map(|t| t >= held || f16_row(walk, &taken.after, &record, 0, t).is_some()).collect();
     let row = |n: u32| {
         let position = tokens - rows + n;
-        let seen: Vec<usize> = (0..=position).filter(|t| held[*t as usize] && position - t < reach).map(|t| t as usize).collect();
+        let seen: Vec<usize> = (0..=position).filter(|t| held[*t as usize] && *t >= span.first(position)).map(|t| t as usize).collect();
         let kept = |numbers: &[f32]| -> Vec<f32> {
             let width = (shape.kv_heads * shape.head_dim) as usize;
             seen.iter().flat_map(|t| &numbers[t * width..][..width]).copied().collect()
         };
-        attention_seen(shape, [&kept(&keys), &kept(&values)], &queries[n as usize * width..], position)
+        attention([&kept(&keys), &kept(&values)], &queries[n as usize * width..(n as usize + 1) * width], 1)
     };
     (0..rows).flat_map(row).collect()
 }
@@ -95,12 +116,12 @@ pub fn exact_over_stored(walk: &Walk, taken: &Taken, sequence: usize, first: u32
 pub fn attention_over(shape: &Shape, [keys, values]: [&[f32]; 2], queries: &[f32], first: u32, rows: u32) -> Vec<f64> {
     let seen = ((first + rows) * shape.kv_heads * shape.head_dim) as usize;
     let still = Shape { rope: Rope::none(), ..shape.clone() };
-    reference::attention_exact(&still, &keys[..seen], &values[..seen], &turned(shape, queries, first, rows), rows as usize)
+    reference::attention_exact(&still, &keys[..seen], &values[..seen], &turned_to(shape, queries, first, rows), rows as usize)
 }
 
 /// Returns the same of one query, over all of these rows, whatever their positions were.
 pub fn attention_seen(shape: &Shape, [keys, values]: [&[f32]; 2], query: &[f32], position: u32) -> Vec<f64> {
-    reference::attention_exact(&Shape { rope: Rope::none(), ..shape.clone() }, keys, values, &turned(shape, query, position, 1), 1)
+    reference::attention_exact(&Shape { rope: Rope::none(), ..shape.clone() }, keys, values, &turned_to(shape, query, position, 1), 1)
 }
 
 /// Returns the logarithms of the sums of `exp(score)` of `rows` rows of a step, from row `first`,
@@ -112,11 +133,18 @@ pub fn log_sums_over_stored(walk: &Walk, taken: &Taken, sequence: usize, first: 
     let tokens = walk.cache.tokens(walk.sequences[sequence]).expect("a live sequence");
     let queries = &taken.queries.numbers[(first * shape.query_heads * shape.head_dim) as usize..];
     let still = Shape { rope: Rope::none(), ..shape.clone() };
-    reference::log_sums_exact(&still, &keys, &turned(shape, queries, tokens - rows, rows), rows as usize)
+    let scores = reference::Scores::of(walk.plan(), 0);
+    reference::log_sums_exact_with(&still, &scores, &keys, &turned(walk, queries, tokens - rows, rows), rows as usize)
+}
+
+/// Returns a walk's queries as they are at their positions.
+fn turned(walk: &Walk, queries: &[f32], first: u32, rows: u32) -> Vec<f32> {
+    let shape = &walk.case.shape;
+    if walk.case.turned { queries[..(rows * shape.query_heads * shape.head_dim) as usize].to_vec() } else { turned_to(shape, queries, first, rows) }
 }
 
 /// Returns queries turned to their positions.
-fn turned(shape: &Shape, queries: &[f32], first: u32, rows: u32) -> Vec<f32> {
+fn turned_to(shape: &Shape, queries: &[f32], first: u32, rows: u32) -> Vec<f32> {
     let (d, heads) = (shape.head_dim as usize, shape.query_heads as usize);
     queries[..rows as usize * heads * d]
         .chunks_exact(d)

@@ -106,6 +106,9 @@ pub fn prefill_cases() -> Vec<Case> {
         slides(of("a sliding window hides sinks, too", 64, 3, 1, rtn(Three, Four, 64)).protection(protect(40, 0)).sliding_window(150)),
         slides(of("a sliding window of f16 pages", 64, 2, 1, Format::f16()).sliding_window(33)),
         slides(of("a sliding window of one token", 64, 2, 1, rtn(Two, Two, 32)).sliding_window(1).protection(protect(0, 16))),
+        slides(of("chunks hide sinks, too; capped scores", 64, 4, 2, hadamard(Four, Four, 64)).protection(protect(4, 16)).chunked(90).soft_cap(3.0)),
+        slides(of("chunks of one token", 64, 2, 1, Format::f16()).chunked(1)),
+        slides(of("Centred: elected sinks", 64, 4, 2, centred(Four, Two, 64)).protection(massive(20, 16))),
         slides(of("Centred: a sliding window", 64, 4, 2, centred(Four, Four, 32)).protection(protect(4, 16)).sliding_window(200)),
     ]);
     cases
@@ -135,7 +138,7 @@ pub fn check_prefill(walk: &Walk, taken: &Taken) {
     // Merge's records tell which partial results are whose.
     let records = words.attend_merge[0].0.records_at as usize;
     let mut written = vec![None; row_partials.len() / (d + 2)];
-    for (row, record) in words.tables[records..].chunks_exact(4).take(taken.step.rows() as usize).enumerate() {
+    for (row, record) in words.tables[records..].chunks_exact(5).take(taken.step.rows() as usize).enumerate() {
         written[record[2] as usize * walk.case.shape.query_heads as usize..][..(record[3] * walk.case.shape.query_heads) as usize].fill(Some(row));
     }
     let mut decodes = Vec::new();

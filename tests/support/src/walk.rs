@@ -109,6 +109,9 @@ impl Walk {
         if case.format.codec() == Codec::Centred && case.means.is_none() {
             case.means = Some(random_means(&case.shape, &means, &mut random));
         }
+        if let Some(logits) = &mut case.sink_logits {
+            *logits = (0..case.shape.query_heads * case.shape.layers).map(|_| 2.0 * normal(&mut random)).collect();
+        }
         let (sequences, tokens) = case.size();
         let mut gpu = case.pretend(gpu);
         let mut plan = case.plan(sequences, tokens, gpu.capability());
@@ -195,7 +198,12 @@ impl Walk {
     /// Takes a step on these keys, values, queries, and rows of the residual stream (none if
     /// nothing is to be elected).
     pub fn take_all(&mut self, chunks: &[(usize, u32)], rows: [Vec<f32>; 3], residual: Vec<f32>, attend: bool) -> Taken {
-        let [keys, values, queries] = rows.map(|numbers| self.input(numbers));
+        let [mut keys, values, mut queries] = rows;
+        if self.case.turned {
+            self.turn(chunks, &mut keys);
+            self.turn(chunks, &mut queries);
+        }
+        let [keys, values, queries] = [keys, values, queries].map(|numbers| self.input(numbers));
         let residual = self.input(residual);
         if let Some(keep) = self.case.keep {
             self.slide(keep);
@@ -231,6 +239,21 @@ impl Walk {
         let positions = if attend { words(&self.gpu, self.cache.position_terms()) } else { Vec::new() };
         let unpacked = if attend { words(&self.gpu, self.cache.unpacked_rows()) } else { Vec::new() };
         Taken { unpacked, step, chunks: chunks.to_vec(), keys, values, queries, residual, before, after: self.state(), output, scratch, aligned, positions }
+    }
+
+    /// Turns the rows of a step to their positions.
+    fn turn(&self, chunks: &[(usize, u32)], rows: &mut [f32]) {
+        let tokens: u32 = chunks.iter().map(|(_, n)| n).sum();
+        let width = rows.len() / tokens as usize;
+        let first = |sequence: usize| self.cache.tokens(self.sequences[sequence]).expect("a live sequence");
+        let positions = chunks.iter().flat_map(|(sequence, n)| (0..*n).map(move |t| first(*sequence) + t));
+        for (row, position) in rows.chunks_exact_mut(width).zip(positions) {
+            for head in row.chunks_exact_mut(self.case.shape.head_dim as usize) {
+                let plain: Vec<f64> = head.iter().map(|x| f64::from(*x)).collect();
+                let turned = reference::turn_exact(&self.case.shape.rope, &plain, position);
+                head.iter_mut().zip(turned).for_each(|(x, turned)| *x = turned as f32);
+            }
+        }
     }
 
     /// Lets all sequences slide; remembers what is gone.
