@@ -67,6 +67,12 @@ pub mod devices {
     pub use crate::serve::{ContextParallel, ContextSequence, ContextStep, HeadParallel, HeadSequence, HeadStep};
 }
 
+/// One cache for models whose layers differ: in RoPE, sliding window, head dimension, KV heads,
+/// codec or bits; and layers that share another's keys and values.
+pub mod layers {
+    pub use crate::serve::{LayeredCache, LayeredPlan, LayeredPlanBuilder, LayeredStep};
+}
+
 /// Prefixes that sequences share, kept on the device or in a store.
 pub mod prefix {
     pub use crate::serve::{Begun, PrefixCounters, PrefixIndex};

@@ -10,7 +10,7 @@ use crate::plan::Plan;
 use crate::plan::tables::{marks, turns};
 
 /// Bytes that a cache has allocated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Memory {
     /// Packed pages, over all layers.
@@ -22,6 +22,18 @@ pub struct Memory {
     pub marks: u64,
     /// Queries and partial results of one pass, and the table of RoPE's turns.
     pub scratch: u64,
+}
+
+impl Memory {
+    /// Returns what several caches have allocated together.
+    pub(crate) fn sum(memories: impl Iterator<Item = Self>) -> Self {
+        memories.fold(Self::default(), |a, b| Self {
+            pages: a.pages + b.pages,
+            protected: a.protected + b.protected,
+            marks: a.marks + b.marks,
+            scratch: a.scratch + b.scratch,
+        })
+    }
 }
 
 /// The buffers of one layer.

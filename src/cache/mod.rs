@@ -34,7 +34,7 @@ use futures::FutureExt;
 use groups::Groups;
 use open::{Open, Recorded};
 use pipelines::Pipelines;
-use pool::{Grown, Pool};
+use pool::{Extent, Grown, Pool};
 use sequence::Growth;
 use status::STATUS_WORDS;
 use std::borrow::Cow;
@@ -284,10 +284,21 @@ impl Cache {
         Ok(self.pool().find(sequence)?.at.tokens)
     }
 
-    /// Refuses a cut that [`Cache::truncate`] would refuse for its length.
+    /// Returns how far a sequence reaches once the open step is stale.
+    pub(crate) fn extent(&self, sequence: Sequence) -> Result<Extent> {
+        Ok(self.pool().find(sequence)?.extent())
+    }
+
+    /// Refuses a cut that [`Cache::truncate`] would refuse.
     pub(crate) fn expect_cut(&self, sequence: Sequence, tokens: u32) -> Result<()> {
         self.gpu.alive()?;
-        self.pool().find(sequence)?.cut(tokens).map(|_| ())
+        self.pool().expect_truncate(sequence, tokens).map(|_| ())
+    }
+
+    /// Refuses a fork that [`Cache::fork_prefix`] would refuse.
+    pub(crate) fn expect_fork(&self, sequence: Sequence, tokens: u32) -> Result<()> {
+        self.gpu.alive()?;
+        self.pool().expect_fork(sequence, tokens).map(|_| ())
     }
 
     /// Returns how many tokens a sequence holds.
@@ -325,8 +336,16 @@ impl Cache {
     /// Those of [`Cache::step`] that ending other sequences would not help with: all but
     /// [`Error::Pages`].
     pub fn can_append(&self, chunks: &[Chunk]) -> Result<Admission> {
+        self.can_append_slid(chunks, None)
+    }
+
+    /// Returns the same for a step before which its sequences slide, if `keep` says so.
+    pub(crate) fn can_append_slid(&self, chunks: &[Chunk], keep: Option<u32>) -> Result<Admission> {
         self.gpu.alive()?;
-        self.pool().admit(&self.plan, chunks)
+        match keep {
+            Some(keep) => self.pool().admit_slid(&self.plan, chunks, keep),
+            None => self.pool().admit(&self.plan, chunks),
+        }
     }
 
     /// Returns the pool as it will be when the open step is stale, on which the next call builds.
@@ -363,6 +382,12 @@ impl Cache {
         }
     }
 
+    /// Makes all steps so far stale.
+    pub(crate) fn retire(&mut self) {
+        let settled = self.settled();
+        self.replace(settled);
+    }
+
     /// Grows sequences by new tokens: takes the pages they need and makes the tables that all
     /// layers read. The new tokens count from here on, so every layer must be given their keys and
     /// values by [`Cache::append`] with this step, before any call that makes it stale.
@@ -377,9 +402,17 @@ impl Cache {
     /// [`Error::EmptyChunk`], [`Error::Length`], [`Error::Pages`], [`Error::Lost`]. After an error
     /// nothing has changed, and the step before can still be used.
     pub fn step(&mut self, chunks: &[Chunk]) -> Result<Step> {
+        self.step_slid(chunks, None)
+    }
+
+    /// Makes the same step, before which its sequences slide, if `keep` says so: all or nothing.
+    pub(crate) fn step_slid(&mut self, chunks: &[Chunk], keep: Option<u32>) -> Result<Step> {
         let _span = span!("step", chunks = chunks.len());
         self.gpu.alive()?;
-        let grown = self.change(|pool, plan| pool.grow(plan, chunks))?;
+        let grown = self.change(|pool, plan| match keep {
+            Some(keep) => pool.grow_slid(plan, chunks, keep),
+            None => pool.grow(plan, chunks),
+        })?;
         Ok(self.open(grown))
     }
 

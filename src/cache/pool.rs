@@ -15,6 +15,19 @@ struct Torn {
     whole: u32,
 }
 
+/// How far a sequence reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// Its tokens, in the layers that have most.
+    pub tokens: u32,
+    /// Those of them that all layers have.
+    pub whole: u32,
+    /// A layer that lacks the others.
+    pub missing: Option<u32>,
+    /// The first token that it did not slide beyond.
+    pub first: u32,
+}
+
 /// One live sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Live {
@@ -45,6 +58,17 @@ impl Live {
         let limit = if tokens <= before.0 { before.1 } else { limit };
         let at = Standing { tokens, packed, dropped, headless, limit: limit.min(tokens), before };
         Ok(Self { pages: self.pages[..at.pages() as usize].to_vec(), at, torn: None, ..*self })
+    }
+
+    /// Returns how far it reaches.
+    pub fn extent(&self) -> Extent {
+        let (whole, missing) = self.torn.map_or((self.at.tokens, None), |torn| (torn.whole, Some(torn.layer)));
+        Extent { tokens: self.at.tokens, whole, missing, first: self.at.first() }
+    }
+
+    /// Returns how many of its first pages are gone once all but the last `keep` tokens may go.
+    fn slid(&self, keep: u32) -> u32 {
+        (self.at.tokens.saturating_sub(keep).min(self.at.packed) / PAGE_TOKENS).max(self.at.dropped)
     }
 
     /// Refuses tokens that some layers lack.
@@ -238,40 +262,52 @@ impl Pool {
     /// gets a page of its own, whose contents must be copied, in place of a last one that is not
     /// full.
     pub fn fork(&mut self, sequence: Sequence, tokens: u32) -> Result<(Sequence, PageCopy)> {
-        let Live { at, mut pages, .. } = self.find(sequence)?.cut(tokens)?;
-        let partial = if at.packed.is_multiple_of(PAGE_TOKENS) { None } else { pages.last().copied() };
-        self.expect_free(partial.iter().count() as u32)?;
-        self.vacant_slot()?;
+        let Live { at, mut pages, .. } = self.expect_fork(sequence, tokens)?;
         pages.iter().for_each(|page| self.users[*page as usize] += 1);
-        let copy = partial.and_then(|_| self.own_last(&mut pages));
+        let copy = if at.packed.is_multiple_of(PAGE_TOKENS) { None } else { self.own_last(&mut pages) };
         Ok((self.place(at, pages)?, copy))
+    }
+
+    /// Returns where a fork would stand, or refuses it.
+    pub fn expect_fork(&self, sequence: Sequence, tokens: u32) -> Result<Live> {
+        let cut = self.find(sequence)?.cut(tokens)?;
+        self.expect_free(u32::from(!cut.at.packed.is_multiple_of(PAGE_TOKENS)))?;
+        self.vacant_slot()?;
+        Ok(cut)
     }
 
     /// Cuts a sequence back to its first `tokens` tokens. A page that ends inside and that others
     /// hold too is replaced by a copy.
     pub fn truncate(&mut self, sequence: Sequence, tokens: u32) -> Result<PageCopy> {
-        let live = self.find(sequence)?;
-        let mut cut = live.cut(tokens)?;
-        let surplus = live.pages[cut.pages.len()..].to_vec();
-        let users = |page: &u32| self.users[*page as usize];
-        let shared = !cut.at.packed.is_multiple_of(PAGE_TOKENS) && cut.pages.last().is_some_and(|page| users(page) > 1);
-        if shared && !surplus.iter().any(|page| users(page) == 1) {
-            self.expect_free(1)?;
-        }
+        let (mut cut, shared) = self.expect_truncate(sequence, tokens)?;
+        let surplus = self.find(sequence)?.pages[cut.pages.len()..].to_vec();
         self.release(&surplus);
         let copy = if shared { self.own_last(&mut cut.pages) } else { None };
         self.live[sequence.slot as usize] = Some(cut);
         Ok(copy)
     }
 
+    /// Returns where a sequence would stand that is cut back, and whether its last page must be
+    /// copied; or refuses the cut.
+    pub fn expect_truncate(&self, sequence: Sequence, tokens: u32) -> Result<(Live, bool)> {
+        let live = self.find(sequence)?;
+        let cut = live.cut(tokens)?;
+        let surplus = &live.pages[cut.pages.len()..];
+        let users = |page: &u32| self.users[*page as usize];
+        let shared = !cut.at.packed.is_multiple_of(PAGE_TOKENS) && cut.pages.last().is_some_and(|page| users(page) > 1);
+        if shared && !surplus.iter().any(|page| users(page) == 1) {
+            self.expect_free(1)?;
+        }
+        Ok((cut, shared))
+    }
+
     /// Gives back the full pages that all but a sequence's last `keep` tokens fill, and returns how
     /// many they are.
     pub fn slide(&mut self, sequence: Sequence, keep: u32) -> Result<u32> {
         let live = self.find(sequence)?;
-        let at = &live.at;
-        live.expect_whole(at.tokens)?;
-        let dropped = (at.tokens.saturating_sub(keep).min(at.packed) / PAGE_TOKENS).max(at.dropped);
-        let count = dropped - at.dropped;
+        live.expect_whole(live.at.tokens)?;
+        let dropped = live.slid(keep);
+        let count = dropped - live.at.dropped;
         if let Some(live) = &mut self.live[sequence.slot as usize] {
             live.at.dropped = dropped;
             let pages: Vec<u32> = live.pages.drain(..count as usize).collect();
@@ -340,6 +376,31 @@ impl Pool {
     /// Returns the same for a step of parts.
     pub fn admit_parts(&self, plan: &Plan, parts: &[Share]) -> Result<Admission> {
         Ok(self.growths(plan, parts.iter().copied().map(Ok))?.1)
+    }
+
+    /// Returns the same for a step before which its sequences [slide](Pool::slide). The pages that
+    /// this frees count as free: it does not change how many the step takes.
+    pub fn admit_slid(&self, plan: &Plan, chunks: &[Chunk], keep: u32) -> Result<Admission> {
+        let mut admission = self.admit(plan, chunks)?;
+        let mut given_up: Vec<u32> = Vec::new();
+        for chunk in chunks {
+            let live = self.find(chunk.sequence)?;
+            given_up.extend(&live.pages[..(live.slid(keep) - live.at.dropped) as usize]);
+        }
+        // Sequences that share a page may give it up together.
+        given_up.sort_unstable();
+        let freed = given_up.chunk_by(|a, b| a == b).filter(|same| same.len() as u32 == self.users[same[0] as usize]);
+        admission.pages_free += freed.count() as u32;
+        Ok(admission)
+    }
+
+    /// Slides sequences and grows them by new tokens, or does neither.
+    pub fn grow_slid(&mut self, plan: &Plan, chunks: &[Chunk], keep: u32) -> Result<Grown> {
+        self.admit_slid(plan, chunks, keep)?.expect_fits()?;
+        for chunk in chunks {
+            self.slide(chunk.sequence, keep)?;
+        }
+        self.grow(plan, chunks)
     }
 
     /// Grows sequences by new tokens.

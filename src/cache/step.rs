@@ -168,6 +168,11 @@ impl Step {
         self.recorded.first()
     }
 
+    /// Returns whether anything was recorded of a layer.
+    pub(crate) fn has_recorded(&self, layer: u32) -> bool {
+        self.recorded.elected(layer) || self.recorded.appended(layer)
+    }
+
     /// Takes your word that nothing that was recorded of this step is submitted, now or later: its
     /// encoders were dropped. All layers can then be recorded anew, or the step
     /// [abandoned](crate::Cache::abandon). If something is submitted after all, the sequences hold

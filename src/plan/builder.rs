@@ -42,7 +42,7 @@ impl From<BitPlan> for Storage {
 #[derive(Clone, Copy, Debug)]
 enum Pages {
     Of(Capacity),
-    /// As many as another plan has.
+    /// This many.
     Count {
         sequences: u32,
         pages: u32,
@@ -248,6 +248,12 @@ impl PlanBuilder {
         self
     }
 
+    /// Sets how many pages there are, and the length that a sequence can reach.
+    pub(crate) fn sized(mut self, sequences: u32, pages: u32, max_tokens: u32) -> Self {
+        (self.pages, self.max_tokens) = (Pages::Count { sequences, pages }, Some(max_tokens));
+        self
+    }
+
     /// Makes kernels count their loads of planes, to confirm what
     /// [`Cache::traffic`](crate::Cache::traffic) reports.
     #[doc(hidden)]
@@ -337,7 +343,7 @@ impl PlanBuilder {
         plan.fit_workgroup_memory(capability);
         plan.pages = match self.pages {
             Pages::Of(capacity) => plan.pages_for(capacity)?,
-            Pages::Count { pages, .. } => pages,
+            Pages::Count { pages, .. } => page_count(pages.into())?,
         };
         plan.unpacked_tiles = self.unpacked_tiles.unwrap_or_else(|| plan.fitting_tiles(capability));
         plan.spread_partials = plan.fitting_partials(capability);
@@ -427,12 +433,12 @@ impl Plan {
                 (bytes - protected) / page
             }
         };
-        // Positions and page numbers are 32-bit on the GPU.
-        u32::try_from(pages).ok().filter(|p| *p <= 1 << 24).ok_or(Error::Limit {
-            what: "page number",
-            reason: "the capacity's pages",
-            need: pages,
-            have: 1 << 24,
-        })
+        page_count(pages)
     }
+}
+
+/// Refuses more pages than there can be: positions and page numbers are 32-bit on the GPU.
+fn page_count(pages: u64) -> Result<u32> {
+    let limit = Error::Limit { what: "page number", reason: "the capacity's pages", need: pages, have: 1 << 24 };
+    u32::try_from(pages).ok().filter(|pages| *pages <= 1 << 24).ok_or(limit)
 }

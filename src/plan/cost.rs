@@ -5,7 +5,7 @@ use crate::format::PAGE_TOKENS;
 use std::fmt;
 
 /// What a cache costs, in bytes. All of it is allocated when the cache is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Cost {
     /// Key codes of all pages.
@@ -29,6 +29,19 @@ impl Cost {
     /// Returns the bytes of the cache proper: everything but the scratch.
     pub fn cache(&self) -> u64 {
         self.key_codes + self.key_scales + self.value_codes + self.value_scales + self.protected + self.marks
+    }
+
+    /// Returns what several caches cost together.
+    pub(crate) fn sum(costs: impl Iterator<Item = Self>) -> Self {
+        costs.fold(Self::default(), |a, b| Self {
+            key_codes: a.key_codes + b.key_codes,
+            key_scales: a.key_scales + b.key_scales,
+            value_codes: a.value_codes + b.value_codes,
+            value_scales: a.value_scales + b.value_scales,
+            protected: a.protected + b.protected,
+            marks: a.marks + b.marks,
+            scratch: a.scratch + b.scratch,
+        })
     }
 }
 

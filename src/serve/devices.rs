@@ -5,6 +5,7 @@ use crate::cache::{Cache, Sequence, Step};
 use crate::error::{Error, Result};
 use crate::gpu::Rows;
 use crate::plan::Plan;
+use crate::serve::together;
 use futures::future::try_join_all;
 
 /// A cache on each device. All of them hold the same sequences: what the first grants, all grant.
@@ -18,15 +19,12 @@ pub(super) struct Devices {
 impl Devices {
     /// Compiles the pipelines of all devices.
     pub async fn prepare(&self) -> Result<()> {
-        for cache in &self.caches {
-            cache.gpu().prepare(cache.plan()).await?;
-        }
-        Ok(())
+        together::prepare(&self.caches).await
     }
 
     /// Returns the bytes allocated for keys and values, on all devices together.
     pub fn bytes(&self) -> u64 {
-        self.caches.iter().map(Cache::bytes).sum()
+        together::bytes(&self.caches)
     }
 
     /// Refuses another number of things than one for each device.
@@ -37,50 +35,27 @@ impl Devices {
 
     /// Begins a sequence on all devices, or on none.
     pub fn begin(&mut self, begin: impl Fn(u32, &mut Cache) -> Result<Sequence>) -> Result<Vec<Sequence>> {
-        let mut begun = Vec::new();
-        for (n, cache) in (0..).zip(&mut self.caches) {
-            match begin(n, cache) {
-                Ok(sequence) => begun.push(sequence),
-                Err(error) => {
-                    self.end(&begun)?;
-                    return Err(error);
-                }
-            }
-        }
-        Ok(begun)
+        together::begin(&mut self.caches, |n, cache| begin(n as u32, cache))
     }
 
     /// Takes back a step of all devices, or of none.
     pub fn abandon(&mut self, steps: Vec<Option<Step>>) -> Result<()> {
-        let given = |(cache, step): (&Cache, &Option<Step>)| step.as_ref().map_or(Ok(()), |step| cache.expect_abandoned(step));
-        self.caches.iter().zip(&steps).try_for_each(given)?;
-        for (cache, step) in self.caches.iter_mut().zip(steps) {
-            if let Some(step) = step {
-                cache.abandon(step)?;
-            }
-        }
-        Ok(())
+        together::abandon(&mut self.caches, steps)
     }
 
     /// Ends a sequence on all devices.
     pub fn end(&mut self, sequences: &[Sequence]) -> Result<()> {
-        self.caches.iter_mut().zip(sequences).try_for_each(|(cache, sequence)| cache.end(*sequence))
+        together::end(&mut self.caches, sequences)
     }
 
     /// Forks a sequence on all devices, or on none.
     pub fn fork(&mut self, encoders: &mut [wgpu::CommandEncoder], sequences: &[Sequence]) -> Result<Vec<Sequence>> {
         self.expect("encoders", encoders.len())?;
-        let mut forked = Vec::new();
-        for ((cache, encoder), sequence) in self.caches.iter_mut().zip(encoders).zip(sequences) {
-            match cache.fork(encoder, *sequence) {
-                Ok(sequence) => forked.push(sequence),
-                Err(error) => {
-                    self.end(&forked)?;
-                    return Err(error);
-                }
-            }
-        }
-        Ok(forked)
+        let mut encoders = encoders.iter_mut();
+        together::begin(&mut self.caches, |n, cache| match (encoders.next(), sequences.get(n)) {
+            (Some(encoder), Some(sequence)) => cache.fork(encoder, *sequence),
+            _ => Err(Error::UnknownSequence { slot: n as u32 }),
+        })
     }
 
     /// Returns a new encoder for each device.
