@@ -565,8 +565,8 @@ impl Cache {
     }
 }
 
-/// Makes a step in each of several caches, or in none: for models with layers of different kinds,
-/// each kind with a cache of its own.
+/// Makes a step in each of several caches, or in none. For models with layers of different kinds
+/// [`LayeredCache`](crate::layers::LayeredCache) does this and more.
 ///
 /// ```no_run
 /// use wgkv::{Cache, Chunk, Result, Sequence, Step};

@@ -192,8 +192,8 @@ impl PlanBuilder {
 
     /// Sets sliding-window attention: every query sees `tokens` tokens, its own the last of them,
     /// and no sink beyond. [`Cache::slide`](crate::Cache::slide) gives back the pages that no query
-    /// will see any more. For models in which only some layers slide, keep those in a cache of
-    /// their own.
+    /// will see any more. Models in which only some layers slide take a
+    /// [`LayeredCache`](crate::layers::LayeredCache), which does it by itself.
     pub fn sliding_window(mut self, tokens: u32) -> Self {
         self.span = Span::Sliding(tokens);
         self

@@ -274,7 +274,7 @@ impl LayeredCache {
     }
 
     /// Drops old tokens of a sequence in the groups that do not slide by themselves, as
-    /// [`Cache::slide`], and returns the first token that they still hold. The other groups give
+    /// [`Cache::slide`], and returns the first token that all of these still hold. The other groups give
     /// back what their windows do not need, whatever `keep` is.
     ///
     /// # Errors
@@ -291,7 +291,7 @@ impl LayeredCache {
             let now = cache.slide(*sequence, kept.unwrap_or(keep))?;
             slid |= now > before;
             if kept.is_none() {
-                first = now;
+                first = now.max(first);
             }
         }
         if slid {

@@ -1,0 +1,664 @@
+//! One cache of layers that differ: what it stores and attends is what a cache for each kind of
+//! layer would, layers that slide hold the same pages however long the context, and every call
+//! happens in all groups of layers or in none.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+use wgkv::layers::*;
+use wgkv_testing::*;
+
+/// Relative RMS of an output in f32 against f64 attention over the stored rows: roundings only, but
+/// in a chunk of several tokens of keys and values that are not stored in f16 to halves, and by
+/// cooperative matrices of queries and weights.
+const FLOAT_RMS: f64 = 1e-4;
+const UNPACKED_RMS: f64 = 2.5e-3;
+
+/// Tokens that layers of the first group see.
+const WINDOW: u32 = 150;
+
+/// Tokens of a step at most.
+const CHUNK: u32 = 200;
+
+/// Layers as Gemma 3 has them: five that see a window to one that sees everything, each kind with
+/// its theta and its KV heads; and two that have no keys and values of their own, as in Gemma 3n.
+const LAYERS: u32 = 8;
+const GLOBAL: u32 = 5;
+const SHARED: [(u32, u32); 2] = [(6, 4), (7, 5)];
+
+fn local_shape(layers: u32) -> Shape {
+    Shape { layers, query_heads: 4, kv_heads: 2, head_dim: 64, rope: Rope::new(10_000.0, 64) }
+}
+
+fn global_shape(layers: u32) -> Shape {
+    Shape { layers, query_heads: 2, kv_heads: 1, head_dim: 128, rope: Rope::new(1_000_000.0, 128) }
+}
+
+/// Returns what the plans of both groups are made from.
+fn builders(random: &mut StdRng, way: usize) -> [PlanBuilder; 2] {
+    use Bits::{Eight, Four, Three, Two};
+    let (local, global) = (local_shape(5), global_shape(1));
+    let means = random_means(&global, &normals(random, 128), random);
+    let rotate = rotated(Two, Four, 64, 2);
+    let order = random_order(&local, &rotate, Reach::Global, random);
+    let [local, global] = match way {
+        0 => [Plan::builder(local, Format::f16()).protection(Protection::NONE), Plan::builder(global, Format::f16()).protection(Protection::NONE)],
+        1 => [Plan::builder(local, hadamard(Four, Four, 64)), Plan::builder(global, centred(Three, Four, 128)).protection(protect(4, 40)).learned(means)],
+        2 => [Plan::builder(local, rotate).protection(massive(8, 0)).learned(order), Plan::builder(global, hadamard(Eight, Four, 32))],
+        _ => [Plan::builder(local, centred(Four, Two, 64)).protection(protect(3, 256)), Plan::builder(global, rtn(Four, Eight, 64)).protection(protect(0, 0))],
+    };
+    [local.sliding_window(WINDOW), global]
+}
+
+fn layered([local, global]: [PlanBuilder; 2]) -> LayeredPlanBuilder {
+    let plan = LayeredPlan::builder().group([0, 1, 2, 3, 4], local).group([GLOBAL], global).chunk(CHUNK);
+    SHARED.iter().fold(plan, |plan, (layer, of)| plan.share(*layer, *of))
+}
+
+/// Returns the group of a layer and its number there.
+fn place(layer: u32) -> (usize, u32) {
+    let layer = SHARED.iter().find(|(shared, _)| *shared == layer).map_or(layer, |(_, of)| *of);
+    if layer == GLOBAL { (1, 0) } else { (0, layer) }
+}
+
+/// A layered cache, beside a cache for each group, which does not slide.
+struct Pair {
+    gpu: Gpu,
+    one: LayeredCache,
+    apart: Vec<Cache>,
+}
+
+/// A sequence in both.
+#[derive(Clone, PartialEq)]
+struct Both {
+    one: Sequence,
+    apart: Vec<Sequence>,
+    /// Its tokens before its last step.
+    before: u32,
+}
+
+impl Pair {
+    fn new(gpu: &Gpu, plan: LayeredPlan, builders: [PlanBuilder; 2], room: Capacity) -> Self {
+        let apart = builders.map(|builder| Cache::new(gpu, builder.capacity(room).build(gpu.capability()).unwrap()).unwrap());
+        Self { gpu: gpu.clone(), one: LayeredCache::new(gpu, plan).unwrap(), apart: apart.into() }
+    }
+
+    fn begin(&mut self) -> Both {
+        Both { one: self.one.begin().unwrap(), apart: self.apart.iter_mut().map(|cache| cache.begin().unwrap()).collect(), before: 0 }
+    }
+
+    fn end(&mut self, both: &Both) {
+        self.one.end(both.one).unwrap();
+        self.apart.iter_mut().zip(&both.apart).for_each(|(cache, sequence)| cache.end(*sequence).unwrap());
+    }
+
+    fn tokens(&self, both: &Both) -> u32 {
+        let tokens = self.one.tokens(both.one).unwrap();
+        self.apart.iter().zip(&both.apart).for_each(|(cache, sequence)| assert_eq!(cache.tokens(*sequence), Ok(tokens)));
+        tokens
+    }
+
+    /// Gives both the same tokens, asserts that outputs are the same, bit for bit, and that the last
+    /// row of each chunk is attention in f64 over what is stored, in a layer that is drawn.
+    fn grow(&mut self, random: &mut StdRng, chunks: &mut [(&mut Both, u32)], name: &str) {
+        let all: Vec<Chunk> = chunks.iter().map(|(both, tokens)| Chunk { sequence: both.one, tokens: *tokens }).collect();
+        let admission = self.one.can_append(&all).unwrap();
+        assert!(admission.fits(), "{name}: {admission:?}");
+        chunks.iter_mut().for_each(|(both, _)| both.before = self.one.tokens(both.one).unwrap());
+        let step = self.one.step(&all).unwrap();
+        let of_group = |group: usize| -> Vec<Chunk> { chunks.iter().map(|(both, tokens)| Chunk { sequence: both.apart[group], tokens: *tokens }).collect() };
+        let steps: Vec<Step> = self.apart.iter_mut().zip(0..).map(|(cache, group)| cache.step(&of_group(group)).unwrap()).collect();
+        let rows: u32 = chunks.iter().map(|(_, tokens)| tokens).sum();
+        assert_eq!(step.rows(), rows);
+        let mut encoder = encoder(&self.gpu);
+        let mut attended = Vec::new();
+        for layer in 0..LAYERS {
+            let (group, index) = place(layer);
+            let cache = &self.apart[group];
+            let [kv, _, q, stream] = Text::widths(cache.plan().shape()).map(|width| width * rows as usize);
+            let queries = normals(random, q);
+            let [keys, values, residual, asked] =
+                [&normals(random, kv), &normals(random, kv), &normals(random, stream), &queries].map(|numbers| upload(&self.gpu, numbers));
+            let outputs = [poisoned(&self.gpu, q), poisoned(&self.gpu, q)];
+            if !SHARED.iter().any(|(shared, _)| *shared == layer) {
+                self.one.elect(&mut encoder, &step, layer, Rows::f32(&residual), STREAM as u32).unwrap();
+                self.one.append(&mut encoder, &step, layer, Rows::f32(&keys), Rows::f32(&values)).unwrap();
+                cache.elect(&mut encoder, &steps[group], index, Rows::f32(&residual), STREAM as u32).unwrap();
+                cache.append(&mut encoder, &steps[group], index, Rows::f32(&keys), Rows::f32(&values)).unwrap();
+            }
+            self.one.attend(&mut encoder, &step, layer, Rows::f32(&asked), Rows::f32(&outputs[0])).unwrap();
+            cache.attend(&mut encoder, &steps[group], index, Rows::f32(&asked), Rows::f32(&outputs[1])).unwrap();
+            attended.push((queries, outputs));
+        }
+        submit(&self.gpu, encoder);
+        let exact = random.random_range(0..LAYERS);
+        for (layer, (queries, outputs)) in (0..).zip(attended) {
+            let [got, want] = outputs.map(|output| words(&self.gpu, &output));
+            assert!(got == want, "{name}: layer {layer} of a step of {:?}", all.iter().map(|chunk| chunk.tokens).collect::<Vec<_>>());
+            let shape = self.one.plan().plan_of(layer).unwrap().shape();
+            let width = (shape.query_heads * shape.head_dim) as usize;
+            let mut row = 0;
+            for (both, tokens) in chunks.iter().filter(|_| layer == exact) {
+                row += *tokens as usize;
+                let last = (row - 1) * width..row * width;
+                self.exact(both, layer, *tokens, &queries[last.clone()], &floats(&got)[last], name);
+            }
+        }
+    }
+
+    /// Asserts that the output of a sequence's last token is attention over what the layer stores.
+    fn exact(&self, both: &Both, layer: u32, chunk: u32, query: &[f32], got: &[f32], name: &str) {
+        let plan = self.one.plan().plan_of(layer).unwrap();
+        let (shape, end) = (plan.shape(), self.one.tokens(both.one).unwrap());
+        let first = end.saturating_sub(plan.sliding_window().unwrap_or(u32::MAX));
+        let numbers = ((end - first) * shape.kv_heads * shape.head_dim) as usize;
+        let rows = [poisoned(&self.gpu, numbers), poisoned(&self.gpu, numbers)];
+        let mut encoder = encoder(&self.gpu);
+        self.one.dequantize(&mut encoder, both.one, layer, first..end, Rows::f32(&rows[0]), Rows::f32(&rows[1])).unwrap();
+        submit(&self.gpu, encoder);
+        let [keys, values] = rows.map(|rows| download(&self.gpu, &rows, numbers));
+        let error = relative_rms(got, &attention_seen(shape, [&keys, &values], query, end - 1));
+        let most = match plan.format().codec() {
+            Codec::F16 if chunk == 1 || !plan.matrices() => FLOAT_RMS,
+            _ if chunk > 1 => UNPACKED_RMS,
+            Codec::Centred => CENTRED_RMS,
+            _ => DECODE_RMS,
+        };
+        // A NaN compares false, so it fails too.
+        assert!(error <= most, "{name}: layer {layer}, token {end} of a chunk of {chunk} is off by {error}");
+    }
+
+    /// Does the same in both, which both must allow.
+    fn fork(&mut self, both: &Both, tokens: u32) -> Both {
+        let mut encoder = encoder(&self.gpu);
+        let one = self.one.fork_prefix(&mut encoder, both.one, tokens).unwrap();
+        let apart = self.apart.iter_mut().zip(&both.apart).map(|(cache, sequence)| cache.fork_prefix(&mut encoder, *sequence, tokens).unwrap()).collect();
+        submit(&self.gpu, encoder);
+        Both { one, apart, before: both.before }
+    }
+
+    /// Cuts both, unless the layered cache refuses because tokens are gone; returns whether it cut.
+    fn cut(&mut self, both: &Both, tokens: u32) -> bool {
+        let mut encoder = encoder(&self.gpu);
+        let cut = self.one.truncate(&mut encoder, both.one, tokens);
+        if let Err(Error::Dropped { token, first }) = cut {
+            assert!(token < first && token == (tokens + 1).saturating_sub(WINDOW));
+            return false;
+        }
+        cut.unwrap();
+        self.apart.iter_mut().zip(&both.apart).for_each(|(cache, sequence)| cache.truncate(&mut encoder, *sequence, tokens).unwrap());
+        submit(&self.gpu, encoder);
+        true
+    }
+
+    /// Checks the pages of all groups.
+    fn check(&self, live: &[Both]) {
+        assert_eq!(self.one.check_pages(), Ok(live.len() as u32));
+        let (local, global) = (&self.one.groups()[0], &self.one.groups()[1]);
+        // What slides never lacks a page.
+        let most = self.one.plan().most_pages(0).unwrap();
+        assert!(local.plan().pages() - local.free_pages() <= most * live.len() as u32);
+        assert_eq!(global.free_pages(), self.apart[1].free_pages());
+    }
+}
+
+#[test]
+fn halves_are_as_in_caches_of_their_own() {
+    as_in_caches_of_their_own(0);
+}
+
+#[test]
+fn hadamard_and_centred_are_as_in_caches_of_their_own() {
+    as_in_caches_of_their_own(1);
+}
+
+#[test]
+fn rotate_kv_and_hadamard_are_as_in_caches_of_their_own() {
+    as_in_caches_of_their_own(2);
+}
+
+#[test]
+fn centred_and_rtn_are_as_in_caches_of_their_own() {
+    as_in_caches_of_their_own(3);
+}
+
+fn as_in_caches_of_their_own(way: usize) {
+    const KEEP: u32 = 30;
+    let gpu = gpu();
+    let random = &mut generator();
+    let builders = builders(random, way);
+    let room = Capacity::tokens(3, 1500);
+    let plan = layered(builders.clone()).capacity(room).keep(KEEP).build(gpu.capability()).unwrap();
+    let name = plan.groups().iter().map(|plan| format!("{}, {:?}", plan.format(), plan.protection())).collect::<Vec<_>>().join(" and ");
+    let mut pair = Pair::new(&gpu, plan, builders, room);
+    let mut live = vec![pair.begin()];
+    // Over the ends of pages and of the window, in large chunks and by single tokens.
+    for tokens in [CHUNK, 55, 1, 1, 128, 1, CHUNK, 54, 1] {
+        pair.grow(random, &mut [(&mut live[0], tokens)], &name);
+        pair.check(&live);
+    }
+    let (mut cuts, mut refused) = (0, 0);
+    for _ in 0..14 {
+        let n = random.random_range(0..live.len());
+        match random.random_range(0..7) {
+            0 if live.len() < 3 => {
+                let tokens = pair.tokens(&live[n]);
+                let first = live[n].before.saturating_sub(KEEP);
+                let forked = pair.fork(&live[n], random.random_range(first..=tokens));
+                live.push(forked);
+            }
+            1 if live.len() > 1 => {
+                let ended = live.swap_remove(n);
+                pair.end(&ended);
+            }
+            2..4 => {
+                let (tokens, both) = (pair.tokens(&live[n]), live[n].clone());
+                // What the last step brought, and as many as the plan keeps, can always go.
+                let sure = both.before.saturating_sub(KEEP).min(tokens);
+                let to = if random.random() { random.random_range(sure..=tokens) } else { random.random_range(sure.saturating_sub(200)..=sure) };
+                if pair.cut(&both, to) {
+                    live[n].before = to;
+                    cuts += 1;
+                } else {
+                    assert!(to < sure, "{name}: a cut from {tokens} to {to}, of which {} were there before the last step", both.before);
+                    refused += 1;
+                }
+            }
+            _ => {
+                // One of them for sure, and the others as it comes, in steps of decoding or not.
+                let mut chunks = Vec::new();
+                for (i, both) in live.iter_mut().enumerate() {
+                    if i == n || random.random() {
+                        chunks.push((both, [1, 1, 1, 2, 60, CHUNK][random.random_range(0..6)]));
+                    }
+                }
+                pair.grow(random, &mut chunks, &name);
+            }
+        }
+        pair.check(&live);
+    }
+    println!("{name}: {cuts} cuts, {refused} refused");
+    // A draft of five is taken back to each of its lengths, and goes on as if it had not been.
+    for kept in 0..=5 {
+        pair.grow(random, &mut [(&mut live[0], 5)], &name);
+        let (both, tokens) = (live[0].clone(), pair.tokens(&live[0]));
+        assert!(pair.cut(&both, tokens - 5 + kept));
+        pair.grow(random, &mut [(&mut live[0], 1)], &name);
+    }
+    assert!(pollster::block_on(pair.one.status()).unwrap().is_clean());
+    for both in &live {
+        pair.end(both);
+    }
+    pair.check(&[]);
+    assert_eq!(pair.one.free_pages(), pair.one.groups().iter().map(|cache| cache.plan().pages()).collect::<Vec<_>>());
+}
+
+/// A layer that stores halves, one that packs what leaves a window of 128, and one that slides: each
+/// lacks pages at another time than the others.
+fn unlike(gpu: &Gpu) -> LayeredPlan {
+    let shape = || Shape { layers: 1, query_heads: 1, kv_heads: 1, head_dim: 64, rope: Rope::new(10_000.0, 64) };
+    LayeredPlan::builder()
+        .group([0], Plan::builder(shape(), Format::f16()).protection(Protection::NONE))
+        .group([2], Plan::builder(shape(), hadamard(Bits::Four, Bits::Four, 64)))
+        .group([1], Plan::builder(shape(), Format::f16()).protection(Protection::NONE).sliding_window(100))
+        .capacity(Capacity::tokens(2, 256))
+        .build(gpu.capability())
+        .unwrap()
+}
+
+/// Everything that a call which is refused must leave as it was.
+fn state(cache: &LayeredCache, live: &[Sequence]) -> (Vec<u32>, u64, Vec<u32>, Vec<Vec<u8>>) {
+    assert_eq!(cache.check_pages(), Ok(live.len() as u32));
+    let saved = live.iter().flat_map(|sequence| {
+        let own = cache.sequences_of(*sequence).unwrap();
+        cache.groups().iter().zip(own).map(|(group, sequence)| pollster::block_on(group.save(*sequence)).unwrap())
+    });
+    (cache.free_pages(), cache.bytes_used(), live.iter().map(|sequence| cache.tokens(*sequence).unwrap()).collect(), saved.collect())
+}
+
+/// Gives some layers of a step the same rows for every token.
+fn append(cache: &LayeredCache, step: &LayeredStep, layers: &[u32]) -> Result<()> {
+    let gpu = cache.gpu();
+    let rows = upload(gpu, &vec![0.5; 64 * step.rows() as usize]);
+    let mut encoder = encoder(gpu);
+    let answer = layers.iter().try_for_each(|layer| cache.append(&mut encoder, step, *layer, Rows::f32(&rows), Rows::f32(&rows)));
+    submit(gpu, encoder);
+    answer
+}
+
+fn store(cache: &mut LayeredCache, sequence: Sequence, tokens: u32) {
+    let step = cache.step(&[Chunk { sequence, tokens }]).unwrap();
+    append(cache, &step, &[0, 1, 2]).unwrap();
+}
+
+fn cut(cache: &mut LayeredCache, sequence: Sequence, tokens: u32) -> Result<()> {
+    let mut encoder = encoder(cache.gpu());
+    let answer = cache.truncate(&mut encoder, sequence, tokens);
+    submit(cache.gpu(), encoder);
+    answer
+}
+
+#[test]
+fn what_one_group_refuses_changes_none() {
+    let gpu = gpu();
+    let mut cache = LayeredCache::new(&gpu, unlike(&gpu)).unwrap();
+    assert_eq!((cache.free_pages(), cache.plan().max_tokens()), (vec![4, 2, 2 * cache.plan().most_pages(2).unwrap()], 511));
+    let [a, b] = [(); 2].map(|()| cache.begin().unwrap());
+    let chunk = |sequence, tokens| Chunk { sequence, tokens };
+
+    // The second group packed more of `a` than its length needs, and lacks a page for `b`.
+    store(&mut cache, a, 384);
+    cut(&mut cache, a, 130).unwrap();
+    store(&mut cache, b, 128);
+    let before = state(&cache, &[a, b]);
+    assert_eq!(before.0[..2], [1, 0]);
+    assert_eq!(cache.begin(), Err(Error::Sequences { have: 2 }));
+    let lacks = Admission { pages_needed: 1, pages_free: 0 };
+    assert_eq!(cache.can_append(&[chunk(b, 128)]), Ok(lacks));
+    assert!(cache.step(&[chunk(b, 128)]).is_err_and(|error| error == Error::Pages { need: 1, have: 0 }));
+    assert_eq!(state(&cache, &[a, b]), before);
+
+    // A step that is open can be used after all that was refused.
+    let step = cache.step(&[chunk(b, 1), chunk(a, 1)]).unwrap();
+    append(&cache, &step, &[2]).unwrap();
+    assert_eq!(step.recorded(), Some(2));
+    let own = cache.sequences_of(a).unwrap()[1];
+    let stranger = LayeredCache::new(&gpu, unlike(&gpu)).unwrap().begin().unwrap();
+    let free = cache.free_pages();
+    let long = Error::argument(format!("the chunk of sequence {}", a.slot()), "512 tokens at most, as planned", 513);
+    for (chunks, want) in [
+        (vec![chunk(a, 513)], long),
+        // `b` is torn by now, which comes first where both are at fault.
+        (vec![chunk(own, 1)], Error::UnknownSequence { slot: own.slot() }),
+        (vec![chunk(stranger, 1)], Error::UnknownSequence { slot: stranger.slot() }),
+        (vec![chunk(b, 1)], Error::Torn { slot: b.slot(), layer: 0, whole: 128 }),
+    ] {
+        assert_eq!(cache.can_append(&chunks), Err(want.clone()));
+        assert!(cache.step(&chunks).is_err_and(|error| error == want));
+        assert_eq!(cache.free_pages(), free);
+    }
+    let mut commands = encoder(&gpu);
+    assert_eq!(cache.fork(&mut commands, b), Err(Error::Torn { slot: b.slot(), layer: 0, whole: 128 }));
+    assert_eq!(cache.truncate(&mut commands, a, 132), Err(Error::Range { first: 0, end: 132, have: 131 }));
+    assert_eq!(cache.fork_prefix(&mut commands, stranger, 1), Err(Error::UnknownSequence { slot: stranger.slot() }));
+    assert_eq!(cache.slide(stranger, 1), Err(Error::UnknownSequence { slot: stranger.slot() }));
+    assert_eq!(cache.end(own), Err(Error::UnknownSequence { slot: own.slot() }));
+    drop(commands);
+    let again = append(&cache, &step, &[2]).unwrap_err();
+    assert_eq!(again, Error::Order { call: "Cache::append", layer: 2, wanted: "once in a step", had: "again" });
+    append(&cache, &step, &[0, 1]).unwrap();
+    for (chunks, want) in [
+        (vec![chunk(a, 381)], Error::Length { slot: a.slot(), need: 512, have: 511 }),
+        (vec![chunk(a, 1), chunk(b, 0)], Error::EmptyChunk { slot: b.slot() }),
+        (vec![chunk(a, 1), chunk(a, 1)], Error::RepeatedSequence { slot: a.slot() }),
+    ] {
+        let before = state(&cache, &[a, b]);
+        assert_eq!(cache.can_append(&chunks), Err(want.clone()));
+        assert!(cache.step(&chunks).is_err_and(|error| error == want));
+        assert_eq!(state(&cache, &[a, b]), before);
+    }
+
+    // A step of which one group was given a layer is not abandoned, nor another cache's.
+    let step = cache.step(&[chunk(a, 1)]).unwrap();
+    append(&cache, &step, &[1]).unwrap();
+    let refused = cache.abandon(step).unwrap_err();
+    assert!(matches!(refused, Error::Order { call: "Cache::abandon", layer: 1, .. }), "{refused}");
+    let mut other = LayeredCache::new(&gpu, unlike(&gpu)).unwrap();
+    let step = cache.step(&[chunk(b, 1)]).unwrap();
+    assert!(matches!(other.abandon(step), Err(Error::Stale { .. })));
+    [a, b].into_iter().for_each(|sequence| cache.end(sequence).unwrap());
+
+    // The first group lacks a page for another's first token beyond a page.
+    let [a, b] = [(); 2].map(|()| cache.begin().unwrap());
+    store(&mut cache, a, 384);
+    store(&mut cache, b, 128);
+    let before = state(&cache, &[a, b]);
+    assert_eq!(cache.can_append(&[chunk(b, 1)]), Ok(lacks));
+    assert!(cache.step(&[chunk(b, 1)]).is_err_and(|error| error == Error::Pages { need: 1, have: 0 }));
+    assert_eq!(state(&cache, &[a, b]), before);
+    let mut commands = encoder(&gpu);
+    assert_eq!(cache.fork(&mut commands, a), Err(Error::Sequences { have: 2 }));
+    drop(commands);
+    cache.end(b).unwrap();
+
+    // It alone must copy a page for a fork, and has none.
+    store(&mut cache, a, 16);
+    let before = state(&cache, &[a]);
+    assert_eq!(before.0[0], 0);
+    let mut commands = encoder(&gpu);
+    assert_eq!(cache.fork(&mut commands, a), Err(Error::Pages { need: 1, have: 0 }));
+    drop(commands);
+    assert_eq!(state(&cache, &[a]), before);
+    cache.end(a).unwrap();
+
+    // And for a cut inside a page that a fork holds too.
+    let a = cache.begin().unwrap();
+    store(&mut cache, a, 256);
+    let mut commands = encoder(&gpu);
+    let b = cache.fork(&mut commands, a).unwrap();
+    submit(&gpu, commands);
+    store(&mut cache, b, 255);
+    let before = state(&cache, &[a, b]);
+    assert_eq!(cut(&mut cache, a, 200), Err(Error::Pages { need: 1, have: 0 }));
+    assert_eq!(state(&cache, &[a, b]), before);
+    cache.end(b).unwrap();
+    cut(&mut cache, a, 200).unwrap();
+    // Tokens that a window slid beyond are missed by no query.
+    store(&mut cache, a, 100);
+    store(&mut cache, a, 1);
+    let before = state(&cache, &[a]);
+    assert_eq!(cut(&mut cache, a, 226), Err(Error::Dropped { token: 127, first: 128 }));
+    assert_eq!(state(&cache, &[a]), before);
+    cut(&mut cache, a, 227).unwrap();
+}
+
+#[test]
+fn a_step_that_some_groups_lack_tears_its_sequences() {
+    let gpu = gpu();
+    for given in [&[0][..], &[2], &[1], &[0, 1], &[2, 1]] {
+        let [mut cache, mut control] = [(); 2].map(|()| LayeredCache::new(&gpu, unlike(&gpu)).unwrap());
+        let [a, b] = [(); 2].map(|()| cache.begin().unwrap());
+        let alone = control.begin().unwrap();
+        store(&mut cache, a, 100);
+        store(&mut control, alone, 100);
+        let step = cache.step(&[Chunk { sequence: a, tokens: 20 }]).unwrap();
+        append(&cache, &step, given).unwrap();
+        // The next step makes it stale in all groups.
+        store(&mut cache, b, 3);
+        let missing = *[0, 2, 1].iter().find(|layer| !given.contains(layer)).unwrap();
+        let torn = Error::Torn { slot: a.slot(), layer: missing, whole: 100 };
+        assert!(matches!(append(&cache, &step, &[missing]), Err(Error::Stale { .. })));
+        let before = (cache.free_pages(), cache.tokens(b));
+        assert!(cache.step(&[Chunk { sequence: a, tokens: 1 }]).is_err_and(|error| error == torn));
+        assert_eq!(cache.can_append(&[Chunk { sequence: a, tokens: 1 }]), Err(torn.clone()));
+        assert_eq!(cache.slide(a, 0), Err(torn.clone()));
+        let mut commands = encoder(&gpu);
+        assert_eq!(cache.fork(&mut commands, a), Err(torn.clone()));
+        assert_eq!(cache.truncate(&mut commands, a, 101), Err(torn));
+        assert_eq!((cache.free_pages(), cache.tokens(b)), before);
+        cache.truncate(&mut commands, a, 100).unwrap();
+        submit(&gpu, commands);
+        // It is as if the step had never been made.
+        [5, 1].into_iter().for_each(|tokens| {
+            store(&mut cache, a, tokens);
+            store(&mut control, alone, tokens);
+        });
+        assert!(state(&cache, &[a, b]).3[..3] == state(&control, &[alone]).3, "given to layers {given:?}");
+        cache.end(a).unwrap();
+    }
+    // One of which nothing was recorded is taken back in all groups, and so is one that is
+    // abandoned; what was recorded of encoders that were dropped does not count.
+    let mut cache = LayeredCache::new(&gpu, unlike(&gpu)).unwrap();
+    let a = cache.begin().unwrap();
+    store(&mut cache, a, 100);
+    let before = state(&cache, &[a]);
+    let step = cache.step(&[Chunk { sequence: a, tokens: 100 }]).unwrap();
+    assert_eq!((step.recorded(), cache.tokens(a)), (None, Ok(200)));
+    cache.abandon(step).unwrap();
+    assert_eq!(state(&cache, &[a]), before);
+    let step = cache.step(&[Chunk { sequence: a, tokens: 100 }]).unwrap();
+    append(&cache, &step, &[1, 2]).unwrap();
+    assert_eq!(step.recorded(), Some(1));
+    step.unrecord();
+    cache.abandon(step).unwrap();
+    assert_eq!((cache.free_pages(), cache.tokens(a)), (before.0, Ok(100)));
+    // Pages that one group gives back make the step of every group stale.
+    store(&mut cache, a, 149);
+    let step = cache.step(&[Chunk { sequence: a, tokens: 1 }]).unwrap();
+    append(&cache, &step, &[0, 1, 2]).unwrap();
+    let free = cache.free_pages();
+    assert_eq!(cache.slide(a, 100), Ok(128));
+    assert_eq!(cache.free_pages(), [free[0] + 1, free[1], free[2]], "the second group has packed nothing yet, the third slides by itself");
+    let rows = upload(&gpu, &[0.5; 64]);
+    let mut commands = encoder(&gpu);
+    for layer in 0..3 {
+        let stale = cache.attend(&mut commands, &step, layer, Rows::f32(&rows), Rows::f32(&rows));
+        assert!(matches!(stale, Err(Error::Stale { .. })), "{stale:?}");
+    }
+}
+
+#[test]
+fn a_window_takes_the_same_pages_however_long_the_context() {
+    const TOKENS: u32 = 131_072;
+    const WINDOW: u32 = 1024;
+    let gpu = gpu();
+    let random = &mut generator();
+    let shape = |layers, theta| Shape { layers, query_heads: 1, kv_heads: 1, head_dim: 64, rope: Rope::new(theta, 64) };
+    let plan = |tokens: u32| {
+        LayeredPlan::builder()
+            .group([0, 2], Plan::builder(shape(2, 10_000.0), hadamard(Bits::Four, Bits::Four, 64)).sliding_window(WINDOW))
+            .group([1], Plan::builder(shape(1, 1_000_000.0), hadamard(Bits::Two, Bits::Two, 64)))
+            .capacity(Capacity::tokens(1, tokens))
+            .build(gpu.capability())
+            .unwrap()
+    };
+    let (short, long) = (LayeredCache::new(&gpu, plan(4096)).unwrap(), plan(TOKENS + 1));
+    let mut cache = LayeredCache::new(&gpu, long).unwrap();
+    assert_eq!(cache.groups()[0].bytes(), short.groups()[0].bytes());
+    assert!(cache.groups()[1].bytes() > 20 * short.groups()[1].bytes());
+    drop(short);
+
+    let sequence = cache.begin().unwrap();
+    // The same rows again and again, but for their positions.
+    let rows: Vec<wgpu::Buffer> = (0..6).map(|_| upload(&gpu, &normals(random, 512 * 64))).collect();
+    let (mut most, mut bytes) = (0, 0);
+    let mut read = |cache: &mut LayeredCache, tokens: u32| {
+        let step = cache.step(&[Chunk { sequence, tokens }]).unwrap();
+        let mut encoder = encoder(&gpu);
+        for (layer, rows) in (0..).zip(rows.chunks(2)) {
+            cache.append(&mut encoder, &step, layer, Rows::f32(&rows[0]), Rows::f32(&rows[1])).unwrap();
+        }
+        submit(&gpu, encoder);
+        let local = &cache.groups()[0];
+        let held = local.plan().pages() - local.free_pages();
+        (most, bytes) = (most.max(held), bytes.max(local.bytes_used()));
+        assert!(local.bytes_used() <= local.bytes());
+        step
+    };
+    while cache.tokens(sequence).unwrap() < TOKENS {
+        let left = TOKENS - cache.tokens(sequence).unwrap();
+        // Chunks that begin and end anywhere in a page.
+        let tokens = if random.random() { 512 } else { random.random_range(300..=512) }.min(left);
+        let _step = read(&mut cache, tokens);
+    }
+    let step = read(&mut cache, 1);
+    assert_eq!(most, cache.plan().most_pages(0).unwrap(), "the pages are all needed");
+    assert_eq!(cache.free_pages()[1], 0);
+    // What is attended to at the end is the window.
+    let query = normals(random, 64);
+    let asked = upload(&gpu, &query);
+    for layer in [0, 2] {
+        let output = poisoned(&gpu, 64);
+        let [keys, values] = [(); 2].map(|()| poisoned(&gpu, 64 * WINDOW as usize));
+        let mut encoder = encoder(&gpu);
+        cache.attend(&mut encoder, &step, layer, Rows::f32(&asked), Rows::f32(&output)).unwrap();
+        cache.dequantize(&mut encoder, sequence, layer, TOKENS + 1 - WINDOW..TOKENS + 1, Rows::f32(&keys), Rows::f32(&values)).unwrap();
+        submit(&gpu, encoder);
+        let [keys, values] = [&keys, &values].map(|rows| download(&gpu, rows, 64 * WINDOW as usize));
+        let want = attention_seen(cache.groups()[0].plan().shape(), [&keys, &values], &query, TOKENS);
+        let error = relative_rms(&download(&gpu, &output, 64), &want);
+        assert!(error <= DECODE_RMS, "layer {layer} is off by {error}");
+    }
+    assert!(pollster::block_on(cache.status()).unwrap().is_clean());
+}
+
+#[test]
+fn layers_that_are_not_planned_soundly_are_refused_by_name() {
+    let gpu = gpu();
+    let plan = |layers: u32| Plan::builder(local_shape(layers), Format::f16()).protection(Protection::NONE);
+    let sliding = |layers: u32| plan(layers).sliding_window(100);
+    let builder = LayeredPlan::builder;
+    for (builder, want) in [
+        (builder(), "groups of layers must be 1 or more, but is 0"),
+        (builder().group([], plan(1)), "layers of group 0 must be 1 or more, but is 0"),
+        (builder().group([0, 1], plan(2)).group([1, 2], plan(2)), "layer 1 must be in one group, but is in groups 0 and 1"),
+        (builder().group([0, 1, 1], plan(3)), "layer 1 must be in one group, but is twice in group 0"),
+        (builder().group([0, 1], plan(2)).group([3, 4], plan(2)), "layer 2 must be in one group, but is in none, though there is a layer 4"),
+        (builder().group([u32::MAX], plan(1)), "layer 0 must be in one group, but is in none, though there is a layer 4294967295"),
+        (builder().group([0, 2, 1], plan(2)), "layers of the shape of group 0 must be 3, for layers 0, 2, 1, but is 2"),
+        (builder().group([0, 2], plan(2)).share(1, 2), "the layer that layer 1 shares must be an earlier one, which is in a group, but is 2"),
+        (builder().group([0], plan(1)).share(1, 0).share(2, 1), "the layer that layer 2 shares must be an earlier one, which is in a group, but is 1"),
+        (builder().group([0, 1], plan(2)).share(1, 0), "layer 1 must be in one group, but is in group 0 and sharing layer 0"),
+        (builder().group([0, 1], plan(2)).share(2, 0).share(2, 1), "layer 2 must be in one group, but is sharing layers 0 and 1"),
+        (builder().group([0], plan(1)).share(2, 0), "layer 1 must be in one group, but is in none, though there is a layer 2"),
+        (builder().group([0], plan(1)).chunk(0), "chunk must be 1 token or more, but is 0"),
+        (builder().group([0, 1, 3], plan(3)).group([2], sliding(1).sliding_window(0)), "sliding window of layer 2 must be 1 token or more, but is 0"),
+        (builder().group([0], plan(1)).capacity(Capacity::tokens(0, 100)), "sequences of layer 0 must be 1 or more, but is 0"),
+        (builder().group([0], plan(1)).capacity(Capacity::tokens(1, 0)), "tokens must be 1 or more, but is 0"),
+        (
+            builder().group([0], sliding(1)).capacity(Capacity::bytes(1, 1 << 20)),
+            "max_tokens must be given where all layers slide and the capacity is in bytes, but is not given",
+        ),
+    ] {
+        let error = builder.build(gpu.capability()).unwrap_err();
+        assert_eq!(error.to_string(), want);
+    }
+    // Bytes that do not hold a page of each group.
+    let two = || builder().group([0, 1], sliding(2)).group([2], plan(1)).chunk(128).max_tokens(4096);
+    // A page of two KV heads of 64 halves, keys and values, and two or three of them in a window.
+    let page = 128 * 2 * 64 * 2 * 2;
+    let need = 3 * 2 * page + page;
+    let error = two().capacity(Capacity::bytes(1, need - 1)).build(gpu.capability()).unwrap_err();
+    assert!(matches!(error, Error::Capacity { need: wanted, have, .. } if (wanted, have) == (need, need - 1)), "{error}");
+    for pages in 1..4 {
+        let plan = two().capacity(Capacity::bytes(1, need + (pages - 1) * page + page / 2)).build(gpu.capability()).unwrap();
+        assert_eq!([plan.groups()[0].pages(), plan.groups()[1].pages()], [3, pages as u32]);
+        assert_eq!(plan.cost().cache(), LayeredCache::new(&gpu, plan.clone()).unwrap().bytes());
+    }
+    let most = two().capacity(Capacity::bytes(1, u64::MAX)).build(gpu.capability()).unwrap_err();
+    assert!(matches!(most, Error::Limit { .. }), "{most}");
+    // A window of all tokens takes what a plan without one would.
+    let whole = builder().group([0], sliding(1).sliding_window(u32::MAX)).group([1], plan(1)).keep(u32::MAX).capacity(Capacity::tokens(2, 300));
+    let whole = whole.build(gpu.capability()).unwrap();
+    assert_eq!([whole.groups()[0].pages(), whole.groups()[1].pages()], [12, 6]);
+
+    // A plan says what it is made of.
+    let plan = layered(builders(&mut generator(), 1)).capacity(Capacity::tokens(1, 700)).build(gpu.capability()).unwrap();
+    let text = plan.to_string();
+    for part in [
+        "8 layers in 2 groups, sequences of",
+        "layers 0-4: each query sees 150 tokens; 2 pages a sequence, however long, for steps of 200 tokens",
+        "layer 5: each query sees everything",
+        "layer 6: attends to the keys and values of layer 4",
+        "all groups: ",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+    assert_eq!(plan.layers_of(0), [0, 1, 2, 3, 4]);
+    assert_eq!((plan.place_of(7), plan.shares(7), plan.shares(5)), (Ok((1, 0)), Ok(Some(5)), Ok(None)));
+    assert_eq!(plan.plan_of(8).unwrap_err(), Error::Layer { had: 8, layers: 8 });
+
+    // Layers without keys and values of their own are given none.
+    let mut cache = LayeredCache::new(&gpu, plan).unwrap();
+    let sequence = cache.begin().unwrap();
+    let step = cache.step(&[Chunk { sequence, tokens: 1 }]).unwrap();
+    let rows = upload(&gpu, &[0.5; 256]);
+    let mut commands = encoder(&gpu);
+    let given = cache.append(&mut commands, &step, 6, Rows::f32(&rows), Rows::f32(&rows)).unwrap_err();
+    assert_eq!(given.to_string(), "layer 6 must be one with keys and values of its own, but is one that shares those of layer 4");
+    assert_eq!(cache.elect(&mut commands, &step, 6, Rows::f32(&rows), 8), Err(given));
+    let early = cache.attend(&mut commands, &step, 7, Rows::f32(&rows), Rows::f32(&rows)).unwrap_err();
+    assert_eq!(early, Error::Order { call: "Cache::attend", layer: 5, wanted: "after Cache::append", had: "before it" });
+    assert_eq!(cache.append(&mut commands, &step, 8, Rows::f32(&rows), Rows::f32(&rows)), Err(Error::Layer { had: 8, layers: 8 }));
+    assert!(matches!(cache.align(Alignment::budget(0.1, 0.1)), Err(Error::Mismatch { .. })));
+}
