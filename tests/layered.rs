@@ -223,12 +223,13 @@ fn centred_and_rtn_are_as_in_caches_of_their_own() {
 }
 
 fn as_in_caches_of_their_own(way: usize) {
-    const KEEP: u32 = 30;
+    // Tokens that can be cut off beyond those of the latest step.
+    let keep = [0, 30, 0, 1][way];
     let gpu = gpu();
     let random = &mut generator();
     let builders = builders(random, way);
     let room = Capacity::tokens(3, 1500);
-    let plan = layered(builders.clone()).capacity(room).keep(KEEP).build(gpu.capability()).unwrap();
+    let plan = layered(builders.clone()).capacity(room).keep(keep).build(gpu.capability()).unwrap();
     let name = plan.groups().iter().map(|plan| format!("{}, {:?}", plan.format(), plan.protection())).collect::<Vec<_>>().join(" and ");
     let mut pair = Pair::new(&gpu, plan, builders, room);
     let mut live = vec![pair.begin()];
@@ -237,13 +238,24 @@ fn as_in_caches_of_their_own(way: usize) {
         pair.grow(random, &mut [(&mut live[0], tokens)], &name);
         pair.check(&live);
     }
+    // A step that begins where the last token it keeps is the last of a page, the first of the
+    // next, or the second; then one that begins as far before as can be cut.
+    for place in [127, 0, 1] {
+        let held = pair.tokens(&live[0]);
+        let edge = (held + 2..).find(|tokens| (tokens - (WINDOW - 1) - keep) % 128 == place).unwrap();
+        pair.grow(random, &mut [(&mut live[0], edge - held)], &name);
+        pair.grow(random, &mut [(&mut live[0], 1)], &name);
+        let both = live[0].clone();
+        assert!(pair.cut(&both, edge - keep));
+        pair.grow(random, &mut [(&mut live[0], 1)], &name);
+    }
     let (mut cuts, mut refused) = (0, 0);
     for _ in 0..14 {
         let n = random.random_range(0..live.len());
         match random.random_range(0..7) {
             0 if live.len() < 3 => {
                 let tokens = pair.tokens(&live[n]);
-                let first = live[n].before.saturating_sub(KEEP);
+                let first = live[n].before.saturating_sub(keep);
                 let forked = pair.fork(&live[n], random.random_range(first..=tokens));
                 live.push(forked);
             }
@@ -254,7 +266,7 @@ fn as_in_caches_of_their_own(way: usize) {
             2..4 => {
                 let (tokens, both) = (pair.tokens(&live[n]), live[n].clone());
                 // What the last step brought, and as many as the plan keeps, can always go.
-                let sure = both.before.saturating_sub(KEEP).min(tokens);
+                let sure = both.before.saturating_sub(keep).min(tokens);
                 let to = if random.random() { random.random_range(sure..=tokens) } else { random.random_range(sure.saturating_sub(200)..=sure) };
                 if pair.cut(&both, to) {
                     live[n].before = to;
