@@ -465,6 +465,86 @@ fn what_one_group_refuses_changes_none() {
 }
 
 #[test]
+fn what_is_saved_goes_on_in_another_cache() {
+    let gpu = gpu();
+    let random = &mut generator();
+    let builders = builders(random, 1);
+    let room = Capacity::tokens(2, 900);
+    let plan = |room, chunk| layered(builders.clone()).capacity(room).chunk(chunk).build(gpu.capability()).unwrap();
+    let name = "saved and loaded";
+    let mut pair = Pair::new(&gpu, plan(room, CHUNK), builders.clone(), room);
+    let mut both = pair.begin();
+    pair.grow(random, &mut [(&mut both, CHUNK)], name);
+    let start = pollster::block_on(pair.one.save(both.one)).unwrap();
+    for tokens in [CHUNK, 3, 1] {
+        pair.grow(random, &mut [(&mut both, tokens)], name);
+    }
+    let bytes = pollster::block_on(pair.one.save(both.one)).unwrap();
+    assert!(bytes == pollster::block_on(pair.one.save_prefix(both.one, 404)).unwrap());
+    let prefix = pollster::block_on(pair.one.save_prefix(both.one, 403)).unwrap();
+    // Into a cache of other pages, where another sequence is first, for steps of another length.
+    pair.one = LayeredCache::new(&gpu, plan(Capacity::tokens(3, 700), 60)).unwrap();
+    let other = pair.one.begin().unwrap();
+    let mut commands = encoder(&gpu);
+    let loaded = pair.one.load(&mut commands, &bytes).unwrap();
+    submit(&gpu, commands);
+    assert_eq!((pair.one.tokens(loaded), pair.one.check_pages()), (Ok(404), Ok(2)));
+    assert!(bytes == pollster::block_on(pair.one.save(loaded)).unwrap());
+    both.one = loaded;
+    let mut commands = encoder(&gpu);
+    let shorter = pair.apart.iter_mut().zip(&both.apart).map(|(cache, sequence)| cache.fork_prefix(&mut commands, *sequence, 403).unwrap()).collect();
+    submit(&gpu, commands);
+    for tokens in [1, 60, 1] {
+        pair.grow(random, &mut [(&mut both, tokens)], name);
+    }
+    pair.one.end(other).unwrap();
+    let mut commands = encoder(&gpu);
+    let loaded = pair.one.load(&mut commands, &prefix).unwrap();
+    submit(&gpu, commands);
+    let mut both = Both { one: loaded, apart: shorter, before: 403 };
+    pair.grow(random, &mut [(&mut both, 1)], name);
+
+    // What is damaged, of another plan or too much is refused, and changes nothing.
+    let before = (pair.one.free_pages(), pair.one.check_pages());
+    let mut commands = encoder(&gpu);
+    let mut refused = |cache: &mut LayeredCache, bytes: &[u8]| cache.load(&mut commands, bytes).unwrap_err();
+    for _ in 0..60 {
+        let mut harmed = bytes.clone();
+        let most = if random.random() { 2000 } else { harmed.len() };
+        let at = random.random_range(0..most);
+        harmed[at] ^= 1 << random.random_range(0..8);
+        let error = refused(&mut pair.one, &harmed);
+        assert!(matches!(error, Error::Mismatch { of: Thing::Snapshot, .. }), "byte {at}: {error}");
+        let error = refused(&mut pair.one, &bytes[..at]);
+        assert!(matches!(error, Error::Mismatch { of: Thing::Snapshot, .. }), "{at} bytes: {error}");
+    }
+    let wider = [builders[0].clone().sliding_window(WINDOW + 1), builders[1].clone()];
+    let mut wider = LayeredCache::new(&gpu, layered(wider).capacity(room).build(gpu.capability()).unwrap()).unwrap();
+    assert!(refused(&mut wider, &bytes).wanted_of(Thing::Snapshot, "plan").is_some());
+    let mut small = LayeredCache::new(&gpu, plan(Capacity::tokens(1, 200), 60)).unwrap();
+    assert!(matches!(refused(&mut small, &bytes), Error::Length { need: 404, .. }));
+    assert_eq!(small.free_pages(), small.groups().iter().map(|cache| cache.plan().pages()).collect::<Vec<_>>());
+    // Room for two of 200 tokens is room for one of 404, if the other has none.
+    let mut narrow = LayeredCache::new(&gpu, plan(Capacity::tokens(2, 200), 60)).unwrap();
+    let mut loading = encoder(&gpu);
+    narrow.load(&mut loading, &start).unwrap();
+    drop(loading);
+    let free = narrow.free_pages();
+    assert_eq!(refused(&mut narrow, &bytes), Error::Pages { need: 2, have: 1 });
+    assert_eq!((narrow.free_pages(), narrow.check_pages()), (free, Ok(1)));
+    assert_eq!((pair.one.free_pages(), pair.one.check_pages()), before);
+    drop(commands);
+
+    // Nothing is saved of a step that some layers lack.
+    let step = pair.one.step(&[Chunk { sequence: both.one, tokens: 1 }]).unwrap();
+    let early = pollster::block_on(pair.one.save(both.one)).unwrap_err();
+    assert!(matches!(early, Error::Order { call: "Cache::save", layer: 0, .. }), "{early}");
+    pair.one.abandon(step).unwrap();
+    assert_eq!(pollster::block_on(pair.one.save_prefix(both.one, 405)), Err(Error::Range { first: 0, end: 405, have: 404 }));
+    assert!(matches!(pollster::block_on(pair.one.save_prefix(both.one, 200)), Err(Error::Dropped { .. })));
+}
+
+#[test]
 fn a_step_that_some_groups_lack_tears_its_sequences() {
     let gpu = gpu();
     for given in [&[0][..], &[2], &[1], &[0, 1], &[2, 1]] {

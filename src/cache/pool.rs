@@ -66,6 +66,13 @@ impl Live {
         Extent { tokens: self.at.tokens, whole, missing, first: self.at.first() }
     }
 
+    /// Lets go of the pages that all but its last `keep` tokens fill; returns them.
+    pub fn slide(&mut self, keep: u32) -> Vec<u32> {
+        let dropped = self.slid(keep);
+        let before = std::mem::replace(&mut self.at.dropped, dropped);
+        self.pages.drain(..(dropped - before) as usize).collect()
+    }
+
     /// Returns how many of its first pages are gone once all but the last `keep` tokens may go.
     fn slid(&self, keep: u32) -> u32 {
         (self.at.tokens.saturating_sub(keep).min(self.at.packed) / PAGE_TOKENS).max(self.at.dropped)
@@ -217,14 +224,18 @@ impl Pool {
 
     /// Begins a sequence that stands somewhere already, in pages that nobody held.
     pub fn adopt(&mut self, plan: &Plan, at: Standing) -> Result<Sequence> {
+        self.expect_adopt(plan, &at)?;
+        let pages = self.take(at.pages());
+        self.place(at, pages)
+    }
+
+    /// Refuses a sequence that there is no room for.
+    pub fn expect_adopt(&self, plan: &Plan, at: &Standing) -> Result<()> {
         let slot = self.vacant_slot()?;
         if u64::from(at.tokens) > plan.max_tokens() {
             return Err(Error::Length { slot, need: at.tokens.into(), have: plan.max_tokens() });
         }
-        let need = at.pages();
-        self.expect_free(need)?;
-        let pages = self.take(need);
-        self.place(at, pages)
+        self.expect_free(at.pages())
     }
 
     /// Ends a sequence.
@@ -306,14 +317,9 @@ impl Pool {
     pub fn slide(&mut self, sequence: Sequence, keep: u32) -> Result<u32> {
         let live = self.find(sequence)?;
         live.expect_whole(live.at.tokens)?;
-        let dropped = live.slid(keep);
-        let count = dropped - live.at.dropped;
-        if let Some(live) = &mut self.live[sequence.slot as usize] {
-            live.at.dropped = dropped;
-            let pages: Vec<u32> = live.pages.drain(..count as usize).collect();
-            self.release(&pages);
-        }
-        Ok(count)
+        let pages = self.live[sequence.slot as usize].as_mut().map_or(Vec::new(), |live| live.slide(keep));
+        self.release(&pages);
+        Ok(pages.len() as u32)
     }
 
     /// Puts a page that nobody holds in the place of a sequence's last. The caller has made sure

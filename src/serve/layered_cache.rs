@@ -171,8 +171,19 @@ impl LayeredCache {
         own.filter(|own| own.first() == Some(&sequence)).ok_or(Error::UnknownSequence { slot: sequence.slot() })
     }
 
+    /// Returns the caches of all groups, to change them alike.
+    pub(super) fn caches(&mut self) -> &mut [Cache] {
+        &mut self.caches
+    }
+
+    /// Calls each group's cache with the group's number and a sequence's handle there.
+    pub(super) fn each<T>(&self, own: &[Sequence], call: impl Fn(&Cache, usize, Sequence) -> Result<T>) -> Result<Vec<T>> {
+        let groups = self.caches.iter().zip(own).enumerate();
+        groups.map(|(group, (cache, sequence))| self.of_model(group, call(cache, group, *sequence))).collect()
+    }
+
     /// Keeps the handles of a sequence that all groups have begun; returns the caller's.
-    fn keep(&mut self, own: Vec<Sequence>) -> Sequence {
+    pub(super) fn keep(&mut self, own: Vec<Sequence>) -> Sequence {
         let first = own[0];
         self.live[first.slot() as usize] = Some(own);
         first
@@ -214,7 +225,7 @@ impl LayeredCache {
 
     /// Refuses to go on after a sequence's first `tokens` tokens: where it holds fewer, where some
     /// layers lack some of them, and where a query that comes next would see tokens that are gone.
-    fn expect_cut(&self, sequence: Sequence, tokens: u32) -> Result<()> {
+    pub(super) fn expect_cut(&self, sequence: Sequence, tokens: u32) -> Result<()> {
         let own = self.sequences_of(sequence)?;
         let reach = self.reach(own)?;
         if tokens > reach.tokens {

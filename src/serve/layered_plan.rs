@@ -146,7 +146,7 @@ impl LayeredPlanBuilder {
 }
 
 /// Returns an error with the layers whose plan was refused, where it has a place for them.
-fn of_layers(layers: &[u32], error: Error) -> Error {
+pub(super) fn of_layers(layers: &[u32], error: Error) -> Error {
     match error {
         Error::Mismatch { of, name, wanted, had } => Error::Mismatch { of, name: format!("{name} of {}", Layers(layers)).into(), wanted, had },
         error => error,

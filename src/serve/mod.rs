@@ -7,6 +7,7 @@ mod head_parallel;
 mod layer_map;
 mod layered_cache;
 mod layered_plan;
+mod layered_snapshot;
 mod prefix_index;
 #[cfg(feature = "store")]
 mod snapshot_store;

@@ -103,8 +103,14 @@ pub(crate) fn check_snapshot(plan: &Plan, tokens: usize, bytes: &[u8]) -> Result
     Err(Error::mismatch(Thing::Snapshot, "tokens", format!("{tokens}, as many as it is stored for"), standing.tokens))
 }
 
+/// What a snapshot holds, once its bytes were checked.
+pub(crate) struct Opened<'a> {
+    pub standing: Standing,
+    layers: Vec<Tensors<&'a [u8]>>,
+}
+
 /// A sequence being copied to the host.
-struct Staged {
+pub(crate) struct Staged {
     gpu: Gpu,
     plan: Plan,
     standing: Standing,
@@ -115,7 +121,7 @@ struct Staged {
 
 impl Staged {
     /// Waits for the copies and puts the file together.
-    async fn finish(self) -> Result<Vec<u8>> {
+    pub async fn finish(self) -> Result<Vec<u8>> {
         let pages = self.standing.pages();
         let mut layers = Vec::with_capacity(self.layers.len());
         for (layer, buffers) in (0..).zip(self.layers) {
@@ -175,7 +181,7 @@ impl Cache {
     /// [`Error::Readback`](crate::Error::Readback), [`Error::Lost`](crate::Error::Lost),
     /// [`Error::Memory`](crate::Error::Memory) for that copy.
     pub fn save(&self, sequence: Sequence) -> impl Future<Output = Result<Vec<u8>>> + use<> {
-        let staged = self.tokens(sequence).and_then(|tokens| self.stage(sequence, tokens));
+        let staged = self.tokens(sequence).and_then(|tokens| self.stage(sequence, tokens, None));
         async { staged?.finish().await }
     }
 
@@ -186,14 +192,23 @@ impl Cache {
     /// Those of [`Cache::save`], [`Error::Range`](crate::Error::Range) and
     /// [`Error::Dropped`](crate::Error::Dropped).
     pub fn save_prefix(&self, sequence: Sequence, tokens: u32) -> impl Future<Output = Result<Vec<u8>>> + use<> {
-        let staged = self.stage(sequence, tokens);
+        let staged = self.stage(sequence, tokens, None);
         async { staged?.finish().await }
     }
 
-    fn stage(&self, sequence: Sequence, tokens: u32) -> Result<Staged> {
+    /// Refuses a sequence whose tokens of the open step some layer was not given.
+    pub(crate) fn expect_saved(&self, sequence: Sequence) -> Result<()> {
+        self.expect_appended("Cache::save", sequence, 0..self.plan.shape().layers)
+    }
+
+    /// Submits the copy of a sequence's first `tokens` tokens, as if it had slid, if `keep` says so.
+    pub(crate) fn stage(&self, sequence: Sequence, tokens: u32, keep: Option<u32>) -> Result<Staged> {
         self.gpu.alive()?;
-        let live = self.pool.find(sequence)?.cut(tokens)?;
-        self.expect_appended("Cache::save", sequence, 0..self.plan.shape().layers)?;
+        let mut live = self.pool.find(sequence)?.cut(tokens)?;
+        self.expect_saved(sequence)?;
+        if let Some(keep) = keep {
+            live.slide(keep);
+        }
         let by_layer: Vec<_> = (0..).zip(&self.buffers.layers).map(|(n, layer)| (layer, pieces(&self.plan, n, &live, sequence.slot()))).collect();
         let need = by_layer.iter().flat_map(|(_, pieces)| pieces).flatten().map(|piece| piece.end - piece.start).sum();
         let scope = self.gpu.watch_memory();
@@ -225,9 +240,24 @@ impl Cache {
     /// [`Error::Pages`](crate::Error::Pages) and [`Error::Length`](crate::Error::Length) where
     /// there is no room; [`Error::Lost`](crate::Error::Lost). Then nothing has changed.
     pub fn load(&mut self, encoder: &mut wgpu::CommandEncoder, bytes: &[u8]) -> Result<Sequence> {
+        let opened = self.open_snapshot(bytes)?;
+        self.load_opened(encoder, opened)
+    }
+
+    /// Checks the bytes of a snapshot, and that there is room for what it holds.
+    pub(crate) fn open_snapshot<'a>(&self, bytes: &'a [u8]) -> Result<Opened<'a>> {
         self.gpu.alive()?;
         let (standing, layers) = file::from_bytes(&self.plan, bytes)?;
+        self.pool.expect_adopt(&self.plan, &standing)?;
+        Ok(Opened { standing, layers })
+    }
+
+    /// Begins a sequence that holds what a snapshot of this cache's plan holds.
+    pub(crate) fn load_opened(&mut self, encoder: &mut wgpu::CommandEncoder, opened: Opened<'_>) -> Result<Sequence> {
+        let Opened { standing, layers } = opened;
         let need = standing.pages();
+        #[cfg(feature = "tracing")]
+        let bytes: usize = layers.iter().map(|layer| layer.pages.len() + layer.key_scales.len() + layer.rows.len() + layer.sinks.len()).sum();
         let sequence = self.pool.adopt(&self.plan, standing)?;
         let live = self.pool.find(sequence)?;
         for ((n, layer), tensors) in (0..).zip(&self.buffers.layers).zip(layers) {
@@ -242,7 +272,7 @@ impl Cache {
                 self.write_pieces(encoder, buffer, &pieces, contents);
             }
         }
-        event!(DEBUG, tokens = live.at.tokens, bytes = bytes.len(), pages = need, pages_free = self.free_pages(), "loaded");
+        event!(DEBUG, tokens = live.at.tokens, bytes = bytes, pages = need, pages_free = self.free_pages(), "loaded");
         Ok(sequence)
     }
 
