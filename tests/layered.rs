@@ -150,7 +150,7 @@ impl Pair {
     fn exact(&self, both: &Both, layer: u32, chunk: u32, query: &[f32], got: &[f32], name: &str) {
         let plan = self.one.plan().plan_of(layer).unwrap();
         let (shape, end) = (plan.shape(), self.one.tokens(both.one).unwrap());
-        let first = end.saturating_sub(plan.sliding_window().unwrap_or(u32::MAX));
+        let first = plan.span().first(end - 1);
         let numbers = ((end - first) * shape.kv_heads * shape.head_dim) as usize;
         let rows = [poisoned(&self.gpu, numbers), poisoned(&self.gpu, numbers)];
         let mut encoder = encoder(&self.gpu);
@@ -182,7 +182,7 @@ impl Pair {
         let mut encoder = encoder(&self.gpu);
         let cut = self.one.truncate(&mut encoder, both.one, tokens);
         if let Err(Error::Dropped { token, first }) = cut {
-            assert!(token < first && token == (tokens + 1).saturating_sub(WINDOW));
+            assert!(token < first && token == self.one.groups()[0].plan().span().first(tokens));
             return false;
         }
         cut.unwrap();
@@ -218,13 +218,18 @@ fn rotate_kv_and_hadamard_are_as_in_caches_of_their_own() {
 }
 
 #[test]
-fn centred_and_rtn_are_as_in_caches_of_their_own() {
+fn chunks_of_centred_are_as_in_caches_of_their_own() {
     as_in_caches_of_their_own(3);
+}
+
+#[test]
+fn chunks_of_whole_pages_are_as_in_caches_of_their_own() {
+    as_in_caches_of_their_own(4);
 }
 
 fn as_in_caches_of_their_own(way: usize) {
     // Tokens that can be cut off beyond those of the latest step.
-    let keep = [0, 30, 0, 1][way];
+    let keep = [0, 30, 0, 1, 2][way];
     let gpu = gpu();
     let random = &mut generator();
     let builders = builders(random, way);
@@ -729,8 +734,8 @@ fn layers_that_are_not_planned_soundly_are_refused_by_name() {
     let text = plan.to_string();
     for part in [
         "8 layers in 2 groups, sequences of",
-        "layers 0-4: each query sees 150 tokens; 2 pages a sequence, however long, for steps of 200 tokens",
-        "layer 5: each query sees everything",
+        "layers 0-4: each query sees the last 150 tokens; 2 pages a sequence, however long, for steps of 200 tokens at most",
+        "layer 5: each query sees all tokens",
         "layer 6: attends to the keys and values of layer 4",
         "all groups: ",
     ] {

@@ -339,11 +339,12 @@ impl Cache {
         self.can_append_slid(chunks, None)
     }
 
-    /// Returns the same for a step before which its sequences slide, if `keep` says so.
-    pub(crate) fn can_append_slid(&self, chunks: &[Chunk], keep: Option<u32>) -> Result<Admission> {
+    /// Returns the same for a step before which its sequences slide, beyond what no query will see
+    /// even if up to `back` tokens are cut off; without `back` they do not slide.
+    pub(crate) fn can_append_slid(&self, chunks: &[Chunk], back: Option<u32>) -> Result<Admission> {
         self.gpu.alive()?;
-        match keep {
-            Some(keep) => self.pool().admit_slid(&self.plan, chunks, keep),
+        match back {
+            Some(back) => self.pool().admit_slid(&self.plan, chunks, back),
             None => self.pool().admit(&self.plan, chunks),
         }
     }
@@ -405,12 +406,13 @@ impl Cache {
         self.step_slid(chunks, None)
     }
 
-    /// Makes the same step, before which its sequences slide, if `keep` says so: all or nothing.
-    pub(crate) fn step_slid(&mut self, chunks: &[Chunk], keep: Option<u32>) -> Result<Step> {
+    /// Makes the same step, before which its sequences slide as
+    /// [`can_append_slid`](Self::can_append_slid) says, or neither.
+    pub(crate) fn step_slid(&mut self, chunks: &[Chunk], back: Option<u32>) -> Result<Step> {
         let _span = span!("step", chunks = chunks.len());
         self.gpu.alive()?;
-        let grown = self.change(|pool, plan| match keep {
-            Some(keep) => pool.grow_slid(plan, chunks, keep),
+        let grown = self.change(|pool, plan| match back {
+            Some(back) => pool.grow_slid(plan, chunks, back),
             None => pool.grow(plan, chunks),
         })?;
         Ok(self.open(grown))

@@ -66,6 +66,12 @@ impl Live {
         Extent { tokens: self.at.tokens, whole, missing, first: self.at.first() }
     }
 
+    /// Returns how many of its last tokens queries may see that come next, or next once up to `back`
+    /// tokens are cut off.
+    fn seen(&self, plan: &Plan, back: u32) -> u32 {
+        self.at.tokens - plan.span().first(self.at.tokens.saturating_sub(back))
+    }
+
     /// Lets go of the pages that all but its last `keep` tokens fill; returns them.
     pub fn slide(&mut self, keep: u32) -> Vec<u32> {
         let dropped = self.slid(keep);
@@ -384,14 +390,15 @@ impl Pool {
         Ok(self.growths(plan, parts.iter().copied().map(Ok))?.1)
     }
 
-    /// Returns the same for a step before which its sequences [slide](Pool::slide). The pages that
-    /// this frees count as free: it does not change how many the step takes.
-    pub fn admit_slid(&self, plan: &Plan, chunks: &[Chunk], keep: u32) -> Result<Admission> {
+    /// Returns the same for a step before which its sequences [slide](Pool::slide) beyond what no
+    /// query will see, even after a cut of up to `back` tokens. The pages that this frees count as
+    /// free: it does not change how many the step takes.
+    pub fn admit_slid(&self, plan: &Plan, chunks: &[Chunk], back: u32) -> Result<Admission> {
         let mut admission = self.admit(plan, chunks)?;
         let mut given_up: Vec<u32> = Vec::new();
         for chunk in chunks {
             let live = self.find(chunk.sequence)?;
-            given_up.extend(&live.pages[..(live.slid(keep) - live.at.dropped) as usize]);
+            given_up.extend(&live.pages[..(live.slid(live.seen(plan, back)) - live.at.dropped) as usize]);
         }
         // Sequences that share a page may give it up together.
         given_up.sort_unstable();
@@ -401,10 +408,11 @@ impl Pool {
     }
 
     /// Slides sequences and grows them by new tokens, or does neither.
-    pub fn grow_slid(&mut self, plan: &Plan, chunks: &[Chunk], keep: u32) -> Result<Grown> {
-        self.admit_slid(plan, chunks, keep)?.expect_fits()?;
+    pub fn grow_slid(&mut self, plan: &Plan, chunks: &[Chunk], back: u32) -> Result<Grown> {
+        self.admit_slid(plan, chunks, back)?.expect_fits()?;
         for chunk in chunks {
-            self.slide(chunk.sequence, keep)?;
+            let seen = self.find(chunk.sequence)?.seen(plan, back);
+            self.slide(chunk.sequence, seen)?;
         }
         self.grow(plan, chunks)
     }

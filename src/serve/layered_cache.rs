@@ -8,6 +8,7 @@ use crate::cache::{Admission, AlignmentReport, Cache, Chunk, Memory, Sequence, S
 use crate::error::{Error, Result};
 use crate::format::Alignment;
 use crate::gpu::{Gpu, Rows};
+use crate::plan::Span;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -17,8 +18,9 @@ use std::sync::Arc;
 /// A sequence is in all groups of layers or in none, and whatever is done to it is done in all or,
 /// after an error, in none. Handles are [`Sequence`]s, as of a `Cache`.
 ///
-/// Layers with a [sliding window](crate::PlanBuilder::sliding_window) slide by themselves: each
-/// step first gives back the pages of its sequences that none of their queries will see.
+/// Layers with a [sliding window](crate::PlanBuilder::sliding_window) or
+/// [chunked attention](crate::PlanBuilder::chunked_attention) slide by themselves: each step first
+/// gives back the pages of its sequences that none of their queries will see.
 ///
 /// ```no_run
 /// use wgkv::layers::{LayeredCache, LayeredPlan};
@@ -233,11 +235,10 @@ impl LayeredCache {
         }
         reach.expect_whole(sequence, tokens)?;
         for (cache, sequence) in self.caches.iter().zip(own) {
-            if let Some(window) = cache.plan().sliding_window() {
-                let (token, first) = ((tokens + 1).saturating_sub(window), cache.extent(*sequence)?.first);
-                if token < first {
-                    return Err(Error::Dropped { token, first });
-                }
+            let (span, first) = (cache.plan().span(), cache.extent(*sequence)?.first);
+            // Where queries see everything, they see what is left.
+            if span != Span::All && span.first(tokens) < first {
+                return Err(Error::Dropped { token: span.first(tokens), first });
             }
         }
         Ok(())
@@ -298,7 +299,7 @@ impl LayeredCache {
         let mut slid = false;
         for (group, (cache, sequence)) in self.caches.iter_mut().zip(&own).enumerate() {
             let before = cache.extent(*sequence)?.first;
-            let kept = self.plan.kept(group);
+            let kept = self.plan.kept(group, reach.tokens);
             let now = cache.slide(*sequence, kept.unwrap_or(keep))?;
             slid |= now > before;
             if kept.is_none() {
@@ -377,7 +378,7 @@ impl LayeredCache {
         let mut scarcest = Admission { pages_needed: 0, pages_free: u32::MAX };
         let left = |admission: &Admission| i64::from(admission.pages_free) - i64::from(admission.pages_needed);
         for (group, (cache, chunks)) in self.caches.iter().zip(chunks).enumerate() {
-            let admission = self.of_model(group, cache.can_append_slid(chunks, self.plan.kept(group)))?;
+            let admission = self.of_model(group, cache.can_append_slid(chunks, Some(self.plan.keep())))?;
             if left(&admission) < left(&scarcest) {
                 scarcest = admission;
             }
@@ -385,8 +386,8 @@ impl LayeredCache {
         Ok(scarcest)
     }
 
-    /// Grows sequences by new tokens in all groups, as [`Cache::step`]. Before, layers with a
-    /// sliding window give back the pages of these sequences that no query will see.
+    /// Grows sequences by new tokens in all groups, as [`Cache::step`]. Before, layers that
+    /// slide give back the pages of these sequences that no query will see.
     ///
     /// # Errors
     /// Those of [`Cache::step`], and [`Error::Mismatch`] for a chunk of more tokens than the plan's
@@ -395,9 +396,8 @@ impl LayeredCache {
     pub fn step(&mut self, chunks: &[Chunk]) -> Result<LayeredStep> {
         let chunks = self.chunks(chunks)?;
         self.admit(&chunks)?.expect_fits()?;
-        let kept: Vec<Option<u32>> = (0..self.caches.len()).map(|group| self.plan.kept(group)).collect();
-        let mut caches: Vec<_> = self.caches.iter_mut().zip(chunks.into_iter().zip(kept)).collect();
-        let steps = all_or_none(&mut caches, |cache, (chunks, kept)| cache.step_slid(chunks, *kept))?;
+        let mut caches: Vec<_> = self.caches.iter_mut().zip(chunks).collect();
+        let steps = all_or_none(&mut caches, |cache, chunks| cache.step_slid(chunks, Some(self.plan.keep())))?;
         Ok(LayeredStep { steps, map: self.plan.map().clone() })
     }
 
@@ -485,7 +485,8 @@ impl LayeredCache {
 
     /// Records causal attention of the step's tokens in one layer, as [`Cache::attend`]: `queries`
     /// and `output` are `[rows, query_heads, head_dim]`, of this layer's shape. A layer that shares
-    /// another's keys and values attends after the other was appended.
+    /// another's keys and values attends after the other was appended, by the other's scale, cap
+    /// and sink logits.
     ///
     /// # Errors
     /// Those of [`Cache::attend`].
@@ -502,8 +503,7 @@ impl LayeredCache {
     }
 
     /// Records what [`LayeredCache::attend`] does, and the weight of each output, as
-    /// [`Cache::attend_part`]: `log_sums` is `[rows, query_heads]` in f32. A learned logit of a sink
-    /// is merged in by it.
+    /// [`Cache::attend_part`]: `log_sums` is `[rows, query_heads]` in f32.
     ///
     /// # Errors
     /// Those of [`Cache::attend_part`].

@@ -5,7 +5,7 @@ use super::layer_map::{LayerMap, Layers};
 use crate::error::{Error, Result};
 use crate::format::{PAGE_TOKENS, tensors};
 use crate::gpu::Capability;
-use crate::plan::{Capacity, Cost, Plan, PlanBuilder};
+use crate::plan::{Capacity, Cost, Plan, PlanBuilder, Span};
 use std::fmt;
 use std::sync::Arc;
 
@@ -31,8 +31,9 @@ pub struct LayeredPlanBuilder {
 /// Layers that are form a group, which has a [`Plan`] of its own: with its RoPE, sliding window,
 /// head dimension, KV heads, codec and bits. All groups hold the same sequences.
 ///
-/// A group that has a [sliding window](PlanBuilder::sliding_window) gets the pages that its window
-/// takes, and no more however long the sequences are; the [capacity](LayeredPlanBuilder::capacity)
+/// A group that has a [sliding window](PlanBuilder::sliding_window) or
+/// [chunked attention](PlanBuilder::chunked_attention) slides: it gets the pages that its queries
+/// see, and no more however long the sequences are. The [capacity](LayeredPlanBuilder::capacity)
 /// decides how many pages the others have.
 ///
 /// ```
@@ -70,8 +71,8 @@ impl LayeredPlanBuilder {
     }
 
     /// Adds a layer that has queries alone and attends to the keys and values of an earlier one,
-    /// `of`, which is in a group (Gemma 3n). Its query heads are as many as that layer's, and it
-    /// takes no memory.
+    /// `of`, which is in a group (Gemma 3n). Its queries are as that layer's in number, RoPE, scale,
+    /// cap and sink logits, and it takes no memory.
     pub fn share(mut self, layer: u32, of: u32) -> Self {
         self.shared.push((layer, of));
         self
@@ -94,7 +95,7 @@ impl LayeredPlanBuilder {
     }
 
     /// Sets how many tokens a step may bring a sequence where a group slides. The default is 512.
-    /// Layers that slide hold so many tokens beside their window, since the first query of a chunk
+    /// Layers that slide hold this many tokens beside their window, since the first query of a step
     /// still sees all of the window before it.
     pub fn chunk(mut self, tokens: u32) -> Self {
         self.chunk = Some(tokens);
@@ -165,9 +166,8 @@ impl Sizes {
     /// Returns the pages of each group, and the length that a sequence can reach.
     fn of(&self, plans: &[Plan]) -> Result<(Vec<u32>, u32)> {
         let sequences = u64::from(self.capacity.sequences());
-        let slides = |plan: &&Plan| plan.sliding_window().is_some();
         let window = |plan: &Plan, longest: Option<u32>| sequences * u64::from(window_pages(plan, self.chunk, self.keep, longest));
-        let fixed = sum(plans.iter().filter(slides).map(|plan| plan.page_bytes().saturating_mul(window(plan, self.max_tokens))));
+        let fixed = sum(plans.iter().filter(|plan| slides(plan)).map(|plan| plan.page_bytes().saturating_mul(window(plan, self.max_tokens))));
         // How many tokens the sequences have room for, by a plan that does not slide.
         let held = |plan: &Plan, pages: u64| pages * u64::from(PAGE_TOKENS) + u64::from(plan.ring().saturating_sub(1));
         let whole: Box<dyn Fn(&Plan) -> u64> = match self.capacity {
@@ -195,7 +195,7 @@ impl Sizes {
                 return Err(Error::argument("max_tokens", "given where all layers slide and the capacity is in bytes", "not given"));
             }
         };
-        let pages = plans.iter().map(|plan| if plan.sliding_window().is_some() { window(plan, Some(longest)) } else { whole(plan) });
+        let pages = plans.iter().map(|plan| if slides(plan) { window(plan, Some(longest)) } else { whole(plan) });
         Ok((pages.map(|pages| u32::try_from(pages).unwrap_or(u32::MAX)).collect(), longest))
     }
 }
@@ -205,25 +205,33 @@ fn sum(bytes: impl Iterator<Item = u64>) -> u64 {
     bytes.fold(0, u64::saturating_add)
 }
 
-/// Returns how many tokens before a step's first a plan that slides keeps: those that the first
-/// query sees, and those that may be cut off.
-fn kept(plan: &Plan, keep: u32) -> Option<u32> {
-    plan.sliding_window().map(|window| (window - 1).saturating_add(keep))
+/// Returns whether a plan's queries do not see everything.
+fn slides(plan: &Plan) -> bool {
+    plan.span() != Span::All
 }
 
 /// Returns how many pages a sequence holds at most where it slides before every step of at most
 /// `chunk` tokens; no more than one of `longest` tokens that does not slide.
 fn window_pages(plan: &Plan, chunk: u32, keep: u32, longest: Option<u32>) -> u32 {
     let all = longest.map_or(u32::MAX, |tokens| plan.packed(tokens).div_ceil(PAGE_TOKENS).max(1));
-    let kept = kept(plan, keep).unwrap_or(u32::MAX);
-    // Every place in a page that a step can begin at, far from a sequence's first tokens: later
-    // ones are like these, and earlier ones hold less.
-    let first = kept.checked_add(plan.ring()).and_then(|first| first.checked_next_multiple_of(PAGE_TOKENS));
-    let held = |tokens: u32| {
-        let slid = (tokens - kept).min(plan.packed(tokens)) / PAGE_TOKENS;
+    // Tokens before a step's first that are held at most: those that queries see from there, and
+    // those that may be cut off.
+    let (kept, aligned) = match plan.span() {
+        Span::All => (u32::MAX, false),
+        Span::Sliding(tokens) => ((tokens - 1).saturating_add(keep), false),
+        // Chunks of whole pages begin with a page; where f16 rows are held back, they do not end so.
+        Span::Chunked(tokens) => ((tokens - 1).saturating_add(keep), tokens.is_multiple_of(PAGE_TOKENS) && plan.ring() == 0),
+    };
+    // Every place in a page that the first of them can have, far from a sequence's first tokens:
+    // later ones are like these, and earlier ones hold less.
+    let places = if aligned { 1 } else { PAGE_TOKENS };
+    let first = kept.checked_add(plan.ring()).and_then(|tokens| (tokens - kept).checked_next_multiple_of(PAGE_TOKENS));
+    let held = |first: u32| {
+        let tokens = first.checked_add(kept)?;
+        let slid = first.min(plan.packed(tokens)) / PAGE_TOKENS;
         Some(plan.packed(tokens.checked_add(chunk)?).div_ceil(PAGE_TOKENS) - slid)
     };
-    let most = first.and_then(|first| first.checked_add(PAGE_TOKENS).and_then(|end| (first..end).map(held).max().flatten()));
+    let most = first.and_then(|first| (first..first + places).map(held).collect::<Option<Vec<_>>>()).and_then(|held| held.into_iter().max());
     most.unwrap_or(u32::MAX).min(all).max(1)
 }
 
@@ -288,13 +296,13 @@ impl LayeredPlan {
     /// Returns how many tokens a step may bring a sequence; none if no group slides, so that any
     /// number may come.
     pub fn chunk(&self) -> Option<u32> {
-        self.plans.iter().any(|plan| plan.sliding_window().is_some()).then_some(self.chunk)
+        self.plans.iter().any(slides).then_some(self.chunk)
     }
 
     /// Returns how many pages a sequence holds in a group at most, however long it is; none for a
     /// group that does not slide or does not exist.
     pub fn most_pages(&self, group: usize) -> Option<u32> {
-        let plan = self.plans.get(group).filter(|plan| plan.sliding_window().is_some())?;
+        let plan = self.plans.get(group).filter(|plan| slides(plan))?;
         Some(plan.pages() / plan.sequences())
     }
 
@@ -308,15 +316,22 @@ impl LayeredPlan {
     pub fn fingerprint(&self) -> String {
         let mut text = "wgkv-layered-plan 1".to_owned();
         for (plan, layers) in self.plans.iter().zip(&self.map.groups) {
-            text.push_str(&format!("; {} of {layers:?}, seen {:?}", plan.fingerprint(), plan.sliding_window()));
+            text.push_str(&format!("; {} of {layers:?}, seen {:?}", plan.fingerprint(), plan.span()));
         }
         self.map.shared().for_each(|(layer, of)| text.push_str(&format!("; {layer} shares {of}")));
         tensors::hash([text.as_bytes()])
     }
 
-    /// Returns which tokens a group keeps before each step; none for one that does not slide.
-    pub(super) fn kept(&self, group: usize) -> Option<u32> {
-        self.plans.get(group).and_then(|plan| kept(plan, self.keep))
+    /// Returns how many tokens layers that slide keep beside those that queries see.
+    pub(super) fn keep(&self) -> u32 {
+        self.keep
+    }
+
+    /// Returns how many of a sequence's `tokens` tokens a group keeps as it slides; none for one that
+    /// does not.
+    pub(super) fn kept(&self, group: usize, tokens: u32) -> Option<u32> {
+        let plan = self.plans.get(group).filter(|plan| slides(plan))?;
+        Some(tokens - plan.span().first(tokens.saturating_sub(self.keep)))
     }
 
     /// Returns which layer is where.
@@ -331,11 +346,10 @@ impl fmt::Display for LayeredPlan {
         writeln!(f, "{} layers in {count} group{}, sequences of {} tokens at most", self.layers(), if count == 1 { "" } else { "s" }, self.max_tokens())?;
         for (group, plan) in self.plans.iter().enumerate() {
             write!(f, "\n{}", Layers(self.layers_of(group)))?;
-            match (plan.sliding_window(), self.most_pages(group)) {
-                (Some(window), Some(pages)) => {
-                    writeln!(f, ": each query sees {window} tokens; {pages} pages a sequence, however long, for steps of {} tokens", self.chunk)?;
-                }
-                _ => writeln!(f, ": each query sees everything")?,
+            write!(f, ": each query sees {}", plan.span())?;
+            match self.most_pages(group) {
+                Some(pages) => writeln!(f, "; {pages} pages a sequence, however long, for steps of {} tokens at most", self.chunk)?,
+                None => writeln!(f)?,
             }
             writeln!(f, "{plan}")?;
         }

@@ -6,6 +6,7 @@ use super::together;
 use crate::cache::Sequence;
 use crate::error::{Error, Result, Thing};
 use crate::format::file::{Envelope, Tensor};
+use crate::plan::Span;
 use safetensors::tensor::Dtype;
 
 const FORMAT: &str = "wgkv-layered-snapshot";
@@ -52,7 +53,7 @@ impl LayeredCache {
     /// another cache, as [`Cache::save`](crate::Cache::save): a safetensors file of the metadata
     /// `format`, `version`, `plan` (the plan's [fingerprint](LayeredPlan::fingerprint)) and `hash`,
     /// and a tensor `group.N` of bytes for each group, the snapshot that its cache would make.
-    /// Layers with a sliding window save what their next query sees and the plan's
+    /// Layers that slide save what their next query sees and the plan's
     /// [`keep`](super::LayeredPlanBuilder::keep) tokens.
     ///
     /// # Errors
@@ -76,7 +77,7 @@ impl LayeredCache {
             self.each(own, |cache, _, sequence| cache.expect_saved(sequence))?;
             let tokens = tokens.map_or_else(|| self.tokens(sequence), Ok)?;
             self.expect_cut(sequence, tokens)?;
-            self.each(own, |cache, group, sequence| cache.stage(sequence, tokens, self.plan().kept(group)))
+            self.each(own, |cache, group, sequence| cache.stage(sequence, tokens, self.plan().kept(group, tokens)))
         };
         let (staged, plan) = (stage(), self.plan().clone());
         async move {
@@ -110,8 +111,9 @@ impl LayeredCache {
             if let Some(most) = self.plan().most_pages(group).filter(|most| pages > *most) {
                 return wrong("pages", format!("{most} at most, as planned for the window"), pages);
             }
-            if let Some(seen) = cache.plan().sliding_window().map(|window| (held + 1).saturating_sub(window)).filter(|seen| *seen < first) {
-                return wrong("first token", format!("{seen} or before"), first);
+            let span = cache.plan().span();
+            if span != Span::All && span.first(held) < first {
+                return wrong("first token", format!("{} or before", span.first(held)), first);
             }
             opened.push(part);
         }
