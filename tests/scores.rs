@@ -122,6 +122,17 @@ fn elected_sinks_of_centred_keep_their_means_wherever_they_lie() {
 }
 
 #[test]
+fn pairs_may_have_frequencies_of_zero() {
+    use Bits::*;
+    let gpu = gpu();
+    let frequencies: Vec<f64> = Rope::new(1_000_000.0, 64).frequencies().iter().zip(0..).map(|(f, pair)| if pair < 8 { *f } else { 0.0 }).collect();
+    let rope = Rope::none().with_frequencies(frequencies);
+    for format in [centred(Eight, Eight, 64), hadamard(Eight, Eight, 64)] {
+        check(&gpu, case("frequencies of zero", 64, 4, 2, format).steps(steps()).rope(rope.clone()).protection(protect(4, 16)));
+    }
+}
+
+#[test]
 fn sink_logits_come_to_a_row_that_means_keep_still() {
     use Bits::*;
     let gpu = gpu();

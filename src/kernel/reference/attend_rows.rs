@@ -1,7 +1,7 @@
 //! The twin of `shaders/attend_rows.wgsl`.
 
 use super::attend_split::reduce_add;
-use super::cached::{Place, Store};
+use super::cached::{Place, Store, window_row};
 use super::cap::cap;
 use super::{Constants, turn};
 use crate::kernel::attend_rows::{AttendRowsParams, TILE_PLACES};
@@ -43,7 +43,8 @@ pub fn attend_rows(
                 (store.sink(&place, n), Some(store.offset(&place, n)))
             } else {
                 let t = packed + n - sinks;
-                (t, store.row(&place, t))
+                // An elected sink that no page holds yet has a row of the window, too.
+                (t, if c.massive { Some(store.offset(&place, window_row(c, t))) } else { store.row(&place, t) })
             };
             // A later sink is met among the tokens after the pages.
             let seen = n < places && (visible..=position).contains(&t) && (n >= sinks || t < packed);
