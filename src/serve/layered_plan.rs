@@ -49,7 +49,7 @@ pub struct LayeredPlanBuilder {
 ///     .capacity(Capacity::tokens(2, 32_768))
 ///     .build(&Capability::webgpu_default())?;
 /// println!("{plan}");
-/// # assert_eq!((plan.layers(), plan.groups()[0].pages(), plan.groups()[1].pages()), (26, 14, 512));
+/// # assert_eq!((plan.layers(), plan.groups()[0].pages(), plan.groups()[1].pages()), (26, 14, 510));
 /// # Ok::<(), wgkv::Error>(())
 /// ```
 #[derive(Clone, Debug)]
