@@ -73,8 +73,8 @@ struct Pair {
 struct Both {
     one: Sequence,
     apart: Vec<Sequence>,
-    /// Its tokens before its last step.
-    before: u32,
+    /// Its tokens where the latest step began, or one before that began farther on.
+    began: u32,
 }
 
 impl Pair {
@@ -84,7 +84,7 @@ impl Pair {
     }
 
     fn begin(&mut self) -> Both {
-        Both { one: self.one.begin().unwrap(), apart: self.apart.iter_mut().map(|cache| cache.begin().unwrap()).collect(), before: 0 }
+        Both { one: self.one.begin().unwrap(), apart: self.apart.iter_mut().map(|cache| cache.begin().unwrap()).collect(), began: 0 }
     }
 
     fn end(&mut self, both: &Both) {
@@ -104,7 +104,7 @@ impl Pair {
         let all: Vec<Chunk> = chunks.iter().map(|(both, tokens)| Chunk { sequence: both.one, tokens: *tokens }).collect();
         let admission = self.one.can_append(&all).unwrap();
         assert!(admission.fits(), "{name}: {admission:?}");
-        chunks.iter_mut().for_each(|(both, _)| both.before = self.one.tokens(both.one).unwrap());
+        chunks.iter_mut().for_each(|(both, _)| both.began = both.began.max(self.one.tokens(both.one).unwrap()));
         let step = self.one.step(&all).unwrap();
         let of_group = |group: usize| -> Vec<Chunk> { chunks.iter().map(|(both, tokens)| Chunk { sequence: both.apart[group], tokens: *tokens }).collect() };
         let steps: Vec<Step> = self.apart.iter_mut().zip(0..).map(|(cache, group)| cache.step(&of_group(group)).unwrap()).collect();
@@ -174,7 +174,7 @@ impl Pair {
         let one = self.one.fork_prefix(&mut encoder, both.one, tokens).unwrap();
         let apart = self.apart.iter_mut().zip(&both.apart).map(|(cache, sequence)| cache.fork_prefix(&mut encoder, *sequence, tokens).unwrap()).collect();
         submit(&self.gpu, encoder);
-        Both { one, apart, before: both.before }
+        Both { one, apart, began: both.began }
     }
 
     /// Cuts both, unless the layered cache refuses because tokens are gone; returns whether it cut.
@@ -260,7 +260,7 @@ fn as_in_caches_of_their_own(way: usize) {
         match random.random_range(0..7) {
             0 if live.len() < 3 => {
                 let tokens = pair.tokens(&live[n]);
-                let first = live[n].before.saturating_sub(keep);
+                let first = live[n].began.saturating_sub(keep).min(tokens);
                 let forked = pair.fork(&live[n], random.random_range(first..=tokens));
                 live.push(forked);
             }
@@ -270,14 +270,14 @@ fn as_in_caches_of_their_own(way: usize) {
             }
             2..4 => {
                 let (tokens, both) = (pair.tokens(&live[n]), live[n].clone());
-                // What the last step brought, and as many as the plan keeps, can always go.
-                let sure = both.before.saturating_sub(keep).min(tokens);
+                // What came since the step that began last, and as many as the plan keeps, can
+                // always go.
+                let sure = both.began.saturating_sub(keep).min(tokens);
                 let to = if random.random() { random.random_range(sure..=tokens) } else { random.random_range(sure.saturating_sub(200)..=sure) };
                 if pair.cut(&both, to) {
-                    live[n].before = to;
                     cuts += 1;
                 } else {
-                    assert!(to < sure, "{name}: a cut from {tokens} to {to}, of which {} were there before the last step", both.before);
+                    assert!(to < sure, "{name}: a cut from {tokens} to {to}, of which {} were there when a step began", both.began);
                     refused += 1;
                 }
             }
@@ -506,7 +506,7 @@ fn what_is_saved_goes_on_in_another_cache() {
     let mut commands = encoder(&gpu);
     let loaded = pair.one.load(&mut commands, &prefix).unwrap();
     submit(&gpu, commands);
-    let mut both = Both { one: loaded, apart: shorter, before: 403 };
+    let mut both = Both { one: loaded, apart: shorter, began: 403 };
     pair.grow(random, &mut [(&mut both, 1)], name);
 
     // What is damaged, of another plan or too much is refused, and changes nothing.

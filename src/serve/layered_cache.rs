@@ -272,8 +272,8 @@ impl LayeredCache {
     }
 
     /// Cuts a sequence back to its first `tokens` tokens, as [`Cache::truncate`]. The tokens of the
-    /// latest step can always be cut off, and the plan's
-    /// [`keep`](super::LayeredPlanBuilder::keep) tokens before them.
+    /// latest step can always be cut off, and before them what
+    /// [`keep`](crate::layers::LayeredPlanBuilder::keep) says.
     ///
     /// # Errors
     /// Those of [`Cache::truncate`]; [`Error::Dropped`] also where the next query would see a token

@@ -49,7 +49,7 @@ pub struct LayeredPlanBuilder {
 ///     .capacity(Capacity::tokens(2, 32_768))
 ///     .build(&Capability::webgpu_default())?;
 /// println!("{plan}");
-/// # assert_eq!((plan.layers(), plan.groups()[0].pages(), plan.groups()[1].pages()), (26, 14, 512));
+/// # assert_eq!((plan.layers(), plan.groups()[0].pages(), plan.groups()[1].pages()), (26, 14, 510));
 /// # Ok::<(), wgkv::Error>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -102,9 +102,10 @@ impl LayeredPlanBuilder {
         self
     }
 
-    /// Sets how many tokens layers that slide keep beside their window, so that as many can be cut
-    /// off again beyond those of the latest step, which always can. The default is 0: enough for
-    /// drafts that one step brings and the next call cuts back.
+    /// Sets how many tokens layers that slide keep beside their window. A sequence can always be cut
+    /// back to where its latest step began, and by this many tokens more; if it was cut back before,
+    /// count from the longest that it was when a step began. The default is 0: enough for drafts
+    /// that one step brings and the next call cuts back.
     pub fn keep(mut self, tokens: u32) -> Self {
         self.keep = tokens;
         self

@@ -54,7 +54,7 @@ impl LayeredCache {
     /// `format`, `version`, `plan` (the plan's [fingerprint](LayeredPlan::fingerprint)) and `hash`,
     /// and a tensor `group.N` of bytes for each group, the snapshot that its cache would make.
     /// Layers that slide save what their next query sees and the plan's
-    /// [`keep`](super::LayeredPlanBuilder::keep) tokens.
+    /// [`keep`](crate::layers::LayeredPlanBuilder::keep) tokens.
     ///
     /// # Errors
     /// Those of [`Cache::save`](crate::Cache::save).

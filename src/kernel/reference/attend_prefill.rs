@@ -81,7 +81,8 @@ pub(super) fn attend(
             let row = ((row_first + token) * kv_heads * c.share + query_head) as usize * c.query_row as usize;
             let query: Vec<f32> = query_rows[row..row + head_dim].iter().map(|x| halve(*x)).collect();
             let end = query_first + token + 1;
-            let seen = if c.chunk > 0 { (end - 1) / c.chunk * c.chunk } else { end.saturating_sub(c.sliding_window) }..end;
+            let chunk = (end - 1).checked_div(c.chunk);
+            let seen = chunk.map_or(end.saturating_sub(c.sliding_window), |n| n * c.chunk)..end;
             let (mut peak, mut sum, mut out) = (HIDDEN, 0.0, vec![0.0; head_dim]);
             for tile in tile_first..tile_end {
                 let at = (((place + tile - tile_first) * kv_heads + head) * 32 * c.head_dim) as usize;
