@@ -255,7 +255,7 @@ fn as_in_caches_of_their_own(way: usize) {
         pair.grow(random, &mut [(&mut live[0], 1)], &name);
     }
     let (mut cuts, mut refused) = (0, 0);
-    for _ in 0..14 {
+    for _ in 0..10 {
         let n = random.random_range(0..live.len());
         match random.random_range(0..7) {
             0 if live.len() < 3 => {
@@ -677,6 +677,52 @@ fn a_window_takes_the_same_pages_however_long_the_context() {
         assert!(error <= DECODE_RMS, "layer {layer} is off by {error}");
     }
     assert!(pollster::block_on(cache.status()).unwrap().is_clean());
+}
+
+#[test]
+fn layers_that_slide_never_lack_a_page() {
+    let gpu = gpu();
+    let random = &mut generator();
+    let shape = Shape { layers: 1, query_heads: 1, kv_heads: 1, head_dim: 64, rope: Rope::none() };
+    for _ in 0..24 {
+        let (span, chunk, keep) = (random.random_range(1..500), random.random_range(1..400), random.random_range(0..200));
+        let window = [0, 0, 40, 128, 300][random.random_range(0..5)];
+        let local = Plan::builder(shape.clone(), hadamard(Bits::Four, Bits::Four, 64)).protection(protect(0, window));
+        let local = match random.random_range(0..3) {
+            0 => local.chunked_attention(span),
+            1 => local.chunked_attention(span.next_multiple_of(128)),
+            _ => local.sliding_window(span),
+        };
+        let plan = LayeredPlan::builder().group([0], local).capacity(Capacity::tokens(2, 100_000)).chunk(chunk).keep(keep).build(gpu.capability()).unwrap();
+        let (most, seen) = (plan.most_pages(0).unwrap(), plan.groups()[0].span());
+        let name = format!("{seen}, steps of {chunk}, keeping {keep}, window {window}");
+        let mut cache = LayeredCache::new(&gpu, plan).unwrap();
+        let mut live = vec![cache.begin().unwrap()];
+        for _ in 0..40 {
+            let n = random.random_range(0..live.len());
+            match random.random_range(0..8) {
+                0 if live.len() < 2 => {
+                    let mut commands = encoder(&gpu);
+                    live.push(cache.fork(&mut commands, live[n]).unwrap());
+                    submit(&gpu, commands);
+                }
+                1 if live.len() > 1 => cache.end(live.swap_remove(n)).unwrap(),
+                2 => {
+                    let tokens = cache.tokens(live[n]).unwrap();
+                    let to = random.random_range(tokens.saturating_sub(chunk + keep)..=tokens);
+                    assert!(matches!(cut(&mut cache, live[n], to), Ok(()) | Err(Error::Dropped { .. })), "{name}");
+                }
+                _ => {
+                    let tokens = if random.random() { chunk } else { random.random_range(1..=chunk) };
+                    let step = cache.step(&[Chunk { sequence: live[n], tokens }]).unwrap_or_else(|error| panic!("{name}: {error}"));
+                    append(&cache, &step, &[0]).unwrap();
+                }
+            }
+            let group = &cache.groups()[0];
+            assert!(group.plan().pages() - group.free_pages() <= most * live.len() as u32, "{name}: more than {most} pages a sequence");
+            assert_eq!(cache.check_pages(), Ok(live.len() as u32));
+        }
+    }
 }
 
 #[test]

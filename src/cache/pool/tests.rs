@@ -325,3 +325,58 @@ fn random_operations_leak_no_page_and_hold_none_twice() {
         }
     }
 }
+
+#[test]
+fn a_step_slides_first_or_nothing_changes() {
+    let seed = std::env::var("WGKV_SEED").map_or_else(|_| rand::rng().next_u64(), |seed| seed.parse().unwrap());
+    println!("WGKV_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let shape = Shape { layers: 1, query_heads: 1, kv_heads: 1, head_dim: 64, rope: Rope::none() };
+    let plan = |builder: crate::PlanBuilder| builder.capacity(Capacity::tokens(5, 130)).max_tokens(1 << 20).build(&Capability::webgpu_default()).unwrap();
+    let halves = || Plan::builder(shape.clone(), Format::f16()).protection(Protection::NONE);
+    let packed = Plan::builder(shape.clone(), Format::new(Codec::Hadamard, Bits::Two, Bits::Two, 64));
+    // Ten pages are fewer than five such sequences can want.
+    for plan in [plan(halves().sliding_window(150)), plan(halves().chunked_attention(256)), plan(packed.sliding_window(300))] {
+        let (mut pool, mut live) = (Pool::new(7, &plan), Vec::new());
+        let (mut grew, mut lacked, mut shared) = (0, 0, 0);
+        let back = random.random_range(0..40);
+        for _ in 0..20_000 {
+            match random.random_range(0..8) {
+                0 => live.extend(pool.begin()),
+                1 if !live.is_empty() => {
+                    let sequence = live[random.random_range(0..live.len())];
+                    let tokens = pool.find(sequence).unwrap().at.tokens;
+                    live.extend(pool.fork(sequence, tokens).map(|(forked, _)| forked));
+                }
+                2 if live.len() > 1 => pool.end(live.swap_remove(random.random_range(0..live.len()))).unwrap(),
+                _ => {
+                    let chunk = |sequence: &Sequence, random: &mut StdRng| Chunk { sequence: *sequence, tokens: random.random_range(1..160) };
+                    let mut chunks: Vec<Chunk> = live.iter().map(|sequence| chunk(sequence, &mut random)).collect();
+                    chunks.retain(|_| random.random_range(0..4) > 0);
+                    let (before, admission) = (pool.clone(), pool.admit_slid(&plan, &chunks, back).unwrap());
+                    match pool.grow_slid(&plan, &chunks, back) {
+                        Ok(grown) => {
+                            assert!(admission.fits());
+                            assert_eq!(pool.free_pages(), admission.pages_free - admission.pages_needed);
+                            grew += 1;
+                            // Pages that several gave up together.
+                            let held = |pool: &Pool| pool.users.iter().filter(|users| **users > 1).count();
+                            shared += usize::from(held(&pool) < held(&before));
+                            for growth in grown.growths {
+                                let first = plan.span().first(growth.old_tokens.saturating_sub(back));
+                                assert!(growth.first() <= first && (first - growth.first() < 128 || growth.first() + 128 > growth.old_packed));
+                            }
+                        }
+                        Err(error) => {
+                            assert_eq!(error, Error::Pages { need: admission.pages_needed, have: admission.pages_free });
+                            assert!(pool == before && !admission.fits());
+                            lacked += 1;
+                        }
+                    }
+                }
+            }
+            assert_eq!(pool.check(&plan), Ok(live.len() as u32));
+        }
+        assert!(grew > 100 && lacked > 100 && shared > 10, "{grew} steps, {lacked} lacked pages, {shared} gave up shared pages");
+    }
+}
