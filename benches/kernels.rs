@@ -121,14 +121,14 @@ fn measure(gpu: &Gpu, rows: u32) {
     let lines = kernel::measure::LINES as usize;
     let (sums, counts) = (upload(gpu, &vec![0.0; 2 * lines * width as usize]), upload(gpu, &vec![0.0; 2 * lines]));
     let mut encoder = wgkv_testing::encoder(gpu);
-    kernel::measure::record(gpu, &mut encoder, Rows::f32(&keys), false, rows, width, &sums, &counts).unwrap();
+    kernel::measure::record(gpu, &mut encoder, Rows::f32(&keys), false, rows, [1, width], &sums, &counts).unwrap();
     submit(gpu, encoder);
     let (mut got, mut want) = (vec![0.0_f64; width as usize], vec![0.0_f64; width as usize]);
     // Pairs of floats, so that the two of a column are neighbours.
     download(gpu, &sums, 2 * lines * width as usize).iter().enumerate().for_each(|(i, x)| got[i / 2 % width as usize] += f64::from(*x));
     data.iter().enumerate().for_each(|(i, x)| want[i % width as usize] += f64::from(*x));
     assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < SUM_ERROR * f64::from(rows)), "columns must add up as in f64");
-    let times = profile(gpu, 9, |encoder| kernel::measure::record(gpu, encoder, Rows::f32(&keys), false, rows, width, &sums, &counts).unwrap());
+    let times = profile(gpu, 9, |encoder| kernel::measure::record(gpu, encoder, Rows::f32(&keys), false, rows, [1, width], &sums, &counts).unwrap());
     line("measure", &format!("{rows} rows of {width}"), find(&times, "measure"), 4.0 * f64::from(rows * width));
 }
 

@@ -59,7 +59,7 @@ alias Cell = vec2<f32>;
 @group(1) @binding(0) var<uniform> params: AppendParams;
 @group(1) @binding(1) var<storage, read> tables: array<u32>;                    // items of 2 words; chunks of 8; pages
 @group(0) @binding(0) var<storage, read> turns: array<vec2<f32>>;               // [128 low + high positions, ROPE_PAIRS]
-@group(2) @binding(0) var<storage, read> keys: array<u32>;                      // [rows, kv_heads, HEAD_DIM] f32 or f16
+@group(2) @binding(0) var<storage, read> keys: array<u32>;                      // [rows, kv_heads, HEAD_DIM] f32, f16 or bf16
 @group(2) @binding(1) var<storage, read> values: array<u32>;                    // the same
 @group(0) @binding(1) var<storage, read> protected_rows: array<u32>;            // [slot, kv_heads, SINKS + RING, HEAD_DIM]
 @group(0) @binding(2) var<storage, read> marks: array<u32>;                     // [kv_heads, 3, HEAD_DIM] f32, for Centred
@@ -173,7 +173,7 @@ fn append(
         let fresh = t >= old_tokens;
         var x: vec2<f32>;
         if (fresh) {
-            x = input_at(((row_first + t - old_tokens) * params.kv_heads + head) * HEAD_DIM + i);
+            x = input_at(row_first + t - old_tokens, params.kv_heads, head, i);
         } else {
             x = protected_at(protected_first + (SINKS + t % max(RING, 1u)) * HEAD_DIM, i);
         }

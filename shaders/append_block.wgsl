@@ -25,7 +25,6 @@ override ROTATE_VALUES: bool;
 override CENTRED: bool;
 override ROPE: u32;            // 0, or all channels turn: 1 split halves, 2 interleaved pairs
 override ROPE_PAIRS: u32;
-override HALF_ROWS: bool;
 override KEY_BITS: u32;        // 2, 3, 4 or 8
 override VALUE_BITS: u32;
 override KEY_CLIP: f32;
@@ -54,8 +53,7 @@ struct AppendBlockParams { // src/kernel/append.rs
 @group(1) @binding(0) var<uniform> params: AppendBlockParams;
 @group(1) @binding(1) var<storage, read> tables: array<u32>;                    // items of 2 words; chunks of 8; pages
 @group(0) @binding(0) var<storage, read> turns: array<vec4<f32>>;               // [128 low + high positions, ROPE_PAIRS], two a vector
-@group(2) @binding(0) var<storage, read> keys: array<vec4<u32>>;                // [rows, kv_heads, HEAD_DIM] f32 or f16
-@group(2) @binding(1) var<storage, read> values: array<vec4<u32>>;              // the same
+// group 2: keys and values, in part eights
 @group(0) @binding(1) var<storage, read> protected_rows: array<vec4<u32>>;      // [slot, kv_heads, SINKS + RING, HEAD_DIM] pairs of halves
 @group(0) @binding(2) var<storage, read> marks: array<vec4<u32>>;               // [kv_heads, 3, HEAD_DIM] f32, for Centred
 @group(0) @binding(3) var<storage, read_write> pages: array<u32>;               // [physical page, slab head, 4 * PAGE_VECS]
@@ -89,23 +87,6 @@ struct Turn { cosine: vec4<f32>, sine: vec4<f32> }
 
 fn halves(two: vec2<u32>) -> vec4<f32> {
     return vec4<f32>(unpack2x16float(two.x), unpack2x16float(two.y));
-}
-
-// Eight numbers of the caller's keys from a quad on that is even.
-fn key_eight(quad: u32) -> Eight {
-    if (HALF_ROWS) {
-        let words = keys[quad / 2u];
-        return Eight(halves(words.xy), halves(words.zw));
-    }
-    return Eight(bitcast<vec4<f32>>(keys[quad]), bitcast<vec4<f32>>(keys[quad + 1u]));
-}
-
-fn value_eight(quad: u32) -> Eight {
-    if (HALF_ROWS) {
-        let words = values[quad / 2u];
-        return Eight(halves(words.xy), halves(words.zw));
-    }
-    return Eight(bitcast<vec4<f32>>(values[quad]), bitcast<vec4<f32>>(values[quad + 1u]));
 }
 
 fn protected_eight(quad: u32) -> Eight {
@@ -484,7 +465,7 @@ fn append_block(
     let t = BLOCK * block + token;
     let packs = token >= tokens.x && token < tokens.y;
     let fresh = packs && t >= old_tokens;
-    let input_quad = ((row_first + t - old_tokens) * params.kv_heads + head) * QUADS + 4u * lane;
+    let input_row = row_first + t - old_tokens;
     let protected_quad = ((slot * params.kv_heads + head) * (SINKS + RING) + SINKS + t % max(RING, 1u)) * (2u * QUADS) + 4u * lane;
 
     var broken = 0u;
@@ -492,7 +473,8 @@ fn append_block(
     if (KEYS) {
         var x = row_zero();
         if (fresh) {
-            x = row_of(key_eight(input_quad), key_eight(input_quad + 2u), key_eight(input_quad + HALF_QUADS), key_eight(input_quad + HALF_QUADS + 2u));
+            let k = layout_row(0u, input_row, params.kv_heads, head) + 16u * lane;
+            x = row_of(eight_key(k), eight_key(k + 8u), eight_key(k + HEAD_DIM / 2u), eight_key(k + HEAD_DIM / 2u + 8u));
             if (CENTRED) {
                 var means = row_marks(head, 0u, lane);
                 if (TURNED && ROPE > 0u) { means = row_turn(means, t, lane); }
@@ -520,7 +502,8 @@ fn append_block(
 
     var x = row_zero();
     if (fresh) {
-        x = row_of(value_eight(input_quad), value_eight(input_quad + 2u), value_eight(input_quad + HALF_QUADS), value_eight(input_quad + HALF_QUADS + 2u));
+        let v = layout_row(1u, input_row, params.kv_heads, head) + 16u * lane;
+        x = row_of(eight_value(v), eight_value(v + 8u), eight_value(v + HEAD_DIM / 2u), eight_value(v + HEAD_DIM / 2u + 8u));
         if (CENTRED) { x = row_less(x, row_marks(head, 2u, lane)); }
     } else if (packs) {
         let quad = protected_quad + QUADS;

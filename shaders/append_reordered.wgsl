@@ -17,7 +17,6 @@
 
 override HEAD_DIM: u32;
 override ROPE_PAIRS: u32;
-override HALF_ROWS: bool;
 override KEY_BITS: u32;
 override KEY_CLIP: f32;
 override PAGE_VECS: u32;
@@ -45,7 +44,7 @@ alias Cell = f32;
 @group(1) @binding(0) var<uniform> params: AppendReorderedParams;
 @group(1) @binding(1) var<storage, read> tables: array<u32>;               // items of 2 words; chunks of 8; pages
 @group(0) @binding(0) var<storage, read> turns: array<vec2<f32>>;          // [128 low + high positions, ROPE_PAIRS]
-@group(2) @binding(0) var<storage, read> keys: array<u32>;                 // [rows, kv_heads, HEAD_DIM] f32 or f16
+@group(2) @binding(0) var<storage, read> keys: array<u32>;                 // [rows, kv_heads, HEAD_DIM] f32, f16 or bf16
 @group(0) @binding(1) var<storage, read> protected_rows: array<u32>;       // [slot, kv_heads, SINKS + RING, HEAD_DIM]
 @group(0) @binding(2) var<storage, read> marks: array<u32>;                // [kv_heads, HEAD_DIM] groups a byte; sinks
 @group(0) @binding(3) var<storage, read_write> pages: array<u32>;          // [physical page, slab head, 4 * PAGE_VECS]
@@ -73,11 +72,7 @@ fn unordered(bits: u32) -> f32 {
 }
 
 fn key_at(i: u32) -> f32 {
-    if (HALF_ROWS) {
-        let pair = unpack2x16float(keys[i / 2u]);
-        return select(pair.x, pair.y, (i & 1u) == 1u);
-    }
-    return bitcast<f32>(keys[i]);
+    return element_of(keys[element_word(i)], i);
 }
 
 fn protected_at(at: u32, c: u32) -> f32 {
@@ -163,7 +158,7 @@ fn append_reordered(
             }
             for (var c = i; c < GROUP_CELLS; c += 256u) {
                 let head = head_first + c / HEAD_DIM;
-                let fresh_at = ((row_first + t - old_tokens) * params.kv_heads + head) * HEAD_DIM;
+                let fresh_at = layout_row(0u, row_first + t - old_tokens, params.kv_heads, head);
                 let kept_at = ((slot * params.kv_heads + head) * (SINKS + RING) + SINKS + t % max(RING, 1u)) * HEAD_DIM;
                 row[c] = plain_at(fresh, select(kept_at, fresh_at, fresh), c % HEAD_DIM, t);
             }

@@ -23,7 +23,7 @@
 
 override HEAD_DIM: u32;
 override ROTATE_VALUES: bool;
-override HALF_ROWS: bool;
+override ELEMENT: u32;  // type of the output: 0 f32, 1 f16, 2 bf16
 override LOG_SUMS: bool;
 override SINK_LOGITS: bool;
 override LOGITS_AT: u32; // first sink logit in marks, one a query head
@@ -49,7 +49,7 @@ alias Cell = f32;
 @group(0) @binding(1) var<storage, read> row_partials: array<f32>;      // [partial, query_heads, HEAD_DIM + 2]
 @group(0) @binding(2) var<storage, read> marks: array<u32>;             // [kv_heads, 3, HEAD_DIM] f32, for Centred; sink logits
 @group(0) @binding(3) var<storage, read> query_rows: array<f32>;        // [row, query_heads, QUERY_ROW]: log2(e) scale H (q / weight)
-@group(2) @binding(0) var<storage, read_write> output: array<u32>;      // [rows, query_heads, HEAD_DIM] f32 or f16
+@group(2) @binding(0) var<storage, read_write> output: array<u32>;      // [rows, query_heads, HEAD_DIM] f32, f16 or bf16
 @group(2) @binding(1) var<storage, read_write> log_sums: array<f32>;    // [rows, query_heads]
 
 var<workgroup> row: array<f32, HEAD_DIM>;
@@ -65,7 +65,11 @@ fn nan() -> f32 {
     return bitcast<f32>(bits);
 }
 
-fn half_or_nan(x: f32) -> u32 {
+// A number of the output in 16 bits.
+fn output_bits(x: f32) -> u32 {
+    if (ELEMENT == 2u) {
+        return bfloat_bits(x);
+    }
     return select(0x7e00u, half_bits(x), finite(x));
 }
 
@@ -223,15 +227,15 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     }
     x *= centre_weights(query_head / share, i).y;
     x += select(share_of_tokens * centre_means(query_head / share, i).y, 0.0, nothing);
-    let output_at = ((params.row_first + r) * params.query_heads + query_head) * HEAD_DIM + i;
-    if (HALF_ROWS) {
+    let output_at = layout_row(0u, params.row_first + r, params.query_heads, query_head) + i;
+    if (ELEMENT != 0u) {
         workgroupBarrier();
         if (part == 0u) {
             row[i] = x;
         }
         workgroupBarrier();
         if (part == 0u && i % 2u == 0u) {
-            output[output_at / 2u] = half_or_nan(row[i]) | (half_or_nan(row[i + 1u]) << 16u);
+            output[output_at / 2u] = output_bits(row[i]) | (output_bits(row[i + 1u]) << 16u);
         }
     } else if (part == 0u) {
         output[output_at] = bitcast<u32>(x);

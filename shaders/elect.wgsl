@@ -14,7 +14,6 @@
 // Wrapper: src/kernel/elect.rs. Twin: src/kernel/reference/elect.rs.
 
 override MERGE: bool;
-override HALF_ROWS: bool;
 override SINKS: u32;
 override ELECTED_AT: u32; // first word of slot 0 in marks
 
@@ -27,7 +26,7 @@ struct ElectParams { // src/kernel/elect.rs
 
 @group(1) @binding(0) var<uniform> params: ElectParams;
 @group(1) @binding(1) var<storage, read> tables: array<u32>;           // items of 4 words, with MERGE of 8
-@group(2) @binding(0) var<storage, read> residual: array<u32>;         // [rows, width] f32 or f16
+@group(2) @binding(0) var<storage, read> residual: array<u32>;         // [rows, width] f32, f16 or bf16
 @group(2) @binding(1) var<storage, read_write> candidates: array<u32>; // [block, SINKS, 2]: magnitude, token
 @group(0) @binding(0) var<storage, read_write> marks: array<u32>;      // groups; then [slot, 3 * SINKS]
 
@@ -61,11 +60,7 @@ fn source_magnitude(source: Source, p: u32) -> u32 {
         return candidates[2u * (source.first * SINKS + p - SINKS)];
     }
     let at = source.first * params.width + p;
-    if (HALF_ROWS) {
-        let pair = unpack2x16float(residual[at / 2u]);
-        return magnitude(bitcast<u32>(select(pair.x, pair.y, (at & 1u) == 1u)));
-    }
-    return magnitude(residual[at]);
+    return magnitude(bitcast<u32>(element_of(residual[element_word(at)], at)));
 }
 
 fn source_token(source: Source, p: u32, token_first: u32) -> u32 {

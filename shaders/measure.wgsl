@@ -14,18 +14,26 @@
 //
 // Wrapper: src/kernel/measure.rs. Twin: src/kernel/reference/measure.rs.
 
-override HALF_ROWS: bool; // whether the caller's rows are f16
+override STRIDED: bool; // whether heads and tokens lie at strides
 override SQUARES: bool;
 
 struct MeasureParams { // src/kernel/measure.rs
     rows: u32,
     width: u32,
     zero: u32, // 0, which no compiler knows
-    pad: u32,
+    head_dim: u32, // from here on where the rows lie, where STRIDED: columns of a head
+    base: u32,     // the first row, in numbers from the binding's start
+    tokens: u32,   // rows of a sequence; beyond all rows where there is one
+    sequence_stride: u32, // in numbers, like the others
+    token_stride: u32,
+    head_stride: u32,
+    pad_a: u32,
+    pad_b: u32,
+    pad_c: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: MeasureParams;
-@group(0) @binding(1) var<storage, read> keys: array<u32>;               // [rows, width] f32 or f16
+@group(0) @binding(1) var<storage, read> keys: array<u32>;               // [rows, width] f32, f16 or bf16
 @group(0) @binding(2) var<storage, read_write> sums: array<vec2<f32>>;   // [workgroup, width]
 @group(0) @binding(3) var<storage, read_write> counts: array<vec2<u32>>; // [workgroup]: rows added, rows left out
 
@@ -34,12 +42,14 @@ const BLOCK = 32u; // rows, as bits of a word
 
 var<workgroup> broken: array<u32, LANES>;
 
-fn key_at(i: u32) -> f32 {
-    if (HALF_ROWS) {
-        let pair = unpack2x16float(keys[i / 2u]);
-        return select(pair.x, pair.y, (i & 1u) == 1u);
+// Column c of row r.
+fn key_at(r: u32, c: u32) -> f32 {
+    var i = r * params.width + c;
+    if (STRIDED) {
+        i = params.base + r / params.tokens * params.sequence_stride + r % params.tokens * params.token_stride
+            + c / params.head_dim * params.head_stride + c % params.head_dim;
     }
-    return bitcast<f32>(keys[i]);
+    return element_of(keys[element_word(i)], i);
 }
 
 // The number itself. A compiler that holds sums of floats for associative would find that the
@@ -72,7 +82,7 @@ fn measure(
         var rows = 0u;
         for (var r = 0u; r < count; r++) {
             for (var c = i; c < params.width; c += LANES) {
-                rows |= select(1u << r, 0u, finite(key_at((first + r) * params.width + c)));
+                rows |= select(1u << r, 0u, finite(key_at(first + r, c)));
             }
         }
         broken[i] = rows;
@@ -88,7 +98,7 @@ fn measure(
             var sum = sums[n * params.width + c];
             for (var r = 0u; r < count; r++) {
                 if (((rows >> r) & 1u) == 0u) {
-                    let x = key_at((first + r) * params.width + c);
+                    let x = key_at(first + r, c);
                     sum = added(sum, select(x, x * x, SQUARES));
                 }
             }

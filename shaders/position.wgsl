@@ -17,7 +17,6 @@
 
 override HEADS: u32;
 override BLOCKS: u32;          // blocks of HEADS query heads per KV head
-override HEAD_DIM: u32;
 override ROPE_PAIRS: u32;
 override POSITION_CENTRE: u32; // in turns, the turn by 63.5 positions; after it follow the waves, the polynomials, and the slow pairs' turns by pages
 override POSITION_WAVES: u32;  // first pairs, which turn too fast
@@ -38,7 +37,7 @@ struct PositionParams { // src/kernel/position.rs
 @group(1) @binding(0) var<uniform> params: PositionParams;
 @group(1) @binding(1) var<storage, read> tables: array<u32>;                       // items of 4 words
 @group(0) @binding(0) var<storage, read> turns: array<vec4<f32>>;                  // two pairs (cosine, sine) a vector: tables of src/plan/position.rs
-@group(2) @binding(0) var<storage, read> queries: array<u32>;                      // [rows, query_heads, HEAD_DIM] f32 or f16
+@group(2) @binding(0) var<storage, read> queries: array<u32>;                      // [rows, query_heads, HEAD_DIM] f32, f16 or bf16
 @group(0) @binding(1) var<storage, read> marks: array<u32>;                        // [kv_heads, 3, HEAD_DIM] f32
 @group(0) @binding(2) var<storage, read_write> position_terms: array<HeadsF>;      // [kv_heads, BLOCKS, 12, page of the pass]
 
@@ -51,12 +50,12 @@ var<workgroup> factors: array<Factors, SLOW>; // of the pairs from POSITION_WAVE
 var<workgroup> gathered: array<HeadsF, GATHERED>; // [part from 1 on, term, page]
 
 // A channel of the queries that share the reading, of which the first is number `first` of the KV
-// head's `share`. Places beyond them hold the last one again.
-fn position_query(row: u32, first: u32, share: u32, channel: u32) -> HeadsF {
-    let a = query_at((row + min(first, share - 1u)) * HEAD_DIM + channel);
-    let b = query_at((row + min(first + 1u, share - 1u)) * HEAD_DIM + channel);
-    let c = query_at((row + min(first + 2u, share - 1u)) * HEAD_DIM + channel);
-    let d = query_at((row + min(first + 3u, share - 1u)) * HEAD_DIM + channel);
+// head's `share`, whose first is query head `head`. Places beyond them hold the last one again.
+fn position_query(row: u32, head: u32, first: u32, share: u32, channel: u32) -> HeadsF {
+    let a = query_at(layout_row(0u, row, params.query_heads, head + min(first, share - 1u)) + channel);
+    let b = query_at(layout_row(0u, row, params.query_heads, head + min(first + 1u, share - 1u)) + channel);
+    let c = query_at(layout_row(0u, row, params.query_heads, head + min(first + 2u, share - 1u)) + channel);
+    let d = query_at(layout_row(0u, row, params.query_heads, head + min(first + 3u, share - 1u)) + channel);
     return heads_of(a, b, c, d);
 }
 
@@ -125,11 +124,11 @@ fn position(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocati
     let head = workgroup.y / BLOCKS;
     let first = workgroup.y % BLOCKS * HEADS;
     let share = params.query_heads / params.kv_heads;
-    let row = (params.row_first + query_row) * params.query_heads + head * share;
+    let row = params.row_first + query_row;
     let position = tables[params.positions_at + query_row];
     for (var p = POSITION_WAVES + i; p < ROPE_PAIRS; p += 64u) {
         let channels = factors_channels(p);
-        let query = Factors(position_query(row, first, share, channels.x), position_query(row, first, share, channels.y));
+        let query = Factors(position_query(row, head * share, first, share, channels.x), position_query(row, head * share, first, share, channels.y));
         let turn = turn_compose(turn_at((128u + position / 128u) * ROPE_PAIRS + p), turn_at((position % 128u) * ROPE_PAIRS + p));
         let own = factors_of(head, channels, query, select(turn, vec2<f32>(1.0, 0.0), TURNED));
         factors[p - POSITION_WAVES] = factors_turn(own, turn_at(POSITION_CENTRE + p));

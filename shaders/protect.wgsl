@@ -34,7 +34,7 @@ alias Cell = vec2<f32>;
 @group(1) @binding(0) var<uniform> params: ProtectParams;
 @group(1) @binding(1) var<storage, read> tables: array<u32>;                   // items of 2 words; chunks of 8
 @group(0) @binding(0) var<storage, read> turns: array<vec2<f32>>;              // [128 low + high positions, ROPE_PAIRS]
-@group(2) @binding(0) var<storage, read> keys: array<u32>;                     // [rows, kv_heads, HEAD_DIM] f32 or f16
+@group(2) @binding(0) var<storage, read> keys: array<u32>;                     // [rows, kv_heads, HEAD_DIM] f32, f16 or bf16
 @group(2) @binding(1) var<storage, read> values: array<u32>;                   // the same
 @group(0) @binding(1) var<storage, read> marks: array<u32>;                    // for Centred [kv_heads, 3, HEAD_DIM] f32; sinks
 @group(0) @binding(2) var<storage, read_write> protected_rows: array<u32>;     // [slot, kv_heads, SINKS + RING, HEAD_DIM]
@@ -83,7 +83,7 @@ fn protect(
     if (elected && pair < ROPE_PAIRS) {
         means.x = 0.0;
     }
-    var x = input_at(((row_first + t - old_tokens) * params.kv_heads + head) * HEAD_DIM + i) - means;
+    var x = input_at(row_first + t - old_tokens, params.kv_heads, head, i) - means;
     row[i] = x;
     let bad = select(1u, 0u, finite_storable(x.x)) | select(2u, 0u, finite_storable(x.y));
     if (bad != 0u) {

@@ -48,7 +48,7 @@ alias Cell = f32;
 @group(1) @binding(0) var<uniform> params: QueryParams;
 @group(1) @binding(1) var<storage, read> tables: array<u32>;
 @group(0) @binding(0) var<storage, read> turns: array<vec2<f32>>;             // [128 low + high positions, ROPE_PAIRS]
-@group(2) @binding(0) var<storage, read> queries: array<u32>;                 // [rows, query_heads, HEAD_DIM] f32 or f16
+@group(2) @binding(0) var<storage, read> queries: array<u32>;                 // [rows, query_heads, HEAD_DIM] f32, f16 or bf16
 @group(0) @binding(1) var<storage, read> marks: array<u32>;                   // [kv_heads, 3, HEAD_DIM] f32, for Centred
 @group(0) @binding(2) var<storage, read_write> query_rows: array<f32>;        // [row, query_heads, HEAD_DIM + 4 * POSITION_QUADS]
 @group(0) @binding(3) var<storage, read_write> query_codes: array<u32>;       // [row, kv_heads, BLOCKS, QUERY_STRIDE, HEADS]
@@ -68,7 +68,7 @@ fn query(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_
     let r = workgroup.x;
     let query_head = workgroup.y;
     let position = tables[params.positions_at + r];
-    var x = query_at(((params.row_first + r) * params.query_heads + query_head) * HEAD_DIM + i);
+    var x = query_at(layout_row(0u, params.row_first + r, params.query_heads, query_head) + i);
     row[i] = x;
     workgroupBarrier();
     let pair = turn_pair(i);

@@ -219,12 +219,12 @@ pub enum Error {
         /// Bytes had.
         have: u64,
     },
-    /// A buffer's offset is not where the device can bind it.
+    /// A buffer's offset is not where the device can bind it, or numbers can begin.
     #[error("the offset of {name} must be a multiple of {need}, but is {had}")]
     Offset {
         /// The argument.
         name: &'static str,
-        /// The device's alignment.
+        /// The device's alignment, or bytes of a number or word.
         need: u64,
         /// The offset.
         had: u64,

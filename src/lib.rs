@@ -13,7 +13,7 @@ mod tune;
 pub use cache::{Admission, Cache, Chunk, Defect, Flag, Memory, Sequence, Status, Step, step_together};
 pub use error::{Error, IoError, Result, Thing};
 pub use format::{Bits, ChannelOrder, Codec, Element, Format, Means, PAGE_TOKENS, Precision, Protection, Rope, RopeLayout, Scales, Shape, Sinks};
-pub use gpu::{Capability, Gpu, Rows};
+pub use gpu::{Capability, Gpu, RowLayout, Rows};
 pub use plan::{Capacity, Cost, Plan, PlanBuilder, Span, Storage};
 pub use wgpu;
 
@@ -86,7 +86,7 @@ pub mod prefix {
 pub mod low_level {
     pub use crate::cache::Words;
     pub use crate::format::PageLayout;
-    pub use crate::gpu::{Binding, Bindings, Dialect, Kernel, Linked, Pipeline, Profile, Reduce, Source, Variant};
+    pub use crate::gpu::{Binding, Bindings, Dialect, Kernel, Linked, Pipeline, Profile, Reduce, RowForm, Source, Strides, Variant};
     pub use crate::kernel::reference;
     pub use crate::plan::{Restore, Slab};
 

@@ -103,7 +103,7 @@ fn again(walk: &Walk, taken: &Taken) -> Vec<u32> {
     let queries = upload(&walk.gpu, bytemuck::cast_slice(&taken.queries.words));
     let output = poisoned(&walk.gpu, taken.queries.words.len());
     let mut encoder = walk.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    let rows = |buffer| Rows { buffer, offset: 0, element };
+    let rows = |buffer| Rows::new(buffer, element);
     walk.cache.attend(&mut encoder, &taken.step, 0, rows(&queries), rows(&output)).unwrap();
     walk.gpu.queue().submit([encoder.finish()]);
     words(&walk.gpu, &output)

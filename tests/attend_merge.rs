@@ -38,6 +38,9 @@ const LOG_SUM_DECODE: f64 = 0.08;
 /// A unit in the last place of a half.
 const HALF_ERROR: f32 = 1.0 / 1024.0;
 
+/// The same of bf16, which has 8 bits.
+const BFLOAT_ERROR: f32 = 1.0 / 128.0;
+
 fn cases() -> Vec<Case> {
     use Bits::*;
     let steps: Vec<Vec<(usize, u32)>> = vec![vec![(0, 140), (1, 30), (2, 400)], vec![(2, 1), (0, 1), (1, 1)], vec![(1, 3), (2, 1)]];
@@ -46,6 +49,7 @@ fn cases() -> Vec<Case> {
         of("partials of pages alone, no rotation", 64, 2, 2, rtn(Eight, Eight, 32)),
         of("both kinds, rotation, f16 rows, a share of 3", 64, 6, 2, hadamard(Four, Four, 64)).element(Element::F16).protection(protect(4, 16)),
         of("f16 rows of an odd number of heads, a share of 7", 64, 7, 1, Format::f16()).element(Element::F16),
+        of("bf16 rows; rotation; 12 x 8", 96, 4, 2, hadamard(Four, Four, 32)).element(Element::Bf16).protection(protect(4, 16)),
         of("every KV head in a slab of its own, 20 x 4", 80, 8, 2, hadamard(Four, Four, 128))
             .slabs()
             .protection(protect(4, 128))
@@ -143,11 +147,15 @@ fn attend_merge_agrees_with_its_reference() {
             let [query_rows, partials, row_partials] = [query_rows, partials, row_partials].map(|words| floats(words));
             reference::attend_merge(params, &c, *rows, &words.tables, partials, row_partials, marks, query_rows, &mut twin, Some(&mut log_sums));
             beside_others(&walk, &taken, &log_sums);
-            let want: Vec<f32> = if c.half_rows { twin.iter().flat_map(|w| reference::half::unpack(*w)).collect() } else { floats(&twin).to_vec() };
+            let (want, rounding): (Vec<f32>, f32) = match c.element {
+                Element::F16 => (twin.iter().flat_map(|w| reference::half::unpack(*w)).collect(), HALF_ERROR),
+                Element::Bf16 => (twin.iter().flat_map(|w| reference::bfloat::unpack(*w)).collect(), BFLOAT_ERROR),
+                _ => (floats(&twin).to_vec(), 0.0),
+            };
             let (d, got) = (c.head_dim as usize, walk.output(&taken));
             for (i, (got, want)) in got.chunks_exact(d).zip(want.chunks_exact(d)).enumerate() {
                 let name = format!("{}: step {s}, row {}, head {}", walk.case.why, i / shape.query_heads as usize, i % shape.query_heads as usize);
-                close(&name, got, want, MERGE_ERROR * norm(want), if c.half_rows { HALF_ERROR } else { 0.0 }, walk.seed);
+                close(&name, got, want, MERGE_ERROR * norm(want), rounding, walk.seed);
             }
             decodes(&walk, &taken, &got);
         }
@@ -170,7 +178,7 @@ fn part(walk: &Walk, taken: &Taken) -> (Vec<u32>, Vec<f32>) {
     let [queries, output] = [&taken.queries.words, &vec![POISON; taken.output.len()]].map(|words| upload(gpu, bytemuck::cast_slice(words)));
     let count = (taken.step.rows() * walk.case.shape.query_heads) as usize;
     let log_sums = poisoned(gpu, count);
-    let rows = |buffer| Rows { buffer, offset: 0, element };
+    let rows = |buffer| Rows::new(buffer, element);
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     walk.cache.attend_part(&mut encoder, &taken.step, 0, rows(&queries), rows(&output), Rows::f32(&log_sums)).unwrap();
     gpu.queue().submit([encoder.finish()]);
@@ -196,14 +204,14 @@ fn decodes(walk: &Walk, taken: &Taken, got: &[f32]) {
 #[test]
 fn nothing_beyond_the_last_row_is_written() {
     let gpu = gpu();
-    for element in [Element::F32, Element::F16] {
+    for element in [Element::F32, Element::F16, Element::Bf16] {
         let mut walk = Walk::new(&gpu, case("an output longer than its rows", 64, 2, 1, rtn(Bits::Four, Bits::Four, 64)).element(element));
         walk.take(&[(0, 9)], false);
         let rows = walk.draw(1).map(|numbers| walk.input(numbers).words);
         let step = walk.cache.step(&[Chunk { sequence: walk.sequences[0], tokens: 1 }]).unwrap();
         let [k, v, q] = [&rows[0], &rows[1], &rows[2]].map(|words| upload(&walk.gpu, bytemuck::cast_slice(words)));
         let (used, out) = (rows[2].len(), poisoned(&walk.gpu, rows[2].len() + 64));
-        let of = |buffer| Rows { buffer, offset: 0, element };
+        let of = |buffer| Rows::new(buffer, element);
         let mut encoder = walk.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         walk.cache.append(&mut encoder, &step, 0, of(&k), of(&v)).unwrap();
         walk.cache.attend(&mut encoder, &step, 0, of(&q), of(&out)).unwrap();
@@ -293,7 +301,7 @@ fn queries_that_see_nothing_have_outputs_of_zero() {
             let [asked, alone, beside] =
                 [&queries.words, &vec![POISON; words_of], &vec![POISON; words_of]].map(|words| upload(&walk.gpu, bytemuck::cast_slice(words)));
             let log_sums = poisoned(&walk.gpu, (4 * rows) as usize);
-            let of = |buffer| Rows { buffer, offset: 0, element: walk.case.element };
+            let of = |buffer| Rows::new(buffer, walk.case.element);
             let mut encoder = walk.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             walk.cache.attend(&mut encoder, &step, 0, of(&asked), of(&alone)).unwrap();
             walk.cache.attend_part(&mut encoder, &step, 0, of(&asked), of(&beside), Rows::f32(&log_sums)).unwrap();
@@ -340,7 +348,7 @@ fn attention_in_place_is_attention() {
         let mut walk = Walk::new(&gpu, case.protection(protect(4, 16)).steps(vec![vec![(0, 600)]]));
         let taken = walk.take(&[(0, 600)], true);
         let rows = upload(&walk.gpu, bytemuck::cast_slice(&taken.queries.words));
-        let of = Rows { buffer: &rows, offset: 0, element: walk.case.element };
+        let of = Rows::new(&rows, walk.case.element);
         let mut encoder = walk.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         walk.cache.attend(&mut encoder, &taken.step, 0, of, of).unwrap();
         walk.gpu.queue().submit([encoder.finish()]);

@@ -41,7 +41,7 @@ fn add(gpu: &Gpu, collector: &OrderCollector, layer: u32, keys: &[f32], width: u
     let rows = (keys.len() / width) as u32;
     let buffer = upload(gpu, &if element == Element::F16 { f16(keys) } else { keys.to_vec() });
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    collector.add(&mut encoder, layer, Rows { buffer: &buffer, offset: 0, element }, rows).unwrap();
+    collector.add(&mut encoder, layer, Rows::new(&buffer, element), rows).unwrap();
     gpu.queue().submit([encoder.finish()]);
 }
 

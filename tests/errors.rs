@@ -137,6 +137,11 @@ fn more_rows_than_one_binding_holds_are_refused() {
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     let limit = Error::Limit { what: "max_storage_buffer_binding_size", reason: "keys", need, have: 16 << 20 };
     refused(cache.append(&mut encoder, &step, 0, Rows::f32(&rows), Rows::f32(&rows)), &limit, &["keys", "17920000", "16777216"]);
+    // Of rows with strides a binding spans what lies between them, too.
+    let padded = poisoned(gpu, 65 * tokens as usize);
+    let need = 4 * (65 * u64::from(tokens - 1) + 64);
+    let limit = Error::Limit { what: "max_storage_buffer_binding_size", reason: "keys", need, have: 16 << 20 };
+    refused(cache.append(&mut encoder, &step, 0, Rows::f32(&padded).strided(65, 64), Rows::f32(&rows)), &limit, &["keys", "18199996", "16777216"]);
 }
 
 #[test]
@@ -421,7 +426,7 @@ fn buffer(bytes: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
 }
 
 fn at(buffer: &wgpu::Buffer, offset: u64) -> Rows<'_> {
-    Rows { buffer, offset, element: Element::F32 }
+    Rows::f32(buffer).at(offset)
 }
 
 #[test]
@@ -569,8 +574,7 @@ fn keys_and_values_that_cannot_be_appended_are_refused() {
     refused(append(Rows::f32(k), Rows::f32(&short), 0), &rows("values", 1020), &["values", "1024", "1020"]);
     refused(append(at(k, 256), Rows::f32(v), 0), &rows("keys", 768), &["keys", "1024", "768"]);
     refused(append(at(k, 1 << 40), Rows::f32(v), 0), &rows("keys", 0), &["keys", "1024", "0"]);
-    let alignment = u64::from(GPU.capability().storage_alignment);
-    refused(append(at(&roomy, 4), Rows::f32(v), 0), &Error::Offset { name: "keys", need: alignment, had: 4 }, &["keys", &alignment.to_string(), "4"]);
+    refused(append(at(&roomy, 6), Rows::f32(v), 0), &Error::Offset { name: "keys", need: 4, had: 6 }, &["keys", "4", "6"]);
     refused(append(Rows::f32(k), Rows::f32(&plain), 0), &Error::Usage { name: "values", need: "STORAGE" }, &["values", "STORAGE"]);
     stepping.goes_on();
 }
@@ -586,8 +590,7 @@ fn queries_that_cannot_attend_are_refused() {
     refused(attend(Rows::f32(q), Rows::f16(out), 0), &Error::argument("output", "f32", "f16"), &["output", "f32", "f16"]);
     refused(attend(Rows::f32(k), Rows::f32(out), 0), &rows("queries"), &["queries", "2048", "1024"]);
     refused(attend(Rows::f32(q), Rows::f32(k), 0), &rows("output"), &["output", "2048", "1024"]);
-    let alignment = u64::from(GPU.capability().storage_alignment);
-    refused(attend(Rows::f32(q), at(&roomy, 12), 0), &Error::Offset { name: "output", need: alignment, had: 12 }, &["output", "12"]);
+    refused(attend(Rows::f32(q), at(&roomy, 13), 0), &Error::Offset { name: "output", need: 4, had: 13 }, &["output", "13"]);
     refused(attend(Rows::f32(&plain), Rows::f32(out), 0), &Error::Usage { name: "queries", need: "STORAGE" }, &["queries"]);
     stepping.goes_on();
 }
@@ -626,6 +629,124 @@ fn rows_that_are_written_where_others_lie_are_refused() {
     drop(fine);
     step.unrecord();
     stepping.goes_on();
+}
+
+/// Rows of a layout from a buffer's start.
+fn laid(buffer: &wgpu::Buffer, layout: RowLayout) -> Rows<'_> {
+    Rows { layout, ..Rows::f32(buffer) }
+}
+
+#[test]
+fn layouts_that_cannot_be_are_refused() {
+    let mut stepping = Used::new().step();
+    let Stepping { used, step, keys: k, values: v, queries: q, output: out, encoder, .. } = &mut stepping;
+    let (storage, mut recorder) = (wgpu::BufferUsages::STORAGE, self::encoder(&GPU));
+    // Two rows of two KV heads, or of four query heads, of 64.
+    let (roomy, plain) = (buffer(1 << 16, storage), buffer(1 << 16, wgpu::BufferUsages::COPY_DST));
+    let strided = |token_stride, head_stride| RowLayout::Strided { token_stride, head_stride };
+    let batched = |tokens, sequence_stride| RowLayout::Batched { tokens, sequence_stride, token_stride: 128, head_stride: 64 };
+    let mut append = |keys, values| used.walk.cache.append(encoder, step, 0, keys, values);
+    for (layout, name, wanted, had) in [
+        (strided(128, 63), "head_stride", "64 or more", "63"),
+        (strided(128, 0), "head_stride", "64 or more", "0"),
+        (strided(0, 64), "token_stride", "64 or more", "0"),
+        (strided(127, 64), "token_stride", "128 or more", "127"),
+        (strided(64, 127), "head_stride", "128 or more", "127"),
+        (batched(1, 127), "sequence_stride", "128 or more", "127"),
+        (batched(1, 0), "sequence_stride", "64 or more", "0"),
+        (batched(0, 128), "tokens", "all 2, or the 1 of every chunk", "0"),
+        (batched(3, 128), "tokens", "all 2, or the 1 of every chunk", "3"),
+        (RowLayout::HeadsFirst { tokens: 0 }, "tokens", "all 2, or the 1 of every chunk", "0"),
+        (RowLayout::HeadsFirst { tokens: 4 }, "tokens", "all 2, or the 1 of every chunk", "4"),
+    ] {
+        for of in ["keys", "values"] {
+            let error = Error::argument(format!("{name} of {of}"), wanted, had);
+            let (keys, values) = if of == "keys" { (laid(&roomy, layout), Rows::f32(v)) } else { (Rows::f32(k), laid(&roomy, layout)) };
+            refused(append(keys, values), &error, &[name, of, wanted, had]);
+        }
+    }
+    // One number short: heads of 64 at 70, tokens at 200, from the 5th number on.
+    let need = 4 * (200 + 70 + 64);
+    let (short, tight) = (buffer(20 + need - 4, storage), buffer(4 * 255, storage));
+    let error = Error::Rows { name: "keys", need, have: need - 4 };
+    refused(append(laid(&short, strided(200, 70)).at(20), Rows::f32(v)), &error, &["keys", &need.to_string()]);
+    let error = Error::Rows { name: "values", need: 4 * 256, have: 4 * 255 };
+    refused(append(Rows::f32(k), laid(&tight, RowLayout::HeadsFirst { tokens: 2 })), &error, &["values", "1024", "1020"]);
+    // Numbers of 16 bits that end within a word of which the buffer has half.
+    let halves = buffer(2 * (200 + 70 + 64) + 2, storage);
+    let odd = Rows { element: Element::F16, ..laid(&halves, strided(200, 70)) }.at(2);
+    let pair = Rows { element: Element::F16, ..laid(&roomy, strided(200, 70)) }.at(2);
+    refused(append(odd, pair), &Error::Rows { name: "keys", need: 670, have: 668 }, &["keys", "670", "668"]);
+    refused(append(pair.at(1), pair), &Error::Offset { name: "keys", need: 2, had: 1 }, &["keys", "2", "1"]);
+    // Strides whose rows end beyond any buffer, and beyond 64 bits.
+    let (far, last) = (strided(u32::MAX, 64), u64::from(u32::MAX));
+    let error = Error::Rows { name: "keys", need: 4 * (last + 128), have: 1 << 16 };
+    refused(append(laid(&roomy, far), Rows::f32(v)), &error, &["keys"]);
+    let error = Error::Rows { name: "keys", need: 4 * (last + 128), have: 0 };
+    refused(append(laid(&roomy, far).at(u64::MAX - 3), Rows::f32(v)), &error, &["keys"]);
+    refused(append(laid(&plain, strided(200, 70)), Rows::f32(v)), &Error::Usage { name: "keys", need: "STORAGE" }, &["keys", "STORAGE"]);
+
+    let attend = |recorder: &mut wgpu::CommandEncoder, queries, output| used.walk.cache.attend(recorder, step, 0, queries, output);
+    refused(
+        attend(&mut recorder, laid(&roomy, strided(256, 63)), Rows::f32(out)),
+        &Error::argument("head_stride of queries", "64 or more", "63"),
+        &["queries"],
+    );
+    refused(attend(&mut recorder, Rows::f32(q), laid(&roomy, strided(255, 64))), &Error::argument("token_stride of output", "256 or more", "255"), &["output"]);
+    // Two invocations would write one word.
+    let sixteen = |layout| Rows { element: Element::Bf16, ..laid(&roomy, layout) };
+    let even = |name: &str, had: u32| Error::argument(format!("{name} of output"), "even, since a word holds two numbers of 16 bits", had);
+    refused(attend(&mut recorder, sixteen(RowLayout::Dense), sixteen(strided(301, 64))), &even("token_stride", 301), &["token_stride", "even", "301"]);
+    refused(attend(&mut recorder, sixteen(RowLayout::Dense), sixteen(strided(300, 65))), &even("head_stride", 65), &["head_stride", "65"]);
+    refused(attend(&mut recorder, sixteen(RowLayout::Dense), sixteen(strided(300, 64)).at(2)), &Error::Offset { name: "output", need: 4, had: 2 }, &["output"]);
+    // Rows that take turns lie apart; the others do not.
+    let beside = |token: u32, first: u64| laid(&roomy, strided(token, 64)).at(4 * first);
+    let overlap = |first: u64, last: u64| {
+        let at = |first: u64| 4 * first..4 * (first + last);
+        Error::argument("output", format!("apart from queries, at bytes {:?} of the buffer", at(0)), format!("at bytes {:?} of the same buffer", at(first)))
+    };
+    refused(attend(&mut recorder, beside(512, 0), beside(512, 255)), &overlap(255, 768), &["output", "apart from queries"]);
+    refused(attend(&mut recorder, beside(512, 0), beside(512, 257)), &overlap(257, 768), &["output"]);
+    // Log-sums lie dense, and no byte that the dispatch binds for the output is theirs.
+    let part = |output, log_sums| used.walk.cache.attend_part(&mut self::encoder(&GPU), step, 0, Rows::f32(q), output, log_sums);
+    let dense = Error::argument("layout of log_sums", "dense", "Strided { token_stride: 4, head_stride: 1 }");
+    refused(part(Rows::f32(out), laid(&roomy, strided(4, 1))), &dense, &["log_sums", "dense"]);
+    let alignment = u64::from(GPU.capability().storage_alignment);
+    refused(part(Rows::f32(out), at(&roomy, 4)), &Error::Offset { name: "log_sums", need: alignment, had: 4 }, &["log_sums"]);
+    let between = 4 * 256u64.next_multiple_of(alignment);
+    let error = Error::argument(
+        "log_sums",
+        format!("apart from output, at bytes {:?} of the buffer", 0..4 * 1280),
+        format!("at bytes {:?} of the same buffer", between..between + 32),
+    );
+    refused(part(beside(1024, 0), at(&roomy, between)), &error, &["log_sums"]);
+    let dense = Error::argument("layout of keys", "dense", "HeadsFirst { tokens: 2 }");
+    let sequence = used.walk.sequences[0];
+    let heads_first = laid(&roomy, RowLayout::HeadsFirst { tokens: 2 });
+    refused(used.walk.cache.dequantize(&mut recorder, sequence, 0, 0..2, heads_first, Rows::f32(v)), &dense, &["keys", "dense"]);
+    drop(recorder);
+    let fine = &mut self::encoder(&GPU);
+    used.walk.cache.append(fine, step, 0, laid(&roomy, strided(512, 64)), laid(&roomy, strided(512, 64)).at(4 * 256)).unwrap();
+    used.walk.cache.attend(fine, step, 0, beside(512, 0), beside(512, 256)).unwrap();
+    step.unrecord();
+    stepping.goes_on();
+}
+
+#[test]
+fn a_batch_of_chunks_that_differ_is_refused() {
+    let mut used = Used::new();
+    let roomy = buffer(1 << 16, wgpu::BufferUsages::STORAGE);
+    let chunks = [(0, 1), (1, 3)].map(|(n, tokens)| chunk(used.walk.sequences[n], tokens));
+    let step = used.walk.cache.step(&chunks).unwrap();
+    let mut encoder = encoder(&GPU);
+    let mut append = |tokens| {
+        let keys = Rows::f32(&roomy).heads_first(tokens);
+        used.walk.cache.append(&mut encoder, &step, 0, keys, Rows::f32(&roomy))
+    };
+    for tokens in [1, 2, 3] {
+        refused(append(tokens), &Error::argument("tokens of keys", "all 4", tokens), &["tokens", "4"]);
+    }
+    append(4).unwrap();
 }
 
 #[test]

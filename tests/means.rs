@@ -41,7 +41,7 @@ fn the_collector_finds_means_and_weights() {
                     let width = [hq, hk, hk][n] * d * element.bytes() as usize / 4;
                     upload(&gpu, bytemuck::cast_slice(&words[n].words[range.start * width..range.end * width]))
                 });
-                let rows = buffers.each_ref().map(|buffer| Rows { buffer, offset: 0, element });
+                let rows = buffers.each_ref().map(|buffer| Rows::new(buffer, element));
                 let mut encoder = gpu.device().create_command_encoder(&Default::default());
                 collector.add(&mut encoder, layer as u32, rows[0], rows[1], rows[2], range.len() as u32).unwrap();
                 gpu.queue().submit([encoder.finish()]);

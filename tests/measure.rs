@@ -37,10 +37,14 @@ struct Batch {
 fn batch(numbers: Vec<f32>, element: Element) -> Batch {
     let words: Vec<u32> = match element {
         Element::F32 => numbers.iter().map(|x| x.to_bits()).collect(),
-        _ => numbers.chunks_exact(2).map(|p| p.iter().rev().fold(0, |word, x| word << 16 | u32::from(half::f16::from_f32(*x).to_bits()))).collect(),
+        _ => {
+            let bits = |x: f32| if element == Element::F16 { half::f16::from_f32(x).to_bits() } else { half::bf16::from_f32(x).to_bits() };
+            numbers.chunks_exact(2).map(|p| p.iter().rev().fold(0, |word, x| word << 16 | u32::from(bits(*x)))).collect()
+        }
     };
     let numbers = match element {
         Element::F32 => numbers,
+        Element::Bf16 => words.iter().flat_map(|w| reference::bfloat::unpack(*w)).collect(),
         _ => words.iter().flat_map(|w| [*w as u16, (*w >> 16) as u16]).map(|bits| half::f16::from_bits(bits).to_f32()).collect(),
     };
     Batch { words, numbers }
@@ -75,7 +79,7 @@ impl Sums {
         given.extend(vec![POISON; self.width as usize]);
         let buffer = upload(gpu, floats(&given));
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        measure::record(gpu, &mut encoder, Rows { buffer: &buffer, offset: 0, element }, false, rows, self.width, &self.sums, &self.counts).unwrap();
+        measure::record(gpu, &mut encoder, Rows::new(&buffer, element), false, rows, [1, self.width], &self.sums, &self.counts).unwrap();
         gpu.queue().submit([encoder.finish()]);
     }
 
@@ -97,11 +101,11 @@ fn added_up(gpu: &Gpu, width: u32, calls: &[u32], element: Element, random: &mut
     let sums = Sums::new(gpu, width);
     let (mut twin_sums, mut twin_counts) = (vec![[0.0; 2]; (LINES * width) as usize], vec![[0; 2]; LINES as usize]);
     let (mut exact, mut magnitudes, mut plain) = (vec![0.0_f64; width as usize], vec![0.0_f64; width as usize], vec![0.0_f32; width as usize]);
-    let constants = Constants { half_rows: element == Element::F16, ..Constants::default() };
+    let constants = Constants { element, ..Constants::default() };
     for rows in calls {
         let batch = batch(keys(random, *rows, width), element);
         sums.add(gpu, &batch, element);
-        let params = MeasureParams { rows: *rows, width, zero: 0, pad: 0 };
+        let params = MeasureParams { rows: *rows, width, ..MeasureParams::default() };
         reference::measure(&params, &constants, measure::workgroups(*rows), &batch.words, &mut twin_sums, &mut twin_counts);
         for (i, x) in batch.numbers.iter().enumerate() {
             let c = i % width as usize;
@@ -137,7 +141,7 @@ fn measure_agrees_with_its_reference_and_with_f64() {
     let gpu = gpu();
     let (mut random, seed) = seeded();
     for (width, calls, why) in CASES {
-        for element in [Element::F32, Element::F16] {
+        for element in [Element::F32, Element::F16, Element::Bf16] {
             println!("{why}, {element:?}");
             added_up(&gpu, width, calls, element, &mut random, seed, why);
         }
@@ -164,7 +168,7 @@ fn a_small_number_after_large_ones_that_cancel_is_not_lost() {
 fn rows_that_are_not_finite_are_left_out_whole_and_counted() {
     let gpu = gpu();
     let (mut random, seed) = seeded();
-    for element in [Element::F32, Element::F16] {
+    for element in [Element::F32, Element::F16, Element::Bf16] {
         for (width, rows) in [(64, 40), (320, 1500)] {
             let mut numbers = keys(&mut random, rows, width);
             let broken: Vec<u32> = [0, 7, rows - 1].into_iter().chain((0..rows / 10).map(|_| random.random_range(0..rows))).collect();
@@ -195,7 +199,7 @@ fn what_cannot_be_bound_is_refused() {
     let buffer = upload(&gpu, &[0.0; 2 * 32 * 64]);
     let record = |keys: Rows<'_>, rows, width, sums: &wgpu::Buffer, counts: &wgpu::Buffer| {
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        measure::record(&gpu, &mut encoder, keys, false, rows, width, sums, counts)
+        measure::record(&gpu, &mut encoder, keys, false, rows, [1, width], sums, counts)
     };
     let (keys, short) = (Rows::f32(&buffer), upload(&gpu, &[0.0; 8]));
     assert_eq!(record(keys, 0, 64, &short, &short), Ok(()), "nothing to add");
@@ -204,6 +208,53 @@ fn what_cannot_be_bound_is_refused() {
     assert!(matches!(record(keys, 65, 64, &buffer, &buffer), Err(Error::Rows { name: "keys", need: 16_640, have: 16_384 })));
     assert!(matches!(record(keys, 1, 64, &short, &buffer), Err(Error::Rows { name: "sums", .. })));
     assert!(matches!(record(keys, 1, 64, &buffer, &short), Err(Error::Rows { name: "counts", .. })));
-    assert!(matches!(record(Rows { offset: 4, ..keys }, 1, 64, &buffer, &buffer), Err(Error::Offset { name: "keys", .. })));
+    assert!(matches!(record(keys.at(2), 1, 64, &buffer, &buffer), Err(Error::Offset { name: "keys", .. })));
     assert!(matches!(record(keys, u32::MAX, 65_536, &buffer, &buffer), Err(Error::Limit { reason: "one batch of keys", .. })));
+}
+
+#[test]
+fn rows_of_any_layout_have_the_sums_of_dense_rows() {
+    let gpu = gpu();
+    let (mut random, seed) = seeded();
+    for element in [Element::F32, Element::F16, Element::Bf16] {
+        for [sequences, tokens, heads, d] in [[3, 7, 2, 64], [1, 90, 3, 80], [40, 1, 1, 96], [33, 2, 4, 64]] {
+            let rows = sequences * tokens;
+            let dense = batch(keys(&mut random, rows, heads * d), element);
+            let sums = Sums::new(&gpu, heads * d);
+            sums.add(&gpu, &dense, element);
+            let (want, _) = sums.read(&gpu);
+            // Heads first, at strides and from an offset that are all odd.
+            let (base, token_stride) = (2 * random.random_range(0..50) + 1, d + 1);
+            let head_stride = tokens * token_stride + 2 * random.random_range(0..9) + u32::from(tokens % 2 == 0);
+            let sequence_stride = heads * head_stride + 3;
+            let place = |r: u32, h: u32| base + r / tokens * sequence_stride + r % tokens * token_stride + h * head_stride;
+            let bytes = element.bytes() as usize;
+            let mut laid = POISON.to_le_bytes().repeat(((base + sequences * sequence_stride) as usize * bytes).div_ceil(4));
+            for (n, (r, h)) in (0..rows).flat_map(|r| (0..heads).map(move |h| (r, h))).enumerate() {
+                let length = d as usize * bytes;
+                let row: &[u8] = &bytemuck::cast_slice(&dense.words)[n * length..][..length];
+                laid[place(r, h) as usize * bytes..][..length].copy_from_slice(row);
+            }
+            let laid: Vec<u32> = bytemuck::pod_collect_to_vec(&laid);
+            let buffer = upload(&gpu, floats(&laid));
+            let layout = wgkv::RowLayout::Batched { tokens, sequence_stride, token_stride, head_stride };
+            let strided = Rows { layout, ..Rows::new(&buffer, element) }.at(u64::from(base) * element.bytes());
+            let sums = Sums::new(&gpu, heads * d);
+            let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            measure::record(&gpu, &mut encoder, strided, false, rows, [heads, d], &sums.sums, &sums.counts).unwrap();
+            gpu.queue().submit([encoder.finish()]);
+            let (got, counts) = sums.read(&gpu);
+            assert!(got == want, "{element:?}, {layout:?}. WGKV_SEED={seed}");
+            assert_eq!(counts.iter().map(|c| c[0]).sum::<u32>(), rows);
+            let params = MeasureParams { rows, width: heads * d, zero: 0, head_dim: d, base, tokens, sequence_stride, token_stride, head_stride, pad: [0; 3] };
+            let constants = Constants { element, ..Constants::default() };
+            let (mut twin, mut counts) = (vec![[0.0; 2]; got.len()], vec![[0; 2]; LINES as usize]);
+            reference::measure(&params, &constants, measure::workgroups(rows), &laid, &mut twin, &mut counts);
+            let wanted = columns(&want, heads * d);
+            for (c, (sum, twin)) in columns(&twin, heads * d).iter().zip(&wanted).enumerate() {
+                let magnitude: f64 = dense.numbers.iter().skip(c).step_by((heads * d) as usize).map(|x| f64::from(x.abs())).sum();
+                assert!((sum - twin).abs() <= SUM_ERROR * magnitude, "column {c}: {sum} and {twin}. WGKV_SEED={seed}");
+            }
+        }
+    }
 }

@@ -29,7 +29,7 @@ fn cases() -> Vec<Case> {
         case("a share of 3 leaves a head of the block of 4 empty; 20 x 4", 80, 6, 2, hadamard(Two, Two, 128)).rope(Rope::new(10_000.0, 80).interleaved()),
         case("a share of 7: a block of 4 and one of 3; 12 x 8", 96, 7, 1, hadamard(Two, Two, 32)),
         case("a share of 16: four blocks", 128, 16, 1, hadamard(Eight, Two, 128)),
-        case("the largest head", 256, 4, 1, hadamard(Three, Two, 64)).rope(Rope::none()),
+        case("the largest head; bf16 rows", 256, 4, 1, hadamard(Three, Two, 64)).rope(Rope::none()).element(Element::Bf16),
         case("keys in groups of 32 and 128 and in f16", 128, 8, 4, hadamard(Two, Two, 128)).three_ways(),
         case("Centred: weighted, with positions; a share of 3", 64, 6, 2, centred(Two, Two, 64)),
         case("Centred: keys in groups of 32 and 128 and in f16; a share of 2", 128, 8, 4, centred(Two, Two, 128)).three_ways(),
@@ -152,7 +152,7 @@ fn a_query_that_is_not_finite_gives_nan_in_its_own_head_only() {
                 let [asked, out] = [&got.queries.words, &vec![POISON; got.output.len()]].map(|words| upload(&gpu, bytemuck::cast_slice(words)));
                 let count = (got.step.rows() * 6) as usize;
                 let log_sums = poisoned(&gpu, count);
-                let of = |buffer| Rows { buffer, offset: 0, element: harmed.case.element };
+                let of = |buffer| Rows::new(buffer, harmed.case.element);
                 let mut encoder = encoder(&harmed.gpu);
                 harmed.cache.attend_part(&mut encoder, &got.step, 0, of(&asked), of(&out), Rows::f32(&log_sums)).unwrap();
                 submit(&harmed.gpu, encoder);

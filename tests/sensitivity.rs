@@ -594,7 +594,7 @@ fn rows_may_be_halves() {
     let queries = upload(&GPU, queries);
     let mut probe = setting.begin(150).unwrap();
     probe.begin(150).unwrap();
-    let rows = |buffer| Rows { buffer, offset: 0, element: Element::F16 };
+    let rows = |buffer| Rows::f16(buffer);
     block_on(probe.add(0, Rows::f32(&queries), rows(&keys), rows(&values), None)).unwrap();
     assert_eq!(probe.finish("test").unwrap(), setting.measure(&text), "WGKV_SEED={seed}");
 }

@@ -2,7 +2,7 @@
 //! alone.
 
 use crate::options::Options;
-use wgkv::{Cache, Chunk, Element, Error, Gpu, Plan, Result, Rows, Sequence};
+use wgkv::{Cache, Chunk, Error, Gpu, Plan, Result, Rows, Sequence};
 use wgkv_testing::bench::*;
 
 /// Rows between two places that steps take their rows from: whatever the heads, a row that may be
@@ -73,7 +73,7 @@ impl Inputs {
 
     /// Keys and values from a place on.
     pub fn from(&self, row: u32) -> [Rows<'_>; 2] {
-        [&self.keys, &self.values].map(|buffer| Rows { buffer, offset: u64::from(row) * self.row_bytes(), element: Element::F32 })
+        [&self.keys, &self.values].map(|buffer| Rows::f32(buffer).at(u64::from(row) * self.row_bytes()))
     }
 
     /// Checks what the last step gave for the sequence of one of its rows: against attention in f64

@@ -1,9 +1,10 @@
 //! The bind groups of a cache. Group 0 of every kernel holds the cache's own buffers and is made
 //! once; group 1 holds a step's parameters and tables and is made once a step; group 2 holds the
-//! caller's rows, and is made once a step for rows that come again in every layer.
+//! caller's rows, and is made once a step for rows that come again in every layer; group 3 says
+//! where rows with strides lie, and is kept, since engines have few layouts.
 
 use super::buffers::Buffers;
-use crate::gpu::{Gpu, Pipeline};
+use crate::gpu::{Gpu, Pipeline, Strides};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Which kernel a bind group is for.
@@ -27,6 +28,9 @@ pub(super) enum Role {
 }
 
 const ROLES: usize = Role::Dequantize as usize + 1;
+
+/// The group of `layouts`, after the three of every kernel that takes the caller's rows.
+const LAYOUTS_GROUP: usize = 3;
 
 /// What a group 2 binds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,19 +65,27 @@ impl RowGroup {
 /// must not fill the memory.
 const KEPT: usize = 8;
 
+/// Groups of layouts that are kept at most. An engine whose rows begin at any multiple of 16 bytes
+/// has 16 of a tensor, where bindings begin at multiples of 256.
+const KEPT_LAYOUTS: usize = 64;
+
+/// The layouts of one or two tensors, as `layouts` has them.
+pub(super) type Layouts = [Strides; 2];
+
 /// The bind groups of a cache.
 #[derive(Debug)]
 pub(super) struct Groups {
     /// By layer and slab.
     own: Vec<Vec<[OnceLock<wgpu::BindGroup>; ROLES]>>,
     rows: Mutex<Vec<RowGroup>>,
+    layouts: Mutex<Vec<(Layouts, wgpu::BindGroup)>>,
 }
 
 impl Groups {
     /// Makes an empty set: groups are made when they are first needed.
     pub fn new(buffers: &Buffers) -> Self {
         let layer = |layer: &super::buffers::Layer| layer.pages.iter().map(|_| Default::default()).collect();
-        Self { own: buffers.layers.iter().map(layer).collect(), rows: Mutex::default() }
+        Self { own: buffers.layers.iter().map(layer).collect(), rows: Mutex::default(), layouts: Mutex::default() }
     }
 
     /// Returns the bind group of the cache's own buffers.
@@ -101,6 +113,21 @@ impl Groups {
         }
         let bound = rows.iter().map(|row| (row.buffer.clone(), row.offset, row.size)).collect();
         kept.push(RowGroup { of, bound, group: group.clone() });
+        group
+    }
+
+    /// Returns the bind group of layouts, for a pipeline that takes rows with strides.
+    pub fn layouts(&self, gpu: &Gpu, pipeline: &Pipeline, layouts: Layouts) -> wgpu::BindGroup {
+        let mut kept = self.layouts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, group)) = kept.iter().find(|(known, _)| *known == layouts) {
+            return group.clone();
+        }
+        let buffer = gpu.filled("wgkv layouts", bytemuck::bytes_of(&layouts), wgpu::BufferUsages::UNIFORM);
+        let group = pipeline.bind(gpu, LAYOUTS_GROUP, |_| buffer.as_entire_binding());
+        if kept.len() == KEPT_LAYOUTS {
+            kept.remove(0);
+        }
+        kept.push((layouts, group.clone()));
         group
     }
 

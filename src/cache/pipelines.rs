@@ -1,7 +1,7 @@
 //! The pipelines of a cache, each looked up once, when it is first needed.
 
 use crate::format::Element;
-use crate::gpu::{Gpu, Pipeline, Variant};
+use crate::gpu::{Gpu, Pipeline, RowForm, Variant};
 use crate::kernel::{
     align_plan, align_scores, align_values, append_reordered, attend_matrices, attend_merge, attend_prefill, attend_rows, attend_split, dequantize, elect,
     packing_variant, position, protect, query, unpack,
@@ -19,14 +19,14 @@ impl Slot {
     }
 }
 
-/// One for each type of the caller's rows.
-type ByElement = [Slot; 2];
+/// One for each form of the caller's rows.
+type ByRows = [Slot; RowForm::COUNT];
 
 /// Those that work on one slab's pages.
 #[derive(Debug, Default)]
 struct SlabPipelines {
-    append: ByElement,
-    append_reordered: ByElement,
+    append: ByRows,
+    append_reordered: ByRows,
     attend_split: Slot,
     unpack: Slot,
     dequantize: Slot,
@@ -39,14 +39,14 @@ struct SlabPipelines {
 /// The pipelines of a cache.
 #[derive(Debug)]
 pub(super) struct Pipelines {
-    query: ByElement,
-    position: ByElement,
-    protect: ByElement,
+    query: ByRows,
+    position: ByRows,
+    protect: ByRows,
     attend_rows: Slot,
     /// By whether blocks are merged.
-    elect: [ByElement; 2],
+    elect: [ByRows; 2],
     /// By number of parts, by whether log-sums are wanted.
-    attend_merge: Vec<[ByElement; 2]>,
+    attend_merge: Vec<[ByRows; 2]>,
     attend_prefill: Slot,
     /// By arrangement and slab.
     slabs: Vec<Vec<SlabPipelines>>,
@@ -76,16 +76,16 @@ pub(super) struct Lookup<'a> {
 }
 
 impl<'a> Lookup<'a> {
-    pub fn query(&self, element: Element) -> &'a Pipeline {
-        self.pipelines.query[element as usize].get(self.gpu, || query::variant(self.plan, element))
+    pub fn query(&self, rows: RowForm) -> &'a Pipeline {
+        self.pipelines.query[rows.index()].get(self.gpu, || query::variant(self.plan, rows))
     }
 
-    pub fn position(&self, element: Element) -> &'a Pipeline {
-        self.pipelines.position[element as usize].get(self.gpu, || position::variant(self.plan, element))
+    pub fn position(&self, rows: RowForm) -> &'a Pipeline {
+        self.pipelines.position[rows.index()].get(self.gpu, || position::variant(self.plan, rows))
     }
 
-    pub fn protect(&self, element: Element) -> &'a Pipeline {
-        self.pipelines.protect[element as usize].get(self.gpu, || protect::variant(self.plan, element))
+    pub fn protect(&self, rows: RowForm) -> &'a Pipeline {
+        self.pipelines.protect[rows.index()].get(self.gpu, || protect::variant(self.plan, rows))
     }
 
     pub fn attend_rows(&self) -> &'a Pipeline {
@@ -93,7 +93,7 @@ impl<'a> Lookup<'a> {
     }
 
     pub fn elect(&self, element: Element, merge: bool) -> &'a Pipeline {
-        self.pipelines.elect[usize::from(merge)][element as usize].get(self.gpu, || elect::variant(self.plan, element, merge))
+        self.pipelines.elect[usize::from(merge)][RowForm::from(element).index()].get(self.gpu, || elect::variant(self.plan, element, merge))
     }
 
     /// Returns the pipeline of `attend_prefill`, or of `attend_matrices` where the plan has them.
@@ -103,9 +103,9 @@ impl<'a> Lookup<'a> {
     }
 
     /// Returns the pipeline for this choice among [`Plan::merge_choices`].
-    pub fn attend_merge(&self, element: Element, choice: usize, log_sums: bool) -> &'a Pipeline {
-        let variant = || attend_merge::variant(self.plan, element, self.plan.merge_choices()[choice], log_sums);
-        self.pipelines.attend_merge[choice][usize::from(log_sums)][element as usize].get(self.gpu, variant)
+    pub fn attend_merge(&self, rows: RowForm, choice: usize, log_sums: bool) -> &'a Pipeline {
+        let variant = || attend_merge::variant(self.plan, rows, self.plan.merge_choices()[choice], log_sums);
+        self.pipelines.attend_merge[choice][usize::from(log_sums)][rows.index()].get(self.gpu, variant)
     }
 
     /// Returns the pipelines of a slab of a layer.
@@ -125,12 +125,12 @@ pub(super) struct SlabLookup<'a> {
 }
 
 impl<'a> SlabLookup<'a> {
-    pub fn append(&self, element: Element) -> &'a Pipeline {
-        self.pipelines.append[element as usize].get(self.gpu, || packing_variant(self.plan, self.slab, element))
+    pub fn append(&self, rows: RowForm) -> &'a Pipeline {
+        self.pipelines.append[rows.index()].get(self.gpu, || packing_variant(self.plan, self.slab, rows))
     }
 
-    pub fn append_reordered(&self, element: Element) -> &'a Pipeline {
-        self.pipelines.append_reordered[element as usize].get(self.gpu, || append_reordered::variant(self.plan, self.slab, element))
+    pub fn append_reordered(&self, rows: RowForm) -> &'a Pipeline {
+        self.pipelines.append_reordered[rows.index()].get(self.gpu, || append_reordered::variant(self.plan, self.slab, rows))
     }
 
     pub fn attend_split(&self) -> &'a Pipeline {

@@ -10,11 +10,17 @@ use super::step::{Align, Dispatch, Step, list_heads};
 use crate::error::{Error, Result};
 use crate::format::Element;
 use crate::gpu::trace::span;
-use crate::gpu::{Pipeline, Rows, expect_apart, fold};
+use crate::gpu::{Pipeline, Placed, RowForm, Rows, expect_apart, fold};
 use crate::kernel::dequantize::DequantizeParams;
 use crate::kernel::elect::ElectParams;
 use crate::plan::Plan;
 use std::ops::Range;
+
+/// The bind groups of the caller's rows: the rows, and where they lie if they have strides.
+struct RowGroups {
+    rows: wgpu::BindGroup,
+    layouts: Option<wgpu::BindGroup>,
+}
 
 /// What all dispatches of one call share.
 struct Recorder<'a, 'p> {
@@ -35,16 +41,25 @@ impl<'a> Recorder<'a, '_> {
     }
 
     /// Returns the bind group of the caller's rows.
-    fn rows(&self, of: RowsOf, pipeline: &Pipeline, rows: &[wgpu::BufferBinding<'_>]) -> wgpu::BindGroup {
-        self.cache.groups.rows(&self.cache.gpu, of, pipeline, rows)
+    fn rows(&self, of: RowsOf, pipeline: &Pipeline, rows: &[wgpu::BufferBinding<'_>]) -> RowGroups {
+        RowGroups { rows: self.cache.groups.rows(&self.cache.gpu, of, pipeline, rows), layouts: None }
+    }
+
+    /// Returns the bind groups of the caller's rows, for a pipeline of their form. `layouts` are of
+    /// one or two tensors.
+    fn laid_out(&self, of: RowsOf, pipeline: &Pipeline, rows: &[wgpu::BufferBinding<'_>], form: RowForm, layouts: [&Placed<'_>; 2]) -> RowGroups {
+        let Cache { gpu, groups, .. } = self.cache;
+        let layouts = form.strided.then(|| groups.layouts(gpu, pipeline, layouts.map(Placed::layout)));
+        RowGroups { layouts, ..self.rows(of, pipeline, rows) }
     }
 
     /// Records one dispatch, of a slab's pages where the kernel works on some.
-    fn run(&mut self, role: Role, pipeline: &Pipeline, slab: usize, rows: Option<&wgpu::BindGroup>, params: u32, workgroups: [u32; 3]) {
+    fn run(&mut self, role: Role, pipeline: &Pipeline, slab: usize, rows: Option<&RowGroups>, params: u32, workgroups: [u32; 3]) {
         let Cache { gpu, buffers, groups, .. } = self.cache;
         let own = groups.own(gpu, buffers, role, pipeline, self.layer as usize, slab);
-        let bound = [(own, &[][..]), (self.step, &[params][..]), (rows.unwrap_or(self.step), &[][..])];
-        pipeline.dispatch(gpu, self.pass, &bound[..if rows.is_some() { 3 } else { 2 }], workgroups);
+        let (second, third) = (rows.map(|rows| &rows.rows), rows.and_then(|rows| rows.layouts.as_ref()));
+        let bound = [(own, &[][..]), (self.step, &[params][..]), (second.unwrap_or(self.step), &[][..]), (third.unwrap_or(self.step), &[][..])];
+        pipeline.dispatch(gpu, self.pass, &bound[..2 + usize::from(second.is_some()) + usize::from(third.is_some())], workgroups);
     }
 
     /// Returns a grid for the items of a dispatch.
@@ -54,42 +69,45 @@ impl<'a> Recorder<'a, '_> {
     }
 
     /// Records the packing of new tokens into the pages, and the copies into the f16 rows.
-    fn append(&mut self, step: &Step, element: Element, keys: wgpu::BufferBinding<'_>, values: wgpu::BufferBinding<'_>) {
+    fn append(&mut self, step: &Step, element: Element, [keys, values]: &[Placed<'_>; 2]) {
         let (plan, layer) = (self.plan(), self.layer as usize);
         // Pages first: they take what leaves the window, before its rows are overwritten.
         let slabs = plan.slabs(self.layer);
-        let reordered_keys = [keys.clone()];
-        let rows = [keys, values];
+        let rows = [keys.binding.clone(), values.binding.clone()];
+        let form = RowForm { element, strided: keys.strides.is_some() || values.strides.is_some() };
         for (n, (slab, dispatch)) in slabs.iter().zip(&step.append[layer]).enumerate() {
             if dispatch.items > 0 {
-                let pipeline = self.pipelines().slab(self.layer, n).append(element);
-                let group = self.rows(RowsOf::KeysAndValues, pipeline, &rows);
+                let pipeline = self.pipelines().slab(self.layer, n).append(form);
+                let group = self.laid_out(RowsOf::KeysAndValues, pipeline, &rows, form, [keys, values]);
                 self.run(Role::Append, pipeline, n, Some(&group), dispatch.params, self.grid(dispatch.items, slab.count()));
             }
         }
         for (n, dispatch) in step.append_reordered.get(layer).into_iter().flatten().enumerate() {
             if dispatch.items > 0 {
-                let pipeline = self.pipelines().slab(self.layer, n).append_reordered(element);
-                let group = self.rows(RowsOf::Keys, pipeline, &reordered_keys);
+                let pipeline = self.pipelines().slab(self.layer, n).append_reordered(form);
+                let group = self.laid_out(RowsOf::Keys, pipeline, &rows[..1], form, [keys, values]);
                 self.run(Role::AppendReordered, pipeline, n, Some(&group), dispatch.params, self.grid(dispatch.items, 1));
             }
         }
         let dispatch = step.protect[layer];
         if dispatch.items > 0 {
-            let pipeline = self.pipelines().protect(element);
-            let group = self.rows(RowsOf::KeysAndValues, pipeline, &rows);
+            let pipeline = self.pipelines().protect(form);
+            let group = self.laid_out(RowsOf::KeysAndValues, pipeline, &rows, form, [keys, values]);
             self.run(Role::Protect, pipeline, 0, Some(&group), dispatch.params, self.grid(dispatch.items, plan.shape().kv_heads));
         }
     }
 
     /// Records the attention of all rows of a step. Log-sums that are not wanted are not written,
     /// whatever buffer is bound for them.
-    fn attend(&mut self, step: &Step, element: Element, queries: wgpu::BufferBinding<'_>, output: [wgpu::BufferBinding<'_>; 2], log_sums: bool) {
+    fn attend(&mut self, step: &Step, element: Element, queries: &Placed<'_>, output: &Placed<'_>, log_sums: (wgpu::BufferBinding<'_>, bool)) {
         let plan = self.plan();
         let (slabs, arrangement, query_heads) = (plan.slabs(self.layer), plan.arrangement(self.layer), plan.shape().query_heads);
         let pipelines = self.pipelines();
-        let query = pipelines.query(element);
-        let query_group = self.rows(RowsOf::Queries, query, &[queries]);
+        let (query_form, output_form) = (queries.form(element), output.form(element));
+        let query = pipelines.query(query_form);
+        let query_group = self.laid_out(RowsOf::Queries, query, std::slice::from_ref(&queries.binding), query_form, [queries; 2]);
+        let (log_sums, wanted) = log_sums;
+        let output_rows = [output.binding.clone(), log_sums];
         for pass in &step.passes {
             let Some(part) = pass.arranged.get(arrangement) else {
                 continue;
@@ -99,7 +117,7 @@ impl<'a> Recorder<'a, '_> {
             // pass has used the terms before.
             if part.position.items > 0 {
                 let grid = [part.position.items, plan.readings() as u32, 1];
-                self.run(Role::Position, pipelines.position(element), 0, Some(&query_group), part.position.params, grid);
+                self.run(Role::Position, pipelines.position(query_form), 0, Some(&query_group), part.position.params, grid);
             }
             // Beside attend_split, which writes elsewhere: first, since its items are short.
             if pass.attend_rows.items > 0 {
@@ -126,8 +144,8 @@ impl<'a> Recorder<'a, '_> {
             }
             // After the f16 tokens, since their weights count in the softmax.
             self.align(&part.align);
-            let merge = pipelines.attend_merge(element, pass.merge_choice, log_sums);
-            let output_group = self.rows(RowsOf::Output, merge, &output);
+            let merge = pipelines.attend_merge(output_form, pass.merge_choice, wanted);
+            let output_group = self.laid_out(RowsOf::Output, merge, &output_rows, output_form, [output; 2]);
             self.run(Role::AttendMerge, merge, 0, Some(&output_group), pass.merge, [pass.rows, query_heads, 1]);
         }
     }
@@ -167,8 +185,8 @@ impl Cache {
     }
 
     /// Records the election of one layer's sinks from the residual stream that enters the layer,
-    /// before its norm (for the first layer: the embeddings): `[rows, width]` in f32 or f16, the
-    /// chunks of the step one after another. This is RotateKV's choice of sinks (2501.16383,
+    /// before its norm (for the first layer: the embeddings): `[rows, width]` in f32, f16 or bf16,
+    /// the chunks of the step one after another. This is RotateKV's choice of sinks (2501.16383,
     /// section 4.3).
     ///
     /// Must come before [`Cache::append`] where the plan's sinks are
@@ -230,10 +248,11 @@ impl Cache {
         Ok(Some(rows))
     }
 
-    /// Records the new tokens' keys and values of one layer: `[rows, kv_heads, head_dim]` each,
-    /// keys before RoPE unless the plan has [turned rows](crate::PlanBuilder::turned_rows), the
-    /// chunks of the step one after another. Both may be f32 or f16, alike.
-    /// Once in a step, since a second time would pack what the first left in the window.
+    /// Records the new tokens' keys and values of one layer: `[rows, kv_heads, head_dim]` each or
+    /// in another [layout](crate::RowLayout), keys before RoPE unless the plan has
+    /// [turned rows](crate::PlanBuilder::turned_rows), the chunks of the step one after another.
+    /// Both are f32, f16 or bf16, alike. Once in a step, since a second time would pack what the
+    /// first left in the window.
     ///
     /// # Errors
     /// [`Error::Stale`], [`Error::Lost`], [`Error::Layer`], [`Error::Mismatch`], [`Error::Rows`],
@@ -251,24 +270,23 @@ impl Cache {
     /// Those of [`Cache::append`].
     pub fn append_in(&self, pass: &mut wgpu::ComputePass<'_>, step: &Step, layer: u32, keys: Rows<'_>, values: Rows<'_>) -> Result<()> {
         let _span = span!("append", layer, rows = step.rows);
-        let [key_rows, value_rows] = self.check_append(step, layer, keys, values)?;
+        let rows = self.check_append(step, layer, keys, values)?;
         // A step that brings no tokens records nothing, so it may come again.
         if step.appends {
             step.recorded.append(layer)?;
         }
-        self.recorder(pass, layer, &step.group).append(step, keys.element, key_rows, value_rows);
+        self.recorder(pass, layer, &step.group).append(step, keys.element, &rows);
         Ok(())
     }
 
-    /// Checks the arguments of [`Cache::append`]; returns the bindings of keys and values.
-    pub(crate) fn check_append<'r>(&self, step: &Step, layer: u32, keys: Rows<'r>, values: Rows<'r>) -> Result<[wgpu::BufferBinding<'r>; 2]> {
+    /// Checks the arguments of [`Cache::append`]; returns where keys and values lie.
+    pub(crate) fn check_append<'r>(&self, step: &Step, layer: u32, keys: Rows<'r>, values: Rows<'r>) -> Result<[Placed<'r>; 2]> {
         self.check(step, layer)?;
-        let shape = self.plan.shape();
-        let elements = u64::from(step.rows) * u64::from(shape.kv_heads * shape.head_dim);
+        let shape = step.row_shape(self.plan.shape().kv_heads, self.plan.shape().head_dim);
         expect_element("values", keys.element, values)?;
         let capability = self.gpu.capability();
-        let key_rows = keys.binding("keys", elements, capability)?;
-        let value_rows = values.binding("values", elements, capability)?;
+        let key_rows = keys.read("keys", shape, capability)?;
+        let value_rows = values.read("values", shape, capability)?;
         if step.election.is_some() && !step.recorded.elected(layer) {
             return Err(Error::Unelected { layer, sinks: self.plan.protection().sinks.to_string() });
         }
@@ -277,12 +295,14 @@ impl Cache {
     }
 
     /// Records causal attention of the step's tokens over everything their sequences hold in one
-    /// layer, themselves included: `queries` and `output` are `[rows, query_heads, head_dim]`,
-    /// queries before RoPE unless the plan has [turned rows](crate::PlanBuilder::turned_rows), scores
-    /// times the plan's [scale](crate::PlanBuilder::score_scale). Both may be f32 or f16, alike. They
-    /// may be the same rows, or rows apart from each other, but not overlap otherwise. A query that
-    /// sees no token, which only [`Cache::step_parts`] has, has an output of 0. It may be called
-    /// again, with other queries.
+    /// layer, themselves included: `queries` and `output` are `[rows, query_heads, head_dim]` or in
+    /// another [layout](crate::RowLayout) each, queries before RoPE unless the plan has
+    /// [turned rows](crate::PlanBuilder::turned_rows), scores times the plan's
+    /// [scale](crate::PlanBuilder::score_scale). Both are f32, f16 or bf16, alike. They may be the
+    /// same rows, or rows apart from each other (which may take turns in one buffer), but not overlap
+    /// otherwise. What lies between rows of the output is left as it is. A query that sees no token,
+    /// which only [`Cache::step_parts`] has, has an output of 0. It may be called again, with other
+    /// queries.
     ///
     /// # Errors
     /// Those of [`Cache::append`], but [`Error::Unelected`]; [`Error::Order`] before the layer's
@@ -349,34 +369,35 @@ impl Cache {
         let _span = span!("attend", layer, rows = step.rows);
         self.check(step, layer)?;
         let shape = self.plan.shape();
-        let elements = u64::from(step.rows) * u64::from(shape.query_heads * shape.head_dim);
+        let row_shape = step.row_shape(shape.query_heads, shape.head_dim);
         expect_element("output", queries.element, output)?;
         let capability = self.gpu.capability();
-        let query_rows = queries.binding("queries", elements, capability)?;
-        let output_rows = output.binding("output", elements, capability)?;
+        let query_rows = queries.read("queries", row_shape, capability)?;
+        let output_rows = output.written("output", row_shape, capability)?;
         // In place is as good: every pass has read its queries before it writes their output, and
         // the passes share no rows.
-        if query_rows.offset != output_rows.offset {
-            expect_apart("output", &output_rows, "queries", &query_rows)?;
+        if !output_rows.are(&query_rows) {
+            output_rows.expect_apart("output", "queries", &query_rows)?;
         }
         let log_sum_rows = match log_sums {
             Some(rows) => {
                 expect_element("log_sums", Element::F32, rows)?;
-                let rows = rows.binding("log_sums", u64::from(step.rows) * u64::from(shape.query_heads), capability)?;
-                expect_apart("log_sums", &rows, "queries", &query_rows)?;
-                expect_apart("log_sums", &rows, "output", &output_rows)?;
-                rows
+                let rows = rows.dense("log_sums", step.row_shape(shape.query_heads, 1), capability)?;
+                rows.expect_apart("log_sums", "queries", &query_rows)?;
+                // One dispatch writes both, so that no byte may be bound twice.
+                expect_apart("log_sums", &rows.binding, "output", &output_rows.binding)?;
+                rows.binding
             }
             None => whole(&self.buffers.shared.no_log_sums),
         };
         if step.appends {
             step.recorded.expect_appended("Cache::attend", layer)?;
         }
-        self.recorder(pass, layer, &step.group).attend(step, queries.element, query_rows, [output_rows, log_sum_rows], log_sums.is_some());
+        self.recorder(pass, layer, &step.group).attend(step, queries.element, &query_rows, &output_rows, (log_sum_rows, log_sums.is_some()));
         Ok(())
     }
 
-    /// Records the restoring of cached tokens of one layer to f32 rows
+    /// Records the restoring of cached tokens of one layer to dense f32 rows
     /// `[tokens, kv_heads, head_dim]`: keys as they were after RoPE, values as they came, both with
     /// the error of their codes. Both are written, so they lie apart.
     ///
@@ -478,7 +499,7 @@ impl Cache {
         for ((n, slab), params) in slabs.iter().enumerate().zip(at) {
             let pipeline = recorder.pipelines().slab(layer, n).dequantize();
             // No step forgets these rows, so they are not kept.
-            let rows = pipeline.bind_in_order(&self.gpu, 2, rows);
+            let rows = RowGroups { rows: pipeline.bind_in_order(&self.gpu, 2, rows), layouts: None };
             recorder.run(Role::Dequantize, pipeline, n, Some(&rows), params, recorder.grid(count, slab.count()));
         }
         Ok(())

@@ -6,7 +6,7 @@ use super::params::{Params, Tables};
 use super::pass::{Pass, passes};
 use super::records::{ElectChunk, ElectRows, PackItem, ProtectItem, SINK_ROW};
 use super::sequence::Growth;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, RowShape};
 use crate::kernel::align_plan::AlignPlanParams;
 use crate::kernel::align_scores::AlignScoresParams;
 use crate::kernel::align_values::AlignValuesParams;
@@ -79,6 +79,8 @@ pub struct Step {
     /// Whether it brings tokens.
     pub(super) appends: bool,
     pub(super) rows: u32,
+    /// Rows of every chunk; 0 where they differ.
+    chunk: u32,
     /// Parameters and tables.
     pub(super) group: wgpu::BindGroup,
     pub(super) tables: Tables,
@@ -187,6 +189,11 @@ impl Step {
         self.recorded.clear_layer(layer);
     }
 
+    /// Returns what the caller's rows are of.
+    pub(super) fn row_shape(&self, heads: u32, head_dim: u32) -> RowShape {
+        RowShape { rows: self.rows, heads, head_dim, chunk: Some(self.chunk) }
+    }
+
     /// Returns what the kernels read, for comparing a kernel with its
     /// [twin](crate::low_level::reference).
     #[doc(hidden)]
@@ -211,7 +218,9 @@ impl Step {
         let passes = passes(&mut maker);
         let StepMaker { words, params, rows, .. } = maker;
         let (group, tables) = params.bind_with(gpu, layout, &words.tables);
-        Self { cache, serial, recorded, appends, rows, group, tables, append, append_reordered, election, protect, passes, words }
+        let chunk = growths.first().map_or(0, |growth| growth.rows);
+        let chunk = if growths.iter().all(|growth| growth.rows == chunk) { chunk } else { 0 };
+        Self { cache, serial, recorded, appends, rows, chunk, group, tables, append, append_reordered, election, protect, passes, words }
     }
 }
 

@@ -1,13 +1,16 @@
 //! The types of numbers in the caller's rows.
 
 /// The type of a number in a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Element {
     /// 32-bit floats.
+    #[default]
     F32,
-    /// 16-bit floats.
+    /// 16-bit floats: IEEE halves.
     F16,
+    /// The upper 16 bits of 32-bit floats. What is written is rounded to the nearest, ties to even.
+    Bf16,
 }
 
 impl Element {
@@ -15,7 +18,7 @@ impl Element {
     pub fn bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
-            Self::F16 => 2,
+            Self::F16 | Self::Bf16 => 2,
         }
     }
 
@@ -24,6 +27,7 @@ impl Element {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
+            Self::Bf16 => "bf16",
         }
     }
 }

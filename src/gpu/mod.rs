@@ -13,8 +13,8 @@ pub use capability::{Capability, Reduce};
 pub use pipeline::Pipeline;
 pub(crate) use pipeline::bind_group;
 pub use profile::Profile;
-pub use rows::Rows;
-pub(crate) use rows::expect_apart;
+pub(crate) use rows::{Placed, RowShape, expect_apart};
+pub use rows::{RowForm, RowLayout, Rows, Strides};
 pub use shader::{Binding, Bindings, Dialect, Kernel, Linked, Source, Variant};
 
 use crate::error::{Error, Result};

@@ -6,7 +6,7 @@ use super::{Binding, Bindings, Dialect, Gpu, Variant};
 #[derive(Clone, Debug)]
 pub struct Pipeline {
     pub(crate) compute: wgpu::ComputePipeline,
-    groups: &'static [Bindings],
+    groups: Vec<Bindings>,
     layouts: Vec<wgpu::BindGroupLayout>,
     label: &'static str,
 }
@@ -48,7 +48,8 @@ impl Pipeline {
     pub(crate) fn new(device: &wgpu::Device, variant: &Variant, dialect: Dialect, pipeline_cache: Option<&wgpu::PipelineCache>) -> Self {
         let kernel = variant.kernel;
         let label = variant.to_string();
-        let layouts: Vec<wgpu::BindGroupLayout> = kernel.groups.iter().map(|group| group_layout(device, kernel.name, group)).collect();
+        let groups = variant.groups();
+        let layouts: Vec<wgpu::BindGroupLayout> = groups.iter().map(|group| group_layout(device, kernel.name, group)).collect();
         let linked = variant.link(dialect);
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(linked.source.into()) });
         let compute = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
@@ -68,7 +69,7 @@ impl Pipeline {
             },
             cache: pipeline_cache,
         });
-        Self { compute, groups: kernel.groups, layouts, label: kernel.name }
+        Self { compute, groups, layouts, label: kernel.name }
     }
 
     /// Makes the bind group of this number from the resources that `resource` names.

@@ -110,6 +110,10 @@ pub enum Binding {
 /// Name and kind of the bindings of a group, in order.
 pub type Bindings = &'static [(&'static str, Binding)];
 
+/// Where the caller's rows lie, for variants of kernels that take them with strides: two `Layout`s
+/// of `shaders/part/layout/strided.wgsl`, in a bind group after the kernel's own.
+pub const LAYOUTS: Bindings = &[("layouts", Binding::Uniform)];
+
 /// A kernel: what its shader file declares.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Kernel {
@@ -149,6 +153,8 @@ pub struct Variant {
     pub halves: bool,
     /// Whether it multiplies cooperative matrices, which are of halves.
     pub matrices: bool,
+    /// Whether it takes the caller's rows with strides, and binds [`LAYOUTS`].
+    pub strided: bool,
 }
 
 /// The declaration of an override, on a line of its own.
@@ -173,7 +179,12 @@ impl Variant {
     /// Makes the variant of these parts and values of overrides, without optional features of WGSL.
     pub fn new(kernel: &'static Kernel, parts: &[Source], constants: &[(&'static str, f64)]) -> Self {
         let constants = constants.iter().map(|(n, x)| (*n, x.to_bits())).collect();
-        Self { kernel, parts: parts.to_vec(), constants, subgroups: false, halves: false, matrices: false }
+        Self { kernel, parts: parts.to_vec(), constants, subgroups: false, halves: false, matrices: false, strided: false }
+    }
+
+    /// Returns its bindings, by group.
+    pub fn groups(&self) -> Vec<Bindings> {
+        self.kernel.groups.iter().copied().chain(self.strided.then_some(LAYOUTS)).collect()
     }
 
     /// Returns the values of overrides, by name.

@@ -4,8 +4,11 @@
 //! Shader: `shaders/append.wgsl`. Twin: [`reference::append`](crate::low_level::reference::append).
 
 use super::parts::{self, shared};
-use super::{Binding, Constants, Kernel, STEP, Variant, centred, fit_parts, flag, hadamard_constants, half_rows, page_constants, rope_constants};
+use super::{
+    Binding, Constants, Kernel, STEP, Variant, centred, element_constant, fit_parts, flag, hadamard_constants, laid_out, page_constants, rope_constants,
+};
 use crate::format::Element;
+use crate::gpu::RowForm;
 use crate::plan::{Plan, Slab};
 
 /// `AppendParams` of `shaders/append.wgsl`.
@@ -51,21 +54,21 @@ pub(super) fn packing_constants(plan: &Plan, slab: &Slab, element: Element) -> C
         flag("ROTATE_VALUES", plan.format().codec().rotates_values()),
         centred(plan),
         ("UNPACKED", plan.unpacked().into()),
-        half_rows(element),
+        element_constant(element),
         ("KEY_CLIP", slab.format().clip(slab.format().key().bits).into()),
         ("VALUE_CLIP", slab.format().clip(slab.format().value().bits).into()),
     ]);
     constants
 }
 
-/// Returns the variant for a slab of a plan and the type of the caller's rows.
-pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
+/// Returns the variant for a slab of a plan and the caller's rows.
+pub fn variant(plan: &Plan, slab: &Slab, rows: RowForm) -> Variant {
     let head_dim = plan.shape().head_dim;
     let mut constants = hadamard_constants(head_dim);
-    constants.extend(packing_constants(plan, slab, element));
+    constants.extend(packing_constants(plan, slab, rows.element));
     constants.extend([("BLOCK", plan.append_block().into()), ("MAXIMA", slab.layout().maxima.into()), ("EIGHTHS", (head_dim / 8).into())]);
     let mut parts = shared::NEW_ROWS.to_vec();
     parts.extend([parts::SCALES.of(plan.format().scales()), shared::KEY_WORDS, shared::PLANES, shared::CODE_PLANES]);
     parts.extend(fit_parts(plan));
-    Variant::new(&KERNEL, &parts, &constants)
+    laid_out(Variant::new(&KERNEL, &parts, &constants), rows)
 }

@@ -7,8 +7,8 @@
 
 use super::append::packing_constants;
 use super::parts::{self, shared};
-use super::{Kernel, Variant, fit_parts, hadamard_constants};
-use crate::format::Element;
+use super::{Kernel, Variant, fit_parts, hadamard_constants, laid_out};
+use crate::gpu::RowForm;
 use crate::plan::{Plan, Slab, block_lanes};
 
 /// `AppendBlockParams` of `shaders/append_block.wgsl`: those of `append`.
@@ -23,17 +23,18 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// Returns the variant for a slab of a plan and the type of the caller's rows.
-pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
+/// Returns the variant for a slab of a plan and the caller's rows.
+pub fn variant(plan: &Plan, slab: &Slab, rows: RowForm) -> Variant {
     let head_dim = plan.shape().head_dim;
-    let mut constants = packing_constants(plan, slab, element);
+    let mut constants = packing_constants(plan, slab, rows.element);
     constants.retain(|(name, _)| !["PLANES", "CODE_PLANES"].contains(name));
     constants.extend(hadamard_constants(head_dim).into_iter().filter(|(name, _)| ["HEAD_DIM", "HADAMARD_SCALE"].contains(name)));
     constants.push(("LANES", block_lanes(head_dim).into()));
     let mut parts =
         vec![shared::HALF, shared::FINITE, shared::PLACE, shared::CHUNK, shared::TURN, shared::SIGN, parts::SCALES.of(plan.format().scales()), shared::REPORT];
+    parts.extend([shared::ELEMENT, parts::EIGHTS.of(rows.strided)]);
     parts.extend(fit_parts(plan));
     let mut variant = Variant::new(&KERNEL, &parts, &constants);
     variant.subgroups = true;
-    variant
+    laid_out(variant, rows)
 }

@@ -6,8 +6,8 @@
 //! [`reference::append_reordered`](crate::low_level::reference::append_reordered).
 
 use super::parts::{self, shared};
-use super::{Binding, Kernel, STEP, Variant, group_constants, hadamard_constants, half_rows, rope_constants};
-use crate::format::Element;
+use super::{Binding, Kernel, STEP, Variant, element_constant, group_constants, hadamard_constants, laid_out, rope_constants};
+use crate::gpu::RowForm;
 use crate::plan::{Plan, Slab};
 
 /// `AppendReorderedParams` of `shaders/append_reordered.wgsl`.
@@ -52,13 +52,13 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// Returns the variant for a slab of a plan and the type of the caller's rows.
-pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
+/// Returns the variant for a slab of a plan and the caller's rows.
+pub fn variant(plan: &Plan, slab: &Slab, rows: RowForm) -> Variant {
     let mut constants = hadamard_constants(plan.shape().head_dim);
     constants.extend(rope_constants(plan));
     constants.extend(group_constants(plan, slab));
     constants.extend([
-        half_rows(element),
+        element_constant(rows.element),
         ("KEY_BITS", slab.format().key().bits.get().into()),
         ("KEY_CLIP", slab.format().clip(slab.format().key().bits).into()),
         ("PAGE_VECS", slab.layout().vecs.into()),
@@ -69,6 +69,6 @@ pub fn variant(plan: &Plan, slab: &Slab, element: Element) -> Variant {
     ]);
     let scales = plan.format().scales();
     let mut parts = vec![shared::HALF, shared::FINITE, shared::PLACE, shared::CHUNK, shared::TURN, shared::HADAMARD, shared::KEY_WORDS, shared::REPORT];
-    parts.extend([shared::GROUP, parts::GROUP.of(scales), parts::GROUP_PLANE.of(scales), parts::SCALES.of(scales)]);
-    Variant::new(&KERNEL, &parts, &constants)
+    parts.extend([shared::ELEMENT, shared::GROUP, parts::GROUP.of(scales), parts::GROUP_PLANE.of(scales), parts::SCALES.of(scales)]);
+    laid_out(Variant::new(&KERNEL, &parts, &constants), rows)
 }

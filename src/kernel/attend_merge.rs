@@ -4,8 +4,8 @@
 //! [`reference::attend_merge`](crate::low_level::reference::attend_merge).
 
 use super::parts::shared;
-use super::{Binding, Kernel, STEP, Variant, centred, flag, hadamard_constants, half_rows};
-use crate::format::Element;
+use super::{Binding, Kernel, STEP, Variant, centred, element_constant, flag, hadamard_constants, laid_out};
+use crate::gpu::RowForm;
 use crate::plan::Plan;
 pub use crate::plan::sizes::MERGE_ITEMS;
 
@@ -38,13 +38,13 @@ pub static KERNEL: Kernel = Kernel {
 
 /// Returns the variant for a plan and the type of the caller's rows, with items distributed among
 /// `parts`, and with log-sums where outputs are merged with those of other caches.
-pub fn variant(plan: &Plan, element: Element, parts: u32, log_sums: bool) -> Variant {
+pub fn variant(plan: &Plan, rows: RowForm, parts: u32, log_sums: bool) -> Variant {
     let head_dim = plan.shape().head_dim;
     let mut constants = hadamard_constants(head_dim);
     constants.extend([
         flag("ROTATE_VALUES", plan.format().codec().rotates_values()),
         centred(plan),
-        half_rows(element),
+        element_constant(rows.element),
         flag("LOG_SUMS", log_sums),
         flag("SINK_LOGITS", plan.sink_logits(0).is_some()),
         ("LOGITS_AT", plan.logits_at() as f64),
@@ -55,5 +55,6 @@ pub fn variant(plan: &Plan, element: Element, parts: u32, log_sums: bool) -> Var
         ("PARTS", parts.into()),
         ("THREADS", (head_dim * parts).into()),
     ]);
-    Variant::new(&KERNEL, &[shared::HALF, shared::FINITE, shared::HADAMARD, shared::CENTRE, shared::SIGN], &constants)
+    let parts = [shared::HALF, shared::BFLOAT, shared::FINITE, shared::HADAMARD, shared::CENTRE, shared::SIGN];
+    laid_out(Variant::new(&KERNEL, &parts, &constants), rows)
 }

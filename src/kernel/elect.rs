@@ -6,7 +6,7 @@
 //! `shaders/elect.wgsl`. Twin: [`reference::elect`](crate::low_level::reference::elect).
 
 use super::parts::shared;
-use super::{Binding, Kernel, STEP, Variant, flag, half_rows};
+use super::{Binding, Kernel, STEP, Variant, element_constant, flag};
 use crate::format::Element;
 use crate::plan::Plan;
 
@@ -39,6 +39,6 @@ pub const BLOCK_ROWS: u32 = 4;
 
 /// Returns the variant for a plan, the type of the caller's rows and the stage.
 pub fn variant(plan: &Plan, element: Element, merge: bool) -> Variant {
-    let constants = [flag("MERGE", merge), half_rows(element), ("SINKS", plan.sinks().into()), ("ELECTED_AT", plan.elected_at().into())];
-    Variant::new(&KERNEL, &[shared::PLACE], &constants)
+    let constants = [flag("MERGE", merge), element_constant(element), ("SINKS", plan.sinks().into()), ("ELECTED_AT", plan.elected_at().into())];
+    Variant::new(&KERNEL, &[shared::PLACE, shared::ELEMENT], &constants)
 }

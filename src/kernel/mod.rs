@@ -34,8 +34,8 @@ pub use variants::variants;
 pub(crate) use variants::{packing_variant, variants_of};
 
 use crate::format::{Codec, Element, RopeLayout, Scales};
-use crate::gpu::Source;
 pub use crate::gpu::{Binding, Bindings, Kernel, Variant};
+use crate::gpu::{RowForm, Source};
 use crate::plan::{Plan, Slab};
 use parts::shared;
 
@@ -175,6 +175,19 @@ pub(crate) fn flag(name: &'static str, on: bool) -> (&'static str, f64) {
     (name, f64::from(u8::from(on)))
 }
 
-pub(crate) fn half_rows(element: Element) -> (&'static str, f64) {
-    flag("HALF_ROWS", element == Element::F16)
+/// Returns ELEMENT.
+pub(crate) fn element_constant(element: Element) -> (&'static str, f64) {
+    let number = match element {
+        Element::F32 => 0.0,
+        Element::F16 => 1.0,
+        Element::Bf16 => 2.0,
+    };
+    ("ELEMENT", number)
+}
+
+/// Adds to a variant what says where the caller's rows lie.
+pub(crate) fn laid_out(mut variant: Variant, rows: RowForm) -> Variant {
+    variant.parts.push(parts::LAYOUT.of(rows.strided));
+    variant.strided = rows.strided;
+    variant
 }

@@ -18,12 +18,14 @@ macro_rules! part {
 pub(super) mod shared {
     use crate::gpu::Source;
 
+    pub(in crate::kernel) const BFLOAT: Source = part!("shared/bfloat");
     pub(in crate::kernel) const BUTTERFLY: Source = part!("shared/butterfly");
     pub(in crate::kernel) const CACHED: Source = part!("shared/cached");
     pub(in crate::kernel) const CAP: Source = part!("shared/cap");
     pub(in crate::kernel) const CENTRE: Source = part!("shared/centre");
     pub(in crate::kernel) const CHUNK: Source = part!("shared/chunk");
     pub(in crate::kernel) const CODE_PLANES: Source = part!("shared/code_planes");
+    pub(in crate::kernel) const ELEMENT: Source = part!("shared/element");
     pub(in crate::kernel) const FACTORS: Source = part!("shared/factors");
     pub(in crate::kernel) const FINITE: Source = part!("shared/finite");
     pub(in crate::kernel) const GROUP: Source = part!("shared/group");
@@ -47,7 +49,7 @@ pub(super) mod shared {
     pub(in crate::kernel) const TURN_AT: Source = part!("shared/turn_at");
 
     /// What brings the caller's new rows into the codec's basis, a channel an invocation.
-    pub(in crate::kernel) const NEW_ROWS: [Source; 11] = [HALF, FINITE, PLACE, CHUNK, TURN, CENTRE, MEAN, SIGN, HADAMARD, INPUT, REPORT];
+    pub(in crate::kernel) const NEW_ROWS: [Source; 12] = [HALF, FINITE, PLACE, CHUNK, TURN, CENTRE, MEAN, SIGN, HADAMARD, ELEMENT, INPUT, REPORT];
 }
 
 /// Declares slots that are filled by name alone, `SLOT.alternative`, each as a struct of its
@@ -148,6 +150,17 @@ pub(super) struct ByWalk {
     pub(super) rolled: Source,
 }
 
+/// A slot filled by whether the caller's rows have strides.
+pub(super) struct ByLayout {
+    dense: Source,
+    strided: Source,
+}
+
+/// Where a row of the caller's lies.
+pub(super) const LAYOUT: ByLayout = ByLayout { dense: part!("layout/dense"), strided: part!("layout/strided") };
+/// How append_block reads eight numbers of a row.
+pub(super) const EIGHTS: ByLayout = ByLayout { dense: part!("eights/dense"), strided: part!("eights/strided") };
+
 /// The walk over a lane's words of keys.
 pub(super) const KEYS_WALK: ByWalk = ByWalk { straight: part!("keys/walk/straight"), rolled: part!("keys/walk/rolled") };
 /// The walk over a channel's words of values.
@@ -234,6 +247,12 @@ impl ByBits {
             Bits::Four => self.four,
             _ => self.eight,
         }
+    }
+}
+
+impl ByLayout {
+    pub(super) const fn of(&self, strided: bool) -> Source {
+        if strided { self.strided } else { self.dense }
     }
 }
 

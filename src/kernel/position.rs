@@ -6,8 +6,8 @@
 //! [`reference::position`](crate::low_level::reference::position()).
 
 use super::parts::{self, shared};
-use super::{Binding, Kernel, STEP, Variant, centred, half_rows, position_constants, rope_constants, score_scale};
-use crate::format::Element;
+use super::{Binding, Kernel, STEP, Variant, centred, element_constant, laid_out, position_constants, rope_constants, score_scale};
+use crate::gpu::RowForm;
 use crate::plan::Plan;
 pub use crate::plan::sizes::POSITION_TERMS as TERMS;
 
@@ -42,7 +42,7 @@ pub static KERNEL: Kernel = Kernel {
 pub const PAGES: u32 = 16;
 
 /// Returns the variant for a plan and the type of the caller's rows.
-pub fn variant(plan: &Plan, element: Element) -> Variant {
+pub fn variant(plan: &Plan, rows: RowForm) -> Variant {
     let head_dim = plan.shape().head_dim;
     let mut constants = rope_constants(plan);
     constants.extend(position_constants(plan));
@@ -51,13 +51,23 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         ("BLOCKS", plan.blocks().into()),
         ("HEAD_DIM", head_dim.into()),
         centred(plan),
-        half_rows(element),
+        element_constant(rows.element),
         score_scale(plan),
         ("POSITION_PAGES", plan.position_pages().into()),
     ]);
-    Variant::new(
+    let variant = Variant::new(
         &KERNEL,
-        &[parts::HEADS.of(plan.heads_per_reading()), shared::TURN, shared::TURN_AT, shared::CENTRE, shared::SIGN, shared::QUERY_AT, shared::FACTORS],
+        &[
+            parts::HEADS.of(plan.heads_per_reading()),
+            shared::TURN,
+            shared::TURN_AT,
+            shared::CENTRE,
+            shared::SIGN,
+            shared::ELEMENT,
+            shared::QUERY_AT,
+            shared::FACTORS,
+        ],
         &constants,
-    )
+    );
+    laid_out(variant, rows)
 }

@@ -4,8 +4,8 @@
 //! [`reference::protect`](crate::low_level::reference::protect).
 
 use super::parts::shared;
-use super::{Binding, Kernel, STEP, Variant, centred, elected_constants, flag, hadamard_constants, half_rows, rope_constants};
-use crate::format::Element;
+use super::{Binding, Kernel, STEP, Variant, centred, elected_constants, element_constant, flag, hadamard_constants, laid_out, rope_constants};
+use crate::gpu::RowForm;
 use crate::plan::Plan;
 
 /// `ProtectParams` of `shaders/protect.wgsl`.
@@ -35,8 +35,8 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: true,
 };
 
-/// Returns the variant for a plan and the type of the caller's rows.
-pub fn variant(plan: &Plan, element: Element) -> Variant {
+/// Returns the variant for a plan and the caller's rows.
+pub fn variant(plan: &Plan, rows: RowForm) -> Variant {
     let mut constants = hadamard_constants(plan.shape().head_dim);
     constants.extend(rope_constants(plan));
     constants.extend(elected_constants(plan));
@@ -44,9 +44,9 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         flag("ROTATE_KEYS", plan.format().codec().rotates_keys()),
         flag("ROTATE_VALUES", plan.format().codec().rotates_values()),
         centred(plan),
-        half_rows(element),
+        element_constant(rows.element),
         ("SINKS", plan.sinks().into()),
         ("RING", plan.ring().into()),
     ]);
-    Variant::new(&KERNEL, &shared::NEW_ROWS, &constants)
+    laid_out(Variant::new(&KERNEL, &shared::NEW_ROWS, &constants), rows)
 }

@@ -4,8 +4,8 @@
 //! Shader: `shaders/query.wgsl`. Twin: [`reference::query`](crate::low_level::reference::query).
 
 use super::parts::{self, shared};
-use super::{Binding, Kernel, STEP, Variant, centred, flag, hadamard_constants, half_rows, position_quads, rope_constants, score_scale};
-use crate::format::Element;
+use super::{Binding, Kernel, STEP, Variant, centred, element_constant, flag, hadamard_constants, laid_out, position_quads, rope_constants, score_scale};
+use crate::gpu::RowForm;
 use crate::plan::Plan;
 
 /// `QueryParams` of `shaders/query.wgsl`.
@@ -40,8 +40,8 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// Returns the variant for a plan and the type of the caller's rows.
-pub fn variant(plan: &Plan, element: Element) -> Variant {
+/// Returns the variant for a plan and the caller's rows.
+pub fn variant(plan: &Plan, rows: RowForm) -> Variant {
     let head_dim = plan.shape().head_dim;
     let mut constants = hadamard_constants(head_dim);
     constants.extend(rope_constants(plan));
@@ -52,7 +52,7 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         ("POSITIONS_AT", plan.positions_at().into()),
         ("POSITION_WAVES", plan.position_waves().into()),
         ("POSITION_CENTRE", plan.position_centre().into()),
-        half_rows(element),
+        element_constant(rows.element),
         score_scale(plan),
         ("HEADS", plan.heads_per_reading().into()),
         ("BLOCKS", plan.blocks().into()),
@@ -60,9 +60,10 @@ pub fn variant(plan: &Plan, element: Element) -> Variant {
         ("EIGHTHS", (head_dim / 8).into()),
         ("QUADS", (head_dim / 4).into()),
     ]);
-    Variant::new(
+    let variant = Variant::new(
         &KERNEL,
-        &[shared::FINITE, shared::TURN, shared::HADAMARD, shared::CENTRE, shared::SIGN, shared::QUERY_AT, shared::FACTORS, parts::HEADS.one],
+        &[shared::FINITE, shared::TURN, shared::HADAMARD, shared::CENTRE, shared::SIGN, shared::ELEMENT, shared::QUERY_AT, shared::FACTORS, parts::HEADS.one],
         &constants,
-    )
+    );
+    laid_out(variant, rows)
 }

@@ -75,6 +75,7 @@ pub struct PlanBuilder {
     /// made from.
     keeps_planes: bool,
     element: Element,
+    strided_rows: bool,
     query_rows: u32,
     split_workgroups: u32,
     span: Span,
@@ -99,6 +100,7 @@ impl PlanBuilder {
             alignment: Alignment::EVERYTHING,
             keeps_planes: false,
             element: Element::F32,
+            strided_rows: false,
             query_rows: QUERY_ROWS,
             split_workgroups: SPLIT_WORKGROUPS,
             span: Span::All,
@@ -119,6 +121,7 @@ impl PlanBuilder {
             alignment: plan.alignment,
             keeps_planes: plan.code_planes,
             element: plan.element,
+            strided_rows: plan.strided_rows,
             query_rows: plan.query_rows,
             split_workgroups: plan.split_workgroups,
             span: plan.span,
@@ -170,6 +173,14 @@ impl PlanBuilder {
     /// [`Gpu::prepare`](crate::Gpu::prepare) compiles.
     pub fn element(mut self, element: Element) -> Self {
         self.element = element;
+        self
+    }
+
+    /// Also compiles, in [`Gpu::prepare`](crate::Gpu::prepare), the pipelines for rows that are not
+    /// dense or begin where no binding can ([`RowLayout`](crate::RowLayout)). Otherwise such a
+    /// pipeline is compiled when the first rows need it.
+    pub fn strided_rows(mut self) -> Self {
+        self.strided_rows = true;
         self
     }
 
@@ -324,6 +335,7 @@ impl PlanBuilder {
             unpacked_tiles: 0,
             spread_partials: 0,
             element: self.element,
+            strided_rows: self.strided_rows,
             query_rows: self.query_rows,
             split_workgroups: self.split_workgroups,
             merge_parts: choices::most_merge_parts(self.shape.head_dim, capability),

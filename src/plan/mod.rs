@@ -47,6 +47,7 @@ pub struct Plan {
     straight: bool,
     lanes: u32,
     element: Element,
+    strided_rows: bool,
     query_rows: u32,
     split_workgroups: u32,
     merge_parts: u32,
@@ -189,6 +190,12 @@ impl Plan {
     /// for.
     pub fn element(&self) -> Element {
         self.element
+    }
+
+    /// Returns whether [`Gpu::prepare`](crate::Gpu::prepare) compiles pipelines for rows with
+    /// strides, too.
+    pub fn strided_rows(&self) -> bool {
+        self.strided_rows
     }
 
     /// Returns how many sequences can be live at once.

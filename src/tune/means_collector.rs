@@ -46,17 +46,18 @@ impl MeansCollector {
     /// [`Error::Mismatch`] for a shape that is not served.
     pub fn new(gpu: &Gpu, shape: &Shape) -> Result<Self> {
         shape.check()?;
-        let columns = |heads: u32, squares| Columns::new(gpu, heads * shape.head_dim, squares);
+        let columns = |heads: u32, squares| Columns::new(gpu, heads, shape.head_dim, squares);
         let layer = |_| [columns(shape.kv_heads, false), columns(shape.kv_heads, true), columns(shape.kv_heads, false), columns(shape.query_heads, true)];
         Ok(Self { gpu: gpu.clone(), shape: shape.clone(), layers: (0..shape.layers).map(layer).collect() })
     }
 
     /// Records adding one layer's rows of `rows` tokens: queries `[rows, query_heads, head_dim]`,
-    /// keys and values `[rows, kv_heads, head_dim]`, queries and keys before RoPE. Nothing is
-    /// submitted. Padding must not be among the rows; there may be none.
+    /// keys and values `[rows, kv_heads, head_dim]`, or in another [layout](crate::RowLayout),
+    /// queries and keys before RoPE. Nothing is submitted. Padding must not be among the rows; there
+    /// may be none.
     ///
     /// # Errors
-    /// [`Error::Layer`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], and [`Error::Limit`]
+    /// [`Error::Layer`], [`Error::Mismatch`] for a layout that does not fit, [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], and [`Error::Limit`]
     /// for more rows than one binding holds. What was recorded before an error counts all the same:
     /// then the collector is of no more use.
     pub fn add(&self, encoder: &mut wgpu::CommandEncoder, layer: u32, queries: Rows<'_>, keys: Rows<'_>, values: Rows<'_>, rows: u32) -> Result<()> {

@@ -39,16 +39,17 @@ impl OrderCollector {
     /// [`Error::Mismatch`] where the shape or `heads_per_group` is not served, and for more than
     /// 65536 channels a layer.
     pub fn new(gpu: &Gpu, shape: &Shape, heads_per_group: u32) -> Result<Self> {
-        let width = check_channels(shape, heads_per_group)? as u32;
-        let layers = (0..shape.layers).map(|_| Columns::new(gpu, width, false)).collect();
+        check_channels(shape, heads_per_group)?;
+        let layers = (0..shape.layers).map(|_| Columns::new(gpu, shape.kv_heads, shape.head_dim, false)).collect();
         Ok(Self { gpu: gpu.clone(), shape: shape.clone(), heads_per_group, layers })
     }
 
-    /// Records adding one layer's keys of `rows` tokens, `[rows, kv_heads, head_dim]` before RoPE.
-    /// Nothing is submitted. Padding must not be among the rows; there may be none.
+    /// Records adding one layer's keys of `rows` tokens, `[rows, kv_heads, head_dim]` or in another
+    /// [layout](crate::RowLayout), before RoPE. Nothing is submitted. Padding must not be among the
+    /// rows; there may be none.
     ///
     /// # Errors
-    /// [`Error::Layer`], [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], and [`Error::Limit`]
+    /// [`Error::Layer`], [`Error::Mismatch`] for a layout that does not fit, [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], and [`Error::Limit`]
     /// for more rows than one binding holds; then nothing was recorded.
     pub fn add(&self, encoder: &mut wgpu::CommandEncoder, layer: u32, keys: Rows<'_>, rows: u32) -> Result<()> {
         let columns = self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.shape.layers })?;

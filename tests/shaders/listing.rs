@@ -51,6 +51,7 @@ fn traits(plan: Option<&Plan>, turns: bool, variant: &Variant) -> Traits {
         ("{}", of(&|plan| restore(plan).to_owned())),
         ("{} channels", constant("HEAD_DIM").map(|x| x.to_string()).unwrap_or_default()),
         ("{} heads rotated together", of(&|plan| plan.group_heads().to_string())),
+        ("{}", choose(variant.strided, "rows with strides", "dense rows")),
         ("planes of {} bits", constant("FOR_KEYS").map(|keys| of(&planned(keys != 0.0))).unwrap_or_default()),
     ]
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use wgkv::aligned::Alignment;
+use wgkv::low_level::RowForm;
 use wgkv::low_level::kernel::{self, Variant};
 use wgkv::{Bits, Capability, Capacity, ChannelOrder, Codec, Element, Format, Means, Plan, PlanBuilder, Protection, Result, Rope, Scales, Shape, Sinks};
 
@@ -51,8 +52,11 @@ pub fn plans() -> Result<Vec<Plan>> {
         let capability = Capability { straight: i / 2 % 2 == 0, subgroups: (i / 4 % 2 == 0).then_some((32, 64)), ..Capability::webgpu_default() };
         let eight = format.key().bits == Bits::Eight || format.value().bits == Bits::Eight;
         let format = if i % 3 == 2 && !eight { format.with_scales(Scales::Byte) } else { format };
-        let builder =
-            Plan::builder(shape, format).protection(protections[i % 3]).capacity(Capacity::tokens(1, 1024)).element([Element::F32, Element::F16][i / 3 % 2]);
+        let builder = Plan::builder(shape, format)
+            .protection(protections[i % 3])
+            .capacity(Capacity::tokens(1, 1024))
+            .element([Element::F32, Element::F16, Element::Bf16][i / 3 % 3]);
+        let builder = if i % 5 == 3 { builder.strided_rows() } else { builder };
         // The kernels of planes that count their loads, too.
         (if i % 2 == 0 { builder } else { builder.counted_loads() }, capability)
     };
@@ -92,9 +96,10 @@ fn centred_plans() -> Result<Vec<(PlanBuilder, Capability)>> {
         let builder = Plan::builder(shape.clone(), format)
             .protection(protections[i % 3])
             .capacity(Capacity::tokens(1, 1024))
-            .element([Element::F32, Element::F16][i / 3 % 2]);
+            .element([Element::F32, Element::F16, Element::Bf16][i / 3 % 3]);
         let layer = || vec![1.0; 2 * head_dim as usize];
         let means = Means::new(&shape, "", vec![[layer(), layer(), layer()]])?;
+        let builder = if i % 7 == 2 { builder.strided_rows() } else { builder };
         Ok((if i % 4 == 3 { builder } else { builder.learned(means) }, capability))
     };
     formats.enumerate().map(plan).collect()
@@ -141,8 +146,8 @@ fn rotated_plans() -> Result<Vec<Plan>> {
             .protection(protections[i % 3])
             .capacity(Capacity::tokens(1, 1024))
             .learned(ChannelOrder::natural(&shape, heads)?)
-            .element([Element::F32, Element::F16][i / 3 % 2]);
-        builder.build(&capability)
+            .element([Element::F32, Element::F16, Element::Bf16][i / 3 % 3]);
+        if i % 5 == 1 { builder.strided_rows() } else { builder }.build(&capability)
     };
     let served = |(_, (head_dim, heads, ..)): &Numbered| [64, 128].contains(head_dim) && *heads <= 4;
     // What has ways of its own to restore keys in halves, with every width of keys and values; numbered so that every width of the
@@ -164,7 +169,8 @@ pub fn planless_variants() -> Vec<Variant> {
     let rotations = kernel::rotate::ORDERS
         .into_iter()
         .flat_map(|order| [32, 64, 128].into_iter().flat_map(move |n| [false, true].map(|in_place| kernel::rotate::variant(order, in_place, n))));
-    let measures = [Element::F32, Element::F16].into_iter().flat_map(|element| [false, true].map(|squares| kernel::measure::variant(element, squares)));
+    let forms = [Element::F32, Element::F16, Element::Bf16].into_iter().flat_map(|element| [false, true].map(|strided| RowForm { element, strided }));
+    let measures = forms.flat_map(|rows| [false, true].map(|squares| kernel::measure::variant(rows, squares)));
     let grams = HEAD_DIMS.into_iter().flat_map(|head_dim| [false, true].map(|difference| kernel::gram::variant(head_dim, difference)));
     rotations.chain(measures).chain(grams).collect()
 }

@@ -89,7 +89,7 @@ fn bindings_are_those_of_the_kernel() {
         let plain = |kind: Binding| if kind == Binding::Dynamic { Binding::Uniform } else { kind };
         let of_group =
             |(n, group): (u32, &Bindings)| group.iter().zip(0..).map(move |((name, kind), i)| (n, i, (*name).to_owned(), plain(*kind))).collect::<Vec<_>>();
-        let wanted = (0..).zip(variant.kernel.groups).flat_map(of_group).collect();
+        let wanted = (0..).zip(&variant.groups()).flat_map(of_group).collect();
         unequal("the list of bindings", bound, wanted)
     });
 }
@@ -120,7 +120,7 @@ fn params() -> Vec<Fields> {
         fields!(dequantize::DequantizeParams { chunk, first, tokens, slab_heads, heads_at, kv_heads, limit, pad }),
         fields!(elect::ElectParams { items_at, items, width, pad }),
         fields!(gram::GramParams { rows, heads, pad }),
-        fields!(measure::MeasureParams { rows, width, zero, pad }),
+        fields!(measure::MeasureParams { rows, width, zero, head_dim, base, tokens, sequence_stride, token_stride, head_stride, pad }),
         fields!(position::PositionParams { items_at, positions_at, row_first, query_heads, kv_heads, pad }),
         fields!(protect::ProtectParams { items_at, items, layer, kv_heads }),
         fields!(query::QueryParams { positions_at, row_first, query_heads, kv_heads, groups_at, pad }),

@@ -84,6 +84,6 @@ impl Bridge {
 impl View {
     /// Returns the rows as wgkv takes them.
     pub fn rows(&self) -> Rows<'_> {
-        Rows { buffer: &self.resource.buffer, offset: self.resource.offset, element: self.element }
+        Rows::new(&self.resource.buffer, self.element).at(self.resource.offset)
     }
 }

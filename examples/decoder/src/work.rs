@@ -1,7 +1,7 @@
 //! The buffers of a step, and the dispatches between them.
 
 use wgkv::low_level::{Pipeline, Variant};
-use wgkv::{Cache, Chunk, Element, Gpu, Rows, Step};
+use wgkv::{Cache, Chunk, Gpu, Rows, Step};
 
 use crate::decoder::{Decoder, Inner, Kind, LayerRows, Product, Scored, Watch};
 use crate::error::{Error, Result};
@@ -432,7 +432,7 @@ impl Work {
 
     pub(crate) fn layer_rows(&self, layer: u32, rows: u32) -> LayerRows<'_> {
         let b = &self.buffers;
-        let of = |kind| Rows { buffer: &b.rows, offset: 4 * u64::from(b.at(kind)), element: Element::F32 };
+        let of = |kind| Rows::f32(&b.rows).at(4 * u64::from(b.at(kind)));
         LayerRows { layer, rows, residual: Rows::f32(&b.x), queries: of(Kind::Query), keys: of(Kind::Key), values: of(Kind::Value) }
     }
 

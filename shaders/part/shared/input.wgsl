@@ -1,13 +1,9 @@
-// input: a key and a value of the caller's. Reads the kernel's bindings `keys` and `values`.
+// input: a key and a value of the caller's. Reads the kernel's bindings `keys` and `values`. Needs
+// element and layout.
 
-override HALF_ROWS: bool; // whether the caller's rows are f16
-
-// Number i of both, f32 or f16 as HALF_ROWS says.
-fn input_at(i: u32) -> vec2<f32> {
-    if (HALF_ROWS) {
-        let k = unpack2x16float(keys[i / 2u]);
-        let v = unpack2x16float(values[i / 2u]);
-        return select(vec2<f32>(k.x, v.x), vec2<f32>(k.y, v.y), (i & 1u) == 1u);
-    }
-    return vec2<f32>(bitcast<f32>(keys[i]), bitcast<f32>(values[i]));
+// Channel i of both, of a row and a head.
+fn input_at(row: u32, heads: u32, head: u32, i: u32) -> vec2<f32> {
+    let k = layout_row(0u, row, heads, head) + i;
+    let v = layout_row(1u, row, heads, head) + i;
+    return vec2<f32>(element_of(keys[element_word(k)], k), element_of(values[element_word(v)], v));
 }

@@ -2,6 +2,7 @@
 //! shaders use it from here.
 
 pub mod aligned;
+pub mod bfloat;
 pub mod code_planes;
 pub mod half;
 pub mod planes;

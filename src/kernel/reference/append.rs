@@ -11,8 +11,8 @@ use crate::kernel::append::AppendParams;
 /// Packs new keys and values into pages; for RotateKV the values only. Shader:
 /// `shaders/append.wgsl`.
 ///
-/// `turns` is as [`turns`](super::turns), `keys` and `values` `[rows, kv_heads, head_dim]` in f32
-/// or f16, `protected_rows` `[slot, kv_heads, sinks + ring, head_dim]`, `marks` for Centred means
+/// `turns` is as [`turns`](super::turns), `keys` and `values` `[rows, kv_heads, head_dim]` in f32,
+/// f16 or bf16, `protected_rows` `[slot, kv_heads, sinks + ring, head_dim]`, `marks` for Centred means
 /// and weights, `pages` `[physical page, slab head, 4 * page_vecs]`, `status` the count, three
 /// words of padding, then entries of four words.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
@@ -63,8 +63,7 @@ pub(super) fn pack(
         let mut largest = Largest::of(c, page, first != (c.block * block).max(c.unpacked));
         for t in first..(c.block * block + c.block).min(new_packed) {
             let (key, value, mut what) = if t >= old_tokens {
-                let first = ((row_first + t - old_tokens) * params.kv_heads + head) * c.head_dim;
-                fresh(c, turns, keys, values, &Centred::of(c, marks, head), [first, t], false)
+                fresh(c, turns, keys, values, &Centred::of(c, marks, head), [row_first + t - old_tokens, params.kv_heads, head], t, false)
             } else {
                 kept(c, protected_rows, offset(c, slot, params.kv_heads, head, window_row(c, t)))
             };

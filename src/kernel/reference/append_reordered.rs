@@ -12,7 +12,7 @@ use crate::kernel::append_reordered::AppendReorderedParams;
 /// Packs RotateKV's keys into pages: rotated over groups of KV heads, before RoPE, with scales that
 /// channels share as the channel order says. Shader: `shaders/append_reordered.wgsl`.
 ///
-/// `turns` is as [`turns`](super::turns), `keys` `[rows, kv_heads, head_dim]` in f32 or f16,
+/// `turns` is as [`turns`](super::turns), `keys` `[rows, kv_heads, head_dim]` in f32, f16 or bf16,
 /// `protected_rows` `[slot, kv_heads, sinks + ring, head_dim]`, `marks` the group of each of
 /// `[kv_heads, head_dim]` channels, a byte each, `pages`
 /// `[physical page, slab head, 4 * page_vecs]`, `key_scales`
@@ -42,7 +42,7 @@ pub fn append_reordered(
         for t in (4 * four).max(old_packed.max(c.unpacked))..(4 * four + 4).min(new_packed) {
             let plain = |head: u32| -> Vec<f32> {
                 if t >= old_tokens {
-                    let first = ((row_first + t - old_tokens) * params.kv_heads + head) * c.head_dim;
+                    let first = c.row(c.keys_at, row_first + t - old_tokens, params.kv_heads, head);
                     let fresh: Vec<f32> = (0..c.head_dim).map(|i| c.input(keys, first + i)).collect();
                     return if c.turned { turn::back(c, turns, &fresh, t) } else { fresh };
                 }

@@ -1,8 +1,10 @@
 //! The twin of `shaders/attend_merge.wgsl`.
 
+use super::bfloat::bfloat_bits;
 use super::centre::Centred;
 use super::half::half_bits;
 use super::{Constants, finite, hadamard};
+use crate::format::Element;
 use crate::kernel::attend_merge::AttendMergeParams;
 use std::f32::consts::{LN_2, LOG2_E};
 
@@ -13,8 +15,9 @@ const HIDDEN: f32 = -1e30;
 ///
 /// `tables` holds the records (5 words), `partials` is
 /// `[item, kv_heads, blocks, heads, head_dim + 4]`, `row_partials`
-/// `[partial, query_heads, head_dim + 2]`, `marks` for Centred means and weights, and the sink logits, `query_rows` what
-/// `query` wrote, `output` `[rows, query_heads, head_dim]` in f32 or f16, `log_sums`
+/// `[partial, query_heads, head_dim + 2]`, `marks` for Centred means and weights, and the sink
+/// logits, `query_rows` what `query` wrote, `output` `[rows, query_heads, head_dim]` in f32, f16 or
+/// bf16, `log_sums`
 /// `[rows, query_heads]`, if they are wanted.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn attend_merge(
@@ -88,15 +91,20 @@ pub fn attend_merge(
         for ((x, sign), mean) in row.iter_mut().zip(&centred.value_signs).zip(&centred.value_means) {
             *x = *x * sign + if nothing { 0.0 } else { share_of_tokens * *mean };
         }
-        let output_at = (((params.row_first + r) * params.query_heads + query_head) * c.head_dim) as usize;
-        if c.half_rows {
-            let half_or_nan = |x: f32| if finite(x) { half_bits(x) } else { 0x7e00 };
-            for (i, pair) in row.chunks_exact(2).enumerate() {
-                output[output_at / 2 + i] = half_or_nan(pair[0]) | (half_or_nan(pair[1]) << 16);
+        let output_at = c.row(c.output_at, params.row_first + r, params.query_heads, query_head) as usize;
+        let bits = |x: f32| match c.element {
+            Element::F32 => x.to_bits(),
+            Element::F16 if !finite(x) => 0x7e00,
+            Element::F16 => half_bits(x),
+            Element::Bf16 => bfloat_bits(x),
+        };
+        if c.element == Element::F32 {
+            for (i, x) in row.iter().enumerate() {
+                output[output_at + i] = bits(*x);
             }
         } else {
-            for (i, x) in row.iter().enumerate() {
-                output[output_at + i] = x.to_bits();
+            for (i, pair) in row.chunks_exact(2).enumerate() {
+                output[output_at / 2 + i] = bits(pair[0]) | (bits(pair[1]) << 16);
             }
         }
     }

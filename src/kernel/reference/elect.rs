@@ -10,7 +10,7 @@ const NOBODY: u32 = u32::MAX;
 /// Elects the tokens of a prompt that stay f16 in a layer: those with the largest magnitudes of the
 /// residual stream. Shader: `shaders/elect.wgsl`, in the variant that [`Constants::merge`] names.
 ///
-/// `tables` holds items of 4 words (8 when merging), `residual` is `[rows, width]` in f32 or f16,
+/// `tables` holds items of 4 words (8 when merging), `residual` is `[rows, width]` in f32, f16 or bf16,
 /// `candidates` `[block, sinks, 2]` (magnitude as bits, token), `marks` ends with
 /// `[slot, 3 * sinks]`: the token of each row, then magnitude and token of each of the largest so
 /// far.

@@ -14,7 +14,7 @@
 //! [`attention_exact`], [`log_sums_exact`]) are what the kernels approximate: they show which error
 //! is honest.
 
-pub use crate::format::codes::{aligned, code_planes, half, planes};
+pub use crate::format::codes::{aligned, bfloat, code_planes, half, planes};
 
 pub mod cached;
 pub mod cap;
@@ -73,7 +73,8 @@ pub use query::query;
 pub use rotate::rotate;
 pub use unpack::unpack;
 
-use crate::format::Scales;
+use crate::format::{Element, Scales};
+use crate::gpu::Strides;
 use crate::kernel::variants_of;
 use crate::plan::{Plan, Slab};
 use std::collections::HashMap;
@@ -131,8 +132,17 @@ pub struct Constants {
     pub rope_pairs: u32,
     /// Whether the caller's keys and queries come turned.
     pub turned: bool,
-    /// Whether the caller's rows are f16.
-    pub half_rows: bool,
+    /// The type of the caller's rows.
+    pub element: Element,
+    /// Where the rows of keys lie, which shaders for rows with strides read from `layouts`; dense
+    /// where it is none, like the three that follow.
+    pub keys_at: Option<Strides>,
+    /// Where those of values lie.
+    pub values_at: Option<Strides>,
+    /// Where those of queries lie.
+    pub queries_at: Option<Strides>,
+    /// Where those of the output lie.
+    pub output_at: Option<Strides>,
     /// `log2(e)` times the plan's score scale.
     pub scale: f32,
     /// What scores are capped to, in log2 units; 0 for none.
@@ -268,7 +278,11 @@ impl Constants {
             rope: whole("ROPE"),
             rope_pairs: whole("ROPE_PAIRS"),
             turned: flag("TURNED"),
-            half_rows: flag("HALF_ROWS"),
+            element: plan.element(),
+            keys_at: None,
+            values_at: None,
+            queries_at: None,
+            output_at: None,
             scale: float("SCALE"),
             soft_cap: float("SOFT_CAP"),
             cap_slope: float("CAP_SLOPE"),
@@ -320,9 +334,20 @@ impl Constants {
         Self { head_dim, hadamard_outer, hadamard_inner, hadamard_scale: (1.0 / f64::from(head_dim).sqrt()) as f32, ..Self::default() }
     }
 
-    /// Returns number `i` of the caller's rows, f32 or f16, bit for bit as they lie in memory.
+    /// Returns number `i` of the caller's rows, bit for bit as they lie in memory. Shader:
+    /// `shaders/part/shared/element.wgsl`.
     pub(crate) fn input(&self, rows: &[u32], i: u32) -> f32 {
-        if self.half_rows { half::unpack(rows[i as usize / 2])[i as usize % 2] } else { f32::from_bits(rows[i as usize]) }
+        let i = i as usize;
+        match self.element {
+            Element::F32 => f32::from_bits(rows[i]),
+            Element::F16 => half::unpack(rows[i / 2])[i % 2],
+            Element::Bf16 => bfloat::unpack(rows[i / 2])[i % 2],
+        }
+    }
+
+    /// Returns the first number of the row of a head. Shaders: `shaders/part/layout/`.
+    pub(crate) fn row(&self, rows_at: Option<Strides>, row: u32, heads: u32, head: u32) -> u32 {
+        rows_at.map_or((row * heads + head) * self.head_dim, |strides| strides.row(row, head))
     }
 }
 

@@ -12,7 +12,7 @@ const PARTS: usize = 4;
 /// for `items` items. Shader: `shaders/position.wgsl`.
 ///
 /// `tables` holds the items (4 words) and the rows' positions, `turns` is as
-/// [`turns`](super::turns), `queries` `[rows, query_heads, head_dim]` in f32 or f16, `marks` means
+/// [`turns`](super::turns), `queries` `[rows, query_heads, head_dim]` in f32, f16 or bf16, `marks` means
 /// and weights, `position_terms` `[kv_heads, blocks, 12, page of the pass, heads]`.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn position(
@@ -38,7 +38,7 @@ pub fn position(
         for h in 0..c.heads {
             // Places beyond the share repeat the last head.
             let query_head = head * share + (reading % c.blocks * c.heads + h).min(share - 1);
-            let at = ((params.row_first + row) * params.query_heads + query_head) * c.head_dim;
+            let at = c.row(c.queries_at, params.row_first + row, params.query_heads, query_head);
             let query: Vec<f32> = (0..c.head_dim).map(|i| c.input(queries, at + i)).collect();
             let turned = turn::query(c, turns, query, tables[(params.positions_at + row) as usize]);
             for n in first..end.min(first + PAGES) {

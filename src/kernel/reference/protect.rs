@@ -11,8 +11,8 @@ const SINK_ROW: u32 = 1 << 31;
 
 /// Stores new keys and values that stay f16. Shader: `shaders/protect.wgsl`.
 ///
-/// `turns` is as [`turns`](super::turns), `keys` and `values` `[rows, kv_heads, head_dim]` in f32
-/// or f16, `protected_rows` `[slot, kv_heads, sinks + ring, head_dim]`, `marks` the groups of key
+/// `turns` is as [`turns`](super::turns), `keys` and `values` `[rows, kv_heads, head_dim]` in f32,
+/// f16 or bf16, `protected_rows` `[slot, kv_heads, sinks + ring, head_dim]`, `marks` the groups of key
 /// channels and the elected sinks, `status` the count, three words of padding, then entries of four
 /// words.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
@@ -48,8 +48,8 @@ pub fn protect(
             }
         }
         let row_first = tables[chunk + 6];
-        let first = ((row_first + t - old_tokens) * params.kv_heads + head) * c.head_dim;
-        let (key, value, mut what) = fresh(c, turns, keys, values, &Centred::of(c, marks, head), [first, t], elected_row);
+        let place = [row_first + t - old_tokens, params.kv_heads, head];
+        let (key, value, mut what) = fresh(c, turns, keys, values, &Centred::of(c, marks, head), place, t, elected_row);
         let beyond = |row: &[f32]| row.iter().any(|x| half_saturates(*x));
         what |= (u32::from(beyond(&key)) << 2) | (u32::from(beyond(&value)) << 3);
         if what != 0 {
@@ -64,20 +64,25 @@ pub fn protect(
     }
 }
 
-/// Returns a token's key and value as attention reads them, from the caller's rows: centred,
-/// turned, weighted and rotated, or zeros where a number is not finite, which Centred reads back as
-/// the mean; and which of them (1 the key, 2 the value) had such a number. An elected sink keeps the
-/// mean of the channels of its key that turn.
+/// Returns a token's key and value as attention reads them, from the caller's rows (row, heads,
+/// head): centred, turned, weighted and rotated, or zeros where a number is not finite, which
+/// Centred reads back as the mean; and which of them (1 the key, 2 the value) had such a number. An
+/// elected sink keeps the mean of the channels of its key that turn.
+#[expect(clippy::too_many_arguments, reason = "what both kernels have at hand")]
 pub(super) fn fresh(
     c: &Constants,
     turns: &[[f32; 2]],
     keys: &[u32],
     values: &[u32],
     centred: &Centred,
-    [first, t]: [u32; 2],
+    [row, heads, head]: [u32; 3],
+    t: u32,
     elected: bool,
 ) -> (Vec<f32>, Vec<f32>, u32) {
-    let take = |rows: &[u32], means: &[f32]| -> Vec<f32> { (0..c.head_dim).zip(means).map(|(i, mean)| c.input(rows, first + i) - mean).collect() };
+    let take = |rows: &[u32], rows_at, means: &[f32]| -> Vec<f32> {
+        let first = c.row(rows_at, row, heads, head);
+        (0..c.head_dim).zip(means).map(|(i, mean)| c.input(rows, first + i) - mean).collect()
+    };
     let broken = |row: &[f32]| !row.iter().all(|x| storable(*x));
     let mut means = centred.key_means.clone();
     if c.turned {
@@ -86,7 +91,7 @@ pub(super) fn fresh(
     if elected {
         (0..c.head_dim).filter(|i| turn::pair(c, *i) < c.rope_pairs).for_each(|i| means[i as usize] = 0.0);
     }
-    let (mut key, mut value) = (take(keys, &means), take(values, &centred.value_means));
+    let (mut key, mut value) = (take(keys, c.keys_at, &means), take(values, c.values_at, &centred.value_means));
     let what = u32::from(broken(&key)) | (u32::from(broken(&value)) << 1);
     if !c.turned {
         key = turn::row(c, turns, &key, t);

@@ -8,7 +8,7 @@ use crate::kernel::query::QueryParams;
 /// Brings query rows into the basis of the codec, for `rows` rows of all query heads. Shader:
 /// `shaders/query.wgsl`.
 ///
-/// `turns` is as [`turns`](super::turns), `queries` `[rows, query_heads, head_dim]` in f32 or f16,
+/// `turns` is as [`turns`](super::turns), `queries` `[rows, query_heads, head_dim]` in f32, f16 or bf16,
 /// `marks` for Centred means and weights, `query_rows`
 /// `[row, query_heads, head_dim + 4 * position_quads]`, `query_codes`
 /// `[row, kv_heads, blocks, query_stride, heads]`.
@@ -28,7 +28,7 @@ pub fn query(
     let share = params.query_heads / params.kv_heads;
     for (r, query_head) in (0..rows).flat_map(|r| (0..params.query_heads).map(move |h| (r, h))) {
         let position = tables[(params.positions_at + r) as usize];
-        let first = ((params.row_first + r) * params.query_heads + query_head) * c.head_dim;
+        let first = c.row(c.queries_at, params.row_first + r, params.query_heads, query_head);
         let row: Vec<f32> = (0..c.head_dim).map(|i| c.input(queries, first + i)).collect();
         let mut row = turn::query(c, turns, row, position);
         let centred = Centred::of(c, marks, query_head / share);

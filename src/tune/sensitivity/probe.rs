@@ -279,7 +279,7 @@ impl Probe {
 
     /// Measures one layer of the window, and waits for the result: `queries`
     /// `[tokens, query_heads, head_dim]`, `keys` and `values` `[tokens, kv_heads, head_dim]`, all
-    /// before RoPE; queries in f32. The buffer of queries needs the usage `COPY_SRC`. `residual` is
+    /// before RoPE; queries in dense f32. The buffer of queries needs the usage `COPY_SRC`. `residual` is
     /// the stream that enters the layer and its width, for sinks that are elected.
     ///
     /// # Errors

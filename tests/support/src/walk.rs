@@ -19,8 +19,8 @@ pub struct State {
     pub marks: Vec<u32>,
 }
 
-/// Rows of a step: as numbers, and as the words that were uploaded. f16 rows hold only numbers that
-/// are halves.
+/// Rows of a step: as numbers, and as the words that were uploaded. Rows of 16 bits hold only
+/// numbers that have them.
 #[derive(Clone, Debug, Default)]
 pub struct Input {
     /// As numbers.
@@ -165,6 +165,11 @@ impl Walk {
                 let words = halves.chunks_exact(2).map(|p| u32::from(p[0].to_bits()) | u32::from(p[1].to_bits()) << 16).collect();
                 Input { numbers: halves.iter().map(|x| x.to_f32()).collect(), words }
             }
+            Element::Bf16 => {
+                let upper: Vec<half::bf16> = numbers.iter().map(|x| half::bf16::from_f32(*x)).collect();
+                let words = upper.chunks_exact(2).map(|p| u32::from(p[0].to_bits()) | u32::from(p[1].to_bits()) << 16).collect();
+                Input { numbers: upper.iter().map(|x| x.to_f32()).collect(), words }
+            }
             other => panic!("rows of {other:?} are unknown here"),
         }
     }
@@ -212,14 +217,14 @@ impl Walk {
         let named: Vec<Chunk> = chunks.iter().map(|(s, n)| Chunk { sequence: self.sequences[*s], tokens: *n }).collect();
         let step = self.cache.step(&named).expect("the step is as the case says");
         let element = self.case.element;
-        let rows = |buffer| Rows { buffer, offset: 0, element };
+        let rows = |buffer| Rows::new(buffer, element);
         let [k, v, q, out] =
             [&keys.words, &values.words, &queries.words, &vec![POISON; queries.words.len()]].map(|words| upload(&self.gpu, bytemuck::cast_slice(words)));
         let mut encoder = encoder(&self.gpu);
         if !residual.words.is_empty() {
             let width = residual.numbers.len() as u32 / step.rows();
             let buffer = upload(&self.gpu, bytemuck::cast_slice(&residual.words));
-            self.cache.elect(&mut encoder, &step, 0, Rows { buffer: &buffer, offset: 0, element }, width).expect("rows of the right length");
+            self.cache.elect(&mut encoder, &step, 0, Rows::new(&buffer, element), width).expect("rows of the right length");
         }
         self.cache.append(&mut encoder, &step, 0, rows(&k), rows(&v)).expect("rows of the right length");
         if attend {
@@ -276,6 +281,7 @@ impl Walk {
         match self.case.element {
             Element::F32 => floats(&taken.output).to_vec(),
             Element::F16 => taken.output.iter().flat_map(|w| reference::half::unpack(*w)).collect(),
+            Element::Bf16 => taken.output.iter().flat_map(|w| reference::bfloat::unpack(*w)).collect(),
             other => panic!("rows of {other:?} are unknown here"),
         }
     }
