@@ -112,7 +112,7 @@ pub type Bindings = &'static [(&'static str, Binding)];
 
 /// Where the caller's rows lie, for variants of kernels that take them with strides: two `Layout`s
 /// of `shaders/part/layout/strided.wgsl`, in a bind group after the kernel's own.
-pub const LAYOUTS: Bindings = &[("layouts", Binding::Uniform)];
+const LAYOUTS: Bindings = &[("layouts", Binding::Uniform)];
 
 /// A kernel: what its shader file declares.
 #[derive(Debug, PartialEq, Eq)]
@@ -153,7 +153,7 @@ pub struct Variant {
     pub halves: bool,
     /// Whether it multiplies cooperative matrices, which are of halves.
     pub matrices: bool,
-    /// Whether it takes the caller's rows with strides, and binds [`LAYOUTS`].
+    /// Whether it takes the caller's rows with strides, and binds where they lie.
     pub strided: bool,
 }
 
