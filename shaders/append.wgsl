@@ -42,6 +42,7 @@ override RING: u32;         // f16 rows of the window, used in turn
 override BLOCK: u32;        // tokens of a block: 32, or 128 where PLANES
 override MAXIMA: u32;       // vec4s from a page's start to its largest exponents
 override EIGHTHS: u32;      // HEAD_DIM / 8
+override TURNED: bool; // whether the caller's rows come turned
 
 struct AppendParams { // src/kernel/append.rs
     items_at: u32,   // first item in tables

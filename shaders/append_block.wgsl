@@ -38,6 +38,7 @@ override PAGE_VECS: u32;
 override SINKS: u32;           // f16 rows of sinks
 override UNPACKED: u32;        // first tokens that are not packed
 override RING: u32;            // f16 rows of the window, used in turn
+override TURNED: bool; // whether the caller's rows come turned
 
 struct AppendBlockParams { // src/kernel/append.rs
     items_at: u32,   // first item in tables

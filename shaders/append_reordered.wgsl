@@ -27,6 +27,7 @@ override GROUP_HEADS: u32;  // KV heads that are rotated together
 override GROUP_SCALE: f32;  // 1 / sqrt(GROUP_HEADS)
 override GROUP_CELLS: u32;  // GROUP_HEADS * HEAD_DIM
 override ROW_GROUPS: u32;   // groups of a token's whole key row that share a scale
+override TURNED: bool; // whether the caller's rows come turned
 
 struct AppendReorderedParams { // src/kernel/append_reordered.rs
     items_at: u32,   // first item in tables

@@ -22,6 +22,7 @@ override POSITION_CENTRE: u32; // in turns, the turn by 63.5 positions; after it
 override POSITION_WAVES: u32;  // first pairs, which turn too fast
 override POSITION_PAGES: u32;  // pages that a sequence can have
 override POSITION_PLACES: u32; // pages of a pass
+override TURNED: bool; // whether the caller's rows come turned
 
 struct PositionParams { // src/kernel/position.rs
     items_at: u32,     // first item in tables

@@ -21,6 +21,7 @@ override SINKS: u32;
 override RING: u32;
 override MASSIVE: bool;    // whether the sinks are elected
 override ELECTED_AT: u32;  // first elected sink in marks
+override TURNED: bool; // whether the caller's rows come turned
 
 struct ProtectParams { // src/kernel/protect.rs
     items_at: u32,

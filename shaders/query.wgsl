@@ -31,6 +31,7 @@ override BLOCKS: u32;
 override QUERY_STRIDE: u32;
 override EIGHTHS: u32;         // HEAD_DIM / 8
 override QUADS: u32;           // HEAD_DIM / 4
+override TURNED: bool; // whether the caller's rows come turned
 
 struct QueryParams { // src/kernel/query.rs
     positions_at: u32, // first row's position in tables

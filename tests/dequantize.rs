@@ -179,11 +179,15 @@ fn check_plain(walk: &Walk, record: &Record, got: &[Vec<f32>; 2], plain: &[Vec<f
         let keys = plan.format().codec() == Codec::RotateKv;
         for (which, (got, plain)) in got.iter().zip(plain).enumerate().skip(usize::from(keys)) {
             let is_key = which == 0;
-            let (back, came) =
-                (basis(walk, &plain_row(&got[at..at + d], token, is_key), head, token, is_key), basis(walk, &plain[at..at + d], head, token, is_key));
+            let row = f16_row(walk, state, record, head, token);
+            // An elected sink is stored with its mean, so that is what rounding is relative to.
+            let sinks_end = reference::cached::offset(&walk.constants, record.slot, shape.kv_heads, head, plan.sinks()) as usize;
+            let elected = plan.elects() && row.is_some_and(|row| row < sinks_end);
+            let basis = |row: &[f32]| basis_of(walk, row, head, token, is_key, elected);
+            let (back, came) = (basis(&plain_row(&got[at..at + d], token, is_key)), basis(&plain[at..at + d]));
             let format = plan.bit_plan().format_of(0, head);
             let precision = [format.key(), format.value()][which];
-            let packed = f16_row(walk, state, record, head, token).is_none() && precision.bits != Bits::Sixteen;
+            let packed = row.is_none() && precision.bits != Bits::Sixteen;
             if packed && format.codec() == Codec::Centred {
                 // What comes back is the level of the stored code times the stored scale, whatever
                 // came.

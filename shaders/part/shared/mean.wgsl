@@ -2,6 +2,10 @@
 // come turned lose the mean turned to their position. Reads the kernel's binding `turns`; needs
 // centre and turn.
 
+override ROPE_PAIRS: u32; // pairs of channels that turn
+override CENTRED: bool;
+override TURNED: bool;    // whether the caller's keys come turned
+
 // Cosine and sine of a pair at a position.
 fn mean_turn(t: u32, pair: u32) -> vec2<f32> {
     return turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);

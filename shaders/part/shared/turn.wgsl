@@ -3,7 +3,6 @@
 
 override ROPE_PAIRS: u32; // pairs of channels that turn
 override ROPE: u32;       // 0 none, 1 split halves, 2 interleaved pairs
-override TURNED: bool;    // whether the caller's keys and queries come turned
 
 fn turn_compose(high: vec2<f32>, low: vec2<f32>) -> vec2<f32> {
     return vec2<f32>(high.x * low.x - high.y * low.y, high.y * low.x + high.x * low.y);
