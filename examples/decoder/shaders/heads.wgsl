@@ -1,5 +1,6 @@
 // heads: what some models do to queries and keys head by head before the cache has them, in place:
-// an RMSNorm of its own (Qwen3), or RoPE for models of which some layers have none (SmolLM3).
+// an RMSNorm of its own (Qwen3, Gemma 3), or RoPE where layers differ in it (SmolLM3, Gemma 3) and the
+// cache does not turn them.
 //
 //   h = h / sqrt(mean(h^2) + epsilon) * norm          with NORM
 //   (a, b) = (a cos - b sin, b cos + a sin)           with TURN, over the halves of the channels that turn
@@ -18,14 +19,14 @@ struct HeadsParams { // src/kernel/heads.rs
     keys_at: u32,     // where the rows of keys lie, in numbers
     pairs: u32,       // pairs of channels that turn
     epsilon: f32,
-    pad_a: u32,
-    pad_b: u32,
+    waves_at: u32,    // where the layer's waves lie
+    pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: HeadsParams;
 @group(0) @binding(1) var<storage, read_write> heads_rows: array<f32>; // [rows, query_heads, head_dim], then keys
 @group(0) @binding(2) var<storage, read> norm: array<f32>;             // [2, head_dim], of queries and of keys
-@group(0) @binding(3) var<storage, read> waves: array<vec2<f32>>;      // [rows, pairs] of cosine and sine
+@group(0) @binding(3) var<storage, read> waves: array<vec2<f32>>;      // [rows, pairs] of cosine and sine, from waves_at on
 
 var<workgroup> numbers: array<f32, 512>;
 var<workgroup> places: array<f32, 64>;
@@ -64,7 +65,7 @@ fn heads(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_
         var x = numbers[channel];
         if (TURN && channel < 2u * params.pairs) {
             let pair = channel % params.pairs;
-            let wave = waves[row * params.pairs + pair];
+            let wave = waves[params.waves_at + row * params.pairs + pair];
             let other = numbers[select(channel - params.pairs, channel + params.pairs, channel < params.pairs)];
             x = x * wave.x + select(other, -other, channel < params.pairs) * wave.y;
         }

@@ -1,17 +1,19 @@
 // normalize: rows divided by their root mean square and multiplied by weights, as RMSNorm does; or
-// only gathered, or only turned into halves.
+// only gathered, or only turned into halves; or added to other rows.
 //
 //   y[row] = x[source] / sqrt(mean(x[source]^2) + epsilon) * norm     with NORM
 //   y[row] = x[source]                                                without
 //
 // With SELECT, source = sources[row], otherwise it is the row itself. With HALF, y are halves, and
-// what is beyond their range becomes the largest of them. One workgroup makes one row.
+// what is beyond their range becomes the largest of them; with ADD, y are f32 and grow by as much.
+// One workgroup makes one row.
 //
 // Wrapper: src/kernel/normalize.rs. Twin: src/reference/normalize.rs.
 
 override NORM: bool;
 override SELECT: bool;
 override HALF: bool;
+override ADD: bool;  // without HALF
 
 struct NormalizeParams { // src/kernel/normalize.rs
     columns: u32, // a multiple of 32
@@ -34,6 +36,11 @@ fn put(quad: u32, numbers: vec4<f32>) {
     if (HALF) {
         let clamped = clamp(numbers, vec4<f32>(-LARGEST), vec4<f32>(LARGEST));
         y[quad] = vec2<u32>(pack2x16float(clamped.xy), pack2x16float(clamped.zw));
+    } else if (ADD) {
+        let low = bitcast<vec2<f32>>(y[2u * quad]) + numbers.xy;
+        let high = bitcast<vec2<f32>>(y[2u * quad + 1u]) + numbers.zw;
+        y[2u * quad] = bitcast<vec2<u32>>(low);
+        y[2u * quad + 1u] = bitcast<vec2<u32>>(high);
     } else {
         y[2u * quad] = bitcast<vec2<u32>>(numbers.xy);
         y[2u * quad + 1u] = bitcast<vec2<u32>>(numbers.zw);

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use wgkv::low_level::Variant;
-use wgkv::{Cache, Chunk, Gpu, Rows, Step};
+use wgkv::{Chunk, Gpu, Plan, PlanBuilder, Rows, Storage};
 
-use crate::config::Config;
+use crate::config::{Config, LayerGroup};
 use crate::error::Result;
 use crate::format::Stored;
+use crate::kernel::normalize::Output;
 use crate::kernel::project::{Epilogue, Lanes, ProjectParams, lanes};
 use crate::kernel::{embed, heads, normalize, project, project_matrix, project_tiles, sample};
+use crate::kv_cache::KvCache;
 use crate::layout::Layout;
 use crate::matrix::{Matrix, filled, widened};
 use crate::model::{Model, Part};
@@ -31,6 +33,10 @@ pub(crate) struct Inner {
     pub config: Config,
     pub embedding: Matrix,
     pub layers: Vec<Layer>,
+    /// Logits of the sinks, `[layers, query_heads]`, where the model has them.
+    pub sinks: Option<Vec<f32>>,
+    /// The frequencies that layers rotate by, each set once, where layers differ in them.
+    pub frequencies: Vec<Vec<f64>>,
     pub head: Product,
     pub lanes: Lanes,
 }
@@ -41,11 +47,16 @@ pub(crate) struct Layer {
     pub rows: Vec<Product>,
     /// RMSNorm of queries and keys by head: weights of both.
     pub head_norm: Option<wgpu::Buffer>,
-    /// Whether the decoder turns queries and keys itself, since the cache does not.
-    pub turns: bool,
+    /// Which of the sets of frequencies turns its queries and keys, where layers differ in that and
+    /// the cache does not do it.
+    pub turn: Option<usize>,
     pub output: Product,
+    /// RMSNorm of the attention's projected output, which is then added to the stream by itself.
+    pub output_norm: Option<wgpu::Buffer>,
     pub gate_up: Product,
     pub down: Product,
+    /// The same of the MLP's output.
+    pub down_norm: Option<wgpu::Buffer>,
 }
 
 /// A matrix, and what comes before and after the product with it.
@@ -181,7 +192,7 @@ impl Loader<'_> {
         let head_norm = match config.head_norm {
             true => {
                 // Before the norm a factor of queries would be lost.
-                let factor = config.attention_factor.powi(2) as f32;
+                let factor = config.query_factor() as f32;
                 let mut numbers: Vec<f32> = self.model.tensor(Part::QueryNorm(n))?.numbers().iter().map(|x| factor * x).collect();
                 numbers.extend(self.model.tensor(Part::KeyNorm(n))?.numbers());
                 Some(filled(self.gpu, "head norm", bytemuck::cast_slice(&numbers), wgpu::BufferUsages::STORAGE))
@@ -191,12 +202,13 @@ impl Loader<'_> {
         let add = |part: Part, bias: Part| -> Result<Product> {
             Ok(Product {
                 matrix: Some(self.stacked(&[self.model.tensor(part)?])?),
-                epilogue: Epilogue::Add,
+                epilogue: branch_epilogue(config),
                 norm: None,
                 bias: self.bias(&[bias])?,
                 kinds: Vec::new(),
             })
         };
+        let own_norm = |part: Part| self.model.has(part).then(|| self.vector(part)).transpose();
         let gate_up = self.paired([self.model.tensor(Part::Gate(n))?, self.model.tensor(Part::Up(n))?])?;
         let gate_bias = match self.model.has(Part::GateBias(n)) {
             true => {
@@ -209,18 +221,63 @@ impl Loader<'_> {
         Ok(Layer {
             rows,
             head_norm,
-            turns: config.rope_layers.as_ref().is_some_and(|layers| layers[n]),
+            turn: turn(config, &frequency_sets(config), n),
             output: add(Part::Output(n), Part::OutputBias(n))?,
+            output_norm: own_norm(Part::AttentionOutNorm(n))?,
             gate_up: Product {
                 matrix: Some(gate_up),
-                epilogue: Epilogue::Gated,
+                epilogue: Epilogue::Gated(config.activation),
                 norm: Some(self.vector(Part::MlpNorm(n))?),
                 bias: gate_bias,
                 kinds: Vec::new(),
             },
             down: add(Part::Down(n), Part::DownBias(n))?,
+            down_norm: own_norm(Part::MlpOutNorm(n))?,
         })
     }
+
+    /// Logits of all layers' sinks.
+    fn sinks(&self, config: &Config) -> Result<Option<Vec<f32>>> {
+        if !config.sinks {
+            return Ok(None);
+        }
+        let layers = (0..config.layers).map(|n| Ok(self.model.tensor(Part::Sinks(n))?.numbers())).collect::<Result<Vec<_>>>()?;
+        Ok(Some(layers.concat()))
+    }
+}
+
+/// The frequencies that layers rotate by, each set once; nothing where all layers rotate alike.
+fn frequency_sets(config: &Config) -> Vec<Vec<f64>> {
+    let mut sets: Vec<Vec<f64>> = Vec::new();
+    if config.rotates_by_layer() {
+        for layer in 0..config.layers {
+            let frequencies = config.layer_frequencies(layer, 0);
+            if !frequencies.is_empty() && !sets.contains(&frequencies) {
+                sets.push(frequencies);
+            }
+        }
+    }
+    sets
+}
+
+/// Which set a layer rotates by.
+fn turn(config: &Config, sets: &[Vec<f64>], layer: usize) -> Option<usize> {
+    if sets.is_empty() {
+        return None;
+    }
+    let frequencies = config.layer_frequencies(layer, 0);
+    sets.iter().position(|set| *set == frequencies)
+}
+
+/// What is done with the outputs of attention and MLP: added to the stream, unless a norm comes
+/// between.
+fn branch_epilogue(config: &Config) -> Epilogue {
+    if config.branch_norms { Epilogue::Store } else { Epilogue::Add }
+}
+
+/// What is done with the scores of the vocabulary.
+fn head_epilogue(config: &Config) -> Epilogue {
+    if config.logit_cap.is_some() { Epilogue::Capped } else { Epilogue::Store }
 }
 
 /// Refuses shapes that the kernels do not serve.
@@ -260,8 +317,10 @@ impl Decoder {
             let embedding = loader.stacked(&[model.tensor(Part::Embedding)?])?;
             let layers = (0..config.layers).map(|n| loader.layer(config, n)).collect::<Result<Vec<_>>>()?;
             let matrix = if config.tied { None } else { Some(loader.stacked(&[model.tensor(Part::Head)?])?) };
-            let head = Product { matrix, epilogue: Epilogue::Store, norm: Some(loader.vector(Part::Norm)?), bias: None, kinds: Vec::new() };
-            Ok(Inner { gpu: gpu.clone(), config: config.clone(), embedding, layers, head, lanes: lanes(gpu.capability().subgroups) })
+            let head = Product { matrix, epilogue: head_epilogue(config), norm: Some(loader.vector(Part::Norm)?), bias: None, kinds: Vec::new() };
+            let sinks = loader.sinks(config)?;
+            let (gpu, config, frequencies, lanes) = (gpu.clone(), config.clone(), frequency_sets(config), lanes(gpu.capability().subgroups));
+            Ok(Inner { gpu, config, embedding, layers, sinks, frequencies, head, lanes })
         })();
         let fits = watch.fits().await;
         Self::made(loaded?, fits).await
@@ -280,20 +339,25 @@ impl Decoder {
         let matrix = |rows, columns| Some(Matrix::random(gpu, rows, columns, SPREAD));
         let ones = |count: usize| Some(filled(gpu, "vector", bytemuck::cast_slice(&vec![1.0_f32; count]), wgpu::BufferUsages::STORAGE));
         let product = |matrix, epilogue, norm, kinds: &[Kind]| Product { matrix, epilogue, norm, bias: None, kinds: kinds.to_vec() };
+        let frequencies = frequency_sets(config);
         let layer = |n: usize| Layer {
             rows: vec![product(matrix(queries + 2 * keys, hidden), Epilogue::Store, ones(hidden), &[Kind::Query, Kind::Key, Kind::Value])],
             head_norm: config.head_norm.then(|| ones(2 * config.head_dim)).flatten(),
-            turns: config.rope_layers.as_ref().is_some_and(|layers| layers[n]),
-            output: product(matrix(hidden, queries), Epilogue::Add, None, &[]),
-            gate_up: product(matrix(2 * wide, hidden), Epilogue::Gated, ones(hidden), &[]),
-            down: product(matrix(hidden, wide), Epilogue::Add, None, &[]),
+            turn: turn(config, &frequencies, n),
+            output: product(matrix(hidden, queries), branch_epilogue(config), None, &[]),
+            output_norm: config.branch_norms.then(|| ones(hidden)).flatten(),
+            gate_up: product(matrix(2 * wide, hidden), Epilogue::Gated(config.activation), ones(hidden), &[]),
+            down: product(matrix(hidden, wide), branch_epilogue(config), None, &[]),
+            down_norm: config.branch_norms.then(|| ones(hidden)).flatten(),
         };
         let inner = Inner {
             gpu: gpu.clone(),
             config: config.clone(),
             embedding: Matrix::random(gpu, vocabulary, hidden, SPREAD),
             layers: (0..config.layers).map(layer).collect(),
-            head: product(if config.tied { None } else { matrix(vocabulary, hidden) }, Epilogue::Store, ones(hidden), &[]),
+            frequencies,
+            sinks: config.sinks.then(|| vec![0.0; config.layers * config.query_heads]),
+            head: product(if config.tied { None } else { matrix(vocabulary, hidden) }, head_epilogue(config), ones(hidden), &[]),
             lanes: lanes(gpu.capability().subgroups),
         };
         let fits = watch.fits().await;
@@ -329,6 +393,24 @@ impl Decoder {
         inner.embedding.bytes() + inner.head.matrix.as_ref().map_or(0, Matrix::bytes) + inner.layers.iter().map(layer).sum::<u64>()
     }
 
+    /// Begins the plan of a cache for layers that are alike, of [`Config::groups_for`], with what
+    /// they ask of attention: their shape and window, the cap of scores and the sinks' logits.
+    pub fn planned(&self, group: &LayerGroup, storage: impl Into<Storage>) -> PlanBuilder {
+        let Inner { config, sinks, .. } = &*self.inner;
+        let mut builder = Plan::builder(group.shape.clone(), storage);
+        if let Some(window) = group.sliding_window {
+            builder = builder.sliding_window(window);
+        }
+        if let Some(cap) = config.score_cap {
+            builder = builder.soft_cap(cap as f32);
+        }
+        if let Some(sinks) = sinks {
+            let of_layer = |layer: &u32| sinks.iter().skip(*layer as usize * config.query_heads).take(config.query_heads);
+            builder = builder.sink_logits(group.layers.iter().flat_map(of_layer).copied().collect::<Vec<f32>>());
+        }
+        builder
+    }
+
     /// Makes the buffers of steps of at most `rows` tokens, of which at most `scored` are scored at
     /// once.
     ///
@@ -341,10 +423,14 @@ impl Decoder {
     /// Begins a step of the cache in which these sequences grow, for [`Decoder::forward`].
     ///
     /// # Errors
-    /// [`wgkv::Error::Mismatch`] for more tokens than the work has rows, and those of
-    /// [`Cache::step`].
-    pub fn step(&self, work: &mut Work, cache: &mut Cache, chunks: &[Chunk]) -> Result<Step> {
-        work.begin(&self.inner, cache, chunks)
+    /// [`wgkv::Error::Mismatch`] for more tokens than the work has rows and for a cache whose plan
+    /// does not do what a layer asks for, and those of [`wgkv::Cache::step`].
+    pub fn step<C: KvCache>(&self, work: &mut Work, cache: &mut C, chunks: &[Chunk]) -> Result<C::Step> {
+        let inner = &*self.inner;
+        if inner.is_particular() {
+            (0..inner.layers.len()).try_for_each(|layer| inner.expect(cache.plan_of(layer as u32)?, layer))?;
+        }
+        work.begin(inner, cache, chunks)
     }
 
     /// Records the whole model for a step: embedding, all layers with their part of the cache.
@@ -353,12 +439,12 @@ impl Decoder {
     ///
     /// # Errors
     /// Those of the cache and of the tap.
-    pub fn forward(&self, recorder: &mut Recorder, work: &mut Work, cache: &Cache, step: &Step, mut tap: Option<&mut dyn Tap>) -> Result<()> {
+    pub fn forward<C: KvCache>(&self, recorder: &mut Recorder, work: &mut Work, cache: &C, step: &C::Step, mut tap: Option<&mut dyn Tap>) -> Result<()> {
         let inner = &*self.inner;
-        let rows = step.rows();
+        let rows = C::rows(step);
         work.embed(recorder, rows);
         for layer in 0..inner.layers.len() {
-            work.attention_rows(recorder, layer, rows);
+            work.attention_rows(recorder, layer, rows, inner.turns(cache, layer)?);
             let number = layer as u32;
             let rows_of = work.layer_rows(number, rows);
             if let Some(tap) = tap.as_deref_mut() {
@@ -423,7 +509,11 @@ impl Product {
         let matrix = self.matrix(inner);
         let width = |kind: Kind| (config.head_dim * if kind == Kind::Query { config.query_heads } else { config.kv_heads }) as u32;
         let scales = self.kinds.first() == Some(&Kind::Query) && !config.head_norm;
-        let factor = if scales { config.attention_factor.powi(2) as f32 } else { 1.0 };
+        let factor = match (self.epilogue, config.logit_cap) {
+            (Epilogue::Capped, Some(cap)) => cap as f32,
+            _ if scales => config.query_factor() as f32,
+            _ => 1.0,
+        };
         let mut params = ProjectParams {
             columns: matrix.columns,
             total: matrix.rows,
@@ -455,9 +545,49 @@ impl Product {
 }
 
 impl Inner {
-    /// Whether the decoder turns rows of some layer itself.
-    pub fn turns(&self) -> bool {
-        self.layers.iter().any(|layer| layer.turns)
+    /// Whether a cache leaves rows of a layer for the decoder to turn.
+    pub fn turns<C: KvCache>(&self, cache: &C, layer: usize) -> Result<bool> {
+        Ok(self.layers[layer].turn.is_some() && cache.plan_of(layer as u32)?.shape().rope.frequencies().is_empty())
+    }
+
+    /// Whether layers differ in what the cache does, or it does more than is usual.
+    fn is_particular(&self) -> bool {
+        !self.frequencies.is_empty() || !self.config.layers_are_alike()
+    }
+
+    /// Refuses a cache whose plan is not what a layer asks for.
+    fn expect(&self, plan: &Plan, layer: usize) -> Result<()> {
+        let config = &self.config;
+        let number = |number: Option<u32>| number.map_or("none".to_owned(), |number| number.to_string());
+        let (wanted, had) = (config.layer_window(layer), plan.sliding_window());
+        if wanted != had {
+            return Err(wgkv::Error::argument(format!("sliding window of layer {layer}"), number(wanted), number(had)).into());
+        }
+        let (wanted, had) = (config.score_cap.map(|cap| cap as f32), plan.soft_cap());
+        if wanted != had {
+            let cap = |cap: Option<f32>| cap.map_or("none".to_owned(), |cap| cap.to_string());
+            return Err(wgkv::Error::argument(format!("soft cap of layer {layer}"), cap(wanted), cap(had)).into());
+        }
+        if self.sinks.is_some() && plan.sink_logits(0).is_none() {
+            return Err(wgkv::Error::argument(format!("sink logits of layer {layer}"), format!("{}, one a query head", config.query_heads), "none").into());
+        }
+        let had = plan.shape().rope.frequencies();
+        let known = |context: usize| had == config.layer_frequencies(layer, context);
+        if !had.is_empty() && !self.frequencies.is_empty() && !known(0) && !known(usize::MAX) {
+            let wanted = "the model's, as in LayerGroup, or none, so that the decoder turns rows itself";
+            return Err(wgkv::Error::argument(format!("rotary frequencies of layer {layer}"), wanted, format!("{} others", had.len())).into());
+        }
+        Ok(())
+    }
+
+    /// Whether embeddings are multiplied by a number.
+    pub fn scales_embedding(&self) -> bool {
+        self.config.embedding_scale != 1.0
+    }
+
+    /// What many rows of a product are prepared as.
+    pub fn rows_output(&self) -> Output {
+        if self.gpu.capability().matrices { Output::Halves } else { Output::Numbers }
     }
 
     /// All products.
@@ -468,18 +598,25 @@ impl Inner {
 
     /// Every pipeline that steps of many rows take.
     fn variants(&self) -> Vec<Variant> {
-        let mut all = vec![embed::variant(self.embedding.layout), sample::variant()];
-        let half = self.gpu.capability().matrices;
-        all.extend([normalize::variant(true, false, half), normalize::variant(true, true, half), normalize::variant(false, true, false)]);
-        if half {
-            all.push(normalize::variant(false, false, true));
+        let mut all = vec![embed::variant(self.embedding.layout, self.scales_embedding()), sample::variant()];
+        let rows = self.rows_output();
+        all.extend([normalize::variant(true, false, rows), normalize::variant(true, true, rows), normalize::variant(false, true, Output::Numbers)]);
+        if rows == Output::Halves {
+            all.push(normalize::variant(false, false, rows));
+        }
+        if self.config.branch_norms {
+            all.push(normalize::variant(true, false, Output::Added));
         }
         for product in self.products() {
             all.extend(product.variants(self, u32::MAX));
         }
         for layer in &self.layers {
-            if layer.head_norm.is_some() || layer.turns {
-                all.push(heads::variant(layer.head_norm.is_some(), layer.turns));
+            let norms = layer.head_norm.is_some();
+            if norms {
+                all.push(heads::variant(norms, false));
+            }
+            if layer.turn.is_some() {
+                all.push(heads::variant(norms, true));
             }
         }
         all

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::chat::ChatTemplate;
 use crate::config::{Architecture, Config};
 use crate::error::{Error, Result};
-use crate::format::Stored;
+use crate::format::{Stored, WeightFormat};
 use crate::gguf::Gguf;
 use crate::text::Text;
 use crate::weights::Weights;
@@ -74,8 +74,14 @@ pub enum Part {
     QueryNorm(usize),
     /// Weights of the norm of each key head, `[1, head_dim]`.
     KeyNorm(usize),
+    /// Logits of the sinks, one a query head, `[1, query_heads]`.
+    Sinks(usize),
+    /// Weights of the norm of the attention's projected output, `[1, hidden]`.
+    AttentionOutNorm(usize),
     /// Weights of the norm before the MLP, `[1, hidden]`.
     MlpNorm(usize),
+    /// Weights of the norm of the MLP's output, `[1, hidden]`.
+    MlpOutNorm(usize),
     /// The MLP's projection that goes through the activation, `[intermediate, hidden]`.
     Gate(usize),
     /// The MLP's other projection, `[intermediate, hidden]`.
@@ -94,7 +100,7 @@ impl Part {
     const OUTSIDE: [Self; 3] = [Self::Embedding, Self::Norm, Self::Head];
 
     /// All parts that a layer can have.
-    const fn of_layer(layer: usize) -> [Self; 18] {
+    const fn of_layer(layer: usize) -> [Self; 21] {
         [
             Self::AttentionNorm(layer),
             Self::Query(layer),
@@ -107,7 +113,10 @@ impl Part {
             Self::OutputBias(layer),
             Self::QueryNorm(layer),
             Self::KeyNorm(layer),
+            Self::Sinks(layer),
+            Self::AttentionOutNorm(layer),
             Self::MlpNorm(layer),
+            Self::MlpOutNorm(layer),
             Self::Gate(layer),
             Self::Up(layer),
             Self::Down(layer),
@@ -131,7 +140,10 @@ impl Part {
             | Self::OutputBias(layer)
             | Self::QueryNorm(layer)
             | Self::KeyNorm(layer)
+            | Self::Sinks(layer)
+            | Self::AttentionOutNorm(layer)
             | Self::MlpNorm(layer)
+            | Self::MlpOutNorm(layer)
             | Self::Gate(layer)
             | Self::Up(layer)
             | Self::Down(layer)
@@ -153,6 +165,8 @@ impl Part {
             Self::Embedding => Some([config.vocabulary, config.hidden]),
             Self::Head => only(!config.tied, [config.vocabulary, config.hidden]),
             Self::Norm | Self::AttentionNorm(_) | Self::MlpNorm(_) => Some([1, config.hidden]),
+            Self::AttentionOutNorm(_) | Self::MlpOutNorm(_) => only(config.branch_norms, [1, config.hidden]),
+            Self::Sinks(_) => only(config.sinks, [1, config.query_heads]),
             Self::Query(_) => Some([queries, config.hidden]),
             Self::Key(_) | Self::Value(_) => Some([keys, config.hidden]),
             Self::Output(_) => Some([config.hidden, queries]),
@@ -167,9 +181,31 @@ impl Part {
         }
     }
 
+    const fn is_norm(self) -> bool {
+        matches!(
+            self,
+            Self::Norm | Self::AttentionNorm(_) | Self::AttentionOutNorm(_) | Self::MlpNorm(_) | Self::MlpOutNorm(_) | Self::QueryNorm(_) | Self::KeyNorm(_)
+        )
+    }
+
     /// The names that Hugging Face and GGUF give it where it is stored on its own.
-    const fn names(self) -> (&'static str, &'static str) {
+    const fn names(self, architecture: Architecture) -> (&'static str, &'static str) {
         match self {
+            // Hugging Face's `post_attention_layernorm` is the MLP's norm, but to Gemma the
+            // attention's output's.
+            Self::AttentionOutNorm(_) => match architecture {
+                Architecture::Glm4 => ("post_self_attn_layernorm.weight", "post_attention_norm.weight"),
+                _ => ("post_attention_layernorm.weight", "post_attention_norm.weight"),
+            },
+            Self::MlpNorm(_) => match architecture {
+                Architecture::Gemma2 | Architecture::Gemma3 => ("pre_feedforward_layernorm.weight", "ffn_norm.weight"),
+                _ => ("post_attention_layernorm.weight", "ffn_norm.weight"),
+            },
+            Self::MlpOutNorm(_) => match architecture {
+                Architecture::Glm4 => ("post_mlp_layernorm.weight", "post_ffw_norm.weight"),
+                _ => ("post_feedforward_layernorm.weight", "post_ffw_norm.weight"),
+            },
+            Self::Sinks(_) => ("self_attn.sinks", "attn_sinks.weight"),
             Self::Embedding => ("model.embed_tokens.weight", "token_embd.weight"),
             Self::Norm => ("model.norm.weight", "output_norm.weight"),
             Self::Head => ("lm_head.weight", "output.weight"),
@@ -184,7 +220,6 @@ impl Part {
             Self::OutputBias(_) => ("self_attn.o_proj.bias", "attn_output.bias"),
             Self::QueryNorm(_) => ("self_attn.q_norm.weight", "attn_q_norm.weight"),
             Self::KeyNorm(_) => ("self_attn.k_norm.weight", "attn_k_norm.weight"),
-            Self::MlpNorm(_) => ("post_attention_layernorm.weight", "ffn_norm.weight"),
             Self::Gate(_) => ("mlp.gate_proj.weight", "ffn_gate.weight"),
             Self::Up(_) => ("mlp.up_proj.weight", "ffn_up.weight"),
             Self::Down(_) => ("mlp.down_proj.weight", "ffn_down.weight"),
@@ -297,21 +332,21 @@ impl Model {
             (None, true) => gguf.to_owned(),
             (None, false) => folder.to_owned(),
         };
-        // Phi-3 stores what is multiplied by the same rows in one tensor.
+        // Phi-3 stores what is multiplied by the same rows in one tensor, and so does GLM-4's MLP.
         let (queries, keys) = (config.query_heads * config.head_dim, config.kv_heads * config.head_dim);
         let attention = (("self_attn.qkv_proj.weight", "attn_qkv.weight"), queries + 2 * keys);
         let mlp = (("mlp.gate_up_proj.weight", "ffn_up.weight"), 2 * config.intermediate);
-        let fused = match part {
-            Part::Query(_) => Some((attention, 0)),
-            Part::Key(_) => Some((attention, queries)),
-            Part::Value(_) => Some((attention, queries + keys)),
-            Part::Gate(_) => Some((mlp, 0)),
-            Part::Up(_) => Some((mlp, config.intermediate)),
+        let fused = match (config.architecture, part) {
+            (Architecture::Phi3, Part::Query(_)) => Some((attention, 0)),
+            (Architecture::Phi3, Part::Key(_)) => Some((attention, queries)),
+            (Architecture::Phi3, Part::Value(_)) => Some((attention, queries + keys)),
+            (Architecture::Phi3 | Architecture::Glm4, Part::Gate(_)) => Some((mlp, 0)),
+            (Architecture::Phi3 | Architecture::Glm4, Part::Up(_)) => Some((mlp, config.intermediate)),
             _ => None,
         };
-        match fused.filter(|_| config.architecture == Architecture::Phi3) {
+        match fused {
             Some(((names, rows), first)) => Place { name: named(names), shape: [rows, shape[1]], rows: first..first + shape[0] },
-            None => Place { name: named(part.names()), shape, rows: 0..shape[0] },
+            None => Place { name: named(part.names(config.architecture)), shape, rows: 0..shape[0] },
         }
     }
 
@@ -371,9 +406,11 @@ impl Model {
         part.shape(&self.config).is_some()
     }
 
-    /// Reads one tensor, in the format that its file has. Rows come in Hugging Face's order: those
-    /// that a GGUF file has permuted for interleaved rotation are put back, and fused tensors are
-    /// taken apart.
+    /// Reads one tensor, in the format that its file has. Rows come in the order that turns halves
+    /// of a head: those that a file has for interleaved rotation (GGUF's of some architectures,
+    /// GLM-4's of both kinds) are moved, and fused tensors are taken apart. Weights of norms are
+    /// what a row is multiplied by: where the file's are counted from 1 (Gemma's folders), 1 is
+    /// added, in F32.
     ///
     /// # Errors
     /// [`Error::TensorMissing`] for a part that this model does not have, and [`Error::Read`].
@@ -383,25 +420,39 @@ impl Model {
             return Err(Error::TensorMissing { name: self.place(part, [0, 0]).name, wanted: Vec::new(), files: self.files.count() });
         };
         let Place { name, rows, .. } = self.place(part, shape);
-        match &self.files {
-            Files::Safetensors { weights, .. } => weights.rows(&name, rows),
-            Files::Gguf(gguf) => {
-                let stored = gguf.rows(&name, rows)?;
-                let permuted = matches!(self.config.architecture, Architecture::Llama | Architecture::SmolLm3);
-                match part {
-                    Part::Query(_) | Part::QueryBias(_) if permuted => unpermute(stored, &name, self.config.query_heads),
-                    Part::Key(_) | Part::KeyBias(_) if permuted => unpermute(stored, &name, self.config.kv_heads),
-                    _ => Ok(stored),
+        let config = &self.config;
+        let (stored, interleaved) = match &self.files {
+            Files::Safetensors { weights, .. } => {
+                let stored = weights.rows(&name, rows)?;
+                if part.is_norm() && matches!(config.architecture, Architecture::Gemma2 | Architecture::Gemma3) {
+                    return Ok(one_more(&stored));
                 }
+                (stored, config.architecture == Architecture::Glm4)
             }
+            Files::Gguf(gguf) => {
+                let interleaved = matches!(config.architecture, Architecture::Llama | Architecture::SmolLm3 | Architecture::Glm4);
+                (gguf.rows(&name, rows)?, interleaved)
+            }
+        };
+        match part {
+            Part::Query(_) | Part::QueryBias(_) if interleaved => unpermute(stored, &name, config.query_heads, config.rotary),
+            Part::Key(_) | Part::KeyBias(_) if interleaved => unpermute(stored, &name, config.kv_heads, config.rotary),
+            _ => Ok(stored),
         }
     }
 }
 
-/// Puts the channels of each head back into two halves. GGUF's converter has put channel `i` of the
-/// second half right behind channel `i` of the first, for the architectures that ggml turns in
-/// neighbouring pairs. Whole rows move, so nothing is lost whatever their format.
-fn unpermute(stored: Stored, name: &str, heads: usize) -> Result<Stored> {
+/// Returns weights that are counted from 1 as they are.
+fn one_more(stored: &Stored) -> Stored {
+    let bytes = stored.numbers().iter().flat_map(|weight| (1.0 + weight).to_le_bytes()).collect();
+    Stored { rows: stored.rows, columns: stored.columns, format: WeightFormat::F32, bytes }
+}
+
+/// Puts the channels of each head that rotate, its first ones, into two halves. Where neighbours
+/// are turned together, channel `i` of the second half lies right behind channel `i` of the first:
+/// GGUF's converter has put them there for the architectures that ggml turns so. Whole rows move,
+/// so nothing is lost whatever their format.
+fn unpermute(stored: Stored, name: &str, heads: usize, rotary: usize) -> Result<Stored> {
     // A bias is one row; there the elements move.
     let (count, bytes) = if stored.rows > 1 { (stored.rows, stored.bytes.len() / stored.rows) } else { (stored.columns, stored.format.block_bytes()) };
     if stored.rows == 1 && stored.format.block_elements() > 1 {
@@ -411,7 +462,8 @@ fn unpermute(stored: Stored, name: &str, heads: usize) -> Result<Stored> {
     let mut moved = Vec::with_capacity(stored.bytes.len());
     for row in 0..count {
         let (head, channel) = (row / head_dim, row % head_dim);
-        let from = head * head_dim + channel % (head_dim / 2) * 2 + channel / (head_dim / 2);
+        let within = if channel < rotary { channel % (rotary / 2) * 2 + channel / (rotary / 2) } else { channel };
+        let from = head * head_dim + within;
         moved.extend_from_slice(&stored.bytes[from * bytes..(from + 1) * bytes]);
     }
     Ok(Stored { bytes: moved, ..stored })

@@ -8,6 +8,7 @@ use wgkv::{Cache, Chunk, Sequence};
 use crate::decoder::{Decoder, Scored, Tap};
 use crate::error::Result;
 use crate::kernel::sample::SampleRow;
+use crate::kv_cache::KvCache;
 use crate::recorder::Recorder;
 use crate::work::Work;
 
@@ -45,12 +46,14 @@ impl Default for Sampling {
 
 /// One sequence of a cache of its own, and the tokens that follow it.
 ///
+/// The cache is a [`wgkv::layers::LayeredCache`] for models whose layers differ.
+///
 /// A chosen token stays on the GPU, where the next step takes it; the host learns of it later. So
 /// [`Session::next`] can record the step that follows before it waits for the token itself.
 #[derive(Debug)]
-pub struct Session {
+pub struct Session<C = Cache> {
     decoder: Decoder,
-    cache: Cache,
+    cache: C,
     work: Work,
     sequence: Sequence,
     sampling: Sampling,
@@ -69,13 +72,13 @@ struct Waiting {
     submission: wgpu::SubmissionIndex,
 }
 
-impl Session {
+impl<C: KvCache> Session<C> {
     /// Begins a text in a cache, whose first free sequence it takes. A step reads at most `chunk`
     /// tokens.
     ///
     /// # Errors
     /// Those of [`Decoder::work`], and [`wgkv::Error::Sequences`].
-    pub async fn new(decoder: &Decoder, mut cache: Cache, chunk: u32, sampling: Sampling) -> Result<Self> {
+    pub async fn new(decoder: &Decoder, mut cache: C, chunk: u32, sampling: Sampling) -> Result<Self> {
         let work = decoder.work(chunk, 1).await?;
         let sequence = cache.begin()?;
         work.write_sampling(&[sampling.row(0)])?;
@@ -83,7 +86,7 @@ impl Session {
     }
 
     /// Returns the cache.
-    pub fn cache(&self) -> &Cache {
+    pub fn cache(&self) -> &C {
         &self.cache
     }
 

@@ -215,7 +215,7 @@ fn pre_tokenizer(name: &str) -> Result<(Vec<Value>, bool, Option<Value>)> {
     let bytes = || byte_level(false);
     Ok(match name {
         "llama3" | "llama-v3" | "llama-bpe" => (vec![split(LLAMA3), bytes()], true, None),
-        "dbrx" | "smaug-bpe" => (vec![split(LLAMA3), bytes()], false, None),
+        "dbrx" | "smaug-bpe" | "glm4" | "chatglm-bpe" => (vec![split(LLAMA3), bytes()], false, None),
         "qwen2" | "deepseek-r1-qwen" => (vec![split(QWEN2), bytes()], false, Some(json!({ "type": "NFC" }))),
         "tekken" => (vec![split(TEKKEN), bytes()], true, None),
         "gpt-4o" => (vec![split(GPT4O), bytes()], false, None),
@@ -223,7 +223,7 @@ fn pre_tokenizer(name: &str) -> Result<(Vec<Value>, bool, Option<Value>)> {
         "smollm" => (vec![json!({ "type": "Digits", "individual_digits": true }), byte_level(true)], false, None),
         "default" => (vec![split(r"[\p{P}\$\+<=>\^~\|]+"), split(GPT2), split(r"\p{N}+"), split("[0-9][0-9][0-9]"), bytes()], false, None),
         other => {
-            let wanted = "default, gpt-2, smollm, llama-bpe, qwen2, tekken, gpt-4o, dbrx or smaug-bpe";
+            let wanted = "default, gpt-2, smollm, llama-bpe, qwen2, tekken, gpt-4o, dbrx, smaug-bpe, glm4 or chatglm-bpe";
             return Err(wrong("tokenizer.ggml.pre", other.to_owned(), wanted.into()));
         }
     })

@@ -1,16 +1,16 @@
 //! The buffers of a step, and the dispatches between them.
 
 use wgkv::low_level::{Pipeline, Variant};
-use wgkv::{Cache, Chunk, Gpu, Rows, Step};
+use wgkv::{Chunk, Gpu, Rows};
 
 use crate::decoder::{Decoder, Inner, Kind, LayerRows, Product, Scored, Watch};
 use crate::error::{Error, Result};
 use crate::kernel::embed::EmbedParams;
 use crate::kernel::heads::HeadsParams;
-use crate::kernel::normalize::NormalizeParams;
-use crate::kernel::project::Epilogue;
+use crate::kernel::normalize::{NormalizeParams, Output};
 use crate::kernel::sample::{SampleParams, SampleRow};
 use crate::kernel::{embed, heads, normalize, project, project_matrix, project_tiles, sample};
+use crate::kv_cache::KvCache;
 use crate::matrix::filled;
 use crate::recorder::Recorder;
 
@@ -38,8 +38,8 @@ pub struct Work {
     /// Whether the last rows of a step's chunks are all of its rows.
     singles: bool,
     chunks: u32,
-    /// Turns of a row's pairs, where the decoder turns queries and keys.
-    turns: Vec<f64>,
+    /// The frequencies of layers that the decoder may have to turn, each set once.
+    frequencies: Vec<Vec<f64>>,
 }
 
 #[derive(Debug)]
@@ -56,6 +56,8 @@ struct Buffers {
     at: [u32; 3],
     attended: wgpu::Buffer,
     gated: wgpu::Buffer,
+    /// What attention or MLP puts out, where a norm comes before the stream.
+    branch: wgpu::Buffer,
     scores: wgpu::Buffer,
     sampling: wgpu::Buffer,
     waves: wgpu::Buffer,
@@ -94,9 +96,15 @@ struct ProductCalls {
 struct LayerCalls {
     rows: Vec<ProductCalls>,
     heads: Option<Call>,
+    /// The same where the cache does not turn the heads.
+    heads_turned: Option<Call>,
     output: ProductCalls,
+    /// Norms the output and adds it to the stream.
+    output_norm: Option<Call>,
     gate_up: ProductCalls,
     down: ProductCalls,
+    /// The same of the MLP's output.
+    down_norm: Option<Call>,
 }
 
 /// The head: from the stream itself where every row is scored, else from selected rows.
@@ -146,16 +154,16 @@ impl Product {
         let block = |(block, params): (&crate::matrix::Block, _)| {
             let params = uniform(gpu, &params);
             let bound = |variant: &Variant, x: &wgpu::Buffer| Call::new(gpu, variant, &[&params, &block.buffer, x, norm, bias, route.out]);
-            let many = match (halves, self.epilogue) {
-                (true, Epilogue::Gated) => Call::new(gpu, &many, &[&params, &block.buffer, route.many, norm, bias, &buffers.nowhere, route.out]),
-                (true, _) => Call::new(gpu, &many, &[&params, &block.buffer, route.many, norm, bias, route.out, &buffers.nowhere]),
+            let many = match (halves, self.epilogue.is_gated()) {
+                (true, true) => Call::new(gpu, &many, &[&params, &block.buffer, route.many, norm, bias, &buffers.nowhere, route.out]),
+                (true, false) => Call::new(gpu, &many, &[&params, &block.buffer, route.many, norm, bias, route.out, &buffers.nowhere]),
                 (false, _) => bound(&many, route.many),
             };
             BlockCalls { outputs: block.rows, one: bound(&one, route.few), few: bound(&few, route.few), many }
         };
         let prepare = (route.few != route.many).then(|| {
             let params = uniform(gpu, &NormalizeParams { columns: matrix.columns, epsilon: inner.config.norm_epsilon as f32, pad: [0; 2] });
-            let variant = normalize::variant(self.norm.is_some(), false, halves);
+            let variant = normalize::variant(self.norm.is_some(), false, inner.rows_output());
             Call::new(gpu, &variant, &[&params, route.few, norm, nothing, route.many])
         });
         ProductCalls { blocks: matrix.blocks.iter().zip(self.params(inner, at)).map(block).collect(), prepare }
@@ -201,7 +209,7 @@ impl Buffers {
         let scored_padded = u64::from(if scored <= project::ROWS { scored.next_multiple_of(4) } else { scored.next_multiple_of(TILE) });
         let hidden = config.hidden as u64;
         let [queries, keys] = [config.query_heads, config.kv_heads].map(|heads| (heads * config.head_dim) as u64);
-        let pairs = if inner.turns() { config.frequencies().len() as u64 } else { 0 };
+        let pairs: u64 = inner.frequencies.iter().map(|set| set.len() as u64).sum();
         let limit = gpu.capability().binding_bytes.min(gpu.capability().buffer_bytes);
         let make = |label: &'static str, numbers: u64| -> Result<wgpu::Buffer> {
             let size = (4 * numbers).max(16);
@@ -222,12 +230,18 @@ impl Buffers {
             at: [0, padded * queries, padded * (queries + keys)].map(|at| at as u32),
             attended: make("outputs of attention of a step", padded * queries)?,
             gated: make("gated rows of a step", padded * config.intermediate as u64)?,
+            branch: make("outputs of a branch before its norm", if config.branch_norms { padded * hidden } else { 0 })?,
             scores: make("scores of the vocabulary", scored_padded * config.vocabulary as u64)?,
             sampling: make("sampling", scored_padded * (size_of::<SampleRow>() / 4) as u64)?,
             waves: make("turns of a step's rows", 2 * padded * pairs)?,
             nothing: make("nothing", 4)?,
             nowhere: make("nowhere", 4)?,
         })
+    }
+
+    /// Where the waves of a set of frequencies lie, which turn `rotary` channels.
+    fn waves_at(&self, set: usize, rotary: usize) -> u32 {
+        set as u32 * self.most.next_multiple_of(TILE) * (rotary as u32 / 2)
     }
 
     fn at(&self, kind: Kind) -> u32 {
@@ -265,36 +279,49 @@ impl Work {
                 scales_at: block.scales_at,
                 first: block.first,
                 count: block.rows,
-                pad: [0; 2],
+                factor: config.embedding_scale as f32,
+                pad: 0,
             };
-            Call::new(gpu, &embed::variant(embedding.layout), &[&uniform(gpu, &params), &block.buffer, &b.ids, &b.x])
+            Call::new(gpu, &embed::variant(embedding.layout, inner.scales_embedding()), &[&uniform(gpu, &params), &block.buffer, &b.ids, &b.x])
         });
         let from_stream = |out| Route { few: &b.x, many: &b.normed, out };
         let layer = |layer: &crate::decoder::Layer| {
-            let heads = (layer.head_norm.is_some() || layer.turns).then(|| {
+            let norms = layer.head_norm.is_some();
+            let heads = |turn: Option<usize>| {
                 let params = HeadsParams {
                     head_dim: config.head_dim as u32,
                     query_heads: config.query_heads as u32,
                     kv_heads: config.kv_heads as u32,
                     keys_at: b.at(Kind::Key),
-                    pairs: config.frequencies().len() as u32,
+                    pairs: config.rotary as u32 / 2,
                     epsilon: config.norm_epsilon as f32,
-                    pad: [0; 2],
+                    waves_at: turn.map_or(0, |set| b.waves_at(set, config.rotary)),
+                    pad: 0,
                 };
                 let norm = layer.head_norm.as_ref().unwrap_or(&b.nothing);
-                Call::new(gpu, &heads::variant(layer.head_norm.is_some(), layer.turns), &[&uniform(gpu, &params), &b.rows, norm, &b.waves])
-            });
-            let attended = Route { few: &b.attended, many: if halves { &b.normed } else { &b.attended }, out: &b.x };
+                Call::new(gpu, &heads::variant(norms, turn.is_some()), &[&uniform(gpu, &params), &b.rows, norm, &b.waves])
+            };
+            let branch = if config.branch_norms { &b.branch } else { &b.x };
+            let attended = Route { few: &b.attended, many: if halves { &b.normed } else { &b.attended }, out: branch };
+            let added = |norm: &Option<wgpu::Buffer>| {
+                norm.as_ref().map(|norm| {
+                    let params = NormalizeParams { columns: config.hidden as u32, epsilon: config.norm_epsilon as f32, pad: [0; 2] };
+                    Call::new(gpu, &normalize::variant(true, false, Output::Added), &[&uniform(gpu, &params), branch, norm, &b.nothing, &b.x])
+                })
+            };
             LayerCalls {
                 rows: layer.rows.iter().map(|product| product.calls(inner, b, &from_stream(&b.rows), |kind| b.at(kind))).collect(),
-                heads,
+                heads: norms.then(|| heads(None)),
+                heads_turned: layer.turn.map(|turn| heads(Some(turn))),
                 output: layer.output.calls(inner, b, &attended, zero),
+                output_norm: added(&layer.output_norm),
                 gate_up: layer.gate_up.calls(inner, b, &from_stream(&b.gated), zero),
-                down: layer.down.calls(inner, b, &Route { few: &b.gated, many: &b.gated, out: &b.x }, zero),
+                down: layer.down.calls(inner, b, &Route { few: &b.gated, many: &b.gated, out: branch }, zero),
+                down_norm: added(&layer.down_norm),
             }
         };
         let params = NormalizeParams { columns: config.hidden as u32, epsilon: 0.0, pad: [0; 2] };
-        let select = Call::new(gpu, &normalize::variant(false, true, false), &[&uniform(gpu, &params), &b.x, &b.nothing, &b.sources, &b.selected]);
+        let select = Call::new(gpu, &normalize::variant(false, true, Output::Numbers), &[&uniform(gpu, &params), &b.x, &b.nothing, &b.sources, &b.selected]);
         let head = Scoring {
             all: inner.head.calls(inner, b, &from_stream(&b.scores), zero),
             select,
@@ -317,7 +344,7 @@ impl Work {
             scored: 0,
             singles: false,
             chunks: 0,
-            turns: if inner.turns() { config.frequencies() } else { Vec::new() },
+            frequencies: inner.frequencies.clone(),
             buffers,
         })
     }
@@ -330,7 +357,7 @@ impl Work {
     /// Returns the bytes of the buffers on the device.
     pub fn bytes(&self) -> u64 {
         let b = &self.buffers;
-        let all = [&b.ids, &b.x, &b.normed, &b.selected, &b.sources, &b.rows, &b.attended, &b.gated, &b.scores, &b.sampling, &b.waves];
+        let all = [&b.ids, &b.x, &b.normed, &b.selected, &b.sources, &b.rows, &b.attended, &b.gated, &b.branch, &b.scores, &b.sampling, &b.waves];
         all.into_iter().map(wgpu::Buffer::size).sum()
     }
 
@@ -382,7 +409,7 @@ impl Work {
     }
 
     /// Begins a step, and writes which rows are the last of their chunks.
-    pub(crate) fn begin(&mut self, inner: &Inner, cache: &mut Cache, chunks: &[Chunk]) -> Result<Step> {
+    pub(crate) fn begin<C: KvCache>(&mut self, inner: &Inner, cache: &mut C, chunks: &[Chunk]) -> Result<C::Step> {
         let rows: usize = chunks.iter().map(|chunk| chunk.tokens as usize).sum();
         self.expect_rows(rows)?;
         let firsts = chunks.iter().map(|chunk| cache.tokens(chunk.sequence)).collect::<wgkv::Result<Vec<u32>>>()?;
@@ -401,13 +428,18 @@ impl Work {
                 .collect();
             queue.write_buffer(&self.buffers.sources, 0, bytemuck::cast_slice(&sources));
         }
-        if inner.turns() {
+        for (set, frequencies) in self.frequencies.iter().enumerate() {
+            let mut of_set = (0..inner.layers.len()).filter(|layer| inner.layers[*layer].turn == Some(set));
+            if !of_set.try_fold(false, |turns, layer| Ok::<bool, Error>(turns || inner.turns(cache, layer)?))? {
+                continue;
+            }
             let positions = firsts.iter().zip(chunks).flat_map(|(first, chunk)| *first..*first + chunk.tokens);
             let waves: Vec<[f32; 2]> = positions
-                .flat_map(|position| self.turns.iter().map(move |frequency| (f64::from(position) * frequency).sin_cos()))
+                .flat_map(|position| frequencies.iter().map(move |frequency| (f64::from(position) * frequency).sin_cos()))
                 .map(|(sin, cos)| [cos as f32, sin as f32])
                 .collect();
-            queue.write_buffer(&self.buffers.waves, 0, bytemuck::cast_slice(&waves));
+            let at = 8 * u64::from(self.buffers.waves_at(set, 2 * frequencies.len()));
+            queue.write_buffer(&self.buffers.waves, at, bytemuck::cast_slice(&waves));
         }
         Ok(step)
     }
@@ -418,14 +450,14 @@ impl Work {
         }
     }
 
-    /// Queries, keys and values of a layer.
-    pub(crate) fn attention_rows(&self, recorder: &mut Recorder, layer: usize, rows: u32) {
+    /// Queries, keys and values of a layer, turned or left for the cache to turn.
+    pub(crate) fn attention_rows(&self, recorder: &mut Recorder, layer: usize, rows: u32, turned: bool) {
         let calls = &self.layers[layer];
         for (n, product) in calls.rows.iter().enumerate() {
             // Products that were split have the same norm before them.
             product.run(&self.device, recorder, rows, n == 0);
         }
-        if let Some(heads) = &calls.heads {
+        if let Some(heads) = if turned { &calls.heads_turned } else { &calls.heads } {
             heads.run(&self.device.gpu, recorder, [self.query_heads + self.kv_heads, rows, 1]);
         }
     }
@@ -443,8 +475,14 @@ impl Work {
     /// What follows a layer's attention.
     pub(crate) fn rest(&self, recorder: &mut Recorder, layer: usize, rows: u32) {
         let calls = &self.layers[layer];
-        for product in [&calls.output, &calls.gate_up, &calls.down] {
-            product.run(&self.device, recorder, rows, true);
+        calls.output.run(&self.device, recorder, rows, true);
+        if let Some(norm) = &calls.output_norm {
+            norm.run(&self.device.gpu, recorder, [rows, 1, 1]);
+        }
+        calls.gate_up.run(&self.device, recorder, rows, true);
+        calls.down.run(&self.device, recorder, rows, true);
+        if let Some(norm) = &calls.down_norm {
+            norm.run(&self.device.gpu, recorder, [rows, 1, 1]);
         }
     }
 

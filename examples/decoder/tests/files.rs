@@ -11,7 +11,7 @@ use std::path::Path;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
-use wgkv_decoder::{Architecture, Config, Error, Model, Part, RopeScaling, Text, WeightFormat};
+use wgkv_decoder::{Activation, Architecture, Config, Error, Model, Part, RopeScaling, Text, WeightFormat};
 
 /// What frequencies may differ by from a formula that is written otherwise, relative to them.
 const ROUNDING: f64 = 1e-12;
@@ -93,15 +93,118 @@ fn every_architecture_is_read() {
     assert_eq!(of("SmolLM3ForCausalLM", &[("no_rope_layers", json!([1, 1]))]).rope_layers, None);
     let phi3 = of("Phi3ForCausalLM", &[("partial_rotary_factor", json!(0.75)), ("sliding_window", json!(2047))]);
     assert_eq!((phi3.rotary, phi3.frequencies().len(), phi3.sliding_window), (48, 24, Some(2047)));
+    // Windows in some layers only: from one on, or as the file lists them.
+    let some = [("sliding_window", json!(64)), ("use_sliding_window", json!(true)), ("max_window_layers", json!(1))];
+    let qwen2 = of("Qwen2ForCausalLM", &some);
+    assert_eq!((qwen2.sliding_window, qwen2.sliding_layers.as_deref()), (Some(64), Some([false, true].as_slice())));
+    // Nor does one over the whole context in some layers.
+    let wide = [("sliding_window", json!(4096)), ("use_sliding_window", json!(true)), ("max_window_layers", json!(1))];
+    assert!(of("Qwen2ForCausalLM", &wide).layers_are_alike());
+    let types = json!(["sliding_attention", "full_attention"]);
+    let mistral = of("MistralForCausalLM", &[("sliding_window", json!(64)), ("layer_types", types)]);
+    assert_eq!([0, 1].map(|layer| mistral.layer_window(layer)), [Some(64), None]);
     let llama = of("LlamaForCausalLM", &[("attention_bias", json!(true)), ("mlp_bias", json!(true))]);
     assert!(llama.attention_bias && llama.output_bias && llama.mlp_bias);
+}
+
+/// The settings of a released model of each family whose layers differ or have more norms, as its
+/// `config.json` gives them, and the count of parameters that its card has.
+#[test]
+fn released_models_are_read() {
+    let read = |config: Value| Config::from_bytes(config.to_string().as_bytes()).unwrap();
+    let gemma2 = json!({
+        "architectures": ["Gemma2ForCausalLM"], "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256_000, "max_position_embeddings": 8192, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0,
+        "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256, "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "attention_bias": false
+    });
+    let config = read(gemma2.clone());
+    assert_eq!((config.parameters(), config.tied, config.activation, config.branch_norms), (2_614_341_888, true, Activation::GeluTanh, true));
+    assert_eq!((config.embedding_scale, config.score_scale, config.score_cap, config.logit_cap), (48.0, 0.0625, Some(50.0), Some(30.0)));
+    let groups = config.groups_for(8192);
+    assert_eq!(
+        groups.iter().map(|group| (group.sliding_window, group.layers[0], group.shape.layers)).collect::<Vec<_>>(),
+        [(Some(4096), 0, 13), (None, 1, 13)]
+    );
+    // Layers rotate alike, so one cache's shape has the rotation.
+    assert_eq!(config.shape().rope, wgkv::Rope::new(10_000.0, 256));
+    // Caps that a file denies, and those of a file that does not speak of them.
+    let capped = |value: Option<Value>| {
+        let mut config = gemma2.clone();
+        config.as_object_mut().unwrap().remove("attn_logit_softcapping");
+        if let Some(value) = value {
+            config["attn_logit_softcapping"] = value;
+        }
+        read(config).score_cap
+    };
+    assert_eq!([capped(None), capped(Some(Value::Null)), capped(Some(json!(20.0)))], [Some(50.0), None, Some(20.0)]);
+
+    let gemma3 = json!({
+        "architectures": ["Gemma3ForCausalLM"], "hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26, "num_attention_heads": 4,
+        "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 262_144, "max_position_embeddings": 32_768, "rms_norm_eps": 1e-6, "rope_theta": 1_000_000,
+        "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256, "sliding_window": 512, "sliding_window_pattern": 6,
+        "rope_local_base_freq": 10_000, "rope_scaling": null, "attn_logit_softcapping": null, "final_logit_softcapping": null, "attention_bias": false
+    });
+    let config = read(gemma3.clone());
+    assert_eq!((config.parameters(), config.head_norm, config.score_cap, config.logit_cap), (999_885_952, true, None, None));
+    let groups = config.groups_for(32_768);
+    assert_eq!(groups.iter().map(|group| (group.sliding_window, group.shape.layers)).collect::<Vec<_>>(), [(Some(512), 22), (None, 4)]);
+    assert_eq!((groups[0].layers[..7].to_vec(), groups[1].layers.clone()), (vec![0, 1, 2, 3, 4, 6, 7], vec![5, 11, 17, 23]));
+    assert_eq!([&groups[0], &groups[1]].map(|group| group.shape.rope.clone()), [10_000.0, 1_000_000.0].map(|theta| wgkv::Rope::new(theta, 256)));
+    assert!(config.shape().rope.frequencies().is_empty(), "one cache cannot rotate by layer");
+    // Newer files list the layers and give each kind its rotation.
+    let mut newer = gemma3;
+    for key in ["rope_theta", "rope_local_base_freq", "sliding_window_pattern"] {
+        newer.as_object_mut().unwrap().remove(key);
+    }
+    newer["_sliding_window_pattern"] = json!(6);
+    newer["layer_types"] = (0..26).map(|layer| if layer % 6 == 5 { "full_attention" } else { "sliding_attention" }).collect();
+    newer["rope_parameters"] = json!({
+        "full_attention": { "rope_type": "default", "rope_theta": 1e6 },
+        "sliding_attention": { "rope_type": "default", "rope_theta": 1e4 }
+    });
+    assert_eq!(read(newer), config);
+
+    let glm4 = json!({
+        "architectures": ["Glm4ForCausalLM"], "hidden_size": 4096, "intermediate_size": 13_696, "num_hidden_layers": 40, "num_attention_heads": 32,
+        "num_key_value_heads": 2, "head_dim": 128, "vocab_size": 151_552, "max_position_embeddings": 32_768, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0,
+        "hidden_act": "silu", "partial_rotary_factor": 0.5, "attention_bias": true, "tie_word_embeddings": false
+    });
+    let config = read(glm4);
+    assert_eq!((config.parameters(), config.rotary, config.attention_bias, config.output_bias), (9_400_279_040, 64, true, false));
+    assert_eq!((config.branch_norms, config.activation, config.groups_for(0).len()), (true, Activation::Silu, 1));
+    assert_eq!(config.shape().rope, wgkv::Rope::new(10_000.0, 64));
+
+    let mut gpt_oss = json!({
+        "architectures": ["GptOssForCausalLM"], "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 24, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 201_088, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "rope_theta": 150_000,
+        "hidden_act": "silu", "sliding_window": 128, "attention_bias": true, "tie_word_embeddings": false, "num_local_experts": 32,
+        "rope_scaling": { "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": false, "original_max_position_embeddings": 4096 }
+    });
+    let error = Config::from_bytes(gpt_oss.to_string().as_bytes()).unwrap_err().to_string();
+    assert_eq!(error, "config.json: num_local_experts = 32 is not supported: wanted 0, a dense model");
+    gpt_oss["num_local_experts"] = json!(0);
+    let config = read(gpt_oss);
+    assert!(config.sinks && config.attention_bias && config.output_bias && !config.tied && !config.mlp_bias);
+    assert!((config.attention_factor - (0.1 * 32_f64.ln() + 1.0)).abs() < ROUNDING);
+    assert_eq!([0, 1, 2, 23].map(|layer| config.layer_window(layer)), [Some(128), None, Some(128), None]);
+    assert_eq!(config.groups_for(0)[0].shape.rope.frequencies(), config.frequencies());
 }
 
 #[expect(clippy::type_complexity, reason = "a table of settings and of the words of their refusals")]
 #[test]
 fn what_is_not_run_is_refused_by_name() {
-    let refusals: [(&[(&str, Value)], &[&str]); 21] = [
-        (&[("architectures", json!(["Gemma2ForCausalLM"]))], &["Gemma2ForCausalLM", "LlamaForCausalLM", "Qwen3ForCausalLM"]),
+    let refusals: [(&[(&str, Value)], &[&str]); 27] = [
+        (&[("architectures", json!(["Gemma3ForConditionalGeneration"]))], &["Gemma3ForConditionalGeneration", "LlamaForCausalLM", "Gemma3ForCausalLM"]),
+        (&[("architectures", json!(["Gemma2ForCausalLM"]))], &["hidden_act = silu", "gelu_pytorch_tanh"]),
+        (
+            &[("architectures", json!(["Gemma2ForCausalLM"])), ("hidden_activation", json!("gelu_pytorch_tanh")), ("sliding_window", json!(64))],
+            &["query_pre_attn_scalar is missing"],
+        ),
+        (&[("architectures", json!(["Gemma3ForCausalLM"])), ("hidden_activation", json!("gelu_pytorch_tanh"))], &["sliding_window is missing"]),
+        (&[("use_bidirectional_attention", json!(true))], &["use_bidirectional_attention = true", "false"]),
+        (&[("layer_types", json!(["full_attention"]))], &["layer_types = 1 names", "2, one a layer"]),
+        (&[("layer_types", json!(["full_attention", "chunked_attention"]))], &["layer_types = chunked_attention", "sliding_attention"]),
         (&[("num_hidden_layers", Value::Null)], &["config.json: num_hidden_layers is missing"]),
         (&[("num_hidden_layers", json!(0))], &["num_hidden_layers = 0", "positive"]),
         (&[("num_hidden_layers", json!(4_000_000_000_u32))], &["num_hidden_layers = 4000000000", "4096"]),
@@ -128,15 +231,10 @@ fn what_is_not_run_is_refused_by_name() {
             &[("rope_scaling", json!({ "rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0] }))],
             &["rope_scaling.short_factor = 1 numbers", "32 positive numbers"],
         ),
-        (&[("rope_scaling", json!({ "full_attention": {}, "sliding_attention": {} }))], &["rope_parameters", "the same for all layers"]),
+        (&[("rope_scaling", json!({ "full_attention": {}, "sliding_attention": {} }))], &["sliding_attention.rope_theta is missing"]),
         (
-            &[
-                ("architectures", json!(["Qwen2ForCausalLM"])),
-                ("sliding_window", json!(64)),
-                ("use_sliding_window", json!(true)),
-                ("max_window_layers", json!(1)),
-            ],
-            &["sliding_window = 64 in 1 of 2 layers"],
+            &[("rope_scaling", json!({ "full_attention": {}, "sliding_attention": { "rope_type": "yarn" } }))],
+            &["sliding_attention.rope_type = yarn", "default"],
         ),
         (&[("architectures", json!(["SmolLM3ForCausalLM"])), ("no_rope_layers", json!([1]))], &["no_rope_layers = 1 numbers", "2, one a layer"]),
     ];
@@ -292,6 +390,78 @@ fn fused_tensors_are_taken_apart() {
     assert_eq!(bytes(&[Part::Query(1), Part::Key(1), Part::Value(1)]), whole("self_attn.qkv_proj"), "WGKV_SEED={seed}");
     assert_eq!(bytes(&[Part::Gate(1), Part::Up(1)]), whole("mlp.gate_up_proj"), "WGKV_SEED={seed}");
     assert_eq!(model.tensor(Part::Value(0)).unwrap().rows, 128);
+}
+
+#[test]
+fn norms_that_are_counted_from_one_and_interleaved_rows_are_made_as_others_are() {
+    let seed = tiny::seed();
+    let open = |name: &str, more: Value| {
+        let folder = tiny::folder(name);
+        let mut config = tiny::config();
+        config["rope_scaling"] = Value::Null;
+        more.as_object().unwrap().iter().for_each(|(key, value)| config[key] = value.clone());
+        tiny::write_model_of(&folder, &config, seed);
+        (Model::open(&folder).unwrap(), std::fs::read(folder.join("model.safetensors")).unwrap())
+    };
+    let numbers = |file: &[u8], name: &str| -> Vec<f32> {
+        let file = safetensors::SafeTensors::deserialize(file).unwrap();
+        let tensor = file.tensor(name).unwrap();
+        let format = match tensor.dtype() {
+            safetensors::Dtype::BF16 => WeightFormat::Bf16,
+            safetensors::Dtype::F16 => WeightFormat::F16,
+            _ => WeightFormat::F32,
+        };
+        wgkv_decoder::Stored { rows: 1, columns: tensor.shape().iter().product(), format, bytes: tensor.data().to_vec() }.numbers()
+    };
+    let gemma = json!({
+        "architectures": ["Gemma3ForCausalLM"], "hidden_act": "gelu_pytorch_tanh", "query_pre_attn_scalar": 64, "sliding_window": 16, "tie_word_embeddings": true
+    });
+    let (model, file) = open("counted_from_one", gemma);
+    for (part, name) in [
+        (Part::AttentionNorm(1), "model.layers.1.input_layernorm.weight"),
+        (Part::AttentionOutNorm(1), "model.layers.1.post_attention_layernorm.weight"),
+        (Part::MlpNorm(1), "model.layers.1.pre_feedforward_layernorm.weight"),
+        (Part::MlpOutNorm(1), "model.layers.1.post_feedforward_layernorm.weight"),
+        (Part::QueryNorm(0), "model.layers.0.self_attn.q_norm.weight"),
+        (Part::KeyNorm(0), "model.layers.0.self_attn.k_norm.weight"),
+        (Part::Norm, "model.norm.weight"),
+    ] {
+        let wanted: Vec<f32> = numbers(&file, name).into_iter().map(|weight| 1.0 + weight).collect();
+        assert_eq!(model.tensor(part).unwrap().numbers(), wanted, "{name}. WGKV_SEED={seed}");
+    }
+    let down = model.tensor(Part::Down(0)).unwrap();
+    assert_eq!(down.numbers(), numbers(&file, "model.layers.0.mlp.down_proj.weight"));
+
+    let glm = json!({ "architectures": ["Glm4ForCausalLM"], "attention_bias": true, "partial_rotary_factor": 0.5 });
+    let (model, file) = open("interleaved", glm);
+    for (part, bias, name) in [(Part::Query(1), Part::QueryBias(1), "q"), (Part::Key(1), Part::KeyBias(1), "k")] {
+        let named = |end: &str| format!("model.layers.1.self_attn.{name}_proj.{end}");
+        let (weights, biases) = (numbers(&file, &named("weight")), numbers(&file, &named("bias")));
+        let (got, got_bias) = (model.tensor(part).unwrap().numbers(), model.tensor(bias).unwrap().numbers());
+        for row in 0..biases.len() {
+            // Of the 32 channels that rotate, 2 i + s of the file is channel i of half s.
+            let channel = row % 64;
+            let from = if channel < 32 { row - channel + 2 * (channel % 16) + channel / 16 } else { row };
+            assert_eq!(got[96 * row..][..96], weights[96 * from..][..96], "row {row} of {name}. WGKV_SEED={seed}");
+            assert_eq!(got_bias[row], biases[from], "bias {row} of {name}. WGKV_SEED={seed}");
+        }
+    }
+    let values = model.tensor(Part::Value(1)).unwrap();
+    assert_eq!(values.numbers(), numbers(&file, "model.layers.1.self_attn.v_proj.weight"));
+    let halves = [Part::Gate(0), Part::Up(0)].map(|part| model.tensor(part).unwrap().numbers()).concat();
+    assert_eq!(halves, numbers(&file, "model.layers.0.mlp.gate_up_proj.weight"));
+    // Tensors that are missing are named as this family names them.
+    let folder = tiny::folder("no_sinks");
+    let more = json!({ "architectures": ["GptOssForCausalLM"], "sliding_window": 16, "attention_bias": true });
+    let mut config = tiny::config();
+    config["rope_scaling"] = Value::Null;
+    more.as_object().unwrap().iter().for_each(|(key, value)| config[key] = value.clone());
+    tiny::write_config(&folder, &config);
+    tiny::write_tokenizer(&folder);
+    let shapes: Vec<_> = tiny::shapes_of(&config).into_iter().filter(|(name, _)| name != "model.layers.1.self_attn.sinks").collect();
+    tiny::write_weights(&folder.join("model.safetensors"), &shapes, seed);
+    let error = Model::open(&folder).err().unwrap().to_string();
+    assert!(error.contains("model.layers.1.self_attn.sinks") && error.contains("[4]"), "{error}");
 }
 
 #[test]

@@ -209,25 +209,42 @@ fn every_architecture_is_read() {
         ("qwen3", Architecture::Qwen3),
         ("smollm3", Architecture::SmolLm3),
         ("phi3", Architecture::Phi3),
+        ("gemma2", Architecture::Gemma2),
+        ("gemma3", Architecture::Gemma3),
+        ("glm4", Architecture::Glm4),
     ] {
         let file = model(name, seed);
         let model = open(&file).unwrap();
         let config = model.config();
         assert_eq!((config.architecture, config.hidden, config.intermediate, config.layers), (architecture, 256, 512, 3));
-        assert_eq!((config.query_heads, config.kv_heads, config.head_dim, config.rotary, config.vocabulary), (4, 2, 64, 64, 258));
+        let (gemma, glm) = (name.starts_with("gemma"), name == "glm4");
+        assert_eq!((config.query_heads, config.kv_heads, config.head_dim, config.rotary, config.vocabulary), (4, 2, 64, if glm { 32 } else { 64 }, 258));
         assert_eq!((config.max_tokens, config.rope_theta, config.norm_epsilon), (4096, 500_000.0, f64::from(1e-5_f32)));
-        assert_eq!((config.begin, config.end.as_slice(), config.add_bos, config.tied), (Some(0), [1].as_slice(), false, false));
-        assert_eq!((config.attention_bias, config.head_norm), (name == "qwen2", name == "qwen3"));
+        assert_eq!((config.begin, config.end.as_slice(), config.add_bos, config.tied), (Some(0), [1].as_slice(), false, gemma));
+        let (biased, normed) = (matches!(name, "qwen2" | "glm4"), matches!(name, "qwen3" | "gemma3"));
+        assert_eq!((config.attention_bias, config.head_norm, config.branch_norms), (biased, normed, gemma || glm));
         assert!(config.rope_layers.is_none() && !config.output_bias && !config.mlp_bias);
         for layer in 0..3 {
-            assert_eq!(model.has(Part::KeyBias(layer)), name == "qwen2");
-            assert_eq!(model.has(Part::KeyNorm(layer)), name == "qwen3");
+            assert_eq!((model.has(Part::KeyBias(layer)), model.has(Part::KeyNorm(layer)), model.has(Part::MlpOutNorm(layer))), (biased, normed, gemma || glm));
             let stored = model.tensor(Part::Key(layer)).unwrap();
             assert_eq!((stored.rows, stored.columns), (128, 256));
             assert!(stored.numbers().iter().all(|number| number.is_finite()));
         }
         assert!(model.chat().is_none());
     }
+    // What Gemma's files leave to their readers: which layers slide, and the scale of scores, which
+    // for the largest models is that of the stream's width.
+    let gemma = |name: &str, layers| {
+        let file = tiny::gguf(name, Sizes { layers, ..SMALL }, &small_tokens(), seed).texts("tokenizer.ggml.merges", &["a b", "Ġ a"]);
+        open(&file.f32("gemma3.rope.freq_base_swa", 5000.0)).unwrap().config().clone()
+    };
+    let (gemma2, gemma3) = (gemma("gemma2", 3), gemma("gemma3", 7));
+    assert_eq!((gemma2.sliding_layers.as_deref(), gemma2.sliding_theta), (Some([true, false, true].as_slice()), None));
+    assert_eq!((gemma2.score_cap, gemma2.logit_cap, gemma2.embedding_scale), (Some(1.5), Some(2.5), 32_f64.sqrt()));
+    assert_eq!((gemma3.sliding_window, gemma3.sliding_theta), (Some(24), Some(5000.0)));
+    assert_eq!((gemma3.sliding_layers.as_deref(), gemma3.logit_cap), (Some([true, true, true, true, true, false, true].as_slice()), None));
+    assert_eq!(["gemma2", "gemma3"].map(|name| gemma(name, 2).score_scale), [0.5; 2]);
+    assert_eq!([("gemma2", 46), ("gemma3", 62)].map(|(name, layers)| gemma(name, layers).score_scale), [0.25; 2]);
     // Four layers, of which the last does not rotate.
     let file = tiny::gguf("smollm3", Sizes { layers: 4, ..SMALL }, &small_tokens(), seed);
     assert_eq!(open(&file).unwrap().config().rope_layers.as_deref(), Some([true, true, true, false].as_slice()));
@@ -236,7 +253,7 @@ fn every_architecture_is_read() {
 #[test]
 fn permuted_rows_are_put_back() {
     let seed = tiny::seed();
-    for name in ["llama", "smollm3", "qwen3"] {
+    for name in ["llama", "smollm3", "qwen3", "glm4"] {
         let mut file = model(name, seed);
         let numbers: Vec<u8> = (0..256_u16).flat_map(|number| f32::from(number).to_le_bytes()).collect();
         if name == "llama" {
@@ -253,8 +270,10 @@ fn permuted_rows_are_put_back() {
             let row_bytes = got.format.row_bytes(256).unwrap();
             for row in 0..got.rows {
                 // Channel 2 i + s of the file is channel i of half s.
-                let (head, half, pair) = (row / 64, row % 64 / 32, row % 32);
-                let from = if permuted && name != "qwen3" { 64 * head + 2 * pair + half } else { row };
+                // Of GLM-4's heads only the first 32 channels rotate.
+                let (head, channel, rotary) = (row / 64, row % 64, if name == "glm4" { 32 } else { 64 });
+                let (half, pair) = (channel / (rotary / 2), channel % (rotary / 2));
+                let from = if permuted && name != "qwen3" && channel < rotary { 64 * head + 2 * pair + half } else { row };
                 let (got, wanted) = (&got.bytes[row * row_bytes..][..row_bytes], &raw[from * row_bytes..][..row_bytes]);
                 assert!(got == wanted, "{name}: row {row} of {part:?}. WGKV_SEED={seed}");
             }
@@ -277,6 +296,10 @@ fn fused_tensors_are_taken_apart() {
     let bytes = |parts: &[Part]| parts.iter().flat_map(|&part| model.tensor(part).unwrap().bytes).collect::<Vec<u8>>();
     assert!(bytes(&[Part::Query(2), Part::Key(2), Part::Value(2)]) == file.stored("blk.2.attn_qkv.weight"), "WGKV_SEED={seed}");
     assert!(bytes(&[Part::Gate(2), Part::Up(2)]) == file.stored("blk.2.ffn_up.weight"), "WGKV_SEED={seed}");
+    let file = self::model("glm4", seed);
+    let model = open(&file).unwrap();
+    let halves = [Part::Gate(2), Part::Up(2)].map(|part| model.tensor(part).unwrap().bytes).concat();
+    assert!(halves == file.stored("blk.2.ffn_up.weight"), "WGKV_SEED={seed}");
 }
 
 #[test]
@@ -309,8 +332,9 @@ fn rotation_is_stretched_as_the_file_says() {
 fn what_is_not_run_is_refused_by_name() {
     let file = || small("llama", 1);
     let numbers = |count: usize| vec![0; 4 * count];
-    let cases: [(GgufFile, &[&str]); 30] = [
-        (file().text("general.architecture", "gemma2"), &["\"gemma2\"", "llama, qwen2, qwen3, smollm3, phi3"]),
+    let cases: [(GgufFile, &[&str]); 31] = [
+        (file().text("general.architecture", "gemma4"), &["\"gemma4\"", "llama, qwen2, qwen3, smollm3, phi3, gemma2, gemma3, glm4"]),
+        (small("glm4", 1).i32s("glm4.rope.dimension_sections", &[1, 1]), &["glm4.rope.dimension_sections = given", "none"]),
         (file().without("general.architecture"), &["GGUF: general.architecture is missing"]),
         (file().without("llama.block_count"), &["GGUF: llama.block_count is missing"]),
         (file().u32("llama.block_count", 4_000_000_000), &["llama.block_count = 4000000000", "4096"]),

@@ -11,7 +11,7 @@ use wgkv::{Capability, Gpu};
 use wgkv_decoder::kernel::project::{Epilogue, Lanes, ProjectParams, lanes};
 use wgkv_decoder::kernel::{project, project_matrix, project_tiles};
 use wgkv_decoder::layout::{Layout, Planes};
-use wgkv_decoder::{Stored, WeightFormat, reference};
+use wgkv_decoder::{Activation, Stored, WeightFormat, reference};
 
 /// What an f32 sum may be off by, as a share of the sum of the magnitudes of its terms: rounding to
 /// nearest is 2^-24 a step, and no number of a product goes through more than 64 steps here (two of
@@ -22,6 +22,22 @@ const F32_ERROR: f64 = 96.0 / 16_777_216.0;
 
 /// The same where rows and weights are rounded to halves first: 2^-11 each.
 const HALF_ERROR: f64 = 2.5 / 2048.0;
+
+/// Of a score's cap, what its tanh may be off by near 0: WGSL lets it be made of exponentials whose
+/// difference is then small.
+const TANH_ERROR: f64 = 16.0 / 16_777_216.0;
+
+/// Share of an activated gate that the activation's own steps may be off by. GELU's is the gate
+/// times a sigmoid of z, about `1.6 x + 0.07 x^3`: six roundings make z, each of which moves the
+/// exponential by a share of |z|, and WGSL allows that 3 + 2 |z| units more. Where z is large and
+/// positive, the exponential no longer counts.
+fn activation_error(activation: Activation, x: f64) -> f64 {
+    let z = match activation {
+        Activation::Silu => return 0.0,
+        Activation::GeluTanh => 2.0 * std::f64::consts::FRAC_2_PI.sqrt() * (x + 0.044715 * x.powi(3)),
+    };
+    (8.0 + 10.0 * z.abs()) / 8_388_608.0 / (1.0 + z.exp())
+}
 
 const FORMATS: [WeightFormat; 11] = [
     WeightFormat::F32,
@@ -104,7 +120,8 @@ fn check(gpu: &Gpu, case: &Case, random: &mut StdRng) {
     let total = outputs + first;
     let b: Vec<f32> = (0..total).map(|_| random.random::<f32>() - 0.5).collect();
     let before: Vec<f32> = (0..padded * total).map(|_| random.random::<f32>() - 0.5).collect();
-    let factor = 0.75_f32;
+    // As a cap it bends some scores and not others.
+    let factor = if epilogue == Epilogue::Capped { 3.0_f32 } else { 0.75 };
     let params = ProjectParams {
         columns: columns as u32,
         outputs: outputs as u32,
@@ -158,7 +175,7 @@ fn check(gpu: &Gpu, case: &Case, random: &mut StdRng) {
         }
         By::Matrix(tiles) => {
             let variant = project_matrix::variant(layout, epilogue, bias, tiles);
-            let last = if epilogue == Epilogue::Gated { [&nothing, &out] } else { [&out, &nothing] };
+            let last = if epilogue.is_gated() { [&nothing, &out] } else { [&out, &nothing] };
             run(
                 gpu,
                 &variant,
@@ -212,20 +229,31 @@ fn check(gpu: &Gpu, case: &Case, random: &mut StdRng) {
                     let old = f64::from(before[row * total + all]);
                     close(number(row * total + all), old + want, error * (size + old.abs()), (row, output));
                 }
-                Epilogue::Gated if output % 2 == 0 => {
+                Epilogue::Capped => {
+                    let cap = f64::from(factor);
+                    close(number(row * total + all), reference::capped(want, cap), error * size + TANH_ERROR * cap, (row, output));
+                }
+                Epilogue::Gated(activation) if output % 2 == 0 => {
                     let [up, up_size] = with_bias(output + 1);
-                    let silu = |x: f64| x / (1.0 + (-x).exp());
-                    // The slope of silu is at most 1.1.
-                    let bound = error * (1.1 * size * up.abs() + silu(want).abs() * up_size + 1.1 * error * size * up_size);
+                    let gate = reference::activate(activation, want);
+                    // The slope of silu is at most 1.1, that of gelu 1.13.
+                    let bound = error * (1.13 * size * up.abs() + gate.abs() * up_size + 1.13 * error * size * up_size);
                     let at = (row * total + all) / 2;
                     let got = if halves { f16::from_bits((got[at / 2] >> (16 * (at % 2))) as u16).to_f64() } else { number(at) };
-                    let rounding = if halves { silu(want).abs() * up.abs() / 2048.0 + 6e-8 } else { 4.0 * F32_ERROR * silu(want).abs() * up.abs() };
-                    close(got, silu(want) * up, bound + rounding, (row, output));
+                    let rounding = if halves { (gate * up).abs() / 2048.0 + 6e-8 } else { 4.0 * F32_ERROR * (gate * up).abs() };
+                    close(got, gate * up, bound + rounding + activation_error(activation, want) * (gate * up).abs() + 1e-30, (row, output));
                 }
-                Epilogue::Gated => {}
+                Epilogue::Gated(_) => {}
             }
         }
     }
+}
+
+/// What can follow a product. GELU and caps know nothing of how weights are stored, so some formats
+/// suffice for them.
+fn epilogues(format: WeightFormat) -> impl Iterator<Item = Epilogue> {
+    let some = [WeightFormat::F16, WeightFormat::Q8_0, WeightFormat::Q6K].contains(&format);
+    Epilogue::ALL.into_iter().filter(move |epilogue| some || !matches!(epilogue, Epilogue::Gated(Activation::GeluTanh) | Epilogue::Capped))
 }
 
 fn sizes(format: WeightFormat, random: &mut StdRng) -> (usize, usize) {
@@ -240,7 +268,7 @@ fn a_few_rows_times_every_layout() {
     let without = GPU.pretend(Capability { subgroups: None, ..*GPU.capability() });
     for gpu in [&*GPU, &without] {
         for format in FORMATS {
-            for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::Gated] {
+            for epilogue in epilogues(format) {
                 let (columns, outputs) = sizes(format, random);
                 let (bias, norm) = (random.random(), random.random());
                 let rows = random.random_range(1..=4);
@@ -256,7 +284,7 @@ fn a_few_rows_times_every_layout() {
 fn many_rows_times_every_layout() {
     let random = &mut StdRng::seed_from_u64(seed());
     for format in FORMATS {
-        for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::Gated] {
+        for epilogue in epilogues(format) {
             let (columns, outputs) = sizes(format, random);
             let (bias, rows) = (random.random(), random.random_range(1..150));
             check(&GPU, &Case { by: By::Tiles, format, epilogue, bias, norm: false, rows, columns, outputs }, random);
@@ -273,10 +301,10 @@ fn many_rows_by_cooperative_matrices() {
     }
     let random = &mut StdRng::seed_from_u64(seed());
     for format in FORMATS {
-        for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::Gated] {
+        for epilogue in epilogues(format) {
             let (columns, outputs) = sizes(format, random);
             // Gated matrices come in multiples of 64.
-            let outputs = if epilogue == Epilogue::Gated { outputs.next_multiple_of(64) } else { outputs };
+            let outputs = if epilogue.is_gated() { outputs.next_multiple_of(64) } else { outputs };
             let (bias, rows) = (random.random(), random.random_range(1..150));
             check(&GPU, &Case { by: By::Matrix(random.random_range(1..=4)), format, epilogue, bias, norm: false, rows, columns, outputs }, random);
         }

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
-use wgkv::{Cache, Capacity, Chunk, Sequence, Sinks};
-use wgkv_decoder::{Decoder, Model, Part, Recorder, Sampling, Scored, Work};
+use wgkv::{Capacity, Chunk, Sequence, Sinks};
+use wgkv_decoder::{Decoder, KvCache, Model, Part, Recorder, Sampling, Scored, Work};
 
 use crate::device::wait;
 use crate::error::{Error, Result};
 use crate::generate::read_prompt;
-use crate::options::{CacheOptions, CacheSummary, ModelOptions, open, planned};
+use crate::options::{CacheOptions, CacheSummary, Layered, ModelOptions, open, open_layers, planned};
 
 /// Time for which the GPU is busy before it is measured, by the wall's clock.
 const WARM_UP: Duration = Duration::from_millis(900);
@@ -124,10 +124,10 @@ pub struct KernelTime {
 }
 
 /// Sequences that grow together.
-struct Batch<'a> {
+struct Batch<'a, C> {
     decoder: &'a Decoder,
     work: Work,
-    cache: Cache,
+    cache: C,
     sequences: Vec<Sequence>,
     prompt: &'a [u32],
     /// Tokens of each sequence in a step of the prompt.
@@ -136,7 +136,7 @@ struct Batch<'a> {
     latest: Option<wgpu::SubmissionIndex>,
 }
 
-impl Batch<'_> {
+impl<C: KvCache> Batch<'_, C> {
     /// Ends the sequences and begins others.
     fn begin(&mut self, batch: u32) -> Result<()> {
         for sequence in self.sequences.drain(..) {
@@ -305,26 +305,18 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport> {
         false => options.model.gpu()?,
     };
     let decoder = pollster::block_on(Decoder::load(&gpu, &model))?;
-    let batch = |batch: u32, tokens: u32| -> Result<Batch<'_>> {
-        let builder = planned(config, allocation.clone(), learned.clone(), protection, Capacity::tokens(batch, tokens));
-        let cache = open(&gpu, builder.alignment(options.cache.align.unwrap_or_default()))?;
-        let share = (options.chunk / batch).clamp(1, longest);
-        let work = pollster::block_on(decoder.work(share * batch, batch))?;
-        work.write_sampling(&vec![Sampling::GREEDY.row(0); batch as usize])?;
-        let mut made = Batch { decoder: &decoder, work, cache, sequences: Vec::new(), prompt: &prompt, share, latest: None };
-        made.begin(batch)?;
-        Ok(made)
+    let alignment = options.cache.align.unwrap_or_default();
+    let [prefill, decode] = match config.layers_are_alike() {
+        true => {
+            let plan = |capacity| planned(config, allocation.clone(), learned.clone(), protection, capacity).alignment(alignment);
+            rates(options, &decoder, &prompt, |capacity, _| open(&gpu, plan(capacity)))?
+        }
+        false => {
+            let keep = steps(options);
+            let wanted = |capacity, chunk| Layered { protection, alignment, capacity, chunk, keep };
+            rates(options, &decoder, &prompt, |capacity, chunk| open_layers(&decoder, &allocation, learned.as_ref(), wanted(capacity, chunk)))?
+        }
     };
-    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
-    for &sequences in &options.batch {
-        for &tokens in options.prefill.iter().filter(|tokens| **tokens > 0) {
-            prefill.push(time_prefill(batch(sequences, tokens)?, sequences, tokens, options.repeats)?);
-        }
-        for &context in options.context.iter().filter(|_| options.decode > 0) {
-            let tokens = options.decode.max(WARM_UP_STEPS).max(KERNEL_STEPS);
-            decode.push(time_decode(batch(sequences, context + tokens)?, sequences, context, options)?);
-        }
-    }
     Ok(BenchReport {
         format: cache_options.summary(config, &allocation, protection),
         model: options.model.model.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
@@ -337,7 +329,36 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport> {
     })
 }
 
-fn time_prefill(mut batch: Batch<'_>, sequences: u32, tokens: u32, repeats: usize) -> Result<Rate> {
+/// Tokens that are decoded behind a context before it is cut back, at most.
+fn steps(options: &BenchOptions) -> u32 {
+    options.decode.max(WARM_UP_STEPS).max(KERNEL_STEPS)
+}
+
+/// Times prefill and decoding of everything that was asked for. `open` opens a cache of some
+/// capacity for steps of some tokens a sequence.
+fn rates<C: KvCache>(options: &BenchOptions, decoder: &Decoder, prompt: &[u32], open: impl Fn(Capacity, u32) -> Result<C>) -> Result<[Vec<Rate>; 2]> {
+    let batch = |batch: u32, tokens: u32| -> Result<Batch<'_, C>> {
+        let share = (options.chunk / batch).clamp(1, prompt.len() as u32);
+        let cache = open(Capacity::tokens(batch, tokens), share)?;
+        let work = pollster::block_on(decoder.work(share * batch, batch))?;
+        work.write_sampling(&vec![Sampling::GREEDY.row(0); batch as usize])?;
+        let mut made = Batch { decoder, work, cache, sequences: Vec::new(), prompt, share, latest: None };
+        made.begin(batch)?;
+        Ok(made)
+    };
+    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+    for &sequences in &options.batch {
+        for &tokens in options.prefill.iter().filter(|tokens| **tokens > 0) {
+            prefill.push(time_prefill(batch(sequences, tokens)?, sequences, tokens, options.repeats)?);
+        }
+        for &context in options.context.iter().filter(|_| options.decode > 0) {
+            decode.push(time_decode(batch(sequences, context + steps(options))?, sequences, context, options)?);
+        }
+    }
+    Ok([prefill, decode])
+}
+
+fn time_prefill<C: KvCache>(mut batch: Batch<'_, C>, sequences: u32, tokens: u32, repeats: usize) -> Result<Rate> {
     let gpu = batch.decoder.gpu();
     let few = tokens.min(batch.share);
     warm_up(|| {
@@ -366,7 +387,7 @@ fn time_prefill(mut batch: Batch<'_>, sequences: u32, tokens: u32, repeats: usiz
     Ok(Rate { batch: sequences, context: 0, tokens, seconds, tokens_per_second, cache_bytes, kernels: kernels.finish(1) })
 }
 
-fn time_decode(mut batch: Batch<'_>, sequences: u32, context: u32, options: &BenchOptions) -> Result<Rate> {
+fn time_decode<C: KvCache>(mut batch: Batch<'_, C>, sequences: u32, context: u32, options: &BenchOptions) -> Result<Rate> {
     batch.read(context, |_| Ok(()))?;
     warm_up(|| {
         batch.decode(WARM_UP_STEPS)?;

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use wgkv::{Capacity, Sinks};
-use wgkv_decoder::{ChatTemplate, Decoder, Message, Model, Session};
+use wgkv_decoder::{ChatTemplate, Decoder, KvCache, Message, Model, Session};
 
 use crate::error::{Error, Result};
 use crate::generate::f16_bytes;
-use crate::options::{CacheOptions, ChoiceOptions, ModelOptions, open, planned};
+use crate::options::{CacheOptions, ChoiceOptions, Layered, ModelOptions, open, open_layers, planned};
 
 /// Tokens of a conversation, where neither the user nor the model says how many.
 const CONTEXT: u32 = 4096;
@@ -112,10 +112,10 @@ impl Console<'_> {
 }
 
 /// A conversation.
-struct Chat<'a> {
+struct Chat<'a, C> {
     model: &'a Model,
     template: &'a ChatTemplate,
-    session: Session,
+    session: Session<C>,
     /// Role and words of each message.
     messages: Vec<(&'static str, String)>,
     /// Tokens that the cache holds.
@@ -126,7 +126,7 @@ struct Chat<'a> {
     most: usize,
 }
 
-impl Chat<'_> {
+impl<C: KvCache> Chat<'_, C> {
     /// The tokens of the conversation, up to where the answer begins.
     fn written(&self) -> Result<Vec<u32>> {
         let (config, text) = (self.model.config(), self.model.text());
@@ -249,14 +249,24 @@ pub fn chat(options: &ChatOptions, console: &mut Console<'_>) -> Result<()> {
 
     let gpu = options.model.gpu()?;
     let decoder = pollster::block_on(Decoder::load(&gpu, &model))?;
-    let builder = planned(config, allocation, learned, protection, Capacity::tokens(1, context)).alignment(options.cache.align.unwrap_or_default());
+    let (alignment, capacity) = (options.cache.align.unwrap_or_default(), Capacity::tokens(1, context));
     let chunk = options.chunk.clamp(1, context.max(1));
-    let session = pollster::block_on(Session::new(&decoder, open(&gpu, builder)?, chunk, options.choice.sampling(options.temperature)))?;
+    let sampling = options.choice.sampling(options.temperature);
     let messages = options.system.iter().map(|system| ("system", system.clone())).collect();
-    let mut chat = Chat { model: &model, template, session, messages, held: Vec::new(), context, most: options.tokens };
     if console.interactive {
         console.note(&format!("on {}; /reset begins anew, /exit or Ctrl-D leaves, Ctrl-C ends an answer", gpu.adapter_name()));
     }
+    if !config.layers_are_alike() {
+        let cache = open_layers(&decoder, &allocation, learned.as_ref(), Layered { protection, alignment, capacity, chunk, keep: 0 })?;
+        let session = pollster::block_on(Session::new(&decoder, cache, chunk, sampling))?;
+        return converse(Chat { model: &model, template, session, messages, held: Vec::new(), context, most: options.tokens }, console);
+    }
+    let cache = open(&gpu, planned(config, allocation, learned, protection, capacity).alignment(alignment))?;
+    let session = pollster::block_on(Session::new(&decoder, cache, chunk, sampling))?;
+    converse(Chat { model: &model, template, session, messages, held: Vec::new(), context, most: options.tokens }, console)
+}
+
+fn converse<C: KvCache>(mut chat: Chat<'_, C>, console: &mut Console<'_>) -> Result<()> {
     while let Some(line) = console.ask()? {
         match line.as_str() {
             "" => {}

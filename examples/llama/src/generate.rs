@@ -7,11 +7,11 @@ use std::time::Instant;
 use serde::Serialize;
 use wgkv::learned::Learned;
 use wgkv::{Capacity, Sinks};
-use wgkv_decoder::{Config, Decoder, Session};
+use wgkv_decoder::{Config, Decoder, KvCache, Model, Session};
 
 use crate::calibrate::collect_means;
 use crate::error::{Error, Result};
-use crate::options::{CacheOptions, CacheSummary, ChoiceOptions, ModelOptions, open, planned, read_text};
+use crate::options::{CacheOptions, CacheSummary, ChoiceOptions, Layered, ModelOptions, open, open_layers, planned, read_text};
 
 /// Where a prompt comes from: one of the two.
 #[derive(Debug, Clone, clap::Args)]
@@ -131,53 +131,76 @@ pub fn generate(options: &GenerateOptions, out: &mut dyn Write) -> Result<Genera
     };
     let allocation = cache_options.allocation(config, learned.as_ref(), bits)?;
     let capacity = Capacity::tokens(1, (prompt.len() + options.tokens) as u32);
-    let builder = planned(config, allocation.clone(), learned, protection, capacity).alignment(options.cache.align.unwrap_or_default());
+    let alignment = options.cache.align.unwrap_or_default();
     let chunk = options.chunk.clamp(1, prompt.len()) as u32;
-    let mut session = pollster::block_on(Session::new(&decoder, open(&gpu, builder)?, chunk, options.choice.sampling(options.temperature)))?;
-
-    let started = Instant::now();
-    session.prompt(&prompt)?;
-    let mut next = pollster::block_on(session.next(options.tokens > 1))?;
-    let prefill = started.elapsed().as_secs_f64();
-
-    let mut stream = text.stream();
-    let mut tokens = Vec::new();
-    let started = Instant::now();
-    while tokens.len() < options.tokens {
-        if config.end.contains(&next) {
-            // The step that takes the token is under way where another token could have followed.
-            if tokens.len() + 1 < options.tokens {
-                session.take_back()?;
-            }
-            break;
-        }
-        tokens.push(next);
-        if let Some(piece) = stream.step(next)? {
-            out.write_all(piece.as_bytes()).and_then(|()| out.flush()).map_err(Error::Write)?;
-        }
-        if tokens.len() < options.tokens {
-            next = pollster::block_on(session.next(tokens.len() + 1 < options.tokens))?;
-        }
+    let format = cache_options.summary(config, &allocation, protection);
+    let job = Job { options, model: &model, decoder: &decoder, prompt: &prompt, chunk, format };
+    match config.layers_are_alike() {
+        true => job.run(open(&gpu, planned(config, allocation, learned, protection, capacity).alignment(alignment))?, out),
+        false => job.run(open_layers(&decoder, &allocation, learned.as_ref(), Layered { protection, alignment, capacity, chunk, keep: 0 })?, out),
     }
-    let decode = started.elapsed().as_secs_f64();
+}
 
-    let live = prompt.len() + tokens.len().saturating_sub(1);
-    let cache = session.cache();
-    let report = GenerateReport {
-        format: cache_options.summary(config, &allocation, protection),
-        prompt_tokens: prompt.len(),
-        text: text.decode(&tokens)?,
-        prefill_tokens_per_second: prompt.len() as f64 / prefill,
-        decode_tokens_per_second: tokens.len().saturating_sub(1) as f64 / decode,
-        cache_bytes: cache.bytes_used(),
-        cache_bytes_allocated: cache.bytes(),
-        f16_bytes: f16_bytes(config, live),
-        bits_per_element: cache.plan().bits_per_element(live as u64),
-        adapter: gpu.adapter_name().to_owned(),
-        tokens,
-    };
-    session.destroy();
-    Ok(report)
+/// What is continued, and by what.
+struct Job<'a> {
+    options: &'a GenerateOptions,
+    model: &'a Model,
+    decoder: &'a Decoder,
+    prompt: &'a [u32],
+    chunk: u32,
+    format: CacheSummary,
+}
+
+impl Job<'_> {
+    fn run<C: KvCache>(self, cache: C, out: &mut dyn Write) -> Result<GenerateReport> {
+        let Self { options, model, decoder, prompt, chunk, format } = self;
+        let (config, text) = (model.config(), model.text());
+        let mut session = pollster::block_on(Session::new(decoder, cache, chunk, options.choice.sampling(options.temperature)))?;
+
+        let started = Instant::now();
+        session.prompt(prompt)?;
+        let mut next = pollster::block_on(session.next(options.tokens > 1))?;
+        let prefill = started.elapsed().as_secs_f64();
+
+        let mut stream = text.stream();
+        let mut tokens = Vec::new();
+        let started = Instant::now();
+        while tokens.len() < options.tokens {
+            if config.end.contains(&next) {
+                // The step that takes the token is under way where another token could have followed.
+                if tokens.len() + 1 < options.tokens {
+                    session.take_back()?;
+                }
+                break;
+            }
+            tokens.push(next);
+            if let Some(piece) = stream.step(next)? {
+                out.write_all(piece.as_bytes()).and_then(|()| out.flush()).map_err(Error::Write)?;
+            }
+            if tokens.len() < options.tokens {
+                next = pollster::block_on(session.next(tokens.len() + 1 < options.tokens))?;
+            }
+        }
+        let decode = started.elapsed().as_secs_f64();
+
+        let live = prompt.len() + tokens.len().saturating_sub(1);
+        let cache = session.cache();
+        let report = GenerateReport {
+            format,
+            prompt_tokens: prompt.len(),
+            text: text.decode(&tokens)?,
+            prefill_tokens_per_second: prompt.len() as f64 / prefill,
+            decode_tokens_per_second: tokens.len().saturating_sub(1) as f64 / decode,
+            cache_bytes: cache.bytes_used(),
+            cache_bytes_allocated: cache.bytes(),
+            f16_bytes: f16_bytes(config, live),
+            bits_per_element: cache.bits_per_element(live as u64),
+            adapter: decoder.gpu().adapter_name().to_owned(),
+            tokens,
+        };
+        session.destroy();
+        Ok(report)
+    }
 }
 
 /// Bytes of an uncompressed cache.

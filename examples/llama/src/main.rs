@@ -16,7 +16,8 @@ use wgkv_llama::perplexity::{PerplexityOptions, perplexity};
 use wgkv_llama::plan::{PlanOptions, plan};
 use wgkv_llama::tradeoff::{TradeoffOptions, tradeoff};
 
-/// Runs LLaMA-family models with a compressed key/value cache.
+/// Runs LLaMA-family models (Mistral, Qwen, SmolLM, Phi, Gemma and GLM among them) with a compressed
+/// key/value cache.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {

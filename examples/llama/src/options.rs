@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use wgkv::aligned::Alignment;
 use wgkv::bits::BitPlan;
+use wgkv::layers::{LayeredCache, LayeredPlan};
 use wgkv::learned::{Learned, Reach};
 use wgkv::{Bits, Cache, Capacity, ChannelOrder, Codec, Format, Gpu, Means, Plan, PlanBuilder, Protection, Scales, Sinks, Storage};
-use wgkv_decoder::{Config, Model, Sampling};
+use wgkv_decoder::{Config, Decoder, Model, Sampling};
 
 use crate::device;
 use crate::error::{Error, Result};
@@ -323,6 +324,49 @@ pub fn planned(config: &Config, storage: impl Into<Storage>, learned: Option<Lea
         Some(learned) => builder.learned(learned),
         None => builder,
     }
+}
+
+/// What a cache of groups of layers is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Layered {
+    /// Tokens that stay in f16.
+    pub protection: Protection,
+    /// Planes that decoding reads.
+    pub alignment: Alignment,
+    /// Sequences and tokens.
+    pub capacity: Capacity,
+    /// Tokens of a sequence in a step, at most.
+    pub chunk: u32,
+    /// Tokens that can be cut off again, beyond those of the latest step.
+    pub keep: u32,
+}
+
+/// Opens the cache of a model whose layers differ, in groups of those that are alike, for steps of
+/// at most `chunk` tokens, of which `keep` tokens can be cut off again.
+///
+/// # Errors
+/// [`Error::Option`] for what was learned, which is of one cache for all layers; those of
+/// [`LayeredPlan`], [`Gpu::prepare`] and [`LayeredCache::new`].
+pub fn open_layers(decoder: &Decoder, bits: &BitPlan, learned: Option<&Learned>, wanted: Layered) -> Result<LayeredCache> {
+    let Layered { protection, alignment, capacity, chunk, keep } = wanted;
+    if learned.is_some() {
+        return Err(Error::Option { name: "--calibration", wanted: "left out for a model whose layers differ".into(), had: "given".into() });
+    }
+    let tokens = match capacity {
+        Capacity::Tokens { tokens, .. } => tokens as usize,
+        _ => 0,
+    };
+    let mut builder = LayeredPlan::builder().capacity(capacity).chunk(chunk).keep(keep);
+    for group in decoder.config().groups_for(tokens) {
+        let of_group = |layer: u32, head: u32| bits.of(group.layers.get(layer as usize).copied().unwrap_or(layer), head);
+        let storage = BitPlan::new(&group.shape, *bits.format(), of_group)?;
+        let planned = decoder.planned(&group, storage).protection(protection).alignment(alignment);
+        builder = builder.group(group.layers, planned);
+    }
+    let gpu = decoder.gpu();
+    let cache = LayeredCache::new(gpu, builder.build(gpu.capability())?)?;
+    pollster::block_on(cache.prepare())?;
+    Ok(cache)
 }
 
 /// Allocates the cache of a plan and compiles its kernels.

@@ -12,12 +12,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use serde::Serialize;
 use wgkv::aligned::{Alignment, Traffic};
+use wgkv::bits::BitPlan;
 use wgkv::learned::Learned;
 use wgkv::{Capacity, Codec, Format, Protection, Sinks};
-use wgkv_decoder::{Decoder, Model, Tap};
+use wgkv_decoder::{Decoder, KvCache, Model, Tap};
 
 use crate::error::{Error, Result};
-use crate::options::{CacheOptions, CacheSummary, ModelOptions, channel_order, open, open_f16, planned, read_text};
+use crate::options::{CacheOptions, CacheSummary, Layered, ModelOptions, channel_order, open, open_f16, open_layers, planned, read_text};
 use crate::reading::{ROWS, Reading, work};
 use crate::simulate::{Reorder, SimulatedRows, Simulation};
 
@@ -205,12 +206,12 @@ pub fn windows(text: &str, model: &Model, options: &ModelOptions, count: usize, 
 ///
 /// # Errors
 /// Those of [`Reading::read`] and [`Reading::scores`].
-pub fn score_window(
+pub fn score_window<C: KvCache>(
     window: &Window,
     chunk: usize,
-    reading: &mut Reading<'_>,
+    reading: &mut Reading<'_, C>,
     mut tap: Option<&mut dyn Tap>,
-    mut reference: Option<&mut Reading<'_>>,
+    mut reference: Option<&mut Reading<'_, C>>,
     mut progress: impl FnMut(usize),
 ) -> Result<Score> {
     let mut score = Score::default();
@@ -296,6 +297,30 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
     let gpu = options.model.gpu()?;
     let decoder = pollster::block_on(Decoder::load(&gpu, &model))?;
     let capacity = Capacity::tokens(1, options.context as u32);
+    let job = Job { decoder: &decoder, windows: &windows, chunk, codec };
+    let finish = |(total, traffic): (Score, Vec<Traffic>), bits_per_element: f64| PerplexityReport {
+        format: cache_options.summary(config, &allocation, protection),
+        perplexity: total.perplexity(),
+        kl: total.kl(),
+        bits_per_element,
+        tokens: total.tokens,
+        seconds: started.elapsed().as_secs_f64(),
+        order: order.clone(),
+        aligned: options.cache.align.filter(|_| !traffic.is_empty()).map(|align| AlignedSummary::new(align, &traffic)),
+        simulated: simulate,
+        adapter: gpu.adapter_name().to_owned(),
+    };
+    if !config.layers_are_alike() {
+        if simulate {
+            return Err(Error::Option { name: "--simulate", wanted: "left out for a model whose layers differ".into(), had: "given".into() });
+        }
+        let wanted = Layered { protection, alignment, capacity, chunk: chunk as u32, keep: 0 };
+        let cache = open_layers(&decoder, &allocation, learned.as_ref(), wanted)?;
+        let f16 = Layered { protection: Protection::NONE, alignment: Alignment::EVERYTHING, ..wanted };
+        let bits_per_element = cache.bits_per_element(options.context as u64);
+        let halves = BitPlan::uniform(&config.shape(), Format::f16())?;
+        return Ok(finish(job.run(cache, None, || open_layers(&decoder, &halves, None, f16))?, bits_per_element));
+    }
     let builder = planned(config, allocation.clone(), learned.clone(), protection, capacity);
     let bits_per_element = builder.clone().build(gpu.capability())?.bits_per_element(options.context as u64);
     let reorder = if options.reorder_first { Reorder::BeforeRotation } else { Reorder::AfterRotation };
@@ -304,48 +329,53 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
         _ => None,
     };
     // What the simulation leaves of keys and values is kept in halves.
-    let mut cache = match simulation {
+    let cache = match simulation {
         Some(_) => open(&gpu, planned(config, Format::f16(), None, Protection::NONE, capacity))?,
         None => open(&gpu, builder.alignment(alignment))?,
     };
-    // The f16 codec is its own reference: its divergence is zero and need not be measured.
-    let mut reference = match codec {
-        Codec::F16 => None,
-        _ => Some((open_f16(&gpu, config, options.context)?, work(&decoder, chunk)?)),
-    };
-    let mut work = work(&decoder, chunk)?;
+    Ok(finish(job.run(cache, simulation.as_ref(), || open_f16(&gpu, config, options.context))?, bits_per_element))
+}
 
-    let bar = bar(windows.len() * options.context, ", perplexity");
-    let mut total = Score::default();
-    let mut traffic: Vec<Traffic> = Vec::new();
-    for window in &windows {
-        let mut reading = Reading::begin(&decoder, &mut work, &mut cache)?;
-        let mut control = match &mut reference {
-            Some((cache, work)) => Some(Reading::begin(&decoder, work, cache)?),
-            None => None,
+/// Windows of a text, and what reads them.
+struct Job<'a> {
+    decoder: &'a Decoder,
+    windows: &'a [Window],
+    /// Tokens that are read at once.
+    chunk: usize,
+    codec: Codec,
+}
+
+impl Job<'_> {
+    /// Scores all windows by a cache and by the one in f16 that `reference` opens.
+    fn run<C: KvCache>(&self, mut cache: C, simulation: Option<&Simulation>, reference: impl FnOnce() -> Result<C>) -> Result<(Score, Vec<Traffic>)> {
+        let &Self { decoder, windows, chunk, codec } = self;
+        // The f16 codec is its own reference: its divergence is zero and need not be measured.
+        let mut reference = match codec {
+            Codec::F16 => None,
+            _ => Some((reference()?, work(decoder, chunk)?)),
         };
-        let mut tap = simulation.as_ref().map(|simulation| SimulatedRows::new(simulation, config));
-        let tap = tap.as_mut().map(|tap| tap as &mut dyn Tap);
-        total += score_window(window, chunk, &mut reading, tap, control.as_mut(), |tokens| bar.inc(tokens as u64))?;
-        traffic.resize(reading.traffic().len().max(traffic.len()), Traffic::default());
-        traffic.iter_mut().zip(reading.traffic()).for_each(|(sum, layer)| sum.add(layer));
-        reading.end()?;
-        control.map_or(Ok(()), Reading::end)?;
-        bar.set_message(format!("{:.3}", total.perplexity()));
+        let mut work = work(decoder, chunk)?;
+        let bar = bar(windows.iter().map(|(input, _)| input.len()).sum(), ", perplexity");
+        let mut total = Score::default();
+        let mut traffic: Vec<Traffic> = Vec::new();
+        for window in windows {
+            let mut reading = Reading::begin(decoder, &mut work, &mut cache)?;
+            let mut control = match &mut reference {
+                Some((cache, work)) => Some(Reading::begin(decoder, work, cache)?),
+                None => None,
+            };
+            let mut tap = simulation.map(|simulation| SimulatedRows::new(simulation, decoder.config()));
+            let tap = tap.as_mut().map(|tap| tap as &mut dyn Tap);
+            total += score_window(window, chunk, &mut reading, tap, control.as_mut(), |tokens| bar.inc(tokens as u64))?;
+            traffic.resize(reading.traffic().len().max(traffic.len()), Traffic::default());
+            traffic.iter_mut().zip(reading.traffic()).for_each(|(sum, layer)| sum.add(layer));
+            reading.end()?;
+            control.map_or(Ok(()), Reading::end)?;
+            bar.set_message(format!("{:.3}", total.perplexity()));
+        }
+        bar.finish_and_clear();
+        Ok((total, traffic))
     }
-    bar.finish_and_clear();
-    Ok(PerplexityReport {
-        format: cache_options.summary(config, &allocation, protection),
-        perplexity: total.perplexity(),
-        kl: total.kl(),
-        bits_per_element,
-        tokens: total.tokens,
-        seconds: started.elapsed().as_secs_f64(),
-        order,
-        aligned: options.cache.align.filter(|_| !traffic.is_empty()).map(|align| AlignedSummary::new(align, &traffic)),
-        simulated: simulate,
-        adapter: gpu.adapter_name().to_owned(),
-    })
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use wgkv::aligned::{Alignment, Traffic};
-use wgkv::{Cache, Chunk, Rows, Sequence, Step};
-use wgkv_decoder::{Decoder, LayerRows, Recorder, Scored, Tap, Work};
+use wgkv::{Cache, Chunk, Rows, Sequence};
+use wgkv_decoder::{Decoder, KvCache, LayerRows, Recorder, Scored, Tap, Work};
 
 use crate::device;
 use crate::error::Result;
@@ -17,10 +17,10 @@ const ASKED: usize = 32;
 
 /// One sequence of a cache, and the model that reads into it.
 #[derive(Debug)]
-pub struct Reading<'a> {
+pub struct Reading<'a, C = Cache> {
     decoder: &'a Decoder,
     work: &'a mut Work,
-    cache: &'a mut Cache,
+    cache: &'a mut C,
     sequence: Sequence,
     /// Steps taken, and by layer what some of them read from planes.
     steps: usize,
@@ -45,13 +45,13 @@ pub fn work(decoder: &Decoder, rows: usize) -> Result<Work> {
 }
 
 /// Asks after each layer what attention read from planes.
-struct Asking<'a> {
-    cache: &'a Cache,
-    step: &'a Step,
+struct Asking<'a, C: KvCache> {
+    cache: &'a C,
+    step: &'a C::Step,
     traffic: &'a mut Vec<Traffic>,
 }
 
-impl Asking<'_> {
+impl<C: KvCache> Asking<'_, C> {
     /// Adds what a layer read that was submitted last.
     fn ask(&mut self, layer: u32) -> wgkv::Result<()> {
         let report = pollster::block_on(self.cache.traffic(self.step, layer))?;
@@ -62,7 +62,7 @@ impl Asking<'_> {
     }
 }
 
-impl Tap for Asking<'_> {
+impl<C: KvCache> Tap for Asking<'_, C> {
     /// All layers use the same scratch, so each is asked about before the next one attends.
     fn layer(&mut self, recorder: &mut Recorder, rows: &LayerRows<'_>) -> wgkv_decoder::Result<()> {
         if let Some(before) = rows.layer.checked_sub(1) {
@@ -73,12 +73,12 @@ impl Tap for Asking<'_> {
     }
 }
 
-impl<'a> Reading<'a> {
+impl<'a, C: KvCache> Reading<'a, C> {
     /// Begins an empty sequence of the cache.
     ///
     /// # Errors
     /// [`wgkv::Error::Sequences`].
-    pub fn begin(decoder: &'a Decoder, work: &'a mut Work, cache: &'a mut Cache) -> Result<Self> {
+    pub fn begin(decoder: &'a Decoder, work: &'a mut Work, cache: &'a mut C) -> Result<Self> {
         let sequence = cache.begin()?;
         Ok(Self { decoder, work, cache, sequence, steps: 0, traffic: Vec::new() })
     }
@@ -92,7 +92,7 @@ impl<'a> Reading<'a> {
         let step = self.decoder.step(self.work, self.cache, &[Chunk { sequence: self.sequence, tokens: ids.len() as u32 }])?;
         let mut recorder = Recorder::new(self.decoder.gpu(), "read");
         self.steps += 1;
-        if tap.is_none() && self.cache.plan().alignment() != Alignment::EVERYTHING && self.steps.is_multiple_of(ASKED) {
+        if tap.is_none() && self.cache.plan_of(0)?.alignment() != Alignment::EVERYTHING && self.steps.is_multiple_of(ASKED) {
             let mut asking = Asking { cache: self.cache, step: &step, traffic: &mut self.traffic };
             self.decoder.forward(&mut recorder, self.work, self.cache, &step, Some(&mut asking))?;
             recorder.submit();

@@ -3,10 +3,16 @@
 
 override EPILOGUE: u32; // one of those below
 override BIAS: bool;    // whether every output has a bias
+override GELU: bool;    // of GATED, whether the activation is GELU by its tanh, not SiLU
 
-const STORE = 0u; // into up to three ranges of rows, one for each matrix of those stacked
-const ADD = 1u;   // onto what is there
-const GATED = 2u; // silu(even output) * odd output, half as many
+const STORE = 0u;  // into up to three ranges of rows, one for each matrix of those stacked
+const ADD = 1u;    // onto what is there
+const GATED = 2u;  // activation(even output) * odd output, half as many
+const CAPPED = 3u; // factor * tanh(output / factor)
+
+const TANH_LIMIT = 16.0;        // beyond it tanh is 1 in f32, and may overflow on the way
+const GELU_SLOPE = 1.5957691;   // 2 sqrt(2 / pi)
+const GELU_CUBE = 0.044715;
 
 struct ProjectParams { // src/kernel/project.rs
     columns: u32,   // numbers of a row of x, a multiple of 32
@@ -21,7 +27,7 @@ struct ProjectParams { // src/kernel/project.rs
     at_b: u32,      // of the second
     at_c: u32,      // of the third
     epsilon: f32,   // added to the mean square of a row before the root
-    factor: f32,    // of the outputs of the first matrix
+    factor: f32,    // of the outputs of the first matrix; with CAPPED, what they stay below
     pad_a: u32,
     pad_b: u32,
     pad_c: u32,
@@ -50,9 +56,19 @@ fn place_bias(output: u32) -> f32 {
     return 0.0;
 }
 
-// silu(gate) * up.
+// activation(gate) * up. Both activations are the gate times a sigmoid, since
+// (1 + tanh(z)) / 2 = sigmoid(2 z).
 fn place_gated(gate: f32, up: f32) -> f32 {
-    return gate / (1.0 + exp(-gate)) * up;
+    var z = gate;
+    if (GELU) {
+        z = GELU_SLOPE * (gate + GELU_CUBE * gate * gate * gate);
+    }
+    return gate / (1.0 + exp(-z)) * up;
+}
+
+// A score that stays below the cap.
+fn place_capped(score: f32) -> f32 {
+    return params.factor * tanh(clamp(score / params.factor, -TANH_LIMIT, TANH_LIMIT));
 }
 
 // Writes two neighbouring outputs of a row, the first of which is even: those of the buffer's rows.
@@ -66,6 +82,10 @@ fn place_pair(row: u32, local: u32, a: f32, b: f32) {
         let at = row * params.total + output;
         out[at] += x;
         out[at + 1u] += y;
+    } else if (EPILOGUE == CAPPED) {
+        let at = row * params.total + output;
+        out[at] = place_capped(x);
+        out[at + 1u] = place_capped(y);
     } else {
         // Every matrix of those stacked has an even number of outputs.
         let at = place_of(row, output);

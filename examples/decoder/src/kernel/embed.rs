@@ -2,7 +2,7 @@
 
 use wgkv::low_level::{Binding, Kernel, Variant};
 
-use super::parts;
+use super::{flag, parts};
 use crate::layout::Layout;
 
 /// `EmbedParams` of `shaders/embed.wgsl`.
@@ -21,8 +21,10 @@ pub struct EmbedParams {
     pub first: u32,
     /// Rows that the buffer has.
     pub count: u32,
+    /// What every number is multiplied by, in a variant that scales.
+    pub factor: f32,
     /// Unused.
-    pub pad: [u32; 2],
+    pub pad: u32,
 }
 
 /// The kernel.
@@ -34,9 +36,12 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// Returns the variant for a layout of the embedding.
-pub fn variant(layout: Layout) -> Variant {
-    Variant::new(&KERNEL, &parts::of(layout), &parts::constants(layout))
+/// Returns the variant for a layout of the embedding, which multiplies the rows by a factor or does
+/// not.
+pub fn variant(layout: Layout, scaled: bool) -> Variant {
+    let mut constants = parts::constants(layout);
+    constants.push(flag("SCALED", scaled));
+    Variant::new(&KERNEL, &parts::of(layout), &constants)
 }
 
 /// Returns the workgroups for `rows` rows of `columns` columns.

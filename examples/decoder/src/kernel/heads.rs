@@ -23,8 +23,10 @@ pub struct HeadsParams {
     pub pairs: u32,
     /// Added to the mean square before the root.
     pub epsilon: f32,
+    /// Where the cosines and sines of the layer's frequencies lie, in pairs of both.
+    pub waves_at: u32,
     /// Unused.
-    pub pad: [u32; 2],
+    pub pad: u32,
 }
 
 /// The kernel.

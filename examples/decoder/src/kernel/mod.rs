@@ -24,8 +24,8 @@ pub fn variants() -> Vec<Variant> {
     let flags = [false, true];
     let mut all = Vec::new();
     for layout in Layout::ALL {
-        all.push(embed::variant(layout));
-        for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::Gated] {
+        all.extend(flags.map(|scaled| embed::variant(layout, scaled)));
+        for epilogue in Epilogue::ALL {
             for bias in flags {
                 all.push(project_tiles::variant(layout, epilogue, bias));
                 all.extend((1..=project_matrix::TILES).map(|tiles| project_matrix::variant(layout, epilogue, bias, tiles)));
@@ -37,7 +37,7 @@ pub fn variants() -> Vec<Variant> {
     }
     for norm in flags {
         for select in flags {
-            all.extend(flags.map(|half| normalize::variant(norm, select, half)));
+            all.extend(normalize::Output::ALL.map(|output| normalize::variant(norm, select, output)));
         }
         all.extend(flags.map(|turn| heads::variant(norm, turn)));
     }

@@ -1,4 +1,4 @@
-//! RMSNorm of rows, or their gathering, into f32 or halves. Shader: `shaders/normalize.wgsl`.
+//! RMSNorm of rows, or their gathering, into f32 or halves, or onto other rows. Shader: `shaders/normalize.wgsl`.
 
 use wgkv::low_level::{Binding, Kernel, Variant};
 
@@ -25,8 +25,25 @@ pub static KERNEL: Kernel = Kernel {
     zeroed: false,
 };
 
-/// Returns the variant that divides by the root mean square or not, takes rows by a list or in their
-/// order, and writes halves or f32.
-pub fn variant(norm: bool, select: bool, half: bool) -> Variant {
-    Variant::new(&KERNEL, &[], &[flag("NORM", norm), flag("SELECT", select), flag("HALF", half)])
+/// What becomes of the rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Written as f32.
+    Numbers,
+    /// Written as halves.
+    Halves,
+    /// Added to what is there, f32: the residual stream after a branch with a norm of its own.
+    Added,
+}
+
+impl Output {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Numbers, Self::Halves, Self::Added];
+}
+
+/// Returns the variant that divides by the root mean square or not, and takes rows by a list or in
+/// their order.
+pub fn variant(norm: bool, select: bool, output: Output) -> Variant {
+    let flags = [flag("NORM", norm), flag("SELECT", select), flag("HALF", output == Output::Halves), flag("ADD", output == Output::Added)];
+    Variant::new(&KERNEL, &[], &flags)
 }

@@ -6,6 +6,7 @@
 use wgkv::low_level::{Binding, Kernel, Variant};
 
 use super::{flag, parts};
+use crate::config::Activation;
 use crate::layout::Layout;
 
 /// Rows up to which this kernel is the fastest: more share the reading and unpacking of weights.
@@ -21,8 +22,20 @@ pub enum Epilogue {
     Store,
     /// Added to what is there.
     Add,
-    /// `silu(even output) * odd output`: gate and up projection, their rows in turn.
-    Gated,
+    /// `activation(even output) * odd output`: gate and up projection, their rows in turn.
+    Gated(Activation),
+    /// `factor * tanh(output / factor)`: scores that stay below a cap.
+    Capped,
+}
+
+impl Epilogue {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Store, Self::Add, Self::Gated(Activation::Silu), Self::Gated(Activation::GeluTanh), Self::Capped];
+
+    /// Returns whether it makes one number of two outputs.
+    pub fn is_gated(self) -> bool {
+        matches!(self, Self::Gated(_))
+    }
 }
 
 /// `ProjectParams` of `shaders/part/place.wgsl`.
@@ -53,7 +66,7 @@ pub struct ProjectParams {
     pub at_c: u32,
     /// Added to the mean square of a row before the root.
     pub epsilon: f32,
-    /// Factor of the first matrix's outputs.
+    /// Factor of the first matrix's outputs; with [`Epilogue::Capped`], the cap.
     pub factor: f32,
     /// Unused.
     pub pad: [u32; 3],
@@ -100,9 +113,10 @@ pub(super) fn common(layout: Layout, epilogue: Epilogue, bias: bool) -> (Vec<wgk
     let number = match epilogue {
         Epilogue::Store => 0,
         Epilogue::Add => 1,
-        Epilogue::Gated => 2,
+        Epilogue::Gated(_) => 2,
+        Epilogue::Capped => 3,
     };
-    constants.extend([("EPILOGUE", f64::from(number)), flag("BIAS", bias)]);
+    constants.extend([("EPILOGUE", f64::from(number)), flag("BIAS", bias), flag("GELU", epilogue == Epilogue::Gated(Activation::GeluTanh))]);
     (sources, constants)
 }
 

@@ -2,6 +2,10 @@
 
 mod model;
 
+use std::f64::consts::FRAC_2_PI;
+
+use crate::config::Activation;
+
 pub use model::logits;
 
 /// Returns `rows` times a matrix `[outputs, columns]`, and beside each number the sum of the
@@ -18,6 +22,19 @@ pub fn project(rows: &[f64], weights: &[f32], columns: usize) -> Vec<[f64; 2]> {
 pub fn normalize(row: &[f64], weights: &[f32], epsilon: f64) -> Vec<f64> {
     let root = (row.iter().map(|x| x * x).sum::<f64>() / row.len() as f64 + epsilon).sqrt();
     row.iter().zip(weights).map(|(x, w)| x / root * f64::from(*w)).collect()
+}
+
+/// Returns the activation of a gate.
+pub fn activate(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::GeluTanh => 0.5 * x * (1.0 + (FRAC_2_PI.sqrt() * (x + 0.044715 * x.powi(3))).tanh()),
+    }
+}
+
+/// Returns a score that stays below a cap.
+pub fn capped(score: f64, cap: f64) -> f64 {
+    cap * (score / cap).tanh()
 }
 
 /// Turns a head's pairs of channels, each in one half of those that turn, by these angles.

@@ -79,16 +79,78 @@ pub fn shapes() -> Vec<(String, Vec<usize>)> {
     shapes
 }
 
+/// The same of a model whose every number its `config.json` gives, of one of the architectures that
+/// have more or other tensors.
+pub fn shapes_of(config: &Value) -> Vec<(String, Vec<usize>)> {
+    let number = |key: &str| config[key].as_u64().unwrap() as usize;
+    let (hidden, wide, vocabulary) = (number("hidden_size"), number("intermediate_size"), number("vocab_size"));
+    let head_dim = number("head_dim");
+    let [queries, keys] = ["num_attention_heads", "num_key_value_heads"].map(|key| number(key) * head_dim);
+    let architecture = config["architectures"][0].as_str().unwrap();
+    let gemma = architecture.starts_with("Gemma");
+    let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![vocabulary, hidden]), ("model.norm.weight".to_owned(), vec![hidden])];
+    if config["tie_word_embeddings"] == json!(false) {
+        shapes.push(("lm_head.weight".to_owned(), vec![vocabulary, hidden]));
+    }
+    for layer in 0..number("num_hidden_layers") {
+        let mut add = |part: &str, shape: &[usize]| shapes.push((format!("model.layers.{layer}.{part}"), shape.to_vec()));
+        add("input_layernorm.weight", &[hidden]);
+        add("post_attention_layernorm.weight", &[hidden]);
+        for (part, rows, columns) in [("q", queries, hidden), ("k", keys, hidden), ("v", keys, hidden), ("o", hidden, queries)] {
+            add(&format!("self_attn.{part}_proj.weight"), &[rows, columns]);
+            if config["attention_bias"] == json!(true) && !(part == "o" && architecture == "Glm4ForCausalLM") {
+                add(&format!("self_attn.{part}_proj.bias"), &[rows]);
+            }
+        }
+        if gemma {
+            add("pre_feedforward_layernorm.weight", &[hidden]);
+            add("post_feedforward_layernorm.weight", &[hidden]);
+        }
+        match architecture {
+            "Gemma3ForCausalLM" => ["q", "k"].iter().for_each(|part| add(&format!("self_attn.{part}_norm.weight"), &[head_dim])),
+            "Glm4ForCausalLM" => ["self_attn", "mlp"].iter().for_each(|part| add(&format!("post_{part}_layernorm.weight"), &[hidden])),
+            "GptOssForCausalLM" => add("self_attn.sinks", &[number("num_attention_heads")]),
+            _ => {}
+        }
+        if architecture == "Glm4ForCausalLM" {
+            add("mlp.gate_up_proj.weight", &[2 * wide, hidden]);
+        } else {
+            add("mlp.gate_proj.weight", &[wide, hidden]);
+            add("mlp.up_proj.weight", &[wide, hidden]);
+        }
+        add("mlp.down_proj.weight", &[hidden, wide]);
+    }
+    shapes
+}
+
+/// Writes the whole model of such a configuration, without a tokenizer's training: its tokens are
+/// single bytes.
+pub fn write_model_of(folder: &Path, config: &Value, seed: u64) {
+    write_config(folder, config);
+    write_tokenizer(folder);
+    write_weights(&folder.join("model.safetensors"), &shapes_of(config), seed);
+}
+
 /// The bytes of a safetensors file with tensors of these shapes, filled from a seed, each in the
-/// next of the three element types.
+/// next of the three element types. Weights of norms lie around 1, or around 0 where the model
+/// counts them from 1.
 pub fn weights(shapes: &[(String, Vec<usize>)], seed: u64) -> Vec<u8> {
+    let from_one = shapes.iter().any(|(name, _)| name.contains("feedforward_layernorm"));
     let mut random = StdRng::seed_from_u64(seed);
     let stored: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = shapes
         .iter()
         .enumerate()
         .map(|(number, (name, shape))| {
-            let norm = shape.len() == 1;
-            let values = (0..shape.iter().product()).map(|_| random.random::<f32>() - 0.5).map(|value| if norm { 1.0 + value } else { value * 0.4 });
+            let norm = shape.len() == 1 && !name.ends_with("bias") && !from_one;
+            let vector = shape.len() == 1;
+            // Large enough to count among the scores of some dozens of keys.
+            let sinks = name.ends_with("sinks");
+            let values = (0..shape.iter().product()).map(|_| random.random::<f32>() - 0.5).map(|value| match (norm, vector) {
+                _ if sinks => 3.0 + value,
+                (true, _) => 1.0 + value,
+                (false, true) => value,
+                (false, false) => value * 0.4,
+            });
             let (dtype, bytes) = match number % 3 {
                 0 => (Dtype::BF16, values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect()),
                 1 => (Dtype::F16, values.flat_map(|value| f16::from_f32(value).to_le_bytes()).collect()),
@@ -340,7 +402,20 @@ pub fn gguf(architecture: &str, sizes: Sizes, tokens: &[String], seed: u64) -> G
         .u32("tokenizer.ggml.bos_token_id", 0)
         .u32("tokenizer.ggml.eos_token_id", 1);
     let (queries, keys) = (query_heads * head_dim, kv_heads * head_dim);
-    let mut matrices = vec![("token_embd".to_owned(), tokens.len(), hidden), ("output".to_owned(), tokens.len(), hidden)];
+    let gemma = architecture.starts_with("gemma");
+    let mut matrices = vec![("token_embd".to_owned(), tokens.len(), hidden)];
+    if gemma {
+        file = file.u32(&key("attention.sliding_window"), 24);
+    } else {
+        matrices.push(("output".to_owned(), tokens.len(), hidden));
+    }
+    if architecture == "gemma2" {
+        // Low enough to bend scores.
+        file = file.f32(&key("attn_logit_softcapping"), 1.5).f32(&key("final_logit_softcapping"), 2.5);
+    }
+    if architecture == "glm4" {
+        file = file.u32(&key("rope.dimension_count"), head_dim as u32 / 2);
+    }
     let mut vectors = vec![("output_norm.weight".to_owned(), hidden)];
     for layer in 0..layers {
         let named = |name: &str| format!("blk.{layer}.{name}");
@@ -348,14 +423,21 @@ pub fn gguf(architecture: &str, sizes: Sizes, tokens: &[String], seed: u64) -> G
             matrices.extend([(named("attn_qkv"), queries + 2 * keys, hidden), (named("ffn_up"), 2 * intermediate, hidden)]);
         } else {
             matrices.extend([(named("attn_q"), queries, hidden), (named("attn_k"), keys, hidden), (named("attn_v"), keys, hidden)]);
-            matrices.extend([(named("ffn_gate"), intermediate, hidden), (named("ffn_up"), intermediate, hidden)]);
+            if architecture == "glm4" {
+                matrices.push((named("ffn_up"), 2 * intermediate, hidden));
+            } else {
+                matrices.extend([(named("ffn_gate"), intermediate, hidden), (named("ffn_up"), intermediate, hidden)]);
+            }
         }
         matrices.extend([(named("attn_output"), hidden, queries), (named("ffn_down"), hidden, intermediate)]);
         vectors.extend([(named("attn_norm.weight"), hidden), (named("ffn_norm.weight"), hidden)]);
-        if architecture == "qwen2" {
+        if gemma || architecture == "glm4" {
+            vectors.extend([(named("post_attention_norm.weight"), hidden), (named("post_ffw_norm.weight"), hidden)]);
+        }
+        if matches!(architecture, "qwen2" | "glm4") {
             vectors.extend([(named("attn_q.bias"), queries), (named("attn_k.bias"), keys), (named("attn_v.bias"), keys)]);
         }
-        if architecture == "qwen3" {
+        if matches!(architecture, "qwen3" | "gemma3") {
             vectors.extend([(named("attn_q_norm.weight"), head_dim), (named("attn_k_norm.weight"), head_dim)]);
         }
     }
