@@ -553,10 +553,13 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error::Readback`], [`Error::Lost`].
-    pub async fn status(&self) -> Result<Status> {
-        let words = self.gpu.read(&self.buffers.shared.status, 0, STATUS_WORDS).await?;
-        self.gpu.queue().write_buffer(&self.buffers.shared.status, 0, &[0; 16]);
-        Ok(Status::from_words(&words))
+    pub fn status(&self) -> impl Future<Output = Result<Status>> + use<> {
+        let (gpu, buffer) = (self.gpu.clone(), self.buffers.shared.status.clone());
+        async move {
+            let words = gpu.read(&buffer, 0, STATUS_WORDS).await?;
+            gpu.queue().write_buffer(&buffer, 0, &[0; 16]);
+            Ok(Status::from_words(&words))
+        }
     }
 
     /// Checks the invariants of pages and sequences, for tests. Returns the number of live

@@ -32,7 +32,7 @@ pub struct Options {
     /// Tokens that the tests let a text grow to: the model's whole context without it.
     #[arg(long, requires = "test", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(512..=2048))]
     context: u32,
-    /// Also test the npm package in Node.js and Deno, fetched by npm.
+    /// Also test the npm package in Node.js and Deno, and beside onnxruntime-web, fetched by npm.
     #[arg(long, requires = "test")]
     hosts: bool,
     /// Where the page and the package are written; `web` in cargo's target directory without it.
@@ -82,7 +82,9 @@ pub fn run(options: &Options) -> Result<()> {
         test::run(&site, &browsers, options.context)?;
     }
     if options.hosts {
-        hosts::test(&site, &target.join("web-hosts"))?;
+        let folder = target.join("web-hosts");
+        hosts::test(&site, &folder)?;
+        hosts::test_onnx(&site, &folder)?;
     }
     if options.serve {
         let port = serve::serve(site.page.clone(), options.port)?;

@@ -1,7 +1,12 @@
 // What `cargo xtask web --test` asks of a browser, one function after another.
 
 import { Engine } from '../page/engine.js';
+import { checkDevice, checkEarly, checkMemory } from './device.mjs';
 import { check } from './package.mjs';
+import { inBrowser, recipes } from './recipes.mjs';
+
+/** The npm package. */
+const wgkv = () => import('../package/index.js');
 
 const engine = new Engine('../page/');
 const [continuations, tiny] = await Promise.all(['continuations.json', 'tiny.json'].map(async (name) => (await fetch(name)).json()));
@@ -70,8 +75,14 @@ globalThis.tests = {
     await engine.call('take_own');
     return { about, wrong, refusals };
   },
-  async package() {
-    return check(await import('../package/index.js'));
+  /** First: its buffers must be made before the package is imported. */
+  early: () => checkEarly(wgkv),
+  package: async () => check(await wgkv()),
+  ownDevice: async () => checkDevice(await wgkv()),
+  tooMuch: async () => checkMemory(await wgkv()),
+  async recipes() {
+    const text = await (await fetch('../package/README.md')).text();
+    return recipes(text, inBrowser(new URL('../package/index.js', location)));
   },
   // Two parts, between which the driver may count what it alone can.
   /** Begins a text of `tokens` tokens or a few more, most of them the prompt's. */

@@ -1,9 +1,9 @@
 // What the npm package must do in every host: right answers, and clear errors that break nothing.
 
-const options = { queryHeads: 4, kvHeads: 2, headDim: 64, layers: 2, tokens: 160, rope: { theta: 10000 }, window: 0, keyBits: 8, valueBits: 8 };
+export const options = { queryHeads: 4, kvHeads: 2, headDim: 64, layers: 2, tokens: 160, rope: { theta: 10000 }, window: 0, keyBits: 8, valueBits: 8 };
 
 /** Numbers between -1 and 1, the same everywhere. */
-function numbers(count, seed) {
+export function numbers(count, seed) {
   let state = seed;
   return Float32Array.from({ length: count }, () => {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
@@ -12,7 +12,7 @@ function numbers(count, seed) {
 }
 
 /** Attention of the last token from token `first` on, in plain JavaScript, after the same RoPE. */
-function attention(keys, values, query, tokens, first = 0) {
+export function attention(keys, values, query, tokens, first = 0) {
   const { queryHeads, kvHeads, headDim } = options;
   const turn = (row, position) => Array.from(row, (x, i) => {
     const pair = i % (headDim / 2);
@@ -35,18 +35,18 @@ function attention(keys, values, query, tokens, first = 0) {
   return output;
 }
 
-function same(what, got, want) {
+export function same(what, got, want) {
   if (got !== want) throw new Error(`${what} is ${got}, wanted ${want}`);
 }
 
 /** Up to the codes of 8 bits, those of the query, and the weights of 8 bits. */
-function near(got, want) {
+export function near(got, want) {
   const [error, length] = want.reduce(([error, length], x, i) => [error + (got[i] - x) ** 2, length + x * x], [0, 0]);
   if (!(Math.sqrt(error / length) < 0.02)) throw new Error(`attention is off by ${Math.sqrt(error / length)}`);
 }
 
 /** Must throw an error whose text holds these words. */
-async function throws(action, ...words) {
+export async function throws(action, ...words) {
   let text;
   try {
     await action();
@@ -128,7 +128,8 @@ export async function check({ Cache }) {
   await refused(() => cache.bytes, 'freed');
 
   await refused(() => new Cache(), 'Cache.open');
-  await refused(() => Cache.open(), 'tokens');
+  await refused(() => Cache.open(), 'queryHeads');
+  await refused(() => Cache.open({ ...options, tokens: undefined }), 'tokens', 'missing');
   await refused(() => Cache.open({ ...options, headDim: 65 }), 'head_dim', '65');
   await refused(() => Cache.open({ ...options, keyBits: 5 }), 'bits', '5');
   await refused(() => Cache.open({ ...options, codec: 'int4' }), 'int4', 'hadamard');

@@ -99,8 +99,23 @@ fn in_browser(browser: &mut Browser, kind: Kind, port: u16) -> Result<()> {
         bail!("a model from a file writes otherwise than natively: {opened}");
     }
     println!("    {kind}: a GGUF file of {} parameters writes as natively; wrong ones: {}", opened["about"]["parameters"], opened["refusals"]);
+    package(browser, kind)
+}
+
+/// The npm package: with arrays, on a device of the page's, and as its README tells.
+fn package(browser: &mut Browser, kind: Kind) -> Result<()> {
+    let count = |list: &Value| list.as_array().map_or(0, Vec::len);
+    let late = browser.evaluate("tests.early()")?;
+    println!("    {kind}: npm package: the device refuses buffers from before the import, and {} calls tell it", count(&late));
     let refusals = browser.evaluate("tests.package()")?;
-    println!("    {kind}: npm package: attention agrees, {} wrong inputs are refused", refusals.as_array().map_or(0, Vec::len));
+    println!("    {kind}: npm package: attention agrees, {} wrong inputs are refused", count(&refusals));
+    let own = browser.evaluate("tests.ownDevice()")?;
+    println!("    {kind}: npm package: an engine decodes on its own device; of wrong buffers and devices {} are refused", count(&own["texts"]));
+    println!("    {kind}: npm package: buffers and bind groups that a step makes: {}", own["steps"]);
+    println!("    {kind}: npm package: {} recipes run", browser.evaluate("tests.recipes()")?);
+    if kind == Kind::Chromium {
+        println!("    {kind}: npm package: {}", browser.evaluate("tests.tooMuch()")?);
+    }
     Ok(())
 }
 
