@@ -229,8 +229,8 @@ fn rows_that_the_decoder_turns_score_as_in_f64() {
     check_with(&decoder, &model, cache, "turned by the decoder", random);
 }
 
-/// A window holds so many tokens however long the text: what a step brings, and pages that are
-/// begun.
+/// A window holds the same number of tokens however long the text is: what a step brings, and pages
+/// that are begun.
 #[test]
 fn windowed_layers_of_a_long_text_take_no_more_memory() {
     let random = &mut StdRng::seed_from_u64(tiny::seed());

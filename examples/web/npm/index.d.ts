@@ -192,7 +192,7 @@ export class Cache {
   load(bytes: Uint8Array): Sequence;
 
   /**
-   * Begins a step of the model: so many tokens of the cache's first sequence, or chunks of several, whose rows then come one after another. The
+   * Begins a step of the model: N tokens of the cache's first sequence, or chunks of several, whose rows then come one after another. The
    * tokens count from here on; every layer must be given their keys and values by `append` before the next step.
    *
    * With arrays `append` begins a step by itself, since they tell how many tokens they hold. Buffers do not.
@@ -285,13 +285,13 @@ export interface CalibrationOptions extends AttentionShape, OnDevice {
 }
 
 /**
- * What 'centred' and 'rotate-kv' learn: sample text goes through the unchanged model, every layer's rows go to `add`, and `finish` answers the
+ * What 'centred' and 'rotate-kv' learn: sample text goes through the unchanged model, every layer's rows go to `add`, and `finish` returns the
  * bytes that are a cache's option `calibration`.
  */
 export class Calibration {
   private constructor();
   static open(options: CalibrationOptions): Promise<Calibration>;
-  /** Adds one layer's rows of so many tokens, queries and keys before RoPE. 'rotate-kv' looks at `keys` alone. No padding among them. */
+  /** Adds one layer's rows of N tokens, queries and keys before RoPE. 'rotate-kv' looks at `keys` alone. No padding among them. */
   add(layer: number, rows: { queries?: Rows; keys: Rows; values?: Rows }, tokens: number, encoder?: GPUCommandEncoder): void;
   /** What was learned of all that was added, under the name of the model. */
   finish(model?: string): Promise<Uint8Array>;

@@ -556,7 +556,7 @@ impl Held {
         self.cache.free_pages()
     }
 
-    /// Stored bits a number, of a sequence of so many tokens.
+    /// Stored bits a number, of a sequence of N tokens.
     pub fn bits(&self, tokens: u32) -> f64 {
         self.cache.plan().bits_per_element(tokens.into())
     }
