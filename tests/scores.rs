@@ -242,12 +242,13 @@ fn what_scores_cannot_be_is_refused() {
         assert!(error.contains(name) && error.contains(had), "{error}");
     };
     let four = hadamard(Bits::Four, Bits::Four, 64);
-    for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+    for bad in [0.0, -1.0, f32::NAN, f32::INFINITY, 3e38, 1e-39] {
         refused(plan(four).score_scale(bad), "score scale", &bad.to_string());
         refused(plan(four).soft_cap(bad), "soft cap", &bad.to_string());
     }
     refused(plan(four).sink_logits(vec![0.0; 7]), "sink logits", "7");
     refused(plan(four).sink_logits([vec![0.0; 7], vec![f32::NAN]].concat()), "sink logit", "NaN");
+    refused(plan(four).sink_logits([vec![0.0; 7], vec![3e38]].concat()), "sink logit", "3000");
     refused(plan(four).chunked_attention(0), "attention chunk", "0");
     refused(plan(Format::aligned_f16()).soft_cap(50.0), "capped scores", "aligned-f16");
     refused(plan(four).alignment(Alignment::budget(0.1, 0.1)).soft_cap(50.0), "capped scores", "hadamard");
@@ -255,4 +256,24 @@ fn what_scores_cannot_be_is_refused() {
     refused(plan(centred(Bits::Four, Bits::Four, 64)).learned(means).soft_cap(50.0), "do not turn", "32");
     refused(plan(Format::aligned_f16()).protection(massive(4, 0)), "massive sinks", "aligned-f16");
     refused(plan(four).alignment(Alignment::budget(0.1, 0.1)).protection(massive(4, 0)), "massive sinks", "hadamard");
+}
+
+#[test]
+fn a_cut_leaves_fewer_tokens_than_there_are_elected_sinks() {
+    use Bits::*;
+    let gpu = gpu();
+    let steps = vec![vec![(0, 300)], vec![(0, 1)], vec![(0, 3)], vec![(0, 1)]];
+    let case = case("cut to 5", 64, 4, 2, centred(Eight, Eight, 64)).protection(massive(20, 16)).steps(steps.clone());
+    let mut walk = Walk::new(&gpu, case);
+    walk.take(&steps[0], false);
+    let mut recorder = encoder(&gpu);
+    walk.cache.truncate(&mut recorder, walk.sequences[0], 5).unwrap();
+    submit(&gpu, recorder);
+    for chunks in &steps[1..] {
+        let taken = walk.take(chunks, true);
+        let tokens = chunks[0].1;
+        let error = relative_rms(&walk.output(&taken), &exact_over_stored(&walk, &taken, 0, 0, tokens));
+        println!("  {tokens} tokens: {error:.5}");
+        assert!(error <= CENTRED_RMS, "{tokens} tokens after the cut: {error}. WGKV_SEED={}", walk.seed);
+    }
 }

@@ -299,7 +299,7 @@ impl Cache {
     /// another [layout](crate::RowLayout) each, queries before RoPE unless the plan has
     /// [turned rows](crate::PlanBuilder::turned_rows), scores times the plan's
     /// [scale](crate::PlanBuilder::score_scale). Both are f32, f16 or bf16, alike. They may be the
-    /// same rows, or rows apart from each other (which may take turns in one buffer), but not overlap
+    /// same rows, or rows apart from each other (which may interleave in one buffer), but not overlap
     /// otherwise. What lies between rows of the output is left as it is. A query that sees no token,
     /// which only [`Cache::step_parts`] has, has an output of 0. It may be called again, with other
     /// queries.

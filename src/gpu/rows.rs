@@ -17,8 +17,8 @@ pub enum RowLayout {
     /// `[tokens, heads, head_dim]`, the tokens of all chunks one after another.
     #[default]
     Dense,
-    /// `[sequences, heads, tokens, head_dim]`. In a step of one tensor its tokens are those of all
-    /// chunks; in one of several, every chunk has as many tokens as the others.
+    /// `[sequences, heads, tokens, head_dim]`. Either one tensor holds the
+    /// tokens of all chunks, or there is one a chunk and all chunks are equally long.
     HeadsFirst {
         /// Tokens of each sequence.
         tokens: u32,
@@ -149,12 +149,12 @@ impl<'a> Rows<'a> {
 
     /// Checks that rows that are only read lie there, and returns where.
     pub(crate) fn read(&self, name: &'static str, shape: RowShape, capability: &Capability) -> Result<Placed<'a>> {
-        let strides = self.layout.strides(name, shape)?;
         // No rows are bound as dense ones, at an offset that can be bound.
         if shape.rows == 0 {
             let offset = self.offset / u64::from(capability.storage_alignment) * u64::from(capability.storage_alignment);
             return Rows::new(self.buffer, self.element).at(offset).dense(name, shape, capability);
         }
+        let strides = self.layout.strides(name, shape)?;
         if strides == Wide::dense(shape) && self.offset.is_multiple_of(capability.storage_alignment.into()) {
             return Rows { layout: RowLayout::Dense, ..*self }.dense(name, shape, capability);
         }
@@ -394,9 +394,9 @@ impl Placed<'_> {
         RowForm { element, strided: self.strides.is_some() }
     }
 
-    /// Returns whether these are the rows that others are, number by number.
+    /// Returns whether each of these rows lies where the same row of others does.
     pub fn are(&self, other: &Placed<'_>) -> bool {
-        self.binding.buffer == other.binding.buffer && self.spans() == other.spans()
+        self.binding.buffer == other.binding.buffer && self.rows.offset == other.rows.offset && self.wide == other.wide
     }
 
     /// Refuses rows that are written where others lie, which the same call reads. Rows of both may

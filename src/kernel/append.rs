@@ -5,7 +5,7 @@
 
 use super::parts::{self, shared};
 use super::{
-    Binding, Constants, Kernel, STEP, Variant, centred, element_constant, fit_parts, flag, hadamard_constants, laid_out, page_constants, rope_constants,
+    Binding, Constants, Kernel, STEP, Variant, centred, element_constant, fit_parts, flag, hadamard_constants, laid_out, page_constants, rope_constants, turned,
 };
 use crate::format::Element;
 use crate::gpu::RowForm;
@@ -47,6 +47,7 @@ pub static KERNEL: Kernel = Kernel {
 /// Returns the constants that both packing kernels take.
 pub(super) fn packing_constants(plan: &Plan, slab: &Slab, element: Element) -> Constants {
     let mut constants = rope_constants(plan);
+    constants.push(turned(plan));
     constants.extend(page_constants(plan, slab));
     constants.extend([
         flag("KEYS", !plan.restores()),

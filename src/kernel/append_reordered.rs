@@ -6,7 +6,7 @@
 //! [`reference::append_reordered`](crate::low_level::reference::append_reordered).
 
 use super::parts::{self, shared};
-use super::{Binding, Kernel, STEP, Variant, element_constant, group_constants, hadamard_constants, laid_out, rope_constants};
+use super::{Binding, Kernel, STEP, Variant, element_constant, group_constants, hadamard_constants, laid_out, rope_constants, turned};
 use crate::gpu::RowForm;
 use crate::plan::{Plan, Slab};
 
@@ -56,6 +56,7 @@ pub static KERNEL: Kernel = Kernel {
 pub fn variant(plan: &Plan, slab: &Slab, rows: RowForm) -> Variant {
     let mut constants = hadamard_constants(plan.shape().head_dim);
     constants.extend(rope_constants(plan));
+    constants.push(turned(plan));
     constants.extend(group_constants(plan, slab));
     constants.extend([
         element_constant(rows.element),

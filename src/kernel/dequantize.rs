@@ -4,7 +4,7 @@
 //! [`reference::dequantize`](crate::low_level::reference::dequantize).
 
 use super::parts::{self, shared};
-use super::{Binding, Kernel, STEP, Variant, centred, elected_constants, flag, group_constants, hadamard_constants, page_constants, rope_constants};
+use super::{Binding, Kernel, STEP, Variant, centred, elected_constants, flag, group_constants, hadamard_constants, page_constants, rope_constants, turned};
 use crate::plan::{Plan, Slab};
 
 /// `DequantizeParams` of `shaders/dequantize.wgsl`.
@@ -49,6 +49,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     constants.extend(group_constants(plan, slab));
     constants.extend(elected_constants(plan));
     constants.extend(rope_constants(plan));
+    constants.push(turned(plan));
     constants.extend([
         flag("ROTATE_KEYS", plan.format().codec().rotates_keys()),
         flag("ROTATE_VALUES", plan.format().codec().rotates_values()),

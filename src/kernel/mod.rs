@@ -82,7 +82,7 @@ pub(crate) fn hadamard_constants(head_dim: u32) -> Constants {
     ]
 }
 
-/// Returns ROPE, ROPE_PAIRS and TURNED.
+/// Returns ROPE and ROPE_PAIRS.
 pub(crate) fn rope_constants(plan: &Plan) -> Constants {
     let rope = &plan.shape().rope;
     let kind = match (rope.frequencies().is_empty(), rope.layout()) {
@@ -90,7 +90,12 @@ pub(crate) fn rope_constants(plan: &Plan) -> Constants {
         (false, RopeLayout::SplitHalves) => 1,
         (false, RopeLayout::Interleaved) => 2,
     };
-    vec![("ROPE", kind.into()), ("ROPE_PAIRS", rope.frequencies().len() as f64), flag("TURNED", plan.turned_rows())]
+    vec![("ROPE", kind.into()), ("ROPE_PAIRS", rope.frequencies().len() as f64)]
+}
+
+/// Returns TURNED.
+pub(crate) fn turned(plan: &Plan) -> (&'static str, f64) {
+    flag("TURNED", plan.turned_rows())
 }
 
 /// Returns where everything lies in a page of a slab.

@@ -6,7 +6,7 @@
 //! [`reference::position`](crate::low_level::reference::position()).
 
 use super::parts::{self, shared};
-use super::{Binding, Kernel, STEP, Variant, centred, element_constant, laid_out, position_constants, rope_constants, score_scale};
+use super::{Binding, Kernel, STEP, Variant, centred, element_constant, laid_out, position_constants, rope_constants, score_scale, turned};
 use crate::gpu::RowForm;
 use crate::plan::Plan;
 pub use crate::plan::sizes::POSITION_TERMS as TERMS;
@@ -45,6 +45,7 @@ pub const PAGES: u32 = 16;
 pub fn variant(plan: &Plan, rows: RowForm) -> Variant {
     let head_dim = plan.shape().head_dim;
     let mut constants = rope_constants(plan);
+    constants.push(turned(plan));
     constants.extend(position_constants(plan));
     constants.extend([
         ("HEADS", plan.heads_per_reading().into()),

@@ -4,7 +4,7 @@
 //! [`reference::protect`](crate::low_level::reference::protect).
 
 use super::parts::shared;
-use super::{Binding, Kernel, STEP, Variant, centred, elected_constants, element_constant, flag, hadamard_constants, laid_out, rope_constants};
+use super::{Binding, Kernel, STEP, Variant, centred, elected_constants, element_constant, flag, hadamard_constants, laid_out, rope_constants, turned};
 use crate::gpu::RowForm;
 use crate::plan::Plan;
 
@@ -39,6 +39,7 @@ pub static KERNEL: Kernel = Kernel {
 pub fn variant(plan: &Plan, rows: RowForm) -> Variant {
     let mut constants = hadamard_constants(plan.shape().head_dim);
     constants.extend(rope_constants(plan));
+    constants.push(turned(plan));
     constants.extend(elected_constants(plan));
     constants.extend([
         flag("ROTATE_KEYS", plan.format().codec().rotates_keys()),

@@ -4,7 +4,9 @@
 //! Shader: `shaders/query.wgsl`. Twin: [`reference::query`](crate::low_level::reference::query).
 
 use super::parts::{self, shared};
-use super::{Binding, Kernel, STEP, Variant, centred, element_constant, flag, hadamard_constants, laid_out, position_quads, rope_constants, score_scale};
+use super::{
+    Binding, Kernel, STEP, Variant, centred, element_constant, flag, hadamard_constants, laid_out, position_quads, rope_constants, score_scale, turned,
+};
 use crate::gpu::RowForm;
 use crate::plan::Plan;
 
@@ -45,6 +47,7 @@ pub fn variant(plan: &Plan, rows: RowForm) -> Variant {
     let head_dim = plan.shape().head_dim;
     let mut constants = hadamard_constants(head_dim);
     constants.extend(rope_constants(plan));
+    constants.push(turned(plan));
     constants.extend([
         flag("ROTATE_KEYS", plan.format().codec().rotates_keys()),
         centred(plan),

@@ -4,6 +4,7 @@ use super::Plan;
 use crate::error::{Error, Result};
 use crate::format::Shape;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 /// Which of its sequence's tokens a query sees, apart from those after it.
@@ -25,8 +26,8 @@ impl Span {
     pub fn first(self, position: u32) -> u32 {
         match self {
             Self::All => 0,
-            Self::Sliding(tokens) => (position + 1).saturating_sub(tokens),
-            Self::Chunked(tokens) => position / tokens * tokens,
+            Self::Sliding(tokens) => position.saturating_add(1).saturating_sub(tokens),
+            Self::Chunked(tokens) => position - position.checked_rem(tokens).unwrap_or(0),
         }
     }
 
@@ -49,6 +50,9 @@ impl fmt::Display for Span {
     }
 }
 
+/// Scales and caps that are served: what the kernels make of them stays a normal number in f32.
+const SCORES: RangeInclusive<f32> = 1e-30..=1e30;
+
 /// What a plan's scores are, beyond the product of key and query.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Scoring {
@@ -65,8 +69,8 @@ pub(super) struct Scoring {
 impl Scoring {
     pub fn check(&self, shape: &Shape) -> Result<()> {
         for (name, number) in [("score scale", self.scale), ("soft cap", self.soft_cap)] {
-            if let Some(had) = number.filter(|x| !(x.is_finite() && *x > 0.0)) {
-                return Err(Error::argument(name, "finite and above 0", had));
+            if let Some(had) = number.filter(|x| !SCORES.contains(x)) {
+                return Err(Error::argument(name, format!("{:e} to {:e}", SCORES.start(), SCORES.end()), had));
             }
         }
         if let Some(logits) = &self.sink_logits {
@@ -74,8 +78,8 @@ impl Scoring {
             if logits.len() != wanted {
                 return Err(Error::argument("sink logits", format!("{wanted}: one a layer and query head"), logits.len()));
             }
-            if let Some(had) = logits.iter().find(|x| !x.is_finite()) {
-                return Err(Error::argument("sink logit", "finite", had));
+            if let Some(had) = logits.iter().find(|x| x.is_nan() || x.abs() > *SCORES.end()) {
+                return Err(Error::argument("sink logit", format!("{:e} at most, either way", SCORES.end()), had));
             }
         }
         Ok(())

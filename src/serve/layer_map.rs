@@ -33,7 +33,7 @@ impl LayerMap {
         if let Some(group) = groups.iter().position(Vec::is_empty) {
             return Err(Error::argument(format!("layers of group {group}"), "1 or more", 0));
         }
-        // So many layers are named, and each must be named once: none has a larger number.
+        // Each layer must be named once, so none has a number beyond their count.
         let count = groups.iter().map(Vec::len).sum::<usize>() + shared.len();
         let mut places: Vec<Option<Place>> = vec![None; count];
         let mut beyond = None;

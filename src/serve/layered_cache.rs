@@ -596,7 +596,7 @@ impl LayeredCache {
     /// came since the last call, as [`Cache::status`]; each group lists 256 at most.
     ///
     /// # Errors
-    /// Those of [`Cache::status`].
+    /// Those of [`Cache::status`]; what the groups read before had listed is then gone.
     pub async fn status(&self) -> Result<Status> {
         let mut all = Status::default();
         for (group, cache) in self.caches.iter().enumerate() {

@@ -103,8 +103,8 @@ impl LayeredPlanBuilder {
     }
 
     /// Sets how many tokens layers that slide keep beside their window. A sequence can always be cut
-    /// back to where its latest step began, and by this many tokens more; if it was cut back before,
-    /// count from the longest that it was when a step began. The default is 0: enough for drafts
+    /// back to where its latest step began, and by this many tokens more, counted from the greatest
+    /// length at which any step began. The default is 0: enough for drafts
     /// that one step brings and the next call cuts back.
     pub fn keep(mut self, tokens: u32) -> Self {
         self.keep = tokens;

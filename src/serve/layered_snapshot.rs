@@ -94,7 +94,10 @@ impl LayeredCache {
     /// [`Cache::load`](crate::Cache::load).
     ///
     /// # Errors
-    /// Those of [`Cache::load`](crate::Cache::load); then nothing has changed in any group.
+    /// Those of [`Cache::load`](crate::Cache::load), and [`Error::Mismatch`] for more pages than a
+    /// group that slides has planned for, as a plan with a larger
+    /// [`keep`](crate::layers::LayeredPlanBuilder::keep) saves them; then nothing has changed in any
+    /// group.
     pub fn load(&mut self, encoder: &mut wgpu::CommandEncoder, bytes: &[u8]) -> Result<Sequence> {
         let parts = from_bytes(self.plan(), bytes)?;
         let mut opened = Vec::with_capacity(parts.len());

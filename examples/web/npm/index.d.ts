@@ -11,7 +11,7 @@ export interface AttentionShape {
   /** Channels of a head: 64, 80, 96, 128 or 256. */
   headDim: number;
   /**
-   * Rotary position embedding, which the cache applies to keys and queries: they come before it. Default none: they come as they shall be,
+   * Rotary position embedding, which the cache applies to keys and queries: they come before it. Default none: they are used as they come,
    * turned already where the model turns them.
    */
   rope?: {
@@ -193,7 +193,8 @@ export class Cache {
 
   /**
    * Begins a step of the model: N tokens of the cache's first sequence, or chunks of several, whose rows then come one after another. The
-   * tokens count from here on; every layer must be given their keys and values by `append` before the next step.
+   * tokens count from here on; every layer must be given their keys and values by `append` before the next step. Ending, forking,
+   * cutting back or sliding any sequence before that ends the step, and the next `append` throws.
    *
    * With arrays `append` begins a step by itself, since they tell how many tokens they hold. Buffers do not.
    */
@@ -201,7 +202,7 @@ export class Cache {
   step(chunks: Chunk[]): void;
 
   /**
-   * Takes the step back of which no layer was appended yet. With `dropped` also one of which some were: the caller gives his word that the
+   * Takes the step back of which no layer was appended yet. With `dropped` also one of which some were: the caller promises that the
    * encoders that they were recorded on are never submitted.
    */
   abandon(options?: { dropped?: boolean }): void;
@@ -218,7 +219,7 @@ export class Cache {
   /**
    * Gives a layer the step's keys and values: `[tokens, kvHeads, headDim]` each, keys before RoPE. Every layer must be given its own, in any
    * order, once a step. With an encoder it is recorded there, in a compute pass of its own, and nothing is submitted: the caller submits it
-   * before he calls anything here that changes or saves sequences. Rows are then buffers.
+   * before calling anything here that changes or saves sequences. Rows are then buffers.
    */
   append(layer: number, keys: Rows, values: Rows, encoder?: GPUCommandEncoder): void;
 

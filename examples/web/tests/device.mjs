@@ -149,6 +149,12 @@ export async function checkDevice({ Cache, Calibration }) {
   cache.abandon();
   same('tokens after abandon', cache.tokens, tokens);
   await refused(() => cache.abandon(), 'step');
+  // A step that the end of another sequence ended: its rows must not begin one of the first.
+  const passing = cache.begin();
+  cache.step(1);
+  passing.end();
+  await refused(() => cache.append(0, numbers(width, 5), numbers(width, 5)), 'begin it again');
+  same('tokens after a step that was ended', cache.tokens, tokens);
   await refused(() => cache.append(0, numbers(width, 5), destroyed), 'values', 'destroyed');
   same('tokens after a refusal that began no step', cache.tokens, tokens);
   cache.step(1);

@@ -5,7 +5,7 @@ function blocks(text) {
   return Array.from(text.matchAll(/^```js ?(\w*)\n(.*?)^```$/gms), ([, where, code]) => ({ where, code }));
 }
 
-/** Runs those that `run` has a way for; answers how many. */
+/** Runs those that `run` has a way for; returns how many. */
 export async function recipes(text, run) {
   let count = 0;
   for (const { where, code } of blocks(text)) {
@@ -15,6 +15,7 @@ export async function recipes(text, run) {
     await way(code).catch((error) => { throw new Error(`the recipe "${title}": ${error.message}`); });
     count++;
   }
+  if (count === 0) throw new Error('the README has no recipe that runs here');
   return count;
 }
 

@@ -12,29 +12,36 @@
 override HEAD_DIM: u32;       // channels of a head
 override ROPE_PAIRS: u32;     // pairs of channels that turn
 override POSITION_QUADS: u32; // pairs of those, the last perhaps in part
+override MASSIVE: bool;        // whether the sinks are elected
 override ROW_TURNS: u32;      // vectors of turns before those by lane: [quad, 32]
 
 // A and B of each pair in turn: for tokens after the pages, then for sinks.
 const ROW_FACTORS = 8u * POSITION_QUADS;
 var<workgroup> row_factors: array<HeadsF, ROW_FACTORS>;
 
-// The query's factors of pair p, turned to position t.
-fn rows_turn_pair(queries_at: u32, head_first: u32, p: u32, t: u32, at: u32) {
+// The query's factors of pair p, turned to position t, or by as much the other way.
+fn rows_turn_pair(queries_at: u32, head_first: u32, p: u32, t: u32, back: bool, at: u32) {
     let a = row_query(queries_at, head_first, HEAD_DIM + 2u * p);
     let b = row_query(queries_at, head_first, HEAD_DIM + 2u * p + 1u);
     // Beyond the last pair stand zeros.
     let pair = min(p, ROPE_PAIRS - 1u);
-    let turn = turn_compose(turn_at((128u + t / 128u) * ROPE_PAIRS + pair), turn_at((t % 128u) * ROPE_PAIRS + pair));
+    var turn = turn_compose(turn_at((128u + t / 128u) * ROPE_PAIRS + pair), turn_at((t % 128u) * ROPE_PAIRS + pair));
+    if (back) {
+        turn.y = -turn.y;
+    }
     row_factors[at + 2u * p] = a * turn.x + b * turn.y;
     row_factors[at + 2u * p + 1u] = b * turn.x - a * turn.y;
 }
 
-// Turns the factors to a tile's first place.
+// Turns the factors to a tile's first place: for tokens after the pages to where that place would be
+// if they went on backwards, which lies before position 0 where more sinks are elected than tokens
+// packed (of a sequence that was cut back).
 fn rows_turn(queries_at: u32, head_first: u32, place: u32, sinks: u32, packed: u32, lane: u32) {
     for (var p = lane; p < 2u * POSITION_QUADS; p += 32u) {
-        rows_turn_pair(queries_at, head_first, p, packed - sinks + place, 0u);
+        let back = MASSIVE && packed + place < sinks;
+        rows_turn_pair(queries_at, head_first, p, select(packed + place - sinks, sinks - packed - place, back), back, 0u);
         if (place < sinks) {
-            rows_turn_pair(queries_at, head_first, p, place, 4u * POSITION_QUADS);
+            rows_turn_pair(queries_at, head_first, p, place, false, 4u * POSITION_QUADS);
         }
     }
 }

@@ -10,5 +10,6 @@ fn cap_scores(s: Capped) -> Capped {
         return s;
     }
     let e = exp2(CAP_SLOPE * abs(s));
-    return SOFT_CAP * sign(s) * ((Capped(1.0) - e) / (Capped(1.0) + e));
+    // A score that is not finite stays so, since the output must be NaN.
+    return select(SOFT_CAP * sign(s) * ((Capped(1.0) - e) / (Capped(1.0) + e)), s, abs(s) > Capped(3e38));
 }

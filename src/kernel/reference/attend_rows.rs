@@ -61,7 +61,7 @@ pub fn attend_rows(
                 let tokens: [Option<(u32, u32)>; TILE_PLACES as usize] = std::array::from_fn(|lane| token(TILE_PLACES * tile + lane as u32));
                 // The query's factors at the tile's first place, of tokens after the pages and of
                 // sinks.
-                let turned = [packed.wrapping_sub(sinks), 0].map(|at| turned_factors(c, turns, query, at.wrapping_add(TILE_PLACES * tile)));
+                let turned = [i64::from(packed) - i64::from(sinks), 0].map(|at| turned_factors(c, turns, query, at + i64::from(TILE_PLACES * tile)));
                 let s: [f32; TILE_PLACES as usize] = std::array::from_fn(|lane| {
                     let Some((t, at)) = tokens[lane] else {
                         return HIDDEN;
@@ -98,11 +98,16 @@ fn pair_added(sum: f32, (key, query): ([f32; 2], &[f32])) -> f32 {
     sum + (key[0] * query[0] + key[1] * query[1])
 }
 
-/// Returns a query's factors of the mean of the keys, by pair, turned to a position.
-fn turned_factors(c: &Constants, turns: &[[f32; 2]], query: &[f32], position: u32) -> Vec<[f32; 2]> {
+/// Returns a query's factors of the mean of the keys, by pair, turned to a position, which may lie
+/// before 0 where more sinks are elected than tokens packed.
+fn turned_factors(c: &Constants, turns: &[[f32; 2]], query: &[f32], position: i64) -> Vec<[f32; 2]> {
+    let turn = |p: u32| {
+        let [cos, sin] = turn::at(c, turns, p, position.unsigned_abs() as u32);
+        [cos, if position < 0 { -sin } else { sin }]
+    };
     let factors = query[c.head_dim as usize..].chunks_exact(2).enumerate();
     // Beyond the last pair stand zeros.
-    factors.map(|(p, factors)| turn::divided(turn::at(c, turns, (p as u32).min(c.rope_pairs - 1), position), [factors[0], factors[1]])).collect()
+    factors.map(|(p, factors)| turn::divided(turn((p as u32).min(c.rope_pairs - 1)), [factors[0], factors[1]])).collect()
 }
 
 /// Returns a score with what the mean of the keys adds to it at a lane. Shader:

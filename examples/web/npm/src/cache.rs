@@ -29,6 +29,8 @@ pub struct Held {
     /// The number of the next sequence.
     next: u32,
     growing: Option<Growing>,
+    /// Whether a step ended before all layers had their part, by a call about sequences.
+    interrupted: bool,
     places: Places,
     doubts: Doubts,
 }
@@ -163,13 +165,36 @@ impl Held {
         Ok(())
     }
 
+    /// Ends the step at hand, which a change of any sequence makes stale.
+    fn outdate(&mut self) {
+        self.interrupted |= self.is_growing();
+        self.growing = None;
+    }
+
+    /// Refuses rows of a step that a call about sequences ended: without it they would begin another.
+    fn expect_uninterrupted(&mut self) -> Result<(), JsValue> {
+        if std::mem::take(&mut self.interrupted) {
+            return Err(throw("the step ended before all layers had their part, when a sequence was ended, forked, cut or slid: begin it again"));
+        }
+        Ok(())
+    }
+
     /// Changes sequences on an encoder that is submitted at once.
     fn change<T>(&mut self, change: impl FnOnce(&mut Cache, &mut PrefixIndex, &mut wgpu::CommandEncoder) -> wgkv::Result<T>) -> Result<T, JsValue> {
         let mut encoder = self.device.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("wgkv change") });
         let changed = change(&mut self.cache, &mut self.prefixes, &mut encoder).map_err(throw)?;
         self.device.gpu.queue().submit([encoder.finish()]);
-        self.growing = None;
+        self.outdate();
         Ok(changed)
+    }
+
+    /// Ends a sequence that was loaded where there was no memory to map for what it holds.
+    fn expect_mapped(&mut self, loaded: Sequence) -> Result<(), JsValue> {
+        if let Some(failure) = self.device.lent.take_failure() {
+            self.cache.end(loaded).map_err(throw)?;
+            return Err(throw(failure));
+        }
+        Ok(())
     }
 
     /// Queries of the step of which a layer has its keys and values.
@@ -214,7 +239,7 @@ impl Held {
             return Err(throw(failure));
         }
         let doubts = device.lent.doubts();
-        Ok(Self { device, cache, prefixes, sequences: BTreeMap::new(), next: 0, growing: None, places: Places::new(), doubts })
+        Ok(Self { device, cache, prefixes, sequences: BTreeMap::new(), next: 0, growing: None, interrupted: false, places: Places::new(), doubts })
     }
 
     /// Begins a sequence of no tokens.
@@ -228,7 +253,7 @@ impl Held {
     pub fn end(&mut self, sequence: u32) -> Result<(), JsValue> {
         self.cache.end(self.find(sequence)?).map_err(throw)?;
         self.sequences.remove(&sequence);
-        self.growing = None;
+        self.outdate();
         Ok(())
     }
 
@@ -251,10 +276,11 @@ impl Held {
         self.whole()?;
         let chunks = self.chunks(pairs)?;
         self.places.forget();
+        self.interrupted = false;
         self.grow(&chunks)
     }
 
-    /// Takes a step back of which nothing was recorded, or of which the caller gives his word that nothing is submitted.
+    /// Takes a step back of which nothing was recorded, or of which the caller promises that nothing is submitted.
     pub fn abandon(&mut self, dropped: bool) -> Result<(), JsValue> {
         let Some(growing) = &self.growing else {
             return Err(throw("there is no step to abandon"));
@@ -303,6 +329,7 @@ impl Held {
     /// Appends keys and values of new tokens to one layer: of the step at hand, or of a new one of `sequence`.
     pub fn append(&mut self, sequence: Option<u32>, layer: &JsValue, keys: &JsValue, values: &JsValue, encoder: &JsValue) -> Result<(), JsValue> {
         self.alive()?;
+        self.expect_uninterrupted()?;
         let layer = self.layer(layer)?;
         let shape = self.cache.plan().shape();
         let width = shape.kv_heads * shape.head_dim;
@@ -431,7 +458,11 @@ impl Held {
     pub fn truncate(&mut self, sequence: u32, tokens: &JsValue) -> Result<(), JsValue> {
         self.alive()?;
         let (sequence, tokens) = (self.find(sequence)?, whole("tokens", tokens, u32::MAX)?);
-        self.change(|cache, _, encoder| cache.truncate(encoder, sequence, tokens))
+        // A step that some layers had is over by this on purpose: it is how such a sequence goes on.
+        let torn = self.whole().is_err();
+        self.change(|cache, _, encoder| cache.truncate(encoder, sequence, tokens))?;
+        self.interrupted &= !torn;
+        Ok(())
     }
 
     /// Lets go of old tokens. Returns the first that is still held.
@@ -439,7 +470,7 @@ impl Held {
         self.alive()?;
         self.whole()?;
         let first = self.cache.slide(self.find(sequence)?, whole("keep", keep, u32::MAX)?).map_err(throw)?;
-        self.growing = None;
+        self.outdate();
         Ok(first)
     }
 
@@ -459,6 +490,7 @@ impl Held {
         self.whole()?;
         let bytes = bytes_of(bytes)?;
         let loaded = self.change(|cache, _, encoder| cache.load(encoder, &bytes))?;
+        self.expect_mapped(loaded)?;
         Ok(self.name(loaded))
     }
 
@@ -473,7 +505,7 @@ impl Held {
         }
         // The plan may have room for no more: the empty one makes it.
         self.cache.end(empty).map_err(throw)?;
-        let loaded = self.change(|cache, _, encoder| cache.load(encoder, &bytes));
+        let loaded = self.change(|cache, _, encoder| cache.load(encoder, &bytes)).and_then(|loaded| self.expect_mapped(loaded).map(|()| loaded));
         let (held, result) = match loaded {
             Ok(held) => (held, Ok(())),
             Err(error) => (self.cache.begin().map_err(throw)?, Err(error)),
