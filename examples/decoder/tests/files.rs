@@ -194,7 +194,16 @@ fn released_models_are_read() {
 #[expect(clippy::type_complexity, reason = "a table of settings and of the words of their refusals")]
 #[test]
 fn what_is_not_run_is_refused_by_name() {
-    let refusals: [(&[(&str, Value)], &[&str]); 27] = [
+    let gemma2 = |key: &'static str, number: f64| {
+        [
+            ("architectures", json!(["Gemma2ForCausalLM"])),
+            ("hidden_activation", json!("gelu_pytorch_tanh")),
+            ("query_pre_attn_scalar", json!(64)),
+            ("sliding_window", json!(64)),
+            (key, json!(number)),
+        ]
+    };
+    let refusals: [(&[(&str, Value)], &[&str]); 33] = [
         (&[("architectures", json!(["Gemma3ForConditionalGeneration"]))], &["Gemma3ForConditionalGeneration", "LlamaForCausalLM", "Gemma3ForCausalLM"]),
         (&[("architectures", json!(["Gemma2ForCausalLM"]))], &["hidden_act = silu", "gelu_pytorch_tanh"]),
         (
@@ -217,6 +226,17 @@ fn what_is_not_run_is_refused_by_name() {
         (&[("sliding_window", json!(1024))], &["sliding_window = 1024", "null"]),
         (&[("rope_theta", json!(1.0))], &["rope_theta = 1", "above 1"]),
         (&[("rms_norm_eps", json!(-1.0))], &["rms_norm_eps = -1"]),
+        // Numbers that f64 has, and f32 does not.
+        (&[("rms_norm_eps", json!(1e300))], &["rms_norm_eps = 1", "finite in f32"]),
+        (&gemma2("final_logit_softcapping", 1e-300), &["cap of logits = 1e-300", "1e-30 to 1e30"]),
+        (&gemma2("attn_logit_softcapping", 1e-300), &["cap of attention's scores = 1e-300", "1e-30 to 1e30"]),
+        (&gemma2("attn_logit_softcapping", 1e300), &["cap of attention's scores = 1e300", "1e-30 to 1e30"]),
+        (&gemma2("query_pre_attn_scalar", 1e300), &["scale of attention's scores = 1e-150", "1e-30 to 1e30"]),
+        // Each size is within reason; all together they are not.
+        (
+            &[("hidden_size", json!(1 << 28)), ("intermediate_size", json!(1 << 28)), ("num_hidden_layers", json!(4096)), ("rope_scaling", Value::Null)],
+            &["number of weights = 8", "at most 281474976710656"],
+        ),
         (&[("rope_scaling", json!({ "rope_type": "dynamic" }))], &["rope_type = dynamic", "llama3", "yarn"]),
         (&[("rope_scaling", json!({ "rope_type": "yarn" }))], &["rope_scaling.factor is missing"]),
         (&[("rope_scaling", json!({ "rope_type": "linear", "factor": 0.0 }))], &["rope_scaling.factor = 0"]),

@@ -5,6 +5,7 @@ mod gguf;
 mod json;
 
 use std::f64::consts::TAU;
+use std::ops::RangeInclusive;
 
 use crate::error::{Error, Result};
 
@@ -19,6 +20,11 @@ const SIZE_LIMIT: u64 = 1 << 28;
 const LAYER_LIMIT: u64 = 4096;
 /// Channels of a head beyond this are taken for damage.
 const HEAD_LIMIT: u64 = 1 << 16;
+/// More weights than this are taken for damage, so that their bits can be counted in 64 bits.
+const WEIGHT_LIMIT: u64 = 1 << 48;
+/// Caps and scales outside of this are taken for damage: in f32 they, or what kernels make of them,
+/// would be zero or infinite.
+const FACTORS: RangeInclusive<f64> = 1e-30..=1e30;
 /// SmolLM3 leaves one layer in this many without rotation, unless the file says otherwise.
 /// GGUF never says.
 const NO_ROPE_INTERVAL: usize = 4;
@@ -300,18 +306,25 @@ impl Config {
         if !(self.rope_theta.is_finite() && self.rope_theta > 1.0) {
             return Err(setting(file, theta, self.rope_theta, "a number above 1"));
         }
-        if !(self.norm_epsilon.is_finite() && self.norm_epsilon >= 0.0) {
-            return Err(setting(file, epsilon, self.norm_epsilon, "a number of 0 or more"));
+        if !((self.norm_epsilon as f32).is_finite() && self.norm_epsilon >= 0.0) {
+            return Err(setting(file, epsilon, self.norm_epsilon, "a number of 0 or more, finite in f32"));
         }
-        for (name, number) in
-            [("rotary base of sliding layers", self.sliding_theta), ("cap of attention's scores", self.score_cap), ("cap of logits", self.logit_cap)]
-        {
-            if let Some(number) = number.filter(|number| !(number.is_finite() && *number > 0.0)) {
-                return Err(setting(file, name, number, "a positive number"));
+        if let Some(theta) = self.sliding_theta.filter(|theta| !(theta.is_finite() && *theta > 0.0)) {
+            return Err(setting(file, "rotary base of sliding layers", theta, "a positive number"));
+        }
+        for (name, number) in [
+            ("cap of attention's scores", self.score_cap),
+            ("cap of logits", self.logit_cap),
+            ("scale of attention's scores", Some(self.score_scale)),
+            ("factor of queries", Some(self.query_factor())),
+        ] {
+            if let Some(number) = number.filter(|number| !FACTORS.contains(number)) {
+                return Err(setting(file, name, format!("{number:e}"), format!("{:e} to {:e}", FACTORS.start(), FACTORS.end())));
             }
         }
-        if !(self.score_scale.is_finite() && self.score_scale > 0.0) {
-            return Err(setting(file, "scale of attention's scores", self.score_scale, "a positive number"));
+        let weights = self.weights();
+        if weights > u128::from(WEIGHT_LIMIT) {
+            return Err(setting(file, "number of weights", weights, format!("at most {WEIGHT_LIMIT}")));
         }
         let all = [self.frequencies(), self.frequencies_for(usize::MAX), self.sliding_frequencies(), vec![self.attention_factor]];
         if let Some(bad) = all.iter().flatten().find(|number| !number.is_finite()) {
@@ -320,14 +333,21 @@ impl Config {
         Ok(self)
     }
 
-    /// Returns how many numbers the model's weights are.
+    /// Returns how many numbers the model's weights are; the most that u64 has where they are more,
+    /// which no file that is read has.
     pub fn parameters(&self) -> u64 {
-        let [hidden, intermediate, layers, vocabulary] = [self.hidden, self.intermediate, self.layers, self.vocabulary].map(|size| size as u64);
-        let [queries, keys] = [self.query_heads, self.kv_heads].map(|heads| (heads * self.head_dim) as u64);
-        let only = |there: bool, count: u64| if there { count } else { 0 };
+        u64::try_from(self.weights()).unwrap_or(u64::MAX)
+    }
+
+    /// The same, before it is known that their number is within reason.
+    fn weights(&self) -> u128 {
+        let [hidden, intermediate, layers, vocabulary] = [self.hidden, self.intermediate, self.layers, self.vocabulary].map(|size| size as u128);
+        let [query_heads, kv_heads, head_dim] = [self.query_heads, self.kv_heads, self.head_dim].map(|size| size as u128);
+        let (queries, keys) = (query_heads * head_dim, kv_heads * head_dim);
+        let only = |there: bool, count: u128| if there { count } else { 0 };
         let biases = only(self.attention_bias, queries + 2 * keys) + only(self.output_bias, hidden) + only(self.mlp_bias, 2 * intermediate + hidden);
-        let norms = 2 * hidden + only(self.branch_norms, 2 * hidden) + only(self.head_norm, 2 * self.head_dim as u64);
-        let sinks = only(self.sinks, self.query_heads as u64);
+        let norms = 2 * hidden + only(self.branch_norms, 2 * hidden) + only(self.head_norm, 2 * head_dim);
+        let sinks = only(self.sinks, query_heads);
         let projections = hidden * (2 * queries + 2 * keys) + 3 * hidden * intermediate;
         let embeddings = vocabulary * hidden * if self.tied { 1 } else { 2 };
         embeddings + layers * (projections + biases + norms + sinks) + hidden
