@@ -11,13 +11,20 @@ use half::bf16;
 use rand::{RngExt, SeedableRng};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
-use serde_json::json;
+use serde_json::{Value, json};
 use wgkv_decoder::{Message, Model, reference};
+use wgkv_llama::align_report::align_report;
+use wgkv_llama::analyze::analyze;
 use wgkv_llama::bench::{BenchOptions, bench};
-use wgkv_llama::calibrate::{CalibrateOptions, calibrate};
+use wgkv_llama::calibrate::calibrate;
+use wgkv_llama::capacity::{CapacityOptions, capacity};
 use wgkv_llama::chat::{ChatOptions, Console, Interrupt, chat};
+use wgkv_llama::decode_memory::decode_memory;
+use wgkv_llama::error::Error;
 use wgkv_llama::generate::{GenerateOptions, generate};
 use wgkv_llama::perplexity::{PerplexityOptions, perplexity};
+use wgkv_llama::plan::plan;
+use wgkv_llama::tradeoff::tradeoff;
 
 /// Share of the scores' root mean square by which a chosen token's may fall short of the largest:
 /// eight times the error that the decoder's tests allow a score, or five times of it where two
@@ -131,6 +138,21 @@ fn layers_that_slide_take_their_windows_only() {
     // All six layers packed would take more than a quarter of what they take in f16, and one layer
     // in f16 a sixth.
     assert!(report.cache_bytes < report.f16_bytes / 6, "{report:?}");
+
+    // What is told beforehand is what was allocated, and what a GPU allocates for a batch.
+    let (config, context) = (folder.join("config.json"), (report.prompt_tokens + report.tokens.len()).to_string());
+    let words = ["--config", config.to_str().unwrap(), "--memory", "32MiB", "--context", &context, "--group", "64", "--allocate"];
+    let told = capacity(&tiny::options::<CapacityOptions>(&words)).unwrap();
+    let packed = told.rows.iter().find(|row| row.codec == "hadamard" && row.k_bits == 4).unwrap();
+    assert_eq!((packed.sequence_bytes, packed.bits_per_element), (report.cache_bytes_allocated, report.bits_per_element));
+    for row in &told.rows {
+        assert!(row.batch > 0 && row.allocated.as_ref().is_some_and(|allocated| allocated.equal), "{row:?}");
+    }
+    // Weights of more bytes than can be counted leave no room.
+    let bits = u64::MAX.to_string();
+    let words = [&words[..8], &["--weights-bits", &bits]].concat();
+    let told = capacity(&tiny::options::<CapacityOptions>(&words)).unwrap();
+    assert!(told.weight_bytes == u64::MAX && told.rows.iter().all(|row| row.batch == 0));
 }
 
 #[test]
@@ -150,11 +172,51 @@ fn texts_are_scored_and_timed_in_groups_of_layers() {
 }
 
 #[test]
-fn commands_that_learn_from_one_cache_say_what_they_lack() {
+fn commands_that_one_cache_serves_say_what_they_lack() {
     let folder = gemma3("families_refused", 1);
     let (text, out) = (tiny::smoke(), folder.join("means.safetensors"));
-    let words = ["--model", folder.to_str().unwrap(), "--text", &text, "--windows", "1", "--context", "32", "--codec", "centred"];
-    let words = [&words[..], &["--out", out.to_str().unwrap()]].concat();
-    let error = calibrate(&tiny::options::<CalibrateOptions>(&words)).unwrap_err().to_string();
-    assert!(error.contains("sliding window of layer 5") && error.contains("none") && error.contains("24"), "{error}");
+    let (model, out, config) = (folder.to_str().unwrap(), out.to_str().unwrap(), folder.join("config.json"));
+    let config = config.to_str().unwrap();
+    let named = |result: Result<(), Error>, name: &str, had: &str| {
+        let error = result.unwrap_err().to_string();
+        assert!(error.starts_with(name) && error.ends_with(had), "{error}");
+    };
+    let windows = "Gemma3 with windows in some layers";
+    let reads = ["--model", model, "--text", &text];
+    named(calibrate(&tiny::options(&[&reads[..], &["--out", out]].concat())).map(drop), "--model", windows);
+    named(analyze(&tiny::options(&[&reads[..], &["--out", out]].concat())).map(drop), "--model", windows);
+    named(plan(&tiny::options(&[&reads[..], &["--out", out, "--budget", "3"]].concat())).map(drop), "--model", windows);
+    named(align_report(&tiny::options(&reads)).map(drop), "--model", windows);
+    named(tradeoff(&tiny::options(&[&reads[..], &["--sample", &text]].concat())).map(drop), "--model", windows);
+    named(decode_memory(&tiny::options(&["--config", config, "--context", "64"])).map(drop), "--config", windows);
+    for (more, name, had) in [
+        (&["--centre-on-prompt"][..], "--centre-on-prompt", "given"),
+        (&["--calibration", out], "--calibration", "given"),
+        (&["--codec", "rotate-kv"], "--codec", "rotate-kv"),
+    ] {
+        let options = tiny::options::<GenerateOptions>(&[&["--model", model, "--prompt", PROMPT], more].concat());
+        named(generate(&options, &mut std::io::sink()).map(drop), name, had);
+    }
+    let simulated = [&reads[..], &["--codec", "rotate-kv", "--no-reorder"]].concat();
+    named(perplexity(&tiny::options::<PerplexityOptions>(&simulated)).map(drop), "--no-reorder", "given");
+
+    // Others that one plain cache does not serve, by their settings alone.
+    let refused = |pairs: &[(&str, Value)], had: &str| {
+        let mut config = tiny::config();
+        config["rope_scaling"] = Value::Null;
+        pairs.iter().for_each(|(key, value)| config[key] = value.clone());
+        tiny::write_config(&folder, &config);
+        let config = folder.join("config.json");
+        let words = ["--config", config.to_str().unwrap(), "--context", "64"];
+        named(decode_memory(&tiny::options(&words)).map(drop), "--config", had);
+        // How many sequences fit can be told of all of them.
+        let words = [&words[..], &["--memory", "1GiB", "--group", "64"]].concat();
+        assert!(capacity(&tiny::options::<CapacityOptions>(&words)).unwrap().rows.iter().all(|row| row.batch > 0));
+    };
+    let gemma2 = [("hidden_activation", json!("gelu_pytorch_tanh")), ("query_pre_attn_scalar", json!(64)), ("sliding_window", json!(24))];
+    refused(&[&[("architectures", json!(["Gemma2ForCausalLM"]))], &gemma2[..]].concat(), "Gemma2 with windows in some layers and capped scores");
+    let all = ("layer_types", json!(["full_attention", "full_attention"]));
+    refused(&[("architectures", json!(["GptOssForCausalLM"])), ("sliding_window", json!(24)), all], "GptOss with sinks' logits");
+    let layers = ("layer_types", json!(["sliding_attention", "full_attention"]));
+    refused(&[("architectures", json!(["MistralForCausalLM"])), ("sliding_window", json!(24)), layers], "Mistral with windows in some layers");
 }
