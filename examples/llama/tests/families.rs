@@ -104,9 +104,10 @@ fn a_text_goes_on_as_in_f64_and_a_conversation_too() {
     text.extend(&report.tokens);
     expect_greedy(&model, &text, report.prompt_tokens);
 
-    // A second turn goes on from what the windows hold; begun anew, the first is answered again.
-    let turns = ["One line of a conversation.", "Another, for which the first is kept."];
-    let words = ["--model", path, "--tokens", "8", "--temperature", "0", "--context", "256", "--codec", "f16", "--chunk", "20"];
+    // A second turn goes on from what the windows hold, which reach beyond it, the first answer
+    // among it; begun anew, the first turn is answered again.
+    let turns = ["One line of a conversation.", "And then?"];
+    let words = ["--model", path, "--tokens", "12", "--temperature", "0", "--context", "256", "--codec", "f16", "--chunk", "20"];
     let (mut out, mut notes) = (Vec::new(), Vec::new());
     let mut input = std::io::Cursor::new([turns[0], turns[1], "/reset", turns[0]].join("\n"));
     let console = &mut Console { input: &mut input, out: &mut out, notes: &mut notes, interactive: false, interrupt: &Interrupt::new() };
@@ -115,14 +116,14 @@ fn a_text_goes_on_as_in_f64_and_a_conversation_too() {
     let out = String::from_utf8(out).unwrap();
     let answers: Vec<&str> = out.lines().collect();
     let [first, second, again] = answers[..] else { panic!("three answers are wanted: {out:?}") };
-    assert_eq!((first.len(), second.len(), again), (8, 8, first));
+    assert_eq!((first.len(), second.len(), again), (12, 12, first));
     let template = model.chat().unwrap();
     let [user, assistant] = ["user", "assistant"].map(|role| move |content| Message { role, content });
     for (messages, answer) in [(vec![user(turns[0])], first), (vec![user(turns[0]), assistant(first), user(turns[1])], second)] {
         let mut text = model.text().encode_with_special(&template.render(&messages, true, "", "").unwrap()).unwrap();
         let asked = text.len();
         text.extend(model.text().encode(answer).unwrap());
-        assert_eq!(text.len(), asked + 8);
+        assert_eq!(text.len(), asked + 12);
         expect_greedy(&model, &text, asked);
     }
 }
