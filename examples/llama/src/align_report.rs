@@ -21,7 +21,7 @@ use wgkv_decoder::{Decoder, LayerRows, Recorder};
 
 use crate::device::read;
 use crate::error::{Error, Result};
-use crate::options::{ModelOptions, open_f16, read_text};
+use crate::options::{ModelOptions, expect_alike, open_f16, read_text};
 use crate::perplexity::windows;
 use crate::pictures;
 use crate::reading::{Each, Reading, work};
@@ -244,6 +244,7 @@ pub fn align_report(options: &AlignReportOptions) -> Result<AlignReport> {
         return Err(Error::Option { name: "--queries", wanted: "1 or more".into(), had: "0".into() });
     }
     let model = options.model.open()?;
+    expect_alike(model.config(), "--model")?;
     let config = model.config();
     let window = windows(&read_text(&options.text)?, &model, &options.model, 1, options.context)?;
     let gpu = options.model.gpu()?;

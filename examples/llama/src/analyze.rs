@@ -10,7 +10,7 @@ use wgkv::{Precision, Sinks};
 use wgkv_decoder::{Decoder, Part};
 
 use crate::error::Result;
-use crate::options::{CacheOptions, ModelOptions, read_text};
+use crate::options::{CacheOptions, ModelOptions, expect_alike, read_text};
 use crate::perplexity::{bar, windows};
 use crate::pictures::{self, Analysis, BitsError, HeadAnalysis, LayerAnalysis, WeightAnalysis};
 use crate::sensitivity::Subject;
@@ -92,6 +92,7 @@ fn head(probe: &Probe, sensitivity: &Sensitivity, layer: u32, head: u32, kind: K
 /// Measures, and writes the pictures.
 pub fn analyze(options: &AnalyzeOptions) -> Result<AnalyzeReport> {
     let model = options.model.open()?;
+    expect_alike(model.config(), "--model")?;
     let config = model.config();
     let windows = windows(&read_text(&options.text)?, &model, &options.model, options.windows, options.context)?;
     let learned = options.cache.learned(&model, &options.model.model)?;

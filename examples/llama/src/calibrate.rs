@@ -13,7 +13,7 @@ use wgkv::{Codec, Format};
 use wgkv_decoder::{Decoder, LayerRows, Recorder, Tap};
 
 use crate::error::{Error, Result};
-use crate::options::{ModelOptions, open_f16, reach, read_text};
+use crate::options::{ModelOptions, expect_alike, open_f16, reach, read_text};
 use crate::perplexity::{Window, bar, windows};
 use crate::reading::{Each, Reading, work};
 
@@ -110,6 +110,7 @@ fn read(decoder: &Decoder, windows: &[Window], tap: &mut dyn Tap, mut progress: 
 pub fn calibrate(options: &CalibrateOptions) -> Result<CalibrateReport> {
     let started = Instant::now();
     let model = options.model.open()?;
+    expect_alike(model.config(), "--model")?;
     let config = model.config();
     let windows = windows(&read_text(&options.text)?, &model, &options.model, options.windows, options.context)?;
     if ![Codec::RotateKv, Codec::Centred].contains(&options.codec) {

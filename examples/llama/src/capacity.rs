@@ -4,8 +4,9 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
+use wgkv::layers::{LayeredCache, LayeredPlan, LayeredPlanBuilder};
 use wgkv::learned::Learned;
-use wgkv::{Bits, Cache, Capability, Capacity, ChannelOrder, Codec, Format, Gpu, Means, Plan, Protection, Scales, Sinks};
+use wgkv::{Bits, Cache, Capability, Capacity, ChannelOrder, Codec, Cost, Format, Gpu, Means, Plan, PlanBuilder, Protection, Scales, Shape, Sinks};
 use wgkv_decoder::Config;
 
 use crate::device;
@@ -177,22 +178,90 @@ fn formats(options: &CapacityOptions) -> Vec<(Format, Protection)> {
 /// What a codec is given where nothing was learned: the same memory and work as of what is. For
 /// rotate-kv the natural order of channels, for centred means of keys that are 1, so that there is
 /// a position term.
-pub fn unlearned(config: &Config, format: &Format) -> Result<Option<Learned>> {
+pub fn unlearned(shape: &Shape, format: &Format) -> Result<Option<Learned>> {
     Ok(match format.codec() {
-        Codec::RotateKv => Some(ChannelOrder::natural(&config.shape(), format.heads_per_group(config.kv_heads as u32))?.into()),
+        Codec::RotateKv => Some(ChannelOrder::natural(shape, format.heads_per_group(shape.kv_heads))?.into()),
         Codec::Centred => {
-            let channels = config.kv_heads * config.head_dim;
+            let channels = (shape.kv_heads * shape.head_dim) as usize;
             let layer = || [1.0, 1.0, 0.0].map(|x| vec![x; channels]);
-            Some(Means::new(&config.shape(), "", (0..config.layers).map(|_| layer()).collect())?.into())
+            Some(Means::new(shape, "", (0..shape.layers).map(|_| layer()).collect())?.into())
         }
         _ => None,
     })
 }
 
+/// What a cache is planned from: one for all layers, or one of groups where layers differ.
+#[expect(clippy::large_enum_variant, reason = "there are few of them")]
+enum Planning {
+    Alike(PlanBuilder),
+    Layered(LayeredPlanBuilder),
+}
+
+/// A cache's plan.
+#[expect(clippy::large_enum_variant, reason = "there are few of them")]
+enum CachePlan {
+    Alike(Plan),
+    Layered(LayeredPlan),
+}
+
+impl Planning {
+    fn new(config: &Config, format: Format, protection: Protection, context: u32) -> Result<Self> {
+        if config.layers_are_alike() {
+            return Ok(Self::Alike(planned(config, format, unlearned(&config.shape(), &format)?, protection, Capacity::tokens(1, context))));
+        }
+        let mut layered = LayeredPlan::builder();
+        for group in config.groups_for(context as usize) {
+            let mut builder = Plan::builder(group.shape.clone(), format).protection(protection);
+            if let Some(window) = group.sliding_window {
+                builder = builder.sliding_window(window);
+            }
+            if let Some(cap) = config.score_cap {
+                builder = builder.soft_cap(cap as f32);
+            }
+            if config.sinks {
+                // Any logits: they are the weights', which are not read.
+                builder = builder.sink_logits(vec![0.0; group.layers.len() * config.query_heads]);
+            }
+            if let Some(learned) = unlearned(&group.shape, &format)? {
+                builder = builder.learned(learned);
+            }
+            layered = layered.group(group.layers, builder);
+        }
+        Ok(Self::Layered(layered))
+    }
+
+    fn plan(&self, batch: u32, context: u32, capability: &Capability) -> wgkv::Result<CachePlan> {
+        let capacity = Capacity::tokens(batch, context);
+        match self {
+            Self::Alike(builder) => builder.clone().capacity(capacity).build(capability).map(CachePlan::Alike),
+            Self::Layered(builder) => builder.clone().capacity(capacity).build(capability).map(CachePlan::Layered),
+        }
+    }
+}
+
+impl CachePlan {
+    fn cost(&self) -> Cost {
+        match self {
+            Self::Alike(plan) => plan.cost(),
+            Self::Layered(plan) => plan.cost(),
+        }
+    }
+
+    fn bits_per_element(&self, tokens: u64) -> f64 {
+        let groups = match self {
+            Self::Alike(plan) => std::slice::from_ref(plan),
+            Self::Layered(plan) => plan.groups(),
+        };
+        let weighed = |plan: &Plan| (plan.bits_per_element(tokens), plan.shape().elements_per_token() as f64);
+        let (bits, all) = groups.iter().map(weighed).fold((0.0, 0.0), |(bits, all), (each, elements)| (bits + each * elements, all + elements));
+        bits / all
+    }
+}
+
 /// One codec's numbers: the largest batch is found by halving.
 fn row(options: &CapacityOptions, config: &Config, format: Format, protection: Protection, room: u64, capability: &Capability) -> Result<CapacityRow> {
-    let learned = unlearned(config, &format)?;
-    let plan = |batch| planned(config, format, learned.clone(), protection, Capacity::tokens(batch, options.context)).build(capability);
+    let planning = Planning::new(config, format, protection, options.context)?;
+    let plan = |batch| planning.plan(batch, options.context, capability);
     let cost = |batch| -> wgkv::Result<(u64, u64)> { plan(batch).map(|plan| (plan.cost().cache(), plan.cost().scratch)) };
     // A batch that the device's limits refuse does not fit either.
     let fits = |batch| cost(batch).is_ok_and(|(cache, scratch)| cache + scratch <= room);
@@ -230,11 +299,10 @@ pub fn device_bytes(gpu: &Gpu) -> Option<u64> {
     gpu.device().generate_allocator_report().map(|report| report.total_allocated_bytes)
 }
 
-/// Makes a cache, unless there is no plan or the device refuses.
-pub fn try_cache(gpu: &Gpu, plan: wgkv::Result<Plan>) -> Result<Cache> {
-    let plan = plan?;
+/// Makes a cache, unless it is refused by its plan or by the device.
+pub fn try_cache<C>(gpu: &Gpu, make: impl FnOnce() -> wgkv::Result<C>) -> Result<C> {
     let (memory, validation) = (gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory), gpu.device().push_error_scope(wgpu::ErrorFilter::Validation));
-    let cache = Cache::new(gpu, plan);
+    let cache = make();
     let errors = [pollster::block_on(validation.pop()), pollster::block_on(memory.pop())];
     match errors.into_iter().flatten().next() {
         Some(error) => Err(Error::Gpu(error.to_string())),
@@ -260,13 +328,24 @@ pub fn stand_in(gpu: &Gpu, mut bytes: u64) -> Result<Vec<wgpu::Buffer>> {
 }
 
 fn allocate(gpu: &Gpu, config: &Config, format: Format, protection: Protection, context: u32, row: &CapacityRow) -> Result<Allocated> {
-    let learned = unlearned(config, &format)?;
-    let make = |batch| try_cache(gpu, planned(config, format, learned.clone(), protection, Capacity::tokens(batch, context)).build(gpu.capability()));
+    let planning = Planning::new(config, format, protection, context)?;
+    // The cache's bytes, and those of the device beside it.
+    let make = |batch| {
+        try_cache(gpu, || {
+            Ok(match planning.plan(batch, context, gpu.capability())? {
+                CachePlan::Alike(plan) => {
+                    let cache = Cache::new(gpu, plan)?;
+                    (cache.bytes(), device_bytes(gpu))
+                }
+                CachePlan::Layered(plan) => {
+                    let cache = LayeredCache::new(gpu, plan)?;
+                    (cache.bytes(), device_bytes(gpu))
+                }
+            })
+        })
+    };
     let allocated = match make(row.batch) {
-        Ok(cache) => {
-            let cache_bytes = cache.bytes();
-            Allocated { cache_bytes: Some(cache_bytes), equal: cache_bytes == row.cache_bytes, device_bytes: device_bytes(gpu), next: String::new() }
-        }
+        Ok((bytes, device_bytes)) => Allocated { cache_bytes: Some(bytes), equal: bytes == row.cache_bytes, device_bytes, next: String::new() },
         Err(error) => return Ok(Allocated { cache_bytes: None, equal: false, device_bytes: device_bytes(gpu), next: error.to_string() }),
     };
     // The first cache is gone by now: the next must find its memory free.
@@ -280,7 +359,8 @@ fn allocate(gpu: &Gpu, config: &Config, format: Format, protection: Protection, 
 pub fn capacity(options: &CapacityOptions) -> Result<CapacityReport> {
     let config = Config::read(&options.config)?;
     let parameters = config.parameters();
-    let weight_bytes = (parameters * options.weights_bits).div_ceil(8);
+    let weight_bytes = (u128::from(parameters) * u128::from(options.weights_bits)).div_ceil(8);
+    let weight_bytes = u64::try_from(weight_bytes).unwrap_or(u64::MAX);
     let room = options.memory.saturating_sub(weight_bytes);
     let gpu = options.allocate.then(|| device::open(options.adapter.as_deref())).transpose()?;
     let capability = gpu.as_ref().map_or_else(boundless, |gpu| *gpu.capability());

@@ -22,7 +22,7 @@ use wgkv_decoder::{Config, Decoder, Recorder, Sampling, Scored, Work};
 use crate::capacity::{device_bytes, stand_in, try_cache, unlearned};
 use crate::device::{self, storage, upload};
 use crate::error::{Error, Result};
-use crate::options::{CacheOptions, CacheSummary, planned};
+use crate::options::{CacheOptions, CacheSummary, expect_alike, planned};
 
 /// Rows of random keys that are appended at once.
 const ROWS: u32 = 8192;
@@ -236,8 +236,8 @@ impl Job<'_> {
         let (options, config, gpu) = (self.options, self.config, self.gpu);
         let mut run = Run { format: summary, batch, refused: None, tokens_per_second: 0.0, cache_bytes: 0, scratch_bytes: 0, device_bytes: None };
         let alignment = options.cache.align.filter(|_| format.codec() == options.cache.codec).unwrap_or(Alignment::EVERYTHING);
-        let builder = planned(config, format, unlearned(config, &format)?, protection, Capacity::tokens(batch, options.context)).alignment(alignment);
-        let mut cache = match try_cache(gpu, builder.build(gpu.capability())) {
+        let builder = planned(config, format, unlearned(&config.shape(), &format)?, protection, Capacity::tokens(batch, options.context)).alignment(alignment);
+        let mut cache = match try_cache(gpu, || Cache::new(gpu, builder.build(gpu.capability())?)) {
             Ok(cache) => cache,
             Err(error) => return Ok(Run { refused: Some(error.to_string()), ..run }),
         };
@@ -265,6 +265,7 @@ impl Job<'_> {
 /// Runs the control and the codec.
 pub fn decode_memory(options: &DecodeMemoryOptions) -> Result<DecodeMemoryReport> {
     let config = Config::read(&options.config)?;
+    expect_alike(&config, "--config")?;
     if options.batch == 0 || options.context < options.steps + 2 {
         let had = format!("{} of {}", options.batch, options.context);
         return Err(Error::Option { name: "--batch of --context", wanted: format!("1 or more of {} tokens or more", options.steps + 2), had });

@@ -11,7 +11,7 @@ use wgkv_decoder::{Config, Decoder, KvCache, Model, Session};
 
 use crate::calibrate::collect_means;
 use crate::error::{Error, Result};
-use crate::options::{CacheOptions, CacheSummary, ChoiceOptions, Layered, ModelOptions, open, open_layers, planned, read_text};
+use crate::options::{CacheOptions, CacheSummary, ChoiceOptions, Layered, ModelOptions, expect_absent, open, open_layers, planned, read_text};
 
 /// Where a prompt comes from: one of the two.
 #[derive(Debug, Clone, clap::Args)]
@@ -118,6 +118,7 @@ pub fn generate(options: &GenerateOptions, out: &mut dyn Write) -> Result<Genera
     }
     let (cache_options, bits) = options.cache.with_plan(&model)?;
     let protection = cache_options.protection(Sinks::First(4), 128);
+    expect_absent(config, "--centre-on-prompt", options.centre_on_prompt)?;
     let calibrated = if options.centre_on_prompt { None } else { cache_options.learned(&model, &options.model.model)? };
 
     let gpu = options.model.gpu()?;

@@ -224,6 +224,11 @@ impl CacheOptions {
     /// rotate-kv a file holds sums of keys before any rotation, so one file gives the order for any
     /// `--heads-per-group` and `--reach`.
     pub fn learned(&self, model: &Model, at: &Path) -> Result<Option<Learned>> {
+        expect_absent(model.config(), "--calibration", self.calibration.is_some())?;
+        if self.codec == Codec::RotateKv && !model.config().layers_are_alike() {
+            let wanted = "one that wants no calibration, for a model whose layers differ".into();
+            return Err(Error::Option { name: "--codec", wanted, had: self.codec.to_string() });
+        }
         if self.codec != Codec::RotateKv {
             let given = [
                 ("--calibration", self.calibration.is_some() && self.codec != Codec::Centred),
@@ -326,6 +331,32 @@ pub fn planned(config: &Config, storage: impl Into<Storage>, learned: Option<Lea
     }
 }
 
+/// Refuses a model that one plain cache does not serve; `name` is the option that names the model.
+///
+/// # Errors
+/// [`Error::Option`], with what the model has.
+pub fn expect_alike(config: &Config, name: &'static str) -> Result<()> {
+    let particular =
+        [("windows in some layers", config.sliding_layers.is_some()), ("capped scores", config.score_cap.is_some()), ("sinks' logits", config.sinks)];
+    let had: Vec<&str> = particular.iter().filter(|(_, there)| *there).map(|(what, _)| *what).collect();
+    if had.is_empty() {
+        return Ok(());
+    }
+    let wanted = "a model without windows in some layers, capped scores and sinks' logits".into();
+    Err(Error::Option { name, wanted, had: format!("{:?} with {}", config.architecture, had.join(" and ")) })
+}
+
+/// Refuses an option that works with one plain cache where the model's layers ask for another.
+///
+/// # Errors
+/// [`Error::Option`].
+pub fn expect_absent(config: &Config, name: &'static str, given: bool) -> Result<()> {
+    match given && !config.layers_are_alike() {
+        true => Err(Error::Option { name, wanted: "left out for a model whose layers differ".into(), had: "given".into() }),
+        false => Ok(()),
+    }
+}
+
 /// What a cache of groups of layers is to be.
 #[derive(Debug, Clone, Copy)]
 pub struct Layered {
@@ -349,9 +380,7 @@ pub struct Layered {
 /// [`LayeredPlan`], [`Gpu::prepare`] and [`LayeredCache::new`].
 pub fn open_layers(decoder: &Decoder, bits: &BitPlan, learned: Option<&Learned>, wanted: Layered) -> Result<LayeredCache> {
     let Layered { protection, alignment, capacity, chunk, keep } = wanted;
-    if learned.is_some() {
-        return Err(Error::Option { name: "--calibration", wanted: "left out for a model whose layers differ".into(), had: "given".into() });
-    }
+    expect_absent(decoder.config(), "--calibration", learned.is_some())?;
     let tokens = match capacity {
         Capacity::Tokens { tokens, .. } => tokens as usize,
         _ => 0,

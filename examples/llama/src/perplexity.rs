@@ -18,7 +18,7 @@ use wgkv::{Capacity, Codec, Format, Protection, Sinks};
 use wgkv_decoder::{Decoder, KvCache, Model, Tap};
 
 use crate::error::{Error, Result};
-use crate::options::{CacheOptions, CacheSummary, Layered, ModelOptions, channel_order, open, open_f16, open_layers, planned, read_text};
+use crate::options::{CacheOptions, CacheSummary, Layered, ModelOptions, channel_order, expect_absent, open, open_f16, open_layers, planned, read_text};
 use crate::reading::{ROWS, Reading, work};
 use crate::simulate::{Reorder, SimulatedRows, Simulation};
 
@@ -265,6 +265,7 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
         return Err(Error::Option { name, wanted: "left out with this codec".into(), had: format!("given with codec {codec}") });
     }
     // Whatever can be refused is refused before the model is loaded.
+    ablations.iter().try_for_each(|(name, given)| expect_absent(config, name, *given))?;
     let windows = windows(&read_text(&options.text)?, &model, &options.model, options.windows, options.context)?;
     let protection = match options.strict || simulate {
         true => cache_options.protection(Sinks::None, 0),
@@ -311,9 +312,6 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
         adapter: gpu.adapter_name().to_owned(),
     };
     if !config.layers_are_alike() {
-        if simulate {
-            return Err(Error::Option { name: "--simulate", wanted: "left out for a model whose layers differ".into(), had: "given".into() });
-        }
         let wanted = Layered { protection, alignment, capacity, chunk: chunk as u32, keep: 0 };
         let cache = open_layers(&decoder, &allocation, learned.as_ref(), wanted)?;
         let f16 = Layered { protection: Protection::NONE, alignment: Alignment::EVERYTHING, ..wanted };

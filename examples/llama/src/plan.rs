@@ -9,7 +9,7 @@ use wgkv::{Protection, Sinks};
 use wgkv_decoder::Decoder;
 
 use crate::error::{Error, Result};
-use crate::options::{CacheOptions, ModelOptions, read_text};
+use crate::options::{CacheOptions, ModelOptions, expect_alike, read_text};
 use crate::perplexity::{Window, bar, windows};
 use crate::sensitivity::Subject;
 
@@ -79,6 +79,7 @@ pub fn measure(subject: &Subject<'_>, name: &str, windows: &[Window], divergence
 pub fn plan(options: &PlanOptions) -> Result<(BitPlan, f64)> {
     let content = read_text(&options.text)?;
     let model = options.model.open()?;
+    expect_alike(model.config(), "--model")?;
     let (config, hash) = (model.config(), model.hash()?);
     let learned = options.cache.learned(&model, &options.model.model)?;
     let format = options.cache.format(config, learned.as_ref())?;

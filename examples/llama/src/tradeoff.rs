@@ -16,7 +16,7 @@ use wgkv_decoder::{Decoder, Model};
 
 use crate::calibrate::{collect, collect_means};
 use crate::error::{Error, Result};
-use crate::options::{MASSIVE, ModelOptions, open, open_f16, planned, read_text};
+use crate::options::{MASSIVE, ModelOptions, expect_alike, open, open_f16, planned, read_text};
 use crate::perplexity::{Score, Window, bar, windows};
 use crate::plan::measure;
 use crate::reading::{ROWS, Reading, work};
@@ -190,6 +190,7 @@ fn contenders(options: &TradeoffOptions, model: &Model, decoder: &Decoder, codec
 pub fn tradeoff(options: &TradeoffOptions) -> Result<TradeoffReport> {
     let (sample, content) = (read_text(&options.sample)?, read_text(&options.text)?);
     let model = options.model.open()?;
+    expect_alike(model.config(), "--model")?;
     let (config, hash) = (model.config(), model.hash()?);
     let calibrates = options.codecs.iter().any(|codec| [Codec::RotateKv, Codec::Centred].contains(codec));
     let wanted = options.sample_windows.max(if calibrates { CALIBRATION_WINDOWS } else { 0 });
