@@ -618,8 +618,7 @@ fn what_cannot_be_measured_is_refused() {
     refused(begin(rotating(2), &four, Sinks::None), &Error::mismatch(Thing::ChannelOrder, "presence", wanted, "none"));
     let means = Setting { learned: Some(Means::natural(&shape).into()), ..Setting::new(shape.clone(), plain(Codec::Rtn), four.clone()) };
     refused(means.begin(100), &Error::mismatch(Thing::Means, "codec", "centred", "rtn"));
-    let wanted = "rotate-kv".to_owned();
-    refused(begin(plain(Codec::Rtn), &four, Sinks::Massive(4)), &Error::argument("the codec of massive sinks", wanted, "rtn"));
+    refused(begin(plain(Codec::Rtn), &four, Sinks::Massive(65)), &Error::argument("massive sinks", "1 to 64", 65));
 
     let setting = Setting::new(shape.clone(), plain(Codec::Rtn), four.clone());
     let text = Text::normal(&mut random, &shape, 100);
