@@ -107,6 +107,9 @@ pub(crate) fn check_snapshot(plan: &Plan, tokens: usize, bytes: &[u8]) -> Result
 pub(crate) struct Opened<'a> {
     pub standing: Standing,
     layers: Vec<Tensors<&'a [u8]>>,
+    /// Of the whole file.
+    #[cfg(feature = "tracing")]
+    bytes: usize,
 }
 
 /// A sequence being copied to the host.
@@ -249,15 +252,18 @@ impl Cache {
         self.gpu.alive()?;
         let (standing, layers) = file::from_bytes(&self.plan, bytes)?;
         self.pool.expect_adopt(&self.plan, &standing)?;
-        Ok(Opened { standing, layers })
+        Ok(Opened {
+            standing,
+            layers,
+            #[cfg(feature = "tracing")]
+            bytes: bytes.len(),
+        })
     }
 
     /// Begins a sequence that holds what a snapshot of this cache's plan holds.
     pub(crate) fn load_opened(&mut self, encoder: &mut wgpu::CommandEncoder, opened: Opened<'_>) -> Result<Sequence> {
-        let Opened { standing, layers } = opened;
+        let Opened { standing, layers, .. } = opened;
         let need = standing.pages();
-        #[cfg(feature = "tracing")]
-        let bytes: usize = layers.iter().map(|layer| layer.pages.len() + layer.key_scales.len() + layer.rows.len() + layer.sinks.len()).sum();
         let sequence = self.pool.adopt(&self.plan, standing)?;
         let live = self.pool.find(sequence)?;
         for ((n, layer), tensors) in (0..).zip(&self.buffers.layers).zip(layers) {
@@ -272,7 +278,7 @@ impl Cache {
                 self.write_pieces(encoder, buffer, &pieces, contents);
             }
         }
-        event!(DEBUG, tokens = live.at.tokens, bytes = bytes, pages = need, pages_free = self.free_pages(), "loaded");
+        event!(DEBUG, tokens = live.at.tokens, bytes = opened.bytes, pages = need, pages_free = self.free_pages(), "loaded");
         Ok(sequence)
     }
 
