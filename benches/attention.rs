@@ -77,6 +77,9 @@ fn measure(gpu: &Gpu, case: Case, (format, precisions): Stored, protection: Prot
     if let Some(n) = argument("--split") {
         plan = plan.to_builder().split_workgroups(n.parse().unwrap()).build(gpu.capability())?;
     }
+    if let Some(n) = argument("--direct") {
+        plan = plan.to_builder().direct_rows(n.parse().unwrap()).build(gpu.capability())?;
+    }
     let layers = plan.shape().layers;
     let bytes = plan.bits(u64::from(case.tokens)) as f64 / 8.0 / f64::from(layers) * f64::from(case.sequences);
     let start = Instant::now();

@@ -25,6 +25,7 @@ override HEAD_DIM: u32;
 override ROTATE_VALUES: bool;
 override ELEMENT: u32;  // type of the output: 0 f32, 1 f16, 2 bf16
 override LOG_SUMS: bool;
+override DIRECT: bool;  // whether attend_direct made the partial results, all of them in partials
 override SINK_LOGITS: bool;
 override LOGITS_AT: u32; // first sink logit in marks, one a query head
 override STILL: u32;    // first channel that has a mean and does not turn; HEAD_DIM where none
@@ -80,7 +81,7 @@ fn merge_two(a: vec3<f32>, b: vec3<f32>) -> vec3<f32> {
 }
 
 fn partial_at(rows: bool, at: u32) -> f32 {
-    if (rows) {
+    if (rows && !DIRECT) {
         return row_partials[at];
     }
     return partials[at];
@@ -118,8 +119,12 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     let block = query_head % share / HEADS;
     let stride = params.kv_heads * BLOCKS * HEADS * (HEAD_DIM + 4u);
     let at = first * stride + ((query_head / share * BLOCKS + block) * HEADS + query_head % share % HEADS) * (HEAD_DIM + 4u);
-    let row_stride = params.query_heads * (HEAD_DIM + 2u);
-    let row_at = tables[record + 2u] * row_stride + query_head * (HEAD_DIM + 2u);
+    var row_stride = params.query_heads * (HEAD_DIM + 2u);
+    var row_at = tables[record + 2u] * row_stride + query_head * (HEAD_DIM + 2u);
+    if (DIRECT) {
+        row_stride = stride;
+        row_at = at + (tables[record + 2u] - first) * stride;
+    }
 
     var merged = vec3<f32>(HIDDEN, 0.0, 0.0);
     for (var s = 4u * part; s < row_count; s += 4u * PARTS) {
@@ -144,8 +149,9 @@ fn attend_merge(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     // A query may have seen nothing here, or have weighed nothing, since it is not finite.
     let query_at = (r * params.query_heads + query_head) * QUERY_ROW;
     var nothing = merged.y == 0.0;
-    var broken = false;
-    if (nothing && part == 0u) {
+    // attend_direct says so by the sums of its weights, and writes no query_rows.
+    var broken = DIRECT && merged.y < 0.0;
+    if (!DIRECT && nothing && part == 0u) {
         for (var e = 0u; e < HEAD_DIM; e++) {
             broken = broken || !finite(query_rows[query_at + e]);
         }

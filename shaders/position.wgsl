@@ -20,7 +20,6 @@ override BLOCKS: u32;          // blocks of HEADS query heads per KV head
 override ROPE_PAIRS: u32;
 override POSITION_CENTRE: u32; // in turns, the turn by 63.5 positions; after it follow the waves, the polynomials, and the slow pairs' turns by pages
 override POSITION_WAVES: u32;  // first pairs, which turn too fast
-override POSITION_PAGES: u32;  // pages that a sequence can have
 override POSITION_PLACES: u32; // pages of a pass
 override TURNED: bool; // whether the caller's rows come turned
 
@@ -60,37 +59,12 @@ fn position_query(row: u32, head: u32, first: u32, share: u32, channel: u32) -> 
     return heads_of(a, b, c, d);
 }
 
-// A pair that turns slowly: its factors for the middle of a page, and the polynomials that stand
-// for its waves there.
-struct Slow { here: Factors, f: vec4<f32>, g: vec4<f32>, h: vec4<f32> }
-
-struct Sums {
-    even_0: HeadsF, even_1: HeadsF, even_2: HeadsF, even_3: HeadsF, even_4: HeadsF, even_5: HeadsF,
-    odd_0: HeadsF, odd_1: HeadsF, odd_2: HeadsF, odd_3: HeadsF, odd_4: HeadsF, odd_5: HeadsF,
-}
-
-// Pair p at page n; beyond the last pair, one whose factors are 0.
-fn slow_take(p: u32, n: u32) -> Slow {
-    let pair = min(p, ROPE_PAIRS - 1u) - POSITION_WAVES;
-    let table = (POSITION_CENTRE + ROPE_PAIRS + 1u) / 2u + 32u * POSITION_WAVES;
-    // By pair, then by page: consecutive invocations read consecutive numbers.
-    let turn = turn_at(2u * (table + 3u * (ROPE_PAIRS - POSITION_WAVES)) + pair * POSITION_PAGES + n);
-    let here = factors_turn(factors[pair], select(vec2<f32>(0.0), turn, p < ROPE_PAIRS));
-    return Slow(here, turns[table + 3u * pair], turns[table + 3u * pair + 1u], turns[table + 3u * pair + 2u]);
-}
-
-fn sums_add(sums: Sums, slow: Slow) -> Sums {
-    let a = slow.here.a;
-    let b = slow.here.b;
-    return Sums(
-        sums.even_0 + slow.f.x * a, sums.even_1 + slow.f.y * a, sums.even_2 + slow.f.z * a,
-        sums.even_3 + slow.f.w * a, sums.even_4 + slow.g.x * a, sums.even_5 + slow.g.y * a,
-        sums.odd_0 + slow.g.z * b, sums.odd_1 + slow.g.w * b, sums.odd_2 + slow.h.x * b,
-        sums.odd_3 + slow.h.y * b, sums.odd_4 + slow.h.z * b, sums.odd_5 + slow.h.w * b);
+fn position_slow(p: u32, n: u32) -> Slow {
+    return slow_take(p, n, factors[min(p, ROPE_PAIRS - 1u) - POSITION_WAVES]);
 }
 
 // Leaves a part's sums to the invocation that writes the page's.
-fn sums_put(sums: Sums, at: u32) {
+fn sums_put(sums: SlowSums, at: u32) {
     gathered[at] = sums.even_0;
     gathered[at + PAGES] = sums.even_1;
     gathered[at + 2u * PAGES] = sums.even_2;
@@ -105,8 +79,8 @@ fn sums_put(sums: Sums, at: u32) {
     gathered[at + 11u * PAGES] = sums.odd_5;
 }
 
-fn sums_gather(sums: Sums, at: u32) -> Sums {
-    return Sums(
+fn sums_gather(sums: SlowSums, at: u32) -> SlowSums {
+    return SlowSums(
         sums.even_0 + gathered[at], sums.even_1 + gathered[at + PAGES], sums.even_2 + gathered[at + 2u * PAGES],
         sums.even_3 + gathered[at + 3u * PAGES], sums.even_4 + gathered[at + 4u * PAGES], sums.even_5 + gathered[at + 5u * PAGES],
         sums.odd_0 + gathered[at + 6u * PAGES], sums.odd_1 + gathered[at + 7u * PAGES], sums.odd_2 + gathered[at + 8u * PAGES],
@@ -135,15 +109,15 @@ fn position(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocati
         factors[p - POSITION_WAVES] = factors_turn(own, turn_at(POSITION_CENTRE + p));
     }
     workgroupBarrier();
-    var sums = Sums();
+    var sums = SlowSums();
     let here = min(n, end - 1u);
     // Four at a time, so that their loads are in flight together.
     for (var p = POSITION_WAVES + part; p < ROPE_PAIRS; p += 4u * PARTS) {
-        let one = slow_take(p, here);
-        let two = slow_take(p + PARTS, here);
-        let three = slow_take(p + 2u * PARTS, here);
-        let four = slow_take(p + 3u * PARTS, here);
-        sums = sums_add(sums_add(sums_add(sums_add(sums, one), two), three), four);
+        let one = position_slow(p, here);
+        let two = position_slow(p + PARTS, here);
+        let three = position_slow(p + 2u * PARTS, here);
+        let four = position_slow(p + 3u * PARTS, here);
+        sums = slow_add(slow_add(slow_add(slow_add(sums, one), two), three), four);
     }
     if (part > 0u) {
         sums_put(sums, 12u * PAGES * (part - 1u) + lane);

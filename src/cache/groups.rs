@@ -16,6 +16,7 @@ pub(super) enum Role {
     Elect,
     Query,
     Position,
+    AttendDirect,
     AttendSplit,
     Unpack,
     AttendPrefill,

@@ -8,6 +8,7 @@ use crate::format::PAGE_TOKENS;
 use crate::kernel::align_plan::AlignPlanParams;
 use crate::kernel::align_scores::AlignScoresParams;
 use crate::kernel::align_values::AlignValuesParams;
+use crate::kernel::attend_direct::AttendDirectParams;
 use crate::kernel::attend_merge::{AttendMergeParams, MERGE_ITEMS};
 use crate::kernel::attend_prefill::AttendPrefillParams;
 use crate::kernel::attend_rows::{AttendRowsParams, DECODE_PARTIALS, TILE_PLACES};
@@ -28,6 +29,8 @@ pub(super) struct Pass {
     pub merge: u32,
     /// Which of [`Plan::merge_choices`] merges.
     pub merge_choice: usize,
+    /// Whether attend_direct takes it.
+    pub direct: bool,
     /// The f16 rows of decoding rows, in the layers of every arrangement alike.
     pub attend_rows: Dispatch,
     /// By round, what attends to the tokens that the round unpacks.
@@ -44,6 +47,7 @@ pub(super) struct Arranged {
     /// Chunks of the pages of decoding rows, for Centred.
     pub position: Dispatch,
     /// By slab.
+    pub direct: Vec<Dispatch>,
     pub split: Vec<Dispatch>,
     /// By round and slab.
     pub unpack: Vec<Vec<Dispatch>>,
@@ -251,16 +255,21 @@ impl PassTables<'_, '_, '_> {
     fn pass(mut self) -> Pass {
         let positions_at = self.positions();
         let places = self.page_places();
-        let splits = self.splits(&places);
+        let direct = self.rows <= self.plan().direct_rows() && self.runs.iter().all(Run::decodes);
+        let splits = self.splits(&places, if direct { self.plan().direct_items() } else { self.plan().split_items() });
         let (rows, mut partials) = self.rows();
         let rounds = self.rounds(&mut partials);
         let rounds = self.list_rounds(&rounds);
         let position = self.position_items(&places);
         let align = self.align_rows(&places, &splits, &partials);
-        let mut pass = self.merge(&splits, &partials);
+        let mut pass = self.merge(&splits, &partials, if direct { rows.1 } else { 0 });
+        pass.direct = direct;
         pass.attend_rows = self.attend_rows(rows);
         for arrangement in 0..self.plan().arrangements().len() {
             let mut arranged = self.arranged(arrangement, positions_at, position, &splits, align);
+            if direct {
+                arranged.direct = self.directs(arrangement, positions_at, rows, &splits);
+            }
             arranged.unpack = self.unpacks(arrangement, &rounds);
             pass.arranged.push(arranged);
         }
@@ -285,13 +294,14 @@ impl PassTables<'_, '_, '_> {
         self.runs.iter().map(place).collect()
     }
 
-    /// Lists the pages of decoding rows in slices of about equal size, 256 a row at most. Slices
+    /// Lists the pages of decoding rows in slices of about equal size, `target` in all and 256 a row at
+    /// most. Slices
     /// with the most pages come first, so that shorter ones fill the gaps at the end when there are
     /// more items than run at once.
-    fn splits(&mut self, places: &[u32]) -> Listed {
+    fn splits(&mut self, places: &[u32], target: u32) -> Listed {
         let plan = self.maker.plan;
         let all: u32 = self.runs.iter().map(|run| run.pages(plan).len() as u32).sum();
-        let slice = all.div_ceil(plan.split_items()).max(1);
+        let slice = all.div_ceil(target).max(1);
         let mut by_pages: Vec<usize> = (0..self.runs.len()).collect();
         by_pages.sort_by_cached_key(|n| Reverse(self.runs[*n].pages(plan).len()));
         let mut items = Vec::new();
@@ -486,12 +496,13 @@ impl PassTables<'_, '_, '_> {
         (self.maker.words.list(&rows), rows.len() as u32)
     }
 
-    /// Lists the partial results of every row, and begins the pass.
-    fn merge(&mut self, splits: &Listed, partials: &[Partials]) -> Pass {
+    /// Lists the partial results of every row, and begins the pass. Those of pages come after
+    /// `row_items` others.
+    fn merge(&mut self, splits: &Listed, partials: &[Partials], row_items: u32) -> Pass {
         let plan = self.maker.plan;
         let mut rows = Vec::with_capacity(self.rows as usize);
         for ((run, splits), partials) in self.runs.iter().zip(&splits.by_run).zip(partials) {
-            let (first_split, splits) = (splits.start, splits.end - splits.start);
+            let (first_split, splits) = (splits.start + row_items, splits.end - splits.start);
             let Partials { first, each } = *partials;
             let has_first = u32::from(!run.growth.headless);
             rows.extend((0..run.tokens).map(|token| MergeRow { first_split, splits, first_partial: first + token * each, partials: each, first: has_first }));
@@ -539,6 +550,30 @@ impl PassTables<'_, '_, '_> {
             words.attend_split.push((split, splits.count));
         }
         arranged
+    }
+
+    /// Makes the parameters of `attend_direct` for the slabs of one arrangement.
+    fn directs(&mut self, arrangement: usize, positions_at: u32, (row_items_at, row_items): (u32, u32), splits: &Listed) -> Vec<Dispatch> {
+        let (plan, row_first) = (self.maker.plan, self.row_first);
+        let StepMaker { words, params, arrangements, .. } = &mut *self.maker;
+        let slabs = plan.arrangements()[arrangement].iter().zip(&arrangements[arrangement].heads_at);
+        slabs
+            .map(|(slab, heads_at)| {
+                let direct = AttendDirectParams {
+                    items_at: splits.at,
+                    row_items_at,
+                    row_items,
+                    slab_heads: slab.count(),
+                    heads_at: *heads_at,
+                    kv_heads: plan.shape().kv_heads,
+                    positions_at,
+                    row_first,
+                };
+                let items = row_items + splits.count;
+                words.attend_direct.push((direct, items));
+                Dispatch { params: params.push(&direct), items }
+            })
+            .collect()
     }
 
     /// Makes the parameters of the kernels that unpack the slabs of one arrangement, by round.

@@ -3,7 +3,7 @@
 use crate::format::Element;
 use crate::gpu::{Gpu, Pipeline, RowForm, Variant};
 use crate::kernel::{
-    align_plan, align_scores, align_values, append_reordered, attend_matrices, attend_merge, attend_prefill, attend_rows, attend_split, dequantize, elect,
+    align_plan, align_scores, align_values, append_reordered, attend_direct, attend_matrices, attend_merge, attend_prefill, attend_rows, attend_split, dequantize, elect,
     packing_variant, position, protect, query, unpack,
 };
 use crate::plan::{Plan, Slab};
@@ -27,6 +27,7 @@ type ByRows = [Slot; RowForm::COUNT];
 struct SlabPipelines {
     append: ByRows,
     append_reordered: ByRows,
+    attend_direct: ByRows,
     attend_split: Slot,
     unpack: Slot,
     dequantize: Slot,
@@ -45,8 +46,8 @@ pub(super) struct Pipelines {
     attend_rows: Slot,
     /// By whether blocks are merged.
     elect: [ByRows; 2],
-    /// By number of parts, by whether log-sums are wanted.
-    attend_merge: Vec<[ByRows; 2]>,
+    /// By number of parts, by whether log-sums are wanted, by whether attend_direct came before.
+    attend_merge: Vec<[[ByRows; 2]; 2]>,
     attend_prefill: Slot,
     /// By arrangement and slab.
     slabs: Vec<Vec<SlabPipelines>>,
@@ -103,9 +104,9 @@ impl<'a> Lookup<'a> {
     }
 
     /// Returns the pipeline for this choice among [`Plan::merge_choices`].
-    pub fn attend_merge(&self, rows: RowForm, choice: usize, log_sums: bool) -> &'a Pipeline {
-        let variant = || attend_merge::variant(self.plan, rows, self.plan.merge_choices()[choice], log_sums);
-        self.pipelines.attend_merge[choice][usize::from(log_sums)][rows.index()].get(self.gpu, variant)
+    pub fn attend_merge(&self, rows: RowForm, choice: usize, log_sums: bool, direct: bool) -> &'a Pipeline {
+        let variant = || attend_merge::variant(self.plan, rows, self.plan.merge_choices()[choice], log_sums, direct);
+        self.pipelines.attend_merge[choice][usize::from(log_sums)][usize::from(direct)][rows.index()].get(self.gpu, variant)
     }
 
     /// Returns the pipelines of a slab of a layer.
@@ -131,6 +132,10 @@ impl<'a> SlabLookup<'a> {
 
     pub fn append_reordered(&self, rows: RowForm) -> &'a Pipeline {
         self.pipelines.append_reordered[rows.index()].get(self.gpu, || append_reordered::variant(self.plan, self.slab, rows))
+    }
+
+    pub fn attend_direct(&self, rows: RowForm) -> &'a Pipeline {
+        self.pipelines.attend_direct[rows.index()].get(self.gpu, || attend_direct::variant(self.plan, self.slab, rows))
     }
 
     pub fn attend_split(&self) -> &'a Pipeline {

@@ -4,6 +4,7 @@
 use super::Cache;
 use super::groups::{Role, RowsOf};
 use super::params::Params;
+use super::pass::Pass;
 use super::pipelines::Lookup;
 use super::sequence::Sequence;
 use super::step::{Align, Dispatch, Step, list_heads};
@@ -112,6 +113,14 @@ impl<'a> Recorder<'a, '_> {
             let Some(part) = pass.arranged.get(arrangement) else {
                 continue;
             };
+            if pass.direct {
+                for (n, (slab, dispatch)) in slabs.iter().zip(&part.direct).enumerate() {
+                    let pipeline = pipelines.slab(self.layer, n).attend_direct(query_form);
+                    self.run(Role::AttendDirect, pipeline, n, Some(&query_group), dispatch.params, [dispatch.items, slab.count() * plan.blocks(), 1]);
+                }
+                self.merge(pass, output_form, &output_rows, output, wanted);
+                continue;
+            }
             self.run(Role::Query, query, 0, Some(&query_group), part.query, [pass.rows, query_heads, 1]);
             // It reads nothing that `query` writes, so it need not wait for it, unless the compute
             // pass has used the terms before.
@@ -144,10 +153,16 @@ impl<'a> Recorder<'a, '_> {
             }
             // After the f16 tokens, since their weights count in the softmax.
             self.align(&part.align);
-            let merge = pipelines.attend_merge(output_form, pass.merge_choice, wanted);
-            let output_group = self.laid_out(RowsOf::Output, merge, &output_rows, output_form, [output; 2]);
-            self.run(Role::AttendMerge, merge, 0, Some(&output_group), pass.merge, [pass.rows, query_heads, 1]);
+            self.merge(pass, output_form, &output_rows, output, wanted);
         }
+    }
+
+    /// Records the merging of a pass's partial results into its output rows, and log-sums if they are
+    /// wanted.
+    fn merge(&mut self, pass: &Pass, form: RowForm, rows: &[wgpu::BufferBinding<'_>], output: &Placed<'_>, log_sums: bool) {
+        let merge = self.pipelines().attend_merge(form, pass.merge_choice, log_sums, pass.direct);
+        let group = self.laid_out(RowsOf::Output, merge, rows, form, [output; 2]);
+        self.run(Role::AttendMerge, merge, 0, Some(&group), pass.merge, [pass.rows, self.plan().shape().query_heads, 1]);
     }
 
     /// Records decoding from planes: what to read of the keys, their scores, what to read of the

@@ -12,6 +12,7 @@ use crate::kernel::align_scores::AlignScoresParams;
 use crate::kernel::align_values::AlignValuesParams;
 use crate::kernel::append::AppendParams;
 use crate::kernel::append_reordered::AppendReorderedParams;
+use crate::kernel::attend_direct::AttendDirectParams;
 use crate::kernel::attend_merge::AttendMergeParams;
 use crate::kernel::attend_prefill::AttendPrefillParams;
 use crate::kernel::attend_rows::AttendRowsParams;
@@ -125,6 +126,9 @@ pub struct Words {
     /// Parameters of `position` and its items, by pass and arrangement; no items unless the codec
     /// is Centred.
     pub position: Vec<(PositionParams, u32)>,
+    /// Parameters of `attend_direct` and its items, by pass, arrangement and slab, of the passes that
+    /// it takes.
+    pub attend_direct: Vec<(AttendDirectParams, u32)>,
     /// Parameters of `attend_split` and its items, by pass, arrangement and slab.
     pub attend_split: Vec<(AttendSplitParams, u32)>,
     /// Parameters of `attend_rows` and its items, by pass.

@@ -37,8 +37,9 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 /// Returns the variant for a plan and the type of the caller's rows, with items distributed among
-/// `parts`, and with log-sums where outputs are merged with those of other caches.
-pub fn variant(plan: &Plan, rows: RowForm, parts: u32, log_sums: bool) -> Variant {
+/// `parts`, with log-sums where outputs are merged with those of other caches, and of the partial
+/// results of [`attend_direct`](super::attend_direct) where `direct` says so.
+pub fn variant(plan: &Plan, rows: RowForm, parts: u32, log_sums: bool, direct: bool) -> Variant {
     let head_dim = plan.shape().head_dim;
     let mut constants = hadamard_constants(head_dim);
     constants.extend([
@@ -46,6 +47,7 @@ pub fn variant(plan: &Plan, rows: RowForm, parts: u32, log_sums: bool) -> Varian
         centred(plan),
         element_constant(rows.element),
         flag("LOG_SUMS", log_sums),
+        flag("DIRECT", direct),
         flag("SINK_LOGITS", plan.sink_logits(0).is_some()),
         ("LOGITS_AT", plan.logits_at() as f64),
         ("STILL", plan.still_channels().into()),

@@ -8,7 +8,7 @@
 
 use super::parts::{self, shared};
 use super::{
-    Binding, Kernel, STEP, Variant, cap_constants, elected_constants, group_constants, hadamard_constants, position_constants, position_parts, rope_constants,
+    Binding, Constants, Kernel, STEP, Variant, cap_constants, elected_constants, group_constants, hadamard_constants, position_constants, position_parts, rope_constants,
 };
 use crate::format::Bits;
 use crate::gpu::{Reduce, Source};
@@ -61,15 +61,20 @@ fn key_parts(plan: &Plan, slab: &Slab) -> Vec<Source> {
         return parts;
     }
     let mut parts = vec![parts::QUERIES.stored, parts::RESTORE.none];
-    match bits {
-        Bits::Sixteen => parts.push(parts::KEYS.f16),
-        bits => parts.extend([parts::KEYS.integer, parts::KEYS_WALK.of(plan.straight()), parts::KEYS_BITS.of(bits)]),
-    }
+    parts.extend(score_parts(plan, slab));
     parts
 }
 
+/// Returns those of keys that are stored as attention reads them.
+pub(super) fn score_parts(plan: &Plan, slab: &Slab) -> Vec<Source> {
+    match slab.format().key().bits {
+        Bits::Sixteen => vec![parts::KEYS.f16],
+        bits => vec![parts::KEYS.integer, parts::KEYS_WALK.of(plan.straight()), parts::KEYS_BITS.of(bits)],
+    }
+}
+
 /// Returns the parts that add the weighted values.
-fn value_parts(plan: &Plan, slab: &Slab) -> Vec<Source> {
+pub(super) fn value_parts(plan: &Plan, slab: &Slab) -> Vec<Source> {
     match slab.format().value().bits {
         Bits::Sixteen => vec![parts::VALUES.f16],
         bits => vec![parts::VALUES.integer, parts::VALUES_WALK.of(plan.straight()), parts::VALUES_BITS.of(bits)],
@@ -78,31 +83,45 @@ fn value_parts(plan: &Plan, slab: &Slab) -> Vec<Source> {
 
 /// Returns the variant for a slab of a plan.
 pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
-    let layout = slab.layout();
-    let head_dim = plan.shape().head_dim;
     let mut parts = vec![
         parts::HEADS.of(plan.heads_per_reading()),
         parts::REDUCE.of(plan.reduce()),
         parts::SCALES.of(plan.format().scales()),
+        shared::SPLIT,
         shared::TURN_AT,
         shared::CAP,
     ];
     parts.extend(key_parts(plan, slab));
     parts.extend(position_parts(plan));
     parts.extend(value_parts(plan, slab));
+    let mut constants = split_constants(plan, slab);
+    constants.extend(group_constants(plan, slab));
+    constants.extend(position_constants(plan));
+    constants.extend([
+        ("QUERY_STRIDE", plan.query_stride().into()),
+        ("RESTORE_CELLS", plan.restore_cells().into()),
+        ("RESTORE_SCALE", 1.0 / f64::from(plan.group_heads() * plan.shape().head_dim).sqrt()),
+    ]);
+    let mut variant = Variant::new(&KERNEL, &parts, &constants);
+    variant.subgroups = plan.reduce() == Reduce::Subgroup;
+    variant.halves = plan.restores() && plan.straight();
+    variant
+}
+
+/// Returns the values of overrides that `attend_direct` has, too.
+pub(super) fn split_constants(plan: &Plan, slab: &Slab) -> Constants {
+    let layout = slab.layout();
+    let head_dim = plan.shape().head_dim;
     let float = slab.format().value().bits == Bits::Sixteen;
     let mut constants = hadamard_constants(head_dim);
-    constants.extend(group_constants(plan, slab));
     constants.extend(elected_constants(plan));
     constants.extend(cap_constants(plan));
     constants.extend(rope_constants(plan));
-    constants.extend(position_constants(plan));
     constants.push(("POSITIONS_AT", plan.positions_at().into()));
     constants.extend([
         ("VALUE_GROUP", layout.value_group.into()),
         ("HEADS", plan.heads_per_reading().into()),
         ("BLOCKS", plan.blocks().into()),
-        ("QUERY_STRIDE", plan.query_stride().into()),
         ("KEY_STEPS", layout.key_steps.into()),
         ("KEY_GROUP_STEPS", (layout.key_steps / layout.key_groups.max(1)).into()),
         ("KEY_SCALES", layout.key_scales.into()),
@@ -116,11 +135,6 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
         ("VALUE_BITS", slab.format().value().bits.get().into()),
         ("SINKS", plan.sinks().into()),
         ("UNITS", plan.group_heads().into()),
-        ("RESTORE_CELLS", plan.restore_cells().into()),
-        ("RESTORE_SCALE", 1.0 / f64::from(plan.group_heads() * head_dim).sqrt()),
     ]);
-    let mut variant = Variant::new(&KERNEL, &parts, &constants);
-    variant.subgroups = plan.reduce() == Reduce::Subgroup;
-    variant.halves = plan.restores() && plan.straight();
-    variant
+    constants
 }

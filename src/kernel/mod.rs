@@ -10,6 +10,7 @@ pub mod align_values;
 pub mod append;
 pub mod append_block;
 pub mod append_reordered;
+pub mod attend_direct;
 pub mod attend_matrices;
 pub mod attend_merge;
 pub mod attend_prefill;
@@ -47,13 +48,14 @@ pub(crate) const STEP: Bindings = &[("params", Binding::Dynamic), ("tables", Bin
 pub(crate) const PARAMS_BYTES: u64 = 32;
 
 /// All kernels.
-pub const ALL: [&Kernel; 20] = [
+pub const ALL: [&Kernel; 21] = [
     &align_plan::KERNEL,
     &align_scores::KERNEL,
     &align_values::KERNEL,
     &append::KERNEL,
     &append_block::KERNEL,
     &append_reordered::KERNEL,
+    &attend_direct::KERNEL,
     &attend_matrices::KERNEL,
     &attend_merge::KERNEL,
     &attend_prefill::KERNEL,
@@ -163,7 +165,7 @@ pub(crate) fn position_parts(plan: &Plan) -> Vec<Source> {
     if plan.position_quads() == 0 {
         return vec![parts::POSITIONS.none];
     }
-    vec![parts::POSITIONS.added, parts::POSITIONS_WALK.of(plan.straight()), parts::MIRROR.of(plan.reduce())]
+    vec![parts::POSITIONS.added, shared::WAVES, parts::POSITIONS_WALK.of(plan.straight()), parts::MIRROR.of(plan.reduce())]
 }
 
 /// Returns where the tables of positions and the terms lie.

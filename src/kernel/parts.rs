@@ -32,21 +32,27 @@ pub(super) mod shared {
     pub(in crate::kernel) const GROUPED: Source = part!("shared/grouped");
     pub(in crate::kernel) const GROUPED_BLOCK: Source = part!("shared/grouped_block");
     pub(in crate::kernel) const HADAMARD: Source = part!("shared/hadamard");
+    pub(in crate::kernel) const HALF_ROWS: Source = part!("shared/half_rows");
     pub(in crate::kernel) const HALF: Source = part!("shared/half");
     pub(in crate::kernel) const INPUT: Source = part!("shared/input");
     pub(in crate::kernel) const KEY_WORDS: Source = part!("shared/key_words");
     pub(in crate::kernel) const LANES: Source = part!("shared/lanes");
     pub(in crate::kernel) const LEVELS: Source = part!("shared/levels");
+    pub(in crate::kernel) const MADE: Source = part!("shared/made");
     pub(in crate::kernel) const MEAN: Source = part!("shared/mean");
     pub(in crate::kernel) const PAGE_SCALES: Source = part!("shared/page_scales");
     pub(in crate::kernel) const PLACE: Source = part!("shared/place");
     pub(in crate::kernel) const PLANES: Source = part!("shared/planes");
     pub(in crate::kernel) const PREFILL: Source = part!("shared/prefill");
+    pub(in crate::kernel) const QUERY_FACTORS: Source = part!("shared/query_factors");
     pub(in crate::kernel) const QUERY_AT: Source = part!("shared/query_at");
     pub(in crate::kernel) const REPORT: Source = part!("shared/report");
     pub(in crate::kernel) const SIGN: Source = part!("shared/sign");
+    pub(in crate::kernel) const SLOW: Source = part!("shared/slow");
+    pub(in crate::kernel) const SPLIT: Source = part!("shared/split");
     pub(in crate::kernel) const TURN: Source = part!("shared/turn");
     pub(in crate::kernel) const TURN_AT: Source = part!("shared/turn_at");
+    pub(in crate::kernel) const WAVES: Source = part!("shared/waves");
 
     /// What brings the caller's new rows into the codec's basis, a channel an invocation.
     pub(in crate::kernel) const NEW_ROWS: [Source; 12] = [HALF, FINITE, PLACE, CHUNK, TURN, CENTRE, MEAN, SIGN, HADAMARD, ELEMENT, INPUT, REPORT];
@@ -87,7 +93,7 @@ slots! {
     /// What undoes the rotation of RotateKV's keys.
     RESTORE: Restores { none: "restore/none", shuffled: "restore/shuffled", straight: "restore/straight", rolled: "restore/rolled" }
     /// What the mean of Centred's keys adds to a score.
-    POSITIONS: Positions { none: "positions/none", added: "positions/added" }
+    POSITIONS: Positions { none: "positions/none", added: "positions/added", made: "positions/made" }
     /// What the mean of Centred's keys adds to the scores of f16 rows.
     ROWS: HalfRows { plain: "rows/plain", centred: "rows/centred" }
     /// What makes keys of the codes of a tile.
@@ -112,6 +118,10 @@ pub(super) struct ByReduce {
 
 /// How the lanes of a unit come to a common maximum or sum.
 pub(super) const REDUCE: ByReduce = ByReduce { subgroup: part!("reduce/subgroup"), workgroup: part!("reduce/workgroup") };
+/// How lanes rotate the query heads that they hold.
+pub(super) const SPREAD: ByReduce = ByReduce { subgroup: part!("spread/subgroup"), workgroup: part!("spread/workgroup") };
+/// How lanes come to a page's terms of positions.
+pub(super) const TERMS: ByReduce = ByReduce { subgroup: part!("terms/subgroup"), workgroup: part!("terms/workgroup") };
 /// How a lane gets what the lane mirrored about the unit's middle has.
 pub(super) const MIRROR: ByReduce = ByReduce { subgroup: part!("mirror/subgroup"), workgroup: part!("mirror/workgroup") };
 

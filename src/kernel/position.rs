@@ -67,6 +67,7 @@ pub fn variant(plan: &Plan, rows: RowForm) -> Variant {
             shared::ELEMENT,
             shared::QUERY_AT,
             shared::FACTORS,
+            shared::SLOW,
         ],
         &constants,
     );

@@ -1,7 +1,7 @@
 //! Every pipeline that a cache of a plan can use.
 
 use super::{
-    Variant, align_plan, align_scores, align_values, append, append_block, append_reordered, attend_matrices, attend_merge, attend_prefill, attend_rows,
+    Variant, align_plan, align_scores, align_values, append, append_block, append_reordered, attend_direct, attend_matrices, attend_merge, attend_prefill, attend_rows,
     attend_split, dequantize, elect, position, protect, query, unpack,
 };
 use crate::gpu::RowForm;
@@ -47,8 +47,11 @@ fn common_variants(plan: &Plan) -> Vec<Variant> {
 /// Returns those that read or write the caller's rows of heads.
 fn common_rows(plan: &Plan, rows: RowForm) -> Vec<Variant> {
     let mut variants = vec![query::variant(plan, rows)];
+    let directs = if plan.direct_rows() > 0 { &[false, true][..] } else { &[false] };
     for parts in plan.merge_choices() {
-        variants.extend([false, true].map(|log_sums| attend_merge::variant(plan, rows, parts, log_sums)));
+        for &direct in directs {
+            variants.extend([false, true].map(|log_sums| attend_merge::variant(plan, rows, parts, log_sums, direct)));
+        }
     }
     if plan.position_quads() > 0 {
         variants.push(position::variant(plan, rows));
@@ -77,6 +80,9 @@ fn slab_rows(plan: &Plan, slab: &Slab, rows: RowForm) -> Vec<Variant> {
     let mut variants = vec![packing_variant(plan, slab, rows)];
     if plan.restores() {
         variants.push(append_reordered::variant(plan, slab, rows));
+    }
+    if plan.direct_rows() > 0 {
+        variants.push(attend_direct::variant(plan, slab, rows));
     }
     variants
 }

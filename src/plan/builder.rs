@@ -12,6 +12,9 @@ use std::sync::Arc;
 /// sets another number.
 const QUERY_ROWS: u32 = 512;
 
+/// Rows of a pass up to which attend_direct takes it, by default.
+const DIRECT_ROWS: u32 = 4;
+
 /// Workgroups that a decode pass is split into, at least, as far as there are pages: enough to fill
 /// a large GPU.
 const SPLIT_WORKGROUPS: u32 = 4096;
@@ -78,6 +81,7 @@ pub struct PlanBuilder {
     strided_rows: bool,
     query_rows: u32,
     split_workgroups: u32,
+    direct_rows: u32,
     span: Span,
     scoring: Scoring,
     max_tokens: Option<u32>,
@@ -103,6 +107,7 @@ impl PlanBuilder {
             strided_rows: false,
             query_rows: QUERY_ROWS,
             split_workgroups: SPLIT_WORKGROUPS,
+            direct_rows: DIRECT_ROWS,
             span: Span::All,
             scoring: Scoring::default(),
             max_tokens: None,
@@ -124,6 +129,7 @@ impl PlanBuilder {
             strided_rows: plan.strided_rows,
             query_rows: plan.query_rows,
             split_workgroups: plan.split_workgroups,
+            direct_rows: plan.direct_wanted,
             span: plan.span,
             scoring: plan.scoring.clone(),
             max_tokens: plan.longest,
@@ -198,6 +204,16 @@ impl PlanBuilder {
     /// The default is 4096. The scratch grows with it.
     pub fn split_workgroups(mut self, workgroups: u32) -> Self {
         self.split_workgroups = workgroups.clamp(1, 1 << 14);
+        self
+    }
+
+    /// Sets up to how many rows a pass of decoding rows is attended in two dispatches, `attend_direct`
+    /// and `attend_merge`: 0 to 16384. The default is 4. Passes of more rows make their queries once
+    /// instead of in every workgroup, in a dispatch before, which a few rows would wait for longer
+    /// than it works. Codecs whose keys are restored or stored in planes have no `attend_direct`, nor
+    /// has Centred where some channels have a mean and do not turn; the plan's text names the kernels.
+    pub fn direct_rows(mut self, rows: u32) -> Self {
+        self.direct_rows = rows.min(1 << 14);
         self
     }
 
@@ -338,6 +354,8 @@ impl PlanBuilder {
             strided_rows: self.strided_rows,
             query_rows: self.query_rows,
             split_workgroups: self.split_workgroups,
+            direct_wanted: self.direct_rows,
+            direct_rows: 0,
             merge_parts: choices::most_merge_parts(self.shape.head_dim, capability),
             sequences,
             pages: 0,
@@ -353,6 +371,7 @@ impl PlanBuilder {
         plan.check_planes()?;
         plan.check_soft_cap()?;
         plan.fit_workgroup_memory(capability);
+        plan.direct_rows = if plan.attends_directly(capability) { plan.direct_wanted.min(plan.query_rows) } else { 0 };
         plan.pages = match self.pages {
             Pages::Of(capacity) => plan.pages_for(capacity)?,
             Pages::Count { pages, .. } => page_count(pages.into())?,

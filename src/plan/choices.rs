@@ -184,10 +184,35 @@ impl Plan {
         (self.split_workgroups / (heads * self.blocks())).max(1)
     }
 
+    /// Returns how many items of pages a pass of attend_direct is split into, at least, as far as there
+    /// are pages: fewer than others, since each makes its queries, but for f16 pages, which take longer
+    /// to read.
+    pub(crate) fn direct_items(&self) -> u32 {
+        if self.format().codec() == Codec::F16 {
+            return self.split_items();
+        }
+        (self.split_workgroups.min(DIRECT_WORKGROUPS) / (self.most(Slab::count) * self.blocks())).max(1)
+    }
+
     /// Returns how many items the f16 rows of a decode pass are split into, at least, as far as there
     /// are tiles of them: enough to fill a large GPU, and few enough that partial results are few.
     pub(crate) fn row_items(&self) -> u32 {
         (self.split_workgroups / 2 / self.readings() as u32).clamp(1, DECODE_PARTIALS)
+    }
+
+    /// Returns up to how many rows a decoding pass is attended by attend_direct; 0 where it never is.
+    pub(crate) fn direct_rows(&self) -> u32 {
+        self.direct_rows
+    }
+
+    /// Returns whether attend_direct can take passes of the plan: keys are stored as attention reads
+    /// them, log-sums need no query that another kernel wrote, and the workgroup memory suffices.
+    pub(super) fn attends_directly(&self, capability: &Capability) -> bool {
+        !self.restores()
+            && !self.aligns()
+            && self.shape.head_dim <= 256
+            && self.still_channels() == self.shape.head_dim
+            && self.direct_workgroup_bytes() <= capability.workgroup_bytes
     }
 
     pub(crate) fn counts_loads(&self) -> bool {
@@ -304,6 +329,9 @@ impl Plan {
         (self.logits_at() + logits).next_multiple_of(4)
     }
 }
+
+/// Workgroups that attend_direct's pages are split into, at least.
+const DIRECT_WORKGROUPS: u32 = 1024;
 
 /// Rows of a workgroup of attend_prefill, and of attend_matrices.
 const PORTABLE_ROWS: u32 = 64;

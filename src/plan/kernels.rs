@@ -28,6 +28,9 @@ impl Plan {
     /// Writes the kernels of each call, and what is missing.
     pub(super) fn write_kernels(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:>14} {}", "append", self.append_kernels().join(", "))?;
+        if let Some(direct) = self.direct_kernels() {
+            writeln!(f, "{:>14} {direct}", "decode")?;
+        }
         writeln!(f, "{:>14} {}", "decode", self.decode_kernels().join(", "))?;
         writeln!(f, "{:>14} query, unpack, {}, attend_merge", "prefill", if self.matrices() { "attend_matrices" } else { "attend_prefill" })?;
         for missing in self.missing() {
@@ -49,6 +52,12 @@ impl Plan {
             names.extend(used.then_some(name));
         }
         names
+    }
+
+    /// Returns the kernels of passes of a few decoding rows, if they have their own.
+    fn direct_kernels(&self) -> Option<String> {
+        let rows = self.direct_rows();
+        (rows > 0).then(|| format!("attend_direct, attend_merge for up to {rows} row{}", if rows == 1 { "" } else { "s" }))
     }
 
     fn decode_kernels(&self) -> Vec<String> {

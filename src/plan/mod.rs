@@ -50,6 +50,10 @@ pub struct Plan {
     strided_rows: bool,
     query_rows: u32,
     split_workgroups: u32,
+    /// Rows of a decoding pass up to which attend_direct takes it, as the builder was told.
+    direct_wanted: u32,
+    /// And as the plan can: none where something forbids it.
+    direct_rows: u32,
     merge_parts: u32,
     /// Query heads that share one reading of the cache.
     heads: u32,

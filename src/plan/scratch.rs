@@ -57,7 +57,9 @@ impl Plan {
     /// Returns the items of one decode pass, at most: the target, and one more for each row since a
     /// row's pages are split evenly.
     pub(crate) fn partial_items(&self) -> u64 {
-        u64::from(self.split_items()) + u64::from(self.query_rows)
+        // Those of f16 rows lie among them where attend_direct makes them.
+        let rows = if self.direct_rows() > 0 { self.row_items() + self.direct_rows() } else { 0 };
+        u64::from(self.split_items()) + u64::from(self.query_rows) + u64::from(rows)
     }
 
     pub(crate) fn partials_bytes(&self) -> u64 {
@@ -120,6 +122,18 @@ impl Plan {
             };
         let turns = 8 * rows * self.shape.rope.frequencies().len().max(1) as u64;
         if self.position_quads() == 0 { turns } else { 16 * u64::from(self.row_turns()) + 16 * 32 * u64::from(self.row_turn_quads()) }
+    }
+
+    /// Returns the workgroup memory of attend_direct: that of attend_split, the query heads in f32 and
+    /// the sums of their codes, the factors of the means, what lanes add to terms of positions, and
+    /// what each lane has of f16 rows.
+    pub(crate) fn direct_workgroup_bytes(&self) -> u32 {
+        let quads = self.position_quads();
+        let positions = if quads == 0 { 1 } else { 4 * quads + 12 * 33 + 24 };
+        // Factors turned to a tile of f16 rows, and for its sinks.
+        let rows = 32 + 8 * quads;
+        let queries = self.shape.head_dim + self.shape.head_dim / 4;
+        self.split_workgroup_bytes() + 4 * self.heads_per_reading() * (positions + rows + queries) + 4 * 32
     }
 
     /// Returns the workgroup memory of attend_split: queries, weights, peaks, and the lanes of a

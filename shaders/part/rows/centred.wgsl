@@ -6,10 +6,10 @@
 // with A and B of the query (kernel query) turned to the tile's first place: the lanes turn them
 // together, and each takes its own 64 or so pairs of cosine and sine, by ROW_TURNS in the order of
 // the lanes. Sinks and the tokens after the pages are apart, so each have factors of their own.
-// Needs turn and turn_at; reads the kernel's bindings `query_rows` and `turns`. The kernel puts a
-// barrier between rows_turn and rows_mean. Twin: src/kernel/reference/attend_rows.rs.
+// Needs turn and turn_at; reads the kernel's binding `turns` and calls its function query_factor for
+// A and B of each pair in turn. A barrier stands between
+// rows_turn and rows_mean. Twin: src/kernel/reference/attend_rows.rs.
 
-override HEAD_DIM: u32;       // channels of a head
 override ROPE_PAIRS: u32;     // pairs of channels that turn
 override POSITION_QUADS: u32; // pairs of those, the last perhaps in part
 override MASSIVE: bool;        // whether the sinks are elected
@@ -20,9 +20,9 @@ const ROW_FACTORS = 8u * POSITION_QUADS;
 var<workgroup> row_factors: array<HeadsF, ROW_FACTORS>;
 
 // The query's factors of pair p, turned to position t, or by as much the other way.
-fn rows_turn_pair(queries_at: u32, head_first: u32, p: u32, t: u32, back: bool, at: u32) {
-    let a = row_query(queries_at, head_first, HEAD_DIM + 2u * p);
-    let b = row_query(queries_at, head_first, HEAD_DIM + 2u * p + 1u);
+fn rows_turn_pair(p: u32, t: u32, back: bool, at: u32) {
+    let a = query_factor(2u * p);
+    let b = query_factor(2u * p + 1u);
     // Beyond the last pair stand zeros.
     let pair = min(p, ROPE_PAIRS - 1u);
     var turn = turn_compose(turn_at((128u + t / 128u) * ROPE_PAIRS + pair), turn_at((t % 128u) * ROPE_PAIRS + pair));
@@ -36,12 +36,12 @@ fn rows_turn_pair(queries_at: u32, head_first: u32, p: u32, t: u32, back: bool, 
 // Turns the factors to a tile's first place: for tokens after the pages to where that place would be
 // if they went on backwards, which lies before position 0 where more sinks are elected than tokens
 // packed (of a sequence that was cut back).
-fn rows_turn(queries_at: u32, head_first: u32, place: u32, sinks: u32, packed: u32, lane: u32) {
+fn rows_turn(place: u32, sinks: u32, packed: u32, lane: u32) {
     for (var p = lane; p < 2u * POSITION_QUADS; p += 32u) {
         let back = MASSIVE && packed + place < sinks;
-        rows_turn_pair(queries_at, head_first, p, select(packed + place - sinks, sinks - packed - place, back), back, 0u);
+        rows_turn_pair(p, select(packed + place - sinks, sinks - packed - place, back), back, 0u);
         if (place < sinks) {
-            rows_turn_pair(queries_at, head_first, p, place, false, 4u * POSITION_QUADS);
+            rows_turn_pair(p, place, false, 4u * POSITION_QUADS);
         }
     }
 }

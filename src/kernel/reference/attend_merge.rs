@@ -46,7 +46,12 @@ pub fn attend_merge(
         let row_stride = (params.query_heads * (c.head_dim + 2)) as usize;
         let row_at = row_first * row_stride + (query_head * (c.head_dim + 2)) as usize;
         let pages = List { partials, at, stride, count, head_dim };
-        let rows = List { partials: row_partials, at: row_at, stride: row_stride, count: row_count, head_dim };
+        // attend_direct leaves all of them in one list.
+        let rows = if c.direct {
+            List { partials, at: at + row_first * stride - first * stride, stride, count: row_count, head_dim }
+        } else {
+            List { partials: row_partials, at: row_at, stride: row_stride, count: row_count, head_dim }
+        };
         let parts = c.parts as usize;
         let part = |part: usize, i: usize| {
             let mut merged = [HIDDEN, 0.0, 0.0];
@@ -64,8 +69,8 @@ pub fn attend_merge(
         let [peak, total, _] = merged(0);
         // A query may have seen nothing here.
         let query = &query_rows[((r * params.query_heads + query_head) * c.query_row) as usize..][..head_dim];
-        // Or have weighed nothing, since it is not finite.
-        let broken = total == 0.0 && !query.iter().all(|x| finite(*x));
+        // Or have weighed nothing, since it is not finite: attend_direct says so by a sum below 0.
+        let broken = if c.direct { total < 0.0 } else { total == 0.0 && !query.iter().all(|x| finite(*x)) };
         let nothing = total == 0.0 && !broken;
         let centred = Centred::of(c, marks, query_head / share);
         let still = still(c, &centred, query);

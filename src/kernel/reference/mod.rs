@@ -34,6 +34,7 @@ mod align_values;
 mod append;
 mod append_block;
 mod append_reordered;
+mod attend_direct;
 mod attend_matrices;
 mod attend_merge;
 mod attend_prefill;
@@ -57,6 +58,7 @@ pub use align_values::align_values;
 pub use append::append;
 pub use append_block::append_block;
 pub use append_reordered::append_reordered;
+pub use attend_direct::attend_direct;
 pub use attend_matrices::attend_matrices;
 pub use attend_merge::attend_merge;
 pub use attend_prefill::attend_prefill;
@@ -232,6 +234,8 @@ pub struct Constants {
     /// Runs of `head_dim` invocations of `attend_merge` that share a row's items, for rows of many
     /// items. [`merge_parts_for`](Plan::merge_parts_for) returns how many a pass has.
     pub parts: u32,
+    /// Whether `attend_merge` reads partial results of `attend_direct`; [`Constants::of`] says no.
+    pub direct: bool,
 }
 
 impl Constants {
@@ -325,6 +329,7 @@ impl Constants {
             chunk: whole("CHUNK"),
             share: whole("SHARE"),
             parts: whole("PARTS"),
+            direct: false,
         }
     }
 

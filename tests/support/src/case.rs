@@ -50,6 +50,7 @@ pub struct Case {
     pub steps: Vec<Vec<(usize, u32)>>,
     precisions: Vec<[Precision; 2]>,
     split_workgroups: Option<u32>,
+    direct: bool,
     counted: bool,
     /// Whether every KV head has a slab of its own.
     pub slabs: bool,
@@ -83,6 +84,7 @@ pub fn case(why: &'static str, head_dim: u32, query_heads: u32, kv_heads: u32, f
         steps: vec![vec![(0, 45), (1, 131)], vec![(1, 1), (0, 1)], vec![(0, 90), (1, 3)]],
         precisions: Vec::new(),
         split_workgroups: None,
+        direct: false,
         counted: false,
         slabs: false,
         straight: None,
@@ -237,6 +239,13 @@ impl Case {
         self
     }
 
+    /// Lets attend_direct take the passes that it takes by default. Otherwise no pass is its, so that
+    /// the other kernels of decoding are seen.
+    pub fn direct(mut self) -> Self {
+        self.direct = true;
+        self
+    }
+
     /// Pretends bindings so small that every KV head has a slab of its own.
     pub fn slabs(mut self) -> Self {
         self.slabs = true;
@@ -336,6 +345,9 @@ impl Case {
             builder = builder.sink_logits(logits.clone());
         }
         builder = builder.turned_rows(self.turned);
+        if !self.direct {
+            builder = builder.direct_rows(0);
+        }
         if let Some(workgroups) = self.split_workgroups {
             builder = builder.split_workgroups(workgroups);
         }

@@ -5,7 +5,7 @@ override POSITION_WAVES: u32; // first pairs of RoPE, which turn too fast for a 
 fn positions_waves(lane: u32) -> Scores {
     var half = Scores(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
     for (var p = 0u; p < POSITION_WAVES; p++) {
-        half = positions_wave(p, lane, half);
+        half = waves_add(p, lane, half);
     }
     return half;
 }

@@ -5,28 +5,28 @@ override POSITION_WAVES: u32; // first pairs of RoPE, which turn too fast for a 
 fn positions_eight(w: u32, lane: u32, half: Scores) -> Scores {
     var next = half;
     if (w + 0u < POSITION_WAVES) {
-        next = positions_wave(w + 0u, lane, next);
+        next = waves_add(w + 0u, lane, next);
     }
     if (w + 1u < POSITION_WAVES) {
-        next = positions_wave(w + 1u, lane, next);
+        next = waves_add(w + 1u, lane, next);
     }
     if (w + 2u < POSITION_WAVES) {
-        next = positions_wave(w + 2u, lane, next);
+        next = waves_add(w + 2u, lane, next);
     }
     if (w + 3u < POSITION_WAVES) {
-        next = positions_wave(w + 3u, lane, next);
+        next = waves_add(w + 3u, lane, next);
     }
     if (w + 4u < POSITION_WAVES) {
-        next = positions_wave(w + 4u, lane, next);
+        next = waves_add(w + 4u, lane, next);
     }
     if (w + 5u < POSITION_WAVES) {
-        next = positions_wave(w + 5u, lane, next);
+        next = waves_add(w + 5u, lane, next);
     }
     if (w + 6u < POSITION_WAVES) {
-        next = positions_wave(w + 6u, lane, next);
+        next = waves_add(w + 6u, lane, next);
     }
     if (w + 7u < POSITION_WAVES) {
-        next = positions_wave(w + 7u, lane, next);
+        next = waves_add(w + 7u, lane, next);
     }
     return next;
 }

@@ -6,7 +6,7 @@ override POSITION_QUADS: u32; // pairs of RoPE's pairs that the mean of the keys
 fn rows_walk_keys(at: u32) -> HeadsF {
     var s = HeadsF(0.0);
     for (var w = 0u; w < HEAD_DIM / 8u; w++) {
-        s = row_key(at, w, s);
+        s = half_rows_key(at, w, s);
     }
     return s;
 }
@@ -22,7 +22,7 @@ fn rows_walk_means(lane: u32, sink: bool, s: HeadsF) -> HeadsF {
 fn rows_walk_values(quad: u32, row: Channels) -> Channels {
     var sum = row;
     for (var t = 0u; t < 32u; t++) {
-        sum = row_value(t, quad, sum);
+        sum = half_rows_value(t, quad, sum);
     }
     return sum;
 }

@@ -5,10 +5,10 @@ override HEAD_DIM: u32;       // channels of a head
 override POSITION_QUADS: u32; // pairs of RoPE's pairs that the mean of the keys adds by
 
 fn rows_eight_keys(at: u32, w: u32, s: HeadsF) -> HeadsF {
-    let a = row_key(at, w + 1u, row_key(at, w, s));
-    let b = row_key(at, w + 3u, row_key(at, w + 2u, a));
-    let c = row_key(at, w + 5u, row_key(at, w + 4u, b));
-    return row_key(at, w + 7u, row_key(at, w + 6u, c));
+    let a = half_rows_key(at, w + 1u, half_rows_key(at, w, s));
+    let b = half_rows_key(at, w + 3u, half_rows_key(at, w + 2u, a));
+    let c = half_rows_key(at, w + 5u, half_rows_key(at, w + 4u, b));
+    return half_rows_key(at, w + 7u, half_rows_key(at, w + 6u, c));
 }
 
 fn rows_walk_keys(at: u32) -> HeadsF {
@@ -60,10 +60,10 @@ fn rows_walk_means(lane: u32, sink: bool, s: HeadsF) -> HeadsF {
 }
 
 fn rows_eight_values(t: u32, quad: u32, row: Channels) -> Channels {
-    let a = row_value(t + 1u, quad, row_value(t, quad, row));
-    let b = row_value(t + 3u, quad, row_value(t + 2u, quad, a));
-    let c = row_value(t + 5u, quad, row_value(t + 4u, quad, b));
-    return row_value(t + 7u, quad, row_value(t + 6u, quad, c));
+    let a = half_rows_value(t + 1u, quad, half_rows_value(t, quad, row));
+    let b = half_rows_value(t + 3u, quad, half_rows_value(t + 2u, quad, a));
+    let c = half_rows_value(t + 5u, quad, half_rows_value(t + 4u, quad, b));
+    return half_rows_value(t + 7u, quad, half_rows_value(t + 6u, quad, c));
 }
 
 fn rows_walk_values(quad: u32, row: Channels) -> Channels {
