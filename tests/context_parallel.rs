@@ -77,9 +77,11 @@ fn grow(cache: &mut ContextParallel, random: &mut StdRng, chunks: &[(&ContextSeq
                 Codec::F16 | Codec::AlignedF16 => PREFILL_RMS,
                 _ => DECODE_RMS,
             };
+            // By cooperative matrices f16 is rounded no less than codes that are unpacked.
             let most = match codec {
+                Codec::F16 | Codec::AlignedF16 if plan.matrices() && *tokens > 1 => UNPACKED_RMS,
                 _ if *tokens == 1 || n + 1 == *tokens => most,
-                Codec::F16 | Codec::AlignedF16 if !plan.matrices() => PREFILL_RMS,
+                Codec::F16 | Codec::AlignedF16 => PREFILL_RMS,
                 _ => UNPACKED_RMS,
             };
             // A NaN compares false, so it fails too.

@@ -20,6 +20,10 @@ use wgkv_testing::*;
 /// derives it for rows in f32.
 const PREFILL_ERROR: f64 = 2e-4;
 
+/// The same by cooperative matrices, for which queries and weights are rounded to halves: as
+/// MATRIX_OUTPUT_ERROR of what prefills is derived, where keys and values are f16 already.
+const MATRIX_ERROR: f64 = 3.5e-3;
+
 /// No token has the row.
 const NOBODY: u32 = u32::MAX;
 
@@ -190,7 +194,8 @@ fn short_prompts_and_full_ones_work() {
     assert_eq!(elected(&walk, 2), (0..19).collect::<Vec<u32>>());
     let want = exact_over_stored(&walk, &taken, 2, 0, 19);
     let worst = walk.output(&taken).iter().zip(&want).fold(0.0, |most, (a, b)| (f64::from(*a) - b).abs().max(most));
-    assert!(worst < PREFILL_ERROR, "a prompt of sinks alone: an output is off by {worst}. WGKV_SEED={}", walk.seed);
+    let most = if walk.plan().matrices() { MATRIX_ERROR } else { PREFILL_ERROR };
+    assert!(worst < most, "a prompt of sinks alone: an output is off by {worst}. WGKV_SEED={}", walk.seed);
     let taken = walk.take(&[(2, 1)], true);
     let want = exact_over_stored(&walk, &taken, 2, 0, 1);
     let error = relative_rms(&walk.output(&taken), &want);

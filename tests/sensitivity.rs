@@ -11,7 +11,11 @@ use std::sync::LazyLock;
 use wgkv_testing::*;
 
 /// One device for all tests, so that pipelines are compiled once.
-static GPU: LazyLock<Gpu> = LazyLock::new(gpu);
+/// Without cooperative matrices, for which queries are rounded to halves.
+static GPU: LazyLock<Gpu> = LazyLock::new(|| {
+    let gpu = gpu();
+    gpu.pretend(Capability { matrices: false, ..*gpu.capability() })
+});
 
 /// The same for RotateKV: in loops, since straight-line code takes a software adapter seconds to
 /// compile.

@@ -255,7 +255,7 @@ impl PassTables<'_, '_, '_> {
     fn pass(mut self) -> Pass {
         let positions_at = self.positions();
         let places = self.page_places();
-        let direct = self.rows <= self.plan().direct_rows() && self.runs.iter().all(Run::decodes);
+        let direct = self.is_direct();
         let splits = self.splits(&places, if direct { self.plan().direct_items() } else { self.plan().split_items() });
         let (rows, mut partials) = self.rows();
         let rounds = self.rounds(&mut partials);
@@ -275,6 +275,13 @@ impl PassTables<'_, '_, '_> {
         }
         pass.rounds = self.attends(&rounds);
         pass
+    }
+
+    /// Returns whether attend_direct takes the pass: all of its few rows decode, over few pages.
+    fn is_direct(&self) -> bool {
+        let plan = self.plan();
+        let pages: u32 = self.runs.iter().map(|run| run.pages(plan).len() as u32).sum();
+        self.rows <= plan.direct_rows() && pages <= plan.direct_pages() && self.runs.iter().all(Run::decodes)
     }
 
     /// Lists the position of every row.

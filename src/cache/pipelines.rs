@@ -3,8 +3,8 @@
 use crate::format::Element;
 use crate::gpu::{Gpu, Pipeline, RowForm, Variant};
 use crate::kernel::{
-    align_plan, align_scores, align_values, append_reordered, attend_direct, attend_matrices, attend_merge, attend_prefill, attend_rows, attend_split, dequantize, elect,
-    packing_variant, position, protect, query, unpack,
+    align_plan, align_scores, align_values, append_reordered, attend_direct, attend_matrices, attend_merge, attend_prefill, attend_rows, attend_split,
+    dequantize, elect, packing_variant, position, protect, query, unpack,
 };
 use crate::plan::{Plan, Slab};
 use std::sync::OnceLock;

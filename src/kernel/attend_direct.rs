@@ -40,13 +40,7 @@ pub static KERNEL: Kernel = Kernel {
     name: "attend_direct",
     source: include_str!("../../shaders/attend_direct.wgsl"),
     groups: &[
-        &[
-            ("turns", Binding::Read),
-            ("marks", Binding::Read),
-            ("protected_rows", Binding::Read),
-            ("pages", Binding::Read),
-            ("partials", Binding::Write),
-        ],
+        &[("turns", Binding::Read), ("marks", Binding::Read), ("protected_rows", Binding::Read), ("pages", Binding::Read), ("partials", Binding::Write)],
         STEP,
         &[("queries_in", Binding::Read)],
     ],

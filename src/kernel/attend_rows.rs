@@ -49,8 +49,14 @@ pub const TILE_PLACES: u32 = 32;
 
 /// Returns the variant for a plan.
 pub fn variant(plan: &Plan) -> Variant {
-    let mut parts =
-        vec![parts::HEADS.of(plan.heads_per_reading()), parts::REDUCE.of(plan.reduce()), shared::HALF_ROWS, shared::CHUNK, shared::CAP, parts::ROWS_WALK.of(plan.straight())];
+    let mut parts = vec![
+        parts::HEADS.of(plan.heads_per_reading()),
+        parts::REDUCE.of(plan.reduce()),
+        shared::HALF_ROWS,
+        shared::CHUNK,
+        shared::CAP,
+        parts::ROWS_WALK.of(plan.straight()),
+    ];
     if plan.position_quads() > 0 {
         parts.extend([parts::ROWS.centred, shared::TURN, shared::TURN_AT]);
     } else {

@@ -8,7 +8,8 @@
 
 use super::parts::{self, shared};
 use super::{
-    Binding, Constants, Kernel, STEP, Variant, cap_constants, elected_constants, group_constants, hadamard_constants, position_constants, position_parts, rope_constants,
+    Binding, Constants, Kernel, STEP, Variant, cap_constants, elected_constants, group_constants, hadamard_constants, position_constants, position_parts,
+    rope_constants,
 };
 use crate::format::Bits;
 use crate::gpu::{Reduce, Source};

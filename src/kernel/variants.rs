@@ -1,8 +1,8 @@
 //! Every pipeline that a cache of a plan can use.
 
 use super::{
-    Variant, align_plan, align_scores, align_values, append, append_block, append_reordered, attend_direct, attend_matrices, attend_merge, attend_prefill, attend_rows,
-    attend_split, dequantize, elect, position, protect, query, unpack,
+    Variant, align_plan, align_scores, align_values, append, append_block, append_reordered, attend_direct, attend_matrices, attend_merge, attend_prefill,
+    attend_rows, attend_split, dequantize, elect, position, protect, query, unpack,
 };
 use crate::gpu::RowForm;
 use crate::plan::{Plan, Slab};

@@ -184,6 +184,13 @@ impl Plan {
         (self.split_workgroups / (heads * self.blocks())).max(1)
     }
 
+    /// Returns over how many pages, of all rows together, attend_direct takes a pass at most: with more
+    /// to read, what each of its workgroups does first costs more than the dispatches that it saves.
+    pub(crate) fn direct_pages(&self) -> u32 {
+        let readings = if self.format().codec() == Codec::F16 { DIRECT_F16_READINGS } else { DIRECT_READINGS };
+        readings / self.readings().max(1) as u32
+    }
+
     /// Returns how many items of pages a pass of attend_direct is split into, at least, as far as there
     /// are pages: fewer than others, since each makes its queries, but for f16 pages, which take longer
     /// to read.
@@ -329,6 +336,11 @@ impl Plan {
         (self.logits_at() + logits).next_multiple_of(4)
     }
 }
+
+/// Readings of pages that attend_direct takes in a pass at most: as many as still gain, measured on an
+/// H200 (docs/performance.md).
+const DIRECT_READINGS: u32 = 2048;
+const DIRECT_F16_READINGS: u32 = 512;
 
 /// Workgroups that attend_direct's pages are split into, at least.
 const DIRECT_WORKGROUPS: u32 = 1024;

@@ -57,7 +57,8 @@ impl Plan {
     /// Returns the kernels of passes of a few decoding rows, if they have their own.
     fn direct_kernels(&self) -> Option<String> {
         let rows = self.direct_rows();
-        (rows > 0).then(|| format!("attend_direct, attend_merge for up to {rows} row{}", if rows == 1 { "" } else { "s" }))
+        let tokens = self.direct_pages() * crate::format::PAGE_TOKENS;
+        (rows > 0).then(|| format!("attend_direct, attend_merge for up to {rows} row{} over {tokens} tokens", if rows == 1 { "" } else { "s" }))
     }
 
     fn decode_kernels(&self) -> Vec<String> {
