@@ -209,7 +209,7 @@ impl PlanBuilder {
 
     /// Sets up to how many rows a pass of decoding rows is attended in two dispatches, `attend_direct`
     /// and `attend_merge`: 0 to 16384. The default is 4. Passes of more rows, or over more than some
-    /// 2048 pages of a KV head (512 of f16), make their queries once instead of in every workgroup, in a
+    /// 2048 pages of a KV head (512 of f16, or without subgroups), make their queries once instead of in every workgroup, in a
     /// dispatch before, which a few rows would wait for longer than it works. Codecs whose keys are restored or stored in planes have no `attend_direct`, nor
     /// has Centred where some channels have a mean and do not turn; the plan's text names the kernels.
     pub fn direct_rows(mut self, rows: u32) -> Self {

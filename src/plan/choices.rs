@@ -187,7 +187,8 @@ impl Plan {
     /// Returns over how many pages, of all rows together, attend_direct takes a pass at most: with more
     /// to read, what each of its workgroups does first costs more than the dispatches that it saves.
     pub(crate) fn direct_pages(&self) -> u32 {
-        let readings = if self.format().codec() == Codec::F16 { DIRECT_F16_READINGS } else { DIRECT_READINGS };
+        let few = self.format().codec() == Codec::F16 || self.reduce == Reduce::Workgroup;
+        let readings = if few { DIRECT_READINGS / 4 } else { DIRECT_READINGS };
         readings / self.readings().max(1) as u32
     }
 
@@ -338,9 +339,8 @@ impl Plan {
 }
 
 /// Readings of pages that attend_direct takes in a pass at most: as many as still gain, measured on an
-/// H200 (docs/performance.md).
+/// H200 (docs/performance.md); a quarter of f16, and where queries are rotated through workgroup memory.
 const DIRECT_READINGS: u32 = 2048;
-const DIRECT_F16_READINGS: u32 = 512;
 
 /// Workgroups that attend_direct's pages are split into, at least.
 const DIRECT_WORKGROUPS: u32 = 1024;
