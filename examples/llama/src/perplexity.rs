@@ -68,6 +68,9 @@ pub struct PerplexityOptions {
     /// tokens come one by one.
     #[arg(long)]
     pub chunk: Option<usize>,
+    /// Tokens at the beginning of each window that are read at once, as a prompt, and not scored.
+    #[arg(long, default_value_t = 0)]
+    pub prompt: usize,
 }
 
 /// What a measurement gave.
@@ -215,12 +218,14 @@ pub struct Chunks {
     pub rest: usize,
     /// Whether the last is filled up to this length with tokens that nobody scores.
     pub filled: bool,
+    /// Whether the first is a prompt that nobody scores.
+    pub prompt: bool,
 }
 
 impl Chunks {
     /// Chunks of one length, the last as long as what is left.
     pub fn of(tokens: usize) -> Self {
-        Self { first: tokens.max(1), rest: tokens.max(1), filled: false }
+        Self { first: tokens.max(1), rest: tokens.max(1), filled: false, prompt: false }
     }
 
     /// Chunks within which decoding packs nothing, for a cache that keeps `window` recent tokens,
@@ -235,7 +240,17 @@ impl Chunks {
     pub fn decoded(window: u32) -> (Self, u32) {
         let page = PAGE_TOKENS as usize;
         let first = (window as usize + page - 1) % page;
-        (Self { first: if first == 0 { page } else { first }, rest: page, filled: true }, window + PAGE_TOKENS - 1)
+        (Self { first: if first == 0 { page } else { first }, rest: page, filled: true, prompt: false }, window.saturating_add(PAGE_TOKENS - 1))
+    }
+
+    /// These chunks behind a prompt of so many tokens; those that begin within it are cut.
+    pub fn behind(self, prompt: usize) -> Self {
+        match (prompt, self.filled) {
+            (0, _) => self,
+            (_, false) => Self { first: prompt, prompt: true, ..self },
+            // A whole number of chunks later: pages are packed at the same places.
+            (_, true) => Self { first: self.first + prompt.saturating_sub(self.first).div_ceil(self.rest) * self.rest, prompt: true, ..self },
+        }
     }
 
     /// Returns the places of a window of so many tokens that are read at once.
@@ -287,7 +302,8 @@ pub fn score_window<C: KvCache>(
         if let Some(reference) = &mut reference {
             reference.read(&input, None)?;
         }
-        for (block, targets) in targets.chunks(ROWS).enumerate() {
+        let scored = if chunks.prompt && range.start == 0 { &[] } else { targets };
+        for (block, targets) in scored.chunks(ROWS).enumerate() {
             let rows = block * ROWS..block * ROWS + targets.len();
             let logits = reading.scores(rows.clone())?;
             let expected = reference.as_mut().map(|reference| reference.scores(rows)).transpose()?;
@@ -354,6 +370,12 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
         (None, 0) => (Chunks::of(options.context), 0),
         (None, window) => Chunks::decoded(window),
     };
+    // A prompt beyond the context is refused as it is, whatever its chunks would be.
+    let chunks = chunks.behind(options.prompt.min(options.context));
+    if chunks.prompt && chunks.first >= options.context {
+        let wanted = format!("few enough that tokens of the {} are left to score", options.context);
+        return Err(Error::Option { name: "--prompt", wanted, had: format!("{}, that is {} in whole chunks", options.prompt, chunks.first) });
+    }
     let allocation = cache_options.allocation(config, learned.as_ref(), bits)?;
     if simulate && !allocation.is_uniform() {
         return Err(Error::Option { name: "--plan", wanted: "left out with --simulate".into(), had: "given".into() });
@@ -476,6 +498,16 @@ mod tests {
         assert_eq!(Chunks::of(100).ranges(250).collect::<Vec<_>>(), [0..100, 100..200, 200..250]);
         assert_eq!(Chunks::of(0).ranges(2).collect::<Vec<_>>(), [0..1, 1..2]);
         assert_eq!((Chunks::of(100).longest(50), Chunks::of(100).room(250)), (50, 250));
+    }
+
+    #[test]
+    fn a_prompt_is_the_first_chunk_and_leaves_the_others_where_they_are() {
+        assert_eq!(Chunks::of(1).behind(5).ranges(7).collect::<Vec<_>>(), [0..5, 5..6, 6..7]);
+        let (chunks, _) = Chunks::decoded(128);
+        assert_eq!(chunks.behind(0), chunks);
+        for (prompt, wanted) in [(1, 127), (127, 127), (128, 255), (300, 383)] {
+            assert_eq!(chunks.behind(prompt).ranges(600).collect::<Vec<_>>()[..2], [0..wanted, wanted..wanted + 128]);
+        }
     }
 
     #[test]

@@ -122,17 +122,25 @@ fn perplexities_are_those_of_another_decoder() {
 fn a_window_shows_what_decoding_shows() {
     let folder = tiny::folder("decoded");
     tiny::write_model(&folder);
-    let measured = |more: &[&str]| {
+    let run = |more: &[&str]| {
         let fixed = ["--model", folder.to_str().unwrap(), "--text", &smoke(), "--windows", "1", "--context", "200", "--codec", "rtn", "--sinks", "none"];
         let cache = ["--k-bits", "2", "--v-bits", "2", "--window", "16"];
-        perplexity(&options::<PerplexityOptions>(&[&fixed[..], &cache, more].concat())).unwrap()
+        perplexity(&options::<PerplexityOptions>(&[&fixed[..], &cache, more].concat()))
     };
+    let measured = |more: &[&str]| run(more).unwrap();
     // The first page is packed behind 144 tokens. Read at once, it is codes for all of them.
     let [told, decoded, at_once] = [&[][..], &["--chunk", "1"], &["--chunk", "200"]].map(measured);
     println!("divergence: {}, token by token {}, at once {}", told.kl, decoded.kl, at_once.kl);
     assert_eq!((told.format.window, told.bits_per_element), (decoded.format.window, decoded.bits_per_element));
     assert!((told.kl / decoded.kl - 1.0).abs() < DECODED_ERROR, "{}, token by token {}", told.kl, decoded.kl);
     assert!(at_once.kl > 2.0 * decoded.kl, "{}, token by token {}", at_once.kl, decoded.kl);
+
+    // Behind a prompt of 143 tokens, where a page begins to be packed, and of 150.
+    let [behind, decoded] = [&["--prompt", "100"][..], &["--chunk", "1", "--prompt", "150"]].map(measured);
+    assert_eq!((told.tokens, behind.tokens, decoded.tokens), (200, 57, 50));
+    assert!(behind.kl > told.kl && decoded.kl > told.kl, "{}, {}, from the beginning {}", behind.kl, decoded.kl, told.kl);
+    let error = run(&["--prompt", "144"]).unwrap_err().to_string();
+    assert!(error.contains("--prompt") && error.contains("271 in whole chunks"), "{error}");
 }
 
 /// Calibrates a model with the shipped text and returns the file's path.
