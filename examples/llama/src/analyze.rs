@@ -9,6 +9,7 @@ use wgkv::bits::{Kind, Probe, Sensitivity};
 use wgkv::{Precision, Sinks};
 use wgkv_decoder::{Decoder, Part};
 
+use crate::directions::{self, Gains};
 use crate::error::Result;
 use crate::options::{CacheOptions, ModelOptions, expect_alike, read_text};
 use crate::perplexity::{bar, windows};
@@ -47,6 +48,9 @@ pub struct AnalyzeReport {
     pub norms: Vec<[f64; 2]>,
     /// Layers in which that of keys is the larger.
     pub keys_larger: usize,
+    /// By layer and head: what bits by direction within the head would divide the error of keys, and
+    /// of values, by ([`directions`]).
+    pub direction_gains: Gains,
     /// Tokens read.
     pub tokens: u64,
 }
@@ -72,7 +76,7 @@ fn weights(numbers: &[f32], outputs: usize) -> WeightAnalysis {
 }
 
 /// The keys or values of one head.
-fn head(probe: &Probe, sensitivity: &Sensitivity, layer: u32, head: u32, kind: Kind) -> HeadAnalysis {
+fn head(probe: &Probe, sensitivity: &Sensitivity, layer: u32, head: u32, kind: Kind, direction_gain: f64) -> HeadAnalysis {
     let size = sensitivity.head_dim() as usize;
     let singular_values = singular_values(probe.gram(layer, head, kind), size);
     let elements = sensitivity.tokens() as f64 * size as f64;
@@ -86,7 +90,7 @@ fn head(probe: &Probe, sensitivity: &Sensitivity, layer: u32, head: u32, kind: K
         mse: relative[n] * norm * norm / elements,
         attention: sensitivity.output_errors(layer, head, kind)[n] / output,
     });
-    HeadAnalysis { head, frobenius: norm, spectral: singular_values.first().copied().unwrap_or(0.0), singular_values, errors: errors.collect() }
+    HeadAnalysis { head, frobenius: norm, spectral: singular_values.first().copied().unwrap_or(0.0), singular_values, errors: errors.collect(), direction_gain }
 }
 
 /// Measures, and writes the pictures.
@@ -106,13 +110,15 @@ pub fn analyze(options: &AnalyzeOptions) -> Result<AnalyzeReport> {
     let mut candidates: Vec<Precision> =
         Sensitivity::default_candidates(&config.shape(), &format).into_iter().map(|candidate| Precision { group, ..candidate }).collect();
     candidates.dedup();
-    let bar = bar(windows.iter().map(|(input, _)| input.len()).sum(), "");
+    let bar = bar(2 * windows.iter().map(|(input, _)| input.len()).sum::<usize>(), "");
     let probe = subject.probe(&candidates, &windows, |tokens| bar.inc(tokens as u64))?;
+    let gains = directions::gains(&model, &decoder, &windows, |tokens| bar.inc(tokens as u64))?;
     bar.finish_and_clear();
     let sensitivity = probe.finish(&model.hash()?)?;
     let mut layers = Vec::new();
     for layer in 0..sensitivity.layers() {
-        let heads = |kind| (0..sensitivity.kv_heads()).map(|h| head(&probe, &sensitivity, layer, h, kind)).collect();
+        let gain = |h: u32, kind| gains[layer as usize][h as usize][usize::from(kind == Kind::Value)];
+        let heads = |kind| (0..sensitivity.kv_heads()).map(|h| head(&probe, &sensitivity, layer, h, kind, gain(h, kind))).collect();
         let told = |part| -> Result<_> {
             let stored = model.tensor(part)?;
             Ok(Some(weights(&stored.numbers(), stored.rows)))
@@ -138,7 +144,13 @@ pub fn analyze(options: &AnalyzeOptions) -> Result<AnalyzeReport> {
     let files = pictures::write(&analysis, &options.out)?;
     let mean = |heads: &[HeadAnalysis]| heads.iter().map(|head| head.frobenius).sum::<f64>() / heads.len() as f64;
     let norms: Vec<[f64; 2]> = analysis.layers.iter().map(|layer| [mean(&layer.keys), mean(&layer.values)]).collect();
-    Ok(AnalyzeReport { files, keys_larger: norms.iter().filter(|[keys, values]| keys > values).count(), norms, tokens: analysis.tokens })
+    Ok(AnalyzeReport {
+        files,
+        keys_larger: norms.iter().filter(|[keys, values]| keys > values).count(),
+        norms,
+        direction_gains: gains,
+        tokens: analysis.tokens,
+    })
 }
 
 #[cfg(test)]

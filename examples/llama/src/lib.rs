@@ -10,6 +10,7 @@ pub mod capacity;
 pub mod chat;
 pub mod decode_memory;
 pub mod device;
+pub mod directions;
 pub mod error;
 pub mod generate;
 pub mod options;

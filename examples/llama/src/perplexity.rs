@@ -5,6 +5,8 @@
 //! cache and the codec's cache see the same chunks side by side, so their scores are compared row
 //! by row and never kept.
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -14,11 +16,11 @@ use serde::Serialize;
 use wgkv::aligned::{Alignment, Traffic};
 use wgkv::bits::BitPlan;
 use wgkv::learned::Learned;
-use wgkv::{Capacity, Codec, Format, Protection, Sinks};
+use wgkv::{Capacity, Codec, Format, PAGE_TOKENS, Protection, Sinks};
 use wgkv_decoder::{Decoder, KvCache, Model, Tap};
 
 use crate::error::{Error, Result};
-use crate::options::{CacheOptions, CacheSummary, Layered, ModelOptions, channel_order, expect_absent, open, open_f16, open_layers, planned, read_text};
+use crate::options::{CacheOptions, CacheSummary, Layered, ModelOptions, channel_order, expect_absent, open, open_layers, planned, read_text};
 use crate::reading::{ROWS, Reading, work};
 use crate::simulate::{Reorder, SimulatedRows, Simulation};
 
@@ -59,10 +61,16 @@ pub struct PerplexityOptions {
     /// Implies --strict.
     #[arg(long)]
     pub simulate: bool,
-    /// Tokens that are processed at once; 128 where a window protects recent tokens, 1 for
-    /// aligned-f16 and with --align, else the whole context.
+    /// Tokens that are processed at once, as of a prompt that comes in such chunks: those of one
+    /// chunk see older tokens of the window as codes. Without it every token sees what it would see
+    /// in decoding: where a window protects recent tokens, chunks are the runs of 128 tokens that
+    /// see the same tokens in f16; else the context is one chunk. With aligned-f16 and --align
+    /// tokens come one by one.
     #[arg(long)]
     pub chunk: Option<usize>,
+    /// Tokens at the beginning of each window that are read at once, as a prompt, and not scored.
+    #[arg(long, default_value_t = 0)]
+    pub prompt: usize,
 }
 
 /// What a measurement gave.
@@ -201,6 +209,71 @@ pub fn windows(text: &str, model: &Model, options: &ModelOptions, count: usize, 
         .collect())
 }
 
+/// How a window is cut into chunks that are read at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chunks {
+    /// Tokens of the first.
+    pub first: usize,
+    /// Tokens of each other; more than 0.
+    pub rest: usize,
+    /// Whether the last is filled up to this length with tokens that nobody scores.
+    pub filled: bool,
+    /// Whether the first is a prompt that nobody scores.
+    pub prompt: bool,
+}
+
+impl Chunks {
+    /// Chunks of one length, the last as long as what is left.
+    pub fn of(tokens: usize) -> Self {
+        Self { first: tokens.max(1), rest: tokens.max(1), filled: false, prompt: false }
+    }
+
+    /// Chunks within which decoding packs nothing, for a cache that keeps `window` recent tokens,
+    /// and the window that a cache must be given so that each token of a chunk sees in f16 what it
+    /// would see if it came alone.
+    ///
+    /// In decoding pages are packed when `window` tokens and a whole page have come since: the
+    /// token at place p sees those before place (p + 1 − window) / 128 · 128 as codes. That is the
+    /// same place for 128 tokens, the first of which stands at a multiple of 128 plus window − 1.
+    /// A chunk that ends with the last of them packs up to there if its cache keeps 127 tokens
+    /// more.
+    pub fn decoded(window: u32) -> (Self, u32) {
+        let page = PAGE_TOKENS as usize;
+        let first = (window as usize + page - 1) % page;
+        (Self { first: if first == 0 { page } else { first }, rest: page, filled: true, prompt: false }, window.saturating_add(PAGE_TOKENS - 1))
+    }
+
+    /// These chunks behind a prompt of so many tokens; those that begin within it are cut.
+    pub fn behind(self, prompt: usize) -> Self {
+        match (prompt, self.filled) {
+            (0, _) => self,
+            (_, false) => Self { first: prompt, prompt: true, ..self },
+            // A whole number of chunks later: pages are packed at the same places.
+            (_, true) => Self { first: self.first + prompt.saturating_sub(self.first).div_ceil(self.rest) * self.rest, prompt: true, ..self },
+        }
+    }
+
+    /// Returns the places of a window of so many tokens that are read at once.
+    pub fn ranges(self, tokens: usize) -> impl Iterator<Item = Range<usize>> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let begin = at;
+            at = tokens.min(begin + if begin == 0 { self.first } else { self.rest });
+            (begin < tokens).then_some(begin..at)
+        })
+    }
+
+    /// Returns the most tokens that are read at once of a window of so many.
+    pub fn longest(self, tokens: usize) -> usize {
+        if self.filled { self.first.max(self.rest) } else { self.first.max(self.rest).min(tokens) }
+    }
+
+    /// Returns how many tokens a cache must hold to read a window of so many.
+    pub fn room(self, tokens: usize) -> usize {
+        if self.filled { tokens + self.rest - 1 } else { tokens }
+    }
+}
+
 /// Scores one window as it is read and, side by side, through a reference. A tap sees the rows of
 /// the former.
 ///
@@ -208,29 +281,35 @@ pub fn windows(text: &str, model: &Model, options: &ModelOptions, count: usize, 
 /// Those of [`Reading::read`] and [`Reading::scores`].
 pub fn score_window<C: KvCache>(
     window: &Window,
-    chunk: usize,
+    chunks: Chunks,
     reading: &mut Reading<'_, C>,
     mut tap: Option<&mut dyn Tap>,
     mut reference: Option<&mut Reading<'_, C>>,
     mut progress: impl FnMut(usize),
 ) -> Result<Score> {
     let mut score = Score::default();
-    let (input, targets) = window;
-    for (input, targets) in input.chunks(chunk).zip(targets.chunks(chunk)) {
+    let (all, targets) = window;
+    for range in chunks.ranges(all.len()) {
+        let (mut input, targets) = (Cow::from(&all[range.clone()]), &targets[range.clone()]);
+        if chunks.filled && range.start > 0 && input.len() < chunks.rest {
+            // No token sees those behind it.
+            input.to_mut().resize(chunks.rest, all[range.end - 1]);
+        }
         match &mut tap {
-            Some(tap) => reading.read(input, Some(&mut **tap))?,
-            None => reading.read(input, None)?,
+            Some(tap) => reading.read(&input, Some(&mut **tap))?,
+            None => reading.read(&input, None)?,
         }
         if let Some(reference) = &mut reference {
-            reference.read(input, None)?;
+            reference.read(&input, None)?;
         }
-        for (block, targets) in targets.chunks(ROWS).enumerate() {
+        let scored = if chunks.prompt && range.start == 0 { &[] } else { targets };
+        for (block, targets) in scored.chunks(ROWS).enumerate() {
             let rows = block * ROWS..block * ROWS + targets.len();
             let logits = reading.scores(rows.clone())?;
             let expected = reference.as_mut().map(|reference| reference.scores(rows)).transpose()?;
             score.add(&logits, expected.as_deref(), targets);
         }
-        progress(input.len());
+        progress(range.len());
     }
     Ok(score)
 }
@@ -285,11 +364,18 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
     });
     // Prefill reads all planes: only tokens that come one by one show what the others are worth.
     let alignment = options.cache.align.unwrap_or_default();
-    let chunk = options.chunk.map(|chunk| chunk.clamp(1, options.context.max(1))).unwrap_or(match protection.window {
-        _ if codec == Codec::AlignedF16 || alignment != Alignment::EVERYTHING => 1,
-        0 => options.context,
-        _ => options.context.min(128),
-    });
+    let (chunks, window) = match (options.chunk, protection.window) {
+        (Some(tokens), window) => (Chunks::of(tokens.clamp(1, options.context.max(1))), window),
+        (None, window) if codec == Codec::AlignedF16 || alignment != Alignment::EVERYTHING => (Chunks::of(1), window),
+        (None, 0) => (Chunks::of(options.context), 0),
+        (None, window) => Chunks::decoded(window),
+    };
+    // A prompt beyond the context is refused as it is, whatever its chunks would be.
+    let chunks = chunks.behind(options.prompt.min(options.context));
+    if chunks.prompt && chunks.first >= options.context {
+        let wanted = format!("few enough that tokens of the {} are left to score", options.context);
+        return Err(Error::Option { name: "--prompt", wanted, had: format!("{}, that is {} in whole chunks", options.prompt, chunks.first) });
+    }
     let allocation = cache_options.allocation(config, learned.as_ref(), bits)?;
     if simulate && !allocation.is_uniform() {
         return Err(Error::Option { name: "--plan", wanted: "left out with --simulate".into(), had: "given".into() });
@@ -297,8 +383,9 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
 
     let gpu = options.model.gpu()?;
     let decoder = pollster::block_on(Decoder::load(&gpu, &model))?;
-    let capacity = Capacity::tokens(1, options.context as u32);
-    let job = Job { decoder: &decoder, windows: &windows, chunk, codec };
+    let (capacity, room) = (Capacity::tokens(1, options.context as u32), Capacity::tokens(1, chunks.room(options.context) as u32));
+    let kept = Protection { window, ..protection };
+    let job = Job { decoder: &decoder, windows: &windows, chunks, codec };
     let finish = |(total, traffic): (Score, Vec<Traffic>), bits_per_element: f64| PerplexityReport {
         format: cache_options.summary(config, &allocation, protection),
         perplexity: total.perplexity(),
@@ -312,10 +399,11 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
         adapter: gpu.adapter_name().to_owned(),
     };
     if !config.layers_are_alike() {
-        let wanted = Layered { protection, alignment, capacity, chunk: chunk as u32, keep: 0 };
+        let wanted = Layered { protection, alignment, capacity, chunk: chunks.longest(options.context) as u32, keep: 0 };
+        let bits_per_element = open_layers(&decoder, &allocation, learned.as_ref(), wanted)?.bits_per_element(options.context as u64);
+        let wanted = Layered { protection: kept, capacity: room, ..wanted };
         let cache = open_layers(&decoder, &allocation, learned.as_ref(), wanted)?;
         let f16 = Layered { protection: Protection::NONE, alignment: Alignment::EVERYTHING, ..wanted };
-        let bits_per_element = cache.bits_per_element(options.context as u64);
         let halves = BitPlan::uniform(&config.shape(), Format::f16())?;
         return Ok(finish(job.run(cache, None, || open_layers(&decoder, &halves, None, f16))?, bits_per_element));
     }
@@ -329,30 +417,33 @@ pub fn perplexity(options: &PerplexityOptions) -> Result<PerplexityReport> {
     // What the simulation leaves of keys and values is kept in halves.
     let cache = match simulation {
         Some(_) => open(&gpu, planned(config, Format::f16(), None, Protection::NONE, capacity))?,
-        None => open(&gpu, builder.alignment(alignment))?,
+        // The shape, whose frequencies may depend on the tokens, stays that of the context.
+        None => open(&gpu, builder.alignment(alignment).protection(kept).capacity(room))?,
     };
-    Ok(finish(job.run(cache, simulation.as_ref(), || open_f16(&gpu, config, options.context))?, bits_per_element))
+    let reference = || open(&gpu, planned(config, Format::f16(), None, Protection::NONE, capacity).capacity(room));
+    Ok(finish(job.run(cache, simulation.as_ref(), reference)?, bits_per_element))
 }
 
 /// Windows of a text, and what reads them.
 struct Job<'a> {
     decoder: &'a Decoder,
     windows: &'a [Window],
-    /// Tokens that are read at once.
-    chunk: usize,
+    /// What is read at once.
+    chunks: Chunks,
     codec: Codec,
 }
 
 impl Job<'_> {
     /// Scores all windows by a cache and by the one in f16 that `reference` opens.
     fn run<C: KvCache>(&self, mut cache: C, simulation: Option<&Simulation>, reference: impl FnOnce() -> Result<C>) -> Result<(Score, Vec<Traffic>)> {
-        let &Self { decoder, windows, chunk, codec } = self;
+        let &Self { decoder, windows, chunks, codec } = self;
+        let longest = chunks.longest(windows.iter().map(|(input, _)| input.len()).max().unwrap_or(1));
         // The f16 codec is its own reference: its divergence is zero and need not be measured.
         let mut reference = match codec {
             Codec::F16 => None,
-            _ => Some((reference()?, work(decoder, chunk)?)),
+            _ => Some((reference()?, work(decoder, longest)?)),
         };
-        let mut work = work(decoder, chunk)?;
+        let mut work = work(decoder, longest)?;
         let bar = bar(windows.iter().map(|(input, _)| input.len()).sum(), ", perplexity");
         let mut total = Score::default();
         let mut traffic: Vec<Traffic> = Vec::new();
@@ -364,7 +455,7 @@ impl Job<'_> {
             };
             let mut tap = simulation.map(|simulation| SimulatedRows::new(simulation, decoder.config()));
             let tap = tap.as_mut().map(|tap| tap as &mut dyn Tap);
-            total += score_window(window, chunk, &mut reading, tap, control.as_mut(), |tokens| bar.inc(tokens as u64))?;
+            total += score_window(window, chunks, &mut reading, tap, control.as_mut(), |tokens| bar.inc(tokens as u64))?;
             traffic.resize(reading.traffic().len().max(traffic.len()), Traffic::default());
             traffic.iter_mut().zip(reading.traffic()).for_each(|(sum, layer)| sum.add(layer));
             reading.end()?;
@@ -379,6 +470,45 @@ impl Job<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn within_a_chunk_every_token_sees_what_decoding_shows_it() {
+        for window in [1, 2, 64, 127, 128, 129, 200, 255, 256, 257, 1000] {
+            let (chunks, kept) = Chunks::decoded(window);
+            let (decoding, read) = (Protection { window, ..Protection::NONE }, Protection { window: kept, ..Protection::NONE });
+            for tokens in [1, 100, 127, 128, 129, 511, 512, 2048] {
+                let mut next = 0;
+                for range in chunks.ranges(tokens) {
+                    assert_eq!(range.start, next);
+                    next = range.end;
+                    let held = if range.start > 0 { range.start + chunks.rest } else { range.end };
+                    assert!(held <= chunks.room(tokens) && held - range.start <= chunks.longest(tokens));
+                    for place in range {
+                        let wanted = decoding.packed(place as u32 + 1);
+                        assert_eq!(read.packed(held as u32), wanted, "window {window}, {tokens} tokens, place {place}");
+                    }
+                }
+                assert_eq!(next, tokens);
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_of_one_length_have_the_rest_at_the_end() {
+        assert_eq!(Chunks::of(100).ranges(250).collect::<Vec<_>>(), [0..100, 100..200, 200..250]);
+        assert_eq!(Chunks::of(0).ranges(2).collect::<Vec<_>>(), [0..1, 1..2]);
+        assert_eq!((Chunks::of(100).longest(50), Chunks::of(100).room(250)), (50, 250));
+    }
+
+    #[test]
+    fn a_prompt_is_the_first_chunk_and_leaves_the_others_where_they_are() {
+        assert_eq!(Chunks::of(1).behind(5).ranges(7).collect::<Vec<_>>(), [0..5, 5..6, 6..7]);
+        let (chunks, _) = Chunks::decoded(128);
+        assert_eq!(chunks.behind(0), chunks);
+        for (prompt, wanted) in [(1, 127), (127, 127), (128, 255), (300, 383)] {
+            assert_eq!(chunks.behind(prompt).ranges(600).collect::<Vec<_>>()[..2], [0..wanted, wanted..wanted + 128]);
+        }
+    }
 
     #[test]
     fn equal_scores_predict_with_the_vocabularys_perplexity_and_do_not_diverge() {

@@ -14,7 +14,7 @@ use wgkv_decoder::{Decoder, LayerRows, Model, Part, Recorder};
 use crate::device::upload;
 use crate::error::Result;
 use crate::options::{open, open_f16, planned};
-use crate::perplexity::{Score, Window, score_window};
+use crate::perplexity::{Chunks, Score, Window, score_window};
 use crate::reading::{Each, Reading, work};
 
 /// What is to be measured, and with what.
@@ -99,7 +99,7 @@ impl Subject<'_> {
             for window in windows {
                 let mut reading = Reading::begin(decoder, &mut work, &mut cache)?;
                 let mut control = Reading::begin(decoder, &mut its_work, &mut reference)?;
-                score += score_window(window, context, &mut reading, None, Some(&mut control), &mut progress)?;
+                score += score_window(window, Chunks::of(context), &mut reading, None, Some(&mut control), &mut progress)?;
                 reading.end()?;
                 control.end()?;
             }

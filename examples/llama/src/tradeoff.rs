@@ -59,6 +59,10 @@ pub struct TradeoffOptions {
     /// Rules.
     #[arg(long, value_delimiter = ',', default_value = "measured,measured:layer,cache-norm,repo-norm")]
     pub allocators: Vec<BitRule>,
+    /// Tokens kept in f16 for good, which the bits do not count: none, first:N or massive:N; none
+    /// without it, with rotate-kv massive:20.
+    #[arg(long)]
+    pub sinks: Option<Sinks>,
     /// Windows of the text to predict.
     #[arg(long, default_value_t = 16)]
     pub windows: usize,
@@ -133,20 +137,21 @@ fn contenders(options: &TradeoffOptions, model: &Model, decoder: &Decoder, codec
     let shape = config.shape();
     let format = Format::new(codec, Bits::Four, Bits::Four, 128);
     let windows = &sample[..CALIBRATION_WINDOWS.min(sample.len())];
-    let (learned, sinks) = match codec {
+    let sinks = options.sinks.unwrap_or(if codec == Codec::RotateKv { MASSIVE } else { Sinks::None });
+    let learned = match codec {
         Codec::RotateKv => {
             let bar = bar(windows.iter().map(|(input, _)| input.len()).sum(), ", calibrating");
             let collector = collect(decoder, windows, format.heads_per_group(config.kv_heads as u32), |tokens| bar.inc(tokens as u64))?;
             bar.finish_and_clear();
-            (Some(Learned::from(pollster::block_on(collector.finish(hash, Reach::Global))?)), MASSIVE)
+            Some(Learned::from(pollster::block_on(collector.finish(hash, Reach::Global))?))
         }
         Codec::Centred => {
             let bar = bar(windows.iter().map(|(input, _)| input.len()).sum(), ", calibrating");
             let collector = collect_means(decoder, windows, |tokens| bar.inc(tokens as u64))?;
             bar.finish_and_clear();
-            (Some(Learned::from(pollster::block_on(collector.finish(hash))?)), Sinks::None)
+            Some(Learned::from(pollster::block_on(collector.finish(hash))?))
         }
-        _ => (None, Sinks::None),
+        _ => None,
     };
     let subject = Subject { model, decoder, format, learned: learned.as_ref(), sinks };
     let sensitivity = measure(&subject, hash, &sample[..options.sample_windows.min(sample.len())], options.divergence_windows)?;

@@ -18,7 +18,7 @@ use wgkv_decoder::{Decoder, Model, Tap};
 use wgkv_llama::calibrate::{CalibrateOptions, calibrate, collect_means};
 use wgkv_llama::device;
 use wgkv_llama::options::{ModelOptions, open, open_f16, planned};
-use wgkv_llama::perplexity::{PerplexityOptions, PerplexityReport, Score, Window, perplexity, score_window, windows};
+use wgkv_llama::perplexity::{Chunks, PerplexityOptions, PerplexityReport, Score, Window, perplexity, score_window, windows};
 use wgkv_llama::reading::{Reading, work};
 use wgkv_llama::simulate::{Reorder, SimulatedRows, Simulation};
 
@@ -36,6 +36,10 @@ const EMBEDDED_MODEL: f64 = 34.9911;
 /// nor probabilities: twice the shares that `cargo xtask quality` allows, since 512 tokens are an
 /// eighth of the least that it measures.
 const SIMULATION_ERROR: (f64, f64) = (0.02, 0.1);
+
+/// How far a divergence may lie from that of decoding, which rounds queries to 8 bits and adds in
+/// another order.
+const DECODED_ERROR: f64 = 0.1;
 
 /// Of the divergence without means, what is left at most with those of 256 tokens, or of sample
 /// text.
@@ -114,6 +118,31 @@ fn perplexities_are_those_of_another_decoder() {
     }
 }
 
+#[test]
+fn a_window_shows_what_decoding_shows() {
+    let folder = tiny::folder("decoded");
+    tiny::write_model(&folder);
+    let run = |more: &[&str]| {
+        let fixed = ["--model", folder.to_str().unwrap(), "--text", &smoke(), "--windows", "1", "--context", "200", "--codec", "rtn", "--sinks", "none"];
+        let cache = ["--k-bits", "2", "--v-bits", "2", "--window", "16"];
+        perplexity(&options::<PerplexityOptions>(&[&fixed[..], &cache, more].concat()))
+    };
+    let measured = |more: &[&str]| run(more).unwrap();
+    // The first page is packed behind 144 tokens. Read at once, it is codes for all of them.
+    let [told, decoded, at_once] = [&[][..], &["--chunk", "1"], &["--chunk", "200"]].map(measured);
+    println!("divergence: {}, token by token {}, at once {}", told.kl, decoded.kl, at_once.kl);
+    assert_eq!((told.format.window, told.bits_per_element), (decoded.format.window, decoded.bits_per_element));
+    assert!((told.kl / decoded.kl - 1.0).abs() < DECODED_ERROR, "{}, token by token {}", told.kl, decoded.kl);
+    assert!(at_once.kl > 2.0 * decoded.kl, "{}, token by token {}", at_once.kl, decoded.kl);
+
+    // Behind a prompt of 143 tokens, where a page begins to be packed, and of 150.
+    let [behind, decoded] = [&["--prompt", "100"][..], &["--chunk", "1", "--prompt", "150"]].map(measured);
+    assert_eq!((told.tokens, behind.tokens, decoded.tokens), (200, 57, 50));
+    assert!(behind.kl > told.kl && decoded.kl > told.kl, "{}, {}, from the beginning {}", behind.kl, decoded.kl, told.kl);
+    let error = run(&["--prompt", "144"]).unwrap_err().to_string();
+    assert!(error.contains("--prompt") && error.contains("271 in whole chunks"), "{error}");
+}
+
 /// Calibrates a model with the shipped text and returns the file's path.
 fn calibration_of(folder: &Path) -> PathBuf {
     let out = folder.join("rotate-kv.safetensors");
@@ -171,7 +200,7 @@ fn rotate_kv_costs_a_trained_model_what_its_simulation_says() {
         let mut score = |cache: &mut Cache, tap: Option<&mut dyn Tap>| -> Score {
             let mut control = Reading::begin(decoder, &mut its_work, &mut reference).unwrap();
             let mut reading = Reading::begin(decoder, &mut own_work, cache).unwrap();
-            let score = score_window(&window, chunk, &mut reading, tap, Some(&mut control), |_| ()).unwrap();
+            let score = score_window(&window, Chunks::of(chunk), &mut reading, tap, Some(&mut control), |_| ()).unwrap();
             control.end().unwrap();
             score
         };
@@ -217,7 +246,7 @@ fn a_prompt_is_enough_to_centre_on() {
         let mut control = Reading::begin(decoder, &mut its_work, &mut reference).unwrap();
         reading.read(&prompt, None).unwrap();
         control.read(&prompt, None).unwrap();
-        let score = score_window(&rest, context, &mut reading, None, Some(&mut control), |_| ()).unwrap();
+        let score = score_window(&rest, Chunks::of(context), &mut reading, None, Some(&mut control), |_| ()).unwrap();
         control.end().unwrap();
         score.kl()
     };

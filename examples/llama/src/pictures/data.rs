@@ -50,6 +50,9 @@ pub struct HeadAnalysis {
     pub singular_values: Vec<f64>,
     /// What quantization costs, one entry a bit width.
     pub errors: Vec<BitsError>,
+    /// What bits by direction would divide the error by ([`crate::directions`]).
+    #[serde(default = "not_a_number", deserialize_with = "number")]
+    pub direction_gain: f64,
 }
 
 /// What quantization to one bit width costs a head.
@@ -82,6 +85,10 @@ pub struct WeightAnalysis {
     /// All singular values, greatest first.
     #[serde(deserialize_with = "numbers")]
     pub singular_values: Vec<f64>,
+}
+
+fn not_a_number() -> f64 {
+    f64::NAN
 }
 
 // JSON has no word for a number that is not finite, so it is written as null; it comes back as not-a-number.

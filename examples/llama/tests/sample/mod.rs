@@ -35,7 +35,14 @@ fn head(head: u32, scale: f64, decay: f64, channels: u32, harm: f64) -> HeadAnal
         let mse = relative * frobenius * frobenius / (4096.0 * f64::from(channels));
         BitsError { bits, group: 64, relative, mse, attention: harm * 1.3 / 3_f64.powi(bits as i32 - 2) }
     });
-    HeadAnalysis { head, frobenius, spectral: singular_values.first().copied().unwrap_or(0.0), singular_values, errors: errors.to_vec() }
+    HeadAnalysis {
+        head,
+        frobenius,
+        spectral: singular_values.first().copied().unwrap_or(0.0),
+        singular_values,
+        errors: errors.to_vec(),
+        direction_gain: 1.2 + harm,
+    }
 }
 
 fn weights(frobenius: f64, channels: u32) -> WeightAnalysis {
