@@ -139,7 +139,7 @@ impl PlanBuilder {
     }
 
     /// Replaces the shape and the way it is stored.
-    pub(super) fn stores(mut self, shape: Shape, storage: impl Into<Storage>) -> Self {
+    pub(crate) fn stores(mut self, shape: Shape, storage: impl Into<Storage>) -> Self {
         (self.shape, self.storage) = (shape, storage.into());
         self
     }

@@ -170,7 +170,9 @@ pub fn planless_variants() -> Vec<Variant> {
         .into_iter()
         .flat_map(|order| [32, 64, 128].into_iter().flat_map(move |n| [false, true].map(|in_place| kernel::rotate::variant(order, in_place, n))));
     let forms = [Element::F32, Element::F16, Element::Bf16].into_iter().flat_map(|element| [false, true].map(|strided| RowForm { element, strided }));
-    let measures = forms.flat_map(|rows| [false, true].map(|squares| kernel::measure::variant(rows, squares)));
+    let ropes = [None, Some(Rope::new(10_000.0, 64)), Some(Rope::new(10_000.0, 32).interleaved())];
+    let measures = forms.flat_map(|rows| ropes.each_ref().map(|rope| (rows, rope.as_ref())));
+    let measures: Vec<Variant> = measures.flat_map(|(rows, rope)| [false, true].map(|squares| kernel::measure::variant(rows, squares, rope))).collect();
     let grams = HEAD_DIMS.into_iter().flat_map(|head_dim| [false, true].map(|difference| kernel::gram::variant(head_dim, difference)));
     rotations.chain(measures).chain(grams).collect()
 }

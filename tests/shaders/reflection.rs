@@ -121,7 +121,7 @@ fn params() -> Vec<Fields> {
         fields!(dequantize::DequantizeParams { chunk, first, tokens, slab_heads, heads_at, kv_heads, limit, pad }),
         fields!(elect::ElectParams { items_at, items, width, pad }),
         fields!(gram::GramParams { rows, heads, pad }),
-        fields!(measure::MeasureParams { rows, width, zero, head_dim, base, tokens, sequence_stride, token_stride, head_stride, pad }),
+        fields!(measure::MeasureParams { rows, width, zero, head_dim, base, tokens, sequence_stride, token_stride, head_stride, position, sequence, pad }),
         fields!(position::PositionParams { items_at, positions_at, row_first, query_heads, kv_heads, pad }),
         fields!(protect::ProtectParams { items_at, items, layer, kv_heads }),
         fields!(query::QueryParams { positions_at, row_first, query_heads, kv_heads, groups_at, pad }),
