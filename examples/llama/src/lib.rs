@@ -12,6 +12,7 @@ pub mod decode_memory;
 pub mod device;
 pub mod error;
 pub mod generate;
+pub mod hybrid;
 pub mod options;
 pub mod perplexity;
 pub mod pictures;
