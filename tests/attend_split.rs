@@ -75,7 +75,8 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         of("a head of 192, three groups, a share of 3", 192, 3, 1, rtn(Three, Two, 64)).protection(protect(4, 0)),
         of("f16 pages of a head of 192", 192, 2, 2, Format::f16()),
         of("a head of 512: four quads a lane, eight groups, a share of 4", 512, 4, 1, hadamard(Two, Four, 64)),
-        of("8 bits of 512 channels in 16 groups of keys", 512, 2, 1, rtn(Eight, Eight, 64)).precisions(vec![[Precision::new(Eight, 32), Precision::new(Eight, 128)]]),
+        of("8 bits of 512 channels in 16 groups of keys", 512, 2, 1, rtn(Eight, Eight, 64))
+            .precisions(vec![[Precision::new(Eight, 32), Precision::new(Eight, 128)]]),
         of("f16 pages of a head of 512", 512, 3, 1, Format::f16()),
         of("sequences that slid", 64, 4, 2, hadamard(Two, Four, 64)).keep(140).protection(protect(4, 0)),
         of("a sliding window that begins inside a page, the same", 64, 2, 1, rtn(Four, Three, 32)).sliding_window(150).keep(150),

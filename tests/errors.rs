@@ -196,8 +196,7 @@ fn what_heads_of_512_are_not_served_with_is_refused() {
     for format in [Format::f16(), rtn(Bits::Four, Bits::Eight, 64), hadamard(Bits::Two, Bits::Two, 128), centred(Bits::Three, Bits::Two, 64)] {
         assert!(make(format).is_ok(), "{format}");
         let narrow = plan(shape.clone(), format, protect(4, 128), Capacity::tokens(1, 1), &Capability::webgpu_default());
-        let limit =
-            Error::Limit { what: "max_compute_invocations_per_workgroup", reason: "an invocation for each of a head's channels", need: 512, have: 256 };
+        let limit = Error::Limit { what: "max_compute_invocations_per_workgroup", reason: "an invocation for each of a head's channels", need: 512, have: 256 };
         refused(narrow, &limit, &["max_compute_invocations_per_workgroup", "512", "256"]);
     }
     let of = |name: &'static str, wanted: &str, had: &str| Error::argument(name, wanted, had);

@@ -347,9 +347,11 @@ fn prefixes_are_found_as_far_as_every_group_has_them() {
             let found = if found < shortest { 0 } else { found };
             assert_eq!(begun.tokens, found, "{name}: {shared} tokens are the same");
             assert_eq!(pair.one.tokens(begun.sequence), Ok(found), "{name}");
-            let apart = pair.apart.iter_mut().zip(&kept).map(|(cache, kept)| {
-                if found == 0 { cache.begin().unwrap() } else { cache.fork_prefix(&mut recorder, *kept, found).unwrap() }
-            });
+            let apart = pair
+                .apart
+                .iter_mut()
+                .zip(&kept)
+                .map(|(cache, kept)| if found == 0 { cache.begin().unwrap() } else { cache.fork_prefix(&mut recorder, *kept, found).unwrap() });
             let mut both = Both { one: begun.sequence, apart: apart.collect(), began: found };
             submit(&gpu, recorder);
             // Bit for bit as a sequence of its own; the first goes on beside it.

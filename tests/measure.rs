@@ -246,7 +246,8 @@ fn rows_of_any_layout_have_the_sums_of_dense_rows() {
             let (got, counts) = sums.read(&gpu);
             assert!(got == want, "{element:?}, {layout:?}. WGKV_SEED={seed}");
             assert_eq!(counts.iter().map(|c| c[0]).sum::<u32>(), rows);
-            let params = MeasureParams { rows, width: heads * d, head_dim: d, base, tokens, sequence_stride, token_stride, head_stride, ..MeasureParams::default() };
+            let params =
+                MeasureParams { rows, width: heads * d, head_dim: d, base, tokens, sequence_stride, token_stride, head_stride, ..MeasureParams::default() };
             let constants = Constants { element, ..Constants::default() };
             let (mut twin, mut counts) = (vec![[0.0; 2]; got.len()], vec![[0; 2]; LINES as usize]);
             reference::measure(&params, &constants, measure::workgroups(rows), &laid, &[], &mut twin, &mut counts);

@@ -64,9 +64,8 @@ fn learned(builder: PlanBuilder, shape: &Shape, format: &Format, [key_width, val
     match format.codec() {
         Codec::Centred => {
             let d = shape.head_dim as usize;
-            let mut means = |width: usize| -> Vec<f32> {
-                (0..shape.kv_heads as usize * d).map(|i| if i % d < width { 0.3 * normal(random) } else { 0.0 }).collect()
-            };
+            let mut means =
+                |width: usize| -> Vec<f32> { (0..shape.kv_heads as usize * d).map(|i| if i % d < width { 0.3 * normal(random) } else { 0.0 }).collect() };
             let layer = [means(key_width), vec![1.0; shape.kv_heads as usize * d], means(value_width)];
             builder.learned(Means::new(shape, "", vec![layer]).unwrap())
         }

@@ -54,13 +54,7 @@ pub struct MeasureParams {
 pub static KERNEL: Kernel = Kernel {
     name: "measure",
     source: include_str!("../../shaders/measure.wgsl"),
-    groups: &[&[
-        ("params", Binding::Uniform),
-        ("keys", Binding::Read),
-        ("turns", Binding::Read),
-        ("sums", Binding::Write),
-        ("counts", Binding::Write),
-    ]],
+    groups: &[&[("params", Binding::Uniform), ("keys", Binding::Read), ("turns", Binding::Read), ("sums", Binding::Write), ("counts", Binding::Write)]],
     params_bytes: size_of::<MeasureParams>(),
     zeroed: false,
 };

@@ -85,9 +85,11 @@ pub fn plans() -> Result<Vec<Plan>> {
 /// Returns the plans of heads of 512, whose kernels take as many invocations, and the default's workgroup memory.
 fn wide_plans() -> Result<Vec<Plan>> {
     let formats = [Codec::Rtn, Codec::Hadamard, Codec::Centred].into_iter().flat_map(|codec| {
-        WIDTHS.into_iter().flat_map(move |key| WIDTHS.map(|value| (codec, key, value))).enumerate().map(|(i, (codec, key, value))| {
-            Format::new(codec, key, value, [64, 128][i % 2])
-        })
+        WIDTHS
+            .into_iter()
+            .flat_map(move |key| WIDTHS.map(|value| (codec, key, value)))
+            .enumerate()
+            .map(|(i, (codec, key, value))| Format::new(codec, key, value, [64, 128][i % 2]))
     });
     let plan = |(i, format): (usize, Format)| {
         let ropes = [Rope::new(10_000.0, 512), Rope::new(1_000_000.0, 512), Rope::new(500_000.0, 128).interleaved(), Rope::none()];

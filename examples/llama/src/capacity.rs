@@ -260,7 +260,8 @@ impl Planning {
     }
 
     fn hybrid(hybrid: &Hybrid, format: Format, protection: Protection) -> Result<Self> {
-        let builder = |shape: &Shape| -> Result<PlanBuilder> { Ok(Plan::builder(shape.clone(), format).protection(protection).learned(unlearned(shape, &format)?)) };
+        let builder =
+            |shape: &Shape| -> Result<PlanBuilder> { Ok(Plan::builder(shape.clone(), format).protection(protection).learned(unlearned(shape, &format)?)) };
         if let [LayerGroup { shape, sliding_window: None, .. }] = &hybrid.groups[..] {
             return Ok(Self::Alike(builder(shape)?));
         }
@@ -470,7 +471,11 @@ impl std::fmt::Display for CapacityReport {
         writeln!(f, "{memory} for {} weights of {weights} and sequences of {} tokens", self.parameters, self.context)?;
         if self.attention_layers < self.layers {
             let others = self.layers - self.attention_layers;
-            writeln!(f, "{} of {} layers have attention and a cache; what the other {others} keep of a sequence is not counted", self.attention_layers, self.layers)?;
+            writeln!(
+                f,
+                "{} of {} layers have attention and a cache; what the other {others} keep of a sequence is not counted",
+                self.attention_layers, self.layers
+            )?;
         }
         writeln!(f)?;
         writeln!(

@@ -153,7 +153,8 @@ pub fn append_cases() -> Vec<Case> {
         case("a head of 192: 12 x 16, six groups", 192, 1, 1, hadamard(Three, Two, 32)),
         leaves(case("a head of 192 without rotation; f16 rows; a window", 192, 2, 2, rtn(Four, Eight, 64))).element(Element::F16),
         case("f16 pages of a head of 192, planes of which it has none", 192, 1, 1, Format::f16()),
-        case("a head of 512: 32 x 16, 16 groups of keys and 8 of values", 512, 1, 1, hadamard(Two, Three, 64)).precisions(vec![[Precision::new(Eight, 32), Precision::new(Three, 64)]]),
+        case("a head of 512: 32 x 16, 16 groups of keys and 8 of values", 512, 1, 1, hadamard(Two, Three, 64))
+            .precisions(vec![[Precision::new(Eight, 32), Precision::new(Three, 64)]]),
         leaves(case("a head of 512 without rotation; a window", 512, 2, 2, rtn(Three, Four, 128))),
         case("f16 pages of a head of 512; bf16 rows", 512, 1, 1, Format::f16()).element(Element::Bf16),
         case("f16 pages protect nothing", 64, 2, 2, Format::f16()).element(Element::F16).protection(protect(4, 128)),
