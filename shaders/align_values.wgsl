@@ -5,8 +5,8 @@
 //
 // 32 lanes walk the pages first..end of one sequence for one KV head and up to HEADS query heads
 // that share it. A lane finds the weights and the levels of four tokens (of integer codes one level
-// for the four), then owns four channels (eight beyond head_dim 128). The level of a token is the same
-// for all channels: a plane that is not wanted is not loaded, by a branch.
+// for the four), then owns four channels (eight beyond head_dim 128). The level of a token is the
+// same for all channels: a plane that is not wanted is not loaded, by a branch.
 //
 // Wrapper: src/kernel/align_values.rs. Twin: src/kernel/reference/align_values.rs.
 

@@ -8,7 +8,7 @@ use pollster::block_on;
 use rand::rngs::StdRng;
 use std::ops::Range;
 use std::sync::LazyLock;
-use wgkv::low_level::reference::Scores;
+use wgkv::low_level::reference::{Scores, attention_exact_with};
 use wgkv_testing::*;
 
 /// One device for all tests, so that pipelines are compiled once.
@@ -157,8 +157,18 @@ impl Setting {
 
 /// Attention in f64 of the sampled queries of a layer over what is stored: `[sampled, query_heads,
 /// head_dim]`.
-fn sampled_attention(shape: &Shape, scores: &Scores<'_>, [keys, values]: [&[f32]; 2], queries: &[f32]) -> Vec<f64> {
+fn sampled_attention(shape: &Shape, scores: &Scores<'_>, span: Span, [keys, values]: [&[f32]; 2], queries: &[f32]) -> Vec<f64> {
     let width = (shape.query_heads * shape.head_dim) as usize;
+    if span != Span::All {
+        let still = Shape { rope: Rope::none(), ..shape.clone() };
+        let row = (shape.kv_heads * shape.head_dim) as usize;
+        let of = |position: u32| {
+            let (first, end) = (span.first(position) as usize * row, (position + 1) as usize * row);
+            let query = turned_to(shape, &queries[position as usize * width..], position, 1);
+            attention_exact_with(&still, scores, &keys[first..end], &values[first..end], &query, 1)
+        };
+        return Probe::sampled((queries.len() / width) as u32).into_iter().flatten().flat_map(of).collect();
+    }
     let of =
         |range: Range<u32>| attention_over_with(shape, scores, [keys, values], &queries[range.start as usize * width..], range.start, range.end - range.start);
     Probe::sampled((queries.len() / width) as u32).into_iter().flat_map(of).collect()
@@ -266,6 +276,11 @@ fn what_is_measured_is_what_f64_says() {
             ..of(plain(Codec::Centred), candidates(&[Two, Four], 64))
         },
         Setting {
+            scoring: Some(|plan| plan.sliding_window(40).soft_cap(3.0)),
+            sinks: Sinks::First(4),
+            ..of(plain(Codec::Hadamard), candidates(&[Two, Four], 64))
+        },
+        Setting {
             scoring: Some(|plan| plan.score_scale(0.2).turned_rows(true)),
             learned: Some(random_order(&shape, &rotating(2), Reach::Global, &mut random).into()),
             ..of(rotating(2), candidates(&[Four], 64))
@@ -290,7 +305,7 @@ fn what_is_measured_is_what_f64_says() {
         // Queries that come turned are not turned in f64 either.
         let still = Shape { rope: if plan.turned_rows() { Rope::none() } else { shape.rope.clone() }, ..shape.clone() };
         let attend = |layer: usize, stored: &[Vec<f32>; 2]| {
-            sampled_attention(&still, &Scores::of(&plan, layer as u32), [&stored[0], &stored[1]], &text.layers[layer][2])
+            sampled_attention(&still, &Scores::of(&plan, layer as u32), plan.span(), [&stored[0], &stored[1]], &text.layers[layer][2])
         };
         let of_kv = |shares: &[f64], head: u32| shares.chunks_exact(shape.share() as usize).nth(head as usize).unwrap().iter().sum::<f64>();
         let mut worst = [0.0_f64; 2];

@@ -186,12 +186,12 @@ pub fn record_turned(
     let Strides { base, tokens, sequence_stride, token_stride, head_stride, .. } = placed.strides.unwrap_or_default();
     let position = turned.map_or(0, |turned| turned.position);
     let params = MeasureParams { rows, width, zero: 0, head_dim, base, tokens, sequence_stride, token_stride, head_stride, position, sequence, pad: 0 };
-    let params = gpu.uniform(bytemuck::bytes_of(&params));
+    let params = gpu.filled("wgkv params", bytemuck::bytes_of(&params), wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE);
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("wgkv measure"), timestamp_writes: None });
     let form = placed.form(keys.element);
     let [row_binding, sums, counts] = [placed.binding, sum_lines, count_lines].map(wgpu::BindingResource::Buffer);
-    // A binding cannot stay empty: without turns the rows are bound there again, and not read.
-    let turns = turned.map_or(row_binding.clone(), |turned| turned.turns.as_entire_binding());
+    // A binding cannot stay empty: without turns the parameters are bound there, and not read.
+    let turns = turned.map_or(&params, |turned| turned.turns).as_entire_binding();
     let bindings = [params.as_entire_binding(), row_binding, turns, sums, counts];
     gpu.pipeline(&variant(form, squares, turned.map(|turned| turned.rope))).dispatch_once(gpu, &mut pass, &bindings, [workgroups(rows), 1, 1]);
     Ok(())

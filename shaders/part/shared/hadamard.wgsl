@@ -1,9 +1,9 @@
 // hadamard: the two factors of the orthonormal Hadamard matrix of order HEAD_DIM = HADAMARD_OUTER *
 // HADAMARD_INNER, each row of a factor being signs only. 64 = 8x8, 80 = 20x4, 96 = 12x8, 128 =
-// 16x8, 192 = 12x16, 256 = 16x16, 512 = 32x16. Every factor is symmetric, so the transform is its own inverse. Works on the
-// workgroup array `row` of one or more heads, HEAD_DIM cells each; the kernel defines Cell (f32, or
-// a vector of them) and puts a barrier on both sides of each factor. Twin:
-// src/kernel/reference/hadamard.rs.
+// 16x8, 192 = 12x16, 256 = 16x16, 512 = 32x16. Every factor is symmetric, so the transform is its
+// own inverse. Works on the workgroup array `row` of one or more heads, HEAD_DIM cells each; the
+// kernel defines Cell (f32, or a vector of them) and puts a barrier on both sides of each factor.
+// Twin: src/kernel/reference/hadamard.rs.
 
 override HEAD_DIM: u32;       // channels of a head
 override HADAMARD_OUTER: u32;
