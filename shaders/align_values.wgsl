@@ -5,8 +5,8 @@
 //
 // 32 lanes walk the pages first..end of one sequence for one KV head and up to HEADS query heads
 // that share it. A lane finds the weights and the levels of four tokens (of integer codes one level
-// for the four), then owns four channels (eight at head_dim 256). The level of a token is the same
-// for all channels: a plane that is not wanted is not loaded, by a branch.
+// for the four), then owns four channels (eight beyond head_dim 128). The level of a token is the
+// same for all channels: a plane that is not wanted is not loaded, by a branch.
 //
 // Wrapper: src/kernel/align_values.rs. Twin: src/kernel/reference/align_values.rs.
 
@@ -104,9 +104,10 @@ fn align_values(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     let score_stride = params.kv_heads * BLOCKS * 128u;
     let score_at = ((score_first * params.kv_heads + head) * BLOCKS + block) * 128u + 4u * lane;
 
-    // Lanes beyond the quads of a short head repeat the last quad and write nothing.
+    // Lanes beyond the quads of a head repeat the last quad and write nothing.
     let quads = HEAD_DIM / 4u;
     let quad = min(lane, quads - 1u);
+    let second = min(lane + 32u, quads - 1u);
     var sum = HeadsF(0.0);
     var cost = HeadsF(0.0);
     var counted = vec3<u32>(0u);
@@ -131,7 +132,7 @@ fn align_values(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         s = Scores(scores[next], scores[next + 1u], scores[next + 2u], scores[next + 3u]);
         low = values_add(page, quad, low);
         if (HEAD_DIM > 128u) {
-            high = values_add(page, quad + 32u, high);
+            high = values_add(page, second, high);
         }
     }
 
@@ -164,7 +165,7 @@ fn align_values(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     if (lane < quads) {
         put(entry, lane, low);
     }
-    if (HEAD_DIM > 128u) {
+    if (HEAD_DIM > 128u && lane + 32u < quads) {
         put(entry, lane + 32u, high);
     }
     if (lane == 0u) {

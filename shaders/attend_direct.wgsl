@@ -86,7 +86,8 @@ fn attend_direct(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
         let sums = half_rows_attend(row_item, head, lane);
         let low = Scores(sums.low.a, sums.low.b, sums.low.c, sums.low.d);
         let high = Scores(sums.high.a, sums.high.b, sums.high.c, sums.high.d);
-        split_write(at, lane, Split(low, high, select(sums.peak, HeadsF(HIDDEN), broken), select(sums.sum, HeadsF(-1.0), broken)));
+        let none = Scores(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
+        split_write(at, lane, Split(low, high, none, none, select(sums.peak, HeadsF(HIDDEN), broken), select(sums.sum, HeadsF(-1.0), broken)));
         return;
     }
     made_encode(lane, select(largest * SCALE, HeadsF(0.0), broken));
@@ -107,5 +108,5 @@ fn attend_direct(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
     let stand = Stand(slab_head, head, 0u, 0u);
     workgroupBarrier();
     let split = split_pages(split_slice(item), stand, base, restore_ids(stand, lane), slab_head, lane);
-    split_write(at, lane, Split(split.low, split.high, select(split.peak, HeadsF(HIDDEN), broken), select(split.sum, HeadsF(-1.0), broken)));
+    split_write(at, lane, Split(split.low, split.high, split.third, split.fourth, select(split.peak, HeadsF(HIDDEN), broken), select(split.sum, HeadsF(-1.0), broken)));
 }

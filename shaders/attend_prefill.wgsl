@@ -19,7 +19,7 @@ override HEAD_DIM: u32;
 override SHARE: u32;          // query heads per KV head
 override QUERY_ROW: u32;      // numbers from one row of query_rows to the next
 override SLICES: u32;         // slices of 32 channels of keys, the last perhaps in part
-override COLUMNS: u32;        // channels of values that a workgroup takes: HEAD_DIM, or half of 256
+override COLUMNS: u32;        // channels of values that a workgroup takes: HEAD_DIM, or a half or fourth of it, 128 at most
 
 struct AttendPrefillParams { // src/kernel/attend_prefill.rs
     items_at: u32,    // first item in tables

@@ -14,7 +14,7 @@
 //
 // Wrapper: src/kernel/attend_rows.rs. Twin: src/kernel/reference/attend_rows.rs.
 
-override HEAD_DIM: u32;  // channels a head: 64, 80, 96, 128 or 256
+override HEAD_DIM: u32;  // channels a head: 64, 80, 96, 128, 192, 256 or 512
 override HEADS: u32;     // query heads that share one reading: 1, 2 or 4
 override BLOCKS: u32;    // blocks of HEADS query heads per KV head
 override SHARE: u32;     // query heads per KV head
@@ -78,8 +78,12 @@ fn put_head(first_at: u32, h: u32, heads: u32, lane: u32, sums: HalfRows) {
         if (lane < HEAD_DIM / 4u) {
             put_quad(at, h, lane, sums.low);
         }
-        if (HEAD_DIM > 128u) {
+        if (HEAD_DIM > 128u && lane + 32u < HEAD_DIM / 4u) {
             put_quad(at, h, lane + 32u, sums.high);
+        }
+        if (HEAD_DIM > 256u) {
+            put_quad(at, h, lane + 64u, sums.third);
+            put_quad(at, h, lane + 96u, sums.fourth);
         }
         if (lane == 0u) {
             row_partials[at + HEAD_DIM] = heads_at(sums.peak, h);

@@ -16,7 +16,7 @@
 //
 // Wrapper: src/kernel/attend_split.rs. Twin: src/kernel/reference/attend_split.rs.
 
-override HEAD_DIM: u32;        // channels a head: 64, 80, 96, 128 or 256
+override HEAD_DIM: u32;        // channels a head: 64, 80, 96, 128, 192, 256 or 512
 override HEADS: u32;           // query heads that share one reading: 1, 2 or 4
 override BLOCKS: u32;          // blocks of HEADS query heads per KV head
 override QUERY_STRIDE: u32;    // entries of query_codes per block of heads

@@ -3,6 +3,8 @@
 //
 //   sums[workgroup, c] += sum over the workgroup's rows r of keys[r, c], or of its square
 //
+// Keys that come turned by RoPE are turned back, each from its own position.
+//
 // Workgroup n takes blocks of 32 rows, every workgroups-th one, and owns line n of `sums` and
 // `counts`: every word has one writer, and the host adds up the lines. A sum is two floats, the
 // number and what its roundings lost, so that millions of tokens add up as if in twice the
@@ -16,40 +18,56 @@
 
 override STRIDED: bool; // whether heads and tokens lie at strides
 override SQUARES: bool;
+override TURNED: bool;  // whether rows come turned
+override ROPE_PAIRS: u32;
 
 struct MeasureParams { // src/kernel/measure.rs
     rows: u32,
     width: u32,
     zero: u32, // 0, which no compiler knows
-    head_dim: u32, // from here on where the rows lie, where STRIDED: columns of a head
-    base: u32,     // the first row, in numbers from the binding's start
+    head_dim: u32, // columns of a head
+    base: u32,     // where STRIDED: the first row, in numbers from the binding's start
     tokens: u32,   // rows of a sequence; beyond all rows where there is one
     sequence_stride: u32, // in numbers, like the others
     token_stride: u32,
     head_stride: u32,
-    pad_a: u32,
-    pad_b: u32,
-    pad_c: u32,
+    position: u32, // where TURNED: of a sequence's first row
+    sequence: u32, // rows of a sequence
+    pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: MeasureParams;
 @group(0) @binding(1) var<storage, read> keys: array<u32>;               // [rows, width] f32, f16 or bf16
-@group(0) @binding(2) var<storage, read_write> sums: array<vec2<f32>>;   // [workgroup, width]
-@group(0) @binding(3) var<storage, read_write> counts: array<vec2<u32>>; // [workgroup]: rows added, rows left out
+@group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;        // [128 low + high positions, ROPE_PAIRS]; not read unless TURNED
+@group(0) @binding(3) var<storage, read_write> sums: array<vec2<f32>>;   // [workgroup, width]
+@group(0) @binding(4) var<storage, read_write> counts: array<vec2<u32>>; // [workgroup]: rows added, rows left out
 
 const LANES = 256u;
 const BLOCK = 32u; // rows, as bits of a word
 
 var<workgroup> broken: array<u32, LANES>;
 
-// Column c of row r.
-fn key_at(r: u32, c: u32) -> f32 {
+// Column c of row r, as it came.
+fn given_at(r: u32, c: u32) -> f32 {
     var i = r * params.width + c;
     if (STRIDED) {
         i = params.base + r / params.tokens * params.sequence_stride + r % params.tokens * params.token_stride
             + c / params.head_dim * params.head_stride + c % params.head_dim;
     }
     return element_of(keys[element_word(i)], i);
+}
+
+// Column c of row r, before RoPE.
+fn key_at(r: u32, c: u32) -> f32 {
+    let x = given_at(r, c);
+    let i = c % params.head_dim;
+    let pair = turn_pair(i);
+    if (!TURNED || pair >= ROPE_PAIRS) {
+        return x;
+    }
+    let t = params.position + r % max(params.sequence, 1u);
+    let turn = turn_compose(turns[(128u + t / 128u) * ROPE_PAIRS + pair], turns[(t % 128u) * ROPE_PAIRS + pair]);
+    return x * turn.x - turn_sign(i) * given_at(r, c - i + turn_partner(i)) * turn.y;
 }
 
 // The number itself. A compiler that holds sums of floats for associative would find that the
@@ -82,7 +100,7 @@ fn measure(
         var rows = 0u;
         for (var r = 0u; r < count; r++) {
             for (var c = i; c < params.width; c += LANES) {
-                rows |= select(1u << r, 0u, finite(key_at(first + r, c)));
+                rows |= select(1u << r, 0u, finite(given_at(first + r, c)));
             }
         }
         broken[i] = rows;

@@ -50,7 +50,7 @@ pub enum Error {
         had: String,
     },
     /// A group of channels does not fit the head.
-    #[error("group {group} does not divide head_dim {head_dim}; use 32, 64 or 128 that divides it, or 128 for one group a head")]
+    #[error("group {group} does not divide head_dim {head_dim}; use 32, 64 or 128 that divides it, or 128 for one group in a smaller head")]
     Group {
         /// Channels that should share a scale.
         group: u32,

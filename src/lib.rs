@@ -75,7 +75,7 @@ pub mod layers {
 
 /// Prefixes that sequences share, kept on the device or in a store.
 pub mod prefix {
-    pub use crate::serve::{Begun, PrefixCounters, PrefixIndex};
+    pub use crate::serve::{Begun, PrefixCache, PrefixCounters, PrefixIndex, PrefixPlan};
     #[cfg(feature = "store")]
     pub use crate::serve::{SnapshotStore, object_store};
 }

@@ -37,6 +37,7 @@ fn cases() -> Vec<Case> {
         of("f16 rows; bytes for scales", 64, 4, rotated(Two, Two, 128, 4).with_scales(Scales::Byte)).element(Element::F16),
         of("bytes for scales, 3 bits", 96, 2, rotated(Three, Four, 128, 2).with_scales(Scales::Byte)),
         of("bytes for scales, 4 bits", 128, 2, rotated(Four, Two, 128, 2).with_scales(Scales::Byte)),
+        of("4 heads of 192, 12 x 16", 192, 4, rotated(Four, Two, 64, 4)),
         of("the largest head", 256, 2, rotated(Two, Two, 128, 2)),
         of("sinks without a window: the first lane is never packed", 64, 2, rotated(Four, Four, 64, 2)).protection(protect(4, 0)),
         of("a lane is packed in part", 64, 2, rotated(Four, Four, 64, 2).with_scales(Scales::Byte)).protection(protect(3, 0)),

@@ -57,6 +57,8 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         of("all tokens of the first page but one are sinks; a window of one", 128, 2, 1, hadamard(Two, Four, 128)).protection(protect(127, 1)),
         of("heads stored in three ways", 64, 8, 4, rtn(Two, Two, 32)).three_ways().protection(protect(4, 16)),
         of("the largest head", 256, 2, 1, hadamard(Eight, Eight, 64)).protection(protect(4, 64)),
+        of("a head of 192, a share of 4", 192, 4, 1, hadamard(Four, Four, 64)).protection(protect(4, 64)),
+        of("a head of 512, a share of 4", 512, 4, 1, rtn(Four, Four, 64)).protection(protect(4, 64)),
         of("reduced through workgroup memory; all tiles in one item", 64, 4, 1, hadamard(Four, Four, 64))
             .protection(protect(4, 128))
             .no_subgroups()
@@ -67,6 +69,8 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
             .sliding_window(70),
         of("sequences that slid keep their sinks", 64, 4, 2, hadamard(Two, Four, 64)).protection(protect(4, 16)).keep(140),
         of("the other walk", 128, 4, 1, hadamard(Four, Four, 64)).protection(protect(4, 16)).straight(Some(!gpu.capability().straight)),
+        of("the other walk, a head of 192", 192, 2, 1, hadamard(Four, Four, 64)).protection(protect(4, 16)).straight(Some(!gpu.capability().straight)),
+        of("the other walk, a head of 512", 512, 2, 1, hadamard(Four, Four, 64)).protection(protect(4, 16)).straight(Some(!gpu.capability().straight)),
         of("the other walk, the largest head", 256, 2, 1, hadamard(Four, Four, 64)).protection(protect(4, 16)).straight(Some(!gpu.capability().straight)),
     ];
     cases.extend([
@@ -78,6 +82,9 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
             .slabs()
             .rope(Rope::new(10_000.0, 26).interleaved()),
         of("Centred: the largest head, every pair fast", 256, 2, 1, centred(Eight, Eight, 32)).protection(protect(4, 64)).rope(Rope::new(2.0, 256)),
+        of("Centred: a head of 192, a share of 4", 192, 4, 1, centred(Four, Four, 64)).protection(protect(4, 64)),
+        of("Centred: a head of 512, a share of 4, of which fewer share a reading", 512, 4, 1, centred(Four, Four, 64)).protection(protect(4, 64)),
+        of("Centred: the other walk, a head of 512", 512, 1, 1, centred(Two, Two, 128)).protection(protect(4, 16)).straight(Some(!gpu.capability().straight)),
         of("Centred: no RoPE", 96, 2, 1, centred(Four, Eight, 32)).protection(protect(4, 16)).rope(Rope::none()),
         of("Centred: planes", 64, 4, 2, centred(Eight, Four, 64)).protection(protect(4, 16)).in_planes(),
         of("Centred: the other walk", 128, 2, 1, centred(Two, Two, 128)).protection(protect(4, 16)).straight(Some(!gpu.capability().straight)),

@@ -71,6 +71,13 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         of("heads stored in three ways, a share of 2", 128, 8, 4, hadamard(Two, Two, 128)).three_ways(),
         of("the same, a share of 7, sinks and a window", 64, 28, 4, rtn(Two, Two, 32)).three_ways().protection(protect(4, 16)),
         of("a head of 256: two quads a lane, eight groups", 256, 1, 1, hadamard(Four, Eight, 32)),
+        of("a head of 192: the second quads fill half the lanes; six groups", 192, 4, 1, hadamard(Four, Eight, 32)),
+        of("a head of 192, three groups, a share of 3", 192, 3, 1, rtn(Three, Two, 64)).protection(protect(4, 0)),
+        of("f16 pages of a head of 192", 192, 2, 2, Format::f16()),
+        of("a head of 512: four quads a lane, eight groups, a share of 4", 512, 4, 1, hadamard(Two, Four, 64)),
+        of("8 bits of 512 channels in 16 groups of keys", 512, 2, 1, rtn(Eight, Eight, 64))
+            .precisions(vec![[Precision::new(Eight, 32), Precision::new(Eight, 128)]]),
+        of("f16 pages of a head of 512", 512, 3, 1, Format::f16()),
         of("sequences that slid", 64, 4, 2, hadamard(Two, Four, 64)).keep(140).protection(protect(4, 0)),
         of("a sliding window that begins inside a page, the same", 64, 2, 1, rtn(Four, Three, 32)).sliding_window(150).keep(150),
     ];
@@ -83,6 +90,11 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         of("Centred: a share of 7, interleaved pairs, slabs", 64, 14, 2, centred(Four, Three, 64)).slabs().rope(Rope::new(10_000.0, 64).interleaved()),
         of("Centred: heads stored in three ways, a share of 2; a window", 128, 8, 4, centred(Two, Two, 128)).three_ways().protection(protect(4, 16)),
         of("Centred: the largest head, every pair fast", 256, 1, 1, centred(Eight, Eight, 32)).rope(Rope::new(2.0, 256)),
+        of("Centred: a head of 192, a share of 4", 192, 4, 1, centred(Two, Three, 64)),
+        of("Centred: a head of 512, a share of 4", 512, 4, 1, centred(Two, Two, 128)),
+        of("Centred: a head of 512, 128 fast pairs, f16 keys", 512, 2, 1, centred(Four, Four, 128))
+            .precisions(vec![[Precision::F16, Precision::new(Four, 128)]])
+            .rope(Rope::new(2.0, 256)),
         of("Centred: no pair fast; a part of the head turns", 80, 4, 1, centred(Two, Four, 128))
             .rope(Rope::none().with_frequencies((0..13).map(|p| 0.05 / f64::from(1 << p)).collect())),
         of("Centred: elected sinks are hidden, capped scores", 64, 8, 2, centred(Two, Four, 64)).protection(massive(20, 0)).soft_cap(4.0),
@@ -113,6 +125,7 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         of("RotateKV: 6 heads of 80 in pairs", 80, 6, 6, rotated(Three, Three, 128, 2)),
         of("RotateKV: values in two ways, one of them f16", 64, 8, 4, rotated(Four, Two, 64, 2)).two_ways(),
         of("RotateKV: a share of 16", 64, 16, 1, rotated(Two, Two, 64, 1)),
+        of("RotateKV: a head of 192, two together", 192, 4, 2, rotated(Two, Four, 64, 2)),
         of("RotateKV: the largest head, two together", 256, 2, 2, rotated(Two, Two, 128, 2)).reach(Reach::Local),
     ];
     cases.extend(loops.into_iter().map(rolled));

@@ -68,7 +68,7 @@ fn damaged_bit_plans_are_refused() {
         ("/layers", json!(3), not_of("precisions", &heads("6"), "4")),
         ("/layers", json!(u32::MAX), not_of("precisions", &heads("8589934590"), "4")),
         ("/kv_heads", json!(u32::MAX), not_of("precisions", &heads("8589934590"), "4")),
-        ("/head_dim", json!(72), Error::argument("head_dim", "64, 80, 96, 128 or 256", "72")),
+        ("/head_dim", json!(72), Error::argument("head_dim", "64, 80, 96, 128, 192, 256 or 512", "72")),
         ("/precisions/1/0", json!("2/48"), Error::Group { group: 48, head_dim: 64 }),
         ("/precisions/1/1", json!("2/0"), Error::Group { group: 0, head_dim: 64 }),
         ("/precisions/1/1", json!("5/64"), Error::Bits { had: 5 }),

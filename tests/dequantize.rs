@@ -43,6 +43,8 @@ fn cases() -> Vec<Case> {
         case("20 x 4: the high plane's last word is half full; both of two planes", 80, 1, 1, hadamard(Three, Three, 128)).protection(protect(127, 0)),
         case("every KV head in a slab of its own", 96, 3, 3, hadamard(Four, Three, 128)).slabs().rope(Rope::new(10_000.0, 96).interleaved()),
         case("the largest head", 256, 1, 1, hadamard(Two, Two, 64)).protection(protect(4, 128)).rope(Rope::none()),
+        case("a head of 192: 12 x 16, six groups", 192, 2, 2, hadamard(Three, Four, 32)).protection(protect(4, 32)),
+        case("a head of 512: 32 x 16", 512, 1, 1, hadamard(Two, Eight, 64)).protection(protect(4, 32)),
         case("f16", 64, 2, 2, Format::f16()),
         case("bytes for scales", 64, 2, 2, hadamard(Three, Two, 32).with_scales(Scales::Byte)),
         case("RotateKV: 4 heads of 128, 2 bits", 128, 4, 4, rotated(Two, Two, 128, 4)),
@@ -66,6 +68,9 @@ fn cases() -> Vec<Case> {
         case("Centred: sinks, pages and window in one range", 128, 2, 2, centred(Two, Three, 64))
             .protection(protect(4, 32))
             .steps(vec![vec![(0, 150), (1, 7)], vec![(0, 200), (1, 1)]]),
+        case("Centred: a head of 192", 192, 2, 2, centred(Two, Four, 64)),
+        case("Centred: a head of 512; half of it turns", 512, 1, 1, centred(Four, Two, 128)).rope(Rope::new(1_000_000.0, 256)),
+        case("RotateKV: two heads of 192", 192, 2, 2, rotated(Four, Two, 64, 2)),
         case("Centred: elected sinks", 64, 2, 2, centred(Four, Four, 64)).protection(massive(20, 16)),
         case("Centred: 12 x 8, signed key bytes, f16 rows", 96, 2, 2, centred(Eight, Four, 32)).element(Element::F16),
         case("Centred: heads stored in three ways", 64, 4, 4, centred(Two, Two, 32)).three_ways(),

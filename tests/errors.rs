@@ -73,7 +73,7 @@ fn shapes_that_no_kernel_serves_are_refused() {
     case(&|s| s.layers = u32::MAX, "layers", "4096 at most", "4294967295");
     case(&|s| s.kv_heads = 0, "kv_heads", "1 or more", "0");
     case(&|s| s.query_heads = 0, "query_heads", "1 or more", "0");
-    case(&|s| s.head_dim = 100, "head_dim", "64, 80, 96, 128 or 256", "100");
+    case(&|s| s.head_dim = 100, "head_dim", "64, 80, 96, 128, 192, 256 or 512", "100");
     case(&|s| s.query_heads = 5, "query_heads", "a multiple of kv_heads (2), 16 times at most", "5");
     case(&|s| s.query_heads = 34, "query_heads", "a multiple of kv_heads (2), 16 times at most", "34");
     case(&|s| (s.query_heads, s.kv_heads) = (5000, 5000), "kv_heads", "4095 at most", "5000");
@@ -176,16 +176,41 @@ fn formats_that_do_not_fit_the_head_are_refused() {
     };
     // (group, head_dim): no such group; not a divisor; larger than the head, but not 128, which
     // means one group.
-    for (group, head_dim) in [(48, 96), (16, 64), (0, 64), (256, 256), (32, 80), (64, 80), (64, 96)] {
+    for (group, head_dim) in [(48, 96), (16, 64), (0, 64), (256, 256), (32, 80), (64, 80), (64, 96), (128, 192)] {
         refused(make(rtn(Bits::Four, Bits::Four, group), head_dim), &Error::Group { group, head_dim }, &[&group.to_string(), &head_dim.to_string()]);
     }
-    for (group, head_dim) in [(128, 64), (128, 80), (128, 96), (32, 96), (64, 256)] {
+    for (group, head_dim) in [(128, 64), (128, 80), (128, 96), (32, 96), (64, 192), (64, 256)] {
         assert!(make(rtn(Bits::Four, Bits::Four, group), head_dim).is_ok(), "a group of {group} in a head of {head_dim}");
     }
     for clip in [0.0, -0.5, 1.5, f32::NAN] {
         let error = Error::argument("clip", "above 0 and at most 1", clip);
         refused(make(rtn(Bits::Two, Bits::Two, 64).with_clip(clip), 64), &error, &["clip must", "above 0 and at most 1", &clip.to_string()]);
     }
+}
+
+#[test]
+fn what_heads_of_512_are_not_served_with_is_refused() {
+    let shape = Shape { query_heads: 4, kv_heads: 1, head_dim: 512, rope: Rope::new(1e6, 512), ..shape() };
+    let wide = Capability { invocations: 512, workgroup_size_x: 512, ..Capability::webgpu_default() };
+    let make = |format| plan(shape.clone(), format, protect(4, 128), Capacity::tokens(1, 1), &wide);
+    for format in [Format::f16(), rtn(Bits::Four, Bits::Eight, 64), hadamard(Bits::Two, Bits::Two, 128), centred(Bits::Three, Bits::Two, 64)] {
+        assert!(make(format).is_ok(), "{format}");
+        let narrow = plan(shape.clone(), format, protect(4, 128), Capacity::tokens(1, 1), &Capability::webgpu_default());
+        let limit = Error::Limit { what: "max_compute_invocations_per_workgroup", reason: "an invocation for each of a head's channels", need: 512, have: 256 };
+        refused(narrow, &limit, &["max_compute_invocations_per_workgroup", "512", "256"]);
+    }
+    let of = |name: &'static str, wanted: &str, had: &str| Error::argument(name, wanted, had);
+    refused(make(Format::aligned_f16()), &of("head_dim of numbers in planes", "256 at most", "512"), &["planes", "512"]);
+    refused(make(Format::new(Codec::RotateKv, Bits::Two, Bits::Two, 64)), &of("head_dim with rotate-kv", "256 at most", "512"), &["rotate-kv", "512"]);
+    let groups = of("value group", "64 at least with heads of 512: 8 groups a head are served", "32");
+    refused(make(hadamard(Bits::Four, Bits::Four, 32)), &groups, &["value group", "64", "32"]);
+    let codes = Plan::builder(shape.clone(), hadamard(Bits::Four, Bits::Four, 64)).alignment(Alignment::budget(1.0, 1.0)).build(&wide);
+    refused(codes, &of("head_dim of numbers in planes", "256 at most", "512"), &["planes", "512"]);
+    // Means turn by as many fast pairs as the lanes hold.
+    let fast = Shape { rope: Rope::new(2.0, 512), ..shape.clone() };
+    let means = Means::new(&fast, "", vec![[vec![1.0; 512], vec![1.0; 512], vec![0.0; 512]]; fast.layers as usize]).unwrap();
+    let turned = Plan::builder(fast, centred(Bits::Two, Bits::Two, 128)).learned(means).build(&wide);
+    refused(turned, &of("rope pairs that have means and turn fast", "128 at most", "256"), &["128", "256"]);
 }
 
 #[test]
@@ -316,7 +341,7 @@ fn rows_that_rotate_cannot_take_are_refused() {
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     let buffer = upload(gpu, &[0.0; 1024]);
     let mut rotate = |rows: Rows<'_>, count, head_dim| rotate::record(gpu, &mut encoder, rows, count, head_dim);
-    refused(rotate(Rows::f32(&buffer), 1, 100), &Error::argument("order", "64, 80, 96, 128, 256, 512 or 1024", "100"), &["order", "100"]);
+    refused(rotate(Rows::f32(&buffer), 1, 100), &Error::argument("order", "64, 80, 96, 128, 192, 256, 512 or 1024", "100"), &["order", "100"]);
     refused(rotate(Rows::f16(&buffer), 1, 64), &Error::argument("rows", "f32", "f16"), &["rows", "f32", "f16"]);
     refused(rotate(Rows::f32(&buffer), 17, 64), &Error::Rows { name: "rows", need: 17 * 256, have: 4096 }, &["rows", "4352", "4096"]);
     assert!(rotate(Rows::f32(&buffer), 0, 64).is_ok(), "no rows are no error");

@@ -149,6 +149,16 @@ fn attention_from_codes_stays_within_the_budget_of_its_bits() {
         (64, 7, 1, centred(Eight, Eight, 32), sinks),                               // an odd share
         (80, 3, 1, centred(Eight, Eight, 128), window),                             // Kronecker 20 x 4
         (256, 5, 1, centred(Eight, Eight, 64), strict),                             // two quads a lane
+        (192, 5, 1, Format::f16(), strict),                                         // the second quads fill half the lanes
+        (192, 8, 2, coded(Hadamard, Four, Four, 64), window),                       // Kronecker 12 x 16
+        (192, 4, 2, coded(Rtn, Three, Eight, 32), sinks),                           // six groups
+        (192, 4, 1, centred(Eight, Eight, 64), window),                             // means of a head of 192
+        (192, 4, 2, rotated(Eight, Eight, 64, 2), window),                          // RotateKV of it
+        (192, 4, 1, Format::aligned_f16(), window),                                 // planes of it
+        (512, 4, 1, Format::f16(), strict),                                         // four quads a lane
+        (512, 8, 2, coded(Hadamard, Four, Four, 128), window),                      // 32 x 16
+        (512, 2, 1, coded(Rtn, Eight, Three, 64), sinks),                           // 8 bits, eight groups
+        (512, 4, 1, centred(Eight, Eight, 128), window),                            // means of a head of 512
     ];
     for (head_dim, query_heads, kv_heads, format, protection) in cases {
         let shape = Shape { layers: 1, query_heads, kv_heads, head_dim, rope: Rope::new(10_000.0, head_dim) };
@@ -161,6 +171,7 @@ fn attention_from_codes_stays_within_the_budget_of_its_bits() {
         (256, 5, 1, coded(Hadamard, Eight, Four, 32), sinks),  // two quads a lane, eight groups, two blocks
         (64, 2, 2, coded(Hadamard, Four, Eight, 64), strict),  // a share of one
         (128, 8, 2, centred(Four, Four, 128), strict),         // means that the keys do not have
+        (192, 3, 1, coded(Hadamard, Four, Eight, 64), window), // the second quads fill half the lanes
         (64, 7, 1, centred(Eight, Eight, 32), window),         // the same with a window; an odd share
     ] {
         let shape = Shape { layers: 1, query_heads, kv_heads, head_dim, rope: Rope::new(10_000.0, head_dim) };

@@ -28,7 +28,7 @@ const TWIN_ERROR: f64 = 2.0 * SUM_ROUNDINGS * ROUNDING;
 const EXACT_ERROR: f64 = (SUM_ROUNDINGS + 2.0) * ROUNDING;
 
 /// (head_dim, heads, rows, why)
-const CASES: [(u32, u32, u32, &str); 13] = [
+const CASES: [(u32, u32, u32, &str); 15] = [
     (64, 1, 1, "a single row"),
     (64, 3, 31, "one row less than a block"),
     (64, 1, 32, "exactly a block"),
@@ -40,8 +40,10 @@ const CASES: [(u32, u32, u32, &str); 13] = [
     (96, 1, CHUNK, "exactly a chunk"),
     (128, 2, 2 * CHUNK, "exactly two chunks"),
     (128, 1, 5 * CHUNK + 77, "several chunks, the last in part"),
-    (256, 2, 45, "the widest head"),
-    (256, 1, CHUNK + BLOCK + 5, "the widest head and two chunks"),
+    (192, 2, 45, "a head of 192"),
+    (256, 2, 45, "a head of 256"),
+    (256, 1, CHUNK + BLOCK + 5, "the same and two chunks"),
+    (512, 1, 45, "the widest head"),
 ];
 
 /// What the matrices are of: `[rows, heads, head_dim]` each.
@@ -190,7 +192,7 @@ fn gram_agrees_with_its_reference_and_with_f64() {
 fn whole_numbers_are_exact() {
     let gpu = gpu();
     let (mut random, seed) = seeded();
-    for head_dim in [64, 80, 96, 128, 256] {
+    for head_dim in [64, 80, 96, 128, 192, 256, 512] {
         let (heads, rows) = (3, 2 * BLOCK + 7);
         let mut draw = || (0..rows * heads * head_dim).map(|_| random.random_range(-9_i32..10) as f32).collect::<Vec<_>>();
         for minus in [None, Some(draw())] {
@@ -323,7 +325,7 @@ fn what_cannot_be_bound_is_refused() {
     let rows = Rows::f32(&buffer);
     let shifted = Rows { offset: 4, ..rows };
 
-    for head_dim in [0, 16, 72, 512] {
+    for head_dim in [0, 16, 72, 1024] {
         assert!(matches!(record(&gpu, rows, None, 1, 1, head_dim, &grams), Err(Error::Mismatch { of: Thing::Argument, name, .. }) if name == "head_dim"));
     }
     assert!(matches!(record(&gpu, rows, None, 1, 0, 64, &grams), Err(Error::Mismatch { of: Thing::Argument, name, .. }) if name == "heads"));

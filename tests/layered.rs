@@ -6,6 +6,7 @@
 use rand::RngExt;
 use rand::rngs::StdRng;
 use wgkv::layers::*;
+use wgkv::prefix::PrefixIndex;
 use wgkv_testing::*;
 
 /// Relative RMS of an output in f32 against f64 attention over the stored rows: roundings only, but
@@ -308,6 +309,152 @@ fn as_in_caches_of_their_own(way: usize) {
     }
     pair.check(&[]);
     assert_eq!(pair.one.free_pages(), pair.one.groups().iter().map(|cache| cache.plan().pages()).collect::<Vec<_>>());
+}
+
+/// Tokens of a text, and of others that differ from it from a place on.
+fn tokens(count: u32, from: u32, other: u32) -> Vec<u32> {
+    (0..count).map(|t| if t < from { t * 7 % 1000 } else { 1000 * other + t }).collect()
+}
+
+#[test]
+fn prefixes_are_found_as_far_as_every_group_has_them() {
+    let gpu = gpu();
+    let random = &mut generator();
+    for way in 0..4 {
+        let builders = builders(random, way);
+        let room = Capacity::tokens(4, 900);
+        let plan = layered(builders.clone()).capacity(room).build(gpu.capability()).unwrap();
+        let name = plan.groups().iter().map(|plan| format!("{}, {:?}", plan.format(), plan.protection())).collect::<Vec<_>>().join(" and ");
+        // Where nothing is f16 for a while and no sinks are elected: from the first end of a page whose
+        // next query sees none of the page that the layers slid beyond before the last 128 tokens.
+        let shortest = if way == 0 { (128 + WINDOW - 1).next_multiple_of(128) } else { 512 };
+        let mut prefixes = PrefixIndex::new(&plan);
+        let mut pair = Pair::new(&gpu, plan, builders, room);
+        let mut first = pair.begin();
+        for _ in 0..4 {
+            pair.grow(random, &mut [(&mut first, 128)], &name);
+        }
+        // What others will share, for the caches apart, too.
+        let mut recorder = encoder(&gpu);
+        assert_eq!(prefixes.remember(&mut pair.one, &mut recorder, first.one, &tokens(512, 600, 0)), Ok(512), "{name}");
+        let kept: Vec<Sequence> = pair.apart.iter_mut().zip(&first.apart).map(|(cache, own)| cache.fork_prefix(&mut recorder, *own, 512).unwrap()).collect();
+        submit(&gpu, recorder);
+        pair.grow(random, &mut [(&mut first, 60)], &name);
+        for (other, shared) in [(1, 600), (2, 513), (3, 512), (4, 470), (5, shortest), (6, shortest - 1), (7, 100)] {
+            let mut recorder = encoder(&gpu);
+            let begun = prefixes.begin(&mut pair.one, &mut recorder, &tokens(620, shared, other)).unwrap();
+            let found = shared.min(512) / 128 * 128;
+            let found = if found < shortest { 0 } else { found };
+            assert_eq!(begun.tokens, found, "{name}: {shared} tokens are the same");
+            assert_eq!(pair.one.tokens(begun.sequence), Ok(found), "{name}");
+            let apart = pair
+                .apart
+                .iter_mut()
+                .zip(&kept)
+                .map(|(cache, kept)| if found == 0 { cache.begin().unwrap() } else { cache.fork_prefix(&mut recorder, *kept, found).unwrap() });
+            let mut both = Both { one: begun.sequence, apart: apart.collect(), began: found };
+            submit(&gpu, recorder);
+            // Bit for bit as a sequence of its own; the first goes on beside it.
+            pair.grow(random, &mut [(&mut both, 1)], &name);
+            pair.grow(random, &mut [(&mut both, 90), (&mut first, 1)], &name);
+            pair.grow(random, &mut [(&mut both, 1)], &name);
+            pair.end(&both);
+        }
+        let counters = prefixes.counters();
+        assert_eq!((counters.begun, counters.hits, counters.evictions), (7, if way == 0 { 5 } else { 4 }, 0), "{name}");
+        assert_eq!(pair.one.check_pages(), Ok(2));
+        pair.end(&first);
+        prefixes.clear(&mut pair.one).unwrap();
+        assert_eq!(pair.one.check_pages(), Ok(0));
+        assert_eq!(pair.one.free_pages(), pair.one.groups().iter().map(|cache| cache.plan().pages()).collect::<Vec<_>>(), "{name}");
+    }
+}
+
+#[test]
+fn prefixes_make_room_in_the_group_that_lacks_it() {
+    let gpu = gpu();
+    // 15 pages for all sequences of the layers that see everything; the windowed never lack one.
+    let halves = |layers, builder: fn(PlanBuilder) -> PlanBuilder| {
+        let shape = Shape { layers, query_heads: 1, kv_heads: 1, head_dim: 64, rope: Rope::new(10_000.0, 64) };
+        builder(Plan::builder(shape, Format::f16()).protection(Protection::NONE))
+    };
+    let plan = LayeredPlan::builder()
+        .group([0], halves(1, |builder| builder.sliding_window(100)))
+        .group([1], halves(1, |builder| builder))
+        .capacity(Capacity::tokens(5, 384))
+        .chunk(1920)
+        .build(gpu.capability())
+        .unwrap();
+    let mut prefixes = PrefixIndex::new(&plan);
+    let mut cache = LayeredCache::new(&gpu, plan).unwrap();
+    let read = |cache: &mut LayeredCache, sequence, tokens| {
+        let step = cache.step(&[Chunk { sequence, tokens }]).unwrap();
+        append(cache, &step, &[0, 1]).unwrap();
+    };
+    for other in 1..=3 {
+        let sequence = cache.begin().unwrap();
+        read(&mut cache, sequence, 384);
+        let mut recorder = encoder(&gpu);
+        assert_eq!(prefixes.remember(&mut cache, &mut recorder, sequence, &tokens(384, 0, other)), Ok(384));
+        submit(&gpu, recorder);
+        cache.end(sequence).unwrap();
+    }
+    let other = cache.begin().unwrap();
+    read(&mut cache, other, 100);
+    assert_eq!((prefixes.kept(), cache.free_pages()[1]), (3, 5));
+    let sequence = cache.begin().unwrap();
+    let wants = |tokens| [Chunk { sequence, tokens }];
+    // As it is; by the oldest; by the next; more than all could give, for which none goes; by all.
+    for (tokens, kept) in [(640, 3), (641, 2), (1025, 1), (1920, 1), (1792, 0)] {
+        let admission = prefixes.make_room(&mut cache, &wants(tokens)).unwrap();
+        assert_eq!((admission.fits(), prefixes.kept()), (tokens < 1920, kept), "{tokens} tokens: {admission:?}");
+    }
+    assert_eq!(cache.check_pages(), Ok(2));
+}
+
+#[cfg(feature = "store")]
+#[test]
+fn snapshots_of_all_groups_are_stored_by_their_tokens() {
+    use pollster::block_on;
+    use wgkv::prefix::SnapshotStore;
+    let gpu = gpu();
+    let random = &mut generator();
+    let builders = builders(random, 1);
+    let room = Capacity::tokens(2, 900);
+    let plan = layered(builders.clone()).capacity(room).build(gpu.capability()).unwrap();
+    let other = layered(builders.clone()).capacity(Capacity::tokens(3, 1500)).build(gpu.capability()).unwrap();
+    let mut pair = Pair::new(&gpu, plan.clone(), builders.clone(), room);
+    let mut both = pair.begin();
+    for chunk in [CHUNK, 190, 1] {
+        pair.grow(random, &mut [(&mut both, chunk)], "before");
+    }
+    let text = tokens(391, 391, 0);
+    let folder = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("layered-prefixes");
+    let _ = std::fs::remove_dir_all(&folder);
+    let stored = SnapshotStore::local(&folder, "a model").unwrap();
+    let bytes = block_on(pair.one.save(both.one)).unwrap();
+    assert_eq!(block_on(stored.get(&plan, &text)), Ok(None));
+    // Of other tokens, or of one group alone, it is refused.
+    let short = block_on(stored.put(&plan, &text[..390], bytes.clone())).unwrap_err().to_string();
+    assert!(short.contains("390") && short.contains("391"), "{short}");
+    let own = pair.one.sequences_of(both.one).unwrap()[0];
+    let part = block_on(pair.one.groups()[0].save(own)).unwrap();
+    assert!(matches!(block_on(stored.put(&plan, &text, part)), Err(Error::Mismatch { of: Thing::Snapshot, .. })));
+    assert!(matches!(block_on(stored.put(&plan.groups()[0].clone(), &text, bytes.clone())), Err(Error::Mismatch { of: Thing::Snapshot, .. })));
+    block_on(stored.put(&plan, &text, bytes.clone())).unwrap();
+    // A cache of another capacity finds it, and goes on as the first does.
+    let found = block_on(stored.get(&other, &text)).unwrap().unwrap();
+    assert!(found == bytes);
+    assert_eq!(block_on(stored.get(&other, &text[1..])), Ok(None));
+    assert_eq!(block_on(stored.get(&other.groups()[1].clone(), &text)), Ok(None));
+    let mut there = Pair { gpu: gpu.clone(), one: LayeredCache::new(&gpu, other).unwrap(), apart: pair.apart };
+    let mut recorder = encoder(&gpu);
+    let one = there.one.load(&mut recorder, &found).unwrap();
+    submit(&gpu, recorder);
+    let mut both = Both { one, ..both };
+    for chunk in [1, 100, 1] {
+        there.grow(random, &mut [(&mut both, chunk)], "after");
+    }
 }
 
 /// A layer that stores halves, one that packs what leaves a window of 128, and one that slides: each

@@ -80,6 +80,74 @@ fn the_collector_finds_means_and_weights() {
     }
 }
 
+/// Means of keys that come turned, of a pair's length: a turn is composed of two that are rounded,
+/// by two products, and turns by two more, on numbers that were rounded as they were turned: eight
+/// times 2^-24.
+const TURNED_ERROR: f64 = 8.0 / 16_777_216.0;
+
+#[test]
+fn keys_that_come_turned_give_the_same_means_and_weights() {
+    let gpu = gpu();
+    let (mut random, seed) = seeded();
+    for rope in [Rope::new(10_000.0, 64), Rope::new(10_000.0, 32).interleaved(), Rope::none()] {
+        let shape = Shape { layers: 1, rope, ..shape() };
+        let (d, hq, hk) = (64_usize, 6, 2);
+        let [queries, keys, values] = [hq, hk, hk].map(|heads| rows(&mut random, 300, heads * d));
+        let turned = |rows: &[f32], heads: usize| turned_to(&Shape { query_heads: heads as u32, ..shape.clone() }, rows, 0, 300);
+        let came = [turned(&queries, hq), turned(&keys, hk), values.clone()];
+        let plain = [queries, keys.clone(), values];
+        let learn = |collector: MeansCollector, rows: &[Vec<f32>; 3]| {
+            for range in [0..100, 100..300] {
+                let buffers = [hq, hk, hk].map(|heads| heads * d);
+                let buffers: Vec<wgpu::Buffer> =
+                    rows.iter().zip(buffers).map(|(rows, width)| upload(&gpu, &rows[range.start * width..range.end * width])).collect();
+                let [queries, keys, values] = [0, 1, 2].map(|n| Rows::f32(&buffers[n]));
+                let mut encoder = gpu.device().create_command_encoder(&Default::default());
+                collector.add_from(&mut encoder, 0, range.start as u32, queries, keys, values, range.len() as u32).unwrap();
+                gpu.queue().submit([encoder.finish()]);
+            }
+            pollster::block_on(collector.finish("a model")).unwrap()
+        };
+        let want = learn(MeansCollector::new(&gpu, &shape).unwrap(), &plain);
+        let got = learn(MeansCollector::new(&gpu, &shape).unwrap().turned_rows(300).unwrap(), &came);
+        assert_eq!((got.tokens(), got.value_means(0)), (300, want.value_means(0)));
+        for at in 0..hk * d {
+            let (head, i) = (at / d * d, at % d);
+            let pairs = shape.rope.frequencies().len();
+            let other = match shape.rope.layout() {
+                _ if i >= 2 * pairs => i,
+                RopeLayout::SplitHalves => (i + pairs) % (2 * pairs),
+                RopeLayout::Interleaved => i ^ 1,
+            };
+            let both = |of: &dyn Fn(f64) -> f64| -> f64 {
+                let column = |c: usize| keys.iter().skip(head + c).step_by(hk * d).map(|x| of(f64::from(*x))).sum::<f64>() / 300.0;
+                column(i) + column(other)
+            };
+            let (mean, square) = (f64::from(want.key_means(0)[at]), both(&|x| x * x));
+            let error = TURNED_ERROR * square.sqrt() + 1e-6 * mean.abs();
+            let found = f64::from(got.key_means(0)[at]);
+            assert!((found - mean).abs() <= error, "mean {at} of {:?}: {found}, not {mean}. WGKV_SEED={seed}", shape.rope);
+            // A variance is what is left of a mean square, of which the errors are a share, those of
+            // the square and of the mean's twice each; a fourth root has a fourth.
+            let means = [i, other].map(|c| f64::from(want.key_means(0)[head + c]).powi(2)).iter().sum::<f64>();
+            let error = 4.0 * TURNED_ERROR * square / (square - means) + 1e-6;
+            let (weight, found) = (f64::from(want.weights(0)[at]), f64::from(got.weights(0)[at]));
+            assert!((found - weight).abs() <= error * weight, "weight {at} of {:?}: {found}, not {weight}. WGKV_SEED={seed}", shape.rope);
+        }
+    }
+    // Positions that were not told of are refused, and texts of no tokens.
+    let shape = shape();
+    let collector = MeansCollector::new(&gpu, &shape).unwrap().turned_rows(128).unwrap();
+    let buffer = upload(&gpu, &[0.0; 40 * 6 * 64]);
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    let mut add = |first| collector.add_from(&mut encoder, 0, first, Rows::f32(&buffer), Rows::f32(&buffer), Rows::f32(&buffer), 40);
+    add(88).unwrap();
+    let beyond = add(89).unwrap_err().to_string();
+    assert!(beyond.contains("128") && beyond.contains("129"), "{beyond}");
+    let none = MeansCollector::new(&gpu, &shape).unwrap().turned_rows(0).unwrap_err().to_string();
+    assert!(none.contains("tokens of turned texts") && none.contains('0'), "{none}");
+}
+
 /// Returns numbers as the caller's rows.
 fn input(element: Element, numbers: Vec<f32>) -> Input {
     match element {

@@ -7,7 +7,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use wgkv::low_level::kernel::measure::{self, BLOCK, LINES, MeasureParams};
 use wgkv::low_level::reference::{self, Constants};
-use wgkv::{Element, Error, Gpu, Rows};
+use wgkv::{Element, Error, Gpu, Rope, Rows};
 use wgkv_testing::*;
 
 /// Relative to the sum of magnitudes. Each addition to a pair of floats loses at most 2^-47 of it;
@@ -106,7 +106,7 @@ fn added_up(gpu: &Gpu, width: u32, calls: &[u32], element: Element, random: &mut
         let batch = batch(keys(random, *rows, width), element);
         sums.add(gpu, &batch, element);
         let params = MeasureParams { rows: *rows, width, ..MeasureParams::default() };
-        reference::measure(&params, &constants, measure::workgroups(*rows), &batch.words, &mut twin_sums, &mut twin_counts);
+        reference::measure(&params, &constants, measure::workgroups(*rows), &batch.words, &[], &mut twin_sums, &mut twin_counts);
         for (i, x) in batch.numbers.iter().enumerate() {
             let c = i % width as usize;
             exact[c] += f64::from(*x);
@@ -246,10 +246,11 @@ fn rows_of_any_layout_have_the_sums_of_dense_rows() {
             let (got, counts) = sums.read(&gpu);
             assert!(got == want, "{element:?}, {layout:?}. WGKV_SEED={seed}");
             assert_eq!(counts.iter().map(|c| c[0]).sum::<u32>(), rows);
-            let params = MeasureParams { rows, width: heads * d, zero: 0, head_dim: d, base, tokens, sequence_stride, token_stride, head_stride, pad: [0; 3] };
+            let params =
+                MeasureParams { rows, width: heads * d, head_dim: d, base, tokens, sequence_stride, token_stride, head_stride, ..MeasureParams::default() };
             let constants = Constants { element, ..Constants::default() };
             let (mut twin, mut counts) = (vec![[0.0; 2]; got.len()], vec![[0; 2]; LINES as usize]);
-            reference::measure(&params, &constants, measure::workgroups(rows), &laid, &mut twin, &mut counts);
+            reference::measure(&params, &constants, measure::workgroups(rows), &laid, &[], &mut twin, &mut counts);
             let wanted = columns(&want, heads * d);
             for (c, (sum, twin)) in columns(&twin, heads * d).iter().zip(&wanted).enumerate() {
                 let magnitude: f64 = dense.numbers.iter().skip(c).step_by((heads * d) as usize).map(|x| f64::from(x.abs())).sum();
@@ -257,4 +258,80 @@ fn rows_of_any_layout_have_the_sums_of_dense_rows() {
             }
         }
     }
+}
+
+#[test]
+fn rows_that_come_turned_are_turned_back() {
+    let gpu = gpu();
+    let (mut random, seed) = seeded();
+    let ropes = |d: u32| [Rope::new(10_000.0, d), Rope::new(500_000.0, d / 2).interleaved(), Rope::llama3(5e5, d, 8.0, 1.0, 4.0, 8192)];
+    for (element, [sequences, tokens, heads, d]) in [(Element::F32, [1, 300, 2, 64]), (Element::F16, [3, 77, 1, 80]), (Element::Bf16, [2, 40, 3, 128])] {
+        for rope in ropes(d) {
+            let (rows, width, first) = (sequences * tokens, heads * d, random.random_range(0..4000));
+            let plain = keys(&mut random, rows, width);
+            let position = |r: usize| first + r as u32 % tokens;
+            let turned: Vec<f32> = plain
+                .chunks_exact(d as usize)
+                .enumerate()
+                .flat_map(|(n, head)| {
+                    let head: Vec<f64> = head.iter().map(|x| f64::from(*x)).collect();
+                    reference::turn_exact(&rope, &head, position(n / heads as usize))
+                })
+                .map(|x| x as f32)
+                .collect();
+            let given = batch(turned, element);
+            let buffer = upload(&gpu, floats(&given.words));
+            let sums = Sums::new(&gpu, width);
+            let table = measure::turns(&rope, first + tokens);
+            let turns = upload(&gpu, bytemuck::cast_slice(&table));
+            let layout = wgkv::RowLayout::Batched { tokens, sequence_stride: tokens * width, token_stride: width, head_stride: d };
+            let rows_at = if sequences == 1 { Rows::new(&buffer, element) } else { Rows { layout, ..Rows::new(&buffer, element) } };
+            let record = |position: u32| {
+                let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+                let turned = measure::Turned { rope: &rope, turns: &turns, position };
+                measure::record_turned(&gpu, &mut encoder, rows_at, Some(turned), false, rows, [heads, d], &sums.sums, &sums.counts)?;
+                gpu.queue().submit([encoder.finish()]);
+                Ok(())
+            };
+            // The table ends with a page.
+            let end = (first + tokens).next_multiple_of(128);
+            let beyond = record(end - tokens + 1);
+            let had = (end + 1).to_string();
+            assert!(matches!(&beyond, Err(Error::Mismatch { name, had: found, .. }) if name.contains("turned rows") && *found == had), "{beyond:?}");
+            record(first).unwrap();
+            let (got, counts) = sums.read(&gpu);
+            assert_eq!(counts.iter().map(|c| c[0]).sum::<u32>(), rows);
+            let rope_kind = if rope.layout() == wgkv::RopeLayout::Interleaved { 2 } else { 1 };
+            let constants =
+                Constants { element, head_dim: d, turned: true, rope: rope_kind, rope_pairs: rope.frequencies().len() as u32, ..Constants::default() };
+            let params = MeasureParams { rows, width, head_dim: d, sequence: tokens, position: first, ..MeasureParams::default() };
+            let (mut twin, mut counts) = (vec![[0.0; 2]; got.len()], vec![[0; 2]; LINES as usize]);
+            reference::measure(&params, &constants, measure::workgroups(rows), &given.words, &table, &mut twin, &mut counts);
+            let (got, twin) = (columns(&got, width), columns(&twin, width));
+            for c in 0..width as usize {
+                // In f64 of the rows as they were given.
+                let head = c / d as usize * d as usize;
+                let back = |r: usize| {
+                    let row: Vec<f64> = given.numbers[r * width as usize + head..][..d as usize].iter().map(|x| f64::from(*x)).collect();
+                    turned_back(&rope, &row, position(r))[c - head]
+                };
+                let want: f64 = (0..rows as usize).map(back).sum();
+                let magnitude: f64 = (0..rows as usize).map(|r| f64::from(norm(&given.numbers[r * width as usize + head..][..d as usize]))).sum();
+                for (name, sum) in [("the kernel's", got[c]), ("the twin's", twin[c])] {
+                    let allowed = TURN_ERROR * magnitude;
+                    assert!((sum - want).abs() <= allowed, "{element:?}, {rope:?}: {name} sum of column {c} is {sum}, wanted {want}. WGKV_SEED={seed}");
+                }
+            }
+        }
+    }
+}
+
+/// Of a row's length: a turn is composed of two of the table's, each rounded to 2^-24, by two
+/// products, and turns by two more: seven roundings of 2^-24 at most, the sums' own beside it.
+const TURN_ERROR: f64 = 8.0 / 16_777_216.0;
+
+/// A row turned back from its position, in f64.
+fn turned_back(rope: &Rope, row: &[f64], position: u32) -> Vec<f64> {
+    let back = rope.clone().with_frequencies(rope.frequencies().iter().map(|f| -f).collect());
+    reference::turn_exact(&back, row, position)
 }

@@ -33,7 +33,9 @@ fn cases() -> Vec<Case> {
         of("13 pairs, none fast, a share of 1", 80, 2, 2, centred(Four, Two, 128))
             .protection(protect(4, 16))
             .rope(Rope::none().with_frequencies((0..13).map(|p| 0.05 / f64::from(1 << p)).collect())),
-        of("the largest head; bf16 rows", 256, 2, 1, centred(Four, Four, 128)).element(Element::Bf16),
+        of("a head of 192", 192, 4, 1, centred(Four, Four, 64)),
+        of("the largest head, a share of 4", 512, 4, 1, centred(Four, Four, 128)),
+        of("a head of 256; bf16 rows", 256, 2, 1, centred(Four, Four, 128)).element(Element::Bf16),
         of("queries that come turned", 64, 8, 2, centred(Two, Four, 64)).turned().score_scale(0.7),
         of("sequences that slid", 64, 2, 1, centred(Two, Four, 64)).keep(20),
     ]

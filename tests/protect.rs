@@ -34,7 +34,9 @@ fn cases() -> Vec<Case> {
         case("the most sinks; 20 x 4", 80, 1, 1, hadamard(Four, Four, 128)).protection(protect(127, 128)).rope(Rope::new(10_000.0, 80).interleaved()),
         case("12 x 8", 96, 1, 1, hadamard(Four, Four, 32)).protection(protect(4, 16)).rope(Rope::none()),
         case("a head of 128, without rotation", 128, 1, 1, rtn(Four, Four, 128)).protection(protect(4, 32)).rope(Rope::new(10_000.0, 64)),
-        case("the largest head", 256, 1, 1, format).protection(protect(4, 32)),
+        case("a head of 192: 12 x 16", 192, 1, 1, format).protection(protect(4, 32)),
+        case("the largest head: 32 x 16", 512, 1, 1, hadamard(Two, Four, 64)).protection(protect(4, 32)),
+        case("a head of 256", 256, 1, 1, format).protection(protect(4, 32)),
         case("more tokens than a dimension of the grid, as pretended, holds", 64, 1, 1, format)
             .workgroups(512)
             .protection(protect(4, 1024))

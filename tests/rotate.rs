@@ -24,7 +24,7 @@ const ROTATE_ERROR: f32 = 22.0 / 16_777_216.0;
 const GOLDEN_ERROR: f32 = 2.0 * (12.8 / 16_777_216.0 + 0.5 / 1_048_576.0);
 
 /// (order, rows, why)
-const CASES: [(u32, u32, &str); 18] = [
+const CASES: [(u32, u32, &str); 19] = [
     (64, 1, "a single row"),
     (64, 3, "fewer rows than anything"),
     (64, 64, "exactly a workgroup of 4096 numbers"),
@@ -34,6 +34,7 @@ const CASES: [(u32, u32, &str); 18] = [
     (80, 65_536, "one more than a dimension of the grid holds: the grid folds into two equal lines"),
     (80, 65_537, "the folded grid has a surplus workgroup, which must write nothing"),
     (96, 7, "12 x 8: Paley's second construction"),
+    (192, 9, "12 x 16"),
     (128, 1, "one row of 128"),
     (128, 33, "one row more than a workgroup"),
     (256, 17, "one row more than a workgroup"),
@@ -225,7 +226,7 @@ fn powers_of_two_have_sylvesters_matrix_in_natural_order() {
 #[test]
 fn other_orders_have_a_symmetric_matrix_of_signs() {
     let gpu = gpu();
-    for n in [80_u32, 96] {
+    for n in [80_u32, 96, 192] {
         let width = n as usize;
         let mut rows = vec![0.0; width * width];
         (0..width).for_each(|i| rows[i * width + i] = 1.0);
@@ -299,7 +300,7 @@ fn what_cannot_be_rotated_is_refused() {
     let (a, b) = (upload(&gpu, &[1.0; 4096]), upload(&gpu, &[2.0; 1024]));
     // No order is filled up with zeros to the next one.
     for order in [0, 1, 8, 32, 63, 65, 100, 160, 384, 768, 1000, 2048, u32::MAX] {
-        let want = Error::argument("order", "64, 80, 96, 128, 256, 512 or 1024", order);
+        let want = Error::argument("order", "64, 80, 96, 128, 192, 256, 512 or 1024", order);
         assert_eq!(record(&gpu, &mut encoder, Rows::f32(&a), 1, order), Err(want.clone()));
         assert_eq!(record_into(&gpu, &mut encoder, Rows::f32(&a), Rows::f32(&b), 1, order), Err(want));
     }

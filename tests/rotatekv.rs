@@ -32,7 +32,7 @@ fn doubles(row: &[f32]) -> Vec<f64> {
 }
 
 /// (head_dim, heads rotated together): orders of 64 to 1024.
-const ROTATIONS: [(u32, u32); 9] = [(64, 1), (64, 2), (128, 1), (128, 4), (256, 1), (256, 4), (128, 8), (80, 4), (96, 2)];
+const ROTATIONS: [(u32, u32); 10] = [(192, 4), (64, 1), (64, 2), (128, 1), (128, 4), (256, 1), (256, 4), (128, 8), (80, 4), (96, 2)];
 
 #[test]
 fn item_1_the_rotation_is_its_own_inverse_keeps_lengths_and_is_symmetric() {

@@ -8,6 +8,7 @@ use pollster::block_on;
 use rand::rngs::StdRng;
 use std::ops::Range;
 use std::sync::LazyLock;
+use wgkv::low_level::reference::{Scores, attention_exact_with};
 use wgkv_testing::*;
 
 /// One device for all tests, so that pipelines are compiled once.
@@ -73,11 +74,13 @@ struct Setting {
     learned: Option<Learned>,
     /// By layer: `[HIDDEN, query_heads, head_dim]`; none where they are not told.
     projections: Vec<Vec<f32>>,
+    /// What the plan has beyond shape and format: the probe is then of the plan.
+    scoring: Option<fn(PlanBuilder) -> PlanBuilder>,
 }
 
 impl Setting {
     fn new(shape: Shape, format: Format, candidates: Vec<Precision>) -> Self {
-        Self { shape, format, candidates, sinks: Sinks::None, learned: None, projections: Vec::new() }
+        Self { shape, format, candidates, sinks: Sinks::None, learned: None, projections: Vec::new(), scoring: None }
     }
 
     /// The same with random output projections.
@@ -88,9 +91,18 @@ impl Setting {
     }
 
     fn begin(&self, tokens: usize) -> Result<Probe> {
-        let Self { shape, format, candidates, sinks, learned, projections } = self;
+        let Self { shape, format, candidates, sinks, learned, projections, scoring } = self;
         let gpu = gpu_of(format);
-        let mut probe = block_on(Sensitivity::probe(gpu, shape, *format, candidates, learned.as_ref(), *sinks, tokens as u32))?;
+        let mut probe = match scoring {
+            None => block_on(Sensitivity::probe(gpu, shape, *format, candidates, learned.as_ref(), *sinks, tokens as u32))?,
+            Some(with) => {
+                // Its own bits, window and capacity are not those of the probe's caches.
+                let first = format.with_precisions(candidates[0], candidates[0]);
+                let builder = with(Plan::builder(shape.clone(), first).protection(Protection { sinks: *sinks, window: 16 }));
+                let plan = learning(builder, learned.as_ref()).capacity(Capacity::tokens(2, 64)).max_tokens(64).build(gpu.capability())?;
+                block_on(Sensitivity::probe_plan(gpu, &plan, candidates, tokens as u32))?
+            }
+        };
         for (layer, weights) in (0..).zip(projections) {
             block_on(probe.output_projection(layer, Rows::f32(&upload(gpu, weights)), HIDDEN))?;
         }
@@ -128,6 +140,7 @@ impl Setting {
         let sinks = if format.codec() == Codec::F16 { Sinks::None } else { self.sinks };
         let (tokens, protection) = (text.tokens(), Protection { sinks, window: 0 });
         let builder = Plan::builder(self.shape.clone(), bit_plan).protection(protection).capacity(Capacity::tokens(1, tokens as u32));
+        let builder = self.scoring.iter().fold(builder, |builder, with| with(builder));
         let learned = self.learned.as_ref().filter(|_| format.codec() == self.format.codec());
         let mut reader = Reader::new(gpu, learning(builder, learned).build(gpu.capability()).unwrap());
         let sequence = reader.cache.begin().unwrap();
@@ -144,9 +157,20 @@ impl Setting {
 
 /// Attention in f64 of the sampled queries of a layer over what is stored: `[sampled, query_heads,
 /// head_dim]`.
-fn sampled_attention(shape: &Shape, [keys, values]: [&[f32]; 2], queries: &[f32]) -> Vec<f64> {
+fn sampled_attention(shape: &Shape, scores: &Scores<'_>, span: Span, [keys, values]: [&[f32]; 2], queries: &[f32]) -> Vec<f64> {
     let width = (shape.query_heads * shape.head_dim) as usize;
-    let of = |range: Range<u32>| attention_over(shape, [keys, values], &queries[range.start as usize * width..], range.start, range.end - range.start);
+    if span != Span::All {
+        let still = Shape { rope: Rope::none(), ..shape.clone() };
+        let row = (shape.kv_heads * shape.head_dim) as usize;
+        let of = |position: u32| {
+            let (first, end) = (span.first(position) as usize * row, (position + 1) as usize * row);
+            let query = turned_to(shape, &queries[position as usize * width..], position, 1);
+            attention_exact_with(&still, scores, &keys[first..end], &values[first..end], &query, 1)
+        };
+        return Probe::sampled((queries.len() / width) as u32).into_iter().flatten().flat_map(of).collect();
+    }
+    let of =
+        |range: Range<u32>| attention_over_with(shape, scores, [keys, values], &queries[range.start as usize * width..], range.start, range.end - range.start);
     Probe::sampled((queries.len() / width) as u32).into_iter().flat_map(of).collect()
 }
 
@@ -239,6 +263,28 @@ fn what_is_measured_is_what_f64_says() {
             learned: Some(random_means(&shape, &normals(&mut random, 128), &mut random).into()),
             ..of(plain(Codec::Centred), candidates(&[Two, Four], 64))
         },
+        // What a plan makes of scores; Gemma 2's, gpt-oss's, and both with rows that come turned.
+        Setting { scoring: Some(|plan| plan.score_scale(0.2).soft_cap(3.0)), ..of(plain(Codec::Hadamard), candidates(&[Two, Four], 64)) },
+        Setting {
+            scoring: Some(|plan| plan.sink_logits([1.5, -0.5, 0.0, 3.0].repeat(2))),
+            ..of(plain(Codec::Rtn), candidates(&[Three], 32)).projected(&mut random)
+        },
+        Setting {
+            scoring: Some(|plan| plan.score_scale(0.07).soft_cap(2.0).sink_logits(vec![0.5; 8]).turned_rows(true)),
+            learned: Some(random_means(&shape, &normals(&mut random, 128), &mut random).into()),
+            sinks: Sinks::First(4),
+            ..of(plain(Codec::Centred), candidates(&[Two, Four], 64))
+        },
+        Setting {
+            scoring: Some(|plan| plan.sliding_window(40).soft_cap(3.0)),
+            sinks: Sinks::First(4),
+            ..of(plain(Codec::Hadamard), candidates(&[Two, Four], 64))
+        },
+        Setting {
+            scoring: Some(|plan| plan.score_scale(0.2).turned_rows(true)),
+            learned: Some(random_order(&shape, &rotating(2), Reach::Global, &mut random).into()),
+            ..of(rotating(2), candidates(&[Four], 64))
+        },
     ];
     for setting in settings {
         let text = Text::normal(&mut random, &shape, 300);
@@ -255,7 +301,12 @@ fn what_is_measured_is_what_f64_says() {
             (true, _) => precision(Four, 128),
         };
         let control = if restores { setting.stored(setting.format, [key, Precision::F16], &text) } else { exact.clone() };
-        let attend = |layer: usize, stored: &[Vec<f32>; 2]| sampled_attention(&shape, [&stored[0], &stored[1]], &text.layers[layer][2]);
+        let plan = setting.reader(Format::f16(), [Precision::F16; 2], &text).0.cache.plan().clone();
+        // Queries that come turned are not turned in f64 either.
+        let still = Shape { rope: if plan.turned_rows() { Rope::none() } else { shape.rope.clone() }, ..shape.clone() };
+        let attend = |layer: usize, stored: &[Vec<f32>; 2]| {
+            sampled_attention(&still, &Scores::of(&plan, layer as u32), plan.span(), [&stored[0], &stored[1]], &text.layers[layer][2])
+        };
         let of_kv = |shares: &[f64], head: u32| shares.chunks_exact(shape.share() as usize).nth(head as usize).unwrap().iter().sum::<f64>();
         let mut worst = [0.0_f64; 2];
         for layer in 0..shape.layers {

@@ -54,7 +54,7 @@ fn damaged_sensitivities_are_refused() {
         ("/candidates/2", json!("2/0"), Error::Group { group: 0, head_dim: 64 }),
         ("/candidates/2", json!("9/64"), Error::Bits { had: 9 }),
         ("/candidates/2", json!("2"), Error::argument("precision", "BITS/GROUP, or 16", "2")),
-        ("/head_dim", json!(0), shape("head_dim", "64, 80, 96, 128 or 256", "0")),
+        ("/head_dim", json!(0), shape("head_dim", "64, 80, 96, 128, 192, 256 or 512", "0")),
         ("/head_dim", json!(96), Error::Group { group: 64, head_dim: 96 }),
         ("/storage/codec", json!("f16"), not_of("codec", "one that has codes", "f16")),
         ("/storage/codec", json!("int4"), Error::Codec { had: "int4".into(), known: Codec::names() }),

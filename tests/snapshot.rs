@@ -155,6 +155,37 @@ fn what_is_loaded_goes_on_as_what_was_saved() {
 }
 
 #[test]
+fn heads_of_192_and_512_are_saved_as_others_are() {
+    use Bits::{Four, Three, Two};
+    let gpu = &*GPU;
+    let random = &mut generator();
+    let cases = [
+        (192, centred(Three, Four, 64), protect(4, 128)),
+        (192, rotated(Four, Two, 64, 2), protect(4, 0)),
+        (192, Format::aligned_f16(), protect(5, 128)),
+        (512, hadamard(Two, Three, 64), protect(4, 40)),
+        (512, Format::f16(), Protection::NONE),
+    ];
+    for (head_dim, format, protection) in cases {
+        let shape = Shape { layers: 1, query_heads: 2, kv_heads: 2, head_dim, rope: Rope::new(10_000.0, head_dim) };
+        let order = (format.codec() == Codec::RotateKv).then(|| random_order(&shape, &format, Reach::Global, random));
+        let plan = |tokens| {
+            let builder = Plan::builder(shape.clone(), format).protection(protection).capacity(Capacity::tokens(2, tokens));
+            learning(builder, order.as_ref()).build(gpu.capability()).unwrap()
+        };
+        let text = Text::normal(random, &shape, 400);
+        let mut saved = stale(gpu, plan(400), STALE[0]);
+        let sequence = saved.cache.begin().unwrap();
+        saved.read_all(sequence, &text, &[200, 1, 100]);
+        let bytes = save(&saved, sequence);
+        let mut other = stale(gpu, plan(700), STALE[1]);
+        let loaded = load(&mut other, &bytes);
+        assert!(save(&other, loaded) == bytes, "{head_dim}, {format}");
+        assert!(other.read_all(loaded, &text, &[1, 90, 1]) == saved.read_all(sequence, &text, &[1, 90, 1]), "{head_dim}, {format}");
+    }
+}
+
+#[test]
 fn buffers_that_hold_other_heads_load_the_same() {
     let gpu = &*GPU;
     let random = &mut generator();

@@ -364,6 +364,10 @@ impl Format {
                 return Err(Error::argument("bits", "2, 3, 4 or 16 with scales of 8 bits", "8"));
             }
         }
+        if self.value.groups(shape.head_dim) > 8 {
+            let wanted = format!("{} at least with heads of {}: 8 groups a head are served", shape.head_dim / 8, shape.head_dim);
+            return Err(Error::argument("value group", wanted, self.value.group));
+        }
         if (self.scales == Scales::Symmetric) != (self.codec == Codec::Centred) {
             let wanted = if self.codec == Codec::Centred { "symmetric with centred" } else { "f16 or f8, unless with centred" };
             return Err(Error::argument("scales", wanted, self.scales));
@@ -386,6 +390,9 @@ impl Format {
         let wrong = |name: &'static str, wanted: &str, had: u32| Err(Error::argument(name, wanted, had));
         if self.key.bits == Bits::Sixteen {
             return wrong("key bits", "2, 3, 4 or 8 with rotate-kv", 16);
+        }
+        if shape.head_dim > 256 {
+            return wrong("head_dim with rotate-kv", "256 at most", shape.head_dim);
         }
         if heads * shape.head_dim > 1024 {
             return wrong("heads_per_group * head_dim", "1024 at most", heads * shape.head_dim);

@@ -7,7 +7,9 @@ pub fn factors(head_dim: u32) -> (u32, u32) {
     match head_dim {
         80 => (20, 4),
         96 => (12, 8),
+        192 => (12, 16),
         256 => (16, 16),
+        512 => (32, 16),
         _ => (head_dim / 8, 8),
     }
 }
@@ -31,6 +33,8 @@ pub fn mask(order: u32, r: u32) -> u32 {
     match order {
         12 => HADAMARD_12[r as usize],
         20 => HADAMARD_20[r as usize],
+        // Four of order 16, the last of the other sign.
+        32 => (sylvester(r) * 0x10001) ^ (0x0fff_f000 * (r & 16)),
         _ => sylvester(r),
     }
 }
@@ -82,7 +86,7 @@ mod tests {
     #[test]
     fn signs_make_no_coefficient_large() {
         // Of equal numbers without signs one coefficient is the root of the channels.
-        for (head_dim, most) in [(64, 1.0), (80, 1.79), (96, 2.45), (128, 1.42), (256, 1.0)] {
+        for (head_dim, most) in [(64, 1.0), (80, 1.79), (96, 2.45), (128, 1.42), (192, 2.31), (256, 1.0), (512, 1.42)] {
             let row: Vec<f64> = (0..head_dim).map(|i| f64::from(channel_sign(i))).collect();
             let largest = rotate_exact(&row).into_iter().map(f64::abs).fold(0.0, f64::max);
             assert!(largest <= most + 1e-9, "{head_dim}: {largest}");
@@ -91,7 +95,7 @@ mod tests {
 
     #[test]
     fn every_factor_is_symmetric_and_its_own_inverse() {
-        for order in [4, 8, 12, 16, 20] {
+        for order in [4, 8, 12, 16, 20, 32] {
             for r in 0..order {
                 for c in 0..order {
                     assert_eq!(sign(mask(order, r), c), sign(mask(order, c), r), "{order}: ({r}, {c})");
@@ -111,7 +115,7 @@ mod tests {
 
     #[test]
     fn rotating_twice_returns_the_row() {
-        for n in [64, 80, 96, 128, 256, 512, 1024] {
+        for n in [64, 80, 96, 128, 192, 256, 512, 1024] {
             let row: Vec<f64> = (0..n).map(|i| f64::from(i * i % 17) - 8.0).collect();
             let twice = rotate_exact(&rotate_exact(&row));
             assert!(row.iter().zip(&twice).all(|(a, b)| (a - b).abs() < 1e-12));
@@ -120,7 +124,7 @@ mod tests {
 
     #[test]
     fn the_factors_of_a_head_give_sylvesters_matrix() {
-        for n in [64, 128, 256] {
+        for n in [64, 128, 256, 512] {
             let (outer, inner) = factors(n);
             for (i, j) in (0..n).flat_map(|i| (0..n).map(move |j| (i, j))) {
                 let entry = sign(mask(outer, i / inner), j / inner) * sign(mask(16, i % inner), j % inner);

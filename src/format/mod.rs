@@ -24,5 +24,5 @@ pub use layout::{PAGE_TOKENS, PageLayout};
 pub use learned::{ChannelOrder, Learned, Means, Reach};
 pub(crate) use learned::{check_channels, partner};
 pub use protection::{Protection, Sinks};
-pub(crate) use shape::HEAD_DIMS;
+pub(crate) use shape::check_head_dim;
 pub use shape::{Rope, RopeLayout, Shape};

@@ -23,9 +23,11 @@ pub struct Rope {
 
 impl Rope {
     /// Returns no turning: for learned positions, or none, and for keys and queries that come turned
-    /// by positions that are not consecutive (drafts in a tree, M-RoPE). What a codec gains before
-    /// RoPE is then lost, so where positions are consecutive, say so by
-    /// [`PlanBuilder::turned_rows`](crate::PlanBuilder::turned_rows) instead.
+    /// by positions that are not their places in the sequence (M-RoPE's, or others that repeat or
+    /// jump). Every codec serves those as they come. What a codec gains before RoPE is then lost, so
+    /// where positions are consecutive, say so by
+    /// [`PlanBuilder::turned_rows`](crate::PlanBuilder::turned_rows) instead. A tree of drafts needs
+    /// neither: in each branch, a [fork](crate::Cache::fork), positions are consecutive.
     pub fn none() -> Self {
         Self { layout: RopeLayout::SplitHalves, frequencies: Vec::new() }
     }
@@ -82,14 +84,19 @@ pub struct Shape {
     pub query_heads: u32,
     /// KV heads a layer; `query_heads` is a multiple of it, up to 16 times.
     pub kv_heads: u32,
-    /// Channels a head: 64, 80, 96, 128 or 256.
+    /// Channels a head: 64, 80, 96, 128, 192, 256 or 512.
     pub head_dim: u32,
     /// How keys and queries carry their position.
     pub rope: Rope,
 }
 
 /// The head dimensions that the kernels serve.
-pub(crate) const HEAD_DIMS: [u32; 5] = [64, 80, 96, 128, 256];
+const HEAD_DIMS: [u32; 7] = [64, 80, 96, 128, 192, 256, 512];
+
+/// Refuses a head dimension that the kernels do not serve.
+pub(crate) fn check_head_dim(head_dim: u32) -> Result<()> {
+    if HEAD_DIMS.contains(&head_dim) { Ok(()) } else { Err(Error::argument("head_dim", "64, 80, 96, 128, 192, 256 or 512", head_dim)) }
+}
 
 impl Shape {
     /// Returns the query heads that share a KV head (the GQA ratio).
@@ -110,9 +117,7 @@ impl Shape {
         positive("layers", self.layers)?;
         positive("kv_heads", self.kv_heads)?;
         positive("query_heads", self.query_heads)?;
-        if !HEAD_DIMS.contains(&self.head_dim) {
-            return Err(Error::argument("head_dim", "64, 80, 96, 128 or 256", self.head_dim));
-        }
+        check_head_dim(self.head_dim)?;
         if !self.query_heads.is_multiple_of(self.kv_heads) || self.share() > 16 {
             return Err(Error::argument("query_heads", format!("a multiple of kv_heads ({}), 16 times at most", self.kv_heads), self.query_heads));
         }

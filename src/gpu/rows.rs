@@ -44,6 +44,17 @@ pub enum RowLayout {
     },
 }
 
+impl RowLayout {
+    /// Returns how many rows follow one another before another sequence's begin: `u32::MAX` where
+    /// all are of one.
+    pub(crate) fn sequence_tokens(&self) -> u32 {
+        match self {
+            Self::HeadsFirst { tokens } | Self::Batched { tokens, .. } => *tokens,
+            Self::Dense | Self::Strided { .. } => u32::MAX,
+        }
+    }
+}
+
 /// Rows in a buffer of the caller's, made with usage `STORAGE` on the device of the
 /// [`Gpu`](crate::Gpu) that works on them.
 ///

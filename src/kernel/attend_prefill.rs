@@ -33,7 +33,7 @@ pub const TILE_ROWS: u32 = 64;
 
 /// Returns how many channels of values a workgroup takes.
 pub fn columns(head_dim: u32) -> u32 {
-    head_dim.min(128)
+    head_dim / head_dim.div_ceil(128)
 }
 
 /// Returns what both kernels that attend to unpacked tokens are told of a plan.

@@ -9,7 +9,7 @@
 
 use super::{Binding, Kernel, Variant, flag};
 use crate::error::{Error, Result, Thing};
-use crate::format::{Element, HEAD_DIMS};
+use crate::format::{Element, check_head_dim};
 use crate::gpu::{Gpu, Rows};
 
 /// Rows of one matrix of `grams`.
@@ -59,9 +59,7 @@ fn numbers(rows: u32, heads: u32, head_dim: u32) -> u64 {
 }
 
 fn check(heads: u32, head_dim: u32) -> Result<()> {
-    if !HEAD_DIMS.contains(&head_dim) {
-        return Err(Error::argument("head_dim", "64, 80, 96, 128 or 256", head_dim));
-    }
+    check_head_dim(head_dim)?;
     if heads == 0 {
         return Err(Error::argument("heads", "1 or more", heads));
     }

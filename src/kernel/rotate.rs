@@ -3,8 +3,8 @@
 //!
 //! The order is a head dimension, or that of the KV heads that RotateKV rotates together
 //! (2501.16383). Powers of two take butterflies: every number is read and written once, 16 bytes an
-//! access, with two barriers in between. 80 and 96 take two dense factors of at most 20 additions
-//! each. Shader: `shaders/rotate.wgsl`. Twin:
+//! access, with two barriers in between. 80, 96 and 192 take two dense factors of at most 20
+//! additions each. Shader: `shaders/rotate.wgsl`. Twin:
 //! [`reference::rotate`](crate::low_level::reference::rotate).
 
 use super::parts::{self, shared};
@@ -14,7 +14,7 @@ use crate::format::Element;
 use crate::gpu::{Gpu, Rows};
 
 /// The orders that are served.
-pub const ORDERS: [u32; 7] = [64, 80, 96, 128, 256, 512, 1024];
+pub const ORDERS: [u32; 8] = [64, 80, 96, 128, 192, 256, 512, 1024];
 
 /// Invocations of a workgroup of butterflies. Each holds 32 numbers, so this sets how much a
 /// workgroup reads before it writes. 32 and 64 give right results too.
@@ -85,7 +85,7 @@ pub fn record_with(
     invocations: u32,
 ) -> Result<()> {
     if !ORDERS.contains(&order) {
-        return Err(Error::argument("order", "64, 80, 96, 128, 256, 512 or 1024", order));
+        return Err(Error::argument("order", "64, 80, 96, 128, 192, 256, 512 or 1024", order));
     }
     if ![32, 64, 128].contains(&invocations) {
         return Err(Error::argument("invocations", "32, 64 or 128", invocations));

@@ -48,7 +48,12 @@ pub const TILE_TOKENS: u32 = 32;
 pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     let mut constants = page_constants(plan, slab);
     let head_dim = plan.shape().head_dim;
-    let quartets = if head_dim > 128 { 2 } else { 4 };
+    // `row` holds 512 cells at most.
+    let quartets = match head_dim {
+        0..=128 => 4,
+        129..=256 => 2,
+        _ => 1,
+    };
     constants.extend(elected_constants(plan));
     constants.extend(rope_constants(plan));
     constants.extend(hadamard_constants(head_dim));

@@ -139,7 +139,7 @@ impl PlanBuilder {
     }
 
     /// Replaces the shape and the way it is stored.
-    pub(super) fn stores(mut self, shape: Shape, storage: impl Into<Storage>) -> Self {
+    pub(crate) fn stores(mut self, shape: Shape, storage: impl Into<Storage>) -> Self {
         (self.shape, self.storage) = (shape, storage.into());
         self
     }
@@ -237,7 +237,8 @@ impl PlanBuilder {
     }
 
     /// Sets the factor on the product of key and query, above 0, for models that have another than
-    /// `1 / sqrt(head_dim)` (Gemma's `query_pre_attn_scalar`, Granite's `attention_multiplier`).
+    /// `1 / sqrt(head_dim)` (Gemma's `query_pre_attn_scalar`, Granite's `attention_multiplier`), and
+    /// for heads that are padded with zeros: theirs is that of the head without.
     pub fn score_scale(mut self, scale: f32) -> Self {
         self.scoring.scale = Some(scale);
         self
@@ -262,6 +263,12 @@ impl PlanBuilder {
     /// Says that keys and queries come turned by RoPE already. The shape's [`Rope`](crate::Rope)
     /// must be the one they were turned by: [`Codec::Centred`] turns its means by it, and
     /// [`Codec::RotateKv`] turns keys back, which are stored before RoPE.
+    ///
+    /// Both do so by a token's place in its sequence. Rows that were turned by other positions
+    /// (M-RoPE) are attended to rightly all the same, but may lose more to these codecs than without
+    /// RoPE: say [`Rope::none`](crate::Rope::none) instead. There are no positions by token, since
+    /// what means add to the scores of a page is known from the page's place alone
+    /// ([serving](crate::guide::serving)).
     pub fn turned_rows(mut self, turned: bool) -> Self {
         self.scoring.turned = turned;
         self
@@ -370,6 +377,7 @@ impl PlanBuilder {
         plan.set_alignment(self.alignment, self.keeps_planes)?;
         plan.check_planes()?;
         plan.check_soft_cap()?;
+        plan.check_wide_head()?;
         plan.fit_workgroup_memory(capability);
         plan.direct_rows = if plan.attends_directly(capability) { plan.direct_wanted.min(plan.query_rows) } else { 0 };
         plan.pages = match self.pages {
@@ -425,21 +433,19 @@ impl Plan {
         self.align(alignment)
     }
 
-    /// Makes restoring keys fit into workgroup memory, of which it takes some for every query head:
-    /// where that is short, fewer heads share a reading, and where that is not enough, keys are
-    /// restored in the way that takes least.
+    /// Makes readings fit into workgroup memory, of which they take some for every query head: where
+    /// that is short (to restore keys, or for heads of 512), fewer heads share a reading, and where
+    /// that is not enough, keys are restored in the way that takes least.
     fn fit_workgroup_memory(&mut self, capability: &Capability) {
-        if !self.restores() {
-            return;
-        }
+        let fits = |plan: &Self| plan.reading_bytes().iter().all(|(_, bytes)| *bytes <= capability.workgroup_bytes);
         let most = self.heads;
         for straight in [true, false] {
-            self.straight &= straight;
+            self.straight &= straight || !self.restores();
             self.heads = most;
-            while self.split_workgroup_bytes() > capability.workgroup_bytes && self.heads > 1 {
+            while !fits(self) && self.heads > 1 {
                 self.heads /= 2;
             }
-            if self.split_workgroup_bytes() <= capability.workgroup_bytes {
+            if fits(self) || !self.restores() {
                 return;
             }
         }

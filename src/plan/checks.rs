@@ -41,10 +41,12 @@ impl Plan {
         let limit = |what, reason, need: u32, have: u32| {
             if need > have { Err(Error::Limit { what, reason, need: need.into(), have: have.into() }) } else { Ok(()) }
         };
-        // The other kernels have 256 invocations at most, which every device must allow.
+        // The other kernels have 256 invocations at most, which every device must allow; those that
+        // hold a channel an invocation, as many as a head has channels.
+        let reason = if self.shape.head_dim > 256 { "an invocation for each of a head's channels" } else { "attend_merge" };
         let invocations = (self.shape.head_dim * self.merge_parts).max(256);
-        limit("max_compute_invocations_per_workgroup", "attend_merge", invocations, capability.invocations)?;
-        limit("max_compute_workgroup_size_x", "attend_merge", invocations, capability.workgroup_size_x)?;
+        limit("max_compute_invocations_per_workgroup", reason, invocations, capability.invocations)?;
+        limit("max_compute_workgroup_size_x", reason, invocations, capability.workgroup_size_x)?;
         limit("max_storage_buffers_per_shader_stage", "attend_split", 8, capability.storage_buffers)?;
         let merge_bytes = choices::merge_workgroup_bytes(self.shape.head_dim, self.merge_parts);
         limit("max_compute_workgroup_storage_size", "attend_merge's parts", merge_bytes, capability.workgroup_bytes)?;
@@ -54,7 +56,9 @@ impl Plan {
             let bytes = 12 * cells + 16 * self.most(|slab| slab.layout.row_groups) + 16;
             limit("max_compute_workgroup_storage_size", "append_reordered's row of a group of heads", bytes, capability.workgroup_bytes)?;
         }
-        limit("max_compute_workgroup_storage_size", "attend_split's queries and weights", self.split_workgroup_bytes(), capability.workgroup_bytes)?;
+        for (reason, bytes) in self.reading_bytes() {
+            limit("max_compute_workgroup_storage_size", reason, bytes, capability.workgroup_bytes)?;
+        }
         limit("max_compute_workgroups_per_dimension", "query heads", self.shape.query_heads.max(self.query_rows), capability.workgroups)
     }
 
@@ -80,6 +84,21 @@ impl Plan {
                     return Err(Error::Limit { what, reason, need, have });
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Refuses what heads of more than 256 channels are not served with.
+    pub(super) fn check_wide_head(&self) -> Result<()> {
+        if self.shape.head_dim <= 256 {
+            return Ok(());
+        }
+        if self.aligns() {
+            return Err(Error::argument("head_dim of numbers in planes", "256 at most", self.shape.head_dim));
+        }
+        // Each lane of attend_split turns four of them.
+        if self.position_waves() > 128 {
+            return Err(Error::argument("rope pairs that have means and turn fast", "128 at most", self.position_waves()));
         }
         Ok(())
     }

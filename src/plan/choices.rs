@@ -218,7 +218,8 @@ impl Plan {
     pub(super) fn attends_directly(&self, capability: &Capability) -> bool {
         !self.restores()
             && !self.aligns()
-            && self.shape.head_dim <= 256
+            // Its lanes hold two, three, four or eight channels each.
+            && [64, 80, 96, 128, 256].contains(&self.shape.head_dim)
             && self.still_channels() == self.shape.head_dim
             && self.direct_workgroup_bytes() <= capability.workgroup_bytes
     }

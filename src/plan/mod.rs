@@ -22,6 +22,7 @@ pub(crate) use choices::block_lanes;
 pub use cost::Cost;
 pub use scoring::Span;
 pub use slabs::Slab;
+pub(crate) use tables::turn_table;
 
 use crate::error::{Error, Result};
 use crate::format::{Alignment, BitPlan, ChannelOrder, Criterion, Element, Format, Learned, Means, PAGE_TOKENS, Protection, Shape};

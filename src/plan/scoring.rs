@@ -31,6 +31,17 @@ impl Span {
         }
     }
 
+    /// Returns the first position from which on queries see no token before `first`; none if they
+    /// always do.
+    pub(crate) fn seen_from(self, first: u32) -> Option<u32> {
+        match self {
+            _ if first == 0 => Some(0),
+            Self::All => None,
+            Self::Sliding(tokens) => Some(first.saturating_add(tokens).saturating_sub(1)),
+            Self::Chunked(tokens) => first.checked_next_multiple_of(tokens),
+        }
+    }
+
     pub(super) fn check(self) -> Result<()> {
         match self {
             Self::Sliding(0) => Err(Error::argument("sliding window", "1 token or more", 0)),
@@ -118,5 +129,23 @@ impl Plan {
     /// Returns which tokens a query sees.
     pub fn span(&self) -> Span {
         self.span
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Span;
+
+    #[test]
+    fn queries_see_nothing_before_a_token_from_where_they_say() {
+        for span in [Span::All, Span::Sliding(1), Span::Sliding(3), Span::Sliding(128), Span::Chunked(1), Span::Chunked(7), Span::Chunked(100)] {
+            for first in 0..300 {
+                let from = span.seen_from(first);
+                for position in 0..600 {
+                    let sees = span.first(position) < first;
+                    assert_eq!(from.is_none_or(|from| position < from), sees, "{span:?}, token {first}, position {position}");
+                }
+            }
+        }
     }
 }

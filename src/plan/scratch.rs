@@ -136,6 +136,21 @@ impl Plan {
         self.split_workgroup_bytes() + 4 * self.heads_per_reading() * (positions + rows + queries) + 4 * 32
     }
 
+    /// Returns the workgroup memory of the kernels in which query heads share a reading.
+    pub(super) fn reading_bytes(&self) -> [(&'static str, u32); 3] {
+        let head = 4 * self.heads_per_reading();
+        // Queries, factors of tokens and of sinks, weights, and the lanes of a reduction; where rows lie.
+        let rows = head * (self.shape.head_dim + 8 * self.position_quads() + 64) + 128;
+        // Both factors of every slow pair, and the sums of three parts of sixteen pages.
+        let slow = (self.shape.rope.frequencies().len() as u32).saturating_sub(self.position_waves()).max(1);
+        let terms = head * (2 * slow + 3 * 16 * POSITION_TERMS);
+        [
+            ("attend_split's queries and weights", self.split_workgroup_bytes()),
+            ("attend_rows' queries and factors", if self.sinks() + self.ring() > 0 { rows } else { 0 }),
+            ("position's factors and terms", if self.position_quads() > 0 { terms } else { 0 }),
+        ]
+    }
+
     /// Returns the workgroup memory of attend_split: queries, weights, peaks, and the lanes of a
     /// reduction; for RotateKV also the keys on their way and the scores of a page.
     pub(crate) fn split_workgroup_bytes(&self) -> u32 {

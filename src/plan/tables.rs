@@ -2,22 +2,25 @@
 
 use super::{Plan, Restore, position};
 use crate::format::codes::half::half_pair;
-use crate::format::{Codec, Means, PAGE_TOKENS};
+use crate::format::{Codec, Means, PAGE_TOKENS, Rope};
 
-/// Returns cosine and sine of every pair at positions 0 to 127, then at every multiple of 128 that
-/// a sequence can reach.
-pub(crate) fn turns(plan: &Plan) -> Vec<[f32; 2]> {
-    let frequencies = plan.shape().rope.frequencies();
-    let high = plan.turn_rows() - u64::from(PAGE_TOKENS);
+/// Returns cosine and sine of every pair at positions 0 to 127, then at `high` multiples of 128.
+pub(crate) fn turn_table(rope: &Rope, high: u64) -> Vec<[f32; 2]> {
     let positions = (0..u64::from(PAGE_TOKENS)).chain((0..high).map(|n| n * u64::from(PAGE_TOKENS)));
-    let mut turns: Vec<[f32; 2]> = positions
+    positions
         .flat_map(|position| {
-            frequencies.iter().map(move |frequency| {
+            rope.frequencies().iter().map(move |frequency| {
                 let (sin, cos) = (position as f64 * frequency).sin_cos();
                 [cos as f32, sin as f32]
             })
         })
-        .collect();
+        .collect()
+}
+
+/// Returns that table for every position that a sequence can reach, and what follows it.
+pub(crate) fn turns(plan: &Plan) -> Vec<[f32; 2]> {
+    let frequencies = plan.shape().rope.frequencies();
+    let mut turns = turn_table(&plan.shape().rope, plan.turn_rows() - u64::from(PAGE_TOKENS));
     if turns.is_empty() {
         turns.push([1.0, 0.0]);
     }

@@ -373,17 +373,21 @@ impl LayeredCache {
         self.admit(&self.chunks(chunks)?)
     }
 
+    /// Returns what a step takes in each group.
+    pub(super) fn admissions(&self, chunks: &[Chunk]) -> Result<Vec<Admission>> {
+        self.admit_all(&self.chunks(chunks)?)
+    }
+
+    fn admit_all(&self, chunks: &[Vec<Chunk>]) -> Result<Vec<Admission>> {
+        let groups = self.caches.iter().zip(chunks).enumerate();
+        groups.map(|(group, (cache, chunks))| self.of_model(group, cache.can_append_slid(chunks, Some(self.plan.keep())))).collect()
+    }
+
     /// Returns what a step takes where it is scarcest.
     fn admit(&self, chunks: &[Vec<Chunk>]) -> Result<Admission> {
-        let mut scarcest = Admission { pages_needed: 0, pages_free: u32::MAX };
+        let none = Admission { pages_needed: 0, pages_free: u32::MAX };
         let left = |admission: &Admission| i64::from(admission.pages_free) - i64::from(admission.pages_needed);
-        for (group, (cache, chunks)) in self.caches.iter().zip(chunks).enumerate() {
-            let admission = self.of_model(group, cache.can_append_slid(chunks, Some(self.plan.keep())))?;
-            if left(&admission) < left(&scarcest) {
-                scarcest = admission;
-            }
-        }
-        Ok(scarcest)
+        Ok(self.admit_all(chunks)?.into_iter().fold(none, |scarcest, admission| if left(&admission) < left(&scarcest) { admission } else { scarcest }))
     }
 
     /// Grows sequences by new tokens in all groups, as [`Cache::step`]. Before, layers that

@@ -48,6 +48,16 @@ fn from_bytes<'a>(plan: &LayeredPlan, bytes: &'a [u8]) -> Result<Vec<&'a [u8]>> 
     })
 }
 
+/// Checks that these are the bytes of a snapshot of `tokens` tokens that a cache of this plan would
+/// load.
+#[cfg(feature = "store")]
+pub(super) fn check(plan: &LayeredPlan, tokens: usize, bytes: &[u8]) -> Result<()> {
+    for (group, (own, part)) in plan.groups().iter().zip(from_bytes(plan, bytes)?).enumerate() {
+        crate::cache::check_snapshot(own, tokens, part).map_err(|error| of_layers(plan.layers_of(group), error))?;
+    }
+    Ok(())
+}
+
 impl LayeredCache {
     /// Returns a sequence as bytes, which [`LayeredCache::load`] turns into a sequence of this or
     /// another cache, as [`Cache::save`](crate::Cache::save): a safetensors file of the metadata

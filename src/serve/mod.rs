@@ -4,6 +4,7 @@
 mod context_parallel;
 mod devices;
 mod head_parallel;
+mod kept;
 mod layer_map;
 mod layered_cache;
 mod layered_plan;
@@ -15,6 +16,7 @@ mod together;
 
 pub use context_parallel::{ContextParallel, ContextSequence, ContextStep};
 pub use head_parallel::{HeadParallel, HeadSequence, HeadStep};
+pub use kept::{PrefixCache, PrefixPlan};
 pub use layered_cache::{LayeredCache, LayeredStep};
 pub use layered_plan::{LayeredPlan, LayeredPlanBuilder};
 pub use prefix_index::{Begun, PrefixCounters, PrefixIndex};

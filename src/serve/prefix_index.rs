@@ -1,20 +1,20 @@
 //! Prefixes that sequences of one cache share, found by their tokens.
 
-use crate::cache::{Admission, Cache, Chunk, Sequence};
+use super::kept::{PrefixCache, PrefixPlan};
+use crate::cache::{Admission, Chunk, Sequence};
 use crate::error::{Error, Result};
 use crate::format::PAGE_TOKENS;
 use crate::format::tensors::Hash;
 use crate::gpu::trace::event;
-use crate::plan::Plan;
 
 /// What a text is known by.
 type Name = [u8; 32];
 
 /// Returns the hash that texts of a model in caches of a plan begin with.
-fn root(model: &str, plan: &Plan) -> Hash {
+fn root(model: &str, plan: &impl PrefixPlan) -> Hash {
     let mut hash = Hash::default();
-    let learned = plan.learned_fingerprint().unwrap_or_default();
-    for piece in ["wgkv-prefix 1", model, &plan.fingerprint(), &learned] {
+    let [plan, learned] = plan.fingerprints();
+    for piece in ["wgkv-prefix 1", model, &plan, &learned] {
         hash.add(piece.as_bytes());
     }
     hash
@@ -31,7 +31,7 @@ fn names(mut hash: Hash, tokens: &[u32]) -> impl Iterator<Item = Name> {
 
 /// Returns what a text is known by: the SHA-256 of model, plan, what was learned, and tokens.
 #[cfg(feature = "store")]
-pub(crate) fn name(model: &str, plan: &Plan, tokens: &[u32]) -> Name {
+pub(crate) fn name(model: &str, plan: &impl PrefixPlan, tokens: &[u32]) -> Name {
     let root = root(model, plan);
     let empty = root.digest();
     names(root, tokens).last().unwrap_or(empty)
@@ -81,8 +81,8 @@ impl Entry {
     }
 }
 
-/// An index of the prefixes that a cache holds, by the SHA-256 of [plan](Plan::fingerprint), what
-/// was learned ([order](crate::ChannelOrder::fingerprint) or [means](crate::Means::fingerprint))
+/// An index of the prefixes that a cache holds, by the SHA-256 of
+/// [plan](crate::Plan::fingerprint), what was learned ([order](crate::ChannelOrder::fingerprint) or [means](crate::Means::fingerprint))
 /// and tokens, page by page.
 ///
 /// A text is begun from the longest prefix that was remembered: its pages are shared, whatever the
@@ -96,9 +96,12 @@ impl Entry {
 /// | no window, no sinks by massive activations | up to every end of a page (128 tokens) |
 /// | a window | up to the one end of a page at which the same tokens were f16 as are now: later ones, of a text that was shorter then, are packed by now |
 /// | sinks by massive activations | all of it, if it ends with a page: a shorter prompt would have elected others |
+/// | a sliding window or chunks | from the first end of a page at which the next query sees no token that slid away |
+/// | groups of layers ([`LayeredCache`](crate::layers::LayeredCache)) | what every group has of it |
 ///
-/// So with a window or such sinks, append a prompt up to the end of a page that others will share,
-/// remember it, and go on.
+/// So with a window, such sinks or layers that slide, append a prompt up to the end of a page that
+/// others will share, remember it, and go on. Layers that slide by themselves have what the latest
+/// step brought, and [`keep`](crate::layers::LayeredPlanBuilder::keep) tokens before it.
 ///
 /// ```no_run
 /// use wgkv::{Cache, Chunk, Result};
@@ -126,7 +129,7 @@ pub struct PrefixIndex {
 
 impl PrefixIndex {
     /// Returns an empty index, for one cache of this plan.
-    pub fn new(plan: &Plan) -> Self {
+    pub fn new(plan: &impl PrefixPlan) -> Self {
         Self { root: root("", plan), entries: Vec::new(), clock: 0, counters: PrefixCounters::default() }
     }
 
@@ -134,18 +137,18 @@ impl PrefixIndex {
     /// on `encoder`, or of no tokens. The text's last token is always left to be appended, since a
     /// model goes on from its output.
     ///
-    /// Steps made before cannot be appended any more, as after [`Cache::fork`].
+    /// Steps made before cannot be appended any more, as after [`Cache::fork`](crate::Cache::fork).
     ///
     /// # Errors
     /// [`Error::Sequences`] if all of the plan's are in use by others than this index;
     /// [`Error::UnknownSequence`] if the cache is another than before; [`Error::Lost`].
-    pub fn begin(&mut self, cache: &mut Cache, encoder: &mut wgpu::CommandEncoder, tokens: &[u32]) -> Result<Begun> {
+    pub fn begin(&mut self, cache: &mut impl PrefixCache, encoder: &mut wgpu::CommandEncoder, tokens: &[u32]) -> Result<Begun> {
         cache.gpu().alive()?;
         let whole = &tokens[..tokens.len().saturating_sub(1)];
         let names: Vec<Name> = names(self.root.clone(), whole).take(whole.len() / PAGE_TOKENS as usize).collect();
         let found = self.entries.iter().enumerate().filter_map(|(n, entry)| Some((entry.pages_of(&names)?, n))).max();
         let begun = match found {
-            None => Begun { sequence: self.with_a_slot(cache, None, Cache::begin)?, tokens: 0 },
+            None => Begun { sequence: self.with_a_slot(cache, None, |cache| cache.begin())?, tokens: 0 },
             Some((pages, n)) => {
                 self.clock += 1;
                 self.entries[n].used = self.clock;
@@ -176,20 +179,15 @@ impl PrefixIndex {
     /// plan's sequences are in use by others.
     ///
     /// The last step must have been appended in every layer before. Steps made before cannot be
-    /// appended any more, as after [`Cache::fork`].
+    /// appended any more, as after [`Cache::fork`](crate::Cache::fork).
     ///
     /// # Errors
     /// [`Error::UnknownSequence`], [`Error::Range`] for more tokens than the sequence holds,
     /// [`Error::Torn`], [`Error::Lost`]; then nothing has changed.
-    pub fn remember(&mut self, cache: &mut Cache, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, tokens: &[u32]) -> Result<u32> {
+    pub fn remember(&mut self, cache: &mut impl PrefixCache, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, tokens: &[u32]) -> Result<u32> {
         cache.gpu().alive()?;
-        let pool = cache.pool();
-        let (live, given) = (pool.find(sequence)?, tokens.len() as u32);
-        if given > live.at.tokens {
-            return Err(Error::Range { first: 0, end: given, have: live.at.tokens });
-        }
-        live.expect_whole(live.at.tokens)?;
-        let Some(lengths) = live.exact_lengths(cache.plan()) else { return Ok(0) };
+        let given = tokens.len() as u32;
+        let Some(lengths) = cache.exact_lengths(sequence, given)? else { return Ok(0) };
         let (first, pages) = (lengths.start().div_ceil(PAGE_TOKENS).max(1) as usize, (given / PAGE_TOKENS) as usize);
         if pages < first {
             return Ok(0);
@@ -216,22 +214,22 @@ impl PrefixIndex {
         Ok(end)
     }
 
-    /// Gives prefixes back, the least recently used first, until a [step](Cache::step) of these
+    /// Gives prefixes back, the least recently used first, until a [step](crate::Cache::step) of these
     /// chunks finds its pages; none if giving back all of them would not do, and none that frees no
-    /// page since other sequences hold its pages, too. Returns what [`Cache::can_append`] returns
+    /// page since other sequences hold its pages, too. Returns what [`Cache::can_append`](crate::Cache::can_append) returns
     /// afterwards. Steps made before cannot be appended any more, if a prefix is given back.
     ///
     /// # Errors
-    /// Those of [`Cache::can_append`].
-    pub fn make_room(&mut self, cache: &mut Cache, chunks: &[Chunk]) -> Result<Admission> {
+    /// Those of [`Cache::can_append`](crate::Cache::can_append).
+    pub fn make_room(&mut self, cache: &mut impl PrefixCache, chunks: &[Chunk]) -> Result<Admission> {
         let mut admission = cache.can_append(chunks)?;
         while !admission.fits() {
             let kept: Vec<Sequence> = self.entries.iter().map(|entry| entry.sequence).collect();
-            let (freed, frees) = cache.pool().held_only_by(&kept)?;
-            if freed < admission.pages_missing() {
+            let shortage = cache.shortage(chunks, &kept)?;
+            if !shortage.curable {
                 break;
             }
-            let oldest = self.entries.iter().zip(&frees).filter(|(_, frees)| **frees).min_by_key(|(entry, _)| entry.used);
+            let oldest = self.entries.iter().zip(&shortage.frees).filter(|(_, frees)| **frees).min_by_key(|(entry, _)| entry.used);
             let Some(sequence) = oldest.map(|(entry, _)| entry.sequence) else { break };
             self.evict(cache, sequence)?;
             admission = cache.can_append(chunks)?;
@@ -243,7 +241,7 @@ impl PrefixIndex {
     ///
     /// # Errors
     /// [`Error::UnknownSequence`] if the cache is another than before.
-    pub fn clear(&mut self, cache: &mut Cache) -> Result<()> {
+    pub fn clear(&mut self, cache: &mut impl PrefixCache) -> Result<()> {
         while let Some(entry) = self.entries.pop() {
             cache.end(entry.sequence)?;
         }
@@ -262,7 +260,7 @@ impl PrefixIndex {
 
     /// Begins a sequence, for which it gives back the least recently used prefixes, but `but`,
     /// until there is one.
-    fn with_a_slot(&mut self, cache: &mut Cache, but: Option<Sequence>, mut begin: impl FnMut(&mut Cache) -> Result<Sequence>) -> Result<Sequence> {
+    fn with_a_slot<C: PrefixCache>(&mut self, cache: &mut C, but: Option<Sequence>, mut begin: impl FnMut(&mut C) -> Result<Sequence>) -> Result<Sequence> {
         loop {
             let begun = begin(cache);
             let oldest = self.entries.iter().filter(|entry| Some(entry.sequence) != but).min_by_key(|entry| entry.used);
@@ -274,7 +272,7 @@ impl PrefixIndex {
     }
 
     /// Gives a prefix back.
-    fn evict(&mut self, cache: &mut Cache, sequence: Sequence) -> Result<()> {
+    fn evict(&mut self, cache: &mut impl PrefixCache, sequence: Sequence) -> Result<()> {
         cache.end(sequence)?;
         self.forget(sequence);
         Ok(())

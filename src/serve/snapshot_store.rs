@@ -1,11 +1,10 @@
 //! Prefixes that many caches share: snapshots in a store of objects, under the hash of what they
 //! hold.
 
+use super::kept::PrefixPlan;
 use super::prefix_index::name;
-use crate::cache::check_snapshot;
 use crate::error::{Error, Result};
 use crate::format::tensors;
-use crate::plan::Plan;
 pub use object_store;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -14,7 +13,7 @@ use std::sync::Arc;
 /// Snapshots by the tokens that they are of, in a folder or in whatever [`object_store`] reaches:
 /// S3 and what speaks its language, Google's and Azure's stores (feature `store-cloud`).
 ///
-/// A snapshot's name is the SHA-256 of model, [plan](Plan::fingerprint), what was learned
+/// A snapshot's name is the SHA-256 of model, [plan](crate::Plan::fingerprint), what was learned
 /// ([order](crate::ChannelOrder::fingerprint) or [means](crate::Means::fingerprint)) and tokens, so
 /// a cache with the same prefix finds it, and no other. Any number of programs may write at once:
 /// an object becomes visible whole or not at all, and writers of one name write the same. Nothing
@@ -71,7 +70,7 @@ impl SnapshotStore {
     }
 
     /// Returns where the store has, or would have, the snapshot of these tokens.
-    pub fn place(&self, plan: &Plan, tokens: &[u32]) -> Path {
+    pub fn place(&self, plan: &impl PrefixPlan, tokens: &[u32]) -> Path {
         let name = tensors::hex(&name(&self.model, plan, tokens));
         self.folder.clone().join(format!("{name}.safetensors"))
     }
@@ -81,8 +80,8 @@ impl SnapshotStore {
     /// # Errors
     /// [`Error::Mismatch`] for bytes that a cache of this plan would not load, or of another number
     /// of tokens; [`Error::Store`].
-    pub async fn put(&self, plan: &Plan, tokens: &[u32], snapshot: Vec<u8>) -> Result<()> {
-        check_snapshot(plan, tokens.len(), &snapshot)?;
+    pub async fn put(&self, plan: &impl PrefixPlan, tokens: &[u32], snapshot: Vec<u8>) -> Result<()> {
+        plan.check_snapshot(tokens.len(), &snapshot)?;
         let place = self.place(plan, tokens);
         // Whole or not at all, and with no condition: what is there can only be the same, or
         // damaged.
@@ -90,17 +89,18 @@ impl SnapshotStore {
         Ok(())
     }
 
-    /// Returns the snapshot of a sequence of these tokens, for [`Cache::load`](crate::Cache::load);
-    /// none if the store has none.
+    /// Returns the snapshot of a sequence of these tokens, for [`Cache::load`](crate::Cache::load) or
+    /// [`LayeredCache::load`](crate::layers::LayeredCache::load), whichever the plan is of; none if
+    /// the store has none.
     ///
     /// # Errors
     /// [`Error::Mismatch`] for one that is damaged, which [`SnapshotStore::put`] would replace;
     /// [`Error::Store`].
-    pub async fn get(&self, plan: &Plan, tokens: &[u32]) -> Result<Option<Vec<u8>>> {
+    pub async fn get(&self, plan: &impl PrefixPlan, tokens: &[u32]) -> Result<Option<Vec<u8>>> {
         let place = self.place(plan, tokens);
         let read = async { self.objects.get(&place).await?.bytes().await };
         match read.await {
-            Ok(bytes) => check_snapshot(plan, tokens.len(), &bytes).map(|()| Some(bytes.into())),
+            Ok(bytes) => plan.check_snapshot(tokens.len(), &bytes).map(|()| Some(bytes.into())),
             Err(e @ object_store::Error::NotFound { .. }) if !is_bucket_missing(&e) => Ok(None),
             Err(e) => Err(error("reading", &place, &e)),
         }
@@ -111,7 +111,7 @@ impl SnapshotStore {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn has(&self, plan: &Plan, tokens: &[u32]) -> Result<bool> {
+    pub async fn has(&self, plan: &impl PrefixPlan, tokens: &[u32]) -> Result<bool> {
         let place = self.place(plan, tokens);
         match self.objects.head(&place).await {
             Ok(_) => Ok(true),

@@ -1,8 +1,9 @@
 //! Sums of columns over batches of rows, for the collectors.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::format::{PAGE_TOKENS, Rope};
 use crate::gpu::{Gpu, Rows};
-use crate::kernel::measure::{LINES, record};
+use crate::kernel::measure::{LINES, Turned, record_turned, turns};
 
 /// Sums of columns over batches of rows.
 #[derive(Debug)]
@@ -43,9 +44,9 @@ impl Columns {
         Self { heads, head_dim, squares, sums: buffer(8 * lines * u64::from(heads * head_dim)), counts: buffer(8 * lines) }
     }
 
-    /// Records adding rows. Errors are those of [`record`].
-    pub fn add(&self, gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, input: Rows<'_>, rows: u32) -> Result<()> {
-        record(gpu, encoder, input, self.squares, rows, [self.heads, self.head_dim], &self.sums, &self.counts)
+    /// Records adding rows, which perhaps come turned. Errors are those of [`record_turned`].
+    pub fn add(&self, gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, input: Rows<'_>, turned: Option<Turned<'_>>, rows: u32) -> Result<()> {
+        record_turned(gpu, encoder, input, turned, self.squares, rows, [self.heads, self.head_dim], &self.sums, &self.counts)
     }
 
     /// Waits for all submitted work and returns the sums of all lines.
@@ -58,5 +59,36 @@ impl Columns {
         // Each line's pair is one number of about twice f32's precision.
         let column = |c: usize| pairs[c..].iter().step_by(width).map(|[high, low]| f64::from(*high) + f64::from(*low)).sum();
         Ok(Sums { added: count(0), out: count(1), columns: (0..width).map(column).collect() })
+    }
+}
+
+/// That keys come turned, to a collector.
+#[derive(Debug)]
+pub(crate) struct TurnedKeys {
+    rope: Rope,
+    turns: wgpu::Buffer,
+}
+
+impl TurnedKeys {
+    /// Makes the table of the turns below `tokens`; none where nothing turns.
+    pub fn new(gpu: &Gpu, rope: &Rope, tokens: u32) -> Result<Option<Self>> {
+        if !(1..=1 << 30).contains(&tokens) {
+            return Err(Error::argument("tokens of turned texts", format!("1 to {}", 1 << 30), tokens));
+        }
+        if rope.frequencies().is_empty() {
+            return Ok(None);
+        }
+        let bytes = 8 * (u64::from(tokens.div_ceil(PAGE_TOKENS)) + u64::from(PAGE_TOKENS)) * rope.frequencies().len() as u64;
+        let have = gpu.capability().binding_bytes.min(gpu.capability().buffer_bytes);
+        if bytes > have {
+            return Err(Error::Limit { what: "max_storage_buffer_binding_size", reason: "the table of RoPE's turns", need: bytes, have });
+        }
+        let turns = gpu.filled("wgkv turns", bytemuck::cast_slice(&turns(rope, tokens)), wgpu::BufferUsages::STORAGE);
+        Ok(Some(Self { rope: rope.clone(), turns }))
+    }
+
+    /// Returns the same for rows from a position on.
+    pub fn from(&self, position: u32) -> Turned<'_> {
+        Turned { rope: &self.rope, turns: &self.turns, position }
     }
 }

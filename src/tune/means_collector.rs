@@ -1,6 +1,6 @@
 //! Sums of keys, values and queries over batches of sample text, on the GPU.
 
-use super::columns::{Columns, Sums};
+use super::columns::{Columns, Sums, TurnedKeys};
 use crate::error::{Error, Result, Thing};
 use crate::format::{Means, Shape, partner};
 use crate::gpu::{Gpu, Rows};
@@ -33,6 +33,8 @@ pub struct MeansCollector {
     shape: Shape,
     /// By layer: keys, their squares, values, squares of queries.
     layers: Vec<[Columns; 4]>,
+    /// Where keys come turned.
+    turned: Option<TurnedKeys>,
 }
 
 fn wrong<T>(wanted: String, had: u64) -> Result<T> {
@@ -48,22 +50,60 @@ impl MeansCollector {
         shape.check()?;
         let columns = |heads: u32, squares| Columns::new(gpu, heads, shape.head_dim, squares);
         let layer = |_| [columns(shape.kv_heads, false), columns(shape.kv_heads, true), columns(shape.kv_heads, false), columns(shape.query_heads, true)];
-        Ok(Self { gpu: gpu.clone(), shape: shape.clone(), layers: (0..shape.layers).map(layer).collect() })
+        Ok(Self { gpu: gpu.clone(), shape: shape.clone(), layers: (0..shape.layers).map(layer).collect(), turned: None })
+    }
+
+    /// Takes keys (and queries) that come turned by the shape's RoPE, and turns keys back, of texts
+    /// of `tokens` tokens at most. Without it, turned keys give means of no use, which nothing
+    /// can tell from others.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for no tokens, or more than 2^30, and [`Error::Limit`] where the device
+    /// cannot bind a table of so many.
+    pub fn turned_rows(mut self, tokens: u32) -> Result<Self> {
+        self.turned = TurnedKeys::new(&self.gpu, &self.shape.rope, tokens)?;
+        Ok(self)
     }
 
     /// Records adding one layer's rows of `rows` tokens: queries `[rows, query_heads, head_dim]`,
     /// keys and values `[rows, kv_heads, head_dim]`, or in another [layout](crate::RowLayout),
-    /// queries and keys before RoPE. Nothing is submitted. Padding must not be among the rows; there
-    /// may be none.
+    /// queries and keys before RoPE, or [turned](Self::turned_rows) from position 0 on. Nothing is
+    /// submitted. Padding must not be among the rows; there may be none.
     ///
     /// # Errors
-    /// [`Error::Layer`], [`Error::Mismatch`] for a layout that does not fit, [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], and [`Error::Limit`]
-    /// for more rows than one binding holds. What was recorded before an error counts all the same:
-    /// then the collector is of no more use.
+    /// [`Error::Layer`], [`Error::Mismatch`] for a layout that does not fit and for turned rows of
+    /// more tokens than were told, [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], and
+    /// [`Error::Limit`] for more rows than one binding holds. What was recorded before an error
+    /// counts all the same: then the collector is of no more use.
     pub fn add(&self, encoder: &mut wgpu::CommandEncoder, layer: u32, queries: Rows<'_>, keys: Rows<'_>, values: Rows<'_>, rows: u32) -> Result<()> {
-        let columns = self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.shape.layers })?;
-        for (columns, input) in columns.iter().zip([keys, keys, values, queries]) {
-            columns.add(&self.gpu, encoder, input, rows)?;
+        self.add_from(encoder, layer, 0, queries, keys, values, rows)
+    }
+
+    /// Records what [`MeansCollector::add`] does, of tokens from position `first` on (in batched
+    /// layouts those of every sequence), which only [turned](Self::turned_rows) rows depend on.
+    ///
+    /// # Errors
+    /// Those of [`MeansCollector::add`].
+    #[expect(clippy::too_many_arguments, reason = "three kinds of rows and which they are")]
+    pub fn add_from(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        layer: u32,
+        first: u32,
+        queries: Rows<'_>,
+        keys: Rows<'_>,
+        values: Rows<'_>,
+        rows: u32,
+    ) -> Result<()> {
+        let [key_columns, key_squares, value_columns, query_squares] =
+            self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.shape.layers })?;
+        let turned = self.turned.as_ref().map(|turned| turned.from(first));
+        for columns in [key_columns, key_squares] {
+            columns.add(&self.gpu, encoder, keys, turned, rows)?;
+        }
+        // Of queries both channels of a pair count together, whose squares' sum does not turn.
+        for (columns, input) in [(value_columns, values), (query_squares, queries)] {
+            columns.add(&self.gpu, encoder, input, None, rows)?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Sums of keys over batches of sample text, on the GPU.
 
-use super::columns::{Columns, Sums};
+use super::columns::{Columns, Sums, TurnedKeys};
 use crate::error::{Error, Result, Thing};
 use crate::format::{ChannelOrder, Reach, Shape, check_channels};
 use crate::gpu::{Gpu, Rows};
@@ -30,6 +30,8 @@ pub struct OrderCollector {
     shape: Shape,
     heads_per_group: u32,
     layers: Vec<Columns>,
+    /// Where keys come turned.
+    turned: Option<TurnedKeys>,
 }
 
 impl OrderCollector {
@@ -41,19 +43,41 @@ impl OrderCollector {
     pub fn new(gpu: &Gpu, shape: &Shape, heads_per_group: u32) -> Result<Self> {
         check_channels(shape, heads_per_group)?;
         let layers = (0..shape.layers).map(|_| Columns::new(gpu, shape.kv_heads, shape.head_dim, false)).collect();
-        Ok(Self { gpu: gpu.clone(), shape: shape.clone(), heads_per_group, layers })
+        Ok(Self { gpu: gpu.clone(), shape: shape.clone(), heads_per_group, layers, turned: None })
+    }
+
+    /// Takes keys that come turned by the shape's RoPE, and turns keys back, of texts
+    /// of `tokens` tokens at most. Without it, turned keys give an order of no use, which nothing
+    /// can tell from others.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for no tokens, or more than 2^30, and [`Error::Limit`] where the device
+    /// cannot bind a table of so many.
+    pub fn turned_rows(mut self, tokens: u32) -> Result<Self> {
+        self.turned = TurnedKeys::new(&self.gpu, &self.shape.rope, tokens)?;
+        Ok(self)
     }
 
     /// Records adding one layer's keys of `rows` tokens, `[rows, kv_heads, head_dim]` or in another
-    /// [layout](crate::RowLayout), before RoPE. Nothing is submitted. Padding must not be among the
-    /// rows; there may be none.
+    /// [layout](crate::RowLayout), before RoPE, or [turned](Self::turned_rows) from position 0 on.
+    /// Nothing is submitted. Padding must not be among the rows; there may be none.
     ///
     /// # Errors
-    /// [`Error::Layer`], [`Error::Mismatch`] for a layout that does not fit, [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], and [`Error::Limit`]
-    /// for more rows than one binding holds; then nothing was recorded.
+    /// [`Error::Layer`], [`Error::Mismatch`] for a layout that does not fit and for turned rows of
+    /// more tokens than were told, [`Error::Rows`], [`Error::Offset`], [`Error::Usage`], and
+    /// [`Error::Limit`] for more rows than one binding holds; then nothing was recorded.
     pub fn add(&self, encoder: &mut wgpu::CommandEncoder, layer: u32, keys: Rows<'_>, rows: u32) -> Result<()> {
+        self.add_from(encoder, layer, 0, keys, rows)
+    }
+
+    /// Records what [`OrderCollector::add`] does, of tokens from position `first` on (in batched
+    /// layouts those of every sequence), which only [turned](Self::turned_rows) keys depend on.
+    ///
+    /// # Errors
+    /// Those of [`OrderCollector::add`].
+    pub fn add_from(&self, encoder: &mut wgpu::CommandEncoder, layer: u32, first: u32, keys: Rows<'_>, rows: u32) -> Result<()> {
         let columns = self.layers.get(layer as usize).ok_or(Error::Layer { had: layer, layers: self.shape.layers })?;
-        columns.add(&self.gpu, encoder, keys, rows)
+        columns.add(&self.gpu, encoder, keys, self.turned.as_ref().map(|turned| turned.from(first)), rows)
     }
 
     /// Waits for all submitted work and makes the order of what was added. More may be added

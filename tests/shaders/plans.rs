@@ -17,7 +17,7 @@ pub const HALVES_WORKGROUP_BYTES: u32 = 49_152;
 /// keys of 256 halves.
 pub const WIDE_WORKGROUP_BYTES: u32 = 32_768;
 
-const HEAD_DIMS: [u32; 5] = [64, 80, 96, 128, 256];
+const HEAD_DIMS: [u32; 6] = [64, 80, 96, 128, 192, 256];
 const BITS: [Bits; 4] = [Bits::Two, Bits::Three, Bits::Four, Bits::Eight];
 const WIDTHS: [Bits; 5] = [Bits::Two, Bits::Three, Bits::Four, Bits::Eight, Bits::Sixteen];
 /// One query head, two, four; three and seven leave places of the last block of four empty; eight and sixteen need several blocks.
@@ -67,6 +67,7 @@ pub fn plans() -> Result<Vec<Plan>> {
         plans.extend(builder.alignment(Alignment::budget(1.0, 1.0)).build(&capability));
     }
     plans.extend(rotated_plans()?);
+    plans.extend(wide_plans()?);
     // Cooperative matrices, by head dimension and share.
     let matrices =
         Capability { halves: true, matrices: true, subgroups: Some((32, 32)), workgroup_bytes: HALVES_WORKGROUP_BYTES, ..Capability::webgpu_default() };
@@ -81,6 +82,29 @@ pub fn plans() -> Result<Vec<Plan>> {
     Ok(plans)
 }
 
+/// Returns the plans of heads of 512, whose kernels take as many invocations, and the default's workgroup memory.
+fn wide_plans() -> Result<Vec<Plan>> {
+    let formats = [Codec::Rtn, Codec::Hadamard, Codec::Centred].into_iter().flat_map(|codec| {
+        WIDTHS
+            .into_iter()
+            .flat_map(move |key| WIDTHS.map(|value| (codec, key, value)))
+            .enumerate()
+            .map(|(i, (codec, key, value))| Format::new(codec, key, value, [64, 128][i % 2]))
+    });
+    let plan = |(i, format): (usize, Format)| {
+        let ropes = [Rope::new(10_000.0, 512), Rope::new(1_000_000.0, 512), Rope::new(500_000.0, 128).interleaved(), Rope::none()];
+        let shape = Shape { layers: 1, query_heads: SHARES[i % 7], kv_heads: 1, head_dim: 512, rope: ropes[i % 4].clone() };
+        let subgroups = (i % 2 == 0).then_some((32, 64));
+        let capability = Capability { straight: i / 2 % 2 == 0, subgroups, invocations: 512, workgroup_size_x: 512, ..Capability::webgpu_default() };
+        let layer = || vec![1.0; 512];
+        let means = if format.codec() == Codec::Centred { Some(Means::new(&shape, "", vec![[layer(), layer(), layer()]])?.into()) } else { None };
+        let protection = [Protection::NONE, Protection::default(), Protection { sinks: Sinks::Massive(20), window: 16 }][i % 3];
+        let builder = Plan::builder(shape, format).protection(protection).capacity(Capacity::tokens(1, 1024)).learned(means);
+        builder.element([Element::F32, Element::F16, Element::Bf16][i / 3 % 3]).build(&capability)
+    };
+    std::iter::once(Format::f16()).chain(formats).enumerate().map(plan).collect()
+}
+
 /// Returns Centred's plans: bits, head dimensions and both walks, with means that turn, with slow pairs of RoPE alone, and without means.
 fn centred_plans() -> Result<Vec<(PlanBuilder, Capability)>> {
     let widths = || WIDTHS.into_iter().flat_map(|key| WIDTHS.map(|value| (key, value)));
@@ -89,7 +113,7 @@ fn centred_plans() -> Result<Vec<(PlanBuilder, Capability)>> {
         let slow = Rope::none().with_frequencies(vec![0.01; head_dim as usize / 4]);
         let ropes = [Rope::new(10_000.0, head_dim), slow, Rope::new(500_000.0, head_dim / 2).interleaved(), Rope::new(10_000.0, head_dim), Rope::none()];
         let protections = [Protection::NONE, Protection::default(), Protection { sinks: Sinks::First(1), window: 0 }];
-        let group = [32, 64, 128].into_iter().cycle().skip(i).find(|g| *g == 128 || head_dim % g == 0).unwrap_or(128);
+        let group = [32, 64, 128].into_iter().cycle().skip(i).find(|g| head_dim % (*g).min(head_dim) == 0).unwrap_or(128);
         let shape = Shape { layers: 1, query_heads: 2 * SHARES[i % 7], kv_heads: 2, head_dim, rope: ropes[i % 5].clone() };
         let capability = Capability { straight: d % 2 == 0, subgroups: (i % 2 == 0).then_some((32, 64)), ..Capability::webgpu_default() };
         let format = Format::new(Codec::Centred, key_bits, value_bits, group);
@@ -125,7 +149,7 @@ fn rotated_plans() -> Result<Vec<Plan>> {
         let rope = ropes[if halves { i % 2 } else { i % 4 }].clone();
         let protections = [Protection::NONE, Protection::default(), Protection { sinks: Sinks::Massive(20), window: 0 }];
         let value_bits = every.unwrap_or(if scales == Scales::Byte { BITS[i % 3] } else { WIDTHS[i / 3 % 5] });
-        let group = [32, 64, 128].into_iter().cycle().skip(i).find(|g| *g == 128 || head_dim % g == 0).unwrap_or(128);
+        let group = [32, 64, 128].into_iter().cycle().skip(i).find(|g| head_dim % (*g).min(head_dim) == 0).unwrap_or(128);
         let format = Format::new(Codec::RotateKv, key_bits, value_bits, group).with_heads_per_group(heads).with_scales(scales);
         // More than 32 groups a row are not shuffled.
         let kv_heads = heads * if every.is_some() { 1 } else { [1, 3][i % 2] };
@@ -170,8 +194,10 @@ pub fn planless_variants() -> Vec<Variant> {
         .into_iter()
         .flat_map(|order| [32, 64, 128].into_iter().flat_map(move |n| [false, true].map(|in_place| kernel::rotate::variant(order, in_place, n))));
     let forms = [Element::F32, Element::F16, Element::Bf16].into_iter().flat_map(|element| [false, true].map(|strided| RowForm { element, strided }));
-    let measures = forms.flat_map(|rows| [false, true].map(|squares| kernel::measure::variant(rows, squares)));
-    let grams = HEAD_DIMS.into_iter().flat_map(|head_dim| [false, true].map(|difference| kernel::gram::variant(head_dim, difference)));
+    let ropes = [None, Some(Rope::new(10_000.0, 64)), Some(Rope::new(10_000.0, 32).interleaved())];
+    let measures = forms.flat_map(|rows| ropes.each_ref().map(|rope| (rows, rope.as_ref())));
+    let measures: Vec<Variant> = measures.flat_map(|(rows, rope)| [false, true].map(|squares| kernel::measure::variant(rows, squares, rope))).collect();
+    let grams = HEAD_DIMS.into_iter().chain([512]).flat_map(|head_dim| [false, true].map(|difference| kernel::gram::variant(head_dim, difference)));
     rotations.chain(measures).chain(grams).collect()
 }
 

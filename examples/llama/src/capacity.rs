@@ -1,16 +1,17 @@
 //! `capacity`: how many sequences fit beside a model's weights, codec by codec, from the plans
 //! alone; and the same numbers held against what a GPU really allocates.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use wgkv::layers::{LayeredCache, LayeredPlan, LayeredPlanBuilder};
 use wgkv::learned::Learned;
 use wgkv::{Bits, Cache, Capability, Capacity, ChannelOrder, Codec, Cost, Format, Gpu, Means, Plan, PlanBuilder, Protection, Scales, Shape, Sinks};
-use wgkv_decoder::Config;
+use wgkv_decoder::{Config, LayerGroup};
 
 use crate::device;
 use crate::error::{Error, Result};
+use crate::hybrid::Hybrid;
 use crate::options::{MASSIVE, planned};
 
 /// Bytes of one buffer of stand-in weights.
@@ -33,6 +34,10 @@ pub struct CapacityOptions {
     /// Bits of a weight.
     #[arg(long, default_value_t = 16)]
     pub weights_bits: u64,
+    /// Numbers in the model's weights; without it they are counted, which takes a model all of
+    /// whose layers have attention.
+    #[arg(long)]
+    pub parameters: Option<u64>,
     /// Elements that share a scale.
     #[arg(long, default_value_t = 128)]
     pub group: u32,
@@ -63,6 +68,10 @@ pub struct CapacityOptions {
 pub struct CapacityReport {
     /// Numbers in the model's weights.
     pub parameters: u64,
+    /// Layers of the model.
+    pub layers: u32,
+    /// Those with attention, which alone have a cache.
+    pub attention_layers: u32,
     /// Bytes of the weights.
     pub weight_bytes: u64,
     /// Bytes that were asked about.
@@ -204,8 +213,71 @@ enum CachePlan {
     Layered(LayeredPlan),
 }
 
+/// The model that is asked about.
+enum Subject {
+    /// One that the decoder runs.
+    Decoded(Box<Config>),
+    /// One of which some layers have no attention.
+    Hybrid(Hybrid),
+}
+
+impl Subject {
+    fn read(path: &Path) -> Result<Self> {
+        match Hybrid::read(path)? {
+            Some(hybrid) => Ok(Self::Hybrid(hybrid)),
+            None => Ok(Self::Decoded(Box::new(Config::read(path)?))),
+        }
+    }
+
+    /// Returns how many numbers its weights are.
+    fn parameters(&self, given: Option<u64>) -> Result<u64> {
+        match (given, self) {
+            (Some(given), _) => Ok(given),
+            (None, Self::Decoded(config)) => Ok(config.parameters()),
+            (None, Self::Hybrid(hybrid)) => Err(Error::Option {
+                name: "--parameters",
+                wanted: format!("given, since weights of {} layers without attention are not counted", hybrid.layers - hybrid.attention_layers()),
+                had: "nothing".into(),
+            }),
+        }
+    }
+
+    /// Returns its layers, and how many of them have attention.
+    fn layers(&self) -> (u32, u32) {
+        match self {
+            Self::Decoded(config) => (config.layers as u32, config.layers as u32),
+            Self::Hybrid(hybrid) => (hybrid.layers, hybrid.attention_layers()),
+        }
+    }
+}
+
 impl Planning {
-    fn new(config: &Config, format: Format, protection: Protection, context: u32) -> Result<Self> {
+    fn new(subject: &Subject, format: Format, protection: Protection, context: u32) -> Result<Self> {
+        match subject {
+            Subject::Decoded(config) => Self::decoded(config, format, protection, context),
+            Subject::Hybrid(hybrid) => Self::hybrid(hybrid, format, protection),
+        }
+    }
+
+    fn hybrid(hybrid: &Hybrid, format: Format, protection: Protection) -> Result<Self> {
+        let builder =
+            |shape: &Shape| -> Result<PlanBuilder> { Ok(Plan::builder(shape.clone(), format).protection(protection).learned(unlearned(shape, &format)?)) };
+        if let [LayerGroup { shape, sliding_window: None, .. }] = &hybrid.groups[..] {
+            return Ok(Self::Alike(builder(shape)?));
+        }
+        let mut layered = LayeredPlan::builder();
+        // A cache has no gaps between its layers.
+        let mut next = 0;
+        for group in &hybrid.groups {
+            let own = builder(&group.shape)?;
+            let own = group.sliding_window.iter().fold(own, |own, window| own.sliding_window(*window));
+            layered = layered.group(next..next + group.shape.layers, own);
+            next += group.shape.layers;
+        }
+        Ok(Self::Layered(layered))
+    }
+
+    fn decoded(config: &Config, format: Format, protection: Protection, context: u32) -> Result<Self> {
         if config.layers_are_alike() {
             return Ok(Self::Alike(planned(config, format, unlearned(&config.shape(), &format)?, protection, Capacity::tokens(1, context))));
         }
@@ -259,8 +331,8 @@ impl CachePlan {
 }
 
 /// One codec's numbers: the largest batch is found by halving.
-fn row(options: &CapacityOptions, config: &Config, format: Format, protection: Protection, room: u64, capability: &Capability) -> Result<CapacityRow> {
-    let planning = Planning::new(config, format, protection, options.context)?;
+fn row(options: &CapacityOptions, subject: &Subject, format: Format, protection: Protection, room: u64, capability: &Capability) -> Result<CapacityRow> {
+    let planning = Planning::new(subject, format, protection, options.context)?;
     let plan = |batch| planning.plan(batch, options.context, capability);
     let cost = |batch| -> wgkv::Result<(u64, u64)> { plan(batch).map(|plan| (plan.cost().cache(), plan.cost().scratch)) };
     // A batch that the device's limits refuse does not fit either.
@@ -327,8 +399,8 @@ pub fn stand_in(gpu: &Gpu, mut bytes: u64) -> Result<Vec<wgpu::Buffer>> {
     }
 }
 
-fn allocate(gpu: &Gpu, config: &Config, format: Format, protection: Protection, context: u32, row: &CapacityRow) -> Result<Allocated> {
-    let planning = Planning::new(config, format, protection, context)?;
+fn allocate(gpu: &Gpu, subject: &Subject, format: Format, protection: Protection, context: u32, row: &CapacityRow) -> Result<Allocated> {
+    let planning = Planning::new(subject, format, protection, context)?;
     // The cache's bytes, and those of the device beside it.
     let make = |batch| {
         try_cache(gpu, || {
@@ -357,8 +429,9 @@ fn allocate(gpu: &Gpu, config: &Config, format: Format, protection: Protection, 
 
 /// Works everything out.
 pub fn capacity(options: &CapacityOptions) -> Result<CapacityReport> {
-    let config = Config::read(&options.config)?;
-    let parameters = config.parameters();
+    let subject = Subject::read(&options.config)?;
+    let parameters = subject.parameters(options.parameters)?;
+    let (layers, attention_layers) = subject.layers();
     let weight_bytes = (u128::from(parameters) * u128::from(options.weights_bits)).div_ceil(8);
     let weight_bytes = u64::try_from(weight_bytes).unwrap_or(u64::MAX);
     let room = options.memory.saturating_sub(weight_bytes);
@@ -367,17 +440,19 @@ pub fn capacity(options: &CapacityOptions) -> Result<CapacityReport> {
     let weights = gpu.as_ref().map(|gpu| stand_in(gpu, weight_bytes)).transpose()?;
     let mut rows = Vec::new();
     for (format, protection) in formats(options) {
-        let mut row = row(options, &config, format, protection, room, &capability)?;
+        let mut row = row(options, &subject, format, protection, room, &capability)?;
         if let Some(gpu) = &gpu
             && row.batch > 0
         {
-            row.allocated = Some(allocate(gpu, &config, format, protection, options.context, &row)?);
+            row.allocated = Some(allocate(gpu, &subject, format, protection, options.context, &row)?);
         }
         rows.push(row);
     }
     drop(weights);
     Ok(CapacityReport {
         parameters,
+        layers,
+        attention_layers,
         weight_bytes,
         memory: options.memory,
         context: options.context,
@@ -393,7 +468,16 @@ impl std::fmt::Display for CapacityReport {
             _ => format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30)),
         };
         let (memory, weights) = (size(self.memory), size(self.weight_bytes));
-        writeln!(f, "{memory} for {} weights of {weights} and sequences of {} tokens\n", self.parameters, self.context)?;
+        writeln!(f, "{memory} for {} weights of {weights} and sequences of {} tokens", self.parameters, self.context)?;
+        if self.attention_layers < self.layers {
+            let others = self.layers - self.attention_layers;
+            writeln!(
+                f,
+                "{} of {} layers have attention and a cache; what the other {others} keep of a sequence is not counted",
+                self.attention_layers, self.layers
+            )?;
+        }
+        writeln!(f)?;
         writeln!(
             f,
             "{:<10} {:>4} {:>6} {:>10} {:>12} {:>15} {:>8} {:>9}",

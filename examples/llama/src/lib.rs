@@ -13,6 +13,7 @@ pub mod device;
 pub mod directions;
 pub mod error;
 pub mod generate;
+pub mod hybrid;
 pub mod options;
 pub mod perplexity;
 pub mod pictures;

@@ -173,6 +173,60 @@ fn texts_are_scored_and_timed_in_groups_of_layers() {
 }
 
 #[test]
+fn capacity_counts_the_layers_that_have_attention() {
+    let folder = tiny::folder("families_hybrid");
+    let path = folder.join("config.json");
+    let write = |config: &Value| std::fs::write(&path, serde_json::to_vec(config).unwrap()).unwrap();
+    let words = ["--config", path.to_str().unwrap(), "--memory", "80GiB", "--context", "32768"];
+    let told = |more: &[&str]| capacity(&tiny::options::<CapacityOptions>(&[&words, more].concat()));
+    let given = ["--parameters", "27000000000"];
+    // As Qwen3.5's: of four layers three have linear attention, and a fourth of a head turns.
+    let types: Vec<&str> = (1..=64).map(|layer| if layer % 4 == 0 { "full_attention" } else { "linear_attention" }).collect();
+    let text = json!({
+        "hidden_size": 5120, "num_hidden_layers": 64, "num_attention_heads": 24, "num_key_value_heads": 4, "head_dim": 256, "layer_types": types,
+        "linear_num_value_heads": 48, "rope_parameters": { "rope_theta": 1e7, "partial_rotary_factor": 0.25 }
+    });
+    write(&json!({ "architectures": ["Qwen3_5ForConditionalGeneration"], "text_config": text, "vision_config": {} }));
+    let report = told(&given).unwrap();
+    assert_eq!((report.layers, report.attention_layers, report.parameters), (64, 16, 27_000_000_000));
+    let f16 = report.rows.iter().find(|row| row.codec == "f16").unwrap();
+    // Keys and values of 4 heads of 256, two bytes each.
+    assert_eq!(f16.sequence_bytes, 16 * 2 * 4 * 256 * 2 * 32_768);
+    assert!(report.to_string().contains("16 of 64 layers have attention"), "{report}");
+    // The same by the interval alone, as Qwen3-Next has it.
+    let mut short = text.clone();
+    short["layer_types"] = Value::Null;
+    short["full_attention_interval"] = json!(4);
+    write(&short);
+    let same = told(&given).unwrap();
+    assert_eq!((same.attention_layers, same.rows.iter().map(|row| row.batch).collect::<Vec<_>>()), (16, report.rows.iter().map(|row| row.batch).collect()));
+    // Layers that slide have their window's pages only.
+    let mut slides = text.clone();
+    slides["sliding_window"] = json!(1024);
+    slides["layer_types"] = types.iter().enumerate().map(|(n, kind)| if n % 8 == 3 { "sliding_attention" } else { kind }).collect();
+    write(&slides);
+    let fewer = told(&given).unwrap();
+    assert_eq!(fewer.attention_layers, 16);
+    assert!(fewer.rows.iter().zip(&report.rows).all(|(fewer, all)| fewer.sequence_bytes < all.sequence_bytes * 6 / 10), "{fewer}");
+    // What cannot be told is refused by name.
+    let refused = |config: &Value, more: &[&str], name: &str, had: &str| {
+        write(config);
+        let error = told(more).unwrap_err().to_string();
+        assert!(error.starts_with(name) && error.contains(had), "{error}");
+    };
+    refused(&text, &[], "--parameters", "48 layers without attention");
+    let with = |key: &str, value: Value| {
+        let mut config = text.clone();
+        config[key] = value;
+        config
+    };
+    refused(&with("num_hidden_layers", json!(63)), &given, "--config", "64 names");
+    refused(&with("num_attention_heads", json!(0)), &given, "--config", "num_attention_heads");
+    refused(&with("layer_types", json!(vec!["linear_attention"; 64])), &given, "--config", "of none");
+    refused(&with("layer_types", json!(["linear_attention", "dreaming"])), &given, "--config", "dreaming");
+}
+
+#[test]
 fn commands_that_one_cache_serves_say_what_they_lack() {
     let folder = gemma3("families_refused", 1);
     let (text, out) = (tiny::smoke(), folder.join("means.safetensors"));

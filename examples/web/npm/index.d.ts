@@ -8,7 +8,7 @@ export interface AttentionShape {
   queryHeads: number;
   /** KV heads of a layer. */
   kvHeads: number;
-  /** Channels of a head: 64, 80, 96, 128 or 256. */
+  /** Channels of a head: 64, 80, 96, 128, 192 or 256, or 512 on a device with `maxComputeInvocationsPerWorkgroup` and `maxComputeWorkgroupSizeX` of 512. */
   headDim: number;
   /**
    * Rotary position embedding, which the cache applies to keys and queries: they come before it. Default none: they are used as they come,

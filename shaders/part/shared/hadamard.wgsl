@@ -1,9 +1,9 @@
 // hadamard: the two factors of the orthonormal Hadamard matrix of order HEAD_DIM = HADAMARD_OUTER *
 // HADAMARD_INNER, each row of a factor being signs only. 64 = 8x8, 80 = 20x4, 96 = 12x8, 128 =
-// 16x8, 256 = 16x16. Every factor is symmetric, so the transform is its own inverse. Works on the
-// workgroup array `row` of one or more heads, HEAD_DIM cells each; the kernel defines Cell (f32, or
-// a vector of them) and puts a barrier on both sides of each factor. Twin:
-// src/kernel/reference/hadamard.rs.
+// 16x8, 192 = 12x16, 256 = 16x16, 512 = 32x16. Every factor is symmetric, so the transform is its
+// own inverse. Works on the workgroup array `row` of one or more heads, HEAD_DIM cells each; the
+// kernel defines Cell (f32, or a vector of them) and puts a barrier on both sides of each factor.
+// Twin: src/kernel/reference/hadamard.rs.
 
 override HEAD_DIM: u32;       // channels of a head
 override HADAMARD_OUTER: u32;
@@ -40,12 +40,20 @@ fn hadamard_outer(i: u32) -> Cell {
         mask = HADAMARD_12[r];
     } else if (HADAMARD_OUTER == 20u) {
         mask = HADAMARD_20[r];
+    } else if (HADAMARD_OUTER == 32u) {
+        // Four of order 16, the last of the other sign.
+        mask = (hadamard_sylvester(r) * 0x10001u) ^ (0x0ffff000u * (r & 16u));
     } else {
         mask = hadamard_sylvester(r);
     }
     var sum = hadamard_four(mask, 0u, base, HADAMARD_INNER) + hadamard_four(mask, 4u, base, HADAMARD_INNER);
     if (HADAMARD_OUTER == 16u) {
         return sum + (hadamard_four(mask, 8u, base, HADAMARD_INNER) + hadamard_four(mask, 12u, base, HADAMARD_INNER));
+    }
+    if (HADAMARD_OUTER == 32u) {
+        sum += hadamard_four(mask, 8u, base, HADAMARD_INNER) + hadamard_four(mask, 12u, base, HADAMARD_INNER);
+        return sum + ((hadamard_four(mask, 16u, base, HADAMARD_INNER) + hadamard_four(mask, 20u, base, HADAMARD_INNER))
+            + (hadamard_four(mask, 24u, base, HADAMARD_INNER) + hadamard_four(mask, 28u, base, HADAMARD_INNER)));
     }
     if (HADAMARD_OUTER > 8u) {
         sum += hadamard_four(mask, 8u, base, HADAMARD_INNER);

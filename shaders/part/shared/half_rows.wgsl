@@ -1,13 +1,14 @@
 // half_rows: one decoding query row over the f16 rows of sinks and window, tile by tile of 32 places,
 // for attend_rows and attend_direct: first come the rows of the sinks, then the tokens after the
-// pages. For the keys a lane owns one token, for the values four channels (eight at head_dim 256).
+// pages. For the keys a lane owns one token, for the values four channels (eight beyond head_dim 128,
+// sixteen at 512).
 //
 // half_rows_attend has barriers, so the entry point calls it once, outside of loops. The query heads
 // lie in the kernel's workgroup array `row`. Needs heads,
 // reduce, rows, rows/walk, cap and chunk; reads the kernel's bindings `tables`, `protected_rows` and
 // `marks`, its parameter kv_heads, and its constant HIDDEN.
 
-override HEAD_DIM: u32;   // channels a head: 64, 80, 96, 128 or 256
+override HEAD_DIM: u32;   // channels a head: 64, 80, 96, 128, 192, 256 or 512
 override SINKS: u32;      // f16 rows of sinks
 override RING: u32;       // f16 rows of the window, used in turn
 override MASSIVE: bool;   // whether the sinks are elected
@@ -76,7 +77,7 @@ fn half_rows_place(n: u32, sinks: u32, token: u32) -> u32 {
 
 // What a slice adds up to: weighted values, of the lane's channels, the largest score and the sum of
 // the weights.
-struct HalfRows { low: Channels, high: Channels, peak: HeadsF, sum: HeadsF }
+struct HalfRows { low: Channels, high: Channels, third: Channels, fourth: Channels, peak: HeadsF, sum: HeadsF }
 
 // The tiles of the item that begins here in tables, for one KV head. The kernel has filled `row`,
 // and put a barrier after that.
@@ -91,12 +92,16 @@ fn half_rows_attend(item: u32, head: u32, lane: u32) -> HalfRows {
     let packed = chunk_new_packed(chunk);
     let places = sinks + chunk_new_tokens(chunk) - packed;
     let rows_at = (slot * params.kv_heads + head) * (SINKS + RING) * (HEAD_DIM / 4u);
-    // Lanes beyond the quads of a short head repeat the last quad and write nothing.
+    // Lanes beyond the quads of a head repeat the last quad and write nothing.
     let quad = min(lane, HEAD_DIM / 4u - 1u);
+    let second = min(lane + 32u, HEAD_DIM / 4u - 1u);
     var peak = HeadsF(HIDDEN);
     var sum = HeadsF(0.0);
     var low = Channels(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
     var high = Channels(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
+    // At head_dim 512 alone.
+    var third = Channels(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
+    var fourth = Channels(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
     for (var tile = first; tile < end; tile++) {
         // A place beyond the last repeats the last and weighs nothing.
         let n = min(32u * tile + lane, places - 1u);
@@ -122,12 +127,16 @@ fn half_rows_attend(item: u32, head: u32, lane: u32) -> HalfRows {
         workgroupBarrier();
         low = rows_walk_values(quad, half_rows_shrunk(low, shrink));
         if (HEAD_DIM > 128u) {
-            high = rows_walk_values(quad + 32u, half_rows_shrunk(high, shrink));
+            high = rows_walk_values(second, half_rows_shrunk(high, shrink));
+        }
+        if (HEAD_DIM > 256u) {
+            third = rows_walk_values(lane + 64u, half_rows_shrunk(third, shrink));
+            fourth = rows_walk_values(lane + 96u, half_rows_shrunk(fourth, shrink));
         }
         workgroupBarrier();
     }
     reduce_put(0u, lane, sum);
     if (REDUCE_BARRIER) { workgroupBarrier(); }
     let total = reduce_add(0u, sum);
-    return HalfRows(low, high, peak, total);
+    return HalfRows(low, high, third, fourth, peak, total);
 }

@@ -1,13 +1,13 @@
 // split: one unit's walk over pages of one sequence, for one KV head and up to HEADS query heads that
 // share it, for attend_split and attend_direct. For the keys a lane owns four tokens, for the values
-// four channels (eight at head_dim 256). The whole body of the loop is straight-line: naga's bounds
-// checks cost nothing there, and a factor of four around indexed locals.
+// four channels (eight beyond head_dim 128, sixteen at 512). The whole body of the loop is
+// straight-line: naga's bounds checks cost nothing there, and a factor of four around indexed locals.
 //
 // split_pages has barriers, so the entry point calls it once, outside of loops. Needs heads, reduce,
 // scales, keys, values, positions, restore and cap; reads the kernel's bindings `tables`, `pages` and
 // `marks`, its parameters, and its constant HIDDEN.
 
-override HEAD_DIM: u32;     // channels a head: 64, 80, 96, 128 or 256
+override HEAD_DIM: u32;     // channels a head: 64, 80, 96, 128, 192, 256 or 512
 override VALUE_GROUP: u32;  // channels that share a value scale; divides HEAD_DIM
 override HEADS: u32;        // query heads that share one reading: 1, 2 or 4
 override VALUE_GROUPS: u32; // value groups a head (1 for f16)
@@ -96,18 +96,22 @@ fn split_slice(item: u32) -> Slice {
 
 // What a slice adds up to: weighted values, of the lane's channels, the largest score and the sum of
 // the weights.
-struct Split { low: Scores, high: Scores, peak: HeadsF, sum: HeadsF }
+struct Split { low: Scores, high: Scores, third: Scores, fourth: Scores, peak: HeadsF, sum: HeadsF }
 
 fn split_pages(slice: Slice, stand: Stand, base: PositionBase, ids: RestoreIds, slab_head: u32, invocation: u32) -> Split {
     let unit = invocation / 32u;
     let lane = invocation % 32u;
-    // Lanes beyond the quads of a short head repeat the last quad and write nothing.
+    // Lanes beyond the quads of a head repeat the last quad and write nothing.
     let quads = HEAD_DIM / 4u;
     let quad = min(lane, quads - 1u);
+    let second = min(lane + 32u, quads - 1u);
     var peak = HeadsF(HIDDEN);
     var sum = HeadsF(0.0);
     var low = Scores(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
     var high = Scores(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
+    // At head_dim 512 alone.
+    var third = Scores(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
+    var fourth = Scores(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
     var zeros = Zeros(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
 
     for (var n = slice.first; n < slice.end; n++) {
@@ -203,6 +207,8 @@ fn split_pages(slice: Slice, stand: Stand, base: PositionBase, ids: RestoreIds, 
             reduce_put(unit, lane, values_largest(wf));
             if (REDUCE_BARRIER) { workgroupBarrier(); }
             zeros.f = zeros.f * shrink + values_pack(unit, 5u, lane, wf, reduce_max(unit, values_largest(wf)));
+        }
+        if (VALUE_GROUPS > 6u) {
             let wg = values_weigh(6u, page, lane, p);
             if (REDUCE_BARRIER) { workgroupBarrier(); }
             reduce_put(unit, lane, values_largest(wg));
@@ -220,7 +226,13 @@ fn split_pages(slice: Slice, stand: Stand, base: PositionBase, ids: RestoreIds, 
         values_add(unit, page, quad, fetched, &low);
         if (HEAD_DIM > 128u) {
             high = split_shrunk(high, shrink);
-            values_add(unit, page, quad + 32u, values_fetch(page, quad + 32u), &high);
+            values_add(unit, page, second, values_fetch(page, second), &high);
+        }
+        if (HEAD_DIM > 256u) {
+            third = split_shrunk(third, shrink);
+            values_add(unit, page, lane + 64u, values_fetch(page, lane + 64u), &third);
+            fourth = split_shrunk(fourth, shrink);
+            values_add(unit, page, lane + 96u, values_fetch(page, lane + 96u), &fourth);
         }
     }
 
@@ -257,6 +269,8 @@ fn split_pages(slice: Slice, stand: Stand, base: PositionBase, ids: RestoreIds, 
         reduce_put(unit, lane, zeros.f);
         if (REDUCE_BARRIER) { workgroupBarrier(); }
         zeros.f = reduce_add(unit, zeros.f);
+    }
+    if (VALUE_GROUPS > 6u) {
         if (REDUCE_BARRIER) { workgroupBarrier(); }
         reduce_put(unit, lane, zeros.g);
         if (REDUCE_BARRIER) { workgroupBarrier(); }
@@ -272,7 +286,11 @@ fn split_pages(slice: Slice, stand: Stand, base: PositionBase, ids: RestoreIds, 
     if (HEAD_DIM > 128u) {
         last_high = split_lowered(high, split_zero(zeros, 4u * (lane + 32u) / VALUE_GROUP));
     }
-    return Split(first_low, last_high, peak, total);
+    if (HEAD_DIM > 256u) {
+        third = split_lowered(third, split_zero(zeros, 4u * (lane + 64u) / VALUE_GROUP));
+        fourth = split_lowered(fourth, split_zero(zeros, 4u * (lane + 96u) / VALUE_GROUP));
+    }
+    return Split(first_low, last_high, third, fourth, peak, total);
 }
 
 // Writes a partial result that begins at `at`: each head's quads, then its largest score and its
@@ -282,8 +300,12 @@ fn split_write(at: u32, lane: u32, split: Split) {
     if (lane < quads) {
         split_put(at, lane, split.low);
     }
-    if (HEAD_DIM > 128u) {
+    if (HEAD_DIM > 128u && lane + 32u < quads) {
         split_put(at, lane + 32u, split.high);
+    }
+    if (HEAD_DIM > 256u) {
+        split_put(at, lane + 64u, split.third);
+        split_put(at, lane + 96u, split.fourth);
     }
     if (lane == 0u) {
         split_put(at, quads, Scores(split.peak, split.sum, HeadsF(0.0), HeadsF(0.0)));

@@ -100,11 +100,13 @@ impl Live {
     /// Returns the lengths to which it can be cut back and be as if nothing had ever followed, if
     /// there are any.
     pub fn exact_lengths(&self, plan: &Plan) -> Option<RangeInclusive<u32>> {
-        let Standing { tokens, packed, dropped, limit, .. } = self.at;
-        // What a page holds by now was f16 when the sequence was shorter, and pages may be gone.
-        if plan.packed(tokens) != packed || dropped > 0 {
+        let Standing { tokens, packed, limit, .. } = self.at;
+        // What a page holds by now was f16 when the sequence was shorter, and pages may be gone that
+        // its next query would see.
+        if plan.packed(tokens) != packed {
             return None;
         }
+        let held = plan.span().seen_from(self.at.first()).filter(|held| *held <= tokens)?;
         let first = match (plan.elects(), plan.ring()) {
             // Sinks are elected among all tokens of a prompt, so a shorter prompt has others.
             (true, _) if limit < u32::MAX => return None,
@@ -113,7 +115,7 @@ impl Live {
             (false, _) if packed == 0 => 0,
             (false, _) => packed + plan.protection().window,
         };
-        Some(first..=tokens)
+        Some(held.max(first)..=tokens)
     }
 
     /// Returns the growth by which kernels read it when it does not grow.

@@ -141,7 +141,7 @@ pub fn align_values(
             partials[at..at + d].copy_from_slice(&rows[h]);
             partials[at + d..at + d + 4].copy_from_slice(&[f32::from_bits(plan[PLAN_PEAK as usize + h]), reduce_add(&sums[h]), 0.0, 0.0]);
         }
-        // High channels of a head of 256 are loads of their own.
+        // Channels from 128 on are loads of their own.
         let turns = if c.head_dim > 128 { 2 } else { 1 };
         let planes = Planes::of(c.value_bits);
         let loads = [0, 1, 2].map(|plane| {

@@ -21,6 +21,7 @@ pub fn outer(constants: &Constants, row: &[f32], i: u32) -> f32 {
         8 => sum,
         12 => sum + four(8),
         16 => sum + (four(8) + four(12)),
+        32 => (sum + (four(8) + four(12))) + ((four(16) + four(20)) + (four(24) + four(28))),
         _ => sum + four(8) + (four(12) + four(16)),
     }
 }

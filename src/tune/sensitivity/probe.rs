@@ -4,10 +4,10 @@
 use super::{Head, Sensitivity, wrong};
 use crate::cache::{Cache, Chunk, Defect, Sequence, Step};
 use crate::error::{Error, Result};
-use crate::format::{BitPlan, Bits, Codec, Element, Format, FormatWords, Kind, Learned, Precision, Protection, Scales, Shape, Sinks};
+use crate::format::{Alignment, BitPlan, Bits, Codec, Element, Format, FormatWords, Kind, Learned, Precision, Protection, Scales, Shape, Sinks};
 use crate::gpu::{Gpu, Rows};
 use crate::kernel::gram;
-use crate::plan::{Capacity, Plan};
+use crate::plan::{Capacity, Plan, PlanBuilder};
 use std::ops::Range;
 
 /// Tokens at the end of a window whose queries are sampled.
@@ -138,6 +138,36 @@ impl Sensitivity {
         sinks: Sinks,
         tokens: u32,
     ) -> Result<Probe> {
+        let builder = Plan::builder(shape.clone(), format);
+        Self::probe_of(gpu, builder, shape, format, candidates, learned, sinks, tokens).await
+    }
+
+    /// Begins to measure for caches of a plan, as [`Sensitivity::probe`] with the plan's shape,
+    /// codec, learned data and sinks: scores are the plan's, with its
+    /// [scale](crate::PlanBuilder::score_scale), [cap](crate::PlanBuilder::soft_cap) and
+    /// [sink logits](crate::PlanBuilder::sink_logits), queries see what they see by its
+    /// [span](Plan::span), and keys and queries come turned if
+    /// [the plan's do](Plan::turned_rows). Its bits, capacity and window do not count.
+    ///
+    /// # Errors
+    /// Those of [`Sensitivity::probe`].
+    pub async fn probe_plan(gpu: &Gpu, plan: &Plan, candidates: &[Precision], tokens: u32) -> Result<Probe> {
+        let builder = plan.to_builder().alignment(Alignment::EVERYTHING).max_tokens(tokens.max(1));
+        Self::probe_of(gpu, builder, plan.shape(), *plan.format(), candidates, plan.learned(), plan.protection().sinks, tokens).await
+    }
+
+    /// Begins to measure with what a builder says of scores and rows.
+    #[expect(clippy::too_many_arguments, reason = "what both ways of saying it come to")]
+    async fn probe_of(
+        gpu: &Gpu,
+        builder: PlanBuilder,
+        shape: &Shape,
+        format: Format,
+        candidates: &[Precision],
+        learned: Option<&Learned>,
+        sinks: Sinks,
+        tokens: u32,
+    ) -> Result<Probe> {
         if candidates.is_empty() {
             return wrong("candidates", "1 or more", 0);
         }
@@ -163,8 +193,8 @@ impl Sensitivity {
             wanted.push((Kind::Key, None, [Precision { bits, ..key }, Precision::F16]));
         }
         let run = async |kind, candidate, format: Format, precisions: [Precision; 2], protection| {
-            let mut builder = Plan::builder(shape.clone(), BitPlan::new(shape, format, |_, _| precisions)?);
-            builder = builder.learned(learned.filter(|_| !format.codec().is_f16()).cloned());
+            let builder = builder.clone().stores(shape.clone(), BitPlan::new(shape, format, |_, _| precisions)?);
+            let builder = builder.learned(learned.filter(|_| !format.codec().is_f16()).cloned());
             let plan = builder.protection(protection).capacity(Capacity::tokens(1, tokens)).build(gpu.capability())?;
             gpu.prepare(&plan).await?;
             Ok::<_, Error>(Run { kind, candidate, cache: Cache::new(gpu, plan)?, window: None })
@@ -279,7 +309,8 @@ impl Probe {
 
     /// Measures one layer of the window, and waits for the result: `queries`
     /// `[tokens, query_heads, head_dim]`, `keys` and `values` `[tokens, kv_heads, head_dim]`, all
-    /// before RoPE; queries in dense f32. The buffer of queries needs the usage `COPY_SRC`. `residual` is
+    /// before RoPE, unless [the plan's rows come turned](Sensitivity::probe_plan); queries in dense
+    /// f32. The buffer of queries needs the usage `COPY_SRC`. `residual` is
     /// the stream that enters the layer and its width, for sinks that are elected.
     ///
     /// # Errors

@@ -116,6 +116,6 @@ fn forged(bytes: &[u8], error: &Error) -> Option<Vec<u8>> {
 fn snapshot(bytes: &[u8]) -> Result<Vec<u8>> {
     static PLAN: LazyLock<Plan> = LazyLock::new(snapshot_plan);
     static STORE: LazyLock<SnapshotStore> = LazyLock::new(|| SnapshotStore::new(Arc::new(InMemory::new()), "", ""));
-    pollster::block_on(STORE.put(&PLAN, &[0; SNAPSHOT_TOKENS], bytes.to_vec()))?;
+    pollster::block_on(STORE.put(&*PLAN, &[0; SNAPSHOT_TOKENS], bytes.to_vec()))?;
     Ok(bytes.to_vec())
 }

@@ -30,6 +30,8 @@ pub fn aligned_cases(gpu: &Gpu) -> Vec<Case> {
             .steps(vec![vec![(0, 4700)], vec![(0, 1)]])
             .split_workgroups(3),
         of("the published rule over sequences that slid", 64, 4, 2, Alignment::PUBLISHED).keep(150),
+        of("the published rule, a head of 192: the second quads fill half the lanes", 192, 4, 1, Alignment::PUBLISHED),
+        of("budgets, a head of 192", 192, 2, 1, Alignment::budget(16.0, 64.0)),
         of("budgets of nothing", 128, 2, 1, Alignment::budget(0.0, 0.0)),
         of("budgets without end", 64, 4, 1, Alignment::budget(1e9, 1e9)),
     ];
@@ -47,6 +49,7 @@ pub fn aligned_cases(gpu: &Gpu) -> Vec<Case> {
         codes("codes: heads stored in two ways", 64, 8, 2, rtn(Four, Four, 64), 1.0, 4.0)
             .precisions(vec![[Precision::new(Four, 32), Precision::new(Eight, 64)], [Precision::new(Eight, 64), Precision::new(Four, 32)]]),
         codes("codes: 8 bits over 37 pages", 64, 4, 1, hadamard(Eight, Eight, 64), 1.0, 4.0).steps(vec![vec![(0, 4700)], vec![(0, 1)]]).split_workgroups(3),
+        codes("codes: a head of 192 in six groups, a share of 3", 192, 3, 1, hadamard(Eight, Eight, 32), 1.0, 4.0),
         codes("codes: budgets of nothing", 128, 2, 1, rtn(Four, Eight, 128), 0.0, 0.0),
         codes("codes: budgets without end", 64, 4, 1, hadamard(Eight, Four, 64), 1e9, 1e9),
     ]);
@@ -78,6 +81,7 @@ pub fn aligned_cases(gpu: &Gpu) -> Vec<Case> {
             .split_workgroups(3)
             .straight(true),
         codes("Centred: a sliding window of sequences that slid", 64, 4, 2, centred(Four, Eight, 64), 1.0, 4.0).keep(150).sliding_window(150),
+        codes("Centred: a head of 192 in three groups", 192, 2, 1, centred(Four, Four, 64), 1.0, 4.0),
         codes("Centred: budgets of nothing", 128, 2, 1, centred(Four, Eight, 128), 0.0, 0.0),
         codes("Centred: budgets without end", 64, 4, 1, centred(Eight, Four, 64), 1e9, 1e9),
         codes("Centred: without means", 96, 3, 3, centred(Four, Four, 32), 1.0, 4.0).means(Means::natural(&case("", 96, 3, 3, centred(Four, Four, 32)).shape)),

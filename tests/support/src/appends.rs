@@ -5,7 +5,7 @@ use crate::{
     maxima, page, protect, records, rotated, rtn, unpacked, value, window_row,
 };
 use wgkv::low_level::reference;
-use wgkv::{Bits, Codec, Element, Flag, Format, Gpu, Plan, Rope, Scales, Status};
+use wgkv::{Bits, Codec, Element, Flag, Format, Gpu, Plan, Precision, Rope, Scales, Status};
 
 /// Error of a number of a turned and rotated row, relative to the row's length: at most 11
 /// roundings in the rotation (see tests/rotate.rs) and 5 in the turn (two of the composed cosine,
@@ -150,9 +150,17 @@ pub fn append_cases() -> Vec<Case> {
         case("the largest head; bf16 rows", 256, 1, 1, rtn(Eight, Three, 64)).element(Element::Bf16),
         case("the largest head rotated, eight groups", 256, 1, 1, hadamard(Three, Eight, 32)).rope(Rope::new(10_000.0, 64).interleaved()),
         leaves(case("the largest head rotated, all of it turning; two groups; a window", 256, 1, 1, hadamard(Three, Eight, 128))),
+        case("a head of 192: 12 x 16, six groups", 192, 1, 1, hadamard(Three, Two, 32)),
+        leaves(case("a head of 192 without rotation; f16 rows; a window", 192, 2, 2, rtn(Four, Eight, 64))).element(Element::F16),
+        case("f16 pages of a head of 192, planes of which it has none", 192, 1, 1, Format::f16()),
+        case("a head of 512: 32 x 16, 16 groups of keys and 8 of values", 512, 1, 1, hadamard(Two, Three, 64))
+            .precisions(vec![[Precision::new(Eight, 32), Precision::new(Three, 64)]]),
+        leaves(case("a head of 512 without rotation; a window", 512, 2, 2, rtn(Three, Four, 128))),
+        case("f16 pages of a head of 512; bf16 rows", 512, 1, 1, Format::f16()).element(Element::Bf16),
         case("f16 pages protect nothing", 64, 2, 2, Format::f16()).element(Element::F16).protection(protect(4, 128)),
         case("f16 pages of a head of 80; bf16 rows", 80, 1, 1, Format::f16()).element(Element::Bf16),
         case("planes of a head of 80", 80, 1, 1, Format::aligned_f16()),
+        case("planes of a head of 192", 192, 1, 1, Format::aligned_f16()),
         leaves(case("planes; f16 rows; sinks; tokens leave the window and are packed with fresh ones", 64, 2, 2, Format::aligned_f16())).element(Element::F16),
         case("planes of the largest head, every KV head in a slab of its own", 256, 2, 2, Format::aligned_f16()).slabs(),
         case("planes of which one token of the first page is not a sink", 128, 2, 2, Format::aligned_f16()).protection(protect(127, 0)),
@@ -173,12 +181,16 @@ pub fn append_cases() -> Vec<Case> {
         leaves(case("rows that come turned", 64, 2, 2, hadamard(Four, Three, 64))).turned(),
         leaves(case("Centred: rows that come turned", 64, 2, 2, centred(Four, Three, 64))).turned(),
         leaves(case("Centred: rows that come turned, a head of 80", 80, 2, 2, centred(Four, Three, 128))).turned().rope(Rope::new(10_000.0, 40).interleaved()),
+        case("Centred: a head of 192", 192, 1, 1, centred(Two, Four, 64)),
+        leaves(case("Centred: a head of 512, half of which turns", 512, 1, 1, centred(Three, Two, 128))).rope(Rope::new(1_000_000.0, 256)),
+        case("RotateKV's values of a head of 192", 192, 2, 2, rotated(Four, Two, 64, 2)),
         case("Centred: elected sinks are packed, too", 64, 2, 2, centred(Two, Three, 64)).protection(massive(5, 0)),
         case("bytes for scales, no rotation", 64, 1, 1, rtn(Two, Three, 32).with_scales(Scales::Byte)),
         case("planes of 4-bit codes, four groups", 128, 2, 2, rtn(Four, Four, 32)).in_planes(),
         case("planes of 8-bit keys and 4-bit values, rotated; 20 x 4", 80, 1, 1, hadamard(Eight, Four, 128)).in_planes(),
         leaves(case("planes of 4-bit keys and 8-bit values; tokens leave the window", 64, 2, 2, rtn(Four, Eight, 64))).element(Element::F16).in_planes(),
         case("planes of the largest head, in slabs", 256, 2, 2, hadamard(Eight, Eight, 64)).slabs().in_planes(),
+        case("planes of 8-bit codes of a head of 192, six groups", 192, 1, 1, hadamard(Eight, Eight, 32)).in_planes(),
         case("planes with bytes for scales", 96, 1, 1, hadamard(Four, Four, 32).with_scales(Scales::Byte)).in_planes(),
         case("planes of Centred's 4-bit codes, one group a head", 128, 2, 2, centred(Four, Four, 128)).in_planes(),
         leaves(case("planes of Centred's 8-bit keys and 4-bit values; tokens leave the window", 64, 2, 2, centred(Eight, Four, 32)))

@@ -59,7 +59,7 @@ pub fn token_bits(shape: &Shape, format: &Format, bit_plan: &BitPlan) -> [u64; 4
 
 /// Draws a shape, a codec, and precisions that fit both.
 pub fn any_bit_plan(random: &mut StdRng) -> (Shape, Format, BitPlan) {
-    let head_dim = [64, 80, 96, 128, 256][random.random_range(0..5)];
+    let head_dim = [64, 80, 96, 128, 192, 256][random.random_range(0..6)];
     let kv_heads = random.random_range(1..=8);
     let shape = full_rope(random.random_range(1..=4), kv_heads * random.random_range(1..=4), kv_heads, head_dim);
     let codec = [Codec::F16, Codec::Rtn, Codec::Hadamard, Codec::RotateKv][random.random_range(0..4)];
@@ -71,7 +71,7 @@ pub fn any_bit_plan(random: &mut StdRng) -> (Shape, Format, BitPlan) {
         let bits = [Bits::Two, Bits::Three, Bits::Four, Bits::Eight, Bits::Sixteen];
         let fits = |p: &Precision| {
             let byte = scales == Scales::Byte && p.bits == Bits::Eight;
-            !(byte || key && codec == Codec::RotateKv && p.bits == Bits::Sixteen || p.group != 128 && !head_dim.is_multiple_of(p.group))
+            !(byte || key && codec == Codec::RotateKv && p.bits == Bits::Sixteen || !head_dim.is_multiple_of(p.group.min(head_dim)))
         };
         loop {
             let drawn = precision(bits[random.random_range(0..5)], [32, 64, 128][random.random_range(0..3)]);

@@ -114,9 +114,14 @@ pub fn exact_over_stored(walk: &Walk, taken: &Taken, sequence: usize, first: u32
 /// Returns attention in f64 of `rows` queries (before RoPE) from position `first` on, over rows as
 /// they are stored, keys after RoPE: `[rows, query_heads, head_dim]`.
 pub fn attention_over(shape: &Shape, [keys, values]: [&[f32]; 2], queries: &[f32], first: u32, rows: u32) -> Vec<f64> {
+    attention_over_with(shape, &reference::Scores::plain(shape.head_dim), [keys, values], queries, first, rows)
+}
+
+/// Returns the same of other scores.
+pub fn attention_over_with(shape: &Shape, scores: &reference::Scores<'_>, [keys, values]: [&[f32]; 2], queries: &[f32], first: u32, rows: u32) -> Vec<f64> {
     let seen = ((first + rows) * shape.kv_heads * shape.head_dim) as usize;
     let still = Shape { rope: Rope::none(), ..shape.clone() };
-    reference::attention_exact(&still, &keys[..seen], &values[..seen], &turned_to(shape, queries, first, rows), rows as usize)
+    reference::attention_exact_with(&still, scores, &keys[..seen], &values[..seen], &turned_to(shape, queries, first, rows), rows as usize)
 }
 
 /// Returns the same of one query, over all of these rows, whatever their positions were.
@@ -143,8 +148,9 @@ fn turned(walk: &Walk, queries: &[f32], first: u32, rows: u32) -> Vec<f32> {
     if walk.case.turned { queries[..(rows * shape.query_heads * shape.head_dim) as usize].to_vec() } else { turned_to(shape, queries, first, rows) }
 }
 
-/// Returns queries turned to their positions.
-fn turned_to(shape: &Shape, queries: &[f32], first: u32, rows: u32) -> Vec<f32> {
+/// Returns rows of a shape's query heads, `[rows, query_heads, head_dim]`, turned to their positions
+/// from `first` on.
+pub fn turned_to(shape: &Shape, queries: &[f32], first: u32, rows: u32) -> Vec<f32> {
     let (d, heads) = (shape.head_dim as usize, shape.query_heads as usize);
     queries[..rows as usize * heads * d]
         .chunks_exact(d)

@@ -37,4 +37,10 @@ fn keys_walk(page: u32, lane: u32, dots: ptr<function, Dots>, scores: ptr<functi
     if (KEY_STEPS > 56u) {
         keys_eight(56u, page, lane, dots, scores);
     }
+    if (KEY_STEPS > 64u) {
+        // 8 bits of 512 channels.
+        for (var w = 64u; w < KEY_STEPS; w += 8u) {
+            keys_eight(w, page, lane, dots, scores);
+        }
+    }
 }

@@ -20,6 +20,12 @@ fn rows_walk_keys(at: u32) -> HeadsF {
         s = rows_eight_keys(at, 16u, s);
         s = rows_eight_keys(at, 24u, s);
     }
+    if (HEAD_DIM > 256u) {
+        s = rows_eight_keys(at, 32u, s);
+        s = rows_eight_keys(at, 40u, s);
+        s = rows_eight_keys(at, 48u, s);
+        s = rows_eight_keys(at, 56u, s);
+    }
     return s;
 }
 
@@ -55,6 +61,12 @@ fn rows_walk_means(lane: u32, sink: bool, s: HeadsF) -> HeadsF {
     }
     if (POSITION_QUADS > 56u) {
         sum = rows_eight_means(56u, lane, sink, sum);
+    }
+    if (POSITION_QUADS > 64u) {
+        // Heads of 512.
+        for (var q = 64u; q < POSITION_QUADS; q += 8u) {
+            sum = rows_eight_means(q, lane, sink, sum);
+        }
     }
     return sum;
 }
