@@ -94,10 +94,14 @@ fn kernels_lose_no_more_than_the_twin() {
             let [keys, values] = [0, 1].map(|_| normals(random, 400 * head_dim as usize));
             walk.take_rows(&[(0, 400)], [keys.clone(), values.clone(), vec![0.0; 400 * head_dim as usize]], false);
             let back = held(&mut walk, 0);
-            [keys, values].iter().zip(&back).map(|(came, back)| {
-                let error: f64 = came.iter().zip(back).map(|(x, y)| f64::from(x - y).powi(2)).sum();
-                error / came.iter().map(|x| f64::from(x * x)).sum::<f64>()
-            }).collect::<Vec<f64>>()
+            [keys, values]
+                .iter()
+                .zip(&back)
+                .map(|(came, back)| {
+                    let error: f64 = came.iter().zip(back).map(|(x, y)| f64::from(x - y).powi(2)).sum();
+                    error / came.iter().map(|x| f64::from(x * x)).sum::<f64>()
+                })
+                .collect::<Vec<f64>>()
         };
         let (plain, coded) = (lost(centred(Bits::Two, Bits::Two, 128)), lost(trellis(128)));
         for (plain, coded) in plain.iter().zip(&coded) {

@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use wgkv::aligned::Alignment;
 use wgkv::low_level::RowForm;
 use wgkv::low_level::kernel::{self, Variant};
-use wgkv::{Bits, Capability, Capacity, ChannelOrder, Codec, Element, Format, Means, Plan, PlanBuilder, Precision, Protection, Result, Rope, Scales, Shape, Sinks};
+use wgkv::{
+    Bits, Capability, Capacity, ChannelOrder, Codec, Element, Format, Means, Plan, PlanBuilder, Precision, Protection, Result, Rope, Scales, Shape, Sinks,
+};
 
 /// Invocations of attend_merge where a device allows more than WebGPU's default.
 pub const WIDE_INVOCATIONS: u32 = 1024;

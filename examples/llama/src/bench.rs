@@ -425,7 +425,11 @@ impl fmt::Display for BenchReport {
             codec => writeln!(
                 f,
                 "cache {codec} {} group {} scales {}, sinks {}, window {}",
-                format.widths(), format.group, format.scales, format.sinks, format.window
+                format.widths(),
+                format.group,
+                format.scales,
+                format.sinks,
+                format.window
             )?,
         }
         writeln!(f, "\n{:<8} {:>6} {:>8} {:>7} {:>10} {:>12} {:>10}", "", "batch", "context", "tokens", "tokens/s", "per sequence", "cache MiB")?;

@@ -4,8 +4,8 @@ use crate::{
     Case, Count, Exact, HALF_TIES, Packed, Packing, Page, Record, TIES, Taken, Walk, basis, basis_length, case, centred, check_row, hadamard, key, massive,
     maxima, page, protect, records, rotated, rtn, trellis, trellis_beside, unpacked, value, window_row,
 };
-use wgkv::low_level::reference;
 use wgkv::bits::Kind;
+use wgkv::low_level::reference;
 use wgkv::{Code, Codec, Element, Flag, Format, Gpu, Plan, Precision, Rope, Scales, Status};
 
 /// Error of a number of a turned and rotated row, relative to the row's length: at most 11
@@ -202,7 +202,8 @@ pub fn append_cases() -> Vec<Case> {
     cases.extend([
         short(case("a trellis of both, one group a head", 128, 2, 2, trellis(128))),
         short(case("a trellis of keys beside 4-bit values", 128, 1, 1, trellis_beside(true, Four))),
-        short(case("a trellis of values beside 3-bit keys; interleaved pairs", 128, 1, 1, trellis_beside(false, Three))).rope(Rope::new(10_000.0, 128).interleaved()),
+        short(case("a trellis of values beside 3-bit keys; interleaved pairs", 128, 1, 1, trellis_beside(false, Three)))
+            .rope(Rope::new(10_000.0, 128).interleaved()),
         leaves(case("a trellis of both in a head of 64; tokens leave the window; f16 rows", 64, 2, 2, trellis(64))).element(Element::F16),
         short(case("a trellis of keys in a head of 64", 64, 2, 2, trellis_beside(true, Two))),
         short(case("a trellis of values beside f16 keys", 64, 2, 2, trellis_beside(false, Sixteen))),

@@ -1,7 +1,9 @@
 //! The cases that the tests of the kernels that prefill share, and what they check.
 
 use crate::State;
-use crate::{Case, POISON, Taken, Walk, case, centred, close, exact_over_stored, floats, hadamard, massive, norm, protect, rotated, rtn, trellis, trellis_beside};
+use crate::{
+    Case, POISON, Taken, Walk, case, centred, close, exact_over_stored, floats, hadamard, massive, norm, protect, rotated, rtn, trellis, trellis_beside,
+};
 use wgkv::low_level::kernel::attend_matrices::AttendMatricesParams;
 use wgkv::low_level::reference;
 use wgkv::{Bits, Codec, Element, Format, Rope, Scales};

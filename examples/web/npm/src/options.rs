@@ -111,7 +111,12 @@ impl Options {
             return Ok(order.map_or(format, |order| format.with_heads_per_group(order.heads_per_group())).into());
         };
         let words = [("codec", self.codec.is_some()), ("keyBits", self.key_bits.is_some()), ("valueBits", self.value_bits.is_some())];
-        let others = [("keyCode", self.key_code.is_some()), ("valueCode", self.value_code.is_some()), ("group", self.group.is_some()), ("scales", self.scales.is_some())];
+        let others = [
+            ("keyCode", self.key_code.is_some()),
+            ("valueCode", self.value_code.is_some()),
+            ("group", self.group.is_some()),
+            ("scales", self.scales.is_some()),
+        ];
         if let Some((name, _)) = words.into_iter().chain(others).find(|(_, given)| *given) {
             return Err(Error::argument(name, "left out beside bitPlan, which says it", "given"));
         }
