@@ -94,7 +94,8 @@ fn centred_plans() -> Result<Vec<(PlanBuilder, Capability)>> {
     // By a trellis: of keys, of values, of both, each as straight-line code and in loops, with subgroups and without, beside all bits.
     let coded = HEAD_DIMS.into_iter().flat_map(|head_dim| [0, 1].map(|d| (d, head_dim))).enumerate().flat_map(|(n, (d, head_dim))| {
         let [one, other] = [0, 1].map(|more| Precision::new(WIDTHS[(n + more) % 5], 128));
-        [(Precision::TRELLIS, one), (other, Precision::TRELLIS), (Precision::TRELLIS, Precision::TRELLIS), (Precision::TRELLIS, other)].map(|(key, value)| (d, head_dim, key, value))
+        [(Precision::TRELLIS, one), (other, Precision::TRELLIS), (Precision::TRELLIS, Precision::TRELLIS), (Precision::TRELLIS, other)]
+            .map(|(key, value)| (d, head_dim, key, value))
     });
     let formats = plain.chain(coded);
     let plan = |(i, (d, head_dim, key, value)): (usize, (usize, u32, Precision, Precision))| {
