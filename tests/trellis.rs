@@ -3,10 +3,11 @@
 //! - Normal rows come back with less than 0.75 of the error of uniform codes, and no more than the
 //!   code is known to lose. (A trellis that stores what a uniform code stores fails that.)
 //! - The same codes with other codes before them are other numbers.
-//! - The step of 0.44 of the root mean square is near the best one, and so are sixteenths of it for
-//!   the integers that are compared.
-//! - A snapshot, a fork and a mixed allocation hold what the caches hold that they came from.
+//! - It costs what uniform codes cost, to the bit, and plans with it are told apart from others.
 //! - It is refused where there is none, before anything is recorded, with the reason.
+//!
+//! Forks, snapshots, mixed allocations, sliding windows: rows in the tables of `tests/flow.rs`,
+//! `tests/snapshot.rs`, `tests/mixed_caches.rs` and `tests/slide.rs`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use wgkv::low_level::reference::fit::{Order, fit};
@@ -75,11 +76,6 @@ fn numbers_hang_on_the_codes_before_them() {
     assert_ne!(one[41], other[41]);
 }
 
-/// Everything that `dequantize` returns of a sequence, and what attention makes of it.
-fn held(walk: &mut Walk, sequence: usize) -> [Vec<f32>; 2] {
-    walk.dequantize(sequence)
-}
-
 #[test]
 fn kernels_lose_no_more_than_the_twin() {
     let gpu = gpu();
@@ -93,7 +89,7 @@ fn kernels_lose_no_more_than_the_twin() {
             let random = &mut generator();
             let [keys, values] = [0, 1].map(|_| normals(random, 400 * head_dim as usize));
             walk.take_rows(&[(0, 400)], [keys.clone(), values.clone(), vec![0.0; 400 * head_dim as usize]], false);
-            let back = held(&mut walk, 0);
+            let back = walk.dequantize(0);
             [keys, values]
                 .iter()
                 .zip(&back)
