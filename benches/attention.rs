@@ -6,7 +6,7 @@
 //! ```
 //! A shape is sequences x tokens, after query heads, KV heads and head_dim if they are not those of
 //! `--heads`. Bits such as `2+4` are those that the KV heads have in turn: two ways of storing
-//! heads are two dispatches. A plan is `packed`, where every token is, or `default`, with a window of
+//! heads are two dispatches. `2t` is two bits by a trellis. A plan is `packed`, where every token is, or `default`, with a window of
 //! 128 and 4 sinks, or a window and sinks; every format is measured under each. Gtok/s = sequences x kv_heads x tokens / time. Buffers rotate over 200
 //! MB or more, so that no cache holds them; every result is compared with attention over the
 //! dequantized rows before it is timed. `MB` are those of the pages and f16 rows that one step reads; `share` is
@@ -24,7 +24,7 @@ use wgkv_testing::bench::*;
 /// for every query head, heads of 64.
 const SHAPES: &str = "1x4096,1x32768,1x131072,8x32768,64x4096,64x8192,64x32768,16x131072,64/8/128:8x32768,28/4/128:8x32768,32/32/128:8x8192,32/8/64:8x32768";
 
-const FORMATS: &str = "f16,centred:2:2,centred:3:3,centred:4:4,centred:8:8,centred:4:2,centred:3:2,centred:2:4,hadamard:2:2,hadamard:3:3,hadamard:4:4,\
+const FORMATS: &str = "f16,centred:2:2,centred:3:3,centred:4:4,centred:8:8,centred:4:2,centred:3:2,centred:2:4,centred:2t:2t,hadamard:2:2,hadamard:3:3,hadamard:4:4,\
 hadamard:8:8,hadamard:4:2,rtn:2:2,rtn:4:4,rotate-kv:2:2,rotate-kv:4:4";
 
 /// The format, and the precisions that KV heads take in turn.
@@ -34,12 +34,12 @@ fn format(text: &str) -> (Format, Vec<[Precision; 2]>) {
     if codec == Codec::F16 {
         return (Format::f16(), vec![[Precision::F16; 2]]);
     }
-    let bits = |field: &str| -> Vec<Bits> { field.split('+').map(|bits| Bits::try_from(bits.parse::<u32>().unwrap()).unwrap()).collect() };
-    let (k, v) = (bits(fields.next().unwrap_or("2")), bits(fields.next().unwrap_or("2")));
-    let group = fields.next().and_then(|f| f.parse().ok()).unwrap_or(128);
-    let turns = 0..k.len().max(v.len());
-    let precisions: Vec<[Precision; 2]> = turns.map(|n| [Precision::new(k[n % k.len()], group), Precision::new(v[n % v.len()], group)]).collect();
-    let format = Format::new(codec, k[0], v[0], group);
+    let (k, v) = (fields.next().unwrap_or("2"), fields.next().unwrap_or("2"));
+    let group: u32 = fields.next().and_then(|f| f.parse().ok()).unwrap_or(128);
+    let widths = |field: &str| -> Vec<Precision> { field.split('+').map(|width| format!("{width}/{group}").parse().unwrap()).collect() };
+    let (k, v) = (widths(k), widths(v));
+    let precisions: Vec<[Precision; 2]> = (0..k.len().max(v.len())).map(|n| [k[n % k.len()], v[n % v.len()]]).collect();
+    let format = Format::new(codec, Bits::Two, Bits::Two, group).with_precisions(k[0], v[0]);
     (if text.ends_with(":f8") { format.with_scales(Scales::Byte) } else { format }, precisions)
 }
 

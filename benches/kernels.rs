@@ -15,7 +15,7 @@
 #![allow(missing_docs, reason = "a bench has no readers")]
 
 use wgkv::low_level::kernel;
-use wgkv::{Bits, Cache, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Sinks};
+use wgkv::{Bits, Cache, Chunk, Code, Codec, Format, Gpu, Plan, Protection, Rows, Sinks};
 use wgkv_testing::bench::*;
 
 /// Half a step of 4-bit codes over rotated uniform numbers, as relative RMS: 0.10 in theory. A
@@ -281,6 +281,9 @@ fn main() {
             appends(&gpu, if software { 2 } else { 64 }, if software { 128 } else { 512 }, format);
         }
     }
+    let trellis = Format::new(Codec::Centred, Bits::Two, Bits::Two, 128).with_codes(Code::Trellis, Code::Trellis);
+    appends(&gpu, sequences, tokens, trellis);
+    appends(&gpu, if software { 2 } else { 64 }, if software { 128 } else { 512 }, trellis);
     if flag("--appends") {
         return;
     }

@@ -10,7 +10,7 @@
 #![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
 use std::time::{Duration, Instant};
-use wgkv::{Bits, Cache, Capability, Chunk, Codec, Format, Gpu, Plan, Protection, Rows, Sequence, Sinks};
+use wgkv::{Bits, Cache, Capability, Chunk, Code, Codec, Format, Gpu, Plan, Protection, Rows, Sequence, Sinks};
 use wgkv_testing::bench::*;
 
 /// Relative error of a row against f64: halves of queries, keys, values and weights.
@@ -180,6 +180,8 @@ fn main() {
             measure(&gpu, eight, of(Codec::Hadamard, bits, 128), Protection::NONE);
         }
         measure(&gpu, eight, of(Codec::Centred, Four, 128), Protection::NONE);
+        measure(&gpu, eight, of(Codec::Centred, Two, 128), Protection::NONE);
+        measure(&gpu, eight, of(Codec::Centred, Two, 128).with_codes(Code::Trellis, Code::Trellis), Protection::NONE);
         measure(&gpu, eight, of(Codec::RotateKv, Two, 128), Protection { sinks: Sinks::Massive(20), window: 0 });
         for (codec, protection) in [(Codec::Hadamard, Protection::NONE), (Codec::Centred, window)] {
             measure(&gpu, case("1x2048 new, 32768", [32, 8], 128, 1, 2048, 32768), of(codec, Four, 128), protection);

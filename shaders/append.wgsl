@@ -15,6 +15,9 @@
 // For AlignedKV (2409.16546) a half is stored in planes, and each channel's largest exponent in the
 // page; or an integer code in planes.
 //
+// Numbers whose codes are those of a trellis (part trellis) lie in words of four meanwhile, and two
+// invocations work on each group of them.
+//
 // For RotateKV, whose keys append_reordered packs, it packs the values only.
 //
 // Wrapper: src/kernel/append.rs. Twin: src/kernel/reference/append.rs.
@@ -42,6 +45,10 @@ override RING: u32;         // f16 rows of the window, used in turn
 override BLOCK: u32;        // tokens of a block: 32, or 128 where PLANES
 override MAXIMA: u32;       // vec4s from a page's start to its largest exponents
 override EIGHTHS: u32;      // HEAD_DIM / 8
+override KEY_TRELLIS: bool;   // whether key codes are those of a trellis
+override VALUE_TRELLIS: bool;
+override TRELLIS_LANES: u32; // invocations that find its symbols, two for each group of a token; 1 for none
+override CODE_ROWS: u32;     // HEAD_DIM / 4 words of a key, then as many of a value; 1 for none
 override TURNED: bool; // whether the caller's rows come turned
 
 struct AppendParams { // src/kernel/append.rs
@@ -71,6 +78,8 @@ var<workgroup> row: array<vec2<f32>, HEAD_DIM>;
 var<workgroup> terms: array<vec4<f32>, HEAD_DIM>;     // of a channel's key and of its value
 var<workgroup> gathered: array<vec4<f32>, EIGHTHS>;   // the same of 8 channels
 var<workgroup> codes: array<u32, HEAD_DIM>;
+var<workgroup> row_codes: array<u32, CODE_ROWS>;      // of a trellis: numbers, then symbols, in its order
+var<workgroup> met: array<vec4<f32>, 4u * TRELLIS_LANES>;
 var<workgroup> broken: atomic<u32>;
 
 fn protected_at(at: u32, i: u32) -> vec2<f32> {
@@ -135,6 +144,32 @@ fn value_planes_put(at: u32, quad: u32, t: u32, four: u32) {
 // Replaces the bits under a mask in a word of the planes.
 fn value_put(at: u32, mask: u32, shift: u32, code: u32) {
     pages[at] = (pages[at] & ~(mask << shift)) | (code << shift);
+}
+
+// Channel i's byte of word w of a trellis in `row_codes`, and the level that comes of it: the words
+// are of groups of so many channels.
+fn trellis_byte(w: u32, byte: u32, channels: u32) -> vec2<u32> {
+    let words = channels / 4u;
+    let before = select(w - 1u, w + words - 1u, w % words == 0u);
+    let levels = trellis_levels(row_codes[w], row_codes[before]);
+    return (vec2<u32>(row_codes[w], levels) >> vec2<u32>(8u * byte)) & vec2<u32>(255u);
+}
+
+fn met_put(i: u32, paths: TrellisPaths) {
+    met[4u * i] = paths.a;
+    met[4u * i + 1u] = paths.b;
+    met[4u * i + 2u] = paths.c;
+    met[4u * i + 3u] = paths.d;
+}
+
+fn met_at(i: u32) -> TrellisPaths {
+    return TrellisPaths(met[4u * i], met[4u * i + 1u], met[4u * i + 2u], met[4u * i + 3u]);
+}
+
+// Where the group lies in `row_codes` that invocation i works on: those of the key come first.
+fn trellis_group_at(i: u32) -> u32 {
+    let keys = select(0u, HEAD_DIM / KEY_GROUP, KEY_TRELLIS);
+    return select(HEAD_DIM / 4u + (i / 2u - keys) * (VALUE_GROUP / 4u), i / 2u * (KEY_GROUP / 4u), i / 2u < keys);
 }
 
 // Writes a group's scale and zero of token t.
@@ -232,6 +267,60 @@ fn append(
             value_fit = fit_close(gather_group(i, VALUE_GROUP, n).zw, value_fit, n, VALUE_GROUP, VALUE_BITS, VALUE_CLIP);
         }
 
+        var symbols = vec2<u32>(0u);
+        if (KEY_TRELLIS || VALUE_TRELLIS) {
+            let inverse = vec2<f32>(trellis_inverse(fit_squares(key_fit), KEY_GROUP), trellis_inverse(fit_squares(value_fit), VALUE_GROUP));
+            codes[i] = trellis_shares(vec4<f32>(x * inverse, 0.0, 0.0), 1.0);
+            workgroupBarrier();
+            if (i < HEAD_DIM / 4u) {
+                // The trellis of keys goes by the bits of their words.
+                let c = 16u * (i / 4u) + i % 4u;
+                let v = 4u * i;
+                row_codes[i] = pack4xU8(vec4<u32>(codes[c], codes[c + 4u], codes[c + 8u], codes[c + 12u]));
+                row_codes[HEAD_DIM / 4u + i] = pack4xU8(vec4<u32>(codes[v], codes[v + 1u], codes[v + 2u], codes[v + 3u]) >> vec4<u32>(8u));
+            }
+            workgroupBarrier();
+            let group_at = trellis_group_at(i);
+            let down = (i & 1u) == 1u;
+            var links: TrellisLinks;
+            if (i < TRELLIS_LANES) {
+                met_put(i, trellis_open(group_at, down));
+            }
+            workgroupBarrier();
+            var state = 0u;
+            if (i < TRELLIS_LANES) {
+                state = trellis_meet(met_at(i), met_at(i ^ 1u), down);
+            }
+            workgroupBarrier();
+            if (i < TRELLIS_LANES) {
+                met_put(i, trellis_walk(group_at, down, state, &links));
+            }
+            workgroupBarrier();
+            if (i < TRELLIS_LANES) {
+                trellis_trace(group_at, down, trellis_meet(met_at(i), met_at(i ^ 1u), down), &links);
+            }
+            workgroupBarrier();
+            let key_byte = trellis_byte(i / 16u * 4u + i % 4u, i % 16u / 4u, KEY_GROUP);
+            let value_byte = trellis_byte(HEAD_DIM / 4u + i / 4u, i % 4u, VALUE_GROUP);
+            symbols = vec2<u32>(key_byte.x, value_byte.x);
+            terms[i] = vec4<f32>(x.x * (f32(key_byte.y) - 4.5), 0.0, x.y * (f32(value_byte.y) - 4.5), 0.0);
+            workgroupBarrier();
+            if (i < EIGHTHS) {
+                var sum = terms[8u * i];
+                for (var e = 8u * i + 1u; e < 8u * i + 8u; e++) {
+                    sum += terms[e];
+                }
+                gathered[i] = sum;
+            }
+            workgroupBarrier();
+            if (KEY_TRELLIS) {
+                key_fit = fit_rescaled(key_fit, trellis_scale(fit_squares(key_fit), gather_group(i, KEY_GROUP, 1u).x, inverse.x));
+            }
+            if (VALUE_TRELLIS) {
+                value_fit = fit_rescaled(value_fit, trellis_scale(fit_squares(value_fit), gather_group(i, VALUE_GROUP, 1u).z, inverse.y));
+            }
+        }
+
         let beyond = select(0u, 4u, select(fit_beyond(key_fit), half_saturates(x.x), PLANES || KEY_BITS == 16u))
             | select(0u, 8u, select(fit_beyond(value_fit), half_saturates(x.y), PLANES || VALUE_BITS == 16u));
         if (beyond != 0u) {
@@ -252,7 +341,7 @@ fn append(
         } else if (KEY_BITS == 16u) {
             codes[i] = half_bits(x.x);
         } else if (KEYS) {
-            let code = fit_code(x.x, key_fit, KEY_BITS);
+            let code = select(fit_code(x.x, key_fit, KEY_BITS), symbols.x, KEY_TRELLIS);
             // Eight bits lie in memory as signed bytes, so that one signed dot product serves every
             // width.
             codes[i] = select(code, code ^ 128u, KEY_BITS == 8u);
@@ -265,7 +354,7 @@ fn append(
         } else if (VALUE_BITS == 16u) {
             value_put(at + 4u * VALUES + t % 128u / 2u * HEAD_DIM + i, 0xffffu, 16u * (t % 2u), half_bits(x.y));
         } else {
-            let code = fit_code(x.y, value_fit, VALUE_BITS);
+            let code = select(fit_code(x.y, value_fit, VALUE_BITS), symbols.y, VALUE_TRELLIS);
             if (CODE_PLANES) {
                 codes[i] |= code << 8u;
             } else {

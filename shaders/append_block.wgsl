@@ -11,6 +11,9 @@
 // It stores what append stores; sums over a group of symmetric codes run in another order, so a
 // code may round otherwise.
 //
+// Of codes by a trellis (part trellis) the numbers meet in workgroup memory, where symbols take their
+// place: two lanes work on each group of a token.
+//
 // The rotation is a butterfly in the order of part hadamard's sums: over blocks of HADAMARD_INNER
 // channels, then within one.
 //
@@ -38,6 +41,10 @@ override PAGE_VECS: u32;
 override SINKS: u32;           // f16 rows of sinks
 override UNPACKED: u32;        // first tokens that are not packed
 override RING: u32;            // f16 rows of the window, used in turn
+override KEY_TRELLIS: bool;    // whether key codes are those of a trellis
+override VALUE_TRELLIS: bool;
+override TRELLIS_LANES: u32;   // invocations that find its symbols, two for each group of a token; 1 for none
+override CODE_ROWS: u32;       // 2 where keys' codes meet in workgroup memory, too
 override TURNED: bool; // whether the caller's rows come turned
 
 struct AppendBlockParams { // src/kernel/append.rs
@@ -67,9 +74,13 @@ const CODE_STRIDE = QUADS + 1u;       // so that tokens lie in different banks
 const CODE_WORDS = BLOCK * CODE_STRIDE;
 const KEY_GROUPS = HEAD_DIM / KEY_GROUP;
 const VALUE_GROUPS = HEAD_DIM / VALUE_GROUP;
+const KEY_ROWS = CODE_WORDS;          // where those of keys begin
+const TRELLIS_ROUNDS = (BLOCK * TRELLIS_LANES + HEAD_DIM - 1u) / HEAD_DIM;
 const SCALE_WORDS = BLOCK * (KEY_GROUPS + VALUE_GROUPS);
 
-var<workgroup> value_codes: array<u32, CODE_WORDS>;  // [token, quad]: a byte each
+// [token, quad]: a byte each, of values, then of keys. Of a trellis four that follow in its order: numbers,
+// then symbols.
+var<workgroup> row_codes: array<u32, CODE_WORDS * CODE_ROWS>;
 var<workgroup> scale_pairs: array<u32, SCALE_WORDS>; // [group of the keys, then of the values, token]
 
 // A lane's channels of one row: quads a to d, and e to h from the middle of the head on.
@@ -254,9 +265,9 @@ fn fit_round(x: Row, fits: Fits, n: u32, bits: u32, channels: u32, clip: f32) ->
     return Fits(fit_close(both.xy, fits.first, n, channels, bits, clip), fit_close(both.zw, fits.last, n, channels, bits, clip));
 }
 
-fn row_fit(x: Row, bits: u32, channels: u32, clip: f32) -> Fits {
+fn row_fit(x: Row, bits: u32, channels: u32, clip: f32, trellis: bool) -> Fits {
     var fits = fit_round(x, Fits(fit_open(), fit_open()), 0u, bits, channels, clip);
-    if (fit_rounds(bits) > 1u) {
+    if (fit_rounds(bits) > 1u && !trellis) {
         fits = fit_round(x, fits, 1u, bits, channels, clip);
         fits = fit_round(x, fits, 2u, bits, channels, clip);
         fits = fit_round(x, fits, 3u, bits, channels, clip);
@@ -272,7 +283,7 @@ fn code_quad(x: vec4<f32>, fit: Fit, bits: u32) -> u32 {
     return fit_code(x.x, fit, bits) | (fit_code(x.y, fit, bits) << 8u) | (fit_code(x.z, fit, bits) << 16u) | (fit_code(x.w, fit, bits) << 24u);
 }
 
-fn row_codes(x: Row, fits: Fits, bits: u32) -> Codes {
+fn codes_of(x: Row, fits: Fits, bits: u32) -> Codes {
     return Codes(
         code_quad(x.a, fits.first, bits), code_quad(x.b, fits.first, bits), code_quad(x.c, fits.first, bits), code_quad(x.d, fits.first, bits),
         code_quad(x.e, fits.last, bits), code_quad(x.f, fits.last, bits), code_quad(x.g, fits.last, bits), code_quad(x.h, fits.last, bits));
@@ -287,6 +298,93 @@ fn scales_leave(fits: Fits, first_group: u32, token: u32, lane: u32, channels: u
             scale_pairs[(first_group + (HEAD_DIM / 2u + 16u * lane) / channels) * BLOCK + token] = fit_pack(fits.last, less);
         }
     }
+}
+
+// Leaves a row's numbers to the lanes that find the symbols of its trellis. `at` is the row's first
+// word. The trellis of keys goes by the bits of their words, of which this lane has two.
+fn shares_leave(x: Row, fits: Fits, at: u32, lane: u32, channels: u32, key: bool) {
+    let p = trellis_inverse(fit_squares(fits.first), channels);
+    let q = trellis_inverse(fit_squares(fits.last), channels);
+    let first = at + 4u * lane;
+    let last = first + HALF_QUADS;
+    if (key) {
+        row_codes[first] = trellis_shares(vec4<f32>(x.a.x, x.b.x, x.c.x, x.d.x), p);
+        row_codes[first + 1u] = trellis_shares(vec4<f32>(x.a.y, x.b.y, x.c.y, x.d.y), p);
+        row_codes[first + 2u] = trellis_shares(vec4<f32>(x.a.z, x.b.z, x.c.z, x.d.z), p);
+        row_codes[first + 3u] = trellis_shares(vec4<f32>(x.a.w, x.b.w, x.c.w, x.d.w), p);
+        row_codes[last] = trellis_shares(vec4<f32>(x.e.x, x.f.x, x.g.x, x.h.x), q);
+        row_codes[last + 1u] = trellis_shares(vec4<f32>(x.e.y, x.f.y, x.g.y, x.h.y), q);
+        row_codes[last + 2u] = trellis_shares(vec4<f32>(x.e.z, x.f.z, x.g.z, x.h.z), q);
+        row_codes[last + 3u] = trellis_shares(vec4<f32>(x.e.w, x.f.w, x.g.w, x.h.w), q);
+    } else {
+        row_codes[first] = trellis_shares(x.a, p);
+        row_codes[first + 1u] = trellis_shares(x.b, p);
+        row_codes[first + 2u] = trellis_shares(x.c, p);
+        row_codes[first + 3u] = trellis_shares(x.d, p);
+        row_codes[last] = trellis_shares(x.e, q);
+        row_codes[last + 1u] = trellis_shares(x.f, q);
+        row_codes[last + 2u] = trellis_shares(x.g, q);
+        row_codes[last + 3u] = trellis_shares(x.h, q);
+    }
+}
+
+fn level_bytes(levels: vec4<u32>, byte: u32) -> vec4<f32> {
+    return vec4<f32>((levels >> vec4<u32>(8u * byte)) & vec4<u32>(255u)) - vec4<f32>(4.5);
+}
+
+// The sum of sixteen numbers times their levels, whose symbols are the words from `at` on; of the
+// row's quads, or of a key's sixteen by components. `quad` is the first, counted in the row.
+fn sixteen_products(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>, at: u32, quad: u32, channels: u32, key: bool) -> f32 {
+    let words = channels / 4u;
+    let before = row_codes[at + select(0u, words, quad % words == 0u) - 1u];
+    let symbols = vec4<u32>(row_codes[at], row_codes[at + 1u], row_codes[at + 2u], row_codes[at + 3u]);
+    let levels = vec4<u32>(trellis_levels(symbols.x, before), trellis_levels(symbols.y, symbols.x),
+        trellis_levels(symbols.z, symbols.y), trellis_levels(symbols.w, symbols.z));
+    var sums: vec4<f32>;
+    if (key) {
+        sums = a * level_bytes(levels, 0u) + b * level_bytes(levels, 1u) + c * level_bytes(levels, 2u) + d * level_bytes(levels, 3u);
+    } else {
+        let middle = vec4<f32>(4.5);
+        sums = a * (vec4<f32>(unpack4xU8(levels.x)) - middle) + b * (vec4<f32>(unpack4xU8(levels.y)) - middle)
+            + c * (vec4<f32>(unpack4xU8(levels.z)) - middle) + d * (vec4<f32>(unpack4xU8(levels.w)) - middle);
+    }
+    return (sums.x + sums.y) + (sums.z + sums.w);
+}
+
+// The fits with the scales that suit the symbols.
+fn trellis_fits(x: Row, fits: Fits, at: u32, lane: u32, channels: u32, key: bool) -> Fits {
+    let first = sixteen_products(x.a, x.b, x.c, x.d, at + 4u * lane, 4u * lane, channels, key);
+    let last = sixteen_products(x.e, x.f, x.g, x.h, at + HALF_QUADS + 4u * lane, HALF_QUADS + 4u * lane, channels, key);
+    var both = gather_lanes(vec4<f32>(first, 0.0, last, 0.0), 1u, 1u, 2u);
+    if (LANES > 2u && channels > 32u) { both = gather_lanes(both, 2u, 1u, 2u); }
+    if (LANES > 4u && channels > 64u) { both = gather_lanes(both, 4u, 1u, 2u); }
+    var fitted = fits;
+    if (channels == HEAD_DIM) {
+        both = vec4<f32>(both.x + both.z);
+    }
+    fitted.first = fit_rescaled(fitted.first, trellis_scale(fit_squares(fits.first), both.x, trellis_inverse(fit_squares(fits.first), channels)));
+    fitted.last = fit_rescaled(fitted.last, trellis_scale(fit_squares(fits.last), both.z, trellis_inverse(fit_squares(fits.last), channels)));
+    return fitted;
+}
+
+// Where the group of a token lies in its rows that a lane works on: those of keys come first.
+fn trellis_group_at(group: u32) -> u32 {
+    let keys = select(0u, KEY_GROUPS, KEY_TRELLIS);
+    return select((group - keys) * (VALUE_GROUP / 4u), KEY_ROWS + group * (KEY_GROUP / 4u), group < keys);
+}
+
+fn paths_across(paths: TrellisPaths) -> TrellisPaths {
+    return TrellisPaths(subgroupShuffleXor(paths.a, 1u), subgroupShuffleXor(paths.b, 1u), subgroupShuffleXor(paths.c, 1u), subgroupShuffleXor(paths.d, 1u));
+}
+
+// Four symbols, a byte each, in a byte.
+fn symbols_byte(symbols: u32) -> u32 {
+    return (symbols & 3u) | ((symbols >> 6u) & 12u) | ((symbols >> 12u) & 48u) | ((symbols >> 18u) & 192u);
+}
+
+// Sixteen symbols of a key, in a word.
+fn symbols_word(at: u32) -> u32 {
+    return pack4xU8(vec4<u32>(symbols_byte(row_codes[at]), symbols_byte(row_codes[at + 1u]), symbols_byte(row_codes[at + 2u]), symbols_byte(row_codes[at + 3u])));
 }
 
 fn twos(a: u32, b: u32, c: u32, d: u32) -> u32 {
@@ -343,8 +441,8 @@ fn keys_put(at: u32, lane: u32, codes: Codes, packs: bool) {
 fn value_four(four: u32, i: u32) -> u32 {
     let at = 4u * four * CODE_STRIDE + i / 4u;
     let shift = 8u * (i % 4u);
-    return ((value_codes[at] >> shift) & 255u) | (((value_codes[at + CODE_STRIDE] >> shift) & 255u) << 8u)
-        | (((value_codes[at + 2u * CODE_STRIDE] >> shift) & 255u) << 16u) | (((value_codes[at + 3u * CODE_STRIDE] >> shift) & 255u) << 24u);
+    return ((row_codes[at] >> shift) & 255u) | (((row_codes[at + CODE_STRIDE] >> shift) & 255u) << 8u)
+        | (((row_codes[at + 2u * CODE_STRIDE] >> shift) & 255u) << 16u) | (((row_codes[at + 3u * CODE_STRIDE] >> shift) & 255u) << 24u);
 }
 
 // The bytes of those of four tokens that lie before token `end` of the block.
@@ -471,6 +569,9 @@ fn append_block(
 
     var broken = 0u;
     var beyond = 0u;
+    let row_at = token * CODE_STRIDE;
+    var key_row = row_zero();
+    var key_fits = Fits(fit_open(), fit_open());
     if (KEYS) {
         var x = row_zero();
         if (fresh) {
@@ -495,10 +596,13 @@ fn append_block(
             let rotated = row_rotate(x, lane);
             if (fresh) { x = rotated; }
         }
-        let fits = row_fit(x, KEY_BITS, KEY_GROUP, KEY_CLIP);
-        beyond = select(0u, 4u, fits_beyond(fits));
-        keys_put(at + t % 128u, lane, row_codes(x, fits, KEY_BITS), packs);
-        scales_leave(fits, 0u, token, lane, KEY_GROUP, select(0.0, 128.0, KEY_BITS == 8u));
+        key_fits = row_fit(x, KEY_BITS, KEY_GROUP, KEY_CLIP, KEY_TRELLIS);
+        if (KEY_TRELLIS) {
+            key_row = x;
+            shares_leave(x, key_fits, KEY_ROWS + row_at, lane, KEY_GROUP, true);
+        } else {
+            keys_put(at + t % 128u, lane, codes_of(x, key_fits, KEY_BITS), packs);
+        }
     }
 
     var x = row_zero();
@@ -518,22 +622,60 @@ fn append_block(
         let rotated = row_rotate(x, lane);
         if (fresh) { x = rotated; }
     }
-    let fits = row_fit(x, VALUE_BITS, VALUE_GROUP, VALUE_CLIP);
+    var fits = row_fit(x, VALUE_BITS, VALUE_GROUP, VALUE_CLIP, VALUE_TRELLIS);
+    if (VALUE_TRELLIS) {
+        shares_leave(x, fits, row_at, lane, VALUE_GROUP, false);
+    } else {
+        let codes = codes_of(x, fits, VALUE_BITS);
+        let code_at = row_at + 4u * lane;
+        row_codes[code_at] = codes.a;
+        row_codes[code_at + 1u] = codes.b;
+        row_codes[code_at + 2u] = codes.c;
+        row_codes[code_at + 3u] = codes.d;
+        row_codes[code_at + HALF_QUADS] = codes.e;
+        row_codes[code_at + HALF_QUADS + 1u] = codes.f;
+        row_codes[code_at + HALF_QUADS + 2u] = codes.g;
+        row_codes[code_at + HALF_QUADS + 3u] = codes.h;
+    }
+    if (KEY_TRELLIS || VALUE_TRELLIS) {
+        workgroupBarrier();
+        for (var round = 0u; round < TRELLIS_ROUNDS; round++) {
+            let work = round * HEAD_DIM + i;
+            let work_token = work / TRELLIS_LANES;
+            let group_at = min(work_token, BLOCK - 1u) * CODE_STRIDE + trellis_group_at(work % TRELLIS_LANES / 2u);
+            let down = (work & 1u) == 1u;
+            let works = work_token >= tokens.x && work_token < tokens.y;
+            let none = vec4<f32>(TRELLIS_NONE);
+            var paths = TrellisPaths(none, none, none, none);
+            var links: TrellisLinks;
+            if (works) { paths = trellis_open(group_at, down); }
+            let first = trellis_meet(paths, paths_across(paths), down);
+            if (works) { paths = trellis_walk(group_at, down, first, &links); }
+            let middle = trellis_meet(paths, paths_across(paths), down);
+            if (works) { trellis_trace(group_at, down, middle, &links); }
+        }
+        workgroupBarrier();
+        if (KEY_TRELLIS) {
+            let words_at = KEY_ROWS + row_at;
+            key_fits = trellis_fits(key_row, key_fits, words_at, lane, KEY_GROUP, true);
+            if (packs) {
+                pages[at + t % 128u + 128u * lane] = symbols_word(words_at + 4u * lane);
+                pages[at + t % 128u + 128u * (HEAD_DIM / 32u + lane)] = symbols_word(words_at + HALF_QUADS + 4u * lane);
+            }
+        }
+        if (VALUE_TRELLIS) {
+            fits = trellis_fits(x, fits, row_at, lane, VALUE_GROUP, false);
+        }
+    }
+    if (KEYS) {
+        beyond = select(0u, 4u, fits_beyond(key_fits));
+        scales_leave(key_fits, 0u, token, lane, KEY_GROUP, select(0.0, 128.0, KEY_BITS == 8u));
+    }
+    scales_leave(fits, KEY_GROUPS, token, lane, VALUE_GROUP, 0.0);
     beyond = any_lane(beyond | select(0u, 8u, fits_beyond(fits)));
     if ((broken | beyond) != 0u && lane == 0u) {
         report(slot, t, head, broken | beyond);
     }
-    let codes = row_codes(x, fits, VALUE_BITS);
-    scales_leave(fits, KEY_GROUPS, token, lane, VALUE_GROUP, 0.0);
-    let code_at = token * CODE_STRIDE + 4u * lane;
-    value_codes[code_at] = codes.a;
-    value_codes[code_at + 1u] = codes.b;
-    value_codes[code_at + 2u] = codes.c;
-    value_codes[code_at + 3u] = codes.d;
-    value_codes[code_at + HALF_QUADS] = codes.e;
-    value_codes[code_at + HALF_QUADS + 1u] = codes.f;
-    value_codes[code_at + HALF_QUADS + 2u] = codes.g;
-    value_codes[code_at + HALF_QUADS + 3u] = codes.h;
     workgroupBarrier();
 
     // From here on an invocation has one channel of all tokens.

@@ -12,7 +12,7 @@ mod tune;
 
 pub use cache::{Admission, Cache, Chunk, Defect, Flag, Memory, Sequence, Status, Step, step_together};
 pub use error::{Error, IoError, Result, Thing};
-pub use format::{Bits, ChannelOrder, Codec, Element, Format, Means, PAGE_TOKENS, Precision, Protection, Rope, RopeLayout, Scales, Shape, Sinks};
+pub use format::{Bits, ChannelOrder, Code, Codec, Element, Format, Means, PAGE_TOKENS, Precision, Protection, Rope, RopeLayout, Scales, Shape, Sinks};
 pub use gpu::{Capability, Gpu, RowLayout, Rows};
 pub use plan::{Capacity, Cost, Plan, PlanBuilder, Span, Storage};
 pub use wgpu;

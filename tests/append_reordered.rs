@@ -138,7 +138,7 @@ fn check_step(walk: &Walk, taken: &Taken, count: &mut Count) {
                     codes: channels.iter().map(|c| codes[*c]).collect(),
                 };
                 let row: Vec<f64> = channels.iter().map(|c| exact.row[*c]).collect();
-                let packing = Packing { bits: format.key().bits.get(), clip: format.clip(format.key().bits), scales: format.scales() };
+                let packing = Packing { bits: format.key().bits.get(), clip: format.clip(format.key().bits), scales: format.scales(), trellis: None };
                 let (got, want) = (take(&got_scales, &got_codes), take(&want_scales, &want_codes));
                 check_group(&format!("{context}, group {g}"), packing, &got, &want, &row, exact.error, count);
             }

@@ -71,6 +71,10 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         of("Centred: every pair fast", 128, 2, 1, centred(Eight, Eight, 64)).rope(Rope::new(2.0, 128)).protection(protect(4, 16)),
         of("Centred: elected sinks, capped scores", 64, 8, 2, centred(Two, Four, 64)).protection(massive(20, 16)).soft_cap(4.0),
         of("Centred: rows that come turned", 64, 4, 2, centred(Four, Four, 64)).protection(protect(4, 16)).turned(),
+        of("a trellis of both, a share of 4; sinks and a window", 128, 8, 2, trellis(128)).protection(protect(4, 16)),
+        of("a trellis of both, five words; everything packed", 80, 2, 2, trellis(128)),
+        of("heads of which some have a trellis, reduced through workgroup memory", 64, 8, 4, trellis(64)).some_trellis().no_subgroups(),
+        of("a trellis of both: the other walk", 128, 2, 1, trellis(128)).protection(protect(4, 16)).straight(other),
         of("Centred: the other walk", 128, 2, 1, centred(Two, Two, 128)).protection(protect(4, 16)).straight(other),
     ]
 }

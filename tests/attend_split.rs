@@ -100,6 +100,15 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         of("Centred: elected sinks are hidden, capped scores", 64, 8, 2, centred(Two, Four, 64)).protection(massive(20, 0)).soft_cap(4.0),
         of("capped scores, a share of 3", 64, 3, 1, hadamard(Four, Two, 64)).soft_cap(2.0),
         of("chunks, elected sinks are hidden", 64, 4, 2, rtn(Four, Four, 32)).chunked(70).protection(massive(7, 0)),
+        of("a trellis of both, a share of 4", 128, 4, 1, trellis(128)),
+        of("a trellis of both, reduced through workgroup memory; a share of 3", 128, 3, 1, trellis(128)).no_subgroups(),
+        of("a trellis of keys beside 4-bit values, a share of 2; sinks are hidden", 64, 4, 2, trellis_beside(true, Four)).protection(protect(4, 0)),
+        of("a trellis of values beside 3-bit keys, slabs", 64, 2, 2, trellis_beside(false, Three)).slabs(),
+        of("a trellis of both; five words; a window is hidden", 80, 4, 1, trellis(128)).protection(protect(0, 16)),
+        of("a trellis of both; six words, a share of 7", 96, 7, 1, trellis(128)),
+        of("a trellis of both in the largest head: two groups", 256, 2, 1, trellis(128)),
+        of("the same, reduced through workgroup memory", 256, 1, 1, trellis(128)).no_subgroups(),
+        of("heads of which some have a trellis, a share of 2", 64, 8, 4, trellis(64)).some_trellis(),
         of("Centred: without means", 64, 2, 1, centred(Two, Two, 64)).means(Means::natural(&shape(64, 2))),
     ]);
     // RotateKV in loops.

@@ -29,11 +29,12 @@ fn natural(case: Case) -> Case {
 #[test]
 fn rows_of_every_magnitude_come_back_as_well() {
     let gpu = gpu();
-    for (n, bits) in BITS.into_iter().enumerate() {
+    let uniform = BITS.into_iter().enumerate().map(|(n, bits)| centred(bits, bits, [64, 32][n / 2]));
+    for (n, format) in uniform.chain([trellis(64), trellis(128)]).enumerate() {
         // A chunk that attends as a prefill, then a token that attends over what is packed.
         let steps = [vec![(0, 70)], vec![(0, 1)]];
         let head_dim = [64, 128][n % 2];
-        let case = natural(case("magnitudes", head_dim, 2, 1, centred(bits, bits, [64, 32][n / 2])));
+        let case = natural(case("magnitudes", head_dim, 2, 1, format));
         // Cooperative matrices would have queries of 2^22 as halves, too.
         let case = if n == 1 { case.no_subgroups() } else { case }.no_matrices();
         // What comes back of keys and values, and attention's output, by step.
@@ -62,7 +63,7 @@ fn rows_of_every_magnitude_come_back_as_well() {
                 let most = if which.contains("prefill") && power < 0 { UNPACKED_UNITS * 2_f32.powi(-25) } else { 0.0 };
                 // A NaN is beyond it.
                 let wrong = one.iter().zip(scaled).map(|(a, b)| (a * factor - b).abs()).position(|error| error.is_nan() || error > most);
-                assert_eq!(wrong, None, "{bits:?}: {which} of rows of 2^{power} differ first there. WGKV_SEED={}", walk.seed);
+                assert_eq!(wrong, None, "{format}: {which} of rows of 2^{power} differ first there. WGKV_SEED={}", walk.seed);
             }
         }
     }
@@ -151,6 +152,7 @@ fn rows_that_no_scale_holds_are_listed() {
         ("bytes", rtn(Bits::Two, Bits::Two, 64).with_scales(Scales::Byte), 448.0),
         ("bytes, rotated", hadamard(Bits::Four, Bits::Two, 64).with_scales(Scales::Byte), 448.0),
         ("symmetric", centred(Bits::Two, Bits::Four, 64), 8e9),
+        ("a trellis", trellis(64), 8e9),
         ("symmetric, 8 bits", centred(Bits::Eight, Bits::Three, 64), 8e9),
         ("reordered", rotated(Bits::Four, Bits::Four, 64, 1), 65_504.0),
         ("f16", Format::f16(), 65_504.0),

@@ -159,6 +159,9 @@ fn attention_from_codes_stays_within_the_budget_of_its_bits() {
         (512, 8, 2, coded(Hadamard, Four, Four, 128), window),                      // 32 x 16
         (512, 2, 1, coded(Rtn, Eight, Three, 64), sinks),                           // 8 bits, eight groups
         (512, 4, 1, centred(Eight, Eight, 128), window),                            // means of a head of 512
+        (128, 8, 2, trellis(128), window),                                          // a trellis of both
+        (80, 3, 1, trellis_beside(true, Four), sinks),                              // of keys: five words of them
+        (256, 5, 1, trellis_beside(false, Three), strict),                          // of values: two groups
     ];
     for (head_dim, query_heads, kv_heads, format, protection) in cases {
         let shape = Shape { layers: 1, query_heads, kv_heads, head_dim, rope: Rope::new(10_000.0, head_dim) };
@@ -214,6 +217,7 @@ fn weaker_devices_give_the_same_attention() {
     ] {
         follow(&gpu.pretend(weaker), random, &shape, format, Protection::default(), Alignment::EVERYTHING);
         follow(&gpu.pretend(weaker), random, &shape, rotated(Bits::Four, Bits::Four, 64, 2), Protection::default(), Alignment::EVERYTHING);
+        follow(&gpu.pretend(weaker), random, &shape, trellis(64), Protection::default(), Alignment::EVERYTHING);
     }
 }
 
@@ -296,6 +300,8 @@ fn ways() -> Vec<(Format, Protection)> {
         (rtn(Eight, Two, 32), strict),
         (hadamard(Four, Three, 64), Protection { sinks: Sinks::First(4), window: 0 }),
         (hadamard(Four, Four, 64), Protection::default()),
+        (trellis(64), protect(4, 0)),
+        (trellis_beside(true, Four), Protection::default()),
         (rotated(Two, Two, 64, 2), strict),
         (rotated(Three, Four, 128, 1).with_scales(Scales::Byte), strict),
         (rotated(Four, Two, 32, 2), massive(20, 0)),

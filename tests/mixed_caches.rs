@@ -88,6 +88,15 @@ fn mixed() -> Vec<Mixed> {
             ..of("RotateKV in pairs, a window", rotated(2), 4, 64)
         },
     ];
+    let coded = Precision::TRELLIS;
+    let some = vec![[coded; 2], [coded, precision(Bits::Four, 64)], [precision(Bits::Three, 64), coded], [precision(Bits::Two, 64); 2]];
+    let all = vec![[coded; 2]; 4];
+    cases.push(Mixed {
+        layers: vec![some.clone(), all, some],
+        protection: protect(4, 16),
+        prompt: 150,
+        ..of("Centred, some heads by a trellis, a share of 2; sinks and a window", plain(Codec::Centred), 8, 64)
+    });
     bytes(&mut cases[3].layers);
     cases
 }

@@ -145,6 +145,7 @@ fn drafts_taken_back_leave_nothing() {
         (centred(Two, Four, 64), protect(4, 0)),
         (hadamard(Two, Two, 32), protect(4, 16)),
         (centred(Three, Three, 64), protect(0, 128)),
+        (trellis(64), protect(4, 16)),
     ] {
         let plan = Plan::builder(shape.clone(), format).protection(protection).capacity(Capacity::tokens(3, 512)).build(gpu.capability()).unwrap();
         let mut reader = Reader::new(&gpu, plan);
@@ -196,6 +197,7 @@ fn what_ended_sequences_left_does_not_reach_others() {
         (hadamard(Four, Three, 64), protect(4, 128)),
         (centred(Two, Two, 64), Protection::NONE),
         (centred(Two, Two, 64), massive(4, 16)),
+        (trellis(64), massive(4, 16)),
     ] {
         let read = |harm: bool| {
             let plan = Plan::builder(shape.clone(), format).protection(protection).capacity(Capacity::tokens(1, 384)).build(gpu.capability()).unwrap();

@@ -21,6 +21,7 @@ fn plans(gpu: &Gpu, random: &mut StdRng, budget: Capacity) -> Vec<Plan> {
         (rtn(Eight, Two, 32), protect(3, 0), nothing),
         (hadamard(Four, Four, 64), Protection::default(), nothing),
         (centred(Two, Four, 64), protect(4, 40), nothing),
+        (trellis(64), protect(4, 40), nothing),
         (centred(Four, Eight, 64), Protection::NONE, Alignment::budget(0.25, 1.0)),
         (rotated(Two, Two, 64, 2), Protection::NONE, nothing),
         (rotated(Four, Four, 64, 4), massive(8, 128), nothing),

@@ -36,6 +36,7 @@ fn ways(random: &mut StdRng) -> Vec<Way> {
         (uniform(hadamard(Four, Three, 64)), protect(4, 40)),
         (uniform(hadamard(Two, Eight, 32)), protect(0, 300)),
         (uniform(centred(Three, Two, 64)), protect(5, 128)),
+        (uniform(trellis(64)), protect(4, 40)),
         (uniform(rotated(Two, Two, 64, 2)), strict),
         (uniform(rotated(Three, Four, 128, 1).with_scales(Scales::Byte)), protect(4, 128)),
         (uniform(rotated(Four, Sixteen, 32, 4)), massive(20, 0)),
@@ -49,6 +50,12 @@ fn ways(random: &mut StdRng) -> Vec<Way> {
         _ => [of(Two, 32), of(Four, 64)],
     };
     ways.push((BitPlan::new(&shape, hadamard(Four, Four, 64), mixed).unwrap(), protect(4, 128)));
+    let coded = |layer, head| match (layer + head) % 3 {
+        0 => [Precision::TRELLIS, of(Four, 64)],
+        1 => [of(Three, 32), Precision::TRELLIS],
+        _ => [Precision::TRELLIS; 2],
+    };
+    ways.push((BitPlan::new(&shape, centred(Two, Two, 64), coded).unwrap(), protect(3, 0)));
     let values = |layer, head| [of(if layer == 0 { Three } else { Two }, 64), of([Two, Four][head as usize / 2], 64)];
     ways.push((BitPlan::new(&shape, rotated(Two, Two, 64, 2), values).unwrap(), massive(6, 0)));
     let order = |format: &Format, random: &mut StdRng| random_order(&shape, format, Reach::Global, random);

@@ -31,6 +31,7 @@ fn plans(random: &mut StdRng) -> Vec<Plan> {
         (hadamard(Two, Four, 32), protect(0, 128)),
         (centred(Four, Four, 64), Protection::NONE),
         (centred(Two, Four, 64), protect(4, 128)),
+        (trellis(64), protect(4, 128)),
         (rotated(Four, Two, 64, 2), Protection::NONE),
         (rotated(Two, Four, 64, 2), massive(3, 128)),
         (rtn(Four, Four, 64), protect(2, 40)),

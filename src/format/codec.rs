@@ -126,6 +126,54 @@ impl TryFrom<u32> for Bits {
     }
 }
 
+/// What the codes of a group say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[non_exhaustive]
+pub enum Code {
+    /// Each code is a level, at even steps.
+    #[default]
+    Uniform,
+    /// Each code of two bits and the two before it, in the order of the trellis and round the group,
+    /// are one of ten levels, half as far apart: the same bits as [`Code::Uniform`], and a third less
+    /// error. It is for [`Codec::Centred`]; a group is the head, or of 128 channels where that is
+    /// larger.
+    Trellis,
+}
+
+impl Code {
+    const ALL: [Self; 2] = [Self::Uniform, Self::Trellis];
+
+    /// Returns the name that texts call it by.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Uniform => "uniform",
+            Self::Trellis => "trellis",
+        }
+    }
+
+    /// Returns the letter after the bits of such a code.
+    fn letter(self) -> &'static str {
+        match self {
+            Self::Uniform => "",
+            Self::Trellis => "t",
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Code {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|code| code.name() == name).ok_or_else(|| Error::argument("code", Self::ALL.map(Self::name).join(" or "), name))
+    }
+}
+
 /// How the scale and the zero of a group are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
@@ -180,8 +228,8 @@ impl FromStr for Scales {
     }
 }
 
-/// How the keys or the values of one head are stored: bits of a code, and channels that share a
-/// scale.
+/// How the keys or the values of one head are stored: bits of a code, channels that share a scale,
+/// and what codes say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Precision {
     /// Bits of a code.
@@ -189,15 +237,40 @@ pub struct Precision {
     /// Channels that share a scale and a zero: 32, 64 or 128. A group of 128 is one group a head
     /// where the head is smaller. It means nothing at 16 bits.
     pub group: u32,
+    /// What the codes say.
+    pub code: Code,
 }
 
 impl Precision {
     /// Half precision.
-    pub const F16: Self = Self { bits: Bits::Sixteen, group: 128 };
+    pub const F16: Self = Self { bits: Bits::Sixteen, group: 128, code: Code::Uniform };
 
-    /// Returns the precision of these bits a code and channels a scale.
-    pub fn new(bits: Bits, group: u32) -> Self {
-        Self { bits, group }
+    /// Two bits by [`Code::Trellis`], for [`Codec::Centred`].
+    pub const TRELLIS: Self = Self { bits: Bits::Two, group: 128, code: Code::Trellis };
+
+    /// Returns the precision of these bits a code, each a level, and channels a scale.
+    pub const fn new(bits: Bits, group: u32) -> Self {
+        Self { bits, group, code: Code::Uniform }
+    }
+
+    /// Returns whether codes are those of a trellis.
+    pub(crate) fn is_trellis(&self) -> bool {
+        self.code == Code::Trellis
+    }
+
+    /// Reads bits as [`Precision`] prints them, `2` or `2t`; nothing where the text is no number.
+    pub(crate) fn of_width(width: &str, group: u32) -> Option<Result<Self>> {
+        let (bits, code) = match width.strip_suffix(Code::Trellis.letter()) {
+            Some(bits) => (bits, Code::Trellis),
+            None => (width, Code::Uniform),
+        };
+        let bits = bits.parse::<u32>().ok()?;
+        Some(Bits::try_from(bits).map(|bits| if bits == Bits::Sixteen && code == Code::Uniform { Self::F16 } else { Self { bits, group, code } }))
+    }
+
+    /// Returns the bits, and the letter of the code.
+    fn width(&self) -> String {
+        format!("{}{}", self.bits.get(), self.code.letter())
     }
 
     /// Returns the channels that share a scale in a head of `head_dim` channels.
@@ -222,24 +295,23 @@ impl Precision {
 impl FromStr for Precision {
     type Err = Error;
 
-    /// Reads what [`Precision`] prints: `2/128` for 2 bits in groups of 128, `16` for half
-    /// precision, which has no group (`16/64` is the same).
+    /// Reads what [`Precision`] prints: `2/128` for 2 bits in groups of 128, `2t/128` for the same
+    /// by [`Code::Trellis`], `16` for half precision, which has no group (`16/64` is the same).
     fn from_str(text: &str) -> Result<Self> {
         let wrong = || Error::argument("precision", "BITS/GROUP, or 16", text);
         if text == "16" {
             return Ok(Self::F16);
         }
-        let (bits, group) = text.split_once('/').ok_or_else(wrong)?;
-        let (bits, group) = (Bits::try_from(bits.parse::<u32>().map_err(|_| wrong())?)?, group.parse().map_err(|_| wrong())?);
-        Ok(if bits == Bits::Sixteen { Self::F16 } else { Self { bits, group } })
+        let (width, group) = text.split_once('/').ok_or_else(wrong)?;
+        Self::of_width(width, group.parse().map_err(|_| wrong())?).ok_or_else(wrong)?
     }
 }
 
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.bits {
-            Bits::Sixteen => f.write_str("16"),
-            bits => write!(f, "{}/{}", bits.get(), self.group),
+            Bits::Sixteen if self.code == Code::Uniform => f.write_str("16"),
+            _ => write!(f, "{}/{}", self.width(), self.group),
         }
     }
 }
@@ -257,6 +329,12 @@ impl fmt::Display for Precision {
 /// normal distribution (J. Max, 1960) and is refined twice to the least squares; the scale is then
 /// the one that keeps inner products their size, `sum x^2 / sum x (code - zero)`. That of the least
 /// squares would shrink what is read back by the share of the error.
+///
+/// That of a trellis code ([`Code::Trellis`]): symbols `s` of two bits, whose indices go round the
+/// group; the level `v = f + 2 (s_i ^ s_(i-2) ^ (2 (f & 1) + (s_(i-2) >> 1)))` with `f = s_(i-1)` is 0
+/// to 9, read back as `scale (v - 4.5)`. Of all sequences of symbols it stores the one of least
+/// error at a step of 0.44 of the group's root mean square, and the scale that keeps inner products
+/// their size.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Format {
     codec: Codec,
@@ -274,7 +352,7 @@ impl Format {
     ///
     /// The clip is 0.8 for a rotating codec at 2 bits and 1 otherwise.
     pub fn new(codec: Codec, key_bits: Bits, value_bits: Bits, group: u32) -> Self {
-        let precision = |bits| if codec.is_f16() { Precision::F16 } else { Precision { bits, group } };
+        let precision = |bits| if codec.is_f16() { Precision::F16 } else { Precision::new(bits, group) };
         let scales = if codec == Codec::Centred { Scales::Symmetric } else { Scales::Half };
         Self { codec, key: precision(key_bits), value: precision(value_bits), clip: None, scales, heads_per_group: None }
     }
@@ -296,6 +374,13 @@ impl Format {
             (self.key, self.value) = (key, value);
         }
         self
+    }
+
+    /// Sets what the codes of keys and of values say. [`Codec::F16`] and [`Codec::AlignedF16`], which
+    /// have none, stay as they are.
+    pub fn with_codes(self, key: Code, value: Code) -> Self {
+        let (keys, values) = (Precision { code: key, ..self.key }, Precision { code: value, ..self.value });
+        self.with_precisions(keys, values)
     }
 
     /// Sets the share of a group's range that codes span, for keys and values, in (0, 1].
@@ -355,10 +440,13 @@ impl Format {
     /// Refuses a format that does not fit the shape.
     pub(crate) fn check(&self, shape: &Shape) -> Result<()> {
         for precision in [self.key, self.value] {
-            let Precision { bits, group } = precision;
+            let Precision { bits, group, .. } = precision;
             let divides = shape.head_dim.is_multiple_of(precision.group(shape.head_dim).max(1)) && (group <= shape.head_dim || group == 128);
             if bits != Bits::Sixteen && !([32, 64, 128].contains(&group) && divides) {
                 return Err(Error::Group { group, head_dim: shape.head_dim });
+            }
+            if precision.code == Code::Trellis {
+                self.check_trellis(&precision, shape.head_dim)?;
             }
             if self.scales == Scales::Byte && bits == Bits::Eight {
                 return Err(Error::argument("bits", "2, 3, 4 or 16 with scales of 8 bits", "8"));
@@ -380,6 +468,25 @@ impl Format {
         }
         if self.codec == Codec::RotateKv {
             self.check_rotation(shape)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a trellis code where there is none.
+    fn check_trellis(&self, precision: &Precision, head_dim: u32) -> Result<()> {
+        if self.codec != Codec::Centred {
+            return Err(Error::argument("codec of a trellis code", "centred, whose codes lie symmetric about zero", self.codec));
+        }
+        if precision.bits != Bits::Two {
+            return Err(Error::argument("bits of a trellis code", "2", precision.bits.get()));
+        }
+        if ![64, 80, 96, 128, 256].contains(&head_dim) {
+            return Err(Error::argument("head_dim of a trellis code", "64, 80, 96, 128 or 256", head_dim));
+        }
+        // A shorter trellis gains less, and its scales cost more.
+        let wanted = head_dim.min(128);
+        if precision.group(head_dim) != wanted {
+            return Err(Error::argument("group of a trellis code", format!("{wanted} with heads of {head_dim} channels"), precision.group));
         }
         Ok(())
     }
@@ -433,7 +540,7 @@ impl fmt::Display for Format {
         match self.codec {
             codec if codec.is_f16() => write!(f, "{codec}"),
             codec => {
-                write!(f, "{codec} K{}V{}", self.key.bits.get(), self.value.bits.get())?;
+                write!(f, "{codec} K{}V{}", self.key.width(), self.value.width())?;
                 match (self.key.group, self.value.group) {
                     (key, value) if key == value => write!(f, " group {key}")?,
                     (key, value) => write!(f, " groups {key} and {value}")?,

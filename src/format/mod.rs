@@ -17,7 +17,7 @@ pub(crate) mod tensors;
 
 pub use alignment::{Alignment, Criterion};
 pub use bit_plan::{BitPlan, Kind, Report, Unit};
-pub use codec::{Bits, Codec, Format, Precision, Scales};
+pub use codec::{Bits, Code, Codec, Format, Precision, Scales};
 pub(crate) use codec::{FormatWords, check_heads_per_group};
 pub use element::Element;
 pub use layout::{PAGE_TOKENS, PageLayout};

@@ -68,6 +68,9 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
         ("ROPE_PAIRS", plan.shape().rope.frequencies().len() as f64),
         ("PAGE_VECS", layout.vecs.into()),
         ("KEY_BITS", slab.format().key().bits.get().into()),
+        // A trellis has no planes.
+        flag("KEY_TRELLIS", false),
+        flag("VALUE_TRELLIS", false),
         ("VALUE_BITS", slab.format().value().bits.get().into()),
         ("KEY_GROUPS", layout.key_groups.into()),
         ("KEY_GROUP_QUADS", (layout.key_group / 4).into()),

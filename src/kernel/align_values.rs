@@ -54,6 +54,9 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
             ("BLOCKS", plan.blocks().into()),
             ("PAGE_VECS", layout.vecs.into()),
             ("KEY_BITS", slab.format().key().bits.get().into()),
+            // A trellis has no planes.
+            flag("KEY_TRELLIS", false),
+            flag("VALUE_TRELLIS", false),
             ("VALUE_BITS", bits.get().into()),
             ("VALUES", layout.values.into()),
             ("VALUE_GROUP", layout.value_group.into()),

@@ -62,14 +62,27 @@ pub(super) fn packing_constants(plan: &Plan, slab: &Slab, element: Element) -> C
     constants
 }
 
+/// Returns what finding the symbols of a trellis takes: the steps of an invocation, the invocations of a
+/// token, and `rows` as the share of workgroup memory of its codes.
+pub(super) fn symbol_constants(slab: &Slab, rows: u32) -> Constants {
+    let (layout, format) = (slab.layout(), slab.format());
+    let groups = [(format.key(), layout.key_group, layout.key_groups), (format.value(), layout.value_group, layout.value_groups)];
+    let coded: Vec<(u32, u32)> = groups.into_iter().filter(|(precision, ..)| precision.is_trellis()).map(|(_, group, groups)| (group, groups)).collect();
+    let steps = coded.first().map_or(4, |(group, _)| group / 2);
+    let lanes = coded.iter().map(|(_, groups)| 2 * groups).sum::<u32>().max(1);
+    let rows = if coded.is_empty() { 1 } else { rows };
+    vec![("TRELLIS_STEPS", steps.into()), ("TRELLIS_LANES", lanes.into()), ("CODE_ROWS", rows.into())]
+}
+
 /// Returns the variant for a slab of a plan and the caller's rows.
 pub fn variant(plan: &Plan, slab: &Slab, rows: RowForm) -> Variant {
     let head_dim = plan.shape().head_dim;
     let mut constants = hadamard_constants(head_dim);
     constants.extend(packing_constants(plan, slab, rows.element));
+    constants.extend(symbol_constants(slab, head_dim / 2));
     constants.extend([("BLOCK", plan.append_block().into()), ("MAXIMA", slab.layout().maxima.into()), ("EIGHTHS", (head_dim / 8).into())]);
     let mut parts = shared::NEW_ROWS.to_vec();
-    parts.extend([parts::SCALES.of(plan.format().scales()), shared::KEY_WORDS, shared::PLANES, shared::CODE_PLANES]);
+    parts.extend([parts::SCALES.of(plan.format().scales()), shared::KEY_WORDS, shared::TRELLIS, shared::PLANES, shared::CODE_PLANES]);
     parts.extend(fit_parts(plan));
     laid_out(Variant::new(&KERNEL, &parts, &constants), rows)
 }

@@ -5,7 +5,7 @@
 //! Shader: `shaders/append_block.wgsl`. Twin:
 //! [`reference::append_block`](crate::low_level::reference::append_block()).
 
-use super::append::packing_constants;
+use super::append::{packing_constants, symbol_constants};
 use super::parts::{self, shared};
 use super::{Kernel, Variant, fit_parts, hadamard_constants, laid_out};
 use crate::gpu::RowForm;
@@ -29,10 +29,11 @@ pub fn variant(plan: &Plan, slab: &Slab, rows: RowForm) -> Variant {
     let mut constants = packing_constants(plan, slab, rows.element);
     constants.retain(|(name, _)| !["PLANES", "CODE_PLANES"].contains(name));
     constants.extend(hadamard_constants(head_dim).into_iter().filter(|(name, _)| ["HEAD_DIM", "HADAMARD_SCALE"].contains(name)));
+    constants.extend(symbol_constants(slab, if slab.format().key().is_trellis() { 2 } else { 1 }));
     constants.push(("LANES", block_lanes(head_dim).into()));
     let mut parts =
         vec![shared::HALF, shared::FINITE, shared::PLACE, shared::CHUNK, shared::TURN, shared::SIGN, parts::SCALES.of(plan.format().scales()), shared::REPORT];
-    parts.extend([shared::ELEMENT, parts::EIGHTS.of(rows.strided)]);
+    parts.extend([shared::TRELLIS, shared::ELEMENT, parts::EIGHTS.of(rows.strided)]);
     parts.extend(fit_parts(plan));
     let mut variant = Variant::new(&KERNEL, &parts, &constants);
     variant.subgroups = true;

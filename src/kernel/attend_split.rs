@@ -9,9 +9,9 @@
 use super::parts::{self, shared};
 use super::{
     Binding, Constants, Kernel, STEP, Variant, cap_constants, elected_constants, group_constants, hadamard_constants, position_constants, position_parts,
-    rope_constants,
+    rope_constants, trellis_constants,
 };
-use crate::format::Bits;
+use crate::format::{Bits, Precision};
 use crate::gpu::{Reduce, Source};
 use crate::plan::{Plan, Restore, Slab};
 
@@ -70,16 +70,24 @@ fn key_parts(plan: &Plan, slab: &Slab) -> Vec<Source> {
 pub(super) fn score_parts(plan: &Plan, slab: &Slab) -> Vec<Source> {
     match slab.format().key().bits {
         Bits::Sixteen => vec![parts::KEYS.f16],
+        _ if slab.format().key().is_trellis() => vec![parts::KEYS.integer, parts::KEYS_WALK.of(plan.straight()), parts::KEYS_TRELLIS],
         bits => vec![parts::KEYS.integer, parts::KEYS_WALK.of(plan.straight()), parts::KEYS_BITS.of(bits)],
     }
 }
 
-/// Returns the parts that add the weighted values.
+/// Returns the parts that add the weighted values, and what keys and values by a trellis have in common.
 pub(super) fn value_parts(plan: &Plan, slab: &Slab) -> Vec<Source> {
-    match slab.format().value().bits {
+    let mut parts = match slab.format().value().bits {
         Bits::Sixteen => vec![parts::VALUES.f16],
+        _ if slab.format().value().is_trellis() => {
+            vec![parts::VALUES.integer, parts::VALUES_WALK.of(plan.straight()), parts::VALUES_TRELLIS, parts::BEFORE.of(plan.reduce())]
+        }
         bits => vec![parts::VALUES.integer, parts::VALUES_WALK.of(plan.straight()), parts::VALUES_BITS.of(bits)],
+    };
+    if [slab.format().key(), slab.format().value()].iter().any(Precision::is_trellis) {
+        parts.push(shared::TRELLIS_WORDS);
     }
+    parts
 }
 
 /// Returns the variant for a slab of a plan.
@@ -115,6 +123,7 @@ pub(super) fn split_constants(plan: &Plan, slab: &Slab) -> Constants {
     let head_dim = plan.shape().head_dim;
     let float = slab.format().value().bits == Bits::Sixteen;
     let mut constants = hadamard_constants(head_dim);
+    constants.extend(trellis_constants(slab));
     constants.extend(elected_constants(plan));
     constants.extend(cap_constants(plan));
     constants.extend(rope_constants(plan));

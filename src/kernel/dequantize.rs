@@ -68,6 +68,7 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
             shared::SIGN,
             parts::SCALES.of(plan.format().scales()),
             shared::CACHED,
+            shared::TRELLIS_WORDS,
             shared::PLANES,
             shared::CODE_PLANES,
             shared::GROUPED,

@@ -103,7 +103,8 @@ pub(crate) fn turned(plan: &Plan) -> (&'static str, f64) {
 /// Returns where everything lies in a page of a slab.
 pub(crate) fn page_constants(plan: &Plan, slab: &Slab) -> Constants {
     let layout = slab.layout();
-    vec![
+    let mut constants = trellis_constants(slab);
+    constants.extend([
         ("KEY_BITS", slab.format().key().bits.get().into()),
         ("VALUE_BITS", slab.format().value().bits.get().into()),
         ("KEY_GROUP", layout.key_group.into()),
@@ -116,7 +117,13 @@ pub(crate) fn page_constants(plan: &Plan, slab: &Slab) -> Constants {
         flag("CODE_PLANES", plan.aligns_codes()),
         ("SINKS", plan.sinks().into()),
         ("RING", plan.ring().into()),
-    ]
+    ]);
+    constants
+}
+
+/// Returns KEY_TRELLIS and VALUE_TRELLIS.
+pub(crate) fn trellis_constants(slab: &Slab) -> Constants {
+    vec![flag("KEY_TRELLIS", slab.format().key().is_trellis()), flag("VALUE_TRELLIS", slab.format().value().is_trellis())]
 }
 
 /// Returns what RotateKV's keys need: the rotation over a group of heads, and the groups of the

@@ -50,6 +50,8 @@ pub(super) mod shared {
     pub(in crate::kernel) const SIGN: Source = part!("shared/sign");
     pub(in crate::kernel) const SLOW: Source = part!("shared/slow");
     pub(in crate::kernel) const SPLIT: Source = part!("shared/split");
+    pub(in crate::kernel) const TRELLIS: Source = part!("shared/trellis");
+    pub(in crate::kernel) const TRELLIS_WORDS: Source = part!("shared/trellis_words");
     pub(in crate::kernel) const TURN: Source = part!("shared/turn");
     pub(in crate::kernel) const TURN_AT: Source = part!("shared/turn_at");
     pub(in crate::kernel) const WAVES: Source = part!("shared/waves");
@@ -125,6 +127,9 @@ pub(super) const TERMS: ByReduce = ByReduce { subgroup: part!("terms/subgroup"),
 /// How a lane gets what the lane mirrored about the unit's middle has.
 pub(super) const MIRROR: ByReduce = ByReduce { subgroup: part!("mirror/subgroup"), workgroup: part!("mirror/workgroup") };
 
+/// Where a trellis of values gets the words of the channels before a quad's.
+pub(super) const BEFORE: ByReduce = ByReduce { subgroup: part!("before/subgroup"), workgroup: part!("before/loaded") };
+
 /// A slot filled by the bits of an integer code.
 pub(super) struct ByBits {
     two: Source,
@@ -148,6 +153,10 @@ macro_rules! by_bits {
 pub(super) const KEYS_BITS: ByBits = by_bits!("keys/bits");
 /// How words of value codes unpack.
 pub(super) const VALUES_BITS: ByBits = by_bits!("values/bits");
+/// How words of key codes by a trellis unpack.
+pub(super) const KEYS_TRELLIS: Source = part!("keys/bits/trellis");
+/// How words of value codes by a trellis unpack.
+pub(super) const VALUES_TRELLIS: Source = part!("values/bits/trellis");
 /// How codes of RotateKV's keys become packed halves, sixteen consecutive channels at a time.
 pub(super) const RESTORE_CODES: ByBits = by_bits!("restore/codes");
 /// The same for lanes that hold words of their own and shuffle.

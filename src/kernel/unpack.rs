@@ -59,7 +59,8 @@ pub fn variant(plan: &Plan, slab: &Slab) -> Variant {
     constants.extend(hadamard_constants(head_dim));
     constants.extend(group_constants(plan, slab));
     constants.extend([centred(plan), ("QUARTETS", quartets.into()), ("CELLS", (quartets * head_dim).into())]);
-    let mut parts = vec![parts::SCALES.of(plan.format().scales()), shared::CHUNK, shared::CACHED, shared::PLANES, shared::CODE_PLANES, shared::HALF];
+    let mut parts =
+        vec![parts::SCALES.of(plan.format().scales()), shared::CHUNK, shared::CACHED, shared::TRELLIS_WORDS, shared::PLANES, shared::CODE_PLANES, shared::HALF];
     if plan.restores() {
         parts.extend([parts::TILE.restored, shared::HADAMARD, shared::TURN, shared::GROUPED, shared::GROUPED_BLOCK]);
     } else if position_quads(plan).1 > 0.0 {

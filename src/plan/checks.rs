@@ -136,6 +136,9 @@ impl Plan {
         }
         for slab in self.arrangements.iter().flatten() {
             for (name, precision) in [("key bits", slab.format.key()), ("value bits", slab.format.value())] {
+                if precision.is_trellis() {
+                    return wrong(name, "4 or 8 with an alignment: the bits of a trellis code have no order of weight to be read by", precision.to_string());
+                }
                 if ![Bits::Four, Bits::Eight].contains(&precision.bits) {
                     return wrong(name, "4 or 8 with an alignment", precision.bits.get().to_string());
                 }

@@ -422,6 +422,8 @@ impl Plan {
             && self.lanes() >= block_lanes(shape.head_dim)
             && (self.restores() || shape.rope.frequencies().is_empty() || 2 * shape.rope.frequencies().len() as u32 == shape.head_dim)
             && !self.aligns()
+            // Two rows of 32 tokens would take more workgroup memory than every device has.
+            && !(shape.head_dim > 128 && slab.format().key().is_trellis())
             && key != Bits::Sixteen
             && value != Bits::Sixteen
     }

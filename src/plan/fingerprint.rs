@@ -27,7 +27,8 @@ impl Plan {
         for (layer, head) in (0..*layers).flat_map(|layer| (0..*kv_heads).map(move |head| (layer, head))) {
             text.extend(self.bit_plan.of(layer, head).map(|precision| {
                 let (bits, group) = (precision.bits, precision.group(*head_dim));
-                format!("; {}/{group}/{:x}", bits.get(), format.clip(bits).to_bits())
+                let code = if precision.is_trellis() { " trellis" } else { "" };
+                format!("; {}/{group}/{:x}{code}", bits.get(), format.clip(bits).to_bits())
             }));
         }
         tensors::hash([text.as_bytes()])

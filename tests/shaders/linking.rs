@@ -68,6 +68,12 @@ fn the_table_reaches_every_choice_of_attend_split() {
                 let wide = ["keys/f16", "values/f16", "keys/bits/8", "values/bits/8", "restore/codes/8", "restore/words/8"];
                 !(a.contains(&"scales/byte") && b.iter().any(|part| wide.contains(part)))
             })
+            // Nor has any other codec a trellis.
+            .filter(|(a, b)| {
+                let trellis = |parts: &[&str]| parts.iter().any(|part| part.ends_with("bits/trellis"));
+                let other = ["keys/restored", "scales/half", "scales/byte"];
+                !([a, b].iter().any(|parts| trellis(parts)) && [a, b].iter().any(|parts| parts.iter().any(|part| other.contains(part))))
+            })
             // Centred restores nothing.
             .filter(|(a, b)| !(a.contains(&"scales/symmetric") && b.contains(&"keys/restored")))
             .filter(|(a, b)| !pairs.contains(&((*a).clone(), (*b).clone())))

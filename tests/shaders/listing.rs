@@ -45,6 +45,8 @@ fn traits(plan: Option<&Plan>, turns: bool, variant: &Variant) -> Traits {
         ("{} scales", of(&|plan| scales(plan).to_owned())),
         ("keys of {} bits", of(&|plan| plan.format().key().bits.get().to_string())),
         ("values of {} bits", of(&|plan| plan.format().value().bits.get().to_string())),
+        ("keys by a {} code", of(&|plan| plan.format().key().code.to_string())),
+        ("values by a {} code", of(&|plan| plan.format().value().code.to_string())),
         ("query heads a reading: {}", of(&|plan| plan.heads_per_reading().to_string())),
         ("{}", of(&|plan| choose(plan.reduce() == Reduce::Subgroup, "subgroups", "no subgroups"))),
         ("{}", of(&|plan| choose(plan.straight(), "straight-line code", "loops"))),

@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use wgkv::aligned::Alignment;
 use wgkv::low_level::RowForm;
 use wgkv::low_level::kernel::{self, Variant};
-use wgkv::{Bits, Capability, Capacity, ChannelOrder, Codec, Element, Format, Means, Plan, PlanBuilder, Protection, Result, Rope, Scales, Shape, Sinks};
+use wgkv::{
+    Bits, Capability, Capacity, ChannelOrder, Codec, Element, Format, Means, Plan, PlanBuilder, Precision, Protection, Result, Rope, Scales, Shape, Sinks,
+};
 
 /// Invocations of attend_merge where a device allows more than WebGPU's default.
 pub const WIDE_INVOCATIONS: u32 = 1024;
@@ -108,15 +110,27 @@ fn wide_plans() -> Result<Vec<Plan>> {
 /// Returns Centred's plans: bits, head dimensions and both walks, with means that turn, with slow pairs of RoPE alone, and without means.
 fn centred_plans() -> Result<Vec<(PlanBuilder, Capability)>> {
     let widths = || WIDTHS.into_iter().flat_map(|key| WIDTHS.map(|value| (key, value)));
-    let formats = HEAD_DIMS.into_iter().enumerate().flat_map(|(d, head_dim)| widths().map(move |(key, value)| (d, head_dim, key, value)));
-    let plan = |(i, (d, head_dim, key_bits, value_bits)): (usize, (usize, u32, Bits, Bits))| {
+    let plain = HEAD_DIMS.into_iter().enumerate().flat_map(|(d, head_dim)| widths().map(move |(key, value)| (d, head_dim, key, value)));
+    let plain = plain.enumerate().map(|(i, (d, head_dim, key, value))| {
+        let group = [32, 64, 128].into_iter().cycle().skip(i).find(|g| head_dim % (*g).min(head_dim) == 0).unwrap_or(128);
+        (d, head_dim, Precision::new(key, group), Precision::new(value, group))
+    });
+    // By a trellis: of keys, of values, of both, each as straight-line code and in loops, with subgroups and without, beside all bits.
+    let coded = HEAD_DIMS.into_iter().filter(|head_dim| *head_dim != 192).flat_map(|head_dim| [0, 1].map(|d| (d, head_dim))).enumerate().flat_map(
+        |(n, (d, head_dim))| {
+            let [one, other] = [0, 1].map(|more| Precision::new(WIDTHS[(n + more) % 5], 128));
+            [(Precision::TRELLIS, one), (other, Precision::TRELLIS), (Precision::TRELLIS, Precision::TRELLIS), (Precision::TRELLIS, other)]
+                .map(|(key, value)| (d, head_dim, key, value))
+        },
+    );
+    let formats = plain.chain(coded);
+    let plan = |(i, (d, head_dim, key, value)): (usize, (usize, u32, Precision, Precision))| {
         let slow = Rope::none().with_frequencies(vec![0.01; head_dim as usize / 4]);
         let ropes = [Rope::new(10_000.0, head_dim), slow, Rope::new(500_000.0, head_dim / 2).interleaved(), Rope::new(10_000.0, head_dim), Rope::none()];
         let protections = [Protection::NONE, Protection::default(), Protection { sinks: Sinks::First(1), window: 0 }];
-        let group = [32, 64, 128].into_iter().cycle().skip(i).find(|g| head_dim % (*g).min(head_dim) == 0).unwrap_or(128);
         let shape = Shape { layers: 1, query_heads: 2 * SHARES[i % 7], kv_heads: 2, head_dim, rope: ropes[i % 5].clone() };
         let capability = Capability { straight: d % 2 == 0, subgroups: (i % 2 == 0).then_some((32, 64)), ..Capability::webgpu_default() };
-        let format = Format::new(Codec::Centred, key_bits, value_bits, group);
+        let format = Format::new(Codec::Centred, Bits::Two, Bits::Two, 128).with_precisions(key, value);
         let builder = Plan::builder(shape.clone(), format)
             .protection(protections[i % 3])
             .capacity(Capacity::tokens(1, 1024))

@@ -60,6 +60,11 @@ impl Measure {
         Self { choice: centred(keys, values), change: FOUR_SINKS, options: &["--sinks", "first:4"] }
     }
 
+    /// Makes a measure of Centred's 2 bits by a trellis.
+    const fn trellis(change: &'static str, options: &'static [&'static str]) -> Self {
+        Self { choice: centred(Two, Two), change, options }
+    }
+
     /// Returns whether it reads a file of learned data.
     fn calibrated(&self) -> bool {
         [Codec::RotateKv, Codec::Centred].contains(&self.choice.codec) && !self.options.contains(&"--no-reorder")
@@ -80,9 +85,12 @@ const REORDER_FIRST: &str = "reorder first (simulated)";
 const ONE_HEAD: &str = "1 head a group";
 const NO_SINKS: &str = "no sinks";
 const FOUR_SINKS: &str = "first 4 as sinks";
+const TRELLIS: &str = "trellis, first 4 as sinks";
+const TRELLIS_KEYS: &str = "trellis of keys, first 4 as sinks";
+const TRELLIS_VALUES: &str = "trellis of values, first 4 as sinks";
 
 /// What is measured.
-const MEASURES: [Measure; 28] = [
+const MEASURES: [Measure; 31] = [
     Measure::plain(Choice::F16),
     Measure::plain(rtn(Four, Four)),
     Measure::plain(rtn(Three, Three)),
@@ -111,6 +119,9 @@ const MEASURES: [Measure; 28] = [
     Measure::centred(Two, Four),
     Measure::centred(Three, Three),
     Measure::centred(Two, Two),
+    Measure::trellis(TRELLIS, &["--sinks", "first:4", "--trellis", "both"]),
+    Measure::trellis(TRELLIS_KEYS, &["--sinks", "first:4", "--trellis", "keys"]),
+    Measure::trellis(TRELLIS_VALUES, &["--sinks", "first:4", "--trellis", "values"]),
 ];
 
 /// Perplexity and divergence that one codec must reach on WikiText-2 (test, raw), strict, windows
@@ -136,7 +147,7 @@ const fn with_sinks(choice: Choice, perplexity: f64, kl: f64) -> Expected {
     Expected { change: FOUR_SINKS, ..expected("wiki-27m", 16, choice, perplexity, kl) }
 }
 
-const EXPECTED: [Expected; 35] = [
+const EXPECTED: [Expected; 36] = [
     expected("wiki-8m", 2, Choice::F16, 59.20, 0.0),
     expected("wiki-8m", 2, rtn(Four, Four), 60.69, 0.0268),
     expected("wiki-8m", 2, rtn(Four, Two), 68.43, 0.1364),
@@ -172,6 +183,7 @@ const EXPECTED: [Expected; 35] = [
     with_sinks(centred(Two, Four), 55.72, 0.0491),
     with_sinks(centred(Three, Three), 55.21, 0.0295),
     with_sinks(centred(Two, Two), 58.41, 0.1100),
+    Expected { change: TRELLIS, ..with_sinks(centred(Two, Two), 56.64, 0.0740) },
 ];
 
 /// Options of `quality`.

@@ -424,8 +424,12 @@ impl fmt::Display for BenchReport {
             "f16" => writeln!(f, "cache f16")?,
             codec => writeln!(
                 f,
-                "cache {codec} K{}V{} group {} scales {}, sinks {}, window {}",
-                format.k_bits, format.v_bits, format.group, format.scales, format.sinks, format.window
+                "cache {codec} {} group {} scales {}, sinks {}, window {}",
+                format.widths(),
+                format.group,
+                format.scales,
+                format.sinks,
+                format.window
             )?,
         }
         writeln!(f, "\n{:<8} {:>6} {:>8} {:>7} {:>10} {:>12} {:>10}", "", "batch", "context", "tokens", "tokens/s", "per sequence", "cache MiB")?;

@@ -320,7 +320,7 @@ impl std::fmt::Display for DecodeMemoryReport {
             let format = &run.format;
             match format.codec.as_str() {
                 "f16" => write!(f, "f16")?,
-                codec => write!(f, "{codec} K{}V{} group {} scales {}", format.k_bits, format.v_bits, format.group, format.scales)?,
+                codec => write!(f, "{codec} {} group {} scales {}", format.widths(), format.group, format.scales)?,
             }
             write!(f, ", {} sequences: ", run.batch)?;
             match &run.refused {

@@ -129,12 +129,11 @@ fn summary(report: &GenerateReport) -> String {
     let format = &report.format;
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     format!(
-        "{} K{}V{} group {}, sinks {}, window {}, on {}\n\
+        "{} {} group {}, sinks {}, window {}, on {}\n\
          prefill {:.1} tokens/s ({} tokens), decode {:.1} tokens/s ({} tokens)\n\
          cache {:.3} MiB, in f16 {:.3} MiB, {:.3} bits per element",
         format.codec,
-        format.k_bits,
-        format.v_bits,
+        format.widths(),
         format.group,
         format.sinks,
         format.window,

@@ -7,7 +7,7 @@ use wgkv::aligned::Alignment;
 use wgkv::bits::BitPlan;
 use wgkv::layers::{LayeredCache, LayeredPlan};
 use wgkv::learned::{Learned, Reach};
-use wgkv::{Bits, Cache, Capacity, ChannelOrder, Codec, Format, Gpu, Means, Plan, PlanBuilder, Protection, Scales, Sinks, Storage};
+use wgkv::{Bits, Cache, Capacity, ChannelOrder, Code, Codec, Format, Gpu, Means, Plan, PlanBuilder, Protection, Scales, Sinks, Storage};
 use wgkv_decoder::{Config, Decoder, Model, Sampling};
 
 use crate::device;
@@ -80,6 +80,39 @@ impl ChoiceOptions {
     }
 }
 
+/// What a trellis codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Trellis {
+    /// Keys.
+    Keys,
+    /// Values.
+    Values,
+    /// Keys and values.
+    Both,
+}
+
+impl Trellis {
+    /// What codes keys and values by a trellis; nothing where neither does.
+    fn of(key: Code, value: Code) -> Option<Self> {
+        match (key, value) {
+            (Code::Trellis, Code::Trellis) => Some(Self::Both),
+            (Code::Trellis, _) => Some(Self::Keys),
+            (_, Code::Trellis) => Some(Self::Values),
+            _ => None,
+        }
+    }
+
+    /// The codes of keys and of values.
+    fn codes(self) -> [Code; 2] {
+        match self {
+            Self::Keys => [Code::Trellis, Code::Uniform],
+            Self::Values => [Code::Uniform, Code::Trellis],
+            Self::Both => [Code::Trellis; 2],
+        }
+    }
+}
+
 /// How keys and values are stored.
 #[derive(Debug, Clone, clap::Args)]
 pub struct CacheOptions {
@@ -88,7 +121,7 @@ pub struct CacheOptions {
     pub codec: Codec,
     /// File that `wgkv-llama plan` made for this model: codec, and the bits of every layer and
     /// head.
-    #[arg(long, conflicts_with_all = ["codec", "k_bits", "v_bits", "group", "clip", "scales", "heads_per_group"])]
+    #[arg(long, conflicts_with_all = ["codec", "k_bits", "v_bits", "trellis", "group", "clip", "scales", "heads_per_group"])]
     pub plan: Option<PathBuf>,
     /// Bits of a key's element.
     #[arg(long, default_value_t = 4)]
@@ -96,7 +129,11 @@ pub struct CacheOptions {
     /// Bits of a value's element.
     #[arg(long, default_value_t = 4)]
     pub v_bits: u32,
-    /// Elements that share a scale; 64 (or head_dim where that is less) without it.
+    /// What is coded by a trellis, for centred with 2 bits: a third less error at the same bits.
+    #[arg(long)]
+    pub trellis: Option<Trellis>,
+    /// Elements that share a scale; without it 64, or 128 with a trellis (or head_dim where that is
+    /// less).
     #[arg(long)]
     pub group: Option<u32>,
     /// Part of a group's range that the codes cover, for the codecs that clip; the codec's own
@@ -141,6 +178,9 @@ pub struct CacheSummary {
     pub k_bits: u32,
     /// Bits of a value's element.
     pub v_bits: u32,
+    /// What is coded by a trellis.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trellis: Option<Trellis>,
     /// Elements that share a scale.
     pub group: u32,
     /// How scales and zeros are stored.
@@ -154,6 +194,14 @@ pub struct CacheSummary {
     /// Mean bits of keys' and values' codes, where a plan gives layers and heads bits of their own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean_bits: Option<[f64; 2]>,
+}
+
+impl CacheSummary {
+    /// The bits of keys and of values in short, with a `t` where a trellis codes them.
+    pub fn widths(&self) -> String {
+        let [key, value] = self.trellis.map_or([""; 2], |trellis| trellis.codes().map(|code| if code == Code::Trellis { "t" } else { "" }));
+        format!("K{}{key}V{}{value}", self.k_bits, self.v_bits)
+    }
 }
 
 /// The word for a reach, read.
@@ -182,6 +230,7 @@ impl CacheOptions {
             codec: format.codec(),
             k_bits: format.key().bits.get(),
             v_bits: format.value().bits.get(),
+            trellis: Trellis::of(format.key().code, format.value().code),
             group: Some(format.key().group),
             scales: Some(format.scales()),
             heads_per_group: heads,
@@ -207,6 +256,9 @@ impl CacheOptions {
             return Ok(Format::aligned_f16());
         }
         let mut format = Format::new(self.codec, Bits::try_from(self.k_bits)?, Bits::try_from(self.v_bits)?, self.group(config));
+        if let Some([key, value]) = self.trellis.map(Trellis::codes) {
+            format = format.with_codes(key, value);
+        }
         if let Some(scales) = self.scales {
             format = format.with_scales(scales);
         }
@@ -293,6 +345,7 @@ impl CacheOptions {
             codec: self.codec.to_string(),
             k_bits: format.key().bits.get(),
             v_bits: format.value().bits.get(),
+            trellis: Trellis::of(format.key().code, format.value().code),
             group: self.group(config),
             scales: format.scales().to_string(),
             sinks: protection.sinks.to_string(),
@@ -303,7 +356,7 @@ impl CacheOptions {
     }
 
     fn group(&self, config: &Config) -> u32 {
-        self.group.unwrap_or((config.head_dim as u32).min(64))
+        self.group.unwrap_or((config.head_dim as u32).min(if self.trellis.is_some() { 128 } else { 64 }))
     }
 }
 

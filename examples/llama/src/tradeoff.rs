@@ -177,7 +177,7 @@ fn contenders(options: &TradeoffOptions, model: &Model, decoder: &Decoder, codec
     groups.dedup();
     for (key, value) in PAIRS {
         for group in groups.iter().rev() {
-            let of = |bits: Bits| Precision { bits, group: *group };
+            let of = |bits: Bits| Precision::new(bits, *group);
             let allocation = BitPlan::uniform(&shape, format.with_precisions(of(key), of(value)))?;
             all.push(contender(format!("K{}V{} group {group}", key.get(), value.get()), None, allocation)?);
         }

@@ -64,11 +64,18 @@ export interface Options extends AttentionShape, OnDevice {
   keyBits?: 2 | 3 | 4 | 8 | 16;
   /** Bits of a value's code. Default 4. */
   valueBits?: 2 | 3 | 4 | 8 | 16;
-  /** Channels that share a scale. Default 64. */
+  /**
+   * What the codes of keys say. 'trellis' is for 'centred' with 2 bits: each code and the two before it are a number, with a third less error at
+   * the same bits. Default 'uniform'.
+   */
+  keyCode?: 'uniform' | 'trellis';
+  /** The same of values. Default 'uniform'. */
+  valueCode?: 'uniform' | 'trellis';
+  /** Channels that share a scale. Default 64, or 128 with a trellis, which takes all of a head up to 128. */
   group?: 32 | 64 | 128;
   /** How scales and zeros are stored. Default 'f16'; 'centred' has a form of its own. */
   scales?: 'f16' | 'f8';
-  /** Different bits for layers and heads: the JSON of a `BitPlan` that the Rust library saved. It takes the place of the five above. */
+  /** Different bits for layers and heads: the JSON of a `BitPlan` that the Rust library saved. It takes the place of the seven above. */
   bitPlan?: string | object;
   /**
    * Tokens that stay in half precision for good: a number of first tokens, or 'massive:N', those of the N largest activations, which `elect`

@@ -133,6 +133,9 @@ export async function check({ Cache }) {
   await refused(() => Cache.open({ ...options, headDim: 65 }), 'head_dim', '65');
   await refused(() => Cache.open({ ...options, keyBits: 5 }), 'bits', '5');
   await refused(() => Cache.open({ ...options, codec: 'int4' }), 'int4', 'hadamard');
+  await refused(() => Cache.open({ ...options, valueCode: 'tree' }), 'code', 'trellis', 'tree');
+  await refused(() => Cache.open({ ...options, keyCode: 'trellis', keyBits: 2 }), 'trellis', 'centred', 'hadamard');
+  await refused(() => Cache.open({ ...options, codec: 'centred', keyCode: 'trellis' }), 'bits of a trellis code', '8');
   await refused(() => Cache.open({ ...options, bits: 4 }), 'bits', 'keyBits');
   await refused(() => Cache.open({ ...options, tokens: '9' }), 'tokens');
   await refused(() => Cache.open({ ...options, tokens: 2 ** 30 }), 'max_storage_buffer_binding_size');
@@ -140,6 +143,23 @@ export async function check({ Cache }) {
   await refused(() => Cache.open({ ...options, codec: 'rotate-kv', calibration: new Uint8Array(9) }), 'channel order');
   await refused(() => Cache.open({ ...options, codec: 'centred', calibration: new Uint8Array(9) }), 'means');
   await refused(() => Cache.open({ ...options, calibration: 'file' }), 'Uint8Array');
+
+  // By a trellis, two bits are nearer to what came than without.
+  const error = async (code) => {
+    const two = { codec: 'centred', keyBits: 2, valueBits: 2, group: 64, keyCode: code, valueCode: code };
+    const coded = await Cache.open({ ...options, ...two, layers: 1, sinks: 0, rope: undefined });
+    const exact = await Cache.open({ ...options, codec: 'f16', layers: 1, rope: undefined });
+    const rows = [numbers(60 * width, 21), numbers(60 * width, 22), numbers(60 * queries, 23)];
+    const outputs = [];
+    for (const one of [coded, exact]) {
+      one.append(0, rows[0], rows[1]);
+      outputs.push(await one.attend(0, rows[2]));
+      one.free();
+    }
+    return outputs[0].reduce((sum, x, i) => sum + (x - outputs[1][i]) ** 2, 0);
+  };
+  const [uniform, trellis] = [await error('uniform'), await error('trellis')];
+  if (!(trellis < uniform)) throw new Error(`a trellis is off by ${trellis}, uniform codes by ${uniform}`);
 
   // A stream that is longer than what is held of it, and takes tokens back.
   const stream = await Cache.open({ ...options, layers: 1, tokens: 384, maxTokens: 600, slidingWindow: 100, sinks: 0 });

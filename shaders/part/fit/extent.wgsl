@@ -45,6 +45,15 @@ fn fit_code(x: f32, fit: Fit, bits: u32) -> u32 {
     return group_code(x, fit.scale, fit.inverse, fit.zero, f32((1u << bits) - 1u));
 }
 
+// No trellis is fitted to an extent.
+fn fit_squares(fit: Fit) -> f32 {
+    return 0.0;
+}
+
+fn fit_rescaled(fit: Fit, scale: f32) -> Fit {
+    return fit;
+}
+
 fn fit_beyond(fit: Fit) -> bool {
     return fit.beyond;
 }

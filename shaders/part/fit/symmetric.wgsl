@@ -166,6 +166,17 @@ fn fit_close(terms: vec2<f32>, fit: Fit, n: u32, channels: u32, bits: u32, clip:
     return next;
 }
 
+// What a trellis is fitted by, and its scale.
+fn fit_squares(fit: Fit) -> f32 {
+    return fit.squares;
+}
+
+fn fit_rescaled(fit: Fit, scale: f32) -> Fit {
+    var next = fit;
+    next.scale = scale;
+    return next;
+}
+
 // Whether the group is beyond what a scale can hold.
 fn fit_beyond(fit: Fit) -> bool {
     return fit.scale > 8585740288.0;

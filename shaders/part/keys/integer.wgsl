@@ -8,7 +8,8 @@ override KEY_SCALES: u32;      // vec4s from a page's start to its key scales
 override KEY_STEPS: u32;       // vec4s of low key words a lane reads per page
 override KEY_GROUP_STEPS: u32; // steps that share a key scale
 
-struct Dots { a: HeadsI, b: HeadsI, c: HeadsI, d: HeadsI }
+// before: of a trellis, the words before.
+struct Dots { a: HeadsI, b: HeadsI, c: HeadsI, d: HeadsI, before: vec4<u32> }
 
 fn keys_quad(codes: vec4<u32>, n: u32, dots: ptr<function, Dots>) {
     let q = queries[n];
@@ -30,7 +31,7 @@ fn keys_fold(g: u32, page: u32, lane: u32, dots: ptr<function, Dots>, scores: pt
     (*scores).b += b.x * (HeadsF((*dots).b) - b.y * sum);
     (*scores).c += c.x * (HeadsF((*dots).c) - c.y * sum);
     (*scores).d += d.x * (HeadsF((*dots).d) - d.y * sum);
-    *dots = Dots(HeadsI(0), HeadsI(0), HeadsI(0), HeadsI(0));
+    *dots = Dots(HeadsI(0), HeadsI(0), HeadsI(0), HeadsI(0), vec4<u32>(0u));
 }
 
 fn keys_step(w: u32, page: u32, lane: u32, dots: ptr<function, Dots>, scores: ptr<function, Scores>) {
@@ -45,7 +46,7 @@ fn keys_step(w: u32, page: u32, lane: u32, dots: ptr<function, Dots>, scores: pt
 // Scores in log2 units (the query's scale carries log2(e) and the plan's), tokens 4 * lane to 4 *
 // lane + 3.
 fn keys_scores(unit: u32, page: u32, lane: u32) -> Scores {
-    var dots = Dots(HeadsI(0), HeadsI(0), HeadsI(0), HeadsI(0));
+    var dots = Dots(HeadsI(0), HeadsI(0), HeadsI(0), HeadsI(0), vec4<u32>(0u));
     var scores = Scores(HeadsF(0.0), HeadsF(0.0), HeadsF(0.0), HeadsF(0.0));
     keys_walk(page, lane, &dots, &scores);
     let scale = bitcast<HeadsF>(queries[HEAD_DIM / 4u]);

@@ -6,6 +6,8 @@
 
 override KEY_BITS: u32;   // 2, 3, 4, 8, or 16 for f16
 override VALUE_BITS: u32;
+override KEY_TRELLIS: bool; // whether key codes are those of a trellis, whose levels are 0 to 9
+override VALUE_TRELLIS: bool;
 
 const SCALE_VECS = 16u;
 const SCALE_UNIT = 79228162514264337593543950336.0; // 2^96
@@ -27,9 +29,9 @@ fn scales_pair(raw: u32) -> vec2<f32> {
 }
 
 fn scales_key(raw: u32) -> vec2<f32> {
-    return vec2<f32>(bitcast<f32>(raw), select(f32(1u << (KEY_BITS - 1u)) - 0.5, -0.5, KEY_BITS == 8u));
+    return vec2<f32>(bitcast<f32>(raw), select(select(f32(1u << (KEY_BITS - 1u)) - 0.5, -0.5, KEY_BITS == 8u), 4.5, KEY_TRELLIS));
 }
 
 fn scales_value(raw: u32) -> vec2<f32> {
-    return vec2<f32>(bitcast<f32>(raw), f32(1u << (VALUE_BITS - 1u)) - 0.5);
+    return vec2<f32>(bitcast<f32>(raw), select(f32(1u << (VALUE_BITS - 1u)) - 0.5, 4.5, VALUE_TRELLIS));
 }

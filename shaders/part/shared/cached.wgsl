@@ -1,6 +1,6 @@
 // cached: four consecutive channels of one cached token as f32, wherever the token lies: in the f16
 // rows (sinks, window) or in a packed page. Reads the kernel's bindings `tables`, `marks`, `pages`
-// and `protected_rows`; needs scales/<form>, planes and code_planes. Twin:
+// and `protected_rows`; needs scales/<form>, planes, code_planes and trellis_words. Twin:
 // src/kernel/reference/cached.rs.
 
 override HEAD_DIM: u32;     // channels of a head
@@ -14,6 +14,8 @@ override VALUE_GROUP: u32;  // channels that share a value scale; divides HEAD_D
 override KEY_GROUP: u32;    // channels that share a key scale; divides HEAD_DIM
 override PLANES: bool;      // whether a half is stored in planes
 override CODE_PLANES: bool; // whether an integer code is
+override KEY_TRELLIS: bool; // whether key codes are those of a trellis
+override VALUE_TRELLIS: bool;
 override SINKS: u32;        // f16 rows of sinks
 override RING: u32;         // f16 rows of the window, used in turn
 override MASSIVE: bool;     // whether the sinks are elected
@@ -151,6 +153,13 @@ fn cached_key(place: Place, t: u32, row: u32, quad: u32) -> vec4<f32> {
             let high = pages[page + (HEAD_DIM / 16u + quad / 8u) * 32u + lane][corner] >> (quad % 8u);
             word |= (high & 0x01010101u) << 2u;
         }
+        if (KEY_TRELLIS) {
+            // The word before is, of a group's first, the group's last.
+            let w = quad / 4u;
+            let before = select(w - 1u, w + KEY_GROUP / 16u - 1u, w % (KEY_GROUP / 16u) == 0u);
+            let levels = trellis_words_keys(vec4<u32>(pages[page + w * 32u + lane][corner]), vec4<u32>(pages[page + before * 32u + lane][corner]));
+            word = (select(levels.even.x, levels.odd.x, (quad & 1u) == 1u) >> (quad % 4u / 2u * 4u)) & 0x0f0f0f0fu;
+        }
     }
     let scale = scales_key(scales_of(pages[page + KEY_SCALES + 4u * quad / KEY_GROUP * SCALE_VECS + scales_vec(lane)], lane)[corner]);
     return scale.x * (vec4<f32>(unpack4xI8(word)) - scale.y);
@@ -183,6 +192,12 @@ fn cached_value(place: Place, t: u32, row: u32, quad: u32) -> vec4<f32> {
         if (VALUE_BITS == 3u) {
             let high = pages[page + VALUES + (8u + lane / 8u) * (HEAD_DIM / 4u) + quad] >> vec4<u32>(lane % 8u + 8u * corner);
             codes |= (high & vec4<u32>(1u)) << vec4<u32>(2u);
+        }
+        if (VALUE_TRELLIS) {
+            let before = select(quad - 1u, quad + VALUE_GROUP / 4u - 1u, quad % (VALUE_GROUP / 4u) == 0u);
+            let levels = trellis_words_values(word, pages[page + VALUES + lane / shifts * (HEAD_DIM / 4u) + before].zw);
+            let four = select(levels.even, levels.odd, (lane & 1u) == 1u);
+            codes = (four >> vec4<u32>(lane % 4u / 2u * 4u + 8u * corner)) & vec4<u32>(15u);
         }
     }
     let scale = scales_value(scales_of(pages[page + VALUE_SCALES + 4u * quad / VALUE_GROUP * SCALE_VECS + scales_vec(lane)], lane)[corner]);

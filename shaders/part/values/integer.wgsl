@@ -10,7 +10,8 @@ override UNITS: u32;         // 1
 override VALUE_GROUP: u32;   // channels that share a value scale; divides HEAD_DIM
 override VALUE_WEIGHTS: u32; // entries of the weights in workgroup memory
 
-struct Sums { a: HeadsU, b: HeadsU, c: HeadsU, d: HeadsU }
+// quad: the channels that are summed.
+struct Sums { a: HeadsU, b: HeadsU, c: HeadsU, d: HeadsU, quad: u32 }
 // The weights of a lane's four tokens for one group, and the tokens' zeros.
 struct Weighed { a: HeadsF, b: HeadsF, c: HeadsF, d: HeadsF, zero: vec4<f32> }
 
@@ -62,7 +63,7 @@ fn values_add(unit: u32, page: u32, quad: u32, fetched: Fetched, row: ptr<functi
     let g = quad * 4u / VALUE_GROUP;
     let at = page + VALUES + quad;
     let n = VALUE_WEIGHTS * unit + 32u * g;
-    var sums = Sums(HeadsU(0u), HeadsU(0u), HeadsU(0u), HeadsU(0u));
+    var sums = Sums(HeadsU(0u), HeadsU(0u), HeadsU(0u), HeadsU(0u), quad);
     values_walk(at, n, fetched, &sums);
     let scale = weight_peaks[8u * unit + g] * (1.0 / 255.0);
     (*row).a += HeadsF(sums.a) * scale;

@@ -6,7 +6,7 @@ mod report;
 pub use report::{Report, Unit};
 
 use crate::error::{Error, Result, Thing};
-use crate::format::{Bits, Codec, Format, Precision, Shape, origin};
+use crate::format::{Bits, Code, Codec, Format, Precision, Shape, origin};
 use std::fmt;
 
 /// Keys or values.
@@ -74,7 +74,7 @@ impl BitPlan {
     pub fn new(shape: &Shape, format: Format, of: impl Fn(u32, u32) -> [Precision; 2]) -> Result<Self> {
         let heads = || (0..shape.layers).flat_map(|layer| (0..shape.kv_heads).map(move |head| (layer, head)));
         // A group means nothing at 16 bits.
-        let plain = |precision: Precision| if precision.bits == Bits::Sixteen { Precision::F16 } else { precision };
+        let plain = |precision: Precision| if precision.bits == Bits::Sixteen && precision.code == Code::Uniform { Precision::F16 } else { precision };
         let precisions: Vec<[Precision; 2]> =
             heads().map(|(layer, head)| if format.codec().is_f16() { [Precision::F16; 2] } else { of(layer, head).map(plain) }).collect();
         let plan = Self {

@@ -7,3 +7,4 @@ pub mod code_planes;
 pub mod half;
 pub mod planes;
 pub mod scales;
+pub mod trellis;

@@ -5,7 +5,7 @@ use super::centre::Centred;
 use super::fit::{Order, fit};
 use super::half::{half_bits, half_pair, half_saturates, unpack};
 use super::protect::fresh;
-use super::{Constants, code_planes, finite, planes, report, scales};
+use super::{Constants, code_planes, finite, planes, report, scales, trellis};
 use crate::kernel::append::AppendParams;
 
 /// Packs new keys and values into pages; for RotateKV the values only. Shader:
@@ -147,7 +147,7 @@ fn pack_key(c: &Constants, order: Order, page: &mut [u32], t: u32, key: &[f32]) 
     let mut codes = Vec::new();
     let mut beyond = false;
     for (g, group) in key.chunks_exact(c.key_group as usize).enumerate() {
-        let fitted = fit(c.scales, order, group, c.key_bits, c.key_clip, less);
+        let fitted = if c.key_trellis { trellis::fit(order, true, group) } else { fit(c.scales, order, group, c.key_bits, c.key_clip, less) };
         beyond |= fitted.beyond;
         codes.extend(fitted.codes.iter().map(|code| code ^ flip));
         scales::put(c.scales, page, c.key_scales + g as u32 * scales::vecs(c.scales), t, fitted.pair);
@@ -199,7 +199,7 @@ fn pack_value(c: &Constants, order: Order, page: &mut [u32], t: u32, value: &[f3
     let mask = (1 << bits) - 1;
     let mut beyond = false;
     for (g, group) in value.chunks_exact(c.value_group as usize).enumerate() {
-        let fitted = fit(c.scales, order, group, c.value_bits, c.value_clip, 0.0);
+        let fitted = if c.value_trellis { trellis::fit(order, false, group) } else { fit(c.scales, order, group, c.value_bits, c.value_clip, 0.0) };
         beyond |= fitted.beyond;
         for (e, code) in fitted.codes.iter().enumerate() {
             let i = g * c.value_group as usize + e;

@@ -5,7 +5,7 @@ use super::cap::cap;
 use super::grouped::{Grouped, Spot};
 use super::half::unpack;
 use super::positions::positions;
-use super::{Constants, hadamard, scales, turn};
+use super::{Constants, hadamard, scales, trellis, turn};
 use crate::kernel::attend_split::AttendSplitParams;
 use crate::kernel::position::TERMS;
 
@@ -210,6 +210,9 @@ impl Reading<'_> {
             if c.key_bits == 3 {
                 codes |= ((self.key(c.head_dim / 16 + quad / 8, t) >> (quad % 8)) & 0x0101_0101) << 2;
             }
+            if c.key_trellis {
+                codes = self.key_levels(quad, t);
+            }
             dot += dot_i8(codes, self.query(quad));
             // The last quad of a group: its integer dot becomes a score through the token's scale
             // and zero.
@@ -221,6 +224,14 @@ impl Reading<'_> {
             }
         }
         score * f32::from_bits(self.query(c.head_dim / 4))
+    }
+
+    /// Returns the levels of a quad of a trellis, a byte each.
+    fn key_levels(&self, quad: u32, t: usize) -> u32 {
+        let words = self.c.key_group / 16;
+        let (w, first) = (quad / 4, quad / 4 / words * words);
+        let before = self.key(if w == first { first + words - 1 } else { w - 1 }, t);
+        trellis::word_levels(self.key(w, t), before)[quad as usize % 4]
     }
 
     fn values_f16(&self, p: &[f32; 128], row: &mut [f32]) {
@@ -254,11 +265,17 @@ impl Reading<'_> {
         for (i, x) in row.iter_mut().enumerate().skip(first).take(c.value_group as usize) {
             let word = |w: u32| self.page[(4 * c.values + w * c.head_dim) as usize + i];
             let mut sum = 0;
+            // The two channels before, round the group.
+            let before = |by: usize| first + (i - first + c.value_group as usize - by) % c.value_group as usize;
+            let symbol = |i: usize, t: u32| (self.page[(4 * c.values + t / 16 * c.head_dim) as usize + i] >> (t / 4 % 4 * 2 + 8 * (t % 4))) & 3;
             for (t, weight) in (0..).zip(codes) {
                 let (lane, corner) = (t / 4, t % 4);
                 let mut code = (word(lane / shifts) >> (lane % shifts * bits + 8 * corner)) & ((1 << bits) - 1);
                 if c.value_bits == 3 {
                     code |= ((word(8 + lane / 8) >> (lane % 8 + 8 * corner)) & 1) << 2;
+                }
+                if c.value_trellis {
+                    code = trellis::level(symbol(i, t), symbol(before(1), t), symbol(before(2), t));
                 }
                 sum += weight * code;
             }

@@ -2,7 +2,7 @@
 //! `shaders/part/shared/cached.wgsl`.
 
 use super::half::unpack;
-use super::{Constants, code_planes, planes, scales};
+use super::{Constants, code_planes, planes, scales, trellis};
 
 /// Where one sequence's tokens of one KV head lie.
 #[derive(Clone, Copy, Debug)]
@@ -136,6 +136,13 @@ impl Store<'_> {
             let high = self.vec(page + (c.head_dim / 16 + quad / 8) * 32 + lane, corner) >> (quad % 8);
             word |= (high & 0x0101_0101) << 2;
         }
+        if c.key_trellis {
+            let words = c.key_group / 16;
+            let (w, first) = (quad / 4, quad / 4 / words * words);
+            let before = if w == first { first + words - 1 } else { w - 1 };
+            let [low, high] = [before, w].map(|w| self.vec(page + w * 32 + lane, corner));
+            word = trellis::word_levels(high, low)[quad as usize % 4];
+        }
         word.to_le_bytes().map(|code| scale * (f32::from(code as i8) - zero))
     }
 
@@ -171,6 +178,15 @@ impl Store<'_> {
             for e in channels {
                 codes[e as usize] |= ((self.vec(at, e) >> (lane % 8 + 8 * corner)) & 1) << 2;
             }
+        }
+        if c.value_trellis {
+            let quads = c.value_group / 4;
+            let first = quad / quads * quads;
+            let before = if quad == first { first + quads - 1 } else { quad - 1 };
+            let at = page + c.values + lane / shifts * (c.head_dim / 4) + before;
+            let two = [2, 3].map(|e| (self.vec(at, e) >> (lane % shifts * bits + 8 * corner)) & 3);
+            let symbols = [two[0], two[1], codes[0], codes[1], codes[2], codes[3]];
+            codes = [0, 1, 2, 3].map(|e| trellis::level(symbols[e + 2], symbols[e + 1], symbols[e]));
         }
         codes.map(|code| scale * (code as f32 - zero))
     }

@@ -26,7 +26,8 @@ pub enum Order {
 }
 
 impl Order {
-    fn sum(self, numbers: &[f32], of: &dyn Fn(f32) -> f32) -> f32 {
+    /// Returns the sum of a term of every number.
+    pub(super) fn sum(self, numbers: &[f32], of: &dyn Fn(f32) -> f32) -> f32 {
         match (self, numbers) {
             (Self::Eights, _) => numbers.chunks(8).map(|eight| eight[1..].iter().fold(of(eight[0]), |sum, x| sum + of(*x))).reduce(|a, b| a + b).unwrap_or(0.0),
             (Self::Sixteens, _) if numbers.len() <= 16 => {

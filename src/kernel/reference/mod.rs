@@ -8,7 +8,7 @@
 //! may do (contract a product and a sum, approximate a division or `exp2`) and by nothing else;
 //! integers agree exactly. The twins of the shader's parts are modules here: [`half`], [`turn`],
 //! [`hadamard`], [`centre`], [`group`], [`fit`], [`scales`], [`cached`], [`positions`], [`cap`],
-//! [`grouped`], [`planes`], [`code_planes`].
+//! [`grouped`], [`planes`], [`code_planes`], [`trellis`].
 //!
 //! The functions in f64 ([`rotate_exact`], [`rotate_group_exact`], [`turn_exact`],
 //! [`attention_exact`], [`log_sums_exact`]) are what the kernels approximate: they show which error
@@ -26,6 +26,7 @@ pub mod grouped;
 pub mod hadamard;
 pub mod positions;
 pub mod scales;
+pub mod trellis;
 pub mod turn;
 
 mod align_plan;
@@ -159,6 +160,10 @@ pub struct Constants {
     pub key_bits: u32,
     /// Bits of a value's code.
     pub value_bits: u32,
+    /// Whether key codes are those of a trellis.
+    pub key_trellis: bool,
+    /// Whether value codes are.
+    pub value_trellis: bool,
     /// Share of a group's range that key codes span.
     pub key_clip: f32,
     /// Share of a group's range that value codes span.
@@ -294,6 +299,8 @@ impl Constants {
             logits_at: whole("LOGITS_AT"),
             key_bits: whole("KEY_BITS"),
             value_bits: whole("VALUE_BITS"),
+            key_trellis: flag("KEY_TRELLIS"),
+            value_trellis: flag("VALUE_TRELLIS"),
             key_clip: float("KEY_CLIP"),
             value_clip: float("VALUE_CLIP"),
             key_group: whole("KEY_GROUP"),

@@ -2,7 +2,7 @@
 
 use super::{BitRule, Grain};
 use crate::error::{Error, Result};
-use crate::format::{Bits, Precision};
+use crate::format::Precision;
 use crate::tune::solve::Fill;
 use std::fmt;
 use std::str::FromStr;
@@ -37,7 +37,7 @@ impl FromStr for BitRule {
 
     /// Reads `measured`, with `:layer` for one precision a layer and `:fill` for what is as good as
     /// can be instead of nested; `cache-norm`; `repo-norm`, with `:64` for groups of 64 on average;
-    /// `fixed:K4/128,V2/128`, or `K4V2` for the same.
+    /// `fixed:K4/128,V2/128`, or `K4V2` for the same (`K2tV2t` by a trellis code).
     fn from_str(text: &str) -> Result<Self> {
         let wrong = || Error::argument("allocator", "measured, cache-norm, repo-norm or K4V2", text);
         let (word, options) = match text.split_once(':') {
@@ -60,7 +60,7 @@ impl FromStr for BitRule {
             }
             (pair, None) => {
                 let (key, value) = pair.strip_prefix('K').and_then(|rest| rest.split_once('V')).ok_or_else(wrong)?;
-                let of = |bits: &str| Ok::<_, Error>(Precision::new(Bits::try_from(bits.parse::<u32>().map_err(|_| wrong())?)?, 128));
+                let of = |width: &str| Precision::of_width(width, 128).ok_or_else(wrong)?;
                 Ok(Self::Fixed { key: of(key)?, value: of(value)? })
             }
             _ => Err(wrong()),

@@ -77,7 +77,7 @@ impl<'a> Problem<'a> {
     /// are the same.
     pub fn find(&self, precision: Precision) -> Result<usize> {
         let candidates = self.sensitivity.candidates();
-        let key = |p: &Precision| (p.bits, p.group(self.shape.head_dim));
+        let key = |p: &Precision| (p.bits, p.group(self.shape.head_dim), p.code);
         let same = candidates.iter().position(|candidate| *candidate == precision);
         same.or_else(|| candidates.iter().position(|candidate| key(candidate) == key(&precision))).map_or_else(
             || {

@@ -108,9 +108,9 @@ impl Sensitivity {
         let groups = if groups.is_empty() { vec![128] } else { groups };
         let large = groups.iter().copied().max().unwrap_or(128);
         let mut candidates: Vec<Precision> =
-            [Bits::Two, Bits::Three, Bits::Four].into_iter().flat_map(|bits| groups.iter().rev().map(move |group| Precision { bits, group: *group })).collect();
+            [Bits::Two, Bits::Three, Bits::Four].into_iter().flat_map(|bits| groups.iter().rev().map(move |group| Precision::new(bits, *group))).collect();
         if format.scales() == Scales::Half {
-            candidates.push(Precision { bits: Bits::Eight, group: large });
+            candidates.push(Precision::new(Bits::Eight, large));
         }
         candidates
     }
@@ -176,7 +176,7 @@ impl Sensitivity {
         }
         let restores = format.codec() == Codec::RotateKv;
         // Values do not depend on how keys are stored, but RotateKV's keys cannot be exact.
-        let key = if restores { Precision { bits: Bits::Eight, group: format.key().group } } else { Precision::F16 };
+        let key = if restores { Precision::new(Bits::Eight, format.key().group) } else { Precision::F16 };
         let mut wanted = vec![];
         for (n, candidate) in candidates.iter().enumerate() {
             wanted.push((Kind::Key, Some(n), [*candidate, Precision::F16]));

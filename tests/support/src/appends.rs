@@ -2,10 +2,11 @@
 
 use crate::{
     Case, Count, Exact, HALF_TIES, Packed, Packing, Page, Record, TIES, Taken, Walk, basis, basis_length, case, centred, check_row, hadamard, key, massive,
-    maxima, page, protect, records, rotated, rtn, unpacked, value, window_row,
+    maxima, page, protect, records, rotated, rtn, trellis, trellis_beside, unpacked, value, window_row,
 };
+use wgkv::bits::Kind;
 use wgkv::low_level::reference;
-use wgkv::{Bits, Codec, Element, Flag, Format, Gpu, Plan, Precision, Rope, Scales, Status};
+use wgkv::{Code, Codec, Element, Flag, Format, Gpu, Plan, Precision, Rope, Scales, Status};
 
 /// Error of a number of a turned and rotated row, relative to the row's length: at most 11
 /// roundings in the rotation (see tests/rotate.rs) and 5 in the turn (two of the composed cosine,
@@ -90,14 +91,19 @@ pub fn check_append(walk: &Walk, taken: &Taken, count: &mut Count) {
             if packs(plan, record, token) {
                 let [k, v] = exact_rows(walk, taken, record, head, token);
                 let (format, layout) = (got.slab.format(), got.slab.layout());
-                let packing = |bits: Bits| Packing { bits: bits.get(), clip: format.clip(bits), scales: format.scales() };
+                let packing = |precision: Precision, kind: Kind| Packing {
+                    bits: precision.bits.get(),
+                    clip: format.clip(precision.bits),
+                    scales: format.scales(),
+                    trellis: (precision.code == Code::Trellis).then_some(kind),
+                };
                 // RotateKV's keys are packed by another kernel.
                 if format.codec() != Codec::RotateKv {
                     let (got, want) = (key(got, t), key(want, t));
-                    check_row(&format!("key, {context}"), packing(format.key().bits), layout.key_group as usize, &got, &want, &k, count);
+                    check_row(&format!("key, {context}"), packing(format.key(), Kind::Key), layout.key_group as usize, &got, &want, &k, count);
                 }
                 let (got, want) = (value(got, t), value(want, t));
-                check_row(&format!("value, {context}"), packing(format.value().bits), layout.value_group as usize, &got, &want, &v, count);
+                check_row(&format!("value, {context}"), packing(format.value(), Kind::Value), layout.value_group as usize, &got, &want, &v, count);
             } else {
                 assert!(same(&key(got, t), &key(before, t)) && same(&value(got, t), &value(before, t)), "changed, but not packed: {context}");
             }
@@ -203,6 +209,22 @@ pub fn append_cases() -> Vec<Case> {
             .element(Element::F16)
             .rope(Rope::new(10_000.0, 128).interleaved()),
     );
+    let steps = vec![vec![(0, 45), (1, 131)], vec![(1, 1), (0, 1)], vec![(0, 20), (1, 3)]];
+    let short = |case: Case| case.steps(steps.clone());
+    cases.extend([
+        short(case("a trellis of both, one group a head", 128, 2, 2, trellis(128))),
+        short(case("a trellis of keys beside 4-bit values", 128, 1, 1, trellis_beside(true, Four))),
+        short(case("a trellis of values beside 3-bit keys; interleaved pairs", 128, 1, 1, trellis_beside(false, Three)))
+            .rope(Rope::new(10_000.0, 128).interleaved()),
+        leaves(case("a trellis of both in a head of 64; tokens leave the window; f16 rows", 64, 2, 2, trellis(64))).element(Element::F16),
+        short(case("a trellis of keys in a head of 64", 64, 2, 2, trellis_beside(true, Two))),
+        short(case("a trellis of values beside f16 keys", 64, 2, 2, trellis_beside(false, Sixteen))),
+        short(case("a trellis of both; 20 x 4; every KV head in a slab of its own", 80, 3, 3, trellis(128))).slabs(),
+        short(case("a trellis of both; 12 x 8; half of it turns", 96, 1, 1, trellis(128))).rope(Rope::new(10_000.0, 48)),
+        short(case("a trellis of both in the largest head: two groups", 256, 1, 1, trellis(128))),
+        short(case("a trellis of values in the largest head", 256, 1, 1, trellis_beside(false, Two))),
+        short(case("heads of which some have a trellis", 64, 4, 4, trellis(64))).some_trellis(),
+    ]);
     cases.push(leaves(case("Centred: the largest head turns", 256, 1, 1, centred(Two, Eight, 64))).rope(Rope::new(500_000.0, 256)));
     cases
 }

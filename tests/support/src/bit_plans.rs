@@ -189,7 +189,7 @@ pub const BIT_RULES: [BitRule; 8] = [
     BitRule::CacheNorm,
     BitRule::RepoNorm { average_group: None },
     BitRule::RepoNorm { average_group: Some(64.0) },
-    BitRule::Fixed { key: Precision { bits: Bits::Four, group: 128 }, value: Precision { bits: Bits::Two, group: 128 } },
+    BitRule::Fixed { key: Precision::new(Bits::Four, 128), value: Precision::new(Bits::Two, 128) },
 ];
 
 /// Returns the shapes and formats to choose for.

@@ -3,7 +3,7 @@
 use wgkv::aligned::Alignment;
 use wgkv::bits::BitPlan;
 use wgkv::learned::Reach;
-use wgkv::{Bits, Capability, Capacity, ChannelOrder, Codec, Element, Format, Gpu, Means, Plan, Precision, Protection, Rope, Shape, Sinks, Span};
+use wgkv::{Bits, Capability, Capacity, ChannelOrder, Code, Codec, Element, Format, Gpu, Means, Plan, Precision, Protection, Rope, Shape, Sinks, Span};
 
 use crate::learning;
 
@@ -134,6 +134,14 @@ impl Case {
         let alike = [Precision::new(Bits::Two, 32), Precision::new(Bits::Eight, 64)];
         let precisions = vec![alike, [Precision::F16, Precision::new(Bits::Three, 32)], [Precision::new(Bits::Four, 128), Precision::F16], alike];
         self.precisions(precisions)
+    }
+
+    /// Stores the keys and values of four KV heads in four ways, with a trellis of both, of keys, of values
+    /// and of neither.
+    pub fn some_trellis(self) -> Self {
+        let [two, four] = [Bits::Two, Bits::Four].map(|bits| Precision::new(bits, 32));
+        let coded = Precision::TRELLIS;
+        self.precisions(vec![[coded; 2], [coded, Precision::F16], [four, coded], [two, four]])
     }
 
     /// For RotateKV: stores the values of four KV heads, rotated in pairs, in two ways.
@@ -369,6 +377,18 @@ pub fn hadamard(key: Bits, value: Bits, group: u32) -> Format {
 /// Returns Centred's format.
 pub fn centred(key: Bits, value: Bits, group: u32) -> Format {
     Format::new(Codec::Centred, key, value, group)
+}
+
+/// Returns Centred's format with a trellis of both.
+pub fn trellis(group: u32) -> Format {
+    centred(Bits::Two, Bits::Two, group).with_codes(Code::Trellis, Code::Trellis)
+}
+
+/// Returns Centred's format with a trellis of keys, or else of values, beside other bits for the other.
+pub fn trellis_beside(keys: bool, other: Bits) -> Format {
+    let other = Precision::new(other, 128);
+    let (key, value) = if keys { (Precision::TRELLIS, other) } else { (other, Precision::TRELLIS) };
+    centred(Bits::Two, Bits::Two, 128).with_precisions(key, value)
 }
 
 /// Returns RotateKV's format with `heads` KV heads rotated together.

@@ -1,7 +1,9 @@
 //! The cases that the tests of the kernels that prefill share, and what they check.
 
 use crate::State;
-use crate::{Case, POISON, Taken, Walk, case, centred, close, exact_over_stored, floats, hadamard, massive, norm, protect, rotated, rtn};
+use crate::{
+    Case, POISON, Taken, Walk, case, centred, close, exact_over_stored, floats, hadamard, massive, norm, protect, rotated, rtn, trellis, trellis_beside,
+};
 use wgkv::low_level::kernel::attend_matrices::AttendMatricesParams;
 use wgkv::low_level::reference;
 use wgkv::{Bits, Codec, Element, Format, Rope, Scales};
@@ -80,6 +82,11 @@ pub fn prefill_cases() -> Vec<Case> {
             .protection(protect(4, 16))
             .slabs()
             .rope(Rope::new(10_000.0, 26).interleaved()),
+        of("a trellis of both, a share of 4", 128, 8, 2, trellis(128)),
+        of("a trellis of both, sinks and a window; f16 rows", 64, 6, 2, trellis(64)).protection(protect(4, 16)).element(Element::F16),
+        of("a trellis of keys beside 3-bit values; five words", 80, 2, 1, trellis_beside(true, Three)),
+        of("a trellis of values beside 8-bit keys, the largest head", 256, 2, 1, trellis_beside(false, Eight)),
+        of("heads of which some have a trellis", 64, 8, 4, trellis(64)).some_trellis().protection(protect(4, 16)),
         of("Centred: no RoPE", 96, 2, 1, centred(Four, Eight, 32)).rope(Rope::none()),
     ];
     let slid: Vec<Vec<(usize, u32)>> = vec![vec![(0, 300), (1, 140)], vec![(0, 70), (1, 1)], vec![(0, 1), (1, 40)]];

@@ -2,6 +2,8 @@
 
 use crate::Packed;
 use wgkv::Scales;
+use wgkv::bits::Kind;
+use wgkv::low_level::reference;
 
 /// A quotient: 2.5 units in the last place by WGSL's accuracy, 2^-23 each, and a rounding more.
 pub const QUOTIENT_ERROR: f64 = 3.0 / 8_388_608.0;
@@ -72,6 +74,9 @@ pub struct Packing {
     pub clip: f32,
     /// How scales are stored.
     pub scales: Scales,
+    /// Whether codes are those of a trellis: of keys or of values, which it goes through in different
+    /// orders.
+    pub trellis: Option<Kind>,
 }
 
 /// Numbers that share a scale, as they are stored.
@@ -96,7 +101,11 @@ pub fn check_row(context: &str, packing: Packing, group: usize, got: &Packed, tw
     }
     for (g, row) in exact.row.chunks_exact(group).enumerate() {
         let take = |from: &Packed| Group { scale: from.scales[g], zero: from.zeros[g], codes: from.codes[g * group..][..group].to_vec() };
-        let check = if packing.scales == Scales::Symmetric { check_symmetric } else { check_group };
+        let check = match packing.trellis {
+            Some(_) => check_trellis,
+            None if packing.scales == Scales::Symmetric => check_symmetric,
+            None => check_group,
+        };
         check(&format!("{context}, group {g}"), packing, &take(got), &take(twin), row, exact.error, count);
     }
 }
@@ -159,6 +168,54 @@ const CODE_ERROR: f64 = 2.0 / 16_777_216.0;
 /// What f32's sums may move the squared error of a group's codes, as a share of the squares of its
 /// numbers: three sums of up to 256 terms in blocks of 16, each off by 16 + 16 roundings at most.
 const FIT_ERROR: f64 = 3.0 * 32.0 / 16_777_216.0;
+
+/// Of the scale of a group by f32: 32 roundings of a sum of squares or of products in blocks, each a
+/// few units of 2^-24, and the quotient.
+const SUMS_ERROR: f64 = 1e-5;
+
+/// Numbers of a group that f32 may take for either of two integers, at most, for each of which all
+/// groups are encoded twice as often: more are so rare that a group that has them is not looked at.
+const NEAR_TIES: usize = 6;
+
+/// Checks numbers that share a scale and are coded by a trellis: the symbols are exactly those of the
+/// integers that the numbers round to, whichever of two where f32's error meets a tie; the scale is
+/// the one that keeps inner products their size with them.
+pub fn check_trellis(context: &str, packing: Packing, got: &Group, twin: &Group, row: &[f64], error: f64, count: &mut Count) {
+    let key = packing.trellis == Some(Kind::Key);
+    let squares: f64 = row.iter().map(|x| x * x).sum();
+    let step = 0.44 * (squares / row.len() as f64).sqrt();
+    // In sixteenths of a step. The sum of the squares is off by so much, its root by half, and the
+    // quotient and the product round.
+    let relative = SUMS_ERROR + QUOTIENT_ERROR + error * (row.len() as f64).sqrt() / squares.sqrt();
+    let place = |i: usize| reference::trellis::channel(key, i);
+    let shares: Vec<f64> = (0..row.len()).map(|i| (16.0 * row[place(i)] / step).clamp(-127.0, 127.0)).collect();
+    let near: Vec<usize> = (0..row.len())
+        .filter(|i| {
+            let off = 16.0 * error / step + relative * shares[*i].abs();
+            (shares[*i] - off).round() != (shares[*i] + off).round()
+        })
+        .collect();
+    let symbols: Vec<u32> = (0..row.len()).map(|i| got.codes[place(i)]).collect();
+    if near.len() <= NEAR_TIES {
+        let found = (0..1_u32 << near.len()).any(|choice| {
+            let mut integers: Vec<i32> = shares.iter().map(|x| x.round() as i32).collect();
+            for (_, i) in near.iter().enumerate().filter(|(bit, _)| choice >> bit & 1 == 1) {
+                let share = shares[*i];
+                integers[*i] = if share.round() < share { share.ceil() } else { share.floor() } as i32;
+            }
+            reference::trellis::symbols(&integers) == symbols
+        });
+        assert!(found, "{context}: {row:?} has symbols {symbols:?}, of none of the ways to round it; {near:?} are near ties");
+    }
+    let levels = reference::trellis::channel_levels(key, &got.codes);
+    let products: f64 = row.iter().zip(&levels).map(|(x, v)| x * (f64::from(*v) - 4.5)).sum();
+    let scale = (squares / products).max(0.9 * step).min(1.3 * step);
+    let relative = 2.0 * relative + SUMS_ERROR;
+    let stored = f64::from(got.scale);
+    assert!((stored - scale).abs() <= symmetric_step(scale) + relative * scale, "{context}: the scale is {stored}, should be {scale}");
+    got.codes.iter().zip(&twin.codes).for_each(|(got, twin)| count.add(got == twin));
+    count.add(got.scale == twin.scale);
+}
 
 /// Checks numbers that share a scale and have no zero: the stored scale is the one that keeps inner
 /// products their size with the stored codes, held near the step; the codes are those of a step

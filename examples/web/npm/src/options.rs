@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 use wgkv::bits::BitPlan;
-use wgkv::{Bits, Capability, Capacity, ChannelOrder, Codec, Element, Error, Format, Means, Plan, Protection, Result, Rope, Shape, Storage};
+use wgkv::{Bits, Capability, Capacity, ChannelOrder, Code, Codec, Element, Error, Format, Means, Plan, Protection, Result, Rope, Shape, Storage};
 
 /// Options of a cache or a calibration, but for the device and what was learned. They are one type, since another would add to the module's
 /// size what reads it.
@@ -21,6 +21,8 @@ pub struct Options {
     codec: Option<String>,
     key_bits: Option<u32>,
     value_bits: Option<u32>,
+    key_code: Option<String>,
+    value_code: Option<String>,
     group: Option<u32>,
     scales: Option<String>,
     bit_plan: Option<String>,
@@ -91,7 +93,11 @@ impl Options {
     fn format(&self) -> Result<Format> {
         let codec = self.codec.as_deref().map_or(Ok(Codec::Hadamard), str::parse)?;
         let bits = |bits: Option<u32>| Bits::try_from(bits.unwrap_or(4));
-        let format = Format::new(codec, bits(self.key_bits)?, bits(self.value_bits)?, self.group.unwrap_or(64));
+        let code = |code: &Option<String>| code.as_deref().map_or(Ok(Code::Uniform), str::parse);
+        let (key, value) = (code(&self.key_code)?, code(&self.value_code)?);
+        // A trellis goes through the whole head, up to 128 channels.
+        let group = self.group.unwrap_or(if [key, value].contains(&Code::Trellis) { 128 } else { 64 });
+        let format = Format::new(codec, bits(self.key_bits)?, bits(self.value_bits)?, group).with_codes(key, value);
         Ok(match &self.scales {
             Some(scales) => format.with_scales(scales.parse()?),
             None => format,
@@ -105,7 +111,12 @@ impl Options {
             return Ok(order.map_or(format, |order| format.with_heads_per_group(order.heads_per_group())).into());
         };
         let words = [("codec", self.codec.is_some()), ("keyBits", self.key_bits.is_some()), ("valueBits", self.value_bits.is_some())];
-        let others = [("group", self.group.is_some()), ("scales", self.scales.is_some())];
+        let others = [
+            ("keyCode", self.key_code.is_some()),
+            ("valueCode", self.value_code.is_some()),
+            ("group", self.group.is_some()),
+            ("scales", self.scales.is_some()),
+        ];
         if let Some((name, _)) = words.into_iter().chain(others).find(|(_, given)| *given) {
             return Err(Error::argument(name, "left out beside bitPlan, which says it", "given"));
         }
