@@ -1,6 +1,6 @@
 //! Every kernel by itself, by the GPU's own clock: `query`, `append` (or `append_block`),
-//! `protect`, `dequantize`, `position`, `attend_split`, `attend_rows`, `attend_prefill` (or
-//! `attend_matrices`), `attend_merge`, `measure`, `gram`, `append_reordered`, `elect`. `rotate` has a
+//! `protect`, `dequantize`, `position`, `attend_split`, `attend_rows`, `attend_direct`, `attend_prefill`
+//! (or `attend_matrices`), `attend_merge`, `measure`, `gram`, `append_reordered`, `elect`. `rotate` has a
 //! bench of its own, and so have prefills, with `unpack`.
 //!
 //! ```text
@@ -240,26 +240,32 @@ fn cache(gpu: &Gpu, sequences: u32, tokens: u32, format: Format, protection: Pro
     assert!(error < CODE_ERROR, "relative error {error} of dequantized values");
     line("dequantize", &format!("1x{tokens}: {name}"), find(&times, "dequantize"), 2.0 * rows(kv_row, tokens as usize) + bytes / f64::from(sequences));
 
-    let decode: Vec<Chunk> = chunks.iter().map(|c| Chunk { tokens: 1, ..*c }).collect();
-    let step = cache.step(&decode).unwrap();
-    let times = profile(gpu, 9, |encoder| {
-        step.unrecord();
-        cache.append(encoder, &step, 0, Rows::f32(&keys), Rows::f32(&keys)).unwrap();
-        cache.attend(encoder, &step, 0, Rows::f32(&queries), Rows::f32(&output)).unwrap();
-    });
-    let got = download(gpu, &output, sequences as usize * query_row);
-    check(gpu, &cache, case, chunks[0].sequence, &query_numbers, &got);
-    for (kernel, seconds) in &times {
-        let bytes = match *kernel {
-            "attend_split" => bytes,
-            // 12 terms a page and query head.
-            "position" => f64::from(sequences * tokens.div_ceil(128) * case.query_heads) * 48.0,
-            "attend_rows" => f64::from(sequences * cache.plan().protection().f16_tokens(tokens + 1)) * kv_row as f64 * 4.0,
-            "query" => 2.0 * rows(query_row, sequences as usize),
-            "attend_merge" => rows(query_row, sequences as usize),
-            _ => 2.0 * rows(kv_row, sequences as usize),
-        };
-        line(kernel, &format!("decode {sequences}x{tokens}: {name}"), *seconds, bytes);
+    // All sequences, then one alone, which attend_direct takes where the codec has it.
+    for count in if sequences > 1 { vec![sequences, 1] } else { vec![1] } {
+        let decode: Vec<Chunk> = chunks[..count as usize].iter().map(|c| Chunk { tokens: 1, ..*c }).collect();
+        let step = cache.step(&decode).unwrap();
+        let times = profile(gpu, 9, |encoder| {
+            step.unrecord();
+            cache.append(encoder, &step, 0, Rows::f32(&keys), Rows::f32(&keys)).unwrap();
+            cache.attend(encoder, &step, 0, Rows::f32(&queries), Rows::f32(&output)).unwrap();
+        });
+        let got = download(gpu, &output, count as usize * query_row);
+        check(gpu, &cache, case, chunks[0].sequence, &query_numbers, &got);
+        let f16_rows = f64::from(count * cache.plan().protection().f16_tokens(tokens + 1)) * kv_row as f64 * 4.0;
+        let page_bytes = bytes * f64::from(count) / f64::from(sequences);
+        for (kernel, seconds) in &times {
+            let bytes = match *kernel {
+                "attend_direct" => page_bytes + f16_rows,
+                "attend_split" => page_bytes,
+                // 12 terms a page and query head.
+                "position" => f64::from(count * tokens.div_ceil(128) * case.query_heads) * 48.0,
+                "attend_rows" => f16_rows,
+                "query" => 2.0 * rows(query_row, count as usize),
+                "attend_merge" => rows(query_row, count as usize),
+                _ => 2.0 * rows(kv_row, count as usize),
+            };
+            line(kernel, &format!("decode {count}x{tokens}: {name}"), *seconds, bytes);
+        }
     }
 }
 

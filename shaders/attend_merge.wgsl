@@ -11,11 +11,11 @@
 // c is what the means of the channels that do not turn add to every score of the query alike
 // (Centred): the output does not depend on it, and no other kernel adds it. A query that saw no
 // token has an output of 0, without the mean, and a log-sum of -1e30. A query that is not finite
-// has weights of 0, too, and NaN for both.
+// has weights of 0, too (or a sum below 0, by attend_direct), and NaN for both.
 //
 // One workgroup merges one row of one query head; invocation i of each part holds channel i.
 // Partials of a decoding row come from attend_split (one a slice of the pages) and attend_rows (one a
-// few tiles of the f16 rows), those of others from attend_prefill or attend_matrices (one or a few),
+// few tiles of the f16 rows), or all from attend_direct, those of others from attend_prefill or attend_matrices (one or a few),
 // shared out among the parts: as many as the device allows where a row has many, since a part that
 // takes turn after turn waits for memory every time.
 //

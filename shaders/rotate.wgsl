@@ -6,7 +6,7 @@
 // HEAD_DIM may be longer than a head: RotateKV rotates several heads as one row.
 //
 // Part rotate/butterfly for powers of two: a workgroup rotates 32 * INVOCATIONS numbers, several
-// rows. Part rotate/dense for 80 and 96: a workgroup rotates one row, invocation i holding element
+// rows. Part rotate/dense for 80, 96 and 192: a workgroup rotates one row, invocation i holding element
 // i.
 //
 // In place or not. A buffer cannot be bound both to read and to write, so in place only `rotated`

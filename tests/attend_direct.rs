@@ -11,6 +11,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 use wgkv::low_level::reference::{self, Constants};
+use wgkv::{Cache, Capability, Error, Plan};
 use wgkv_testing::*;
 
 /// Error of a score, in log2 units, before codes are rounded otherwise: as in `tests/attend_rows.rs` for f16 rows,
@@ -246,4 +247,21 @@ fn a_query_that_is_not_finite_breaks_its_own_output_alone() {
             }
         }
     }
+}
+
+#[test]
+fn a_plan_for_more_workgroup_memory_is_refused() {
+    let gpu = gpu();
+    let shape = Shape { layers: 1, query_heads: 4, kv_heads: 1, head_dim: 96, rope: Rope::new(10_000.0, 96) };
+    let layer = || vec![1.0; 96];
+    let means = Means::new(&shape, "", vec![[layer(), layer(), layer()]]).unwrap();
+    let [roomy, small] = [32_768, 16_384].map(|workgroup_bytes| Capability { workgroup_bytes, subgroups: None, ..*gpu.capability() });
+    let plan = Plan::builder(shape, centred(Bits::Two, Bits::Two, 128)).learned(Some(means.into())).build(&roomy).unwrap();
+    assert!(plan.to_string().contains("attend_direct"), "{plan}");
+    // Made for the small device, it does without.
+    let other = plan.to_builder().build(&small).unwrap();
+    assert!(!other.to_string().contains("attend_direct"), "{other}");
+    let Err(Error::Limit { what, reason, need, have }) = Cache::new(&gpu.pretend(small), plan) else { panic!("the device has too little") };
+    assert_eq!((what, reason), ("max_compute_workgroup_storage_size", "attend_direct's queries and factors"));
+    assert!(need > have && have == 16_384, "{need}, {have}");
 }

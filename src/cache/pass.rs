@@ -277,11 +277,14 @@ impl PassTables<'_, '_, '_> {
         pass
     }
 
-    /// Returns whether attend_direct takes the pass: all of its few rows decode, over few pages.
+    /// Returns whether attend_direct takes the pass: all of its few rows decode, over few pages, and
+    /// each has an item, by which attend_merge knows of queries that are not finite.
     fn is_direct(&self) -> bool {
         let plan = self.plan();
         let pages: u32 = self.runs.iter().map(|run| run.pages(plan).len() as u32).sum();
-        self.rows <= plan.direct_rows() && pages <= plan.direct_pages() && self.runs.iter().all(Run::decodes)
+        self.rows <= plan.direct_rows()
+            && pages <= plan.direct_pages()
+            && self.runs.iter().all(|run| run.decodes() && (!run.pages(plan).is_empty() || run.row_tiles(plan) > 0))
     }
 
     /// Lists the position of every row.
@@ -301,10 +304,9 @@ impl PassTables<'_, '_, '_> {
         self.runs.iter().map(place).collect()
     }
 
-    /// Lists the pages of decoding rows in slices of about equal size, `target` in all and 256 a row at
-    /// most. Slices
-    /// with the most pages come first, so that shorter ones fill the gaps at the end when there are
-    /// more items than run at once.
+    /// Lists the pages of decoding rows in slices of about equal size, `target` in all and 256 a
+    /// row at most. Slices with the most pages come first, so that shorter ones fill the gaps at
+    /// the end when there are more items than run at once.
     fn splits(&mut self, places: &[u32], target: u32) -> Listed {
         let plan = self.maker.plan;
         let all: u32 = self.runs.iter().map(|run| run.pages(plan).len() as u32).sum();

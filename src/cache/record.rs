@@ -157,8 +157,8 @@ impl<'a> Recorder<'a, '_> {
         }
     }
 
-    /// Records the merging of a pass's partial results into its output rows, and log-sums if they are
-    /// wanted.
+    /// Records the merging of a pass's partial results into its output rows, and log-sums if they
+    /// are wanted.
     fn merge(&mut self, pass: &Pass, form: RowForm, rows: &[wgpu::BufferBinding<'_>], output: &Placed<'_>, log_sums: bool) {
         let merge = self.pipelines().attend_merge(form, pass.merge_choice, log_sums, pass.direct);
         let group = self.laid_out(RowsOf::Output, merge, rows, form, [output; 2]);

@@ -126,8 +126,8 @@ pub struct Words {
     /// Parameters of `position` and its items, by pass and arrangement; no items unless the codec
     /// is Centred.
     pub position: Vec<(PositionParams, u32)>,
-    /// Parameters of `attend_direct` and its items, by pass, arrangement and slab, of the passes that
-    /// it takes.
+    /// Parameters of `attend_direct` and its items, by pass, arrangement and slab, of the passes
+    /// that it takes.
     pub attend_direct: Vec<(AttendDirectParams, u32)>,
     /// Parameters of `attend_split` and its items, by pass, arrangement and slab.
     pub attend_split: Vec<(AttendSplitParams, u32)>,

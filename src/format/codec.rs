@@ -133,10 +133,10 @@ pub enum Code {
     /// Each code is a level, at even steps.
     #[default]
     Uniform,
-    /// Each code of two bits and the two before it, in the order of the trellis and round the group,
-    /// are one of ten levels, half as far apart: the same bits as [`Code::Uniform`], and a third less
-    /// error. It is for [`Codec::Centred`]; a group is the head, or of 128 channels where that is
-    /// larger.
+    /// Each code of two bits and the two before it, in the order of the trellis and round the
+    /// group, are one of ten levels, half as far apart: the same bits as [`Code::Uniform`], and a
+    /// third less error. It is for [`Codec::Centred`]; a group is the head, or of 128 channels
+    /// where that is larger.
     Trellis,
 }
 
@@ -331,10 +331,10 @@ impl fmt::Display for Precision {
 /// squares would shrink what is read back by the share of the error.
 ///
 /// That of a trellis code ([`Code::Trellis`]): symbols `s` of two bits, whose indices go round the
-/// group; the level `v = f + 2 (s_i ^ s_(i-2) ^ (2 (f & 1) + (s_(i-2) >> 1)))` with `f = s_(i-1)` is 0
-/// to 9, read back as `scale (v - 4.5)`. Of all sequences of symbols it stores the one of least
-/// error at a step of 0.44 of the group's root mean square, and the scale that keeps inner products
-/// their size.
+/// group; the level `v = f + 2 (s_i ^ s_(i-2) ^ (2 (f & 1) + (s_(i-2) >> 1)))` with `f = s_(i-1)`
+/// is 0 to 9, read back as `scale (v - 4.5)`. Of all sequences of symbols it stores the one of
+/// least error at a step of 0.44 of the group's root mean square, and the scale that keeps inner
+/// products their size.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Format {
     codec: Codec,
@@ -376,8 +376,8 @@ impl Format {
         self
     }
 
-    /// Sets what the codes of keys and of values say. [`Codec::F16`] and [`Codec::AlignedF16`], which
-    /// have none, stay as they are.
+    /// Sets what the codes of keys and of values say. [`Codec::F16`] and [`Codec::AlignedF16`],
+    /// which have none, stay as they are.
     pub fn with_codes(self, key: Code, value: Code) -> Self {
         let (keys, values) = (Precision { code: key, ..self.key }, Precision { code: value, ..self.value });
         self.with_precisions(keys, values)

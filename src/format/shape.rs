@@ -22,12 +22,12 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Returns no turning: for learned positions, or none, and for keys and queries that come turned
-    /// by positions that are not their places in the sequence (M-RoPE's, or others that repeat or
-    /// jump). Every codec serves those as they come. What a codec gains before RoPE is then lost, so
-    /// where positions are consecutive, say so by
-    /// [`PlanBuilder::turned_rows`](crate::PlanBuilder::turned_rows) instead. A tree of drafts needs
-    /// neither: in each branch, a [fork](crate::Cache::fork), positions are consecutive.
+    /// Returns no turning: for learned positions, or none, and for keys and queries that come
+    /// turned by positions that are not their places in the sequence (M-RoPE's, or others that
+    /// repeat or jump). Every codec serves those as they come. What a codec gains before RoPE is
+    /// then lost, so where positions are consecutive, say so by
+    /// [`PlanBuilder::turned_rows`](crate::PlanBuilder::turned_rows) instead. A tree of drafts
+    /// needs neither: in each branch, a [fork](crate::Cache::fork), positions are consecutive.
     pub fn none() -> Self {
         Self { layout: RopeLayout::SplitHalves, frequencies: Vec::new() }
     }

@@ -62,8 +62,8 @@ pub(super) fn packing_constants(plan: &Plan, slab: &Slab, element: Element) -> C
     constants
 }
 
-/// Returns what finding the symbols of a trellis takes: the steps of an invocation, the invocations of a
-/// token, and `rows` as the share of workgroup memory of its codes.
+/// Returns what finding the symbols of a trellis takes: the steps of an invocation, the invocations
+/// of a token, and `rows` as the share of workgroup memory of its codes.
 pub(super) fn symbol_constants(slab: &Slab, rows: u32) -> Constants {
     let (layout, format) = (slab.layout(), slab.format());
     let groups = [(format.key(), layout.key_group, layout.key_groups), (format.value(), layout.value_group, layout.value_groups)];

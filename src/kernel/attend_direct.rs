@@ -1,9 +1,10 @@
-//! Attention of one decoding query row, from the caller's queries, over one slice of the packed pages
-//! or of the f16 rows: what [`query`](super::query), [`position`](super::position),
-//! [`attend_rows`](super::attend_rows) and [`attend_split`](super::attend_split) do, in one dispatch.
+//! Attention of one decoding query row, from the caller's queries, over one slice of the packed
+//! pages or of the f16 rows: what [`query`](super::query), [`position`](super::position),
+//! [`attend_rows`](super::attend_rows) and [`attend_split`](super::attend_split) do, in one
+//! dispatch.
 //!
-//! For passes of a few decoding rows, where dispatches that wait for each other take longer than what
-//! they do ([`PlanBuilder::direct_rows`](crate::PlanBuilder::direct_rows)). Shader:
+//! For passes of a few decoding rows, where dispatches that wait for each other take longer than
+//! what they do ([`PlanBuilder::direct_rows`](crate::PlanBuilder::direct_rows)). Shader:
 //! `shaders/attend_direct.wgsl`. Twin:
 //! [`reference::attend_direct`](crate::low_level::reference::attend_direct).
 

@@ -75,7 +75,8 @@ pub(super) fn score_parts(plan: &Plan, slab: &Slab) -> Vec<Source> {
     }
 }
 
-/// Returns the parts that add the weighted values, and what keys and values by a trellis have in common.
+/// Returns the parts that add the weighted values, and what keys and values by a trellis have in
+/// common.
 pub(super) fn value_parts(plan: &Plan, slab: &Slab) -> Vec<Source> {
     let mut parts = match slab.format().value().bits {
         Bits::Sixteen => vec![parts::VALUES.f16],

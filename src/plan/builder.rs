@@ -207,11 +207,13 @@ impl PlanBuilder {
         self
     }
 
-    /// Sets up to how many rows a pass of decoding rows is attended in two dispatches, `attend_direct`
-    /// and `attend_merge`: 0 to 16384. The default is 4. Passes of more rows, or over more than some
-    /// 2048 pages of a KV head (512 of f16, or without subgroups), make their queries once instead of in every workgroup, in a
-    /// dispatch before, which a few rows would wait for longer than it works. Codecs whose keys are restored or stored in planes have no `attend_direct`, nor
-    /// has Centred where some channels have a mean and do not turn; the plan's text names the kernels.
+    /// Sets up to how many rows a pass of decoding rows is attended in two dispatches,
+    /// `attend_direct` and `attend_merge`: 0 to 16384. The default is 4. Passes of more rows, or
+    /// over more than some 2048 pages, counted for each KV head (512 of f16, or without subgroups),
+    /// make their queries once instead of in every workgroup, in a dispatch before, which a few
+    /// rows would wait for longer than it works. Codecs whose keys are restored or stored in planes
+    /// have no `attend_direct`, nor have heads of 192 and 512, nor Centred where some channels have
+    /// a mean and do not turn; the plan's text names the kernels.
     pub fn direct_rows(mut self, rows: u32) -> Self {
         self.direct_rows = rows.min(1 << 14);
         self
@@ -237,8 +239,8 @@ impl PlanBuilder {
     }
 
     /// Sets the factor on the product of key and query, above 0, for models that have another than
-    /// `1 / sqrt(head_dim)` (Gemma's `query_pre_attn_scalar`, Granite's `attention_multiplier`), and
-    /// for heads that are padded with zeros: theirs is that of the head without.
+    /// `1 / sqrt(head_dim)` (Gemma's `query_pre_attn_scalar`, Granite's `attention_multiplier`),
+    /// and for heads that are padded with zeros: theirs is that of the head without.
     pub fn score_scale(mut self, scale: f32) -> Self {
         self.scoring.scale = Some(scale);
         self
@@ -265,9 +267,9 @@ impl PlanBuilder {
     /// [`Codec::RotateKv`] turns keys back, which are stored before RoPE.
     ///
     /// Both do so by a token's place in its sequence. Rows that were turned by other positions
-    /// (M-RoPE) are attended to rightly all the same, but may lose more to these codecs than without
-    /// RoPE: say [`Rope::none`](crate::Rope::none) instead. There are no positions by token, since
-    /// what means add to the scores of a page is known from the page's place alone
+    /// (M-RoPE) are attended to rightly all the same, but may lose more to these codecs than
+    /// without RoPE: say [`Rope::none`](crate::Rope::none) instead. There are no positions by
+    /// token, since what means add to the scores of a page is known from the page's place alone
     /// ([serving](crate::guide::serving)).
     pub fn turned_rows(mut self, turned: bool) -> Self {
         self.scoring.turned = turned;
@@ -433,9 +435,9 @@ impl Plan {
         self.align(alignment)
     }
 
-    /// Makes readings fit into workgroup memory, of which they take some for every query head: where
-    /// that is short (to restore keys, or for heads of 512), fewer heads share a reading, and where
-    /// that is not enough, keys are restored in the way that takes least.
+    /// Makes readings fit into workgroup memory, of which they take some for every query head:
+    /// where that is short (to restore keys, or for heads of 512), fewer heads share a reading, and
+    /// where that is not enough, keys are restored in the way that takes least.
     fn fit_workgroup_memory(&mut self, capability: &Capability) {
         let fits = |plan: &Self| plan.reading_bytes().iter().all(|(_, bytes)| *bytes <= capability.workgroup_bytes);
         let most = self.heads;

@@ -184,17 +184,18 @@ impl Plan {
         (self.split_workgroups / (heads * self.blocks())).max(1)
     }
 
-    /// Returns over how many pages, of all rows together, attend_direct takes a pass at most: with more
-    /// to read, what each of its workgroups does first costs more than the dispatches that it saves.
+    /// Returns over how many pages, of all rows together, attend_direct takes a pass at most: with
+    /// more to read, what each of its workgroups does first costs more than the dispatches that it
+    /// saves.
     pub(crate) fn direct_pages(&self) -> u32 {
         let few = self.format().codec() == Codec::F16 || self.reduce == Reduce::Workgroup;
         let readings = if few { DIRECT_READINGS / 4 } else { DIRECT_READINGS };
         readings / self.readings().max(1) as u32
     }
 
-    /// Returns how many items of pages a pass of attend_direct is split into, at least, as far as there
-    /// are pages: fewer than others, since each makes its queries, but for f16 pages, which take longer
-    /// to read.
+    /// Returns how many items of pages a pass of attend_direct is split into, at least, as far as
+    /// there are pages: fewer than others, since each makes its queries, but for f16 pages, which
+    /// take longer to read.
     pub(crate) fn direct_items(&self) -> u32 {
         if self.format().codec() == Codec::F16 {
             return self.split_items();
@@ -208,13 +209,15 @@ impl Plan {
         (self.split_workgroups / 2 / self.readings() as u32).clamp(1, DECODE_PARTIALS)
     }
 
-    /// Returns up to how many rows a decoding pass is attended by attend_direct; 0 where it never is.
+    /// Returns up to how many rows a decoding pass is attended by attend_direct; 0 where it never
+    /// is.
     pub(crate) fn direct_rows(&self) -> u32 {
         self.direct_rows
     }
 
-    /// Returns whether attend_direct can take passes of the plan: keys are stored as attention reads
-    /// them, log-sums need no query that another kernel wrote, and the workgroup memory suffices.
+    /// Returns whether attend_direct can take passes of the plan: keys are stored as attention
+    /// reads them, log-sums need no query that another kernel wrote, and the workgroup memory
+    /// suffices.
     pub(super) fn attends_directly(&self, capability: &Capability) -> bool {
         !self.restores()
             && !self.aligns()
@@ -339,8 +342,9 @@ impl Plan {
     }
 }
 
-/// Readings of pages that attend_direct takes in a pass at most: as many as still gain, measured on an
-/// H200 (docs/performance.md); a quarter of f16, and where queries are rotated through workgroup memory.
+/// Readings of pages that attend_direct takes in a pass at most: as many as still gain, measured on
+/// an H200 (docs/performance.md); a quarter of f16, and where queries are rotated through workgroup
+/// memory.
 const DIRECT_READINGS: u32 = 2048;
 
 /// Workgroups that attend_direct's pages are split into, at least.

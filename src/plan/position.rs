@@ -1,5 +1,5 @@
-//! What the mean of the keys adds to a score, in closed form: tables for `shaders/position.wgsl`
-//! and `shaders/part/positions/added.wgsl`.
+//! What the mean of the keys adds to a score, in closed form: tables for the parts `slow` and
+//! `waves` of `shaders/part/shared/`.
 //!
 //! A key is stored without its mean `m`. What is missing in the score of query `q` at token `t` is
 //! `q . RoPE_t(m)`, which is `sum_p a_p cos(t angle_p) + b_p sin(t angle_p)` over the pairs of

@@ -3,7 +3,7 @@
 use super::sizes::{DECODE_PARTIALS, LEDGER_VECS, MOST_SPLITS, PLAN_WORDS, POSITION_TERMS, PREFILL_PARTIALS, SUM_ENTRIES, UNPACKED_BYTES};
 use super::{Plan, Restore};
 use crate::format::PAGE_TOKENS;
-use crate::gpu::Capability;
+use crate::gpu::{Capability, Reduce};
 
 impl Plan {
     /// Returns the bytes of the terms of a pass.
@@ -124,12 +124,13 @@ impl Plan {
         if self.position_quads() == 0 { turns } else { 16 * u64::from(self.row_turns()) + 16 * 32 * u64::from(self.row_turn_quads()) }
     }
 
-    /// Returns the workgroup memory of attend_direct: that of attend_split, the query heads in f32 and
-    /// the sums of their codes, the factors of the means, what lanes add to terms of positions, and
-    /// what each lane has of f16 rows.
+    /// Returns the workgroup memory of attend_direct: that of attend_split, the query heads in f32
+    /// and the sums of their codes, the factors of the means, what lanes add to terms of positions,
+    /// and what each lane has of f16 rows.
     pub(crate) fn direct_workgroup_bytes(&self) -> u32 {
         let quads = self.position_quads();
-        let positions = if quads == 0 { 1 } else { 4 * quads + 12 * 33 + 24 };
+        let terms = if self.reduce() == Reduce::Subgroup { 12 } else { 12 * 33 + 24 };
+        let positions = if quads == 0 { 1 } else { 4 * quads + terms };
         // Factors turned to a tile of f16 rows, and for its sinks.
         let rows = 32 + 8 * quads;
         let queries = self.shape.head_dim + self.shape.head_dim / 4;
@@ -137,7 +138,7 @@ impl Plan {
     }
 
     /// Returns the workgroup memory of the kernels in which query heads share a reading.
-    pub(super) fn reading_bytes(&self) -> [(&'static str, u32); 3] {
+    pub(super) fn reading_bytes(&self) -> [(&'static str, u32); 4] {
         let head = 4 * self.heads_per_reading();
         // Queries, factors of tokens and of sinks, weights, and the lanes of a reduction; where rows lie.
         let rows = head * (self.shape.head_dim + 8 * self.position_quads() + 64) + 128;
@@ -146,6 +147,7 @@ impl Plan {
         let terms = head * (2 * slow + 3 * 16 * POSITION_TERMS);
         [
             ("attend_split's queries and weights", self.split_workgroup_bytes()),
+            ("attend_direct's queries and factors", if self.direct_rows() > 0 { self.direct_workgroup_bytes() } else { 0 }),
             ("attend_rows' queries and factors", if self.sinks() + self.ring() > 0 { rows } else { 0 }),
             ("position's factors and terms", if self.position_quads() > 0 { terms } else { 0 }),
         ]

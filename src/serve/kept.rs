@@ -40,8 +40,8 @@ pub trait KeptCache {
     fn truncate(&mut self, encoder: &mut wgpu::CommandEncoder, sequence: Sequence, tokens: u32) -> Result<()>;
     fn can_append(&self, chunks: &[Chunk]) -> Result<Admission>;
 
-    /// Returns the lengths to which a sequence that holds `tokens` tokens or more can be cut back and
-    /// be as if nothing had ever followed, if there are any.
+    /// Returns the lengths to which a sequence that holds `tokens` tokens or more can be cut back
+    /// and be as if nothing had ever followed, if there are any.
     fn exact_lengths(&self, sequence: Sequence, tokens: u32) -> Result<Option<RangeInclusive<u32>>>;
 
     /// Returns what a step lacks, and which of these sequences would give it.
@@ -145,7 +145,8 @@ impl KeptCache for LayeredCache {
         Ok(all.and_then(|all| all.into_iter().reduce(both)).filter(|lengths| !lengths.is_empty()))
     }
 
-    /// Ending all sequences must be enough in every group; those count that free what a group lacks.
+    /// Ending all sequences must be enough in every group; those count that free what a group
+    /// lacks.
     fn shortage(&self, chunks: &[Chunk], kept: &[Sequence]) -> Result<Shortage> {
         let mut all = Shortage { admission: self.can_append(chunks)?, curable: true, frees: vec![false; kept.len()] };
         let kept: Vec<&[Sequence]> = kept.iter().map(|sequence| self.sequences_of(*sequence)).collect::<Result<_>>()?;

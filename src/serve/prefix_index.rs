@@ -81,9 +81,9 @@ impl Entry {
     }
 }
 
-/// An index of the prefixes that a cache holds, by the SHA-256 of
-/// [plan](crate::Plan::fingerprint), what was learned ([order](crate::ChannelOrder::fingerprint) or [means](crate::Means::fingerprint))
-/// and tokens, page by page.
+/// An index of the prefixes that a cache holds, by the SHA-256 of [plan](crate::Plan::fingerprint),
+/// what was learned ([order](crate::ChannelOrder::fingerprint) or
+/// [means](crate::Means::fingerprint)) and tokens, page by page.
 ///
 /// A text is begun from the longest prefix that was remembered: its pages are shared, whatever the
 /// number of sequences, and read bit for bit as if the sequence had been appended by itself, in the
@@ -199,12 +199,10 @@ impl PrefixIndex {
             return Ok(end);
         }
         // Others that give no more than the new one are not needed.
-        for old in std::mem::take(&mut self.entries) {
-            if old.first >= first && old.pages_of(&names) == Some(old.names.len()) {
-                cache.end(old.sequence)?;
-            } else {
-                self.entries.push(old);
-            }
+        let gives_no_more = |old: &Entry| old.first >= first && old.pages_of(&names) == Some(old.names.len());
+        while let Some(n) = self.entries.iter().position(gives_no_more) {
+            cache.end(self.entries[n].sequence)?;
+            self.entries.remove(n);
         }
         let kept = match self.with_a_slot(cache, None, |cache| cache.fork_prefix(encoder, sequence, end)) {
             Err(Error::Sequences { .. }) => return Ok(0),
@@ -214,10 +212,11 @@ impl PrefixIndex {
         Ok(end)
     }
 
-    /// Gives prefixes back, the least recently used first, until a [step](crate::Cache::step) of these
-    /// chunks finds its pages; none if giving back all of them would not do, and none that frees no
-    /// page since other sequences hold its pages, too. Returns what [`Cache::can_append`](crate::Cache::can_append) returns
-    /// afterwards. Steps made before cannot be appended any more, if a prefix is given back.
+    /// Gives prefixes back, the least recently used first, until a [step](crate::Cache::step) of
+    /// these chunks finds its pages; none if giving back all of them would not do, and none that
+    /// frees no page since other sequences hold its pages, too. Returns what
+    /// [`Cache::can_append`](crate::Cache::can_append) returns afterwards. Steps made before cannot
+    /// be appended any more, if a prefix is given back.
     ///
     /// # Errors
     /// Those of [`Cache::can_append`](crate::Cache::can_append).

@@ -89,9 +89,9 @@ impl SnapshotStore {
         Ok(())
     }
 
-    /// Returns the snapshot of a sequence of these tokens, for [`Cache::load`](crate::Cache::load) or
-    /// [`LayeredCache::load`](crate::layers::LayeredCache::load), whichever the plan is of; none if
-    /// the store has none.
+    /// Returns the snapshot of a sequence of these tokens, for [`Cache::load`](crate::Cache::load)
+    /// or [`LayeredCache::load`](crate::layers::LayeredCache::load), whichever the plan is of; none
+    /// if the store has none.
     ///
     /// # Errors
     /// [`Error::Mismatch`] for one that is damaged, which [`SnapshotStore::put`] would replace;

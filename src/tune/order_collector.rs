@@ -52,7 +52,7 @@ impl OrderCollector {
     ///
     /// # Errors
     /// [`Error::Mismatch`] for no tokens, or more than 2^30, and [`Error::Limit`] where the device
-    /// cannot bind a table of so many.
+    /// cannot bind a table for that many.
     pub fn turned_rows(mut self, tokens: u32) -> Result<Self> {
         self.turned = TurnedKeys::new(&self.gpu, &self.shape.rope, tokens)?;
         Ok(self)

@@ -214,7 +214,7 @@ pub struct Options {
     #[arg(long)]
     gguf: Option<PathBuf>,
     /// For smollm2: measure llama.cpp's caches, too, on the same windows (Linux on x86-64, Python
-    /// 3.12 with numpy).
+    /// 3.12 or later with numpy and pip).
     #[arg(long)]
     peer: bool,
     /// For smollm2: measure what bits by layer and head gain, instead.

@@ -27,7 +27,8 @@ impl Package {
     /// Returns the folder that it is unpacked in. Fetches it if it is not there, and says so.
     pub fn provide(&self, python: &Path) -> Result<PathBuf> {
         let folders = target()?.0.join("registry");
-        let folder = folders.join(format!("{}-{}", self.name, self.version));
+        // With the hash, so that another file of the same version is not taken for it.
+        let folder = folders.join(format!("{}-{}-{:.16}", self.name, self.version, self.sha256));
         if folder.is_dir() {
             return Ok(folder);
         }
@@ -44,7 +45,8 @@ impl Package {
         let requirement = wheels.join("requirement.txt");
         fs::write(&requirement, format!("{}=={} --hash=sha256:{}\n", self.name, self.version, self.sha256))?;
         let fixed = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"];
-        run(Command::new(python).args(fixed).arg("--dest").arg(&wheels).arg("--requirement").arg(&requirement))?;
+        run(Command::new(python).args(fixed).arg("--dest").arg(&wheels).arg("--requirement").arg(&requirement))
+            .with_context(|| format!("{} {} could not be fetched: it takes a network, or a mirror that pip knows", self.name, self.version))?;
         let mut files = fs::read_dir(&wheels)?.filter_map(|entry| Some(entry.ok()?.path()));
         let wheel = files.find(|path| path.extension().is_some_and(|extension| extension == "whl"));
         let wheel = wheel.with_context(|| format!("pip has put no wheel in {}", wheels.display()))?;

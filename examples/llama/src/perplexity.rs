@@ -243,7 +243,7 @@ impl Chunks {
         (Self { first: if first == 0 { page } else { first }, rest: page, filled: true, prompt: false }, window.saturating_add(PAGE_TOKENS - 1))
     }
 
-    /// These chunks behind a prompt of so many tokens; those that begin within it are cut.
+    /// These chunks behind a prompt of `prompt` tokens; those that begin within it are cut.
     pub fn behind(self, prompt: usize) -> Self {
         match (prompt, self.filled) {
             (0, _) => self,
@@ -253,7 +253,7 @@ impl Chunks {
         }
     }
 
-    /// Returns the places of a window of so many tokens that are read at once.
+    /// Returns the places of a window of `tokens` tokens that are read at once.
     pub fn ranges(self, tokens: usize) -> impl Iterator<Item = Range<usize>> {
         let mut at = 0;
         std::iter::from_fn(move || {
@@ -263,12 +263,12 @@ impl Chunks {
         })
     }
 
-    /// Returns the most tokens that are read at once of a window of so many.
+    /// Returns the most tokens that are read at once of a window of `tokens`.
     pub fn longest(self, tokens: usize) -> usize {
         if self.filled { self.first.max(self.rest) } else { self.first.max(self.rest).min(tokens) }
     }
 
-    /// Returns how many tokens a cache must hold to read a window of so many.
+    /// Returns how many tokens a cache must hold to read a window of `tokens`.
     pub fn room(self, tokens: usize) -> usize {
         if self.filled { tokens + self.rest - 1 } else { tokens }
     }

@@ -65,7 +65,7 @@ export interface Options extends AttentionShape, OnDevice {
   /** Bits of a value's code. Default 4. */
   valueBits?: 2 | 3 | 4 | 8 | 16;
   /**
-   * What the codes of keys say. 'trellis' is for 'centred' with 2 bits: each code and the two before it are a number, with a third less error at
+   * What the codes of keys say. 'trellis' is for 'centred' with 2 bits: each code and the two before it together stand for a number, with a third less error at
    * the same bits. Default 'uniform'.
    */
   keyCode?: 'uniform' | 'trellis';

@@ -1,4 +1,4 @@
-// rotate/dense: rows of an order that is no power of two, 80 or 96, by the two factors of part
+// rotate/dense: rows of an order that is no power of two, 80, 96 or 192, by the two factors of part
 // hadamard as sums of signs. INVOCATIONS is HEAD_DIM.
 
 override HEAD_DIM: u32; // channels of a head

@@ -62,7 +62,7 @@ fn split_shrunk(row: Scores, by: HeadsF) -> Scores {
     return Scores(row.a * by, row.b * by, row.c * by, row.d * by);
 }
 
-// Hides the lane's tokens that are elected sinks: attend_rows takes them from their f16 rows.
+// Hides the lane's tokens that are elected sinks: part half_rows takes them from their f16 rows.
 fn split_hide_sinks(s: Scores, slot: u32, limit: u32, token: u32) -> Scores {
     var shown = s;
     for (var r = 0u; r < SINKS; r++) {

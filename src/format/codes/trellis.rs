@@ -16,8 +16,8 @@ pub fn levels(symbols: &[u32]) -> Vec<u32> {
     symbols.iter().enumerate().map(|(i, symbol)| level(*symbol, before(i, 1), before(i, 2))).collect()
 }
 
-/// Returns the channel, counted in its group, of symbol `i`: the trellis of keys goes by the bits of
-/// their words, in which four consecutive channels lie 8 bits apart; that of values by channels.
+/// Returns the channel, counted in its group, of symbol `i`: the trellis of keys goes by the bits
+/// of their words, in which four consecutive channels lie 8 bits apart; that of values by channels.
 pub fn channel(key: bool, i: usize) -> usize {
     if key { i / 16 * 16 + i % 4 * 4 + i / 4 % 4 } else { i }
 }
@@ -30,8 +30,8 @@ pub fn channel_levels(key: bool, codes: &[u32]) -> Vec<u32> {
     by_channel
 }
 
-/// Returns the levels of the sixteen channels of a word of key codes, given the word before, as four
-/// quads of channels, a byte each. Shader: `shaders/part/shared/trellis_words.wgsl`.
+/// Returns the levels of the sixteen channels of a word of key codes, given the word before, as
+/// four quads of channels, a byte each. Shader: `shaders/part/shared/trellis_words.wgsl`.
 pub fn word_levels(word: u32, before: u32) -> [u32; 4] {
     let f = word << 2 | before >> 30;
     let g = word ^ (word << 3 | before >> 29) ^ (word << 4 | before >> 28);

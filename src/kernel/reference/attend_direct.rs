@@ -10,15 +10,16 @@ use crate::kernel::query::QueryParams;
 const HIDDEN: f32 = -1e30;
 
 /// Attends one query row, from the caller's queries, to one slice of the f16 rows or of the packed
-/// pages, for `items` slices: by the twins of the kernels that others take one after another. Shader:
-/// `shaders/attend_direct.wgsl`.
+/// pages, for `items` slices: by the twins of the kernels that others take one after another.
+/// Shader: `shaders/attend_direct.wgsl`.
 ///
-/// `tables` holds the items (8 words of f16 rows, 9 of pages), chunks, positions of rows, and lists of
-/// physical pages, `turns` is as [`turns`](super::turns), `marks` for Centred means and weights, then
-/// the elected sinks, `protected_rows` `[slot, kv_heads, sinks + ring, head_dim]`, `pages`
-/// `[physical page, slab head, 4 * page_vecs]`, `queries` `[rows, query_heads, head_dim]` in f32, f16 or
-/// bf16, `partials` `[item, kv_heads, blocks, heads, head_dim + 4]`. A query head with a number that is
-/// not finite has a largest score of -1e30, a sum of -1, and weighted values that mean nothing.
+/// `tables` holds the items (8 words of f16 rows, 9 of pages), chunks, positions of rows, and lists
+/// of physical pages, `turns` is as [`turns`](super::turns), `marks` for Centred means and weights,
+/// then the elected sinks, `protected_rows` `[slot, kv_heads, sinks + ring, head_dim]`, `pages`
+/// `[physical page, slab head, 4 * page_vecs]`, `queries` `[rows, query_heads, head_dim]` in f32,
+/// f16 or bf16, `partials` `[item, kv_heads, blocks, heads, head_dim + 4]`. A query head with a
+/// number that is not finite has a largest score of -1e30, a sum of -1, and weighted values that
+/// mean nothing.
 #[expect(clippy::too_many_arguments, reason = "the shader's bindings, in their order")]
 pub fn attend_direct(
     params: &AttendDirectParams,

@@ -1,5 +1,5 @@
-//! `cargo xtask quality --model smollm2`: what codecs cost a real model, against what an independent
-//! simulation of them costs, and beside llama.cpp's caches.
+//! `cargo xtask quality --model smollm2`: what codecs cost a real model, against what an
+//! independent simulation of them costs, and beside llama.cpp's caches.
 //!
 //! The model is SmolLM2-135M-Instruct in Q4_1, from a Python package. Every row is one run of
 //! `wgkv-llama perplexity`, which `--commands` prints, for machines that have no cargo.
@@ -73,8 +73,8 @@ const MASSIVE: &str = "massive:20";
 
 const NONE: &str = "none";
 
-/// Perplexity and divergence are those of `benches/peers/simulate.py`; five rows of Centred's are of
-/// a simulation by others.
+/// Perplexity and divergence are those of `benches/peers/simulate.py`; five rows of Centred's are
+/// of another simulation.
 const ROWS: [Row; 36] = [
     strict(Choice::F16, NONE, 19.225, 0.0),
     strict(rtn(Four, Four), FIRST, 21.677, 0.1106),
@@ -170,7 +170,7 @@ impl Inputs {
 /// Returns the model's file: the one that was named, or the package's.
 fn gguf(options: &Options) -> Result<PathBuf> {
     let file = match &options.gguf {
-        Some(file) => std::path::absolute(file)?,
+        Some(file) => root().join(file),
         None => MODEL.provide(&registry::python("import pip, zipfile", "Python 3 with pip")?)?.join(GGUF),
     };
     registry::expect_sha256(&file, GGUF_SHA256)?;
@@ -326,6 +326,9 @@ fn allocations(options: &Options, inputs: &Inputs) -> Result<Vec<String>> {
         let file = target()?.0.join(format!("allocations-{codec}.json"));
         std::fs::write(&file, report.to_string()).with_context(|| format!("{} cannot be written", file.display()))?;
         println!("every rule and pair of {codec} is in {}", file.display());
+    }
+    if all.is_empty() {
+        bail!("no budget was compared, though each is wanted");
     }
     let worse = all.iter().filter(|cell| cell.measured > cell.fixed).map(|cell| format!("{} is worse than the best fixed pair", cell.name));
     let mut off: Vec<String> = worse.collect();

@@ -214,7 +214,7 @@ impl ChannelOrder {
 pub(crate) fn check_channels(shape: &Shape, heads_per_group: u32) -> Result<usize> {
     shape.check()?;
     check_heads_per_group(heads_per_group, shape.kv_heads)?;
-    // At most 4095 heads of 256: no overflow.
+    // At most 4095 heads of 512: no overflow.
     let width = (shape.kv_heads * shape.head_dim) as usize;
     if width > 1 << 16 {
         return Err(Error::mismatch(Thing::ChannelOrder, "channels", "65536 at most", width));
