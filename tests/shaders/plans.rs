@@ -123,7 +123,8 @@ fn centred_plans() -> Result<Vec<(PlanBuilder, Capability)>> {
                 .map(|(key, value)| (d, head_dim, key, value))
         },
     );
-    let formats = plain.chain(coded);
+    // Counted from an odd number, by which shares, walks and subgroups meet each other in all ways.
+    let formats = plain.enumerate().chain(coded.enumerate().map(|(i, format)| (i + 125, format)));
     let plan = |(i, (d, head_dim, key, value)): (usize, (usize, u32, Precision, Precision))| {
         let slow = Rope::none().with_frequencies(vec![0.01; head_dim as usize / 4]);
         let ropes = [Rope::new(10_000.0, head_dim), slow, Rope::new(500_000.0, head_dim / 2).interleaved(), Rope::new(10_000.0, head_dim), Rope::none()];
@@ -140,7 +141,7 @@ fn centred_plans() -> Result<Vec<(PlanBuilder, Capability)>> {
         let builder = if i % 7 == 2 { builder.strided_rows() } else { builder };
         Ok((if i % 4 == 3 { builder } else { builder.learned(means) }, capability))
     };
-    formats.enumerate().map(plan).collect()
+    formats.map(plan).collect()
 }
 
 /// Head dimension, heads that are rotated together, bits of keys, scales, and bits of values where they matter; numbered.
