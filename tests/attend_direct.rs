@@ -14,8 +14,9 @@ use wgkv::low_level::reference::{self, Constants};
 use wgkv::{Cache, Capability, Error, Plan};
 use wgkv_testing::*;
 
-/// Error of a score, in log2 units, before codes are rounded otherwise: as in `tests/attend_rows.rs` for f16 rows,
-/// whose sums are longer than those of integer codes, and as much again for the query's own roundings.
+/// Error of a score, in log2 units, before codes are rounded otherwise: as in `tests/attend_rows.rs`
+/// for f16 rows, whose sums are longer than those of integer codes, and as much again for the query's
+/// own roundings.
 const SCORE_ERROR: f32 = 1.2e-4;
 
 /// Error of a weight: that of the score times ln 2, and `exp2`'s own.
@@ -29,8 +30,8 @@ const TIE: f32 = 127.0 * 16.0 * 30.0 / 16_777_216.0;
 /// Tokens of one item and group whose u8 weight may be rounded otherwise.
 const FLIPS: f32 = 3.0;
 
-/// Error of an output of this kernel against that of the others, relative to values below 5: two roundings of weights to
-/// 1/255, and a query's code rounded otherwise.
+/// Error of an output of this kernel against that of the others, relative to values below 5: two
+/// roundings of weights to 1/255, and a query's code rounded otherwise.
 const OUTPUT_ERROR: f32 = 0.05;
 
 fn cases(gpu: &Gpu) -> Vec<Case> {
@@ -58,7 +59,6 @@ fn cases(gpu: &Gpu) -> Vec<Case> {
         of("a head of 256", 256, 1, 1, hadamard(Four, Eight, 128)).protection(protect(4, 16)),
         of("sequences that slid, a sliding window", 64, 4, 2, hadamard(Two, Four, 64)).sliding_window(150).keep(150).protection(protect(4, 16)),
         of("capped scores, elected sinks", 64, 4, 2, hadamard(Four, Two, 64)).soft_cap(2.0).protection(massive(7, 16)),
-        of("the other walk", 128, 4, 1, hadamard(Four, Four, 64)).protection(protect(4, 16)).straight(other),
         of("Centred: the default protection, a share of 4", 128, 8, 2, centred(Two, Two, 128)).protection(protect(4, 128)),
         of("Centred: a share of 3, f16 rows; reduced through workgroup memory", 64, 6, 2, centred(Three, Four, 64))
             .protection(protect(4, 16))
@@ -196,7 +196,7 @@ fn check_output(walk: &Walk, taken: &Taken) {
 fn outputs_are_those_of_the_kernels_that_it_stands_for() {
     let gpu = gpu();
     let steps: Vec<Vec<(usize, u32)>> = vec![vec![(0, 300), (1, 40)], vec![(0, 1), (1, 1)]];
-    for format in [Format::f16(), hadamard(Bits::Four, Bits::Four, 64), centred(Bits::Two, Bits::Three, 64)] {
+    for format in [hadamard(Bits::Four, Bits::Four, 64), centred(Bits::Two, Bits::Three, 64)] {
         let case = case("both ways", 64, 8, 2, format).steps(steps.clone()).protection(protect(4, 16));
         let mut one = Walk::new(&gpu, case.clone().direct());
         let case = match &one.case.means {
@@ -220,30 +220,19 @@ fn outputs_are_those_of_the_kernels_that_it_stands_for() {
 #[test]
 fn a_query_that_is_not_finite_breaks_its_own_output_alone() {
     let gpu = gpu();
-    for (format, bad) in [
-        (Format::f16(), f32::NAN),
-        (hadamard(Bits::Four, Bits::Four, 64), f32::INFINITY),
-        (centred(Bits::Two, Bits::Three, 64), f32::NAN),
-        (rtn(Bits::Four, Bits::Two, 32), f32::NEG_INFINITY),
-    ] {
+    for (format, bad) in [(Format::f16(), f32::NAN), (hadamard(Bits::Four, Bits::Four, 64), f32::INFINITY), (centred(Bits::Two, Bits::Three, 64), f32::NAN)] {
         let case = case("a query that is not finite", 64, 8, 2, format).steps(vec![vec![(0, 300), (1, 40)]]).protection(protect(4, 16)).direct();
         let mut walk = Walk::new(&gpu, case);
         walk.take(&[(0, 300), (1, 40)], false);
+        // Head 5 of the first row.
         let mut rows = walk.draw(2);
-        let whole = walk.take_rows(&[(0, 1), (1, 1)], rows.clone(), true);
-        let whole = walk.output(&whole);
-        // The same again, one token on, with one number spoilt: head 5 of the first row.
         rows[2][5 * 64 + 17] = bad;
-        let mut other = Walk::new(&gpu, walk.case.clone());
-        other.take(&[(0, 300), (1, 40)], false);
-        let broken = other.take_rows(&[(0, 1), (1, 1)], rows, true);
-        let broken = other.output(&broken);
-        for (head, (got, sound)) in broken.chunks_exact(64).zip(whole.chunks_exact(64)).enumerate() {
+        let taken = walk.take_rows(&[(0, 1), (1, 1)], rows, true);
+        for (head, got) in walk.output(&taken).chunks_exact(64).enumerate() {
             if head == 5 {
                 assert!(got.iter().all(|x| x.is_nan()), "{format}: head 5 of row 0 is {got:?}");
             } else {
-                // Other keys and values were drawn, so only that they are numbers can be said.
-                assert!(got.iter().chain(sound).all(|x| x.is_finite()), "{format}: head {head}");
+                assert!(got.iter().all(|x| x.is_finite()), "{format}: head {head}");
             }
         }
     }

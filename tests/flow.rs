@@ -151,13 +151,8 @@ fn attention_from_codes_stays_within_the_budget_of_its_bits() {
         (256, 5, 1, centred(Eight, Eight, 64), strict),                             // two quads a lane
         (192, 5, 1, Format::f16(), strict),                                         // the second quads fill half the lanes
         (192, 8, 2, coded(Hadamard, Four, Four, 64), window),                       // Kronecker 12 x 16
-        (192, 4, 2, coded(Rtn, Three, Eight, 32), sinks),                           // six groups
         (192, 4, 1, centred(Eight, Eight, 64), window),                             // means of a head of 192
-        (192, 4, 2, rotated(Eight, Eight, 64, 2), window),                          // RotateKV of it
-        (192, 4, 1, Format::aligned_f16(), window),                                 // planes of it
-        (512, 4, 1, Format::f16(), strict),                                         // four quads a lane
         (512, 8, 2, coded(Hadamard, Four, Four, 128), window),                      // 32 x 16
-        (512, 2, 1, coded(Rtn, Eight, Three, 64), sinks),                           // 8 bits, eight groups
         (512, 4, 1, centred(Eight, Eight, 128), window),                            // means of a head of 512
         (128, 8, 2, trellis(128), window),                                          // a trellis of both
         (80, 3, 1, trellis_beside(true, Four), sinks),                              // of keys: five words of them
