@@ -136,11 +136,17 @@ fn attend(cache: &Cache, step: &Step, input: &Input, held: &Held) -> Vec<f32> {
     let slabs: Vec<_> = plan.slabs(0).iter().map(|slab| Constants::of(plan, slab)).zip(pages).collect();
     let constants = slabs[0].0;
 
+    // A pass of a few decoding rows has one kernel in the place of those that follow.
+    let direct = !words.attend_direct.is_empty();
+    for ((params, items), (c, pages)) in words.attend_direct.iter().zip(&slabs) {
+        reference::attend_direct(params, c, *items, tables, &turns, marks, protected_rows, pages, queries, &mut partials);
+    }
     reference::query(&words.query[0], &constants, *rows, tables, &turns, queries, marks, &mut query_rows, &mut query_codes);
     for (params, items) in words.position.iter().filter(|(_, items)| *items > 0) {
         reference::position(params, &constants, *items, tables, &turns, queries, marks, &mut terms);
     }
-    for ((params, items), (c, pages)) in words.attend_split.iter().zip(&slabs).filter(|((_, items), _)| *items > 0 && words.align_plan.is_empty()) {
+    let splits = |items: u32| items > 0 && words.align_plan.is_empty() && !direct;
+    for ((params, items), (c, pages)) in words.attend_split.iter().zip(&slabs).filter(|((_, items), _)| splits(*items)) {
         reference::attend_split(params, c, *items, tables, &turns, &query_codes, marks, key_scales, pages, &terms, &mut partials);
     }
     for (params, items) in &words.attend_rows {
@@ -165,6 +171,7 @@ fn attend(cache: &Cache, step: &Step, input: &Input, held: &Held) -> Vec<f32> {
         reference::align_plan(values, c, *decoding, false, tables, &query_codes, &scores, &row_partials, pages, &mut plans);
         reference::align_values(row, c, *row_items, tables, &scores, &plans, pages, &mut partials);
     }
+    let constants = Constants { direct, ..constants };
     reference::attend_merge(merge, &constants, *rows, tables, &partials, &row_partials, marks, &query_rows, &mut output, None);
     bytemuck::allocation::cast_vec(output)
 }
