@@ -41,7 +41,7 @@ fn every_batch_and_context_is_measured() {
                 let tokens = (rate["batch"].as_u64().unwrap() * rate["tokens"].as_u64().unwrap()) as f64;
                 assert!(seconds > 0.0 && (tokens / seconds / a_second - 1.0).abs() < 1e-9 && rate["cache_bytes"].as_u64() > Some(0), "{rate}");
                 let kernels: Vec<&str> = rate["kernels"].as_array().into_iter().flatten().map(|kernel| kernel["name"].as_str().unwrap()).collect();
-                assert_eq!(source.contains(&"--kernels"), kernels.contains(&"query") && kernels.contains(&"sample"), "{kernels:?}");
+                assert_eq!(source.contains(&"--kernels"), kernels.contains(&"attend_merge") && kernels.contains(&"sample"), "{kernels:?}");
             }
         };
         rows("prefill", &[[1, 0, 33], [3, 0, 33]]);
