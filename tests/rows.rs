@@ -236,6 +236,10 @@ fn queries_keys_values_and_output_may_share_the_rows_of_one_buffer() {
     for case in [
         case("f32", 64, 6, 2, rtn(Bits::Four, Bits::Four, 64)),
         case("bf16", 64, 6, 2, centred(Bits::Four, Bits::Four, 64)).element(Element::Bf16).protection(protect(4, 16)),
+        case("bf16, decoded from the caller's rows at once", 64, 6, 2, centred(Bits::Four, Bits::Two, 64))
+            .element(Element::Bf16)
+            .protection(protect(4, 16))
+            .direct(),
         case("f16", 80, 6, 2, rotated(Bits::Four, Bits::Four, 128, 2)).element(Element::F16),
     ] {
         let steps = vec![vec![(0, 40), (1, 40)], vec![(0, 1), (1, 1)], vec![(1, 3), (0, 140)], vec![(1, 1)]];
