@@ -147,7 +147,7 @@ fn value_put(at: u32, mask: u32, shift: u32, code: u32) {
 }
 
 // Channel i's byte of word w of a trellis in `row_codes`, and the level that comes of it: the words
-// are of groups of so many channels.
+// are of groups of `channels` channels.
 fn trellis_byte(w: u32, byte: u32, channels: u32) -> vec2<u32> {
     let words = channels / 4u;
     let before = select(w - 1u, w + words - 1u, w % words == 0u);
